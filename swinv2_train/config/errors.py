@@ -1,0 +1,13 @@
+"""The error that a wrong config ends in: one sentence with field, value and mend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. `str(error)` is the whole message for a person."""
+
+    def __init__(self, key: str, value: Any, mend: str) -> None:
+        self.key, self.value, self.mend = key, value, mend
+        super().__init__(f"{key}={value}: {mend}" if key else mend)

@@ -1,0 +1,246 @@
+"""The model section of the config, the named variants, and the geometry that follows from them.
+
+Pure arithmetic: nothing here imports torch, so that a wrong geometry is refused before anything slow starts
+and a dry run can print windows, parameters and FLOPs of a 3-billion-parameter model in no time.
+
+Sources: arXiv 2111.09883 sections 3.2 to 3.6 and the official implementation (microsoft/Swin-Transformer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.section import Section
+
+ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
+NUM_STAGES = 4
+
+
+@dataclass
+class ModelConfig(Section):
+    """A Swin Transformer V2 backbone. Every `*_per_stage`-like field takes one value or a list of four."""
+
+    name: str = "swinv2_tiny"
+    """A label for tables and file names; the fields below define the model."""
+    in_channels: int = 3
+    """Channels of the input image."""
+    patch_size: int = 4
+    """Side of a patch, in pixels."""
+    embed_dim: int = 96
+    """Channels C of stage 1; stages 2 to 4 have 2C, 4C and 8C."""
+    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
+    """Blocks per stage."""
+    num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
+    """Attention heads per stage."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP, as a multiple of its channels."""
+    window: Any = 8
+    """Attention window in tokens: one side, or per stage a side or a [height, width] pair."""
+    pretrained_window: Any = 0
+    """Window the weights were trained with (0: this model's own), per stage like `window`. It scales the log-CPB."""
+    drop_path: float = 0.1
+    """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
+    extra_norm_period: int = 0
+    """A LayerNorm on the main branch after every n-th block of a stage (paper section 3.6: 6 for H and G); 0: none."""
+    absolute_position: bool = False
+    """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`)."""
+    attention: Any = "sdpa"
+    """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (chunked, low memory)."""
+    sequential_chunk_mib: float = 256.0
+    """Upper bound, in MiB, on the attention scores that `sequential` holds at a time."""
+    checkpointing: Any = 0
+    """Activation checkpointing, one or per stage: 0 none, 1 every block, n every n-th block."""
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "swinv2_tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "swinv2_small": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+    "swinv2_base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    "swinv2_large": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48]},
+    "swinv2_huge": {
+        "embed_dim": 352,
+        "depths": [2, 2, 18, 2],
+        "num_heads": [11, 22, 44, 88],
+        "extra_norm_period": 6,
+    },
+    "swinv2_giant": {
+        "embed_dim": 512,
+        "depths": [2, 2, 42, 4],
+        "num_heads": [16, 32, 64, 128],
+        "extra_norm_period": 6,
+    },
+}
+"""The sizes of the paper by name (section 3.6; heads follow the 32-channels-per-head rule)."""
+
+
+def variant(name: str, **overrides: Any) -> ModelConfig:
+    """The named size as a `ModelConfig`, with fields replaced by keyword.
+
+    Raises:
+        ConfigError: if there is no such size.
+    """
+    if name not in VARIANTS:
+        raise ConfigError("model.name", name, f"there is no such size; take one of {', '.join(VARIANTS)}")
+    return ModelConfig(name=name, **{**VARIANTS[name], **overrides})
+
+
+def per_stage(key: str, value: Any) -> list[Any]:
+    """One value for all stages, or a list of one per stage, as a list of four."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * NUM_STAGES
+    if len(value) != NUM_STAGES:
+        raise ConfigError(key, list(value), f"needs one value or {NUM_STAGES}, one per stage, not {len(value)}")
+    return list(value)
+
+
+def _sides(key: str, value: Any, *, minimum: int) -> list[tuple[int, int]]:
+    """Per-stage windows as (height, width) pairs."""
+    pairs = []
+    for item in per_stage(key, value):
+        pair = item if isinstance(item, (list, tuple)) else (item, item)
+        whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= minimum for side in pair)
+        if len(pair) != 2 or not whole:
+            raise ConfigError(key, value, f"a window is a whole number of tokens of at least {minimum}, or a pair of them")
+        pairs.append((pair[0], pair[1]))
+    return pairs
+
+
+def windows(config: ModelConfig) -> list[tuple[int, int]]:
+    """The configured attention window (height, width) of each stage, before clamping to the map."""
+    return _sides("model.window", config.window, minimum=1)
+
+
+def pretrained_windows(config: ModelConfig) -> list[tuple[int, int]]:
+    """The window (height, width) each stage was pretrained with; (0, 0) means its own."""
+    return _sides("model.pretrained_window", config.pretrained_window, minimum=0)
+
+
+def attention_backends(config: ModelConfig) -> list[str]:
+    """The attention backend of each stage."""
+    backends = per_stage("model.attention", config.attention)
+    for backend in backends:
+        if backend not in ATTENTION_BACKENDS:
+            raise ConfigError("model.attention", backend, f"take one of {', '.join(ATTENTION_BACKENDS)}")
+    return backends
+
+
+def checkpointing_periods(config: ModelConfig) -> list[int]:
+    """Per stage: 0 for no activation checkpointing, n for every n-th block."""
+    periods = per_stage("model.checkpointing", config.checkpointing)
+    for period in periods:
+        if not isinstance(period, int) or isinstance(period, bool) or period < 0:
+            raise ConfigError("model.checkpointing", period, "is 0 (none), 1 (every block) or n (every n-th block)")
+    return periods
+
+
+@dataclass(frozen=True)
+class StageGeometry:
+    """What one stage of the backbone does at one input size. All sizes in tokens."""
+
+    height: int
+    width: int
+    """The token map of the stage."""
+    window: tuple[int, int]
+    """The window after clamping to a small map."""
+    shift: tuple[int, int]
+    """Cyclic shift of every second block; 0 on a side where the window covers the map."""
+    padded: tuple[int, int]
+    """The map padded at the bottom and right to whole windows."""
+    dim: int
+    depth: int
+    num_heads: int
+
+    @property
+    def num_windows(self) -> int:
+        return (self.padded[0] // self.window[0]) * (self.padded[1] // self.window[1])
+
+    @property
+    def window_tokens(self) -> int:
+        return self.window[0] * self.window[1]
+
+
+def fit_window(window: tuple[int, int], height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Clamp a window to a map and give the shift that belongs to it: (window, shift).
+
+    A side on which the window covers the map becomes the map's side and is not shifted. For square maps and windows
+    this is the official rule (window = min(height, width), no shift).
+    """
+    clamped = (min(window[0], height), min(window[1], width))
+    shift = (
+        clamped[0] // 2 if window[0] < height else 0,
+        clamped[1] // 2 if window[1] < width else 0,
+    )
+    return clamped, shift
+
+
+def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGeometry]:
+    """The geometry of all stages for an input of height x width pixels."""
+    rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
+    stages = []
+    for stage, window in enumerate(windows(config)):
+        fitted, shift = fit_window(window, rows, columns)
+        padded = tuple(-(-side // fit) * fit for side, fit in zip((rows, columns), fitted, strict=True))
+        stages.append(
+            StageGeometry(
+                height=rows,
+                width=columns,
+                window=fitted,
+                shift=shift,
+                padded=padded,
+                dim=config.embed_dim * 2**stage,
+                depth=config.depths[stage],
+                num_heads=config.num_heads[stage],
+            )
+        )
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return stages
+
+
+def validate_model(config: ModelConfig) -> None:
+    """Refuse a model that cannot be built.
+
+    Raises:
+        ConfigError: naming the field, its value and the mend.
+    """
+    for key in ("depths", "num_heads"):
+        values = getattr(config, key)
+        if len(values) != NUM_STAGES or any(value < 1 for value in values):
+            raise ConfigError(f"model.{key}", values, f"needs {NUM_STAGES} whole numbers of at least 1, one per stage")
+    for key in ("in_channels", "patch_size", "embed_dim"):
+        if getattr(config, key) < 1:
+            raise ConfigError(f"model.{key}", getattr(config, key), "must be at least 1")
+    for stage, heads in enumerate(config.num_heads):
+        dim = config.embed_dim * 2**stage
+        if dim % heads:
+            raise ConfigError("model.num_heads", config.num_heads, f"{heads} heads do not divide the {dim} channels of stage {stage + 1}")
+    if not 0 <= config.drop_path < 1:
+        raise ConfigError("model.drop_path", config.drop_path, "is a probability from 0 up to, not including, 1")
+    if config.extra_norm_period < 0:
+        raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
+    if config.sequential_chunk_mib <= 0:
+        raise ConfigError("model.sequential_chunk_mib", config.sequential_chunk_mib, "must be above 0")
+    windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
+
+
+def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> int:
+    """Parameters of the backbone with its final norm and without a head, in closed form.
+
+    Args:
+        resolution: input (height, width) in pixels; only an absolute position embedding needs it.
+    """
+    c = config.embed_dim
+    total = config.in_channels * config.patch_size**2 * c + c + 2 * c
+    for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+        d = c * 2**stage
+        mlp = int(d * config.mlp_ratio)
+        attention = 3 * d * d + 2 * d + d * d + d + heads + 512 * 3 + 512 * heads
+        total += depth * (attention + 2 * d * mlp + mlp + d + 4 * d)
+        if config.extra_norm_period:
+            total += depth // config.extra_norm_period * 2 * d
+        if stage < NUM_STAGES - 1:
+            total += 8 * d * d + 4 * d
+    if config.absolute_position and resolution:
+        total += -(-resolution[0] // config.patch_size) * -(-resolution[1] // config.patch_size) * c
+    return total + 2 * 8 * c

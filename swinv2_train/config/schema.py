@@ -1,0 +1,228 @@
+"""The schema of a run: one dataclass per section, the documentation of a field below the field.
+
+This is the only place where a default stands; `conf/` holds what differs from it. Hydra composes against this schema,
+so a key that is not here cannot be set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.section import Section
+
+
+@dataclass
+class RunConfig(Section):
+    """Where the run lives."""
+
+    name: str = "run"
+    """Name of the run; an experiment file sets its own."""
+    dir: str = "outputs/${run.name}"
+    """Run directory: config, metrics, figures and checkpoints. The same directory means the same run."""
+
+
+@dataclass
+class SimMIMConfig(Section):
+    """Masked image modelling (SimMIM, arXiv 2111.09886, with the target normalisation of the SwinV2 recipe)."""
+
+    name: str = "simmim"
+    """Which task this section is for."""
+    mask_patch_size: int = 32
+    """Side of a masked patch in pixels; a multiple of `model.patch_size`."""
+    mask_ratio: float = 0.6
+    """Share of patches that is masked, rounded up to whole patches."""
+    norm_target_window: int = 47
+    """Odd side of the sliding window that normalises the target, in pixels; 0 takes the plain image."""
+
+
+@dataclass
+class AugmentConfig(Section):
+    """The training crop of SimMIM. Evaluation resizes the short side and takes the centre."""
+
+    scale: list[float] = field(default_factory=lambda: [0.67, 1.0])
+    """Share of the image area that a random crop covers."""
+    ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
+    """Aspect ratio of a random crop."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip (for images without an up, such as satellite or microscope images)."""
+    interpolation: str = "bilinear"
+    """bilinear (the official SimMIM recipe) or bicubic."""
+
+
+@dataclass
+class DataConfig(Section):
+    """Shards and how they are read."""
+
+    shards: Any = ""
+    """Training shards: a path, a brace pattern such as photos-{000000..000012}.tar, a directory, a URL, or a list."""
+    eval_shards: Any = ""
+    """Shards held out from training; empty: no evaluation."""
+    resolution: Any = 192
+    """Side of the input in pixels, or [height, width]."""
+    mean: Any = "imagenet"
+    """Per-channel mean in [0, 1]: a list, `imagenet`, or `dataset` (from the dataset card)."""
+    std: Any = "imagenet"
+    """Per-channel standard deviation in [0, 1]: a list, `imagenet`, or `dataset`."""
+    expected_samples: int | None = None
+    """Samples that a recipe was written for: turns epochs into steps where no shards are at hand (dry runs)."""
+    shuffle_samples: int = 131072
+    """Samples are shuffled inside groups of about this many; blocks of samples are shuffled over the whole set."""
+    num_workers: int = 4
+    """Decoding processes per rank; 0 decodes in the training process."""
+    prefetch_batches: int = 4
+    """Micro-batches that each worker keeps ready."""
+    max_broken_share: float = 0.01
+    """Stop the run when more than this share of the samples read so far was broken (after at least 100 broken)."""
+    cache_dir: str = "~/.cache/swinv2_train/shards"
+    """Where remote shards are kept."""
+    cache_gib: float = 50.0
+    """Upper bound on the cache of remote shards, per host, in GiB."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass
+class OptimConfig(Section):
+    """AdamW, its schedule, and the length of the run."""
+
+    global_batch: int = 2048
+    """Samples in one optimizer step over all ranks."""
+    epochs: float | None = None
+    """Length of the run in passes over the data; give this or `steps`."""
+    steps: int | None = None
+    """Length of the run in optimizer steps; give this or `epochs`."""
+    lr: float = 1e-4
+    """Peak learning rate for `lr_reference_batch` samples per step; scaled linearly to `global_batch`."""
+    lr_reference_batch: int = 512
+    """The batch that `lr`, `warmup_lr` and `min_lr` are given for; 0: no scaling."""
+    warmup_lr: float = 5e-7
+    """Learning rate that the warm-up starts from, scaled like `lr`."""
+    min_lr: float = 0.0
+    """Learning rate that cosine and linear schedules end at, scaled like `lr`."""
+    warmup_epochs: float | None = None
+    """Length of the linear warm-up in epochs; give this or `warmup_steps`."""
+    warmup_steps: int | None = None
+    """Length of the linear warm-up in steps; give this or `warmup_epochs`."""
+    schedule: str = "cosine"
+    """cosine, linear, multistep or constant."""
+    milestones: list[float] = field(default_factory=list)
+    """multistep: epochs (or steps, where the length is given in steps) at which the rate is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """multistep: the factor at each milestone."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's decay rates of the gradient moments."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the matrices; biases, norms, CPB networks, logit scales and tokens have none."""
+    decay_cpb_and_scale: bool = False
+    """Also decay CPB networks and logit scales, as the official SimMIM code does by a name mismatch."""
+    layer_decay: float = 1.0
+    """Learning rate factor per block from the last towards the patch embedding; 1: the same rate everywhere."""
+    clip_norm: float = 5.0
+    """Clip the gradient to this norm; 0: do not clip."""
+
+
+@dataclass
+class EngineConfig(Section):
+    """DeepSpeed: sharding, precision, accumulation."""
+
+    zero_stage: int = 1
+    """ZeRO stage: 0 nothing sharded, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    precision: str = "bf16"
+    """bf16, fp16 (with dynamic loss scaling; GPU only) or fp32."""
+    grad_accum_dtype: str | None = None
+    """Accumulate gradients in fp32 or bf16; null: in the dtype of the precision."""
+    micro_batch: int | None = None
+    """Most samples per rank in one forward pass; the accumulation follows. null: a rank's whole share."""
+    fp16_initial_scale_power: int = 16
+    """fp16: the first loss scale is 2 to this power."""
+    compile: bool = False
+    """Compile the blocks of the backbone with torch.compile."""
+    timeout_minutes: float = 30.0
+    """A collective that takes longer than this ends the run."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further keys for the DeepSpeed config, merged over what this section gives."""
+
+
+@dataclass
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    every_steps: int = 1000
+    """Save every so many steps (and always at the end and on a stop signal); 0: only then."""
+    keep_last: int = 3
+    """Keep this many of the newest checkpoints."""
+    keep_every_steps: int = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+
+
+@dataclass
+class EvalConfig(Section):
+    """When to evaluate on the held-out shards and to draw figures."""
+
+    every_steps: int = 1000
+    """Evaluate every so many steps and at the end; 0: never."""
+    at_start: bool = False
+    """Also evaluate before the first step."""
+    max_samples: int | None = None
+    """Evaluate on the first so many held-out samples; null: all."""
+    figure_every_steps: int = 1000
+    """Draw the task's figure every so many steps and at the end; 0: never."""
+    figure_samples: int = 8
+    """Images in a figure."""
+
+
+@dataclass
+class TrackingConfig(Section):
+    """Where numbers and pictures go, beside metrics.jsonl and the console."""
+
+    log_every_steps: int = 10
+    """Fetch the numbers from the device, print a line and write the files every so many steps."""
+    tensorboard: bool = True
+    """Write TensorBoard event files to <run>/tb."""
+    wandb: str = "disabled"
+    """Weights & Biases: disabled, offline or online."""
+    wandb_project: str = "swinv2-train"
+    """W&B project."""
+    wandb_entity: str | None = None
+    """W&B entity (team or user)."""
+    wandb_group: str | None = None
+    """W&B group."""
+
+
+@dataclass
+class LaunchConfig(Section):
+    """How the ranks are started when no launcher is around the command."""
+
+    nproc_per_node: int | None = None
+    """Ranks on this machine; null: one per accelerator, one without any."""
+    device: str = "auto"
+    """auto, cuda or cpu."""
+    dry_run: bool = False
+    """Print everything that would happen, and stop."""
+    master_port: int | None = None
+    """Port of the ranks' rendezvous; null: a free one."""
+
+
+@dataclass
+class Config(Section):
+    """One run, whole."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    resume: str = "auto"
+    """auto: continue from the newest valid checkpoint of the run directory, else start. never: refuse a used directory."""
+    seed: int = 0
+    """The order of samples, augmentation, masks, initial weights and stochastic depth all hang on it."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: SimMIMConfig = field(default_factory=SimMIMConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -1,0 +1,27 @@
+"""The base of every config section: plain dataclasses that can be frozen.
+
+A `dataclass(frozen=True)` would be the obvious choice, but OmegaConf marks such nodes read-only and then refuses to
+merge into them, so freezing is a step of its own, taken once the config is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+class Section:
+    """A dataclass that refuses assignment after `freeze`."""
+
+    def freeze(self) -> None:
+        """Refuse any further assignment here and in the sections below."""
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, Section):
+                value.freeze()
+        object.__setattr__(self, "_frozen", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if getattr(self, "_frozen", False):
+            raise AttributeError(f"the config is frozen: {type(self).__name__}.{name} cannot be changed after start")
+        object.__setattr__(self, name, value)
