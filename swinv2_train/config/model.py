@@ -16,6 +16,8 @@ from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
 NUM_STAGES = 4
+CPB_HIDDEN = 512
+"""Hidden width of the network that makes the position bias (official code)."""
 
 
 @dataclass
@@ -39,7 +41,11 @@ class ModelConfig(Section):
     window: Any = 8
     """Attention window in tokens: one side, or per stage a side or a [height, width] pair."""
     pretrained_window: Any = 0
-    """Window the weights were trained with (0: this model's own), per stage like `window`. It scales the log-CPB."""
+    """Window the weights were trained with, per stage like `window`; 0 is this model's own. It scales the log-CPB.
+
+    Give it as it was clamped to the small maps of that training: weights from 192 pixels and window 12 had
+    [12, 12, 12, 6].
+    """
     drop_path: float = 0.1
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
     extra_norm_period: int = 0
@@ -47,11 +53,11 @@ class ModelConfig(Section):
     absolute_position: bool = False
     """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`)."""
     attention: Any = "sdpa"
-    """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (chunked, low memory)."""
+    """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (in chunks)."""
     sequential_chunk_mib: float = 256.0
-    """Upper bound, in MiB, on the attention scores that `sequential` holds at a time."""
+    """Upper bound, in MiB, on all score-sized tensors together that `sequential` holds at a time."""
     checkpointing: Any = 0
-    """Activation checkpointing, one or per stage: 0 none, 1 every block, n every n-th block."""
+    """Activation checkpointing, one or per stage: 0 none, 1 every block, n the first of every n blocks."""
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -102,7 +108,7 @@ def _sides(key: str, value: Any, *, minimum: int) -> list[tuple[int, int]]:
         pair = item if isinstance(item, (list, tuple)) else (item, item)
         whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= minimum for side in pair)
         if len(pair) != 2 or not whole:
-            raise ConfigError(key, value, f"a window is a whole number of tokens of at least {minimum}, or a pair of them")
+            raise ConfigError(key, value, f"a window side is a whole number of at least {minimum}; two make a pair")
         pairs.append((pair[0], pair[1]))
     return pairs
 
@@ -133,6 +139,25 @@ def checkpointing_periods(config: ModelConfig) -> list[int]:
         if not isinstance(period, int) or isinstance(period, bool) or period < 0:
             raise ConfigError("model.checkpointing", period, "is 0 (none), 1 (every block) or n (every n-th block)")
     return periods
+
+
+def checkpointed_blocks(config: ModelConfig) -> list[list[bool]]:
+    """Per stage and block: is the block's forward pass recomputed in the backward pass?"""
+    return [
+        [bool(period) and block % period == 0 for block in range(depth)]
+        for period, depth in zip(checkpointing_periods(config), config.depths, strict=True)
+    ]
+
+
+def mlp_width(config: ModelConfig, dim: int) -> int:
+    """Hidden width of the MLP of a block with `dim` channels."""
+    return int(dim * config.mlp_ratio)
+
+
+def drop_path_rates(config: ModelConfig) -> list[float]:
+    """Stochastic depth rate of every block, first to last over all stages: linear from 0 to `config.drop_path`."""
+    last = max(sum(config.depths) - 1, 1)
+    return [config.drop_path * block / last for block in range(sum(config.depths))]
 
 
 @dataclass(frozen=True)
@@ -176,7 +201,13 @@ def fit_window(window: tuple[int, int], height: int, width: int) -> tuple[tuple[
 
 
 def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGeometry]:
-    """The geometry of all stages for an input of height x width pixels."""
+    """The geometry of all stages for an input of height x width pixels.
+
+    Raises:
+        ConfigError: if there is no pixel in it.
+    """
+    if height < 1 or width < 1:
+        raise ConfigError("data.resolution", [height, width], "an image has at least one pixel on each side")
     rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
     stages = []
     for stage, window in enumerate(windows(config)):
@@ -214,7 +245,10 @@ def validate_model(config: ModelConfig) -> None:
     for stage, heads in enumerate(config.num_heads):
         dim = config.embed_dim * 2**stage
         if dim % heads:
-            raise ConfigError("model.num_heads", config.num_heads, f"{heads} heads do not divide the {dim} channels of stage {stage + 1}")
+            mend = f"{heads} heads do not divide the {dim} channels of stage {stage + 1}"
+            raise ConfigError("model.num_heads", config.num_heads, mend)
+    if mlp_width(config, config.embed_dim) < 1:
+        raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
     if not 0 <= config.drop_path < 1:
         raise ConfigError("model.drop_path", config.drop_path, "is a probability from 0 up to, not including, 1")
     if config.extra_norm_period < 0:
@@ -224,23 +258,50 @@ def validate_model(config: ModelConfig) -> None:
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 
-def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> int:
-    """Parameters of the backbone with its final norm and without a head, in closed form.
+def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None, num_classes: int = 0) -> int:
+    """Parameters of the backbone with its final norm and, for `num_classes` above 0, of the linear head; closed form.
 
     Args:
         resolution: input (height, width) in pixels; only an absolute position embedding needs it.
+
+    Raises:
+        ConfigError: if there is an absolute position embedding and no resolution.
     """
     c = config.embed_dim
     total = config.in_channels * config.patch_size**2 * c + c + 2 * c
     for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
         d = c * 2**stage
-        mlp = int(d * config.mlp_ratio)
-        attention = 3 * d * d + 2 * d + d * d + d + heads + 512 * 3 + 512 * heads
+        mlp = mlp_width(config, d)
+        attention = 3 * d * d + 2 * d + d * d + d + heads + CPB_HIDDEN * 3 + CPB_HIDDEN * heads
         total += depth * (attention + 2 * d * mlp + mlp + d + 4 * d)
         if config.extra_norm_period:
             total += depth // config.extra_norm_period * 2 * d
         if stage < NUM_STAGES - 1:
             total += 8 * d * d + 4 * d
-    if config.absolute_position and resolution:
-        total += -(-resolution[0] // config.patch_size) * -(-resolution[1] // config.patch_size) * c
-    return total + 2 * 8 * c
+    if config.absolute_position:
+        rows, columns = position_map(config, resolution)
+        total += rows * columns * c
+    return total + 2 * 8 * c + (8 * c + 1) * num_classes
+
+
+def count_simmim_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> int:
+    """Parameters of the SimMIM model: backbone, mask token, and the linear decoder; arguments as above."""
+    last = config.embed_dim * 2 ** (NUM_STAGES - 1)
+    decoder = (last + 1) * total_stride(config) ** 2 * config.in_channels
+    return count_parameters(config, resolution) + config.embed_dim + decoder
+
+
+def total_stride(config: ModelConfig) -> int:
+    """Pixels per token of the last stage, along one side."""
+    return config.patch_size * 2 ** (NUM_STAGES - 1)
+
+
+def position_map(config: ModelConfig, resolution: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of the absolute position embedding of a model for this resolution in pixels.
+
+    Raises:
+        ConfigError: if there is no resolution.
+    """
+    if resolution is None:
+        raise ConfigError("model.absolute_position", True, "needs the resolution that the model is built for")
+    return -(-resolution[0] // config.patch_size), -(-resolution[1] // config.patch_size)

@@ -1,0 +1,170 @@
+"""From command-line overrides to a `Config`: Hydra composes once, at the door, and nobody inside sees a DictConfig.
+
+Hydra's own messages describe its machinery; here they become one sentence that names the field, the value and the mend.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config, SimMIMConfig
+
+
+def conf_dir() -> Path:
+    """The shipped configs: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError("", "", f"the installation is broken: no conf/config.yaml in {package} or beside it; install again")
+
+
+def experiments(directory: Path | None = None) -> list[tuple[str, str]]:
+    """The experiments that can be run, each with the line that describes it: the second line of its file."""
+    found = []
+    for path in sorted(((directory or conf_dir()) / "experiment").glob("*.yaml")):
+        comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+        found.append((path.stem, comments[0].lstrip("# ") if comments else ""))
+    return found
+
+
+def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every key that a config can hold, dotted, sections and leaves."""
+    for spec in dataclasses.fields(section):
+        yield f"{prefix}{spec.name}"
+        inner = spec.default_factory if isinstance(spec.default_factory, type) else None
+        if inner is not None and dataclasses.is_dataclass(inner):
+            yield from schema_keys(inner, f"{prefix}{spec.name}.")
+
+
+def _closest(key: str) -> str:
+    keys = list(schema_keys())
+    leaf = key.rsplit(".", 1)[-1]
+    match = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    match = match or [known for known in keys if known.rsplit(".", 1)[-1] == leaf][:1]
+    match = match or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else "; swinv2-train --cfg job prints all keys"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra's or OmegaConf's error as one sentence."""
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    missing = re.search(r"Could not find '([^']+?)/([^'/]+)'", text)
+    if missing:
+        group, name = missing[1], missing[2]
+        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        if not options:
+            return ConfigError(group, name, f"there is no config group '{group}'{_closest(group)}")
+        return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        key = unknown[1]
+        value = next((item.split("=", 1)[1] for item in overrides if item.lstrip("+~").startswith(f"{key}=")), "?")
+        if (conf_dir() / key).is_dir():
+            return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
+        return ConfigError(key, value, f"there is no such key{_closest(key)}")
+    for source in (cause, text):
+        invalid = re.search(r"full_key: (\S+)", source)
+        if invalid:
+            reason = source.splitlines()[0]
+            unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
+            value = next((item.split("=", 1)[1] for item in overrides if item.startswith(f"{invalid[1]}=")), "?")
+            return ConfigError(invalid[1], value, f"there is no such key{_closest(invalid[1])}" if unknown_key else reason)
+    if type(error).__name__ == "OverrideParseException":
+        wrong = re.search(r"Error parsing override '(.*)'", text)
+        item = wrong[1] if wrong else next((one for one in overrides if "=" not in one), " ".join(overrides))
+        return ConfigError("", item, f"cannot read the override {item!r}: write key=value, and quote lists and braces")
+    return ConfigError("", "", " ".join(text.split()))
+
+
+def _reject_unknown(values: Any, section: type, prefix: str) -> None:
+    # Hydra accepts `+model.foo=1` silently and the typed conversion then drops it, so every key is checked once more.
+    known = {spec.name: spec for spec in dataclasses.fields(section)}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"{prefix}{key}", value, f"there is no such key{_closest(prefix + key)}")
+        inner = known[key].default_factory
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{key}", value, "is a section; set one of its keys instead")
+            _reject_unknown(value, inner, f"{prefix}{key}.")
+
+
+def _typed(composed: Any) -> Config:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=True)
+    _reject_unknown(plain, Config, "")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    assert isinstance(config, Config)
+    return config
+
+
+def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
+    """Compose a config from command-line overrides such as `+experiment=simmim_demo optim.lr=1e-3`.
+
+    Args:
+        overrides: Hydra overrides.
+        config_dir: a directory of the user's own configs, searched before the shipped ones.
+
+    Raises:
+        ConfigError: on any wrong key, value or choice.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    store = ConfigStore.instance()
+    store.store("schema", Config)
+    GlobalHydra.instance().clear()
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return _typed(hydra_compose("config", overrides=[*overrides, *search]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from error
+
+
+def to_yaml(config: Config) -> str:
+    """The config as YAML; `from_yaml` reads it back."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(path: Path) -> Config:
+    """Read a `resolved.yaml` written by `to_yaml`.
+
+    Raises:
+        ConfigError: if the file is missing, is not YAML, or holds a key this version does not know.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        loaded = OmegaConf.create(path.read_text())
+        return _typed(loaded)
+    except OSError as error:
+        raise ConfigError("", path, f"cannot read the config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError("", path, f"{path} is not a valid config: {str(error).splitlines()[0]}") from error
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """A section as plain data, for JSON files and for W&B."""
+    return dataclasses.asdict(section)
+
+
+TASK_CONFIGS = {"simmim": SimMIMConfig}
+"""The config section of each task, by name."""

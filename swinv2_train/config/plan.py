@@ -1,0 +1,90 @@
+"""What follows from a config once the number of ranks and samples is known: batches, steps, learning rates.
+
+Nothing in a plan is stored or resumed. It is derived anew at every start, so a run can go on with another number of ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The derived numbers of a run. Learning rates are for the global batch; lengths are optimizer steps."""
+
+    world_size: int
+    num_samples: int
+    global_batch: int
+    micro_batch: int
+    """Samples per rank in one forward pass."""
+    accumulation: int
+    """Forward passes per rank in one step."""
+    total_steps: int
+    warmup_steps: int
+    milestones: tuple[int, ...]
+    peak_lr: float
+    warmup_lr: float
+    min_lr: float
+
+    @property
+    def epochs(self) -> float:
+        return self.total_steps * self.global_batch / self.num_samples
+
+
+def split_batch(config: Config, world_size: int) -> tuple[int, int]:
+    """The micro-batch and the accumulation of each rank: (micro_batch, accumulation).
+
+    The micro-batch is the largest divisor of a rank's share that `engine.micro_batch` allows.
+    """
+    total = config.optim.global_batch
+    if total % world_size:
+        below, above = total // world_size * world_size, -(-total // world_size) * world_size
+        near = f"{below} or {above}" if below else f"{above}"
+        raise ConfigError("optim.global_batch", total, f"does not divide among {world_size} ranks; take {near}, or another number of ranks")
+    share = total // world_size
+    most = config.engine.micro_batch or share
+    micro = next(size for size in range(min(most, share), 0, -1) if share % size == 0)
+    return micro, share // micro
+
+
+def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
+    """Derive the plan of a run.
+
+    Raises:
+        ConfigError: where the batch does not divide or the run would have no step.
+    """
+    optim = config.optim
+    micro_batch, accumulation = split_batch(config, world_size)
+
+    def to_steps(epochs: float) -> int:
+        return int(epochs * num_samples / optim.global_batch + 1e-6)
+
+    total = optim.steps if optim.steps is not None else to_steps(optim.epochs or 0)
+    if total < 1:
+        raise ConfigError(
+            "optim.epochs",
+            optim.epochs,
+            f"{num_samples} samples make less than one step of {optim.global_batch}; take more epochs or a smaller optim.global_batch",
+        )
+    warmup = optim.warmup_steps if optim.warmup_steps is not None else to_steps(optim.warmup_epochs or 0)
+    if warmup >= total:
+        key = "optim.warmup_steps" if optim.warmup_steps is not None else "optim.warmup_epochs"
+        raise ConfigError(key, getattr(optim, key.split(".")[1]), f"the warm-up of {warmup} steps is not shorter than the run of {total}")
+    milestones = tuple(int(mark) if optim.steps is not None else to_steps(mark) for mark in optim.milestones)
+    scale = optim.global_batch / optim.lr_reference_batch if optim.lr_reference_batch else 1.0
+    return Plan(
+        world_size=world_size,
+        num_samples=num_samples,
+        global_batch=optim.global_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        total_steps=total,
+        warmup_steps=warmup,
+        milestones=milestones,
+        peak_lr=optim.lr * scale,
+        warmup_lr=optim.warmup_lr * scale,
+        min_lr=optim.min_lr * scale,
+    )

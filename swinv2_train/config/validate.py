@@ -1,0 +1,148 @@
+"""Refuse a config that cannot be run, before anything slow is imported.
+
+Every check raises a `ConfigError` that names the field, the value and the mend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import stage_geometry, validate_model
+from swinv2_train.config.schema import Config
+
+
+def resolution(config: Config) -> tuple[int, int]:
+    """The input size (height, width) in pixels."""
+    value = config.data.resolution
+    pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
+        raise ConfigError("data.resolution", value, "is a number of pixels, or a pair [height, width]")
+    return pair
+
+
+def _one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
+    if value not in options:
+        raise ConfigError(key, value, f"take one of {', '.join(str(option) for option in options)}")
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(key, value, f"must be at least {least}")
+
+
+def _share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(key, value, "is a share from 0 to 1")
+
+
+def _validate_task(config: Config) -> None:
+    task = config.task
+    _one_of("task.name", task.name, ("simmim",))
+    if task.mask_patch_size < 1 or task.mask_patch_size % config.model.patch_size:
+        raise ConfigError("task.mask_patch_size", task.mask_patch_size, f"must be a multiple of model.patch_size={config.model.patch_size}")
+    if not 0 < task.mask_ratio < 1:
+        raise ConfigError("task.mask_ratio", task.mask_ratio, "is a share above 0 and below 1")
+    if task.norm_target_window < 0 or (task.norm_target_window and task.norm_target_window % 2 == 0):
+        raise ConfigError("task.norm_target_window", task.norm_target_window, "is an odd number of pixels, or 0 for the plain image")
+    height, width = resolution(config)
+    patches = -(-height // task.mask_patch_size) * -(-width // task.mask_patch_size)
+    if patches < 2:
+        raise ConfigError("data.resolution", config.data.resolution, f"holds a single mask patch of {task.mask_patch_size} pixels; nothing could be left visible")
+
+
+def _validate_data(config: Config) -> None:
+    data = config.data
+    _one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
+    for key in ("scale", "ratio"):
+        bounds = getattr(data.augment, key)
+        if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (key == "scale" and bounds[1] > 1):
+            raise ConfigError(f"data.augment.{key}", bounds, "is a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""))
+    for key in ("hflip", "vflip"):
+        _share(f"data.augment.{key}", getattr(data.augment, key))
+    _share("data.max_broken_share", data.max_broken_share)
+    for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
+        _at_least(f"data.{key}", getattr(data, key), least)
+    if data.cache_gib <= 0:
+        raise ConfigError("data.cache_gib", data.cache_gib, "must be above 0")
+    for key in ("mean", "std"):
+        value = getattr(data, key)
+        if isinstance(value, str):
+            _one_of(f"data.{key}", value, ("imagenet", "dataset"))
+            if value == "imagenet" and config.model.in_channels != 3:
+                raise ConfigError(f"data.{key}", value, f"has 3 channels, model.in_channels={config.model.in_channels}; take dataset, or a list")
+        elif not isinstance(value, list) or len(value) != config.model.in_channels:
+            raise ConfigError(f"data.{key}", value, f"needs one number per channel, model.in_channels={config.model.in_channels}")
+        elif key == "std" and any(number <= 0 for number in value):
+            raise ConfigError("data.std", value, "every standard deviation must be above 0")
+
+
+def _validate_optim(config: Config) -> None:
+    optim = config.optim
+    _at_least("optim.global_batch", optim.global_batch, 1)
+    _one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
+    if (optim.epochs is None) == (optim.steps is None):
+        given = "neither" if optim.epochs is None else "both"
+        raise ConfigError("optim.steps", optim.steps, f"give the length of the run as optim.steps or optim.epochs; {given} is set (null unsets one)")
+    if optim.warmup_epochs is not None and optim.warmup_steps is not None:
+        raise ConfigError("optim.warmup_steps", optim.warmup_steps, "give either warmup_steps or warmup_epochs; both are set (null unsets one)")
+    if optim.schedule == "multistep" and not optim.milestones:
+        raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
+    for key in ("lr", "eps", "layer_decay"):
+        if getattr(optim, key) <= 0:
+            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
+    for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
+        _at_least(f"optim.{key}", getattr(optim, key), 0)
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise ConfigError("optim.betas", optim.betas, "is a pair of numbers from 0 up to, not including, 1")
+
+
+def _validate_engine(config: Config) -> None:
+    engine = config.engine
+    _one_of("engine.zero_stage", engine.zero_stage, (0, 1, 2, 3))
+    _one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
+    _one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
+    if engine.grad_accum_dtype == "bf16" and engine.precision != "bf16":
+        raise ConfigError("engine.grad_accum_dtype", "bf16", f"goes with engine.precision=bf16 only, not {engine.precision}")
+    if engine.grad_accum_dtype == "fp32" and engine.precision != "fp32" and engine.zero_stage == 0:
+        raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
+    if engine.micro_batch is not None:
+        _at_least("engine.micro_batch", engine.micro_batch, 1)
+    if engine.timeout_minutes <= 0:
+        raise ConfigError("engine.timeout_minutes", engine.timeout_minutes, "must be above 0")
+
+
+def _validate_schedules(config: Config) -> None:
+    for section, keys in (
+        ("checkpoint", ("every_steps", "keep_every_steps")),
+        ("eval", ("every_steps", "figure_every_steps")),
+    ):
+        for key in keys:
+            _at_least(f"{section}.{key}", getattr(getattr(config, section), key), 0)
+    _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
+    _at_least("eval.figure_samples", config.eval.figure_samples, 1)
+    if config.eval.max_samples is not None:
+        _at_least("eval.max_samples", config.eval.max_samples, 1)
+    _at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
+    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    _one_of("resume", config.resume, ("auto", "never"))
+    _one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
+    if config.launch.nproc_per_node is not None:
+        _at_least("launch.nproc_per_node", config.launch.nproc_per_node, 1)
+    if not config.run.dir:
+        raise ConfigError("run.dir", config.run.dir, "give the directory of the run")
+
+
+def validate(config: Config) -> None:
+    """Check everything that needs neither data nor devices.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    validate_model(config.model)
+    stage_geometry(config.model, *resolution(config))
+    _validate_task(config)
+    _validate_data(config)
+    _validate_optim(config)
+    _validate_engine(config)
+    _validate_schedules(config)

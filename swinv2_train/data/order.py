@@ -1,0 +1,156 @@
+"""The order of samples: a pure function from a position in the endless stream to a sample of the data set.
+
+Nothing is stored per sample, so jumping to any position costs the same at a thousand and at a billion samples, and the
+order is the same for any number of ranks and workers. One epoch is built so:
+
+1. The indices 0..N-1 (all shards one after the other) are rotated by a random offset and cut into blocks.
+2. The blocks are permuted over the whole data set: this decides which part of it comes when.
+3. Neighbouring blocks form groups, and the samples of a group are permuted among themselves.
+
+Both permutations are Feistel networks (Luby and Rackoff 1988) over a x b >= n cells with cycle walking (Black and
+Rogaway 2002), keyed by seed, epoch and group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring positions whose samples are shuffled among themselves."""
+
+    first_position: int
+    num_samples: int
+    ranges: list[tuple[int, int]]
+    """Half-open ranges of sample indices that the group draws from, without overlap."""
+
+
+@lru_cache(maxsize=512)
+def _keys(*parts: object) -> tuple[int, ...]:
+    """Eight 64-bit keys from a tuple of plain values; the same on every machine and in every Python."""
+    return struct.unpack("<8Q", hashlib.blake2b(repr(parts).encode(), digest_size=64).digest())
+
+
+def _mix(value: int) -> int:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 bits to 64 well mixed bits."""
+    value &= _MASK
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
+    """The place of `value` in the permutation of 0..size-1 that `keys` choose."""
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    while True:
+        row, column = divmod(value, columns)
+        for i in range(0, _ROUNDS, 2):
+            row = (row + _mix(column ^ keys[i])) % rows
+            column = (column + _mix(row ^ keys[i + 1])) % columns
+        value = row * columns + column
+        if value < size:  # else walk on along the cycle, which ends inside: the network is a bijection of all cells
+            return value
+
+
+def sample_rng(seed: int, position: int) -> np.random.Generator:
+    """The source of all randomness of one sample: depends on the seed and the position, on nothing else."""
+    return np.random.Generator(np.random.Philox(key=np.array([_keys("sample", seed)[0], position], dtype=np.uint64)))
+
+
+class SampleOrder:
+    """Endless shuffled order over `num_samples` samples; every epoch visits each of them exactly once.
+
+    A larger `shuffle_samples` mixes better. A larger `block_samples` (default: a 32nd of it) reads the data set in
+    longer stretches, so that a group touches fewer shards: what counts where shards are fetched whole.
+    """
+
+    def __init__(
+        self, num_samples: int, seed: int, *, shuffle_samples: int = 131072, block_samples: int | None = None
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}: an order needs at least one sample")
+        if shuffle_samples < 1:
+            raise ValueError(f"shuffle_samples={shuffle_samples}: must be at least 1")
+        block = block_samples if block_samples is not None else shuffle_samples // 32
+        self.num_samples, self.seed = num_samples, seed
+        self._block = min(max(block, 1), num_samples)
+        self._num_blocks, self._rest = divmod(num_samples, self._block)
+        # A last group much smaller than the others would mix badly, so the blocks are dealt out evenly.
+        self._num_groups = max(1, round(self._num_blocks * self._block / shuffle_samples))
+        self._num_groups = min(self._num_groups, self._num_blocks)
+        self._blocks_per_group, self._larger_groups = divmod(self._num_blocks, self._num_groups)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Epoch and sample index at a position (0, 1, 2, ... without end)."""
+        epoch, offset = divmod(position, self.num_samples)
+        group, first_slot, num_blocks = self._group(offset)
+        size = self._group_samples(group, num_blocks)
+        shuffled = permute(offset - first_slot * self._block, size, _keys(self.seed, epoch, "samples", group))
+        slot, inside = divmod(shuffled, self._block)
+        return epoch, (self._block_start(epoch, first_slot + slot) + inside) % self.num_samples
+
+    def replacement(self, position: int, attempt: int) -> int:
+        """Index of the sample that stands in for a broken one at `position`; `attempt` counts from 1.
+
+        It comes from the group of the position, so that no other shard has to be fetched for it.
+        """
+        epoch, offset = divmod(position, self.num_samples)
+        group, first_slot, num_blocks = self._group(offset)
+        first, size = first_slot * self._block, self._group_samples(group, num_blocks)
+        if size == 1:
+            return self.at(position)[1]
+        # A step of 1..size-1 from the position itself: never the broken sample again.
+        step = 1 + _keys(self.seed, position, "replacement", attempt)[0] % (size - 1)
+        return self.at(epoch * self.num_samples + first + (offset - first + step) % size)[1]
+
+    def group_at(self, position: int) -> Group:
+        """The shuffle group that a position lies in; the next group starts at first_position + num_samples."""
+        epoch, offset = divmod(position, self.num_samples)
+        group, first_slot, num_blocks = self._group(offset)
+        ranges: list[tuple[int, int]] = []
+        for slot in range(first_slot, first_slot + num_blocks + (self._has_rest(group))):
+            start = self._block_start(epoch, slot) % self.num_samples
+            stop = start + (self._block if slot < self._num_blocks else self._rest)
+            ranges.append((start, min(stop, self.num_samples)))
+            if stop > self.num_samples:
+                ranges.append((0, stop - self.num_samples))
+        first_position = epoch * self.num_samples + first_slot * self._block
+        return Group(first_position, self._group_samples(group, num_blocks), ranges)
+
+    def _group(self, offset: int) -> tuple[int, int, int]:
+        """Group, its first slot and its number of whole blocks, for an offset into the epoch."""
+        slot = min(offset // self._block, self._num_blocks - 1)  # the rest block belongs to the last group
+        split = self._larger_groups * (self._blocks_per_group + 1)
+        if slot < split:
+            group = slot // (self._blocks_per_group + 1)
+        else:
+            group = self._larger_groups + (slot - split) // self._blocks_per_group
+        first_slot = group * self._blocks_per_group + min(group, self._larger_groups)
+        return group, first_slot, self._blocks_per_group + (group < self._larger_groups)
+
+    def _has_rest(self, group: int) -> bool:
+        return self._rest > 0 and group == self._num_groups - 1
+
+    def _group_samples(self, group: int, num_blocks: int) -> int:
+        return num_blocks * self._block + (self._rest if self._has_rest(group) else 0)
+
+    def _block_start(self, epoch: int, slot: int) -> int:
+        """First sample index (before wrapping round) of the block in a slot; the rest block stays in the last slot.
+
+        The rotation makes its content random all the same.
+        """
+        rotation = _keys(self.seed, epoch, "rotation")[0] % self.num_samples
+        if slot < self._num_blocks:
+            slot = permute(slot, self._num_blocks, _keys(self.seed, epoch, "blocks"))
+        return slot * self._block + rotation

@@ -1,0 +1,222 @@
+"""A set of shards as one array of samples: `shards.read(index)`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swinv2_train.data.card import Card
+from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.index import (
+    INDEX_SUFFIX,
+    ShardIndex,
+    build_index,
+    image_extension,
+    read_header,
+    read_index,
+    write_atomically,
+    write_index,
+)
+from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
+
+logger = logging.getLogger(__name__)
+_MAX_OPEN_FILES = 64
+_MAX_INDEXED_SAMPLES = 1_000_000  # in memory at a time: about 50 to 150 MB
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample as it lies in the shard."""
+
+    key: str
+    extension: str
+    data: bytes
+    """The encoded image."""
+    label: int | None = None
+    """From the member `cls`; only where metadata was asked for."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """From the members `json` (its object) and `txt` (under "txt"); only where metadata was asked for."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a shard is and what was known of it when the set was opened."""
+
+    url: str
+    size: int
+    """Bytes of the tar."""
+    num_samples: int
+    truncated: str | None = None
+    """Why the shard ends early, where it does."""
+
+    @property
+    def remote(self) -> bool:
+        return is_remote(self.url)
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+class ShardSet:
+    """Random access to the samples of many shards, local or remote.
+
+    Safe to use after a fork (descriptors are read with `pread`) and to send to another process. Not safe to read from
+    two threads at once.
+    """
+
+    def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache) -> None:
+        self.shards, self.card, self.cache = list(shards), card, cache
+        self.shard_sizes = [shard.num_samples for shard in self.shards]
+        self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
+        self.num_samples = int(self._ends[-1])
+        self.remote = any(shard.remote for shard in self.shards)
+        self._files: OrderedDict[int, int] = OrderedDict()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._prefetcher: _Prefetcher | None = None
+
+    @classmethod
+    def open(
+        cls,
+        spec: Any,
+        cache_dir: str | Path = "~/.cache/swinv2_train/shards",
+        cache_gib: float = 50.0,
+        *,
+        retries: int = 7,
+        backoff: float = 0.5,
+    ) -> ShardSet:
+        """Find the shards that `spec` names and count their samples.
+
+        Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
+        sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
+        each time) are for remote reads.
+
+        Raises DataError, in one sentence, where something is missing, is no tar or holds no image.
+        """
+        cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
+        try:
+            urls = expand(spec, cache)
+            manifests = _manifests(urls, cache)
+            with ThreadPoolExecutor(8) as pool:
+                shards = list(pool.map(lambda url: _open_shard(url, manifests.get(manifest_url(url)), cache), urls))
+        except FileNotFoundError as error:
+            raise DataError(f"{error.filename or error} does not exist") from None
+        except PermissionError as error:
+            raise DataError(f"{error.filename} may not be read") from None
+        for shard in shards:
+            if shard.truncated:
+                logger.warning("%s is cut off (%s): its %d complete samples are used", *_loss(shard))
+        described = [manifests.get(manifest_url(url)) for url in urls]
+        card = None
+        if all(described):
+            card = Card.merged(Card.from_json(manifest.card) for manifest in dict.fromkeys(map(id, described)) and _unique(described))
+        return cls(shards, card, cache)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Shard and sample inside it."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"sample {index} of {self.num_samples}")
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
+
+    def name(self, index: int) -> str:
+        """A sample's shard and key, for a person."""
+        shard, sample = self.locate(index)
+        return f"{self.shards[shard].name}/{self._index(shard).keys[sample]}"
+
+    def read(self, index: int, *, metadata: bool = False) -> RawSample:
+        """The bytes of one sample, with its label and texts if `metadata`.
+
+        Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
+        """
+        shard, sample = self.locate(index)
+        shard_index = self._index(shard)
+        members = shard_index.members(sample)
+        extension = image_extension(list(members))
+        assert extension is not None  # the index holds samples with an image only
+        wanted = [extension] + ([name for name in ("cls", "json", "txt") if name in members] if metadata else [])
+        with self._descriptor(shard) as fd:
+            parts = {name: _pread(fd, *members[name]) for name in wanted}
+        data = parts.pop(extension)
+        return RawSample(shard_index.keys[sample], extension, data, *_parse_texts(parts))
+
+    def prefetch(self, shard_ids: Sequence[int]) -> None:
+        """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
+
+        A later call replaces what an earlier one asked for. Local shards are passed over.
+        """
+        if not self.remote:
+            return
+        if self._prefetcher is None:
+            self._prefetcher = _Prefetcher(self.cache)
+        self._prefetcher.want([self.shards[i] for i in shard_ids if self.shards[i].remote])
+
+    def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        """The shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
+        touched: dict[int, None] = {}
+        for start, stop in ranges:
+            touched.update(dict.fromkeys(range(self.locate(start)[0], self.locate(stop - 1)[0] + 1)))
+        return list(touched)
+
+    def close(self) -> None:
+        """Stop reading ahead and close all files; the set can still be read afterwards."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict(), "_indexes": OrderedDict(), "_prefetcher": None}
+
+    @contextlib.contextmanager
+    def _descriptor(self, shard: int) -> Any:
+        entry = self.shards[shard]
+        if entry.remote:
+            # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+            fd = self.cache.open(entry.url, entry.size)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+            return
+        if shard not in self._files:
+            try:
+                self._files[shard] = os.open(entry.url, os.O_RDONLY)
+            except OSError as error:
+                raise DataError(f"{entry.url} cannot be opened any more ({error.strerror})") from None
+            while len(self._files) > _MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        yield self._files[shard]
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard not in self._indexes:
+            entry = self.shards[shard]
+            index = load_index(entry.url, self.cache, entry.size)
+            if index.num_samples != entry.num_samples:
+                raise DataError(
+                    f"{entry.url} holds {index.num_samples} samples, not {entry.num_samples} as when the run started or as "
+                    "its manifest says: it was changed; run swinv2-data pack again or start anew"
+                )
+            self._indexes[shard] = index
+            while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(shard)
+        return self._indexes[shard]
+
+    def _indexed_samples(self) -> int:
+        return sum(index.num_samples for index in self._indexes.values())

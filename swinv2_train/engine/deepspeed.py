@@ -1,0 +1,190 @@
+"""The training engine: the one file that imports DeepSpeed.
+
+It turns the engine section of a config into a DeepSpeed config, starts it without compiling any operator, and offers what
+the loop needs: backward, step, whether the step was applied, the gradient norm, and the fragments that checkpoints are
+made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.fragments import Fragment, adam_steps, fragments, publish, set_adam_steps
+from swinv2_train.engine.param_groups import parameter_groups
+from swinv2_train.engine.ranks import Ranks
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DERIVED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+
+
+def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
+    """The DeepSpeed config of a run.
+
+    Raises:
+        ConfigError: if `engine.deepspeed` sets what the batch plan derives.
+    """
+    engine = config.engine
+    for key in DERIVED_KEYS:
+        if key in engine.deepspeed:
+            raise ConfigError(f"engine.deepspeed.{key}", engine.deepspeed[key], "follows from optim.global_batch and engine.micro_batch; set those")
+    settings: dict[str, Any] = {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.optim.clip_norm,
+        "zero_optimization": {"stage": engine.zero_stage},
+        "steps_per_print": 10**9,
+    }
+    if engine.precision == "bf16":
+        # The default of check_grad_overflow changed between releases: without it a NaN reaches the weights.
+        settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif engine.precision == "fp16":
+        settings["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": engine.fp16_initial_scale_power}
+    if engine.grad_accum_dtype:
+        settings["data_types"] = {"grad_accum_dtype": engine.grad_accum_dtype}
+    elif engine.precision == "bf16" and engine.zero_stage == 0:
+        settings["data_types"] = {"grad_accum_dtype": "bf16"}
+    return _merge(settings, engine.deepspeed)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _import_deepspeed(device: str) -> Any:
+    # Naming the accelerator spares a probe and a warning on machines without a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if device == "cpu":
+        # Used by inference only, but init_distributed would compile it for about a minute without a word.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A model under DeepSpeed. Every method must be called by all ranks alike."""
+
+    def __init__(self, model: nn.Module, config: Config, plan: Plan, ranks: Ranks) -> None:
+        """Wrap `model`, whose parameters are on `ranks.device` already.
+
+        Raises:
+            ConfigError: if the precision does not work on the device.
+        """
+        device = ranks.device.type
+        if config.engine.precision == "fp16" and device == "cpu":
+            raise ConfigError("engine.precision", "fp16", "needs a GPU; take bf16 or fp32 on the CPU")
+        settings = deepspeed_config(config, plan)
+        deepspeed = _import_deepspeed(device)
+        deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
+        groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
+        # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
+        # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
+        adam = torch.optim.AdamW(
+            groups,
+            lr=0.0,
+            betas=tuple(config.optim.betas),
+            eps=config.optim.eps,
+            fused=True if device == "cuda" else None,
+        )
+        with _quiet():
+            self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
+        set_adam_steps(self._optimizer, 0)
+        # Without ZeRO in fp32 DeepSpeed hands out the bare AdamW: no gradient norm, no guard against NaN.
+        self._bare = isinstance(self._optimizer, torch.optim.Optimizer)
+        self._norm: float | torch.Tensor | None = None
+        self.skipped_steps = 0
+        """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to call in training, with DeepSpeed's hooks around it."""
+        return self._deepspeed
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself."""
+        return self._deepspeed.module
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward of one micro-batch. `loss` is this micro-batch's share of the step's loss, times the number of ranks
+        (DeepSpeed averages over ranks; it is told not to divide by the accumulation)."""
+        self._deepspeed.backward(loss, scale_wrt_gas=False)
+
+    def micro_step(self) -> None:
+        """Count a micro-batch that is not the last of its step."""
+        self._deepspeed.step()
+
+    def step(self, learning_rate: float) -> bool:
+        """Clip, update, and say whether the update was applied. Call it after the last micro-batch of a step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_scale"]
+        finite = self._guard_bare() if self._bare else True
+        self._deepspeed.step()
+        if not self._bare:
+            self._norm = self._deepspeed.get_global_grad_norm()
+        applied = finite and bool(self._deepspeed.was_step_applied())
+        self.skipped_steps += not applied
+        return applied
+
+    def _guard_bare(self) -> bool:
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        finite = bool(torch.isfinite(self._norm))
+        if not finite:  # AdamW passes over parameters without a gradient
+            self.module.zero_grad(set_to_none=True)
+        return finite
+
+    def grad_norm(self) -> float:
+        """The norm of the last step's gradient over all parameters and ranks, before clipping (waits for the device)."""
+        return float("nan") if self._norm is None else float(self._norm)
+
+    def fragments(self) -> Iterator[Fragment]:
+        """What this rank owns of the fp32 weights and of Adam's moments."""
+        return fragments(self.module, self._optimizer)
+
+    def publish(self) -> None:
+        """After fragments were written to: bring the new weights into the model of every rank."""
+        publish(self.module, self._optimizer)
+
+    def scalars(self) -> dict[str, Any]:
+        """The numbers of the optimizer that belong into a checkpoint, the same on every rank."""
+        values: dict[str, Any] = {"adam_steps": adam_steps(self._optimizer)}
+        scaler = getattr(self._optimizer, "loss_scaler", None)
+        if scaler is not None and getattr(scaler, "dynamic", False):
+            values["loss_scaler"] = {key: getattr(scaler, key) for key in SCALER_FIELDS}
+        return values
+
+    def load_scalars(self, values: dict[str, Any]) -> None:
+        """Take back what `scalars` gave."""
+        set_adam_steps(self._optimizer, values["adam_steps"])
+        scaler = getattr(self._optimizer, "loss_scaler", None)
+        if "loss_scaler" in values and scaler is not None and getattr(scaler, "dynamic", False):
+            for key, value in values["loss_scaler"].items():
+                setattr(scaler, key, value)
+
+
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence DeepSpeed's prints during start-up (its logger is quiet already, some lines are plain prints)."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

@@ -1,0 +1,151 @@
+"""Which part of which tensor this rank owns under ZeRO.
+
+DeepSpeed keeps fp32 master weights and Adam moments in flat, padded, per-rank buffers whose layout depends on the number
+of ranks. A `Fragment` names such a piece by what does not depend on it: the parameter and the offset in it. Checkpoints
+are made of fragments, which is why any number of ranks can read them.
+
+Everything private that the project uses of DeepSpeed's optimizers stands in this file: `_hp_mapping` and the flat groups
+(stages 1 and 2), `grad_position` (stage 3), `fp32_groups` (stage 0 in 16 bit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of consecutive elements of one parameter that this rank owns.
+
+    `weight`, `exp_avg` and `exp_avg_sq` are 1-D fp32 views into the optimizer's memory, all of the same length: writing
+    to them changes the optimizer's state.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    weight: torch.Tensor
+    exp_avg: torch.Tensor
+    exp_avg_sq: torch.Tensor
+
+
+def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """The AdamW inside DeepSpeed's wrapper (or itself, where there is none)."""
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
+
+
+def _masters(optimizer: Any) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+    """The tensors that AdamW updates, each with a parameter group it belongs to."""
+    adam = base_optimizer(optimizer)
+    if hasattr(optimizer, "grad_position"):  # stage 3 moves its tensors in and out of the groups during a step
+        for tensor in optimizer.fp32_partitioned_groups_flat:
+            yield tensor, adam.param_groups[0]
+        return
+    for group in adam.param_groups:
+        for tensor in group["params"]:
+            yield tensor, group
+
+
+def ensure_state(optimizer: Any) -> None:
+    """Create Adam's moments where no step has been taken yet, so that every fragment exists."""
+    state = base_optimizer(optimizer).state
+    for tensor, group in _masters(optimizer):
+        if not state[tensor]:
+            on_device = group.get("fused") or group.get("capturable")
+            state[tensor] = {
+                "step": torch.zeros((), dtype=torch.float32, device=tensor.device if on_device else "cpu"),
+                **{key: torch.zeros_like(tensor, memory_format=torch.preserve_format) for key in MOMENTS},
+            }
+
+
+def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
+    """The fragments of this rank, in the order of the module's parameters.
+
+    Args:
+        module: the model that DeepSpeed was given.
+        optimizer: the optimizer that DeepSpeed returned, of any ZeRO stage and precision.
+    """
+    ensure_state(optimizer)
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # DeepSpeed links the moments once, after the first group has stepped, and leaves those of later groups empty.
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+        yield from _linked(named)
+    elif hasattr(optimizer, "grad_position"):
+        yield from _stage3(named, optimizer)
+    else:
+        yield from _replicated(named, optimizer)
+
+
+def _linked(named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:
+    for name, parameter in named:
+        mapping = parameter._hp_mapping
+        if mapping is not None:
+            moments = {key: mapping.get_optim_state_fragment(key) for key in MOMENTS}
+            start = mapping.lp_fragment_address.start
+            yield Fragment(name, tuple(parameter.shape), start, mapping.hp_fragment.detach(), **moments)
+
+
+def _stage3(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[Fragment]:
+    for name, parameter in named:
+        parts = [optimizer._get_fp32_opt_state_partition(parameter, False, key)[0] for key in (None, *MOMENTS)]
+        start = optimizer._get_param_partition_rank(parameter) * parts[0].numel()
+        owned = min(parts[0].numel(), parameter.ds_numel - start)  # the last ranks hold padding
+        if owned > 0:
+            yield Fragment(name, tuple(parameter.ds_shape), start, *(part.detach().narrow(0, 0, owned) for part in parts))
+
+
+def _replicated(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[Fragment]:
+    adam = base_optimizer(optimizer)
+    masters = {}
+    if hasattr(optimizer, "fp32_groups"):
+        for low_group, high_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            masters.update({id(low): high for low, high in zip(low_group, high_group, strict=True)})
+    for name, parameter in named:
+        master = masters.get(id(parameter), parameter)
+        state = adam.state[master]
+        moments = {key: state[key].view(-1) for key in MOMENTS}
+        yield Fragment(name, tuple(parameter.shape), 0, master.detach().view(-1), **moments)
+
+
+@torch.no_grad()
+def publish(module: nn.Module, optimizer: Any) -> None:
+    """Copy the fp32 master weights to the model's own, on all ranks: the last step of loading a checkpoint."""
+    if hasattr(optimizer, "update_lp_params"):
+        optimizer.update_lp_params()
+    elif hasattr(optimizer, "grad_position"):
+        # Small parameters stay gathered between steps: let go of them, refill their partitions, gather them again.
+        kept = optimizer.persistent_parameters
+        if kept:
+            kept[0].partition(kept)
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        if kept:
+            kept[0].all_gather(kept)
+    elif hasattr(optimizer, "fp32_groups"):
+        for low_group, high_group in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            for low, high in zip(low_group, high_group, strict=True):
+                low.copy_(high)
+
+
+def adam_steps(optimizer: Any) -> int:
+    """How many steps AdamW has taken (skipped ones do not count)."""
+    ensure_state(optimizer)
+    state = base_optimizer(optimizer).state
+    return max(int(state[tensor]["step"]) for tensor, _ in _masters(optimizer))
+
+
+def set_adam_steps(optimizer: Any, steps: int) -> None:
+    """Set AdamW's step count, on which its bias correction hangs."""
+    ensure_state(optimizer)
+    state = base_optimizer(optimizer).state
+    for tensor, _ in _masters(optimizer):
+        state[tensor]["step"].fill_(steps)

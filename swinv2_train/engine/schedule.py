@@ -1,0 +1,26 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import OptimConfig
+
+
+def learning_rate(step: int, optim: OptimConfig, plan: Plan) -> float:
+    """The learning rate of step `step` (the first is 0).
+
+    Linear warm-up from `plan.warmup_lr`; then the schedule, whose clock starts where the warm-up ends, as in the
+    official Swin code (timm's `warmup_prefix`). Multistep counts its milestones from the start of the run.
+    """
+    if step < plan.warmup_steps:
+        return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * step / plan.warmup_steps
+    progress = min(1.0, (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps))
+    if optim.schedule == "cosine":
+        return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * progress))
+    if optim.schedule == "linear":
+        return plan.peak_lr + (plan.min_lr - plan.peak_lr) * progress
+    if optim.schedule == "multistep":
+        return plan.peak_lr * optim.gamma ** sum(step >= mark for mark in plan.milestones)
+    return plan.peak_lr

@@ -1,0 +1,146 @@
+"""Shifted-window cosine attention with a log-spaced continuous position bias (paper sections 3.2 and 3.3).
+
+Three backends compute the same function with the same gradients:
+
+- `reference`: the plain formula, scores in full; what the others are tested against.
+- `sdpa`: torch's fused attention. Its operands have the dtype of the model (half precision in a half-precision model);
+  torch keeps its internal softmax in float32.
+- `sequential`: bounded memory, see `sequential.py`.
+
+A backend takes
+    qkv      (B, Hp, Wp, 3C)   projected token map, rolled and padded to whole windows, [q; k; v] each head-major
+    scale    (h,)              factor of the cosine, at least float32
+    table    (h, P, Q)         position bias per offset, at least float32 (see `geometry.expand_bias`)
+    regions  (nW, N) or None   regions of the shift mask; None where windows are not shifted
+    window   (wh, ww)
+and returns the (B, Hp, Wp, C) map before the output projection.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_train.config.model import CPB_HIDDEN
+from swinv2_train.models.geometry import (
+    MASK_VALUE,
+    Window,
+    expand_bias,
+    from_windows,
+    region_mask,
+    relative_coordinates,
+    to_windows,
+    window_regions,
+)
+from swinv2_train.models.precision import at_least_float32, without_autocast
+from swinv2_train.models.sequential import sequential_attention
+
+MAX_LOG_SCALE = math.log(100.0)
+"""The temperature of the cosine does not fall below 0.01 (paper section 3.2)."""
+BIAS_RANGE = 16.0
+"""The position bias lies between 0 and this (official code)."""
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Divide by the Euclidean length of the last dimension, in at least float32.
+
+    A zero vector, such as the key of a padding token, stays zero and has a finite gradient; dividing by a tiny epsilon
+    instead would overflow in float16.
+    """
+    x = x.to(at_least_float32(x.dtype))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / length.masked_fill(length == 0, 1.0)
+
+
+def reference_attention(qkv: Tensor, scale: Tensor, table: Tensor, regions: Tensor | None, window: Window) -> Tensor:
+    """softmax(scale * cos(q, k) + bias + mask) v, in as many words."""
+    q, k, v = to_windows(qkv, window, 3, scale.shape[0]).unbind()
+    scores = (unit_vectors(q) * scale[:, None, None]) @ unit_vectors(k).transpose(-1, -2)
+    scores = scores + expand_bias(table, window)
+    if regions is not None:
+        scores = scores + (region_mask(regions, regions) * MASK_VALUE).unsqueeze(1).to(scores.dtype)
+    out = scores.softmax(dim=-1).to(v.dtype) @ v
+    return from_windows(out.unsqueeze(0), window, (qkv.shape[1], qkv.shape[2]))
+
+
+def sdpa_attention(qkv: Tensor, scale: Tensor, table: Tensor, regions: Tensor | None, window: Window) -> Tensor:
+    """The same by `scaled_dot_product_attention`, with bias and mask as its additive mask."""
+    heads = scale.shape[0]
+    q, k, v = to_windows(qkv, window, 3, heads).unbind()
+    shape = q.shape
+    q, k = (unit_vectors(q) * scale[:, None, None]).to(v.dtype), unit_vectors(k).to(v.dtype)
+    # Softmax does not see a constant, and half precision is finest around zero: centre the bias before rounding it.
+    bias = expand_bias(table - BIAS_RANGE / 2, window)
+    if regions is None:
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        bias = bias.unsqueeze(0)
+    else:
+        # With the windows in the head dimension, one mask per window serves every image by broadcasting.
+        q, k, v = (x.flatten(1, 2) for x in (q, k, v))
+        mask = (region_mask(regions, regions) * MASK_VALUE).to(bias.dtype)
+        bias = (mask.unsqueeze(1) + bias).flatten(0, 1).unsqueeze(0)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(v.dtype), scale=1.0)
+    return from_windows(out.reshape(1, *shape), window, (qkv.shape[1], qkv.shape[2]))
+
+
+class WindowAttention(nn.Module):
+    """Window attention over a token map, for any window: no parameter has the size of the window.
+
+    Args:
+        dim: channels C.
+        num_heads: attention heads h.
+        pretrained_window: window the weights were trained with; a side of 0 stands for the window in use.
+        backend: reference, sdpa or sequential.
+        chunk_mib: memory bound of the sequential backend.
+    """
+
+    def __init__(self, dim: int, num_heads: int, pretrained_window: Window, *, backend: str, chunk_mib: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.pretrained_window = pretrained_window
+        self.backend = backend
+        self.chunk_mib = chunk_mib
+        self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
+        self.q_bias = nn.Parameter(torch.empty(dim))
+        self.v_bias = nn.Parameter(torch.empty(dim))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, CPB_HIDDEN), nn.ReLU(), nn.Linear(CPB_HIDDEN, num_heads, bias=False))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, window: Window, shift: tuple[int, int]) -> Tensor:
+        """(B, Hp, Wp, C) -> (B, Hp, Wp, C), for a map of whole windows that is already rolled by `shift`."""
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have none
+        qkv = F.linear(x, self.qkv.weight, bias)
+        regions = None
+        if any(shift):
+            regions = window_regions((x.shape[1], x.shape[2]), window, shift, x.device)
+        with without_autocast(x):
+            scale, table = self.scale(), self.position_table(window)
+            if self.backend == "sequential":
+                out = sequential_attention(qkv, scale, table, regions, window, self.chunk_mib)
+            elif self.backend == "sdpa":
+                out = sdpa_attention(qkv, scale, table, regions, window)
+            else:
+                out = reference_attention(qkv, scale, table, regions, window)
+        return self.proj(out)
+
+    def scale(self) -> Tensor:
+        """Factor of the cosine per head, (h,), in at least float32: the inverse temperature, at most 100."""
+        log_scale = self.logit_scale.flatten().to(at_least_float32(self.logit_scale.dtype))
+        return log_scale.clamp(max=MAX_LOG_SCALE).exp()
+
+    def position_table(self, window: Window) -> Tensor:
+        """Position bias per head and offset, (h, P, Q), between 0 and 16, in at least float32.
+
+        The squashing acts on the (2wh - 1)(2ww - 1) offsets, before they are spread over the N * N pairs.
+        """
+        hidden, _, out = self.cpb_mlp
+        wide = at_least_float32(out.weight.dtype)
+        with without_autocast(out.weight):
+            coordinates = relative_coordinates(window, self.pretrained_window, out.weight.device).to(wide)
+            x = F.relu(F.linear(coordinates, hidden.weight.to(wide), hidden.bias.to(wide)))
+            table = BIAS_RANGE * torch.sigmoid(F.linear(x, out.weight.to(wide)))
+        return table.t().reshape(self.num_heads, 2 * window[0] - 1, 2 * window[1] - 1)

@@ -1,0 +1,234 @@
+"""Swin Transformer V2 (arXiv 2111.09883), with the parameters of the official code under the official names.
+
+Works on images of any size and any number of channels: maps are padded to whole windows, windows that exceed a map are
+clamped to it. At sizes that the official code accepts, results are the official ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from swinv2_train.config.model import (
+    NUM_STAGES,
+    ModelConfig,
+    attention_backends,
+    checkpointed_blocks,
+    drop_path_rates,
+    fit_window,
+    mlp_width,
+    position_map,
+    pretrained_windows,
+    validate_model,
+    windows,
+)
+from swinv2_train.models.attention import WindowAttention
+from swinv2_train.models.drop_path import add_branch
+from swinv2_train.models.geometry import Window
+from swinv2_train.models.init import init_weights
+from swinv2_train.models.layers import InputError, LayerNorm, Mlp, PatchEmbed, PatchMerging, position_embedding
+
+
+class SwinBlock(nn.Module):
+    """Attention and MLP, each normed inside its residual branch (res-post-norm, paper section 3.2).
+
+    Args:
+        window: configured attention window; clamped to the map at every call.
+        shifted: roll the map by half a window.
+        drop_path: probability to drop a branch.
+        extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: WindowAttention,
+        mlp_hidden: int,
+        *,
+        window: Window,
+        shifted: bool,
+        drop_path: float,
+        extra_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shifted = shifted
+        self.drop_path = drop_path
+        self.norm1 = LayerNorm(dim)
+        self.attn = attention
+        self.norm2 = LayerNorm(dim)
+        self.mlp = Mlp(dim, mlp_hidden)
+        self.enorm = LayerNorm(dim) if extra_norm else None
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); `noise` is (B, 2), or None for no stochastic depth."""
+        attention_noise, mlp_noise = (None, None) if noise is None else noise.unbind(1)
+        x = add_branch(x, self.norm1(self._attend(x)), attention_noise, self.drop_path)
+        x = add_branch(x, self.norm2(self.mlp(x)), mlp_noise, self.drop_path)
+        return x if self.enorm is None else self.enorm(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1], x.shape[2]
+        window, shift = fit_window(self.window, height, width)
+        if not self.shifted:
+            shift = (0, 0)
+        below, right = -height % window[0], -width % window[1]
+        # Padding comes before the roll, as in the official dense prediction code; its tokens are not masked.
+        if below or right:
+            x = F.pad(x, (0, 0, 0, right, 0, below))
+        if any(shift):
+            x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
+        x = self.attn(x, window, shift)
+        if any(shift):
+            x = x.roll(shift, dims=(1, 2))
+        return x[:, :height, :width]
+
+
+class SwinStage(nn.Module):
+    """The blocks of one resolution, and the patch merging that follows them (called by the backbone)."""
+
+    def __init__(
+        self, blocks: Sequence[SwinBlock], checkpointed: Sequence[bool], downsample: PatchMerging | None
+    ) -> None:
+        super().__init__()
+        self.checkpointed = tuple(checkpointed)
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), before patch merging; `noise` is (B, depth, 2) or None."""
+        for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
+            block_noise = None if noise is None else noise[:, index]
+            if recompute and torch.is_grad_enabled():
+                # A block draws no random numbers of its own, so there is no random state to put back.
+                x = checkpoint(block, x, block_noise, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, block_noise)
+        return x
+
+
+class SwinTransformerV2(nn.Module):
+    """The backbone.
+
+    Args:
+        config: see `ModelConfig`.
+        resolution: input (height, width) in pixels that an absolute position embedding is made for; other inputs get it
+            interpolated. Without such an embedding it has no effect.
+
+    Raises:
+        ConfigError: for a model that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        validate_model(config)
+        self.in_channels = config.in_channels
+        self.num_blocks = sum(config.depths)
+        self.dims = [config.embed_dim * 2**stage for stage in range(NUM_STAGES)]
+        self.drop_path = config.drop_path
+        self.absolute_pos_embed: nn.Parameter | None = None
+        if config.absolute_position:
+            self.position_map = position_map(config, resolution)
+            length = self.position_map[0] * self.position_map[1]
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, length, config.embed_dim))
+        self.patch_embed = PatchEmbed(config.in_channels, config.patch_size, config.embed_dim)
+        self.layers = nn.ModuleList(_build_stage(config, stage) for stage in range(NUM_STAGES))
+        self.norm = LayerNorm(self.dims[-1])
+        init_weights(self)
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        mask_token: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Features of every stage.
+
+        Args:
+            images: (B, in_channels, H, W), any size.
+            mask_token: (C,) stands in for the masked tokens, after the patch norm and before a position embedding.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            noise: (B, num_blocks, 2) uniform numbers in [0, 1) that decide stochastic depth in training (see
+                `drop_path_noise`); None draws them from torch's global generator. Not used in eval mode.
+
+        Returns:
+            Per stage (B, H_i, W_i, C_i): before patch merging, the last one after the final norm.
+
+        Raises:
+            InputError: if an argument does not fit the model or the images.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_channels:
+            raise InputError(
+                f"images of shape {tuple(images.shape)}: the model takes (batch, {self.in_channels}, height, width)"
+            )
+        x = self.patch_embed(images)
+        x = _put_mask_token(x, mask_token, token_mask)
+        if self.absolute_pos_embed is not None:
+            position = position_embedding(self.absolute_pos_embed, self.position_map, x.shape[1], x.shape[2])
+            x = x + position.to(x.dtype)
+        noise = self._stochastic_depth(noise, images)
+
+        features, first_block = [], 0
+        for stage in self.layers:
+            last_block = first_block + len(stage.blocks)
+            x = stage(x, None if noise is None else noise[:, first_block:last_block])
+            first_block = last_block
+            features.append(x)
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        features[-1] = self.norm(features[-1])
+        return features
+
+    def _stochastic_depth(self, noise: Tensor | None, images: Tensor) -> Tensor | None:
+        if not self.training or self.drop_path == 0:
+            return None
+        shape = (images.shape[0], self.num_blocks, 2)
+        if noise is None:
+            return torch.rand(shape, device=images.device)
+        if noise.shape != shape:
+            raise InputError(f"noise of shape {tuple(noise.shape)}: the model takes {shape} for this batch")
+        return noise
+
+
+def _build_stage(config: ModelConfig, stage: int) -> SwinStage:
+    dim = config.embed_dim * 2**stage
+    first_block = sum(config.depths[:stage])
+    period = config.extra_norm_period
+    blocks = [
+        SwinBlock(
+            dim,
+            WindowAttention(
+                dim,
+                config.num_heads[stage],
+                pretrained_windows(config)[stage],
+                backend=attention_backends(config)[stage],
+                chunk_mib=config.sequential_chunk_mib,
+            ),
+            mlp_width(config, dim),
+            window=windows(config)[stage],
+            shifted=index % 2 == 1,
+            drop_path=drop_path_rates(config)[first_block + index],
+            extra_norm=period > 0 and (index + 1) % period == 0,
+        )
+        for index in range(config.depths[stage])
+    ]
+    downsample = PatchMerging(dim) if stage < NUM_STAGES - 1 else None
+    return SwinStage(blocks, checkpointed_blocks(config)[stage], downsample)
+
+
+def _put_mask_token(x: Tensor, mask_token: Tensor | None, token_mask: Tensor | None) -> Tensor:
+    if mask_token is None and token_mask is None:
+        return x
+    if mask_token is None or token_mask is None:
+        raise InputError("mask_token and token_mask go together: give both or neither")
+    if token_mask.shape != x.shape[:3]:
+        raise InputError(
+            f"token_mask of shape {tuple(token_mask.shape)}: these images have {tuple(x.shape[:3])} tokens"
+        )
+    return torch.where(token_mask.bool().unsqueeze(-1), mask_token.to(x.dtype), x)

@@ -1,0 +1,54 @@
+"""Stochastic depth whose randomness is an input: what is dropped is a pure function of given numbers.
+
+With numbers that hang on a sample alone, a sample loses the same branches whatever the number of ranks, the
+micro-batch or the recomputation of activations.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+_MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The output function of splitmix64 on int64 bit patterns (multiplication wraps around)."""
+    for shift, factor in _MIX:
+        x = (x ^ _shift_right(x, shift)) * factor
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts copy the sign bit; clear the copies
+
+
+def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
+    """Uniform numbers for the branches of every block, a function of the seed of a sample and nothing else.
+
+    Integer arithmetic only, so CPU and GPU give the same bits.
+
+    Args:
+        sample_seeds: (B,) int64, any values; successive ones are fine.
+
+    Returns:
+        (B, num_blocks, 2) float32 in [0, 1): attention and MLP branch of every block.
+    """
+    counters = torch.arange(1, 2 * num_blocks + 1, device=sample_seeds.device) * _GAMMA
+    bits = _mix(_mix(sample_seeds.long() * _GAMMA)[:, None] + counters)
+    return (_shift_right(bits, 40).float() * 2.0**-24).view(-1, num_blocks, 2)
+
+
+def add_branch(x: Tensor, branch: Tensor, noise: Tensor | None, rate: float) -> Tensor:
+    """x + branch, with the branch dropped for samples whose noise is below `rate` and scaled by 1/(1 - rate) else.
+
+    Args:
+        x, branch: (B, H, W, C).
+        noise: (B,) uniform numbers in [0, 1), or None to keep every branch as it is.
+    """
+    if noise is None or rate == 0:
+        return x + branch
+    kept = (noise >= rate).to(branch.dtype).view(-1, 1, 1, 1)
+    # As `alpha` the scale is not rounded to half precision.
+    return torch.add(x, branch * kept, alpha=1 / (1 - rate))

@@ -1,0 +1,70 @@
+"""Models with a head: image classification and masked image modelling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import ModelConfig, total_stride
+from swinv2_train.models.backbone import SwinTransformerV2
+from swinv2_train.models.init import init_weights
+
+
+class ImageClassifier(nn.Module):
+    """Backbone, mean over the tokens of the last stage, linear head.
+
+    Args:
+        resolution: see `SwinTransformerV2`.
+
+    Raises:
+        ConfigError: for a model that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig, num_classes: int, resolution: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError("num_classes", num_classes, "a classifier has at least one class")
+        self.backbone = SwinTransformerV2(config, resolution)
+        self.head = nn.Linear(self.backbone.dims[-1], num_classes)
+        init_weights(self.head)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> logits (B, num_classes); `noise` as in the backbone."""
+        return self.head(self.backbone(images, noise=noise)[-1].mean(dim=(1, 2)))
+
+
+class MaskedImageModel(nn.Module):
+    """SimMIM (arXiv 2111.09886, official code): masked tokens in, all pixels out, by one linear layer.
+
+    Args:
+        resolution: see `SwinTransformerV2`.
+
+    Raises:
+        ConfigError: for a model that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        stride = total_stride(config)
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.embed_dim), std=0.02))
+        self.encoder = SwinTransformerV2(config, resolution)
+        self.decoder = nn.Sequential(
+            nn.Conv2d(self.encoder.dims[-1], config.in_channels * stride**2, kernel_size=1),
+            nn.PixelShuffle(stride),
+        )
+
+    def forward(self, images: Tensor, token_mask: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Reconstruct the images.
+
+        Args:
+            images: (B, in_channels, H, W), normalised.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            noise: as in the backbone.
+
+        Returns:
+            (B, in_channels, H, W), also where the tokens of the last stage reach beyond the image.
+        """
+        features = self.encoder(images, mask_token=self.mask_token.flatten(), token_mask=token_mask, noise=noise)[-1]
+        pixels = self.decoder(features.permute(0, 3, 1, 2))
+        return pixels[:, :, : images.shape[2], : images.shape[3]]

@@ -1,0 +1,101 @@
+"""The small parts of the backbone: LayerNorm, patch embedding, patch merging, MLP.
+
+Token maps are (B, H, W, C) throughout, so that every layer but the first works on the last dimension.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_train.models.precision import at_least_float32, without_autocast
+
+
+class InputError(ValueError):
+    """An input that does not fit the model. `str(error)` is the whole message for a person."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the last dimension with float32 statistics, returning the dtype of its input.
+
+    torch's kernels already compute in float32 where input and weights share a half precision; only where they do not,
+    as under autocast, is the input widened first.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with without_autocast(input):
+            if input.dtype == self.weight.dtype:
+                return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+            wide = at_least_float32(input.dtype)
+            x, weight, bias = (tensor.to(wide) for tensor in (input, self.weight, self.bias))
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: (B, in_channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim).
+
+    The image is padded with zeros at the bottom and the right to whole patches.
+    """
+
+    def __init__(self, in_channels: int, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        below, right = -images.shape[2] % self.patch_size, -images.shape[3] % self.patch_size
+        if below or right:
+            images = F.pad(images, (0, right, 0, below))
+        return self.norm(self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Four neighbouring tokens to one: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C).
+
+    The norm follows the reduction, unlike in Swin V1. A map of odd size is padded with zeros.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.norm = LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        below, right = x.shape[1] % 2, x.shape[2] % 2
+        if below or right:
+            x = F.pad(x, (0, 0, 0, right, 0, below))
+        b, height, width, c = x.shape
+        x = x.reshape(b, height // 2, 2, width // 2, 2, c)
+        # Neighbours in the official order: the row changes fastest, then the column.
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(b, height // 2, width // 2, 4 * c)
+        return self.norm(self.reduction(x))
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear, on the last dimension."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def position_embedding(embedding: Tensor, built_for: tuple[int, int], rows: int, columns: int) -> Tensor:
+    """An absolute position embedding for a map of another size, by bicubic interpolation.
+
+    Args:
+        embedding: (1, L, C) with L = built_for[0] * built_for[1].
+
+    Returns:
+        (1, rows, columns, C), in the dtype of the embedding.
+    """
+    grid = embedding.unflatten(1, built_for)
+    if built_for == (rows, columns):
+        return grid
+    wide = grid.permute(0, 3, 1, 2).to(at_least_float32(grid.dtype))
+    resized = F.interpolate(wide, size=(rows, columns), mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(grid.dtype)

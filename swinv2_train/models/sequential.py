@@ -1,0 +1,217 @@
+"""Sequential window attention: the scores of a few windows and heads at a time, in forward and in backward.
+
+At 1536 x 1536 pixels and window 32 the scores of one block of the first stage fill gigabytes per image. Here a bounded
+share of them exists at any moment (paper section 3.5, "sequential self-attention computation"). Kept for the backward
+pass are the projected map, the result, one number per query (the logarithm of the softmax's denominator), the bias
+table and the region of every token; scores, bias and mask are made again, chunk by chunk. Sums run in a fixed order, so
+the gradients are the same at every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swinv2_train.models.geometry import (
+    MASK_VALUE,
+    Window,
+    collapse_bias,
+    expand_bias,
+    from_windows,
+    region_mask,
+    to_windows,
+)
+from swinv2_train.models.precision import at_least_float32, without_autocast
+
+
+@dataclass(frozen=True)
+class ChunkPlan:
+    """How many windows, heads and window rows of queries are worked on at a time."""
+
+    windows: int
+    heads: int
+    query_rows: int
+
+
+def plan_chunks(
+    windows: int, heads: int, window: Window, budget_bytes: float, element_bytes: int, *, masked: bool, backward: bool
+) -> ChunkPlan:
+    """Fit the score-sized tensors that live together into a budget.
+
+    Forward these are the scores and the bias; backward the probabilities, their gradient, the bias, its gradient and
+    the chunk's share of that; the mask adds a byte per pair of tokens. The least that is possible is one window row of
+    queries of one window and head.
+
+    Args:
+        windows: windows of the whole batch, B * nW.
+    """
+    score_copies, bias_copies = (2, 3) if backward else (1, 1)
+    tokens = window[0] * window[1]
+
+    def cost(rows: int, group: int) -> int:
+        scores = rows * (group * score_copies * element_bytes + int(masked))
+        return scores + group * bias_copies * element_bytes
+
+    pairs = budget_bytes / tokens**2
+    if cost(windows, 1) <= pairs:  # all windows at once: a bias is then spread once for all of them
+        return ChunkPlan(windows, max(g for g in range(1, heads + 1) if cost(windows, g) <= pairs), window[0])
+    if cost(1, 1) <= pairs:
+        return ChunkPlan(int((pairs - cost(0, 1)) / (cost(1, 1) - cost(0, 1))), 1, window[0])
+    row_bytes = cost(1, 1) * window[1] * tokens
+    return ChunkPlan(1, 1, min(max(int(budget_bytes / row_bytes), 1), window[0]))
+
+
+def _spans(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors along the last dimension and the lengths they had; zero vectors stay zero."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    length = length.masked_fill(length == 0, 1.0)
+    return x / length, length
+
+
+def _unit_backward(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
+    return (gradient - unit * (gradient * unit).sum(-1, keepdim=True)) / length
+
+
+class _ScoreMaker:
+    """Makes the bias and the scores of a chunk from the table and the regions."""
+
+    def __init__(self, table: Tensor, regions: Tensor | None, window: Window) -> None:
+        self.table, self.regions, self.window = table, regions, window
+
+    def bias(self, heads: slice, rows: slice) -> Tensor:
+        return expand_bias(self.table[heads], self.window, (rows.start, rows.stop))
+
+    def scores(self, q: Tensor, k: Tensor, bias: Tensor, windows: slice, queries: slice) -> Tensor:
+        """Unit-length queries times scale and unit-length keys -> masked scores (windows, heads, q, N)."""
+        scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
+        if self.regions is not None:
+            index = torch.arange(windows.start, windows.stop, device=q.device) % self.regions.shape[0]
+            regions = self.regions[index]
+            scores.add_(region_mask(regions[:, queries], regions).unsqueeze(1), alpha=MASK_VALUE)
+        return scores
+
+
+class _SequentialAttention(torch.autograd.Function):
+    """See `sequential_attention`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        scale: Tensor,
+        table: Tensor,
+        regions: Tensor | None,
+        window: Window,
+        budget_bytes: float,
+    ) -> Tensor:
+        heads, ww = scale.shape[0], window[1]
+        wide = at_least_float32(qkv.dtype)
+        q, k, v = to_windows(qkv, window, 3, heads).flatten(1, 2).unbind()
+        out = torch.empty_like(q)
+        log_sum = torch.empty(q.shape[:-1], dtype=wide, device=q.device)
+        maker = _ScoreMaker(table, regions, window)
+        plan = plan_chunks(
+            q.shape[0], heads, window, budget_bytes, wide.itemsize, masked=regions is not None, backward=False
+        )
+        for group in _spans(heads, plan.heads):
+            row_spans = list(_spans(window[0], plan.query_rows))
+            shared = maker.bias(group, row_spans[0]) if len(row_spans) == 1 else None
+            for part in _spans(q.shape[0], plan.windows):
+                key, value = _unit(k[part, group].to(wide))[0], v[part, group].to(wide)
+                for rows in row_spans:
+                    queries = slice(rows.start * ww, rows.stop * ww)
+                    query = _unit(q[part, group, queries].to(wide))[0] * scale[group, None, None]
+                    bias = maker.bias(group, rows) if shared is None else shared
+                    scores = maker.scores(query, key, bias, part, queries)
+                    top = scores.amax(-1, keepdim=True)
+                    total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+                    out[part, group, queries] = (torch.matmul(scores, value) / total).to(out.dtype)
+                    log_sum[part, group, queries] = (top + total.log()).squeeze(-1)
+                    del scores, bias
+        merged = from_windows(out.view(1, qkv.shape[0], -1, *out.shape[1:]), window, (qkv.shape[1], qkv.shape[2]))
+        # The map itself is saved, not its windows: it is the input of the next projection, which keeps it anyway.
+        ctx.save_for_backward(qkv, scale, table, regions, merged, log_sum)
+        ctx.window, ctx.budget_bytes = window, budget_bytes
+        return merged
+
+    @staticmethod
+    def backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
+        with without_autocast(grad_merged):
+            return _backward(ctx, grad_merged)
+
+
+def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
+    qkv, scale, table, regions, merged, log_sum = ctx.saved_tensors
+    window, heads, ww = ctx.window, scale.shape[0], ctx.window[1]
+    wide = log_sum.dtype
+    windowed = to_windows(qkv, window, 3, heads)
+    grad_windowed = torch.empty_like(windowed)
+    (q, k, v), (grad_q, grad_k, grad_v) = windowed.flatten(1, 2).unbind(), grad_windowed.flatten(1, 2).unbind()
+    out, grad_out = (to_windows(x, window, 1, heads).flatten(0, 2) for x in (merged, grad_merged))
+    need_table = ctx.needs_input_grad[2]
+    grad_table, grad_scale = torch.zeros_like(table), torch.zeros_like(scale)
+    maker = _ScoreMaker(table, regions, window)
+    plan = plan_chunks(
+        q.shape[0], heads, window, ctx.budget_bytes, wide.itemsize, masked=regions is not None, backward=True
+    )
+    for group in _spans(heads, plan.heads):
+        row_spans = list(_spans(window[0], plan.query_rows))
+        whole = len(row_spans) == 1
+        shared = maker.bias(group, row_spans[0]) if whole else None
+        grad_bias = torch.zeros_like(shared) if whole and need_table else None
+        factor = scale[group, None, None]
+        for part in _spans(q.shape[0], plan.windows):
+            key, key_length = _unit(k[part, group].to(wide))
+            value = v[part, group].to(wide)
+            grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
+            for rows in row_spans:
+                queries = slice(rows.start * ww, rows.stop * ww)
+                unit, length = _unit(q[part, group, queries].to(wide))
+                gradient = grad_out[part, group, queries].to(wide)
+                query = unit * factor
+                bias = maker.bias(group, rows) if shared is None else shared
+                weights = maker.scores(query, key, bias, part, queries)
+                weights.sub_(log_sum[part, group, queries, None]).exp_()
+                grad_value += torch.matmul(weights.transpose(-1, -2), gradient)
+                # Softmax backward: p * (dp - sum(p * dp)), and the sum is the product of result and its gradient.
+                mean = (gradient * out[part, group, queries]).sum(-1, keepdim=True)
+                grad_scores = torch.matmul(gradient, value.transpose(-1, -2)).sub_(mean).mul_(weights)
+                del weights, bias
+                if grad_bias is not None:
+                    grad_bias += grad_scores.sum(0)
+                elif need_table:
+                    used = slice(rows.start, rows.stop + window[0] - 1)
+                    grad_table[group, used] += collapse_bias(grad_scores.sum(0), window)
+                grad_query = torch.matmul(grad_scores, key)
+                grad_key += torch.matmul(grad_scores.transpose(-1, -2), query)
+                grad_scale[group] += (grad_query * unit).sum((0, 2, 3))
+                grad_q[part, group, queries] = _unit_backward(grad_query * factor, unit, length).to(qkv.dtype)
+                del grad_scores
+            grad_k[part, group] = _unit_backward(grad_key, key, key_length).to(qkv.dtype)
+            grad_v[part, group] = grad_value.to(qkv.dtype)
+        if grad_bias is not None:
+            grad_table[group] = collapse_bias(grad_bias, window)
+    grad_qkv = from_windows(grad_windowed, window, (qkv.shape[1], qkv.shape[2]))
+    return grad_qkv, grad_scale, grad_table if need_table else None, None, None, None
+
+
+@torch.compiler.disable
+def sequential_attention(
+    qkv: Tensor, scale: Tensor, table: Tensor, regions: Tensor | None, window: Window, chunk_mib: float
+) -> Tensor:
+    """Cosine window attention with a bounded share of the scores in memory; arguments as in `attention.py`.
+
+    Scores and softmax, and here also the product with the values, are computed in at least float32.
+
+    Args:
+        chunk_mib: bound, in MiB, on the score-sized tensors alive at a time, in forward and in backward.
+    """
+    return _SequentialAttention.apply(qkv, scale, table, regions, window, chunk_mib * 2**20)

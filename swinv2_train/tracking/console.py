@@ -1,0 +1,107 @@
+"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in `log.txt`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+class RunConsole:
+    """Messages and progress of one run.
+
+    On a terminal the progress is a live bar at the bottom with messages scrolling above it; elsewhere every report is
+    one line. `log.txt` gets plain, time-stamped lines of both in either case.
+
+    Args:
+        log_file: where the lines are appended.
+        title: shown left of the bar.
+        total_steps: length of the run in optimizer steps.
+        console: where to draw; stdout by default.
+    """
+
+    def __init__(self, log_file: Path, title: str, total_steps: int, console: Console | None = None) -> None:
+        self._log_file = log_file
+        self._title = title
+        self._total_steps = total_steps
+        self._console = console or Console()
+        self._live: Live | None = None
+        self._log_lost = False
+
+    def message(self, text: str, style: str = "") -> None:
+        """A time-stamped line on the console and in the log."""
+        line = self._log(text)
+        self._console.print(Text(line, style), soft_wrap=True)
+
+    def progress(self, record: Mapping[str, float | int], seconds_left: float) -> None:
+        """Report one step: the live bar on a terminal, a line elsewhere; the line goes to the log in either case."""
+        step, numbers, left = int(record["step"]), progress_numbers(record), format_duration(seconds_left)
+        line = self._log(f"step {step}/{self._total_steps}  {numbers}  left {left}")
+        if not self._console.is_terminal:
+            self._console.print(Text(line), soft_wrap=True)
+            return
+        bar = Table.grid(padding=(0, 2))
+        share = step / self._total_steps if self._total_steps else 1.0
+        bar.add_row(
+            Text(self._title, "bold"),
+            ProgressBar(total=max(self._total_steps, 1), completed=step, width=30),
+            Text(f"{step}/{self._total_steps}"),
+            Text(f"{share:.0%}"),
+            Text(f"left {left}"),
+        )
+        if self._live is None:
+            # Drawn only on a report: a refresh thread would be alive while data workers are forked.
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._live.update(Group(bar, Text(numbers)), refresh=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands and give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _log(self, text: str) -> str:
+        """Stamp the text with the time, append it to the log, and give the line back."""
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
+        try:
+            with self._log_file.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            # A message is often about a failure already; a second one must not hide it.
+            if not self._log_lost:
+                print(f"{self._log_file} cannot be written: {error.strerror}", file=sys.stderr)
+            self._log_lost = True
+        return line
+
+
+def progress_numbers(record: Mapping[str, float | int]) -> str:
+    """The numbers of a step in one dense line of a fixed order; a number that the record lacks is left out."""
+    formats = (
+        ("loss", "loss {:.4f}"),
+        ("grad_norm", "grad norm {:.3f}"),
+        ("lr", "lr {:.2e}"),
+        ("images_per_second", "{:,.1f} images/s"),
+        ("data_wait_share", "data wait {:.1%}"),
+        ("memory_gib", "memory {:.1f} GiB"),
+        ("skipped_steps", "skipped {:.0f}"),
+    )
+    return "  ".join(text.format(record[key]) for key, text in formats if record.get(key) is not None)
+
+
+def format_duration(seconds: float) -> str:
+    """Hours, minutes and seconds, with days where there are any: 0:04:59, 3 d 07:15:00; `?` where unknown."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days} d {hour:02}:{minute:02}:{second:02}" if days else f"{hour}:{minute:02}:{second:02}"

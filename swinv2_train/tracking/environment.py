@@ -1,0 +1,126 @@
+"""`environment.json`: what a run was started with, one entry per start and resume.
+
+Together with `resolved.yaml` it answers what made a result: command, machine, versions, and the commit of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    "swinv2-train",
+    "torch",
+    "torchvision",
+    "deepspeed",
+    "hydra-core",
+    "omegaconf",
+    "webdataset",
+    "numpy",
+    "pillow",
+    "tifffile",
+    "imagecodecs",
+    "safetensors",
+    "tensorboard",
+    "wandb",
+)
+"""Distributions whose version is recorded; one that is not installed is recorded as null."""
+
+_PACKAGE_DIR = Path(__file__).resolve().parent.parent
+
+
+def describe_environment() -> dict[str, Any]:
+    """The command, machine, versions and source of this process, as plain JSON values.
+
+    Names of accelerators need a CUDA context, so call it in a rank, not in a launcher.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "working_directory": os.getcwd(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": _cuda_version(),
+        "git": _source_commit(_PACKAGE_DIR),
+        "accelerators": _accelerators(),
+        "cpu_count": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
+    """Add this start to `<run_dir>/environment.json`, a list, and give the entry back.
+
+    The file is replaced whole, so a crash leaves the old or the new one. A file that cannot be read as a list is put
+    aside as `environment.json.unreadable`, never overwritten.
+    """
+    path = run_dir / "environment.json"
+    entry = {"start_step": start_step, **describe_environment()}
+    starts = []
+    if path.exists():
+        try:
+            starts = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            starts = None
+        if not isinstance(starts, list):
+            path.replace(path.with_name(path.name + ".unreadable"))
+            starts = []
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps([*starts, entry], indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return entry
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cuda_version() -> str | None:
+    torch = sys.modules.get("torch")
+    return torch.version.cuda if torch is not None else None
+
+
+def _accelerators() -> list[str]:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _source_commit(package_dir: Path) -> dict[str, Any] | None:
+    """Commit of the package and whether its files differ from it; None where the package is not in a checkout."""
+    # An installed package may lie inside somebody else's checkout (a virtual environment in their repository), and
+    # the commit of that one would be a lie; so ask first whether git knows our file.
+    if _git(package_dir, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    commit, changes = _git(package_dir, "rev-parse", "HEAD"), _git(package_dir, "status", "--porcelain", "--", ".")
+    if commit is None or changes is None:
+        return None
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None when git is missing, too slow or says no."""
+    command = ["git", "-C", str(directory), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

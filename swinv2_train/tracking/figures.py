@@ -1,0 +1,145 @@
+"""Pictures of a task, put together with PIL alone: arrays to images, and grids of images with titles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+MARGIN = 12
+GAP = 6
+TITLE_SIZE = 15
+FOOTER_SIZE = 13
+MIN_CELL = 128
+BACKGROUND = "white"
+INK = "#202020"
+FOOTER_INK = "#606060"
+
+
+def to_pil(image: Any, *, like: Any = None) -> Image.Image:
+    """A (channels, height, width) array or CPU tensor with values in [0, 1] as an 8-bit picture.
+
+    One channel becomes grey and three become RGB, clipped to [0, 1]. Any other number cannot be shown as it is: the
+    first three channels (of two, the first, in grey) are shown as RGB, each stretched so that its 2nd to 98th
+    percentile fill the range. Values that are not finite are shown as 0.
+
+    Args:
+        image: the values to show.
+        like: take the stretch from this image, of the same number of channels, instead: panels that are to be compared
+            need the same stretch.
+
+    Raises:
+        ValueError: if an array is not (channels, height, width) with at least one of each.
+    """
+    values = _channels_first(image)
+    channels = values.shape[0]
+    if channels not in (1, 3):
+        shown = 3 if channels > 3 else 1
+        reference = values if like is None else _channels_first(like)
+        values = _stretched(values[:shown], reference[:shown])
+    pixels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    if pixels.shape[0] == 1:
+        return Image.fromarray(pixels[0])
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+
+
+def image_grid(
+    rows: Sequence[Sequence[Image.Image]],
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
+    footer: str = "",
+) -> Image.Image:
+    """Images in rows and columns on white, with titles above the columns and left of the rows and a footer below.
+
+    Columns are as wide as their widest image or title, rows as high as their highest image. Images whose longer side
+    is under 128 pixels are enlarged by whole factors; a footer that is too long is broken between words.
+
+    Args:
+        rows: the images; rows may differ in length.
+        column_titles: one per column, or none.
+        row_titles: one per row, or none; a title may have several lines.
+
+    Raises:
+        ValueError: if there is no image, or a list of titles has another length than what it is for.
+    """
+    if not rows or not all(rows):
+        raise ValueError("a grid needs at least one row and at least one image in every row")
+    num_columns = max(len(row) for row in rows)
+    for titles, count, what in ((column_titles, num_columns, "columns"), (row_titles, len(rows), "rows")):
+        if titles and len(titles) != count:
+            raise ValueError(f"{len(titles)} titles for {count} {what}")
+    title_font, footer_font = ImageFont.load_default(size=TITLE_SIZE), ImageFont.load_default(size=FOOTER_SIZE)
+    cells = [[_enlarged(image) for image in row] for row in rows]
+
+    widths = [max(row[i].width for row in cells if i < len(row)) for i in range(num_columns)]
+    if column_titles:
+        widths = [max(w, _size(t, title_font)[0]) for w, t in zip(widths, column_titles, strict=True)]
+    heights = [max(cell.height for cell in row) for row in cells]
+    if row_titles:
+        heights = [max(h, _size(t, title_font)[1]) for h, t in zip(heights, row_titles, strict=True)]
+    left = MARGIN + (max(_size(title, title_font)[0] for title in row_titles) + MARGIN if row_titles else 0)
+    top = MARGIN + (max(_size(title, title_font)[1] for title in column_titles) + GAP if column_titles else 0)
+    width = left + sum(widths) + GAP * (num_columns - 1) + MARGIN
+    bottom = top + sum(heights) + GAP * (len(rows) - 1)
+    footer_lines = _wrapped(footer, footer_font, width - 2 * MARGIN)
+    footer_height = _size(footer_lines, footer_font)[1] + MARGIN if footer_lines else 0
+
+    canvas = Image.new("RGB", (width, bottom + footer_height + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    lefts = [left + sum(widths[:i]) + GAP * i for i in range(num_columns)]
+    tops = [top + sum(heights[:i]) + GAP * i for i in range(len(rows))]
+    for x, column_width, title in zip(lefts, widths, column_titles, strict=False):
+        draw.text((x + column_width / 2, top - GAP), title, INK, title_font, anchor="md", align="center")
+    for y, height, title in zip(tops, heights, row_titles, strict=False):
+        draw.text((left - MARGIN, y + height / 2), title, INK, title_font, anchor="rm", align="right")
+    for y, height, row in zip(tops, heights, cells, strict=True):
+        for x, column_width, cell in zip(lefts, widths, row, strict=False):
+            canvas.paste(cell.convert("RGB"), (x + (column_width - cell.width) // 2, y + (height - cell.height) // 2))
+    if footer_lines:
+        draw.text((MARGIN, bottom + MARGIN), footer_lines, FOOTER_INK, footer_font)
+    return canvas
+
+
+def _channels_first(image: Any) -> np.ndarray:
+    """The image as finite float32 (channels, height, width)."""
+    values = np.asarray(image, dtype=np.float32)
+    if values.ndim != 3 or 0 in values.shape:
+        raise ValueError(f"an image is (channels, height, width) with at least one of each, not {values.shape}")
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _stretched(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Channels scaled so that the 2nd to 98th percentile of the reference's channel becomes 0 to 1."""
+    low, high = np.percentile(reference, [2, 98], axis=(1, 2), keepdims=True)
+    return (values - low) / np.maximum(high - low, 1e-6)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = -(-MIN_CELL // max(image.size))
+    if factor <= 1:
+        return image
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _size(text: str, font: Any) -> tuple[int, int]:
+    """Width and height of a text of one or more lines, in whole pixels."""
+    draw = ImageDraw.Draw(Image.new("L", (1, 1)))
+    x0, _, x1, y1 = draw.multiline_textbbox((0, 0), text, font)
+    return int(np.ceil(x1 - x0)), int(np.ceil(y1))
+
+
+def _wrapped(text: str, font: Any, width: int) -> str:
+    """The text with line breaks between words, so that each line is at most `width` pixels where words allow it."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and _size(longer, font)[0] > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,163 @@
+"""TensorBoard and Weights & Biases: copies of what stands in `metrics.jsonl`, for looking at a run.
+
+Both take the scalars of a step, the metrics of an evaluation, and pictures. Training scalars carry the prefix `train/`,
+evaluation metrics `eval/`, pictures `figures/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+WANDB_MODES = ("disabled", "offline", "online")
+_LOGIN_SECONDS = 60
+"""How long W&B may wait for a person to type a key; the other ranks are already waiting for this one."""
+_CONNECT_SECONDS = 60
+"""How long W&B may try to reach its server at start."""
+
+
+class Sink(Protocol):
+    """Somewhere scalars and pictures of a run go."""
+
+    name: str
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Record scalars under their full names."""
+
+    def figure(self, step: int, name: str, image: Image.Image) -> None:
+        """Record a picture under its full name."""
+
+    def flush(self) -> None:
+        """Make what was recorded visible."""
+
+    def close(self, exit_status: str) -> None:
+        """Write everything out; nothing may be recorded afterwards."""
+
+
+class TensorBoardSink:
+    """TensorBoard event files. A resume hides the events past the step it continues from."""
+
+    name = "TensorBoard"
+
+    def __init__(self, directory: Path, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events at purge_step and later are hidden. A run from the beginning logs step 0 again, a resumed one does not.
+        self._writer = SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0)
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def figure(self, step: int, name: str, image: Image.Image) -> None:
+        self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self, exit_status: str) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """A Weights & Biases run that keeps its id, in `<run>/wandb_id.txt`, over every resume.
+
+    Raises:
+        ConfigError: if the mode is unknown, or W&B cannot be reached or logged in to.
+    """
+
+    name = "W&B"
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        import wandb
+
+        tracking = config.tracking
+        try:
+            self.run = wandb.init(
+                id=_stored_wandb_id(run_dir),
+                resume="allow",
+                mode=tracking.wandb,
+                name=config.run.name,
+                project=tracking.wandb_project,
+                entity=tracking.wandb_entity,
+                group=tracking.wandb_group,
+                dir=str(run_dir),
+                config=dataclasses.asdict(config),
+                # The console is in log.txt; capturing it would fill W&B's log with redraws of the progress bar.
+                settings=wandb.Settings(
+                    console="off", silent=True, login_timeout=_LOGIN_SECONDS, init_timeout=_CONNECT_SECONDS
+                ),
+            )
+        except (wandb.errors.Error, TimeoutError) as error:
+            raise _unreachable(tracking.wandb, _first_line(error)) from error
+        # W&B goes on without a key in another mode when nobody types one in time.
+        if tracking.wandb == "online" and (self.run.disabled or self.run.offline):
+            self.run.finish()
+            raise _unreachable(tracking.wandb, "nobody is logged in")
+        # An x axis of our own: W&B's counter refuses the steps that a resume runs a second time.
+        self.run.define_metric("step", hidden=True)
+        self.run.define_metric("*", step_metric="step")
+
+    @property
+    def where(self) -> str:
+        """A sentence about where the run is to be seen."""
+        if self.run.offline:
+            return f"W&B is offline; upload later with: wandb sync {Path(self.run.dir).parent}"
+        return f"W&B run: {self.run.url}"
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        self.run.log({**values, "step": step})
+
+    def figure(self, step: int, name: str, image: Image.Image) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(image), "step": step})
+
+    def flush(self) -> None:
+        """Nothing to do: W&B sends by itself."""
+
+    def close(self, exit_status: str) -> None:
+        self.run.summary["exit_status"] = exit_status
+        self.run.finish(exit_code=1 if exit_status == "failed" else 0)
+
+
+def check_tracking(config: Config) -> None:
+    """Refuse a tracking section that cannot work, before anything slow.
+
+    Raises:
+        ConfigError: naming the field, its value and the mend.
+    """
+    tracking = config.tracking
+    if tracking.wandb not in WANDB_MODES:
+        raise ConfigError("tracking.wandb", tracking.wandb, f"take one of {', '.join(WANDB_MODES)}")
+    if tracking.log_every_steps < 1:
+        raise ConfigError("tracking.log_every_steps", tracking.log_every_steps, "must be at least 1")
+
+
+def _stored_wandb_id(run_dir: Path) -> str:
+    path = run_dir / "wandb_id.txt"
+    stored = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if stored:
+        return stored
+    new = secrets.token_hex(4)
+    path.write_text(new + "\n", encoding="utf-8")
+    return new
+
+
+def _unreachable(mode: str, reason: str) -> ConfigError:
+    mend = "run `wandb login` or set WANDB_API_KEY, or take tracking.wandb=offline and upload later with `wandb sync`"
+    return ConfigError("tracking.wandb", mode, f"Weights & Biases did not start ({reason}); {mend}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

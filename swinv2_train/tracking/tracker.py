@@ -1,0 +1,160 @@
+"""The tracker of a run: every number and picture passes through it to the run directory, the console and W&B.
+
+Run directory: metrics.jsonl (the record), tb/, figures/, log.txt, wandb/ and wandb_id.txt. Only the main rank writes;
+on the others every method does nothing, except that warnings go to stderr with the rank.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+from rich.console import Console
+
+from swinv2_train.config.schema import Config
+from swinv2_train.tracking.console import RunConsole
+from swinv2_train.tracking.metrics_file import MetricsFile
+from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink, check_tracking
+
+
+class Tracker:
+    """Records one start or resume of a run.
+
+    What a crashed run recorded past `start_step` is dropped first, from metrics.jsonl and from TensorBoard, so that
+    every step stands there once. W&B keeps both passes over such steps.
+
+    Args:
+        run_dir: the run directory; made if it does not exist.
+        config: the resolved config.
+        total_steps: length of the run in optimizer steps.
+        start_step: the step that the run continues from; 0 for a run from the beginning.
+        is_main: whether this process is global rank 0.
+        console: where to draw; stdout by default.
+
+    Raises:
+        ConfigError: if `tracking.*` is wrong, or W&B is wanted online and cannot be reached or logged in to.
+        OSError: if metrics.jsonl cannot be written.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        *,
+        total_steps: int,
+        start_step: int,
+        is_main: bool,
+        console: Console | None = None,
+    ) -> None:
+        check_tracking(config)
+        self.run_dir = Path(run_dir)
+        self.is_main = is_main
+        self._total_steps = total_steps
+        self._global_batch = config.optim.global_batch
+        self._sinks: list[Sink] = []
+        self._closed = not is_main
+        if not is_main:
+            return
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._console = RunConsole(self.run_dir / "log.txt", config.run.name, total_steps, console)
+        # W&B first: when it refuses to start, the record of the run is still untouched.
+        if config.tracking.wandb != "disabled":
+            wandb = WandbSink(self.run_dir, config)
+            self._sinks.append(wandb)
+            self.message(wandb.where)
+        self._metrics = MetricsFile(self.run_dir / "metrics.jsonl", start_step)
+        if self._metrics.dropped_lines:
+            self.message(f"dropped {self._metrics.dropped_lines} lines of metrics.jsonl past step {start_step}")
+        if config.tracking.tensorboard:
+            self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
+
+    def log_steps(self, records: Sequence[Mapping[str, float | int]]) -> None:
+        """Record optimizer steps, in order, and report the last of them on the console.
+
+        Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), data_wait_share (0 to 1),
+        skipped_steps, memory_gib, and what the task adds. Where `seconds_left` is missing, the time left follows from
+        images_per_second.
+
+        Raises:
+            OSError: one sentence, when metrics.jsonl cannot be written.
+        """
+        if self._closed or not records:
+            return
+        self._metrics.append(records)
+        for record in records:
+            values = {f"train/{key}": value for key, value in record.items() if key != "step"}
+            self._to_sinks(lambda sink, step=int(record["step"]), values=values: sink.scalars(step, values))
+        self._to_sinks(lambda sink: sink.flush())
+        self._console.progress(records[-1], self._seconds_left(records[-1]))
+
+    def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record an evaluation as a line of its own and report it. Keys get the prefix `eval/` where they lack it.
+
+        Raises:
+            OSError: one sentence, when metrics.jsonl cannot be written.
+        """
+        if self._closed:
+            return
+        values = {f"eval/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
+        self._metrics.append([{"step": step, **values}])
+        self._to_sinks(lambda sink: sink.scalars(step, values))
+        self._to_sinks(lambda sink: sink.flush())
+        self.message(f"evaluation at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+
+    def log_figure(self, step: int, name: str, image: Image.Image) -> Path:
+        """Save a picture as figures/<name>-step-<8 digits>.png and hand it on. Gives its path on every rank."""
+        path = self.run_dir / "figures" / f"{name}-step-{step:08}.png"
+        if self._closed:
+            return path
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        image.save(temporary, format="PNG")
+        temporary.replace(path)
+        self._to_sinks(lambda sink: sink.figure(step, f"figures/{name}", image))
+        self._to_sinks(lambda sink: sink.flush())
+        return path
+
+    def message(self, text: str) -> None:
+        """A time-stamped line on the console and in log.txt."""
+        if self.is_main:
+            self._console.message(text)
+
+    def warn(self, text: str) -> None:
+        """A warning: like a message on the main rank; on the others a line on stderr that names the rank."""
+        if self.is_main:
+            self._console.message(f"warning: {text}", style="yellow")
+        else:
+            print(f"[rank {os.environ.get('RANK', '?')}] warning: {text}", file=sys.stderr)
+
+    def close(self, exit_status: str) -> None:
+        """Write everything out and give the terminal back. Closing twice is allowed; messages still work afterwards.
+
+        Args:
+            exit_status: finished, stopped (by a signal, to be resumed) or failed; W&B shows only `failed` as failed.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._console.close()
+        self._to_sinks(lambda sink: sink.close(exit_status))
+        self.message(f"run {exit_status}")
+
+    def _seconds_left(self, record: Mapping[str, float | int]) -> float:
+        if "seconds_left" in record:
+            return record["seconds_left"]
+        rate = record.get("images_per_second", math.nan)
+        return (self._total_steps - record["step"]) * self._global_batch / rate if rate > 0 else math.nan
+
+    def _to_sinks(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink. One that fails is dropped with a warning: a long run must not end because a copy of its
+        numbers could not be made."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                self.warn(f"{sink.name} failed and is left out from here on: {error}")
