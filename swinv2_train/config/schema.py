@@ -76,7 +76,7 @@ class DataConfig(Section):
     prefetch_batches: int = 4
     """Micro-batches that each worker keeps ready."""
     max_broken_share: float = 0.01
-    """Stop the run when more than this share of the samples read so far was broken (after at least 100 broken)."""
+    """Stop the run when more than this share of the samples read so far (counted as at least 1000) was broken."""
     cache_dir: str = "~/.cache/swinv2_train/shards"
     """Where remote shards are kept."""
     cache_gib: float = 50.0

@@ -8,7 +8,6 @@ On disk an index is two lines of JSON: a small header (enough to count samples) 
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -82,70 +81,73 @@ def _wanted(extension: str) -> bool:
     return extension.rpartition(".")[2] in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS
 
 
-def build_index(tar: Path, extra: dict[str, Any] | None = None) -> ShardIndex:
-    """Read the headers of a tar (ustar, PAX and GNU long names).
+def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> ShardIndex:
+    """Read the headers of an open tar (ustar, PAX and GNU long names); `name` is for messages.
 
     Raises DataError where the file is no plain tar or holds no sample with an image.
     """
-    stat = tar.stat()
-    groups: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    stat = os.fstat(fd)
+    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
     truncated = None
-    with tar.open("rb", buffering=0) as file:
-        try:
-            for name, offset, size in _tar_members(file, tar, stat.st_size):
-                match = _SAMPLE_NAME.match(name)
-                if match is None:
-                    continue
-                key, extension = match.group(1), match.group(2).lower()
-                if not groups or groups[-1][0] != key:
-                    groups.append((key, {}))
-                if offset + size > stat.st_size:
-                    groups.pop()  # the sample is incomplete, whatever of it came before
-                    truncated = f"it ends inside {name}"
-                    break
-                if _wanted(extension):
-                    groups[-1][1][extension] = (offset, size)
-        except _EndsEarly as early:
-            truncated = str(early)
-    groups = [(key, members) for key, members in groups if image_extension(list(members)) is not None]
-    if not groups:
-        cut = f" (the shard is cut off: {truncated})" if truncated else ""
-        raise DataError(f"{tar} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}")
-    extensions = sorted({extension for _, members in groups for extension in members})
-    rows = [[members.get(extension, (-1, 0)) for _, members in groups] for extension in extensions]
+    try:
+        for member, offset, size in _tar_members(fd, name):
+            match = _SAMPLE_NAME.match(member)
+            if match is None:
+                continue
+            key, extension = match.group(1), match.group(2).lower()
+            if not samples or samples[-1][0] != key:
+                samples.append((key, {}))
+            if offset + size > stat.st_size:
+                samples.pop()  # the sample is incomplete, whatever of it came before
+                raise _EndsEarlyError(f"it ends inside {member}")
+            if _wanted(extension):
+                samples[-1][1][extension] = (offset, size)
+    except _EndsEarlyError as early:
+        truncated = str(early)
+    samples = [(key, members) for key, members in samples if image_extension(list(members)) is not None]
+    if not samples:
+        cut = f" (it is cut off: {truncated})" if truncated else ""
+        raise DataError(f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}")
+    extensions = sorted({extension for _, members in samples for extension in members})
+    rows = [[members.get(extension, (-1, 0)) for _, members in samples] for extension in extensions]
     table = np.array(rows, dtype=np.int64)
-    keys = [key for key, _ in groups]
     return ShardIndex(
-        stat.st_size, stat.st_mtime_ns, keys, extensions, table[..., 0].copy(), table[..., 1].copy(), truncated, extra or {}
+        tar_size=stat.st_size,
+        tar_mtime_ns=stat.st_mtime_ns,
+        keys=[key for key, _ in samples],
+        extensions=extensions,
+        offsets=table[..., 0].copy(),
+        sizes=table[..., 1].copy(),
+        truncated=truncated,
+        extra=extra or {},
     )
 
 
-class _EndsEarly(Exception):
+class _EndsEarlyError(Exception):
     """The tar stops where it should not."""
 
 
-def _tar_members(file: io.FileIO, tar: Path, tar_size: int) -> Iterator[tuple[str, int, int]]:
+def _tar_members(fd: int, tar: str) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset, size) of every regular file of a tar."""
     position, long_name, pax = 0, None, {}
     while True:
-        file.seek(position)
-        header = file.read(_BLOCK)
+        header = os.pread(fd, _BLOCK, position)
         if len(header) < _BLOCK:
             if position == 0:
-                raise DataError(f"{tar} is not a tar file: it has only {tar_size} bytes")
-            raise _EndsEarly("the end-of-archive mark is missing")
+                raise DataError(f"{tar} is not a tar file: it has only {len(header)} bytes")
+            raise _EndsEarlyError("the end-of-archive mark is missing")
         if header.count(0) == _BLOCK:
             return
         if not _checksum_fits(header):
             if position == 0:
                 kind = "is compressed: unpack it first" if header[:2] in (b"\x1f\x8b", b"BZ") else "is not a tar file"
                 raise DataError(f"{tar} {kind} (samples are read from anywhere inside, which needs a plain tar)")
-            raise _EndsEarly(f"the header at byte {position} is damaged")
+            raise _EndsEarlyError(f"the header at byte {position} is damaged")
         kind, size = header[156:157], _number(header[124:136], position)
         if kind == b"L":
-            long_name = file.read(size).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            long_name = os.pread(fd, size, position + _BLOCK).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
         elif kind == b"x":
-            pax = _pax_records(file.read(size))
+            pax = _pax_records(os.pread(fd, size, position + _BLOCK))
         elif kind in (b"g", b"K"):  # says nothing about where the next member lies
             pass
         elif kind == b"S" or any(key.startswith("GNU.sparse") for key in pax):
@@ -174,7 +176,7 @@ def _number(raw: bytes, position: int) -> int:
     try:
         return int(raw.strip(b" \0") or b"0", 8)
     except ValueError:
-        raise _EndsEarly(f"the header at byte {position} is damaged") from None
+        raise _EndsEarlyError(f"the header at byte {position} is damaged") from None
 
 
 def _short_name(header: bytes) -> str:

@@ -12,8 +12,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +59,10 @@ def with_retries(what: str, action: Callable[[], T], *, retries: int, backoff: f
     raise AssertionError("unreachable")
 
 
+class _StoppedError(Exception):
+    """Reading ahead was called off."""
+
+
 class ShardCache:
     """Local copies of remote files under `directory`, least recently used out first beyond `max_bytes`."""
 
@@ -91,21 +96,29 @@ class ShardCache:
             if fd is not None:
                 return fd
             with self._locked(self._lock_path(url), wait=True):
-                if self._open_and_close(url, size):
+                if self.touch(url, size):
                     continue  # another process was quicker
                 self._fetch(url, size)
 
-    def fetch(self, url: str, size: int) -> None:
-        """Have a local copy, unless another process is already fetching it. For reading ahead."""
-        if self._open_and_close(url, size):
+    def touch(self, url: str, size: int) -> bool:
+        """Whether there is a local copy; if so, it counts as used just now."""
+        fd = self._open_cached(url, size)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def fetch(self, url: str, size: int, stopped: Callable[[], bool]) -> None:
+        """Have a local copy, unless another process is already fetching it. `stopped` is asked after every chunk."""
+        if self.touch(url, size):
             return
         with self._locked(self._lock_path(url), wait=False) as mine:
-            if mine and not self._open_and_close(url, size):
-                self._fetch(url, size)
+            if mine and not self.touch(url, size):
+                with contextlib.suppress(_StoppedError):
+                    self._fetch(url, size, stopped)
 
     def path(self, url: str) -> Path:
         """Where the copy of a URL lies, if it lies there."""
-        return self.directory / f"{_digest(url)}-{url.rpartition('/')[2]}"
+        return self.directory / f"{_digest(url)}-{url.partition('?')[0].rpartition('/')[2]}"
 
     def cached_bytes(self) -> int:
         """Bytes of all copies, the unfinished ones at their full size."""
@@ -124,13 +137,7 @@ class ShardCache:
             os.utime(fd)  # the time of last use, which decides who goes first
         return fd
 
-    def _open_and_close(self, url: str, size: int) -> bool:
-        fd = self._open_cached(url, size)
-        if fd is not None:
-            os.close(fd)
-        return fd is not None
-
-    def _fetch(self, url: str, size: int) -> None:
+    def _fetch(self, url: str, size: int, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fetch into a temporary file and rename. The caller holds the lock of the shard."""
         target = self.path(url)
         part = target.with_name(f"{target.name}.part")
@@ -145,6 +152,8 @@ class ShardCache:
                 while position < size:  # a failure costs one chunk, not the shard
                     stop = min(position + _CHUNK_BYTES, size)
                     position += file.write(self._chunk(url, position, stop, size))
+                    if stopped():
+                        raise _StoppedError
             part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -170,8 +179,8 @@ class ShardCache:
     def _make_room(self, url: str, size: int) -> None:
         if size > self.max_bytes:
             raise DataError(
-                f"{url} has {size / 2**30:.2f} GiB, more than the whole cache (data.cache_gib={self.max_bytes / 2**30:g}): "
-                "raise data.cache_gib or pack smaller shards"
+                f"{url} has {size / 2**30:.3g} GiB, more than the cache may hold "
+                f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards"
             )
         while True:
             entries = sorted(self._entries())
@@ -235,3 +244,49 @@ def _stat(url: str) -> int | None:
 
 def _digest(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()[:20]
+
+
+class Prefetcher:
+    """One background thread that has wanted shards fetched before they are read."""
+
+    def __init__(self, cache: ShardCache) -> None:
+        self._cache = cache
+        self._wanted: list[tuple[str, int]] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="shard-prefetch", daemon=True)
+        self._thread.start()
+
+    def want(self, shards: Sequence[tuple[str, int]]) -> None:
+        """Fetch these (url, bytes) in order, as far as they fit into the cache together."""
+        chosen, total = [], 0
+        for url, size in shards:
+            total += size
+            if total > self._cache.max_bytes:
+                break
+            chosen.append((url, size))
+        # What is there already must not be thrown out to make room for the rest.
+        chosen = [(url, size) for url, size in chosen if not self._cache.touch(url, size)]
+        with self._changed:
+            self._wanted = chosen
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Stop after the chunk that is under way; a server that hangs is not waited for."""
+        with self._changed:
+            self._closed = True
+            self._wanted = []
+            self._changed.notify()
+        self._thread.join(timeout=5.0)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    return
+                url, size = self._wanted.pop(0)
+            try:
+                self._cache.fetch(url, size, lambda: self._closed)
+            except Exception as error:  # whoever reads the shard meets the same error and ends the run with it
+                logger.warning("reading ahead: %s", error)

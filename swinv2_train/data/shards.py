@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,17 +17,9 @@ import numpy as np
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import (
-    INDEX_SUFFIX,
-    ShardIndex,
-    build_index,
-    image_extension,
-    read_header,
-    read_index,
-    write_atomically,
-    write_index,
-)
-from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.index import TEXT_EXTENSIONS, ShardIndex, image_extension
+from swinv2_train.data.index_store import index_header, load_index
+from swinv2_train.data.remote import Prefetcher, ShardCache, is_remote
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
 
 logger = logging.getLogger(__name__)
@@ -45,10 +35,23 @@ class RawSample:
     extension: str
     data: bytes
     """The encoded image."""
-    label: int | None = None
-    """From the member `cls`; only where metadata was asked for."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """From the members `json` (its object) and `txt` (under "txt"); only where metadata was asked for."""
+    texts: dict[str, bytes] = field(default_factory=dict)
+    """The members cls, json and txt; only where they were asked for."""
+
+    @property
+    def label(self) -> int | None:
+        """The class number in `cls`, if there is one."""
+        with contextlib.suppress(ValueError):
+            return int(self.texts.get("cls", b""))
+        return None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The object in `json`, empty where there is none."""
+        with contextlib.suppress(ValueError):
+            content = json.loads(self.texts.get("json", b""))
+            return content if isinstance(content, dict) else {"json": content}
+        return {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.url.partition("?")[0].rpartition("/")[2]
 
 
 class ShardSet:
@@ -86,7 +89,7 @@ class ShardSet:
         self.remote = any(shard.remote for shard in self.shards)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._prefetcher: _Prefetcher | None = None
+        self._prefetcher: Prefetcher | None = None
 
     @classmethod
     def open(
@@ -118,11 +121,13 @@ class ShardSet:
             raise DataError(f"{error.filename} may not be read") from None
         for shard in shards:
             if shard.truncated:
-                logger.warning("%s is cut off (%s): its %d complete samples are used", *_loss(shard))
-        described = [manifests.get(manifest_url(url)) for url in urls]
-        card = None
-        if all(described):
-            card = Card.merged(Card.from_json(manifest.card) for manifest in dict.fromkeys(map(id, described)) and _unique(described))
+                samples = shard.num_samples
+                logger.warning(
+                    "%s is cut off (%s): its %d complete samples are used", shard.url, shard.truncated, samples
+                )
+        described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
+        covered = all(manifest_url(url) in described for url in urls)
+        card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
         return cls(shards, card, cache)
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -132,13 +137,17 @@ class ShardSet:
         shard = int(np.searchsorted(self._ends, index, side="right"))
         return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
 
+    def key(self, index: int) -> str:
+        """The name of a sample in its shard."""
+        shard, sample = self.locate(index)
+        return self._index(shard).keys[sample]
+
     def name(self, index: int) -> str:
         """A sample's shard and key, for a person."""
-        shard, sample = self.locate(index)
-        return f"{self.shards[shard].name}/{self._index(shard).keys[sample]}"
+        return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
-    def read(self, index: int, *, metadata: bool = False) -> RawSample:
-        """The bytes of one sample, with its label and texts if `metadata`.
+    def read(self, index: int, *, texts: bool = False) -> RawSample:
+        """The bytes of one sample, with those of its text members if `texts`.
 
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
@@ -146,12 +155,12 @@ class ShardSet:
         shard_index = self._index(shard)
         members = shard_index.members(sample)
         extension = image_extension(list(members))
-        assert extension is not None  # the index holds samples with an image only
-        wanted = [extension] + ([name for name in ("cls", "json", "txt") if name in members] if metadata else [])
+        assert extension is not None  # an index lists only samples with an image
+        wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
         with self._descriptor(shard) as fd:
-            parts = {name: _pread(fd, *members[name]) for name in wanted}
-        data = parts.pop(extension)
-        return RawSample(shard_index.keys[sample], extension, data, *_parse_texts(parts))
+            data = _pread(fd, *members[extension])
+            found = {name: _pread(fd, *members[name]) for name in wanted}
+        return RawSample(shard_index.keys[sample], extension, data, found)
 
     def prefetch(self, shard_ids: Sequence[int]) -> None:
         """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
@@ -161,8 +170,9 @@ class ShardSet:
         if not self.remote:
             return
         if self._prefetcher is None:
-            self._prefetcher = _Prefetcher(self.cache)
-        self._prefetcher.want([self.shards[i] for i in shard_ids if self.shards[i].remote])
+            self._prefetcher = Prefetcher(self.cache)
+        wanted = [self.shards[i] for i in shard_ids]
+        self._prefetcher.want([(shard.url, shard.size) for shard in wanted if shard.remote])
 
     def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
         """The shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
@@ -183,7 +193,7 @@ class ShardSet:
         return self.__dict__ | {"_files": OrderedDict(), "_indexes": OrderedDict(), "_prefetcher": None}
 
     @contextlib.contextmanager
-    def _descriptor(self, shard: int) -> Any:
+    def _descriptor(self, shard: int) -> Iterator[int]:
         entry = self.shards[shard]
         if entry.remote:
             # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
@@ -209,8 +219,8 @@ class ShardSet:
             index = load_index(entry.url, self.cache, entry.size)
             if index.num_samples != entry.num_samples:
                 raise DataError(
-                    f"{entry.url} holds {index.num_samples} samples, not {entry.num_samples} as when the run started or as "
-                    "its manifest says: it was changed; run swinv2-data pack again or start anew"
+                    f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
+                    "it was changed; run swinv2-data pack again or start anew"
                 )
             self._indexes[shard] = index
             while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
@@ -220,3 +230,38 @@ class ShardSet:
 
     def _indexed_samples(self) -> int:
         return sum(index.num_samples for index in self._indexes.values())
+
+
+def _manifests(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:
+    """The packer's manifests of these shards, by place; None where there is none."""
+    found: dict[str | None, Manifest | None] = {}
+    for place in dict.fromkeys(filter(None, map(manifest_url, urls))):
+        if is_remote(place):
+            content = cache.fetch_bytes(place)
+        else:
+            content = Path(place).read_bytes() if Path(place).is_file() else None
+        found[place] = parse_manifest(content, place) if content is not None else None
+    return found
+
+
+def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard:
+    name = url.partition("?")[0].rpartition("/")[2]
+    if manifest is not None and name in manifest.shards:
+        num_samples, size = manifest.shards[name]
+        if is_remote(url) or os.stat(url).st_size == size:
+            return Shard(url, size, num_samples)
+    size = cache.size(url) if is_remote(url) else os.stat(url).st_size
+    header = index_header(url, cache, size)
+    if manifest is None and "pack" in header["extra"]:
+        logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
+    return Shard(url, size, header["num_samples"], header["truncated"])
+
+
+def _pread(fd: int, offset: int, size: int) -> bytes:
+    try:
+        data = os.pread(fd, size, offset)
+    except OSError as error:
+        raise BrokenSample(f"the shard cannot be read here ({error.strerror})") from None
+    if len(data) < size:
+        raise BrokenSample(f"the shard ends {size - len(data)} bytes too early")
+    return data

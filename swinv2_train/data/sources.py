@@ -47,9 +47,9 @@ def manifest_text(manifest: Manifest) -> str:
 
 def manifest_url(shard: str) -> str | None:
     """Where the manifest of a shard would lie; None for a name that the packer does not give."""
-    folder, slash, name = shard.rpartition("/")
-    match = _NUMBERED.match(name)
-    return f"{folder}{slash}{match.group(1)}{MANIFEST_SUFFIX}" if match else None
+    path, mark, query = shard.partition("?")
+    match = _NUMBERED.match(path)
+    return f"{match.group(1)}{MANIFEST_SUFFIX}{mark}{query}" if match else None
 
 
 def expand(spec: Any, cache: ShardCache) -> list[str]:
@@ -100,7 +100,9 @@ def _local(path: str) -> list[str]:
     manifests = sorted(Path(path).glob(f"*{MANIFEST_SUFFIX}"))
     _refuse_mixed_splits(path, [manifest.name for manifest in manifests])
     for manifest in manifests:
-        missing = set(parse_manifest(manifest.read_bytes(), str(manifest)).shards) - {Path(shard).name for shard in found}
+        missing = set(parse_manifest(manifest.read_bytes(), str(manifest)).shards) - {
+            Path(shard).name for shard in found
+        }
         if missing:
             raise DataError(f"{path}: {len(missing)} shards of {manifest.name} are missing, {min(missing)} among them")
     return found

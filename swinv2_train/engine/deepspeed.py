@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -151,13 +151,22 @@ class Engine:
             self.module.zero_grad(set_to_none=True)
         return finite
 
-    def grad_norm(self) -> float:
-        """The norm of the last step's gradient over all parameters and ranks, before clipping (waits for the device)."""
-        return float("nan") if self._norm is None else float(self._norm)
+    @property
+    def grad_norm(self) -> Callable[[], float]:
+        """The norm of the last step's gradient over all parameters and ranks, before clipping.
+
+        Calling it waits for the device; it stays valid after later steps.
+        """
+        norm = self._norm
+        return lambda: float("nan") if norm is None else float(norm)
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank owns of the fp32 weights and of Adam's moments."""
+        """What this rank holds of the fp32 weights and of Adam's moments."""
         return fragments(self.module, self._optimizer)
+
+    def fragments_to_save(self, ranks: Ranks) -> Iterator[Fragment]:
+        """What this rank has to write: without ZeRO all hold the same, and the main rank writes it."""
+        return self.fragments() if self._deepspeed.zero_optimization_stage() or ranks.is_main else iter(())
 
     def publish(self) -> None:
         """After fragments were written to: bring the new weights into the model of every rank."""

@@ -47,7 +47,7 @@ class MaskedImageModel(nn.Module):
     def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         stride = total_stride(config)
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, config.embed_dim), std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=0.02))
         self.encoder = SwinTransformerV2(config, resolution)
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.dims[-1], config.in_channels * stride**2, kernel_size=1),

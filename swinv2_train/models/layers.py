@@ -16,17 +16,17 @@ class InputError(ValueError):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension with float32 statistics, returning the dtype of its input.
+    """LayerNorm over the last dimension, computed in at least float32, returning the dtype of its input.
 
-    torch's kernels already compute in float32 where input and weights share a half precision; only where they do not,
-    as under autocast, is the input widened first.
+    torch's CUDA kernel does that by itself where input and weights share a dtype, and keeps no widened copy. Its CPU
+    kernel keeps half-precision statistics for the backward pass, so there the input is widened first.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         with without_autocast(input):
-            if input.dtype == self.weight.dtype:
-                return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
             wide = at_least_float32(input.dtype)
+            if input.dtype == self.weight.dtype and (input.is_cuda or input.dtype == wide):
+                return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
             x, weight, bias = (tensor.to(wide) for tensor in (input, self.weight, self.bias))
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 

@@ -41,11 +41,11 @@ class RunConsole:
         line = self._log(text)
         self._console.print(Text(line, style), soft_wrap=True)
 
-    def progress(self, record: Mapping[str, float | int], seconds_left: float) -> None:
+    def progress(self, record: Mapping[str, float | int | None]) -> None:
         """Report one step: the live bar on a terminal, a line elsewhere; the line goes to the log in either case."""
-        step, numbers, left = int(record["step"]), progress_numbers(record), format_duration(seconds_left)
+        step, numbers, left = record["step"], progress_numbers(record), format_duration(record.get("seconds_left"))
         line = self._log(f"step {step}/{self._total_steps}  {numbers}  left {left}")
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             self._console.print(Text(line), soft_wrap=True)
             return
         bar = Table.grid(padding=(0, 2))
@@ -83,8 +83,8 @@ class RunConsole:
         return line
 
 
-def progress_numbers(record: Mapping[str, float | int]) -> str:
-    """The numbers of a step in one dense line of a fixed order; a number that the record lacks is left out."""
+def progress_numbers(record: Mapping[str, float | int | None]) -> str:
+    """The numbers of a step in one dense line of a fixed order; a number that is not known is left out."""
     formats = (
         ("loss", "loss {:.4f}"),
         ("grad_norm", "grad norm {:.3f}"),
@@ -97,9 +97,9 @@ def progress_numbers(record: Mapping[str, float | int]) -> str:
     return "  ".join(text.format(record[key]) for key, text in formats if record.get(key) is not None)
 
 
-def format_duration(seconds: float) -> str:
+def format_duration(seconds: float | None) -> str:
     """Hours, minutes and seconds, with days where there are any: 0:04:59, 3 d 07:15:00; `?` where unknown."""
-    if not math.isfinite(seconds) or seconds < 0:
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "?"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -38,7 +38,7 @@ class MetricsFile:
         self.dropped_lines = self._truncate(start_step) if path.exists() else 0
         """Lines dropped at start: past `start_step`, or torn by a crash."""
 
-    def append(self, records: Iterable[Mapping[str, float | int]]) -> None:
+    def append(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
         """Write one line per record and hand them to the operating system.
 
         Raises:

@@ -6,7 +6,6 @@ on the others every method does nothing, except that warnings go to stderr with 
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.console import Console
 from swinv2_train.config.schema import Config
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
-from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink, check_tracking
+from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink
 
 
 class Tracker:
@@ -36,7 +35,7 @@ class Tracker:
         console: where to draw; stdout by default.
 
     Raises:
-        ConfigError: if `tracking.*` is wrong, or W&B is wanted online and cannot be reached or logged in to.
+        ConfigError: if W&B is wanted online and cannot be reached or logged in to.
         OSError: if metrics.jsonl cannot be written.
     """
 
@@ -50,11 +49,8 @@ class Tracker:
         is_main: bool,
         console: Console | None = None,
     ) -> None:
-        check_tracking(config)
         self.run_dir = Path(run_dir)
         self.is_main = is_main
-        self._total_steps = total_steps
-        self._global_batch = config.optim.global_batch
         self._sinks: list[Sink] = []
         self._closed = not is_main
         if not is_main:
@@ -72,12 +68,11 @@ class Tracker:
         if config.tracking.tensorboard:
             self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
 
-    def log_steps(self, records: Sequence[Mapping[str, float | int]]) -> None:
+    def log_steps(self, records: Sequence[Mapping[str, float | int | None]]) -> None:
         """Record optimizer steps, in order, and report the last of them on the console.
 
         Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), data_wait_share (0 to 1),
-        skipped_steps, memory_gib, and what the task adds. Where `seconds_left` is missing, the time left follows from
-        images_per_second.
+        skipped_steps, memory_gib, seconds_left, and what the task adds. A value that is not known is None.
 
         Raises:
             OSError: one sentence, when metrics.jsonl cannot be written.
@@ -86,10 +81,10 @@ class Tracker:
             return
         self._metrics.append(records)
         for record in records:
-            values = {f"train/{key}": value for key, value in record.items() if key != "step"}
-            self._to_sinks(lambda sink, step=int(record["step"]), values=values: sink.scalars(step, values))
+            step, values = record["step"], _known({f"train/{key}": record[key] for key in record if key != "step"})
+            self._to_sinks(lambda sink, step=step, values=values: sink.scalars(step, values))
         self._to_sinks(lambda sink: sink.flush())
-        self._console.progress(records[-1], self._seconds_left(records[-1]))
+        self._console.progress(records[-1])
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record an evaluation as a line of its own and report it. Keys get the prefix `eval/` where they lack it.
@@ -106,14 +101,20 @@ class Tracker:
         self.message(f"evaluation at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
 
     def log_figure(self, step: int, name: str, image: Image.Image) -> Path:
-        """Save a picture as figures/<name>-step-<8 digits>.png and hand it on. Gives its path on every rank."""
+        """Save a picture as figures/<name>-step-<8 digits>.png and hand it on. Gives its path on every rank.
+
+        A picture that cannot be written is a warning: the run is worth more.
+        """
         path = self.run_dir / "figures" / f"{name}-step-{step:08}.png"
         if self._closed:
             return path
-        path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        image.save(temporary, format="PNG")
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            image.save(temporary, format="PNG")
+            temporary.replace(path)
+        except OSError as error:
+            self.warn(f"{path} was not written: {error.strerror or error}")
         self._to_sinks(lambda sink: sink.figure(step, f"figures/{name}", image))
         self._to_sinks(lambda sink: sink.flush())
         return path
@@ -143,12 +144,6 @@ class Tracker:
         self._to_sinks(lambda sink: sink.close(exit_status))
         self.message(f"run {exit_status}")
 
-    def _seconds_left(self, record: Mapping[str, float | int]) -> float:
-        if "seconds_left" in record:
-            return record["seconds_left"]
-        rate = record.get("images_per_second", math.nan)
-        return (self._total_steps - record["step"]) * self._global_batch / rate if rate > 0 else math.nan
-
     def _to_sinks(self, call: Callable[[Sink], None]) -> None:
         """Call every sink. One that fails is dropped with a warning: a long run must not end because a copy of its
         numbers could not be made."""
@@ -158,3 +153,7 @@ class Tracker:
             except Exception as error:
                 self._sinks.remove(sink)
                 self.warn(f"{sink.name} failed and is left out from here on: {error}")
+
+
+def _known(values: Mapping[str, float | int | None]) -> dict[str, float | int]:
+    return {key: value for key, value in values.items() if value is not None}

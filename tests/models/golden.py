@@ -48,7 +48,7 @@ def fill_parameters(model: nn.Module) -> None:
     for index, (name, parameter) in enumerate(model.named_parameters()):
         k = torch.arange(parameter.numel(), dtype=torch.float64)
         values = torch.sin(0.013 * k**2 + 0.37 * k + index).view(parameter.shape)
-        if name.endswith("norm.weight") or name.endswith(("norm1.weight", "norm2.weight")):
+        if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
             values = 1 + 0.2 * values
         elif name.endswith("logit_scale"):
             values = 2.3 + 0.5 * values

@@ -124,3 +124,15 @@ def test_online_without_a_server_is_refused_with_the_reason(tmp_path: Path, monk
     monkeypatch.setattr("swinv2_train.tracking.sinks._CONNECT_SECONDS", 2)
     with pytest.raises(ConfigError, match=r"tracking\.wandb=online: .* did not start \(.+\).* tracking\.wandb=offline"):
         tracker(tmp_path / "run", "online")
+
+
+def test_a_login_that_nobody_answers_is_refused_not_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a terminal W&B asks for a key and, without an answer, goes on disabled; here it is handed such a run.
+    import wandb
+
+    init = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **options: init(**options | {"mode": "disabled"}))
+    with pytest.raises(ConfigError, match=r"tracking\.wandb=online: .*nobody is logged in.* tracking\.wandb=offline"):
+        tracker(tmp_path / "run", "online")

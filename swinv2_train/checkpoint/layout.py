@@ -1,0 +1,120 @@
+"""A checkpoint on disk.
+
+    checkpoints/
+        step-00012000/
+            manifest.json                           size and hash of every file, where each fragment is, geometry
+            state.json                              TrainState and the optimizer's scalars
+            model/rank-00000-of-00064.safetensors       fp32 weights: the fragments that rank 0 owned
+            optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
+        .saving-step-00013000/                      one being written, or left behind by a crash; never read
+
+A fragment is a run of consecutive elements of one flattened parameter (see `swinv2_train.engine.fragments`). The tensors
+are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under
+its final name only when all of it is on disk, and the manifest says what "all" is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STATE = "state.json"
+PARTIAL_PREFIX = ".saving-"
+_STEP_NAME = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    """The name of a step's directory."""
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint directory, or None if it is not one."""
+    match = _STEP_NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Every checkpoint under its final name, newest first. Valid or not: `verify` decides that."""
+    if not directory.is_dir():
+        return []
+    return sorted((path for path in directory.iterdir() if step_of(path) is not None), key=step_of, reverse=True)  # type: ignore[arg-type,return-value]
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a checkpoint, with what must be true of it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FragmentRecord:
+    """Where `count` elements of a parameter, from element `start` of it flattened, are: in the files of `rank`."""
+
+    name: str
+    start: int
+    count: int
+    rank: int
+
+
+@dataclass
+class Manifest:
+    """What a checkpoint holds."""
+
+    step: int
+    world_size: int
+    geometry: dict[str, Any]
+    """What another run must know to use the weights: task, model, input."""
+    shapes: dict[str, list[int]]
+    """Shape of every parameter."""
+    fragments: list[FragmentRecord]
+    files: list[FileRecord]
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def rank_file(kind: str, rank: int, world_size: int) -> str:
+    """Path of a rank's file inside the checkpoint; `kind` is `model` or `optimizer`."""
+    return f"{kind}/rank-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def tensor_key(name: str, start: int, moment: str | None = None) -> str:
+    """The name of a fragment's tensor inside its file."""
+    return f"{moment}/{name}@{start}" if moment else f"{name}@{start}"
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The manifest as JSON."""
+    return json.dumps(asdict(manifest), indent=1)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a checkpoint's manifest.
+
+    Raises:
+        CheckpointError: if it is missing, broken, or of another format.
+    """
+    try:
+        values = json.loads((path / MANIFEST).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{MANIFEST} is missing ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{MANIFEST} is broken ({error})") from error
+    try:
+        if values["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"format {values['format_version']} is not the one this version reads ({FORMAT_VERSION})")
+        values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
+        values["files"] = [FileRecord(**record) for record in values["files"]]
+        return Manifest(**values)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{MANIFEST} is broken (missing or unknown entry {error})") from error

@@ -1,0 +1,249 @@
+"""`swinv2-data`: make data sets of WebDataset shards and check them.
+
+Exit status: 0 all is well; 1 done, but some images are broken and were left out; 2 it could not be done (wrong use, no
+images, full disk); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# What imports torch is imported where it is used: --help must not wait for it.
+_STATUS = (
+    "exit status: 0 all is well; 1 done, but some images are broken and were left out; 2 it could not be done; "
+    "130 interrupted"
+)
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    sys.exit(_guarded(arguments.run, arguments))
+
+
+def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    from swinv2_train.data.errors import DataError
+
+    try:
+        return run(arguments)
+    except DataError as error:
+        print(f"swinv2-data: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("swinv2-data: interrupted; the same command goes on after the last finished shard", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="swinv2-data", description="Make data sets of WebDataset shards and check them.", epilog=_STATUS
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
+    _add_pack(commands)
+    _add_inspect(commands)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One sentence instead of the whole usage."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="pack images into shards",
+        description="Pack JPEG, PNG, WebP and TIFF images into OUT/train-000000.tar, ...: standard WebDataset "
+        "tars with an index, a manifest and a dataset card. Files are copied as they are; each is decoded once, and "
+        "what does not decode is left out and listed in OUT/broken.jsonl. The order is shuffled, the same for the same "
+        "seed. If it is interrupted, the same command goes on where it stopped.",
+        epilog=_STATUS,
+    )
+    add = pack.add_argument
+    add("source", metavar="SRC", help="a folder (searched to any depth), a list (.csv: path,label; .jsonl), or shards")
+    add("out", metavar="OUT", type=Path, help="directory for the shards")
+    add(
+        "--max-size", type=_size, default="256MiB", metavar="SIZE", help="upper bound of a shard (default: %(default)s)"
+    )
+    add(
+        "--max-count",
+        type=_positive,
+        default=10_000,
+        metavar="N",
+        help="most samples in a shard (default: %(default)s)",
+    )
+    add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
+    add(
+        "--quality", type=_quality, default=92, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)"
+    )
+    add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
+    add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
+    add(
+        "--split",
+        default="train",
+        metavar="NAME",
+        help="name of the shards: OUT/NAME-000000.tar (default: %(default)s)",
+    )
+    add(
+        "--eval-share",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="put this share of the images into OUT/eval-*.tar",
+    )
+    add("--seed", type=int, default=0, help="decides the order and the split (default: %(default)s)")
+    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
+    add("--overwrite", action="store_true", help="replace shards in OUT that were packed from another source")
+    pack.set_defaults(run=_pack)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="check shards and show what they hold",
+        description="Decode every sample, print the dataset card and list the broken ones. Reads any WebDataset tars.",
+        epilog=_STATUS,
+    )
+    add = inspect.add_argument
+    add(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
+    )
+    add("--sheet", type=Path, metavar="FILE.png", help="also draw randomly chosen samples into this picture")
+    add("--samples", type=_positive, default=48, metavar="N", help="samples on the sheet (default: %(default)s)")
+    add("--seed", type=int, default=0, help="chooses the samples of the sheet (default: %(default)s)")
+    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
+    add(
+        "--cache-dir",
+        default="~/.cache/swinv2_train/shards",
+        help="where remote shards are kept (default: %(default)s)",
+    )
+    add("--cache-gib", type=float, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
+    inspect.set_defaults(run=_inspect)
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    from swinv2_train.cli.data_display import Progress, print_table
+    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.pack import BROKEN_FILE, PackOptions, pack
+    from swinv2_train.data.parallel import available_cores
+
+    if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
+        raise DataError(f"--split {arguments.split!r} cannot be the beginning of a file name")
+    if arguments.eval_share and arguments.split == "eval":
+        raise DataError("--split eval and --eval-share would write the same shards")
+    options = PackOptions(
+        max_bytes=arguments.max_size,
+        max_count=arguments.max_count,
+        resize=arguments.resize,
+        quality=arguments.quality,
+        channels=arguments.channels,
+        seed=arguments.seed,
+    )
+    with Progress() as progress:
+        report = pack(
+            arguments.source,
+            arguments.out,
+            options,
+            split=arguments.split,
+            eval_share=arguments.eval_share,
+            classes=arguments.classes,
+            workers=available_cores() if arguments.workers is None else arguments.workers,
+            overwrite=arguments.overwrite,
+            progress=progress.show,
+        )
+    for card in report.cards.values():
+        print_table(card.rows())
+    reused = f", {report.num_reused} of them finished before" if report.num_reused else ""
+    print(f"{report.num_shards} shards in {arguments.out}{reused}")
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if report.broken:
+        where = arguments.out / BROKEN_FILE
+        print(f"{len(report.broken)} images are broken and were left out: see {where}", file=sys.stderr)
+    return 1 if report.broken else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from swinv2_train.cli.data_display import Progress, print_table
+    from swinv2_train.data.inspect import contact_sheet, inspect
+    from swinv2_train.data.parallel import available_cores
+    from swinv2_train.data.shards import ShardSet
+
+    shards = ShardSet.open(arguments.shards, arguments.cache_dir, arguments.cache_gib)
+    workers = available_cores() if arguments.workers is None else arguments.workers
+    with Progress() as progress:
+        found = inspect(shards, workers=workers, progress=lambda done, total: progress.show("samples", done, total))
+    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows()])
+    for shard, why in found.truncated:
+        print(f"cut off: {shard}: {why}")
+    for name, reason in found.broken:
+        print(f"broken: {name}: {reason}")
+    if arguments.sheet is not None:
+        drawn = contact_sheet(shards, arguments.sheet, num_samples=arguments.samples, seed=arguments.seed)
+        print(f"{drawn} samples drawn in {arguments.sheet}")
+    return 1 if found.broken or found.truncated else 0
+
+
+def _size(text: str) -> int:
+    number = text.lower().removesuffix("b")
+    digits = number.rstrip("kmgi")
+    unit = number[len(digits) :]
+    try:
+        size = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000000, 500MB or 256MiB") from None
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
+    return size
+
+
+def _whole(text: str, lowest: int, highest: int | None = None) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < lowest or (highest is not None and number > highest):
+        bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
+        raise argparse.ArgumentTypeError(f"{number} must be {bounds}")
+    return number
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _quality(text: str) -> int:
+    return _whole(text, 1, 100)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
+    return share
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The dataset card: what a set of images holds, counted while it is packed or inspected.
+
+Cards add up: the card of a data set is the sum of the cards of its shards, whoever counted them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one image adds to a card."""
+
+    format: str
+    """jpeg, png, webp or tiff: what the bytes are, whatever the name says."""
+    bits: int
+    height: int
+    width: int
+    means: tuple[float, ...]
+    """Per-channel mean in [0, 1]."""
+    squares: tuple[float, ...]
+    """Per-channel mean of the square."""
+
+
+@dataclass
+class Moments:
+    """Sums over images of their per-channel means: every image weighs the same, as in training."""
+
+    images: int
+    means: list[float]
+    squares: list[float]
+
+    def add(self, other: Moments) -> None:
+        self.images += other.images
+        self.means = [a + b for a, b in zip(self.means, other.means, strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, other.squares, strict=True)]
+
+
+@dataclass
+class Card:
+    """Counts and sums; `to_json` adds the mean and standard deviation for a reader."""
+
+    num_samples: int = 0
+    bytes: int = 0
+    """Encoded images only."""
+    broken: int = 0
+    """Files or samples that could not be decoded and are not part of the counts."""
+    split: str | None = None
+    formats: Counter[str] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    """Images per number of channels, an alpha channel not counted."""
+    bits: Counter[int] = field(default_factory=Counter)
+    short_sides: Counter[int] = field(default_factory=Counter)
+    """Images per lower edge of the bin that their shorter side, in pixels, falls into."""
+    class_names: list[str] | None = None
+    class_counts: Counter[int] = field(default_factory=Counter)
+    moments: dict[int, Moments] = field(default_factory=dict)
+
+    def add_image(self, facts: ImageFacts, num_bytes: int, label: int | None) -> None:
+        self.num_samples += 1
+        self.bytes += num_bytes
+        self.formats[facts.format] += 1
+        self.bits[facts.bits] += 1
+        self.channels[len(facts.means)] += 1
+        side = min(facts.height, facts.width)
+        self.short_sides[max((edge for edge in _SIDE_EDGES if edge <= side), default=0)] += 1
+        if label is not None:
+            self.class_counts[label] += 1
+        self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
+
+    def add(self, other: Card) -> None:
+        """Count another card in."""
+        self.num_samples += other.num_samples
+        self.bytes += other.bytes
+        self.broken += other.broken
+        for name in ("formats", "channels", "bits", "short_sides", "class_counts"):
+            getattr(self, name).update(getattr(other, name))
+        for channels, moments in other.moments.items():
+            self._add_moments(channels, moments)
+        self.split = self.split or other.split
+        self.class_names = self.class_names or other.class_names
+
+    @classmethod
+    def merged(cls, cards: Iterable[Card]) -> Card:
+        total = cls()
+        for card in cards:
+            total.add(card)
+        return total
+
+    def statistics(self, channels: int) -> tuple[list[float], list[float]] | None:
+        """Per-channel mean and standard deviation in [0, 1] of images read with `channels` channels.
+
+        Grey images count into three channels as they are read: repeated. None where the card cannot tell.
+        """
+        total = Moments(0, [0.0] * channels, [0.0] * channels)
+        for stored, moments in self.moments.items():
+            if stored == channels:
+                total.add(moments)
+            elif (stored, channels) == (1, 3):
+                total.add(Moments(moments.images, moments.means * 3, moments.squares * 3))
+        if total.images == 0:
+            return None
+        means = [value / total.images for value in total.means]
+        squares = [value / total.images for value in total.squares]
+        return means, [math.sqrt(max(b - a * a, 0.0)) for a, b in zip(means, squares, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives the same card back."""
+        return {
+            "num_samples": self.num_samples,
+            "bytes": self.bytes,
+            "broken": self.broken,
+            "split": self.split,
+            "formats": _plain(self.formats),
+            "channels": _plain(self.channels),
+            "bits": _plain(self.bits),
+            "short_sides": _plain(self.short_sides),
+            "classes": {"names": self.class_names, "counts": _plain(self.class_counts)},
+            "moments": {str(c): vars(m) for c, m in sorted(self.moments.items())},
+            "statistics": {
+                str(c): dict(zip(("mean", "std"), self.statistics(c) or (), strict=False)) for c in sorted(self.moments)
+            },
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Card:
+        return cls(
+            num_samples=content["num_samples"],
+            bytes=content["bytes"],
+            broken=content["broken"],
+            split=content["split"],
+            formats=Counter(content["formats"]),
+            channels=_int_counter(content["channels"]),
+            bits=_int_counter(content["bits"]),
+            short_sides=_int_counter(content["short_sides"]),
+            class_names=content["classes"]["names"],
+            class_counts=_int_counter(content["classes"]["counts"]),
+            moments={int(c): Moments(**m) for c, m in content["moments"].items()},
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The card as lines of a table: name and value."""
+        rows = [
+            ("samples", f"{self.num_samples:,}"),
+            ("broken, left out", f"{self.broken:,}"),
+            ("image bytes", f"{self.bytes / 2**20:,.1f} MiB"),
+            ("formats", _listed(self.formats)),
+            ("channels", _listed(self.channels)),
+            ("bits per channel", _listed(self.bits)),
+            ("shorter side", ", ".join(f"{_bin_name(edge)}: {n:,}" for edge, n in sorted(self.short_sides.items()))),
+        ]
+        for channels in sorted(self.moments):
+            means, stds = self.statistics(channels) or ([], [])
+            rows.append((f"mean, {channels} channels", _rounded(means)))
+            rows.append((f"std, {channels} channels", _rounded(stds)))
+        if self.class_counts:
+            counts = self.class_counts.values()
+            text = f"{len(counts):,}, with {min(counts):,} to {max(counts):,} samples each"
+            rows.append(("classes", text))
+        if self.split:
+            rows.insert(0, ("split", self.split))
+        return rows
+
+    def _add_moments(self, channels: int, moments: Moments) -> None:
+        if channels in self.moments:
+            self.moments[channels].add(moments)
+        else:
+            self.moments[channels] = Moments(moments.images, list(moments.means), list(moments.squares))
+
+
+def _plain(counter: Counter[Any]) -> dict[str, int]:
+    return {str(key): counter[key] for key in sorted(counter)}
+
+
+def _int_counter(counts: dict[str, int]) -> Counter[int]:
+    return Counter({int(key): n for key, n in counts.items()})
+
+
+def _listed(counter: Counter[Any]) -> str:
+    return ", ".join(f"{key}: {n:,}" for key, n in sorted(counter.items()))
+
+
+def _rounded(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _bin_name(edge: int) -> str:
+    later = [other for other in _SIDE_EDGES if other > edge]
+    return f"{edge}-{later[0] - 1}" if later else f"{edge}+"

@@ -1,0 +1,131 @@
+"""Check every sample of a set of shards, count its card, draw a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2_train.data.augment import resize
+from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.shards import ShardSet
+
+_TILE = 160
+_CAPTION = 28
+_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The card of the samples that decode, and the others."""
+
+    card: Card
+    broken: list[tuple[str, str]]
+    """("shard/key", reason)."""
+    truncated: list[tuple[str, str]]
+    """(shard, why) of shards that end early."""
+
+
+@dataclass(frozen=True)
+class _Checked:
+    facts: ImageFacts | None = None
+    num_bytes: int = 0
+    label: int | None = None
+    broken: str | None = None
+
+
+class _Check:
+    """Runs in the worker processes: read and decode one sample."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self._shards = shards
+
+    def __call__(self, index: int) -> _Checked:
+        try:
+            raw = self._shards.read(index, texts=True)
+            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), raw.label)
+        except BrokenSample as error:
+            return _Checked(broken=error.reason)
+
+
+def inspect(
+    shards: ShardSet, *, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Inspection:
+    """Decode every sample. `progress` gets the samples done and their number."""
+    card, broken = Card(), []
+    check = ParallelMap(_Check(shards), workers)
+    try:
+        for index, checked in enumerate(check(range(shards.num_samples))):
+            if checked.facts is not None:
+                card.add_image(checked.facts, checked.num_bytes, checked.label)
+            else:
+                broken.append((shards.name(index), checked.broken or ""))
+            progress(index + 1, shards.num_samples)
+    finally:
+        check.close()
+    card.broken = len(broken)
+    truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
+    return Inspection(card, broken, truncated)
+
+
+def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0) -> int:
+    """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
+
+    Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
+    Raises DataError where the file cannot be written.
+    """
+    from PIL import Image, ImageDraw
+
+    chosen = np.random.default_rng(seed).permutation(shards.num_samples)[:num_samples]
+    columns = min(_COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, rows * (_TILE + _CAPTION + 8) + 8), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(sorted(int(index) for index in chosen)):
+        left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
+        try:
+            image = decode(shards.read(index).data)
+            tile = _tile(image)
+            sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
+            bits = ", 16 bit" if image.dtype == torch.uint16 else ""
+            text = f"{image.shape[2]} x {image.shape[1]} x {image.shape[0]}{bits}"
+        except BrokenSample as error:
+            draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
+            text = f"broken: {error.reason}"
+        draw.text((left, top + _TILE + 2), _shortened(shards.key(index), keep_end=True), fill="black")
+        draw.text((left, top + _TILE + 14), _shortened(text), fill="gray")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be written ({error})") from None
+    return len(chosen)
+
+
+def _tile(image: Tensor) -> object:
+    """A PIL picture that fits into a tile."""
+    from PIL import Image
+
+    image = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+    if image.dtype == torch.uint16:
+        values = image.to(torch.float32)
+        low, high = values.min(), values.max()
+        image = ((values - low) / (high - low).clamp_min(1.0) * 255).round().to(torch.uint8)
+    height, width = image.shape[1:]
+    scale = _TILE / max(height, width)
+    image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _shortened(text: str, length: int = 26, *, keep_end: bool = False) -> str:
+    text = text.encode("ascii", "replace").decode()  # what PIL's built-in font can draw
+    if len(text) <= length:
+        return text
+    return f"...{text[3 - length :]}" if keep_end else f"{text[: length - 3]}..."

@@ -1,0 +1,199 @@
+"""Pack images into WebDataset tars of bounded size, with index, manifest and dataset card.
+
+The bytes of a shard hang on its images and the options alone, not on the number of processes. A shard appears under its
+name only when it is whole, and it carries a fingerprint of what went into it, so an interrupted command, given again,
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swinv2_train.data.augment import resize
+from swinv2_train.data.card import Card
+from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.index import write_atomically
+from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
+from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
+from swinv2_train.data.parallel import ParallelMap
+
+_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
+BROKEN_FILE = "broken.jsonl"
+
+
+@dataclass
+class PackReport:
+    """What was done."""
+
+    cards: dict[str, Card] = field(default_factory=dict)
+    """Card of each split."""
+    broken: list[dict[str, str]] = field(default_factory=list)
+    """{"path", "reason"} of every image that was left out."""
+    num_shards: int = 0
+    num_reused: int = 0
+    """Shards that an earlier command had finished."""
+
+    def add(self, split: str, shard: FinishedShard) -> None:
+        self.cards.setdefault(split, Card()).add(shard.card)
+        self.broken.extend(shard.broken)
+        self.num_shards += shard.num_samples > 0
+        self.num_reused += shard.reused
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know although the packing succeeded."""
+        channels = sorted(Card.merged(self.cards.values()).channels)
+        if len(channels) < 2 or channels == [1, 3]:
+            return []
+        counts = ", ".join(f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items()))
+        return [
+            f"the images differ in their number of channels ({counts}), and no model reads them all: pack again with "
+            "--channels to keep one kind"
+        ]
+
+
+class _Prepare:
+    """Runs in the worker processes: read, decode, check, shrink."""
+
+    def __init__(self, source: Source, options: PackOptions) -> None:
+        self._source, self._options = replace(source, entries=[], missing=()), options
+
+    def __call__(self, entry: Entry) -> Packed:
+        try:
+            data, texts = self._source.read(entry)
+            image = decode(data, self._options.channels)
+            limit = self._options.resize
+            if limit is not None and max(image.shape[1:]) > limit:
+                image = _shrink(image, limit)
+                data = encode(image, self._options.quality)
+        except OSError as error:
+            return Packed(entry, broken=error.strerror or str(error))
+        except BrokenSample as error:
+            return Packed(entry, broken=error.reason)
+        facts = image_facts(data, image)
+        label = None
+        with contextlib.suppress(ValueError):
+            label = int(texts.get("cls", b""))
+        return Packed(entry, {_EXTENSIONS[facts.format]: data} | texts, facts, label)
+
+
+def _shrink(image: Tensor, limit: int) -> Tensor:
+    height, width = image.shape[1:]
+    scale = limit / max(height, width)
+    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+
+
+def encode(image: Tensor, quality: int) -> bytes:
+    """JPEG for 8 bit images with 1 or 3 channels, deflated TIFF for all others."""
+    buffer = io.BytesIO()
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    if image.dtype == torch.uint8 and image.shape[0] in (1, 3):
+        from PIL import Image
+
+        Image.fromarray(array if image.shape[0] == 3 else array[..., 0]).save(buffer, "JPEG", quality=quality)
+    else:
+        import tifffile
+
+        if image.shape[0] == 1:
+            tifffile.imwrite(buffer, array[..., 0], photometric="minisblack", compression="zlib")
+        else:
+            colours = "rgb" if image.shape[0] == 3 else "minisblack"
+            tifffile.imwrite(buffer, array, photometric=colours, planarconfig="contig", compression="zlib")
+    return buffer.getvalue()
+
+
+def pack(
+    source: str,
+    out: Path,
+    options: PackOptions,
+    *,
+    split: str = "train",
+    eval_share: float = 0.0,
+    classes: bool = False,
+    workers: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
+) -> PackReport:
+    """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
+
+    With `eval_share`, that share of the images, chosen by a hash of their names, goes to the split `eval`. `progress`
+    is called with the split, the images done and their number.
+
+    Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
+    Shards that were finished until then stay valid.
+    """
+    found = open_source(source, classes=classes, seed=options.seed)
+    splits = _split(found, split, eval_share, options.seed)
+    report = PackReport(broken=[{"path": path, "reason": "the file does not exist"} for path in found.missing])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _only_writer(out):
+            prepare = ParallelMap(_Prepare(found, options), workers)
+            try:
+                for name, entries in splits.items():
+                    writer = SplitWriter(out, name, replace(found, entries=entries), options, overwrite)
+                    for shard in writer.shards(prepare, functools.partial(progress, name)):
+                        report.add(name, shard)
+                    writer.finish(report.cards[name])
+            finally:
+                prepare.close()
+            _write_broken(out, report.broken)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(
+                f"no space is left for {out}: the {report.num_shards} shards finished so far are valid; make room and "
+                "give the same command again to go on"
+            ) from None
+        raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
+    if not any(card.num_samples for card in report.cards.values()):
+        raise DataError(f"none of the {len(report.broken)} images of {source} can be read: see {out / BROKEN_FILE}")
+    return report
+
+
+def _split(source: Source, split: str, eval_share: float, seed: int) -> dict[str, list[Entry]]:
+    if not eval_share:
+        return {split: source.entries}
+    held_out = [fraction(f"split/{seed}/{entry.key}") < eval_share for entry in source.entries]
+    splits = {
+        split: [entry for entry, out in zip(source.entries, held_out, strict=True) if not out],
+        "eval": [entry for entry, out in zip(source.entries, held_out, strict=True) if out],
+    }
+    for name, entries in splits.items():
+        if not entries:
+            raise DataError(f"--eval-share {eval_share:g} of {len(source.entries)} images leaves none for {name}")
+    return splits
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Lock the directory; the kernel frees it whatever happens to this process."""
+    fd = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another swinv2-data pack is writing to {out}") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _write_broken(out: Path, broken: list[dict[str, str]]) -> None:
+    path = out / BROKEN_FILE
+    if broken:
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in broken))
+    else:
+        path.unlink(missing_ok=True)

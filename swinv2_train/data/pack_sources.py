@@ -1,0 +1,192 @@
+"""What there is to pack: the images of a folder, of a list, or of existing shards, in a shuffled but fixed order."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.index import IMAGE_EXTENSIONS
+from swinv2_train.data.shards import ShardSet
+
+_LISTS = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image to pack."""
+
+    path: str
+    """Where it comes from: a file, or shard and key."""
+    key: str
+    """Its name in the new shard; its place in the order hangs on this alone."""
+    version: str
+    """Changes when the image does: size and time of its file."""
+    label: int | None = None
+    index: int | None = None
+    """Sample index, where the source is a set of shards."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """All entries of a source, and how to read them."""
+
+    root: str
+    entries: list[Entry]
+    class_names: list[str] | None = None
+    shards: ShardSet | None = None
+    missing: tuple[str, ...] = ()
+    """Paths that a list names and that do not exist."""
+
+    def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
+        """The image's bytes, and the text members that go with it. Raises OSError or BrokenSample."""
+        if self.shards is None:
+            texts = {} if entry.label is None else {"cls": str(entry.label).encode()}
+            return Path(entry.path).read_bytes(), texts
+        assert entry.index is not None
+        raw = self.shards.read(entry.index, texts=True)
+        return raw.data, raw.texts
+
+
+def open_source(source: str, *, classes: bool, seed: int) -> Source:
+    """Find the images. Raises DataError where there are none or the source is not understood."""
+    path = Path(source).expanduser()
+    if path.suffix.lower() in _LISTS:
+        if classes:
+            raise DataError("--classes is for folders: a list brings its own labels")
+        found = _from_list(path)
+    elif path.is_dir() and not any(path.glob("*.tar")):
+        found = _from_folder(path, classes)
+    else:
+        if classes:
+            raise DataError("--classes is for folders: shards bring their own labels")
+        found = _from_shards(source)
+    if not found.entries:
+        raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
+    ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
+    return replace(found, entries=ordered)
+
+
+def fraction(text: str) -> float:
+    """A number in [0, 1) that looks random and hangs on the text alone."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:7], "big") / 2**56
+
+
+def _from_folder(root: Path, classes: bool) -> Source:
+    images = sorted(_images_below(root))
+    if not classes:
+        return Source(str(root.resolve()), _with_keys((path, _relative(path, root), None) for path in images))
+    names = sorted({Path(_relative(path, root)).parts[0] for path in images if Path(path).parent != root})
+    loose = [path for path in images if Path(path).parent == root]
+    if not names or loose:
+        what = f"{len(loose)} images lie in it directly" if loose else "it has no subfolders with images"
+        raise DataError(f"{root}: --classes takes the subfolders as classes, but {what}")
+    numbers = {name: i for i, name in enumerate(names)}
+    rows = ((path, _relative(path, root), numbers[Path(_relative(path, root)).parts[0]]) for path in images)
+    return Source(str(root.resolve()), _with_keys(rows), names)
+
+
+def _images_below(root: Path) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})")
+
+    visited = set()  # links are followed, but not in circles
+    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and not name.startswith("."):
+                yield os.path.join(folder, name)
+
+
+def _relative(path: str, root: Path) -> str:
+    return os.path.relpath(path, root)
+
+
+def _from_list(path: Path) -> Source:
+    try:
+        rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+    labels = [label for _, label in rows]
+    if any(label is None for label in labels) and any(label is not None for label in labels):
+        raise DataError(f"{path}: {sum(label is None for label in labels)} of {len(rows)} lines have no label")
+    names, numbers = _class_numbers({label for label in labels if label is not None})
+    files = [(str(path.parent / name), name, numbers.get(label)) for name, label in rows]
+    present = [row for row in files if os.path.isfile(row[0])]
+    missing = tuple(row[0] for row in files if not os.path.isfile(row[0]))
+    return Source(str(path.resolve()), _with_keys(present), names, missing=missing)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Rows of path[,label], with or without the header line `path,label`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if not row or (number == 1 and row[0].strip().lower() == "path"):
+                continue
+            if len(row) > 2 or not row[0].strip():
+                raise DataError(f"{path}, line {number}: expected path or path,label, found {','.join(row)!r}")
+            yield row[0].strip(), row[1].strip() if len(row) == 2 and row[1].strip() else None
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Lines of {"path": ..., "label": ...}."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                label = row.get("label")
+                yield str(row["path"]), None if label is None else str(label)
+            except (ValueError, KeyError, AttributeError):
+                raise DataError(f'{path}, line {number}: expected {{"path": ..., "label": ...}}') from None
+
+
+def _class_numbers(labels: set[str]) -> tuple[list[str] | None, dict[str | None, int]]:
+    """Whole numbers are kept as they are; names are numbered in alphabetical order."""
+    if all(label.isdecimal() for label in labels):
+        return None, {label: int(label) for label in labels}
+    names = sorted(labels)
+    return names, {name: i for i, name in enumerate(names)}
+
+
+def _from_shards(spec: str) -> Source:
+    shards = ShardSet.open(spec)
+    names = shards.card.class_names if shards.card else None
+    entries, taken = [], set()
+    for index in range(shards.num_samples):
+        name, key = shards.name(index), _unused(shards.key(index), taken)
+        shard = shards.shards[shards.locate(index)[0]]
+        entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, f"{shard.size}/{name}", index=index))
+    return Source(", ".join(shard.url for shard in shards.shards), entries, names, shards)
+
+
+def _with_keys(rows: Iterable[tuple[str, str, int | None]]) -> list[Entry]:
+    """Entries for (path, relative path, label)."""
+    entries, taken = [], set()
+    for path, relative, label in rows:
+        stat = os.stat(path)
+        stem = os.path.splitext(relative)[0]
+        key = _unused("/".join(part.replace(".", "_") for part in Path(stem).parts if part not in ("/", "..")), taken)
+        entries.append(Entry(path, key, f"{stat.st_size}-{stat.st_mtime_ns}", label))
+    return entries
+
+
+def _unused(key: str, taken: set[str]) -> str:
+    """The key itself, or with a number where two files differ in nothing but their extension."""
+    candidate, number = key, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{key}-{number}"
+    taken.add(candidate)
+    return candidate

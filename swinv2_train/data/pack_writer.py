@@ -1,0 +1,233 @@
+"""Write the shards of one split in order, passing over those that an earlier command finished."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.index import build_index, read_header, write_atomically, write_index
+from swinv2_train.data.index_store import index_path
+from swinv2_train.data.pack_sources import Entry, Source
+from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_text
+
+_VERSION = 1  # of the bytes that packing gives; part of every fingerprint
+_BLOCK = 512
+_LONG_NAME = 3 * _BLOCK  # what a PAX header for a long or non-ASCII name adds, at least
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What decides the bytes of the shards, besides the images."""
+
+    max_bytes: int = 256 << 20
+    """Upper bound of a shard; a single image that is larger gets a shard of its own."""
+    max_count: int = 10_000
+    """Most samples in a shard."""
+    resize: int | None = None
+    """Shrink images whose longer side is above this many pixels."""
+    quality: int = 92
+    """JPEG quality of images that were shrunk."""
+    channels: int | None = None
+    """Leave out images that cannot be read with so many channels."""
+    seed: int = 0
+    """Decides the order of the images and the split."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One image ready to be written, or the reason why it is left out."""
+
+    entry: Entry
+    members: dict[str, bytes] = field(default_factory=dict)
+    facts: ImageFacts | None = None
+    label: int | None = None
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """One shard, written now or found finished, and the entries start..stop that went into it."""
+
+    stop: int
+    num_samples: int
+    """0: all entries were broken, and there is no such shard."""
+    num_bytes: int
+    card: Card
+    broken: list[dict[str, str]]
+    reused: bool
+
+
+class SplitWriter:
+    """The shards of one split of `source` in the directory `out`.
+
+    Raises DataError where `out` holds shards of that name from elsewhere.
+    """
+
+    def __init__(self, out: Path, split: str, source: Source, options: PackOptions, overwrite: bool) -> None:
+        self._out, self._split, self._source, self._options = out, split, source, options
+        self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
+        self._written: dict[str, tuple[int, int]] = {}
+        for tar in self._present():
+            header = read_header(index_path(tar))
+            made_from = header["extra"].get("pack", {}).get("source") if header else None
+            if made_from is None:
+                raise DataError(f"{tar} was not written by swinv2-data pack: choose another directory")
+            if made_from != source.root and not overwrite:
+                raise DataError(f"{out} holds {split} of {made_from}: choose another directory, or give --overwrite")
+        for leftover in out.glob(f".{split}-*.tmp"):
+            leftover.unlink()
+
+    def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
+        """Write what is missing; `progress` gets the entries done and their number."""
+        total, position = len(self._source.entries), 0
+        ahead: _Ahead | None = None
+        while position < total:
+            name = f"{self._split}-{len(self._written):06d}.tar"
+            shard = self._finished(name, position)
+            if shard is not None:
+                ahead = None
+            else:
+                self._manifest.unlink(missing_ok=True)  # it describes what stood here before
+                ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
+                shard = self._write(name, position, ahead, progress)
+            if shard.num_samples:
+                self._written[name] = (shard.num_samples, shard.num_bytes)
+            position = shard.stop
+            progress(position, total)
+            yield shard
+
+    def finish(self, card: Card) -> None:
+        """Take away what a longer earlier split left behind and write the manifest, which makes the split complete."""
+        for tar in self._present():
+            if tar.name not in self._written:
+                tar.unlink()
+                index_path(tar).unlink(missing_ok=True)
+        card.split, card.class_names = self._split, self._source.class_names
+        if self._written:
+            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written)))
+
+    def _present(self) -> list[Path]:
+        numbered = re.compile(rf"{re.escape(self._split)}-\d{{6,}}\.tar")
+        return sorted(path for path in self._out.iterdir() if numbered.fullmatch(path.name))
+
+    def _finished(self, name: str, start: int) -> FinishedShard | None:
+        """The shard of this name, if it was made of exactly the entries that it would be made of now."""
+        tar = self._out / name
+        header = read_header(index_path(tar))
+        record = header["extra"].get("pack") if header else None
+        if not header or not record or not tar.is_file() or record["start"] != start:
+            return None
+        stat = tar.stat()
+        if (stat.st_size, stat.st_mtime_ns) != (header["tar_size"], header["tar_mtime_ns"]):
+            return None
+        if record["fingerprint"] != self._fingerprint(start, record["stop"]):
+            return None
+        card = Card.from_json(header["extra"]["card"])
+        return FinishedShard(record["stop"], header["num_samples"], stat.st_size, card, record["broken"], reused=True)
+
+    def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
+        card, broken, stop = Card(), [], start
+        temporary = self._out / f".{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                    for packed in ahead:
+                        if packed.broken is not None:
+                            broken.append({"path": packed.entry.path, "reason": packed.broken})
+                        elif card.num_samples and self._full(tar.offset, card.num_samples, packed):
+                            ahead.give_back(packed)
+                            break
+                        else:
+                            _add(tar, packed, card)
+                        stop += 1
+                        progress(stop, len(self._source.entries))
+                file.flush()
+                os.fsync(file.fileno())
+            card.broken = len(broken)
+            if card.num_samples == 0:
+                return FinishedShard(stop, 0, 0, card, broken, reused=False)
+            size = self._publish(temporary, self._out / name, start, stop, card, broken)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return FinishedShard(stop, card.num_samples, size, card, broken, reused=False)
+
+    def _publish(
+        self, temporary: Path, tar: Path, start: int, stop: int, card: Card, broken: list[dict[str, str]]
+    ) -> int:
+        """Index the finished file and give it its name; returns its bytes."""
+        record = {
+            "source": self._source.root,
+            "start": start,
+            "stop": stop,
+            "fingerprint": self._fingerprint(start, stop),
+            "broken": broken,
+        }
+        fd = os.open(temporary, os.O_RDONLY)
+        try:
+            index = build_index(tar.name, fd, {"card": card.to_json(), "pack": record})
+        finally:
+            os.close(fd)
+        if index.num_samples != card.num_samples:
+            raise DataError(f"{tar.name}: {card.num_samples} samples were written, {index.num_samples} found again")
+        # The index comes first: a tar without one would look like somebody else's to the next command.
+        write_index(index, index_path(tar))
+        temporary.replace(tar)
+        return index.tar_size
+
+    def _full(self, offset: int, count: int, packed: Packed) -> bool:
+        needed = sum(_member_bytes(packed.entry.key, extension, data) for extension, data in packed.members.items())
+        size = -(-(offset + needed + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+        return count >= self._options.max_count or size > self._options.max_bytes
+
+    def _fingerprint(self, start: int, stop: int) -> str:
+        """Of all that decides the bytes: options, the entries, and the next one, which did not fit in any more."""
+        digest = hashlib.sha256(json.dumps([_VERSION, asdict(self._options), self._split]).encode())
+        for entry in self._source.entries[start : stop + 1]:
+            digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
+        digest.update(b"end" if stop >= len(self._source.entries) else b"more")
+        return digest.hexdigest()
+
+
+class _Ahead:
+    """An iterator that can take its last item back."""
+
+    def __init__(self, items: Iterator[Packed]) -> None:
+        self._items = items
+        self._returned: list[Packed] = []
+
+    def __iter__(self) -> _Ahead:
+        return self
+
+    def __next__(self) -> Packed:
+        return self._returned.pop() if self._returned else next(self._items)
+
+    def give_back(self, item: Packed) -> None:
+        self._returned.append(item)
+
+
+def _add(tar: tarfile.TarFile, packed: Packed, card: Card) -> None:
+    assert packed.facts is not None
+    for extension, data in packed.members.items():
+        info = tarfile.TarInfo(f"{packed.entry.key}.{extension}")  # time 0, owner 0: the bytes hang on nothing else
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    image = next(iter(packed.members.values()))
+    card.add_image(packed.facts, len(image), packed.label)
+
+
+def _member_bytes(key: str, extension: str, data: bytes) -> int:
+    name = f"{key}.{extension}"
+    plain = name.isascii() and len(name) <= 100
+    path = 0 if plain else _LONG_NAME + -(-len(os.fsencode(name)) // _BLOCK) * _BLOCK
+    return _BLOCK + -(-len(data) // _BLOCK) * _BLOCK + path

@@ -1,0 +1,70 @@
+"""What makes two starts the same run, and what weights must be used with.
+
+Torch-free, so that a resume with another model is refused before anything slow happens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
+from swinv2_train.config.compose import to_dict
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
+"""Fields of the model that change neither its parameters nor what they mean."""
+
+
+def geometry(config: Config, num_samples: int) -> dict[str, Any]:
+    """What a checkpoint says of its run: dotted config keys and their values.
+
+    `model` and `input` are what the weights need; `order` is what the sequence of samples hangs on.
+    """
+    model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
+    return {
+        "task": to_dict(config.task),
+        "model": model,
+        "data": {"resolution": config.data.resolution, "mean": config.data.mean, "std": config.data.std},
+        "order": {
+            "seed": config.seed,
+            "optim.global_batch": config.optim.global_batch,
+            "data.shuffle_samples": config.data.shuffle_samples,
+            "number of training samples": num_samples,
+        },
+    }
+
+
+def check_same_run(directory: Path, config: Config, num_samples: int) -> None:
+    """Refuse to continue a run with another model or another order of samples.
+
+    Args:
+        directory: the run directory.
+
+    Raises:
+        ConfigError: naming the first key that differs, with both values.
+    """
+    for path in list_checkpoints(directory / "checkpoints"):
+        try:
+            saved = read_manifest(path).geometry
+        except CheckpointError:
+            continue
+        present = geometry(config, num_samples)
+        for section, values in present.items():
+            prefix = "" if section == "order" else f"{section}."
+            for key, value in values.items():
+                before = saved.get(section, {}).get(key)
+                if before != value:
+                    raise ConfigError(
+                        f"{prefix}{key}",
+                        value,
+                        f"the run in {directory} was started with {before}; set it back, or take another run.dir for a new run",
+                    )
+        return
+
+
+def is_used(directory: Path) -> bool:
+    """Whether a run has already left something in a directory."""
+    return any((directory / name).exists() for name in ("resolved.yaml", "metrics.jsonl", "checkpoints"))

@@ -1,0 +1,250 @@
+"""Put a run together: from a config to a `Trainer`, on every rank alike, and leave it in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state
+from swinv2_train.checkpoint.layout import read_manifest
+from swinv2_train.checkpoint.retain import prune
+from swinv2_train.checkpoint.save import save
+from swinv2_train.checkpoint.verify import newest_valid
+from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import Plan, make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.loader import EvalLoader, TrainLoader
+from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.deepspeed import PRECISIONS, Engine
+from swinv2_train.engine.identity import geometry
+from swinv2_train.engine.loop import Trainer
+from swinv2_train.engine.ranks import Ranks, join, leave, pick_device
+from swinv2_train.engine.signals import StopRequest
+from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.status import write_status
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.models.backbone import SwinBlock
+from swinv2_train.models.init import init_weights
+from swinv2_train.tasks.simmim import SimMIM
+from swinv2_train.tasks.task import Task
+from swinv2_train.tracking.clock import StepClock
+from swinv2_train.tracking.environment import append_environment
+from swinv2_train.tracking.tracker import Tracker
+
+TASKS = {"simmim": SimMIM}
+EVAL_SEED = 20111
+"""Held-out samples get the same masks in every run, so that their losses can be compared."""
+
+
+def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
+    """The training shards and the held-out ones.
+
+    Raises:
+        DataError: if a path is missing or holds no samples.
+    """
+    read = partial(ShardSet.open, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
+    return read(config.data.shards), read(config.data.eval_shards) if config.data.eval_shards else None
+
+
+def build_task(config: Config, shards: ShardSet) -> Task:
+    """The task of a config, with the statistics of its data."""
+    mean, std = resolve_statistics(config.data, shards.card, config.model.in_channels)
+    return TASKS[config.task.name](config, mean, std)
+
+
+def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
+    """The model on the device in its training dtype, with seeded initial weights (the same on every rank)."""
+    with torch.device("meta"):
+        model = task.build_model()
+    model = model.to(PRECISIONS[config.engine.precision]).to_empty(device=device)
+    init_weights(model, torch.Generator().manual_seed(config.seed))
+    if config.engine.compile:
+        for module in model.modules():
+            if isinstance(module, SwinBlock):
+                module.compile()
+    return model
+
+
+def resume(directory: Path, engine: Engine, ranks: Ranks) -> tuple[TrainState, list[str]]:
+    """Load the newest valid checkpoint, if there is one: (state, lines for a person)."""
+    found = newest_valid(directory / "checkpoints", ranks)
+    lines = [f"passed over {line}" for line in found.passed_over]
+    if found.path is None:
+        if found.passed_over:
+            lines.append("no valid checkpoint is left; starting from the beginning")
+        return TrainState(), lines
+    manifest = read_manifest(found.path)
+    check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
+    load_fragments(found.path, engine.fragments())
+    saved = load_state(found.path)
+    engine.load_scalars(saved["optimizer"])
+    engine.publish()
+    ranks_then = "" if manifest.world_size == ranks.world_size else f" (saved by {manifest.world_size} ranks)"
+    lines.append(f"resuming from {found.path}{ranks_then}")
+    return TrainState(**saved["train"]), lines
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def make_saver(
+    directory: Path, config: Config, engine: Engine, state: TrainState, num_samples: int, ranks: Ranks, tracker: Tracker
+) -> Callable[[], None]:
+    """A function that writes a checkpoint of the present state and lets go of surplus ones."""
+
+    def write() -> None:
+        path = save(
+            directory / "checkpoints",
+            state.step,
+            fragments=engine.fragments_to_save(ranks),
+            state={"train": state.to_dict(), "optimizer": engine.scalars()},
+            geometry=geometry(config, num_samples),
+            ranks=ranks,
+        )
+        if ranks.is_main:
+            keep = config.checkpoint
+            prune(path.parent, keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
+            write_status(directory, "running", state.step)
+        tracker.message(f"saved {path}")
+
+    return write
+
+
+def train(config: Config) -> int:
+    """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
+
+    Raises:
+        ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
+    """
+    stop = StopRequest()
+    ranks = join(pick_device(config.launch.device), config.engine.timeout_minutes)
+    try:
+        return _train(config, ranks, stop)
+    finally:
+        leave()
+        stop.restore()
+
+
+def _same_everywhere(config: Config, ranks: Ranks) -> None:
+    texts = ranks.gather(to_yaml(config))
+    for rank, text in enumerate(texts):
+        if text != texts[0]:
+            line = next(a for a, b in zip(text.splitlines(), texts[0].splitlines(), strict=False) if a != b)
+            raise ConfigError("", line, f"rank {rank} was started with another config than rank 0: {line.strip()}")
+
+
+def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
+    _same_everywhere(config, ranks)
+    directory = Path(config.run.dir)
+    shards, held_out = open_shards(config)
+    plan = make_plan(config, ranks.world_size, shards.num_samples)
+    task = build_task(config, shards)
+    model = build_model(task, config, ranks.device)
+    engine = Engine(model, config, plan, ranks)
+    state, lines = resume(directory, engine, ranks)
+    if state.step >= plan.total_steps:
+        if ranks.is_main:
+            print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}; nothing to do")
+            write_status(directory, "finished", state.step)
+        return FINISHED
+
+    if ranks.is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "checkpoints").mkdir(exist_ok=True)
+        (directory / "resolved.yaml").write_text(to_yaml(config))
+        append_environment(directory, state.step)
+        write_status(directory, "running", state.step)
+    ranks.barrier()
+    tracker = Tracker(directory, config, total_steps=plan.total_steps, start_step=state.step, is_main=ranks.is_main)
+    for line in [*lines, *start_lines(config, plan, state, ranks)]:
+        tracker.message(line)
+    loader = train_loader(config, plan, task, shards, state, ranks)
+    status = "failed"
+    try:
+        trainer = Trainer(
+            config=config,
+            plan=plan,
+            ranks=ranks,
+            engine=engine,
+            task=task,
+            state=state,
+            batches=iter(loader),
+            evaluation_batches=evaluation_loader(config, plan, task, held_out, ranks) if held_out else None,
+            save=make_saver(directory, config, engine, state, shards.num_samples, ranks, tracker),
+            tracker=tracker,
+            clock=StepClock(plan.global_batch),
+            stop=stop,
+        )
+        code = trainer.run()
+        status = {FINISHED: "finished", STOPPED: "stopped", FAILED: "failed"}[code]
+        return code
+    except BaseException as error:
+        tracker.warn(f"rank {ranks.rank} ended at step {state.step}: {error}")
+        raise
+    finally:
+        loader.close()
+        if ranks.is_main:
+            write_status(directory, status, state.step)
+        tracker.close(status)
+
+
+def train_loader(
+    config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
+) -> TrainLoader:
+    """The training micro-batches of this rank from where the run stands."""
+    return TrainLoader(
+        shards,
+        SampleOrder(shards.num_samples, config.seed, shuffle_samples=config.data.shuffle_samples),
+        task.train_transform,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        start_step=state.step,
+        channels=config.model.in_channels,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        prefetch_batches=config.data.prefetch_batches,
+    )
+
+
+def evaluation_loader(
+    config: Config, plan: Plan, task: Task, shards: ShardSet, ranks: Ranks
+) -> Callable[[int | None], EvalLoader]:
+    """A function that opens this rank's share of the first n held-out samples (None: of all)."""
+
+    def open_loader(num_samples: int | None) -> EvalLoader:
+        count = min(num_samples or shards.num_samples, shards.num_samples)
+        return EvalLoader(
+            shards,
+            task.eval_transform,
+            num_samples=count,
+            micro_batch=min(plan.micro_batch, -(-count // ranks.world_size)),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            channels=config.model.in_channels,
+            seed=EVAL_SEED,
+            num_workers=config.data.num_workers,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+
+    return open_loader
+
+
+def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:
+    """What a person should know at the start: where the run is and what it does."""
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
+    return [
+        f"{config.run.name} in {config.run.dir}: step {state.step} of {plan.total_steps}",
+        f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
+        f"{config.engine.precision} on {device}, ZeRO stage {config.engine.zero_stage}; learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps",
+    ]

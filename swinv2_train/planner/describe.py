@@ -1,0 +1,116 @@
+"""What a run would do, in words and numbers, without torch: the text of a dry run."""
+
+from __future__ import annotations
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import attention_backends, checkpointing_periods, count_parameters, stage_geometry
+from swinv2_train.config.plan import Plan, make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+from swinv2_train.planner.flops import forward_macs
+
+GIB = 2**30
+USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
+
+
+def count_words(number: float) -> str:
+    """A count as a person says it: 27.6 M, 3.00 B."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number / size >= 100 else f"{number / size:.2f} {unit}"
+    return f"{number:.0f}"
+
+
+def decoder_parameters(config: Config) -> int:
+    """Parameters that SimMIM adds to the backbone: mask token and 1x1 convolution."""
+    stride = config.model.patch_size * 8
+    pixels = config.model.in_channels * stride**2
+    return config.model.embed_dim + pixels * (8 * config.model.embed_dim + 1)
+
+
+def state_bytes(config: Config, parameters: int, world_size: int) -> float:
+    """Bytes of parameters, gradients and optimizer state that a rank holds, by the ZeRO stage (arXiv 1910.02054).
+
+    Master weights and two Adam moments are fp32. Buffers of collectives and activations are not counted.
+    """
+    engine = config.engine
+    low = 4 if engine.precision == "fp32" else 2
+    gradient = 4 if engine.grad_accum_dtype == "fp32" else low
+    # Even in fp32 the ZeRO stages keep a master copy of their own.
+    optimizer = 8 if engine.precision == "fp32" and engine.zero_stage == 0 else 12
+    shards = [1 if engine.zero_stage < stage else world_size for stage in (3, 2, 1)]
+    return parameters * (low / shards[0] + gradient / shards[1] + optimizer / shards[2])
+
+
+def _schedule(config: Config, plan: Plan) -> str:
+    optim = config.optim
+    end = {
+        "cosine": f"cosine to {plan.min_lr:.4g}",
+        "linear": f"linear to {plan.min_lr:.4g}",
+        "multistep": f"times {optim.gamma:g} at step {', '.join(map(str, plan.milestones))}",
+        "constant": "constant",
+    }[optim.schedule]
+    scaled = f"{optim.lr:.4g} per {optim.lr_reference_batch}" if optim.lr_reference_batch else "not scaled"
+    return f"{plan.peak_lr:.4g} ({scaled}), {plan.warmup_steps} warm-up steps from {plan.warmup_lr:.4g}, then {end}"
+
+
+def _stages(config: Config) -> list[str]:
+    lines = ["  stage  blocks  channels  heads  tokens    window   shift    attention   checkpointing"]
+    backends, periods = attention_backends(config.model), checkpointing_periods(config.model)
+    for index, stage in enumerate(stage_geometry(config.model, *resolution(config))):
+        period = periods[index]
+        policy = "none" if period == 0 else "every block" if period == 1 else f"every {period} blocks"
+        padded = "" if stage.padded == (stage.height, stage.width) else f"  (padded to {_size(stage.padded)})"
+        lines.append(
+            f"  {index + 1:<5}  {stage.depth:<6}  {stage.dim:<8}  {stage.num_heads:<5}  {_size((stage.height, stage.width)):<8}"
+            f"  {_size(stage.window):<7}  {_size(stage.shift):<7}  {backends[index]:<10}  {policy}{padded}"
+        )
+    return lines
+
+
+def _size(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"
+
+
+def _worlds(config: Config, plan: Plan, parameters: int) -> list[str]:
+    lines = ["  ranks  samples x accumulation  model states per rank"]
+    for world in sorted({*USUAL_WORLDS, plan.world_size}):
+        try:
+            other = make_plan(config, world, plan.num_samples)
+        except ConfigError:
+            continue
+        mark = "   <- this run" if world == plan.world_size else ""
+        batch = f"{other.micro_batch} x {other.accumulation}"
+        lines.append(f"  {world:<5}  {batch:<22}  {state_bytes(config, parameters, world) / GIB:.2f} GiB{mark}")
+    return lines
+
+
+def describe(config: Config, plan: Plan, samples_from: str) -> str:
+    """Everything that follows from a config.
+
+    Args:
+        samples_from: where the number of samples comes from, for a person.
+    """
+    model, optim, engine = config.model, config.optim, config.engine
+    height, width = resolution(config)
+    backbone = count_parameters(model, (height, width))
+    total = backbone + decoder_parameters(config)
+    macs = forward_macs(model, (height, width))
+    lines = [
+        f"run            {config.run.name} in {config.run.dir} (resume={config.resume}, seed {config.seed})",
+        f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), {count_words(total)} with the decoder",
+        f"input          {model.in_channels} channels, {height}x{width} pixels, {macs / 1e9:.1f} GMACs forward per image",
+        *_stages(config),
+        f"drop path      {model.drop_path:g}" + (f"; extra norm every {model.extra_norm_period} blocks" if model.extra_norm_period else ""),
+        f"task           {config.task.name}: mask {config.task.mask_ratio:g} of {config.task.mask_patch_size}-pixel patches, "
+        + (f"target normalised in {config.task.norm_target_window}-pixel windows" if config.task.norm_target_window else "plain target"),
+        f"data           {plan.num_samples} samples ({samples_from})",
+        f"global batch   {plan.global_batch} = {plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks",
+        f"length         {plan.total_steps} steps = {plan.epochs:.4g} epochs",
+        f"schedule       {_schedule(config, plan)}",
+        f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}, "
+        f"layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",
+        f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
+        *_worlds(config, plan, total),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""SimMIM: hide patches of an image, reconstruct their pixels (arXiv 2111.09886; official code of Swin-Transformer).
+
+The SwinV2 recipe normalises the target by the mean and deviation of a sliding 47x47 window (`norm_target_window`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+from swinv2_train.data.augment import center_crop, normalise, train_crop
+from swinv2_train.models.drop_path import drop_path_noise
+from swinv2_train.models.heads import MaskedImageModel
+from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Transform
+from swinv2_train.tracking.figures import image_grid, to_pil
+
+
+def random_mask(rows: int, columns: int, ratio: float, rng: np.random.Generator) -> torch.Tensor:
+    """A bool mask (rows, columns) of patches with exactly ceil(ratio * rows * columns) of them masked."""
+    mask = np.zeros(rows * columns, dtype=bool)
+    mask[rng.permutation(rows * columns)[: math.ceil(ratio * rows * columns)]] = True
+    return torch.from_numpy(mask.reshape(rows, columns))
+
+
+def enlarge_mask(mask: torch.Tensor, factor: int, height: int, width: int) -> torch.Tensor:
+    """Repeat every entry of a mask (B, h, w) `factor` times each way and cut to (B, height, width)."""
+    return mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
+
+
+def masked_pixels(mask: torch.Tensor, patch: int, height: int, width: int) -> int:
+    """How many pixels of images of height x width a patch mask (B, h, w) covers; patches at the edge may be cut."""
+    rows = torch.full((mask.shape[1],), patch)
+    rows[-1] = height - patch * (mask.shape[1] - 1)
+    columns = torch.full((mask.shape[2],), patch)
+    columns[-1] = width - patch * (mask.shape[2] - 1)
+    return int((mask * rows[:, None] * columns).sum())
+
+
+def local_statistics(images: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and unbiased variance of a sliding window around every pixel, per channel.
+
+    The window is cut at the border, and only pixels inside the image count. A box filter is separable, also with a cut
+    border, so this costs 2 * window and not window^2 operations per pixel.
+
+    Args:
+        images: (B, C, H, W) float.
+        window: odd side in pixels.
+
+    Returns:
+        (mean, variance), each (B, C, H, W).
+    """
+
+    def box(x: torch.Tensor, **kwargs: bool) -> torch.Tensor:
+        half = window // 2
+        rows = F.avg_pool2d(x, (window, 1), stride=1, padding=(half, 0), **kwargs)
+        return F.avg_pool2d(rows, (1, window), stride=1, padding=(0, half), **kwargs)
+
+    mean = box(images, count_include_pad=False)
+    mean_of_squares = box(images.square(), count_include_pad=False)
+    count = box(torch.ones_like(images[:1, :1]), count_include_pad=True) * window**2
+    variance = (mean_of_squares - mean.square()) * (count / (count - 1))
+    return mean, variance.clamp(min=0)
+
+
+def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The images normalised by their local statistics: (target, mean, deviation), each (B, C, H, W)."""
+    mean, variance = local_statistics(images, window)
+    deviation = (variance + 1e-6).sqrt()
+    return (images - mean) / deviation, mean, deviation
+
+
+class SimMIMTransform:
+    """Crop, flip and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
+
+    def __init__(self, config: Config, *, training: bool) -> None:
+        self.augment = config.data.augment
+        self.size = resolution(config)
+        self.training = training
+        self.ratio = config.task.mask_ratio
+        patch = config.task.mask_patch_size
+        self.grid = (-(-self.size[0] // patch), -(-self.size[1] // patch))
+
+    def __call__(self, image: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        if self.training:
+            image = train_crop(image, self.size, self.augment, rng)
+        else:
+            image = center_crop(image, self.size, self.augment.interpolation)
+        return {"image": image, "mask": random_mask(*self.grid, self.ratio, rng)}
+
+
+class SimMIM:
+    """The SimMIM task.
+
+    Args:
+        mean, std: per-channel statistics in [0, 1] that images are normalised with.
+    """
+
+    def __init__(self, config: Config, mean: list[float], std: list[float]) -> None:
+        self.config = config
+        self.mean, self.std = mean, std
+        self.size = resolution(config)
+        self.patch = config.task.mask_patch_size
+        self.train_transform: Transform = SimMIMTransform(config, training=True)
+        self.eval_transform: Transform = SimMIMTransform(config, training=False)
+
+    def build_model(self) -> nn.Module:
+        return MaskedImageModel(self.config.model, self.size)
+
+    def weight(self, batch: Batch) -> float:
+        """Masked pixels of a micro-batch."""
+        return float(masked_pixels(batch["mask"], self.patch, *self.size))
+
+    def _forward(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images normalised, their reconstruction), both (B, C, H, W) fp32."""
+        images = normalise(batch["image"], self.mean, self.std)
+        token = self.config.model.patch_size
+        tokens = (-(-self.size[0] // token), -(-self.size[1] // token))
+        token_mask = enlarge_mask(batch["mask"], self.patch // token, *tokens)
+        noise = None
+        if model.training:
+            # Successive positions make independent noise; the seed moves runs apart.
+            noise = drop_path_noise(batch["position"] + (self.config.seed % 2**19 << 44), sum(self.config.model.depths))
+        return images, model(images, token_mask, noise=noise).float()
+
+    def target(self, images: torch.Tensor) -> torch.Tensor:
+        """What the model is to reconstruct, for images (B, C, H, W) normalised by the dataset's statistics."""
+        window = self.config.task.norm_target_window
+        return normalise_target(images, window)[0] if window else images
+
+    def summed_loss(self, images: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Per sample (B,): |target - reconstruction| summed over masked pixels, averaged over channels."""
+        pixels = enlarge_mask(mask, self.patch, *self.size)[:, None]
+        difference = (self.target(images) - reconstruction).abs()
+        return (difference * pixels).sum(dim=(1, 2, 3)) / images.shape[1]
+
+    def loss(self, model: nn.Module, batch: Batch) -> Losses:
+        images, reconstruction = self._forward(model, batch)
+        return Losses(self.summed_loss(images, reconstruction, batch["mask"]).sum())
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Masked loss: its sum, the number of masked pixels and of samples."""
+        total, pixels, samples = 0.0, 0.0, 0
+        for batch in batches:
+            images, reconstruction = self._forward(model, batch)
+            valid = batch["valid"]
+            total += float((self.summed_loss(images, reconstruction, batch["mask"]) * valid).sum())
+            pixels += masked_pixels((batch["mask"] & valid[:, None, None]).cpu(), self.patch, *self.size)
+            samples += int(valid.sum())
+        return {"total": total, "pixels": pixels, "samples": float(samples)}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        return {"loss": sums["total"] / (sums["pixels"] + NORMALISER_EPSILON), "samples": sums["samples"]}
+
+    @torch.no_grad()
+    def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """Rows of original, masked and reconstructed images.
+
+        A normalised target is undone with the local statistics of the original, so that a person sees an image;
+        visible pixels of the reconstruction are the original's.
+        """
+        images, reconstruction = self._forward(model, batch)
+        if self.config.task.norm_target_window:
+            _, local_mean, deviation = normalise_target(images, self.config.task.norm_target_window)
+            reconstruction = reconstruction * deviation + local_mean
+        mask = enlarge_mask(batch["mask"], self.patch, *self.size)[:, None]
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        original = images * std + mean
+        hidden = torch.where(mask, 0.5, original)
+        filled = torch.where(mask, reconstruction * std + mean, original)
+        columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
+        rows = [[to_pil(image, like=row[0]) for image in row] for row in zip(*columns, strict=True)]
+        return image_grid(rows, column_titles=["original", "masked", "reconstruction"])
+
+    def example_batch(self, batch_size: int) -> Batch:
+        rng = np.random.default_rng(0)
+        grid = self.train_transform.grid  # type: ignore[attr-defined]
+        masks = [random_mask(*grid, self.config.task.mask_ratio, rng) for _ in range(batch_size)]
+        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
+        return {
+            "image": torch.from_numpy(pixels),
+            "mask": torch.stack(masks),
+            "position": torch.arange(batch_size),
+            "valid": torch.ones(batch_size, dtype=torch.bool),
+        }

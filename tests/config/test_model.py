@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import (
+    VARIANTS,
+    ModelConfig,
+    checkpointed_blocks,
+    count_parameters,
+    count_simmim_parameters,
+    drop_path_rates,
+    fit_window,
+    stage_geometry,
+    validate_model,
+    variant,
+    windows,
+)
+from swinv2_train.models import ImageClassifier, MaskedImageModel, SwinTransformerV2
+
+# Backbone, with 1000 classes, with 21841 classes; all without the extra norms of H and G.
+EXACT = {
+    "swinv2_tiny": (27_578_154, 28_347_154, 44_373_883),
+    "swinv2_small": (48_959_418, 49_728_418, 65_755_147),
+    "swinv2_base": (86_893_816, 87_918_816, 109_280_841),
+    "swinv2_large": (195_202_932, 196_739_932, 228_772_549),
+    "swinv2_huge": (655_210_922, 658_027_922, 716_737_019),
+    "swinv2_giant": (2_997_815_008, 3_001_912_008, 3_087_297_585),
+}
+EXTRA_NORMS = {"swinv2_huge": 8_448, "swinv2_giant": 28_672}
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("extra_norms", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_parameters_of_the_sizes_of_the_paper(name, extra_norms):
+    config = variant(name) if extra_norms else variant(name, extra_norm_period=0)
+    for classes, number in zip((0, 1000, 21841), EXACT[name], strict=True):
+        expected = number + (EXTRA_NORMS.get(name, 0) if extra_norms else 0)
+        assert count_parameters(config, num_classes=classes) == expected
+        with torch.device("meta"):
+            model = ImageClassifier(config, classes) if classes else SwinTransformerV2(config)
+        assert count(model) == expected
+
+
+def test_the_giant_has_three_billion_parameters():
+    assert count_parameters(variant("swinv2_giant"), num_classes=1000) == 3_001_940_680
+
+
+def test_parameters_of_simmim():
+    base = variant("swinv2_base", window=12)
+    assert count_simmim_parameters(base) == 90_042_744
+    odd = variant("swinv2_tiny", in_channels=7, patch_size=3, mlp_ratio=2.7, absolute_position=True)
+    with torch.device("meta"):
+        assert count(MaskedImageModel(base)) == 90_042_744
+        assert count(MaskedImageModel(odd, (50, 31))) == count_simmim_parameters(odd, (50, 31))
+
+
+def test_counting_a_position_embedding_needs_a_resolution():
+    with pytest.raises(ConfigError, match="needs the resolution"):
+        count_parameters(variant("swinv2_tiny", absolute_position=True))
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "expected"),
+    [
+        (256, 16, [(16, 8), (16, 8), (16, 0), (8, 0)]),
+        (192, 12, [(12, 6), (12, 6), (12, 0), (6, 0)]),
+        (384, 24, [(24, 12), (24, 12), (24, 0), (12, 0)]),
+        (256, 8, [(8, 4), (8, 4), (8, 4), (8, 0)]),
+    ],
+)
+def test_windows_of_square_images_are_the_official_ones(side, window, expected):
+    stages = stage_geometry(ModelConfig(window=window), side, side)
+    assert [stage.window for stage in stages] == [(w, w) for w, _ in expected]
+    assert [stage.shift for stage in stages] == [(s, s) for _, s in expected]
+
+
+def test_geometry_of_an_image_that_divides_nothing():
+    stages = stage_geometry(ModelConfig(window=[[4, 3], 4, 2, 7]), 37, 53)
+    assert [(stage.height, stage.width) for stage in stages] == [(10, 14), (5, 7), (3, 4), (2, 2)]
+    assert [stage.window for stage in stages] == [(4, 3), (4, 4), (2, 2), (2, 2)]
+    assert [stage.padded for stage in stages] == [(12, 15), (8, 8), (4, 4), (2, 2)]
+    assert [stage.num_windows for stage in stages] == [15, 4, 4, 1]
+    assert [stage.window_tokens for stage in stages] == [12, 16, 4, 4]
+    assert fit_window((8, 8), 8, 20) == ((8, 8), (0, 4))
+
+
+def test_one_value_or_one_per_stage():
+    assert windows(ModelConfig(window=7)) == [(7, 7)] * 4
+    assert windows(ModelConfig(window=[7, [8, 9], 6, 5])) == [(7, 7), (8, 9), (6, 6), (5, 5)]
+    blocks = checkpointed_blocks(ModelConfig(depths=[2, 3, 4, 1], checkpointing=[0, 1, 3, 9]))
+    assert blocks == [[False] * 2, [True] * 3, [True, False, False, True], [True]]
+
+
+def test_stochastic_depth_grows_linearly_from_zero():
+    assert drop_path_rates(ModelConfig(depths=[1, 1, 2, 1], drop_path=0.4)) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"depths": [2, 2, 6]}, "depths"),
+        ({"depths": [2, 2, 0, 2]}, "depths"),
+        ({"num_heads": [5, 6, 12, 24]}, "num_heads"),
+        ({"embed_dim": 0}, "embed_dim"),
+        ({"in_channels": 0}, "in_channels"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio"),
+        ({"window": 0}, "window"),
+        ({"window": [8, 8]}, "window"),
+        ({"window": [8, 8, 8, [8, 8, 8]]}, "window"),
+        ({"window": 7.5}, "window"),
+        ({"pretrained_window": -1}, "pretrained_window"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"extra_norm_period": -1}, "extra_norm_period"),
+        ({"attention": "flash"}, "attention"),
+        ({"checkpointing": True}, "checkpointing"),
+        ({"sequential_chunk_mib": 0}, "sequential_chunk_mib"),
+    ],
+)
+def test_an_impossible_model_names_the_field(fields, field):
+    with pytest.raises(ConfigError, match=f"^model.{field}="):
+        validate_model(ModelConfig(**fields))
+
+
+def test_unknown_sizes_and_empty_images_are_refused():
+    with pytest.raises(ConfigError, match="take one of swinv2_tiny"):
+        variant("swinv2_colossal")
+    with pytest.raises(ConfigError, match="at least one pixel"):
+        stage_geometry(ModelConfig(), 0, 32)
+
+
+def test_geometry_and_arithmetic_need_no_torch():
+    program = "import sys, swinv2_train.config.model, swinv2_train.planner.flops; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,138 @@
+"""Swin Transformer V2 written a second time, window by window and in float64, with no code of the package.
+
+Slow and obvious on purpose: no roll, no partition, no table. Every window lists its tokens, every pair of tokens asks
+the bias network for its own offset.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def plain_features(
+    state: dict[str, Tensor], image: Tensor, patch: int, depths: list[int], heads: list[int], window: tuple[int, int]
+) -> list[Tensor]:
+    """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone."""
+    x = _layer_norm(_patches(state, image, patch), state, "patch_embed.norm")
+    features = []
+    for stage, depth in enumerate(depths):
+        for index in range(depth):
+            name = f"layers.{stage}.blocks.{index}"
+            attended = _attention(x, state, f"{name}.attn", heads[stage], window, shifted=index % 2 == 1)
+            x = x + _layer_norm(attended, state, f"{name}.norm1")
+            hidden = torch.nn.functional.gelu(_linear(x, state, f"{name}.mlp.fc1"))
+            x = x + _layer_norm(_linear(hidden, state, f"{name}.mlp.fc2"), state, f"{name}.norm2")
+            if f"{name}.enorm.weight" in state:
+                x = _layer_norm(x, state, f"{name}.enorm")
+        features.append(x)
+        if stage < len(depths) - 1:
+            x = _merge(x, state, f"layers.{stage}.downsample")
+    features[-1] = _layer_norm(features[-1], state, "norm")
+    return features
+
+
+def _linear(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    y = x @ state[f"{name}.weight"].T
+    return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
+
+
+def _layer_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def _patches(state: dict[str, Tensor], image: Tensor, patch: int) -> Tensor:
+    channels, height, width = image.shape
+    rows, columns = math.ceil(height / patch), math.ceil(width / patch)
+    canvas = image.new_zeros(channels, rows * patch, columns * patch)
+    canvas[:, :height, :width] = image
+    weight, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
+    out = image.new_empty(rows, columns, weight.shape[0])
+    for i in range(rows):
+        for j in range(columns):
+            piece = canvas[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
+            out[i, j] = (weight * piece).sum((1, 2, 3)) + bias
+    return out
+
+
+def _merge(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
+    height, width, c = x.shape
+    canvas = x.new_zeros(height + height % 2, width + width % 2, c)
+    canvas[:height, :width] = x
+    rows = [
+        torch.stack(
+            [
+                torch.cat([canvas[i, j], canvas[i + 1, j], canvas[i, j + 1], canvas[i + 1, j + 1]])
+                for j in range(0, canvas.shape[1], 2)
+            ]
+        )
+        for i in range(0, canvas.shape[0], 2)
+    ]
+    return _layer_norm(_linear(torch.stack(rows), state, f"{name}.reduction"), state, f"{name}.norm")
+
+
+def _attention(
+    x: Tensor, state: dict[str, Tensor], name: str, heads: int, window: tuple[int, int], *, shifted: bool
+) -> Tensor:
+    height, width, c = x.shape
+    wh, ww = min(window[0], height), min(window[1], width)
+    sh = wh // 2 if shifted and window[0] < height else 0
+    sw = ww // 2 if shifted and window[1] < width else 0
+    rows, columns = math.ceil(height / wh) * wh, math.ceil(width / ww) * ww
+    canvas = x.new_zeros(rows, columns, c)
+    canvas[:height, :width] = x
+    out = x.new_zeros(rows, columns, c)
+    for top in range(0, rows, wh):
+        for left in range(0, columns, ww):
+            # A token's place, and whether the shift carried it around the lower or the right edge of the map.
+            tokens = [
+                ((top + i + sh) % rows, (left + j + sw) % columns, top + i + sh >= rows, left + j + sw >= columns)
+                for i in range(wh)
+                for j in range(ww)
+            ]
+            values = torch.stack([canvas[i, j] for i, j, _, _ in tokens])
+            mask = values.new_tensor([[0.0 if a[2:] == b[2:] else -100.0 for b in tokens] for a in tokens])
+            result = _window(values, mask, state, name, heads, (wh, ww))
+            for token, row in zip(tokens, result, strict=True):
+                out[token[0], token[1]] = row
+    return out[:height, :width]
+
+
+def _window(
+    x: Tensor, mask: Tensor, state: dict[str, Tensor], name: str, heads: int, window: tuple[int, int]
+) -> Tensor:
+    n, c = x.shape
+    d = c // heads
+    weight = state[f"{name}.qkv.weight"]
+    q = x @ weight[:c].T + state[f"{name}.q_bias"]
+    k = x @ weight[c : 2 * c].T
+    v = x @ weight[2 * c :].T + state[f"{name}.v_bias"]
+    bias = _bias(state, name, window)
+    out = []
+    for head in range(heads):
+        part = slice(head * d, (head + 1) * d)
+        cosine = x.new_zeros(n, n)
+        for i in range(n):
+            for j in range(n):
+                length = q[i, part].norm() * k[j, part].norm()
+                cosine[i, j] = q[i, part] @ k[j, part] / length if length > 0 else 0.0
+        scale = min(float(state[f"{name}.logit_scale"][head]), math.log(100.0))
+        weights = torch.softmax(cosine * math.exp(scale) + bias[head] + mask, dim=-1)
+        out.append(weights @ v[:, part])
+    return _linear(torch.cat(out, dim=-1), state, f"{name}.proj")
+
+
+def _bias(state: dict[str, Tensor], name: str, window: tuple[int, int]) -> Tensor:
+    def log_spaced(offset: int, side: int) -> float:
+        scaled = 8 * offset / max(side - 1, 1)
+        return math.copysign(math.log2(abs(scaled) + 1) / 3, scaled)
+
+    places = [(i, j) for i in range(window[0]) for j in range(window[1])]
+    offsets = [[[log_spaced(a[side] - b[side], window[side]) for side in (0, 1)] for b in places] for a in places]
+    first = state[f"{name}.cpb_mlp.0.weight"]
+    hidden = torch.relu(first.new_tensor(offsets) @ first.T + state[f"{name}.cpb_mlp.0.bias"])
+    return (16 * torch.sigmoid(hidden @ state[f"{name}.cpb_mlp.2.weight"].T)).permute(2, 0, 1)

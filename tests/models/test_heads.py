@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.models import ImageClassifier, InputError, MaskedImageModel
+from tests.models.golden import fill_parameters, golden_config
+
+
+def test_classifier_averages_the_tokens_of_the_last_stage():
+    model = ImageClassifier(golden_config(), 7).eval()
+    fill_parameters(model)
+    images = torch.randn(2, 3, 70, 50)
+    features = model.backbone(images)[-1]
+    assert features.shape == (2, 3, 2, 192)
+    logits = model(images)
+    torch.testing.assert_close(logits, model.head(features.flatten(1, 2).mean(1)))
+    with pytest.raises(ConfigError, match="at least one class"):
+        ImageClassifier(golden_config(), 0)
+
+
+def test_reconstruction_has_the_size_of_the_image():
+    model = MaskedImageModel(golden_config(in_channels=2)).eval()
+    fill_parameters(model)
+    images, token_mask = torch.randn(2, 2, 37, 53), torch.rand(2, 10, 14) < 0.5
+    out = model(images, token_mask)
+    assert out.shape == images.shape
+    # A pixel at (r, c) comes from token (r // 32, c // 32) of the last stage.
+    features = model.encoder(images, mask_token=model.mask_token.flatten(), token_mask=token_mask)[-1]
+    weights, bias = model.decoder[0].weight.flatten(1).view(2, 32, 32, -1), model.decoder[0].bias.view(2, 32, 32)
+    expected = features[1, 1, 1] @ weights[1, 34 - 32, 40 - 32] + bias[1, 34 - 32, 40 - 32]
+    torch.testing.assert_close(out[1, 1, 34, 40], expected)
+
+
+def test_masked_pixels_do_not_reach_the_model():
+    model = MaskedImageModel(golden_config()).eval()
+    fill_parameters(model)
+    images, token_mask = torch.randn(1, 3, 64, 64), torch.zeros(1, 16, 16, dtype=torch.bool)
+    token_mask[:, :8] = True
+    changed = images.clone()
+    changed[:, :, :32] += 5
+    torch.testing.assert_close(model(images, token_mask), model(changed, token_mask), rtol=0, atol=0)
+    nothing_masked = torch.zeros_like(token_mask)
+    assert not torch.allclose(model(images, nothing_masked), model(changed, nothing_masked))
+
+
+def test_mask_token_takes_the_place_of_the_token_before_the_position_embedding():
+    config = golden_config(absolute_position=True)
+    model = MaskedImageModel(config, resolution=(32, 32)).eval()
+    fill_parameters(model)
+    seen = []
+    model.encoder.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    token_mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    token_mask[0, 2, 5] = True
+    images = torch.randn(1, 3, 32, 32)
+    model(images, token_mask)
+    position = model.encoder.absolute_pos_embed.view(8, 8, -1)
+    torch.testing.assert_close(seen[0][0, 2, 5], model.mask_token.flatten() + position[2, 5])
+    torch.testing.assert_close(seen[0][0, 2, 4], model.encoder.patch_embed(images)[0, 2, 4] + position[2, 4])
+
+
+@pytest.mark.parametrize("shape", [(1, 15, 16), (2, 16, 16)])
+def test_a_mask_of_the_wrong_size_is_refused(shape):
+    model = MaskedImageModel(golden_config())
+    with pytest.raises(InputError, match="token_mask of shape"):
+        model(torch.randn(1, 3, 64, 64), torch.zeros(shape, dtype=torch.bool))
