@@ -82,6 +82,7 @@ class DataConfig(Section):
     cache_gib: float = 50.0
     """Upper bound on the cache of remote shards, per host, in GiB."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """The training crop."""
 
 
 @dataclass

@@ -132,6 +132,8 @@ def _tar_members(fd: int, tar: str) -> Iterator[tuple[str, int, int]]:
     position, long_name, pax = 0, None, {}
     while True:
         header = os.pread(fd, _BLOCK, position)
+        if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ"):
+            raise DataError(f"{tar} is compressed: unpack it (samples are read from anywhere inside)")
         if len(header) < _BLOCK:
             if position == 0:
                 raise DataError(f"{tar} is not a tar file: it has only {len(header)} bytes")
@@ -140,8 +142,7 @@ def _tar_members(fd: int, tar: str) -> Iterator[tuple[str, int, int]]:
             return
         if not _checksum_fits(header):
             if position == 0:
-                kind = "is compressed: unpack it first" if header[:2] in (b"\x1f\x8b", b"BZ") else "is not a tar file"
-                raise DataError(f"{tar} {kind} (samples are read from anywhere inside, which needs a plain tar)")
+                raise DataError(f"{tar} is not a tar file")
             raise _EndsEarlyError(f"the header at byte {position} is damaged")
         kind, size = header[156:157], _number(header[124:136], position)
         if kind == b"L":

@@ -29,7 +29,7 @@ def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL; looked up anew in every process, as its connections do not survive a fork."""
     import fsspec
 
@@ -81,7 +81,7 @@ class ShardCache:
         """A small remote file, whole; None where there is no such file."""
 
         def read() -> bytes:
-            fs, path = _filesystem(url)
+            fs, path = filesystem(url)
             return fs.cat_file(path)
 
         try:
@@ -163,7 +163,7 @@ class ShardCache:
         """Bytes start..stop, or start..end from a server that knows no ranges."""
 
         def read() -> bytes:
-            fs, path = _filesystem(url)
+            fs, path = filesystem(url)
             data = fs.cat_file(path, start=start, end=stop)
             if len(data) == stop - start:
                 return data
@@ -238,7 +238,7 @@ class ShardCache:
 
 
 def _stat(url: str) -> int | None:
-    fs, path = _filesystem(url)
+    fs, path = filesystem(url)
     return fs.info(path).get("size")
 
 

@@ -207,7 +207,7 @@ class ShardSet:
             try:
                 self._files[shard] = os.open(entry.url, os.O_RDONLY)
             except OSError as error:
-                raise DataError(f"{entry.url} cannot be opened any more ({error.strerror})") from None
+                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
@@ -216,7 +216,10 @@ class ShardSet:
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._indexes:
             entry = self.shards[shard]
-            index = load_index(entry.url, self.cache, entry.size)
+            try:
+                index = load_index(entry.url, self.cache, entry.size)
+            except OSError as error:
+                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
                 raise DataError(
                     f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "

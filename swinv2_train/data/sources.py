@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.remote import ShardCache, is_remote, with_retries
+from swinv2_train.data.remote import ShardCache, filesystem, is_remote, with_retries
 
 MANIFEST_SUFFIX = ".dataset.json"
 _MANIFEST_FORMAT = 1
@@ -115,9 +115,7 @@ def _remote(url: str, cache: ShardCache) -> list[str]:
     pattern = url if glob.has_magic(url) else f"{url.rstrip('/')}/*"
 
     def listing() -> list[str]:
-        import fsspec
-
-        fs, path = fsspec.core.url_to_fs(pattern)
+        fs, path = filesystem(pattern)
         return sorted(fs.unstrip_protocol(name) for name in fs.glob(path))
 
     found = with_retries(url, listing, retries=cache.retries, backoff=cache.backoff)

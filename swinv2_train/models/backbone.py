@@ -7,6 +7,7 @@ clamped to it. At sizes that the official code accepts, results are the official
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from swinv2_train.config.model import (
     windows,
 )
 from swinv2_train.models.attention import WindowAttention
-from swinv2_train.models.drop_path import add_branch
+from swinv2_train.models.drop_path import add_branch, branch_scales
 from swinv2_train.models.geometry import Window
 from swinv2_train.models.init import init_weights
 from swinv2_train.models.layers import InputError, LayerNorm, Mlp, PatchEmbed, PatchMerging, position_embedding
@@ -39,7 +40,6 @@ class SwinBlock(nn.Module):
     Args:
         window: configured attention window; clamped to the map at every call.
         shifted: roll the map by half a window.
-        drop_path: probability to drop a branch.
         extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
     """
 
@@ -51,24 +51,22 @@ class SwinBlock(nn.Module):
         *,
         window: Window,
         shifted: bool,
-        drop_path: float,
         extra_norm: bool,
     ) -> None:
         super().__init__()
         self.window = window
         self.shifted = shifted
-        self.drop_path = drop_path
         self.norm1 = LayerNorm(dim)
         self.attn = attention
         self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, mlp_hidden)
         self.enorm = LayerNorm(dim) if extra_norm else None
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); `noise` is (B, 2), or None for no stochastic depth."""
-        attention_noise, mlp_noise = (None, None) if noise is None else noise.unbind(1)
-        x = add_branch(x, self.norm1(self._attend(x)), attention_noise, self.drop_path)
-        x = add_branch(x, self.norm2(self.mlp(x)), mlp_noise, self.drop_path)
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); `scales` (B, 2) multiply the two branches, None stands for 1."""
+        attention_scale, mlp_scale = (None, None) if scales is None else scales.unbind(1)
+        x = add_branch(x, self.norm1(self._attend(x)), attention_scale)
+        x = add_branch(x, self.norm2(self.mlp(x)), mlp_scale)
         return x if self.enorm is None else self.enorm(x)
 
     def _attend(self, x: Tensor) -> Tensor:
@@ -99,15 +97,15 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), before patch merging; `noise` is (B, depth, 2) or None."""
+    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C), before patch merging; `scales` is (B, depth, 2) or None."""
         for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
-            block_noise = None if noise is None else noise[:, index]
+            block_scales = None if scales is None else scales[:, index]
             if recompute and torch.is_grad_enabled():
                 # A block draws no random numbers of its own, so there is no random state to put back.
-                x = checkpoint(block, x, block_noise, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, block_scales, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, block_noise)
+                x = block(x, block_scales)
         return x
 
 
@@ -129,7 +127,7 @@ class SwinTransformerV2(nn.Module):
         self.in_channels = config.in_channels
         self.num_blocks = sum(config.depths)
         self.dims = [config.embed_dim * 2**stage for stage in range(NUM_STAGES)]
-        self.drop_path = config.drop_path
+        self.drop_path_rates = drop_path_rates(config)
         self.absolute_pos_embed: nn.Parameter | None = None
         if config.absolute_position:
             self.position_map = position_map(config, resolution)
@@ -172,12 +170,12 @@ class SwinTransformerV2(nn.Module):
         if self.absolute_pos_embed is not None:
             position = position_embedding(self.absolute_pos_embed, self.position_map, x.shape[1], x.shape[2])
             x = x + position.to(x.dtype)
-        noise = self._stochastic_depth(noise, images)
+        scales = self._stochastic_depth(noise, x)
 
         features, first_block = [], 0
         for stage in self.layers:
             last_block = first_block + len(stage.blocks)
-            x = stage(x, None if noise is None else noise[:, first_block:last_block])
+            x = stage(x, None if scales is None else scales[:, first_block:last_block])
             first_block = last_block
             features.append(x)
             if stage.downsample is not None:
@@ -185,20 +183,32 @@ class SwinTransformerV2(nn.Module):
         features[-1] = self.norm(features[-1])
         return features
 
-    def _stochastic_depth(self, noise: Tensor | None, images: Tensor) -> Tensor | None:
-        if not self.training or self.drop_path == 0:
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile every block with `torch.compile`, for images of one size; alike blocks of a stage share a graph.
+
+        Args:
+            options: for `torch.compile`, such as `mode`.
+        """
+        # Four stages, shifted or not, with an extra norm or not, in training or not: more graphs than dynamo expects.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for stage in self.layers:
+            for block in stage.blocks:
+                block.compile(dynamic=False, **options)
+
+    def _stochastic_depth(self, noise: Tensor | None, x: Tensor) -> Tensor | None:
+        """Scales of all branches, (B, num_blocks, 2), or None where none is dropped."""
+        if not self.training or not any(self.drop_path_rates):
             return None
-        shape = (images.shape[0], self.num_blocks, 2)
+        shape = (x.shape[0], self.num_blocks, 2)
         if noise is None:
-            return torch.rand(shape, device=images.device)
+            noise = torch.rand(shape, device=x.device)
         if noise.shape != shape:
             raise InputError(f"noise of shape {tuple(noise.shape)}: the model takes {shape} for this batch")
-        return noise
+        return branch_scales(noise, self.drop_path_rates, x.dtype)
 
 
 def _build_stage(config: ModelConfig, stage: int) -> SwinStage:
     dim = config.embed_dim * 2**stage
-    first_block = sum(config.depths[:stage])
     period = config.extra_norm_period
     blocks = [
         SwinBlock(
@@ -213,7 +223,6 @@ def _build_stage(config: ModelConfig, stage: int) -> SwinStage:
             mlp_width(config, dim),
             window=windows(config)[stage],
             shifted=index % 2 == 1,
-            drop_path=drop_path_rates(config)[first_block + index],
             extra_norm=period > 0 and (index + 1) % period == 0,
         )
         for index in range(config.depths[stage])

@@ -6,8 +6,12 @@ micro-batch or the recomputation of activations.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from swinv2_train.models.precision import at_least_float32
 
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -40,15 +44,28 @@ def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
     return (_shift_right(bits, 40).float() * 2.0**-24).view(-1, num_blocks, 2)
 
 
-def add_branch(x: Tensor, branch: Tensor, noise: Tensor | None, rate: float) -> Tensor:
-    """x + branch, with the branch dropped for samples whose noise is below `rate` and scaled by 1/(1 - rate) else.
+def branch_scales(noise: Tensor, rates: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """What every branch is multiplied with: 0 where its noise is below the block's rate, 1 / (1 - rate) elsewhere.
+
+    Args:
+        noise: (B, num_blocks, 2) uniform numbers in [0, 1).
+        rates: stochastic depth rate per block.
+        dtype: dtype of the activations.
+
+    Returns:
+        (B, num_blocks, 2) in at least float32, so that the factor is not rounded to half precision.
+    """
+    rate = torch.tensor(rates, dtype=at_least_float32(dtype)).view(-1, 1).to(noise.device, non_blocking=True)
+    return (noise >= rate) / (1 - rate)
+
+
+def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+    """x + scale * branch in the dtype of x.
 
     Args:
         x, branch: (B, H, W, C).
-        noise: (B,) uniform numbers in [0, 1), or None to keep every branch as it is.
+        scale: (B,), or None for 1.
     """
-    if noise is None or rate == 0:
+    if scale is None:
         return x + branch
-    kept = (noise >= rate).to(branch.dtype).view(-1, 1, 1, 1)
-    # As `alpha` the scale is not rounded to half precision.
-    return torch.add(x, branch * kept, alpha=1 / (1 - rate))
+    return (x + branch * scale.view(-1, 1, 1, 1)).to(x.dtype)

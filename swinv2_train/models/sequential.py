@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from swinv2_train.models.geometry import (
     MASK_VALUE,
@@ -136,6 +137,7 @@ class _SequentialAttention(torch.autograd.Function):
                     out[part, group, queries] = (torch.matmul(scores, value) / total).to(out.dtype)
                     log_sum[part, group, queries] = (top + total.log()).squeeze(-1)
                     del scores, bias
+        del q, k, v  # before the result is copied into a map
         merged = from_windows(out.view(1, qkv.shape[0], -1, *out.shape[1:]), window, (qkv.shape[1], qkv.shape[2]))
         # The map itself is saved, not its windows: it is the input of the next projection, which keeps it anyway.
         ctx.save_for_backward(qkv, scale, table, regions, merged, log_sum)
@@ -143,6 +145,7 @@ class _SequentialAttention(torch.autograd.Function):
         return merged
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
         with without_autocast(grad_merged):
             return _backward(ctx, grad_merged)
@@ -199,6 +202,7 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
             grad_v[part, group] = grad_value.to(qkv.dtype)
         if grad_bias is not None:
             grad_table[group] = collapse_bias(grad_bias, window)
+    del windowed, q, k, v, out, grad_out  # before the gradients are copied into a map
     grad_qkv = from_windows(grad_windowed, window, (qkv.shape[1], qkv.shape[2]))
     return grad_qkv, grad_scale, grad_table if need_table else None, None, None, None
 

@@ -101,9 +101,14 @@ def describe(config: Config, plan: Plan, samples_from: str) -> str:
         f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), {count_words(total)} with the decoder",
         f"input          {model.in_channels} channels, {height}x{width} pixels, {macs / 1e9:.1f} GMACs forward per image",
         *_stages(config),
-        f"drop path      {model.drop_path:g}" + (f"; extra norm every {model.extra_norm_period} blocks" if model.extra_norm_period else ""),
+        f"drop path      {model.drop_path:g}"
+        + (f"; extra norm every {model.extra_norm_period} blocks" if model.extra_norm_period else ""),
         f"task           {config.task.name}: mask {config.task.mask_ratio:g} of {config.task.mask_patch_size}-pixel patches, "
-        + (f"target normalised in {config.task.norm_target_window}-pixel windows" if config.task.norm_target_window else "plain target"),
+        + (
+            f"target normalised in {config.task.norm_target_window}-pixel windows"
+            if config.task.norm_target_window
+            else "plain target"
+        ),
         f"data           {plan.num_samples} samples ({samples_from})",
         f"global batch   {plan.global_batch} = {plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks",
         f"length         {plan.total_steps} steps = {plan.epochs:.4g} epochs",

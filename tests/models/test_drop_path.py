@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from swinv2_train.models.drop_path import add_branch, drop_path_noise
+from swinv2_train.models.drop_path import add_branch, branch_scales, drop_path_noise
 
 WORD = 2**64
 
@@ -41,14 +41,20 @@ def test_noise_has_the_shape_and_type_of_the_contract():
     assert noise.dtype == torch.float32
 
 
-def test_a_branch_is_dropped_below_the_rate_and_scaled_otherwise():
-    x, branch = torch.randn(3, 2, 2, 4), torch.randn(3, 2, 2, 4)
-    out = add_branch(x, branch, torch.tensor([0.2499, 0.25, 0.9]), rate=0.25)
-    torch.testing.assert_close(out[0], x[0], rtol=0, atol=0)
-    torch.testing.assert_close(out[1:], x[1:] + branch[1:] / 0.75)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_branch_is_dropped_below_the_rate_of_its_block_and_scaled_otherwise(dtype):
+    noise = torch.tensor([[[0.0, 0.99], [0.2499, 0.25]], [[0.5, 0.0], [0.9, 0.1]]])
+    scales = branch_scales(noise, [0.0, 0.25], dtype)
+    assert scales.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = torch.tensor([[[1, 1], [0, 4 / 3]], [[1, 1], [4 / 3, 0]]], dtype=scales.dtype)
+    torch.testing.assert_close(scales, expected)
 
 
-@pytest.mark.parametrize(("noise", "rate"), [(None, 0.5), (torch.zeros(2), 0.0)])
-def test_without_noise_or_rate_every_branch_stays(noise, rate):
-    x, branch = torch.randn(2, 1, 1, 4), torch.randn(2, 1, 1, 4)
-    torch.testing.assert_close(add_branch(x, branch, noise, rate), x + branch, rtol=0, atol=0)
+def test_adding_a_branch_rounds_once():
+    x, branch = torch.randn(3, 2, 2, 4).bfloat16(), torch.randn(3, 2, 2, 4).bfloat16()
+    scale = torch.tensor([0.0, 1 / 0.9, 1 / 0.7])
+    out = add_branch(x, branch, scale)
+    exact = x.double() + branch.double() * scale.double().view(3, 1, 1, 1)
+    assert torch.equal(out, exact.float().bfloat16())
+    assert torch.equal(out[0], x[0])
+    assert torch.equal(add_branch(x, branch, None), x + branch)

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Make the project's environment in .venv, or reuse it. Sourced by demo.sh and test.sh; run on its own it only makes it.
+# Takes uv where it can be had (about half a minute), venv and pip otherwise (some minutes). Versions: constraints.txt.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${SWINV2_VENV:-$ROOT/.venv}
+
+find_python() {
+    local name
+    for name in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3; do
+        if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "scripts/env.sh: needs Python 3.11 or newer; set PYTHON=/path/to/python" >&2
+    return 1
+}
+
+make_environment() {
+    local python stamp
+    # What is installed hangs on these files; the stamp says which version of them the environment was made from.
+    stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
+    if [ "$(cat "$VENV/.swinv2-stamp" 2>/dev/null)" = "$stamp" ]; then
+        echo "environment: $VENV (up to date)"
+        return
+    fi
+    python=$(find_python)
+    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
+    echo "environment: installing into $VENV (about 6 GB, once)"
+    if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then
+        (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
+    else
+        echo "environment: uv is not to be had, using pip"
+        (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]')
+    fi
+    echo "$stamp" >"$VENV/.swinv2-stamp"
+    echo "environment: ready"
+}
+
+make_environment
+export PATH="$VENV/bin:$PATH"

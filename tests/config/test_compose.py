@@ -1,0 +1,118 @@
+"""Composing a config: every shipped one works, every mistake ends in one sentence with field, value and mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.compose import compose, conf_dir, experiments, from_yaml, schema_keys, to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import validate
+
+NAMES = [name for name, _ in experiments()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_composes_and_is_valid(name: str) -> None:
+    config = compose([f"+experiment={name}"])
+    validate(config)
+    assert config.run.name == name
+    assert config.run.dir == f"outputs/{name}"
+
+
+@pytest.mark.parametrize("path", sorted(conf_dir().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_group_file_composes_and_says_what_it_is_for(path: Path) -> None:
+    group = path.parent.name
+    override = f"+{group}={path.stem}" if group == "experiment" else f"{group}={path.stem}"
+    compose([override])
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+    assert comments, f"{path} opens with no line that says what it is for"
+
+
+def test_the_listing_describes_every_experiment() -> None:
+    assert {"simmim_demo", "simmim_base", "simmim_giant"} <= set(NAMES)
+    assert all(len(line) > 20 for _, line in experiments())
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = compose(["+experiment=simmim_giant", "model.window=[12,12,[6,12],6]"])
+    (tmp_path / "resolved.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "resolved.yaml") == config
+
+
+def test_own_configs_stand_next_to_the_shipped_ones(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\n# Mine.\ndefaults:\n  - /experiment/simmim_tiny@_here_\nrun: {name: mine}\nseed: 7\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text.replace("@_here_", ""))
+    config = compose(["+experiment=mine"], tmp_path)
+    assert (config.run.name, config.seed, config.data.resolution) == ("mine", 7, 192)
+
+
+def test_a_frozen_config_cannot_be_changed() -> None:
+    config = Config()
+    config.freeze()
+    with pytest.raises(AttributeError, match="frozen"):
+        config.optim.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.windw=3"], ["model.windw=3", "no such key", "model.window"]),
+        (["+model.foo=1"], ["model.foo=1", "no such key"]),
+        (["+optim.learning_rate=1"], ["optim.learning_rate=1", "no such key"]),
+        (["lr=1e-3"], ["lr=1e-3", "optim.lr"]),
+        (["+experiment=simim_tiny"], ["experiment=simim_tiny", "simmim_tiny"]),
+        (["experiment=simmim_tiny"], ["+experiment=simmim_tiny"]),
+        (["model=swinv3"], ["model=swinv3", "swinv2_base"]),
+        (["optim.lr=fast"], ["optim.lr=fast", "Float"]),
+        (["model.depths=abc"], ["model.depths=abc"]),
+        (["optim.global_batch=1.5"], ["optim.global_batch=1.5", "Integer"]),
+        (["model=3", "junk"], ["'junk'", "key=value"]),
+        (["data.shards=[a,b"], ["cannot read the override"]),
+        (["model.window=[1,2"], ["cannot read the override"]),
+    ],
+)
+def test_wrong_overrides_name_field_value_and_mend(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_broken_resolved_file_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "resolved.yaml"
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        from_yaml(path)
+    path.write_text("model: [")
+    with pytest.raises(ConfigError, match="not a valid config"):
+        from_yaml(path)
+    path.write_text("modle: {}")
+    with pytest.raises(ConfigError, match="did you mean model"):
+        from_yaml(path)
+
+
+def test_every_field_is_documented() -> None:
+    import ast
+    import inspect
+
+    from swinv2_train.config import model, schema
+
+    for module in (schema, model):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config") and node.name != "Config"):
+                continue
+            body = node.body
+            for here, after in zip(body, [*body[1:], None], strict=True):
+                if isinstance(here, ast.AnnAssign):
+                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert documented, f"{node.name}.{ast.unparse(here.target)} has no documentation below it"
+
+
+def test_schema_keys_reach_every_section() -> None:
+    keys = set(schema_keys())
+    assert {"seed", "model.window", "data.augment.scale", "optim.lr", "tracking.wandb", "eval.max_samples"} <= keys

@@ -1,0 +1,73 @@
+"""A file server on loopback that fails on demand."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter, deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+class FlakyServer:
+    """Serves the files of `folder`; every GET takes the next entry of `faults`, if any.
+
+    Faults: "500" an error status, "short" a body that ends early, "drop" a connection that closes, "ok" none.
+    """
+
+    def __init__(self, folder: Path, *, ranges: bool = True) -> None:
+        self.faults: deque[str] = deque()
+        self.requests: Counter[str] = Counter()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self._serve(with_body=False)
+
+            def do_GET(self) -> None:
+                self._serve(with_body=True)
+
+            def _serve(self, with_body: bool) -> None:
+                path = folder / self.path.lstrip("/")
+                fault = outer.faults.popleft() if outer.faults and with_body else "ok"
+                outer.requests[f"{self.command} {self.path}"] += 1
+                if fault == "drop":
+                    self.close_connection = True
+                    return
+                if fault == "500" or not path.is_file():
+                    self.send_response(500 if fault == "500" else 404)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                data = path.read_bytes()
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+                if asked and ranges:
+                    part = data[int(asked[1]) : int(asked[2]) + 1]
+                    self.send_response(206)
+                    self.send_header("Content-Range", f"bytes {asked[1]}-{asked[2]}/{len(data)}")
+                else:
+                    part = data
+                    self.send_response(200)
+                self.send_header("Content-Length", str(len(part)))
+                self.end_headers()
+                if with_body:
+                    self.wfile.write(part[: len(part) // 2] if fault == "short" else part)
+                    self.close_connection = self.close_connection or fault == "short"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def gets(self, name: str) -> int:
+        return self.requests[f"GET /{name}"]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,67 @@
+"""The grouping rules of the official code, counted on SwinV2-B."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from swinv2_train.config.model import variant
+from swinv2_train.config.schema import OptimConfig
+from swinv2_train.engine.param_groups import is_decayed, layer_index, parameter_groups
+from swinv2_train.models.heads import ImageClassifier, MaskedImageModel
+
+DEPTHS = [2, 2, 18, 2]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    with torch.device("meta"):
+        return ImageClassifier(variant("swinv2_base"), 1000)
+
+
+@pytest.fixture(scope="module")
+def simmim() -> nn.Module:
+    with torch.device("meta"):
+        return MaskedImageModel(variant("swinv2_base"))
+
+
+def test_base_decays_101_tensors(classifier: nn.Module) -> None:
+    groups = parameter_groups(classifier.named_parameters(), OptimConfig(weight_decay=0.05), DEPTHS)
+    decayed = [name for group in groups if group["weight_decay"] for name in group["names"]]
+    kept = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+    assert len(decayed) == 101
+    assert (len(kept), sum(parameter.numel() for parameter in kept)) == (324, 381_152)
+
+
+def test_the_official_simmim_mismatch_is_an_option(simmim: nn.Module) -> None:
+    named = dict(simmim.named_parameters())
+    right = {name for name, p in named.items() if is_decayed(name, p, decay_cpb_and_scale=False)}
+    official = {name for name, p in named.items() if is_decayed(name, p, decay_cpb_and_scale=True)}
+    assert right < official
+    assert len(official - right) == 72
+    assert all("cpb_mlp" in name or "logit_scale" in name for name in official - right)
+    assert "mask_token" not in official
+
+
+def test_layer_decay_scales_of_base(classifier: nn.Module) -> None:
+    groups = parameter_groups(classifier.named_parameters(), OptimConfig(layer_decay=0.75), DEPTHS)
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert scale["backbone.patch_embed.proj.weight"] == pytest.approx(7.53e-4, rel=1e-3)
+    assert scale["backbone.layers.0.blocks.0.attn.qkv.weight"] == pytest.approx(1.003e-3, rel=1e-3)
+    assert scale["backbone.layers.2.blocks.7.mlp.fc1.weight"] == pytest.approx(0.02376, rel=1e-3)
+    assert scale["backbone.layers.3.blocks.1.mlp.fc1.weight"] == pytest.approx(0.75)
+    assert scale["head.weight"] == scale["backbone.norm.weight"] == 1.0
+
+
+def test_patch_merging_belongs_to_the_last_block_of_its_stage() -> None:
+    merging = layer_index("encoder.layers.1.downsample.reduction.weight", DEPTHS)
+    assert merging == layer_index("encoder.layers.1.blocks.1.mlp.fc1.weight", DEPTHS) == 4
+    assert layer_index("mask_token", DEPTHS) == 0
+    assert layer_index("decoder.0.weight", DEPTHS) == layer_index("encoder.absolute_pos_embed", DEPTHS) == 25
+
+
+def test_every_parameter_is_in_one_group(simmim: nn.Module) -> None:
+    groups = parameter_groups(simmim.named_parameters(), OptimConfig(layer_decay=0.9), DEPTHS)
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(name for name, _ in simmim.named_parameters())
