@@ -91,7 +91,7 @@ class Engine:
         if config.engine.precision == "fp16" and device == "cpu":
             raise ConfigError("engine.precision", "fp16", "needs a GPU; take bf16 or fp32 on the CPU")
         settings = deepspeed_config(config, plan)
-        deepspeed = _import_deepspeed(device)
+        self._library = deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
         groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
@@ -187,6 +187,11 @@ class Engine:
         if "loss_scaler" in values and scaler is not None and getattr(scaler, "dynamic", False):
             for key, value in values["loss_scaler"].items():
                 setattr(scaler, key, value)
+
+    def close(self) -> None:
+        """Let go of the model's hooks and of DeepSpeed's process groups, so that this process can start another run."""
+        self._deepspeed.destroy()
+        self._library.comm.destroy_process_group()
 
 
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

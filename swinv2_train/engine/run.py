@@ -125,11 +125,19 @@ def train(config: Config) -> int:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
     stop = StopRequest()
-    ranks = join(pick_device(config.launch.device), config.engine.timeout_minutes)
+    alone = False
     try:
-        return _train(config, ranks, stop)
-    finally:
+        ranks = join(pick_device(config.launch.device), config.engine.timeout_minutes)
+        alone = ranks.world_size == 1
+        code = _train(config, ranks, stop)
         leave()
+        return code
+    except BaseException:
+        # Among several ranks the others may sit in a collective; saying goodbye would wait for them.
+        if alone:
+            leave()
+        raise
+    finally:
         stop.restore()
 
 
@@ -143,12 +151,26 @@ def _same_everywhere(config: Config, ranks: Ranks) -> None:
 
 def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
     _same_everywhere(config, ranks)
-    directory = Path(config.run.dir)
     shards, held_out = open_shards(config)
     plan = make_plan(config, ranks.world_size, shards.num_samples)
     task = build_task(config, shards)
-    model = build_model(task, config, ranks.device)
-    engine = Engine(model, config, plan, ranks)
+    engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
+    code = _train_with(engine, task, config, plan, shards, held_out, ranks, stop)
+    engine.close()
+    return code
+
+
+def _train_with(
+    engine: Engine,
+    task: Task,
+    config: Config,
+    plan: Plan,
+    shards: ShardSet,
+    held_out: ShardSet | None,
+    ranks: Ranks,
+    stop: StopRequest,
+) -> int:
+    directory = Path(config.run.dir)
     state, lines = resume(directory, engine, ranks)
     if state.step >= plan.total_steps:
         if ranks.is_main:

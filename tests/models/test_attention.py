@@ -251,3 +251,18 @@ def test_a_nearly_constant_bias_survives_the_half_precision_mask(sdpa_masks):
     sdpa_attention(*leaves[:2], 8 + offsets, regions, window)
     assert sdpa_masks[0].dtype == torch.bfloat16
     torch.testing.assert_close(sdpa_masks[0][0].float(), expand_bias(offsets, window), rtol=0.004, atol=1e-6)
+
+
+@pytest.mark.parametrize("attend", [reference_attention, *BACKENDS.values()])
+def test_the_mask_is_minus_100_and_no_more(attend):
+    """At the largest scale a masked pair of equal directions ties with an allowed pair of orthogonal ones."""
+    query = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    key = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    value = torch.arange(8, dtype=torch.float64).view(4, 2)
+    qkv = torch.cat([query, key, value], dim=-1).view(1, 1, 4, 6)
+    regions = torch.tensor([[0, 0, 1, 1]], dtype=torch.uint8)
+    scale, table = torch.tensor([100.0], dtype=torch.float64), torch.zeros(1, 1, 7, dtype=torch.float64)
+    mask = torch.tensor([[0, 0, -100, -100]] * 2 + [[-100, -100, 0, 0]] * 2, dtype=torch.float64)
+    expected = torch.softmax(100 * query @ key.T + mask, dim=-1) @ value
+    torch.testing.assert_close(expected, value.mean(0).expand(4, 2))  # a tie of all four keys
+    torch.testing.assert_close(attend(qkv, scale, table, regions, (1, 4)).view(4, 2), expected)

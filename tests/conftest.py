@@ -1,0 +1,24 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import comparable, make_data, run_here, tiny_run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small shards."""
+    return make_data(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an uninterrupted tiny run of one process, in fp32."""
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    assert run_here(tiny_run(shards, run_dir)) == 0
+    assert len(comparable(run_dir)) == 8 + 3
+    return run_dir

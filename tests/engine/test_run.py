@@ -1,0 +1,180 @@
+"""A run in one process: what it leaves behind, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.checkpoint.load import load_weights
+from swinv2_train.engine import loop
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from tests.runs import comparable, losses, make_shard, metrics, run_here, tiny_run
+
+
+def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert {"resolved.yaml", "environment.json", "metrics.jsonl", "figures", "checkpoints", "log.txt", "status.json"} <= names
+    assert json.loads((finished_run / "status.json").read_text()) == {"status": "finished", "step": 8}
+    assert [path.name for path in list_checkpoints(finished_run / "checkpoints")] == ["step-00000008", "step-00000004"]
+    assert [path.name for path in (finished_run / "figures").iterdir()] == ["simmim-step-00000008.png"]
+    fields = {"step", "samples_seen", "loss", "grad_norm", "lr", "images_per_second", "data_wait_share", "skipped_steps"}
+    steps = [record for record in metrics(finished_run) if "loss" in record]
+    assert all(fields <= record.keys() for record in steps)
+    assert [record["samples_seen"] for record in steps] == [12 * step for step in range(1, 9)]
+    assert [record["step"] for record in metrics(finished_run) if "eval/loss" in record] == [0, 4, 8]
+
+
+def test_a_finished_run_says_so(finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    assert run_here(tiny_run(shards, finished_run)) == FINISHED
+    assert "is finished: step 8 of 8" in capsys.readouterr().out
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
+    finished_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SIGTERM inside step 3, and again inside step 6; each time the same command goes on."""
+    step = loop.Trainer.train_step
+
+    def step_with_signal(self: loop.Trainer, batches: list[dict]) -> None:
+        if self.state.step in stops:
+            stops.remove(self.state.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, batches)
+
+    stops = [2, 5]
+    monkeypatch.setattr(loop.Trainer, "train_step", step_with_signal)
+    command = tiny_run(shards, tmp_path / "run")
+    assert run_here(command) == STOPPED
+    assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 3}
+    assert run_here(command) == STOPPED
+    assert run_here(command) == FINISHED
+    assert comparable(tmp_path / "run") == comparable(finished_run)
+    ours, twin = (load_weights(path / "checkpoints" / "step-00000008") for path in (tmp_path / "run", finished_run))
+    assert ours.keys() == twin.keys()
+    assert all(torch.equal(ours[name], twin[name]) for name in twin)
+
+
+@pytest.mark.parametrize(
+    ("precision", "stage", "accumulate"),
+    [("bf16", 1, "null"), ("bf16", 1, "fp32"), ("bf16", 2, "null"), ("fp32", 0, "null"), ("bf16", 0, "null"), ("fp32", 3, "null")],
+)
+def test_every_precision_and_stage_resumes_bit_for_bit(
+    shards: Path, tmp_path: Path, precision: str, stage: int, accumulate: str
+) -> None:
+    """Four steps, or two, a stop at a checkpoint, and two more."""
+    options = [
+        f"engine.precision={precision}", f"engine.zero_stage={stage}", f"engine.grad_accum_dtype={accumulate}",
+        "optim.schedule=constant", "engine.micro_batch=6", "eval.every_steps=0", "eval.figure_every_steps=0",
+        "optim.warmup_steps=0", "checkpoint.every_steps=2",
+    ]  # fmt: skip
+    assert run_here(tiny_run(shards, tmp_path / "whole", *options, "optim.steps=4")) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=2")) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=4")) == FINISHED
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+    assert len(losses(tmp_path / "whole")) == 4
+    weights = [load_weights(tmp_path / name / "checkpoints" / "step-00000004") for name in ("whole", "parts")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swinv2_train.tasks.simmim import SimMIM
+    from swinv2_train.tasks.task import Losses
+
+    real = SimMIM.loss
+
+    def poisoned(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
+        losses = real(self, model, batch)
+        return Losses(losses.total * float("nan")) if int(batch["position"][0]) // 12 == 1 else losses
+
+    monkeypatch.setattr(SimMIM, "loss", poisoned)
+    for name, options in {"zero1": [], "plain": ["engine.zero_stage=0"], "bf16": ["engine.precision=bf16"]}.items():
+        command = tiny_run(shards, tmp_path / name, "optim.steps=3", "checkpoint.every_steps=1", *options)
+        assert run_here(command) == FINISHED
+        rows = [record for record in metrics(tmp_path / name) if "lr" in record]
+        assert [row["skipped_steps"] for row in rows] == [0, 1, 1], name
+        assert rows[1]["loss"] is None
+        weights = [load_weights(tmp_path / name / "checkpoints" / f"step-0000000{step}") for step in (2, 3)]
+        assert all(torch.isfinite(tensor).all() for tensor in weights[1].values()), name
+        log = (tmp_path / name / "log.txt").read_text()
+        assert "step 2: a gradient was not finite; the update was skipped" in log
+
+
+def test_damaged_checkpoints_are_passed_over_and_named(
+    finished_run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = tiny_run(shards, tmp_path / "run")
+    assert run_here(command) == FINISHED
+    for path in (tmp_path / "run" / "checkpoints" / "step-00000008" / "model").iterdir():
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    capsys.readouterr()
+    assert run_here(command) == FINISHED
+    output = capsys.readouterr().out
+    assert "passed over step-00000008: model/rank-00000-of-00001.safetensors has been changed" in output
+    assert "resuming from" in output
+    assert "step-00000004" in output
+    assert comparable(tmp_path / "run") == comparable(finished_run)
+
+
+def test_broken_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
+    make_shard(tmp_path / "train-0.tar", 24, 0, broken=(3, 17))
+    make_shard(tmp_path / "eval-0.tar", 7, 2, broken=(5,))
+    assert run_here(tiny_run(tmp_path, tmp_path / "run", "optim.steps=4")) == FINISHED
+    rows = [record for record in metrics(tmp_path / "run") if "loss" in record]
+    assert rows[-1]["broken_samples"] == 4  # 48 samples are two epochs of 24
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "train-0-0003" in log
+    assert "train-0-0017" in log
+    assert [record["eval/samples"] for record in metrics(tmp_path / "run") if "eval/loss" in record] == [6, 6]
+
+
+def test_too_many_broken_samples_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_shard(tmp_path / "train-0.tar", 24, 0, broken=tuple(range(14)))
+    make_shard(tmp_path / "eval-0.tar", 4, 2)
+    assert run_here(tiny_run(tmp_path, tmp_path / "run", "data.max_broken_share=0.005")) == FAILED
+    assert "data.max_broken_share=0.005" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.embed_dim=32", ["model.embed_dim=32", "was started with 16"]),
+        ("model.window=8", ["model.window=8"]),
+        ("optim.global_batch=6", ["optim.global_batch=6", "was started with 12"]),
+        ("seed=1", ["seed=1", "was started with 0"]),
+        ("data.resolution=96", ["data.resolution=96"]),
+        ("resume=never", ["resume=never", "holds a run already"]),
+    ],
+)
+def test_another_run_in_a_used_directory_is_refused(
+    finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str], override: str, parts: list[str]
+) -> None:
+    assert run_here(tiny_run(shards, finished_run, override)) == WRONG_USE
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    for part in parts:
+        assert part in message
+
+
+def test_what_does_not_change_the_run_may_change(finished_run: Path, shards: Path) -> None:
+    """Attention backend, checkpointing and micro-batch change memory, not the run."""
+    options = ["model.attention=sequential", "model.sequential_chunk_mib=0.01", "model.checkpointing=1", "engine.micro_batch=4"]
+    assert run_here(tiny_run(shards, finished_run, *options)) == FINISHED
+
+
+def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, tmp_path: Path) -> None:
+    options = ["model.attention=sequential", "model.sequential_chunk_mib=0.01", "model.checkpointing=1", "engine.micro_batch=4"]
+    assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FINISHED
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-5)

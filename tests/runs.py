@@ -1,0 +1,117 @@
+"""Small real runs for tests: shards of made photographs, a tiny model, and ways to start it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TINY_MODEL = [
+    "model.embed_dim=16", "model.num_heads=[1,2,4,8]", "model.depths=[1,2,1,1]", "model.window=4", "data.resolution=64",
+    "task.mask_patch_size=16",
+]  # fmt: skip
+"""A SwinV2 of 50 thousand parameters per block that a CPU steps in milliseconds."""
+
+
+def make_images(directory: Path, count: int, seed: int) -> None:
+    """JPEG files of smooth random scenes, 60 to 100 pixels a side."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for index in range(count):
+        height, width = (int(side) for side in rng.integers(60, 100, 2))
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(directory / f"{index:04d}.jpg", quality=90)
+
+
+def make_shard(path: Path, count: int, seed: int, broken: tuple[int, ...] = ()) -> None:
+    """A plain WebDataset tar, without an index; the samples in `broken` hold half a JPEG."""
+    import webdataset
+
+    rng = np.random.default_rng(seed)
+    with webdataset.TarWriter(str(path)) as writer:
+        for index in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            buffer = io.BytesIO()
+            coarse.resize((80, 72), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+            data = buffer.getvalue()
+            writer.write({"__key__": f"{path.stem}-{index:04d}", "jpg": data[:200] if index in broken else data})
+
+
+def tiny_run(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The overrides of a run of 8 steps over the shards that `make_data` makes; later overrides win."""
+    return [
+        "+experiment=simmim_demo", *TINY_MODEL, f"data.shards={shards}/train-*.tar", f"data.eval_shards={shards}/eval-*.tar",
+        f"run.dir={run_dir}", "data.num_workers=1", "model.drop_path=0.2", "optim.global_batch=12",
+        "optim.lr_reference_batch=12", "optim.steps=8", "optim.warmup_steps=2", "checkpoint.every_steps=4",
+        "eval.every_steps=4", "eval.figure_every_steps=8", "eval.figure_samples=2", "tracking.log_every_steps=2",
+        "tracking.tensorboard=false", "launch.device=cpu", *overrides,
+    ]  # fmt: skip
+
+
+def make_data(directory: Path) -> Path:
+    """Two training shards of unequal size and one held-out shard."""
+    directory.mkdir(parents=True, exist_ok=True)
+    make_shard(directory / "train-0.tar", 20, 0)
+    make_shard(directory / "train-1.tar", 11, 1)
+    make_shard(directory / "eval-0.tar", 7, 2)
+    return directory
+
+
+def run_here(overrides: list[str]) -> int:
+    """Run the command inside this process; returns the exit code."""
+    from swinv2_train.cli.train import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(overrides)
+    return int(caught.value.code or 0)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a run in a process of its own: as if no launcher were around."""
+    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {key: value for key, value in os.environ.items() if key not in launchers}
+    return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
+
+
+def start(command: list[str], **more: str) -> subprocess.Popen[str]:
+    """Start a command with the project's Python first on the path."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.Popen(
+        command, env=environment(PATH=path, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run_command(command: list[str], **more: str) -> tuple[int, str]:
+    """Run a command to its end: (exit code, output)."""
+    process = start(command, **more)
+    output, _ = process.communicate(timeout=500)
+    return process.returncode, output
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+CLOCKED = ("images_per_second", "data_wait_share", "memory_gib", "seconds_left")
+"""Fields that no two runs share."""
+
+
+def comparable(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what the clock and the machine put in."""
+    return [{key: value for key, value in record.items() if key not in CLOCKED} for record in metrics(run_dir)]
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The training losses, step by step, after a check that no step is missing or doubled."""
+    rows = [record for record in metrics(run_dir) if "loss" in record]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return [row["loss"] for row in rows]
