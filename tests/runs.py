@@ -96,6 +96,13 @@ def run_command(command: list[str], **more: str) -> tuple[int, str]:
     return process.returncode, output
 
 
+def run_apart(overrides: list[str]) -> int:
+    """Run the command in a process of its own; returns the exit code."""
+    code, output = run_command(["swinv2-train", *overrides])
+    print(output)
+    return code
+
+
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -132,7 +132,7 @@ def _add_inspect(commands: Any) -> None:
         default="~/.cache/swinv2_train/shards",
         help="where remote shards are kept (default: %(default)s)",
     )
-    add("--cache-gib", type=float, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
+    add("--cache-gib", type=_gib, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
     inspect.set_defaults(run=_inspect)
 
 
@@ -235,11 +235,22 @@ def _quality(text: str) -> int:
     return _whole(text, 1, 100)
 
 
-def _share(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        share = float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _gib(text: str) -> float:
+    size = _number(text)
+    if not size > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return size
+
+
+def _share(text: str) -> float:
+    share = _number(text)
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
     return share

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +22,37 @@ from swinv2_train.data.index import (
     write_atomically,
     write_index,
 )
-from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.remote import RemoteFile, ShardCache
 
 logger = logging.getLogger(__name__)
 
 
-def index_header(url: str, cache: ShardCache, size: int) -> dict[str, Any]:
-    """The header of a shard's index, which counts its samples; the index is built or fetched if need be."""
-    for path in _places(url, cache):
+def index_header(url: str, cache: ShardCache, file: RemoteFile | None) -> dict[str, Any]:
+    """The header of a shard's index, which counts its samples; the index is built or fetched if need be.
+
+    `file` is None for a local shard.
+    """
+    for path in _places(url, cache, file):
         header = read_header(path)
-        if header is not None and _fresh(header, url, size):
+        if header is not None and _fresh(header, url, file):
             return header
-    return load_index(url, cache, size).header()
+    return load_index(url, cache, file).header()
 
 
-def load_index(url: str, cache: ShardCache, size: int) -> ShardIndex:
-    """The index of a shard of `size` bytes, built or fetched if there is none or an old one.
+def load_index(url: str, cache: ShardCache, file: RemoteFile | None) -> ShardIndex:
+    """The index of a shard, built or fetched if there is none or an old one.
 
     Raises DataError where the shard is no tar or holds no image.
     """
     stale = False
-    for path in _places(url, cache):
+    for path in _places(url, cache, file):
         index = read_index(path)
-        if index is not None and _fresh(index.header(), url, size):
+        if index is not None and _fresh(index.header(), url, file):
             return index
         stale = stale or index is not None
     if stale:
         logger.warning("%s changed after its index was written: indexing it again", url)
-    return _remote_index(url, cache, size) if is_remote(url) else _local_index(url, cache)
+    return _local_index(url, cache) if file is None else _remote_index(file, cache)
 
 
 def index_path(tar: str | Path) -> Path:
@@ -64,15 +66,15 @@ def beside(url: str, suffix: str) -> str:
     return f"{path}{suffix}{mark}{query}"
 
 
-def _places(url: str, cache: ShardCache) -> list[Path]:
-    name = url if is_remote(url) else str(Path(url).resolve())
-    cached = cache.directory / "index" / f"{hashlib.sha256(name.encode()).hexdigest()[:20]}{INDEX_SUFFIX}"
-    return [cached] if is_remote(url) else [index_path(url), cached]
+def _places(url: str, cache: ShardCache, file: RemoteFile | None) -> list[Path]:
+    digest = file.digest if file else hashlib.sha256(os.fsencode(Path(url).resolve())).hexdigest()[:20]
+    cached = cache.directory / "index" / f"{digest}{INDEX_SUFFIX}"
+    return [cached] if file else [index_path(url), cached]
 
 
-def _fresh(header: dict[str, Any], url: str, size: int) -> bool:
-    if is_remote(url):
-        return header["tar_size"] == size
+def _fresh(header: dict[str, Any], url: str, file: RemoteFile | None) -> bool:
+    if file is not None:
+        return header["tar_size"] == file.size
     stat = os.stat(url)
     return (header["tar_size"], header["tar_mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
 
@@ -83,34 +85,35 @@ def _local_index(path: str, cache: ShardCache) -> ShardIndex:
         index = build_index(path, fd)
     finally:
         os.close(fd)
-    for place in _places(path, cache):
-        if _written(lambda place=place: write_index(index, place)):
-            return index
+    for place in _places(path, cache, None):
+        try:
+            write_index(index, place)
+        except OSError:
+            continue
+        return index
     logger.warning("the index of %s can be kept nowhere: it is built anew each time", path)
     return index
 
 
-def _remote_index(url: str, cache: ShardCache, size: int) -> ShardIndex:
-    (place,) = _places(url, cache)
-    content = cache.fetch_bytes(beside(url, INDEX_SUFFIX))
+def _remote_index(file: RemoteFile, cache: ShardCache) -> ShardIndex:
+    (place,) = _places(file.url, cache, file)
+    content = cache.fetch_bytes(beside(file.url, INDEX_SUFFIX))
     if content is not None:
         write_atomically(place, content.decode("utf-8", "replace"))
         index = read_index(place)
-        if index is not None and index.tar_size == size:
+        if index is not None and index.tar_size == file.size and _packed_as(index, file):
             return index
-        logger.warning("the index beside %s is not of this shard: indexing it again", url)
-    fd = cache.open(url, size)
+        logger.warning("the index beside %s is not of this shard: indexing it again", file.url)
+    fd = cache.open(file)
     try:
-        index = build_index(url, fd)
+        index = build_index(file.url, fd)
     finally:
         os.close(fd)
     write_index(index, place)
     return index
 
 
-def _written(write: Callable[[], None]) -> bool:
-    try:
-        write()
-    except OSError:
-        return False
-    return True
+def _packed_as(index: ShardIndex, file: RemoteFile) -> bool:
+    """Whether an uploaded index is of the version that the manifest names; foreign shards have nothing to compare."""
+    fingerprint = index.extra.get("pack", {}).get("fingerprint")
+    return fingerprint is None or not file.from_manifest or fingerprint == file.version

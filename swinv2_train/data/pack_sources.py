@@ -175,10 +175,14 @@ def _with_keys(rows: Iterable[tuple[str, str, int | None]]) -> list[Entry]:
     """Entries for (path, relative path, label)."""
     entries, taken = [], set()
     for path, relative, label in rows:
-        stat = os.stat(path)
+        try:
+            stat = os.stat(path)
+            version = f"{stat.st_size}-{stat.st_mtime_ns}"
+        except OSError:
+            version = "unreadable"  # a dangling link, say: reading it will tell
         stem = os.path.splitext(relative)[0]
         key = _unused("/".join(part.replace(".", "_") for part in Path(stem).parts if part not in ("/", "..")), taken)
-        entries.append(Entry(path, key, f"{stat.st_size}-{stat.st_mtime_ns}", label))
+        entries.append(Entry(path, key, version, label))
     return entries
 
 

@@ -19,7 +19,7 @@ from swinv2_train.data.index import build_index, read_header, write_atomically, 
 from swinv2_train.data.index_store import index_path
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_text
+from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 
 _VERSION = 1  # of the bytes that packing gives; part of every fingerprint
 _BLOCK = 512
@@ -63,6 +63,7 @@ class FinishedShard:
     num_samples: int
     """0: all entries were broken, and there is no such shard."""
     num_bytes: int
+    fingerprint: str
     card: Card
     broken: list[dict[str, str]]
     reused: bool
@@ -77,7 +78,7 @@ class SplitWriter:
     def __init__(self, out: Path, split: str, source: Source, options: PackOptions, overwrite: bool) -> None:
         self._out, self._split, self._source, self._options = out, split, source, options
         self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
-        self._written: dict[str, tuple[int, int]] = {}
+        self._written: dict[str, ListedShard] = {}
         for tar in self._present():
             header = read_header(index_path(tar))
             made_from = header["extra"].get("pack", {}).get("source") if header else None
@@ -102,7 +103,7 @@ class SplitWriter:
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
-                self._written[name] = (shard.num_samples, shard.num_bytes)
+                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint)
             position = shard.stop
             progress(position, total)
             yield shard
@@ -133,8 +134,15 @@ class SplitWriter:
             return None
         if record["fingerprint"] != self._fingerprint(start, record["stop"]):
             return None
-        card = Card.from_json(header["extra"]["card"])
-        return FinishedShard(record["stop"], header["num_samples"], stat.st_size, card, record["broken"], reused=True)
+        return FinishedShard(
+            stop=record["stop"],
+            num_samples=header["num_samples"],
+            num_bytes=stat.st_size,
+            fingerprint=record["fingerprint"],
+            card=Card.from_json(header["extra"]["card"]),
+            broken=record["broken"],
+            reused=True,
+        )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
         card, broken, stop = Card(), [], start
@@ -155,35 +163,35 @@ class SplitWriter:
                 file.flush()
                 os.fsync(file.fileno())
             card.broken = len(broken)
-            if card.num_samples == 0:
-                return FinishedShard(stop, 0, 0, card, broken, reused=False)
-            size = self._publish(temporary, self._out / name, start, stop, card, broken)
+            fingerprint = self._fingerprint(start, stop)
+            shard = FinishedShard(
+                stop, card.num_samples, temporary.stat().st_size, fingerprint, card, broken, reused=False
+            )
+            if shard.num_samples:
+                self._publish(temporary, self._out / name, start, shard)
+            return shard
         finally:
             temporary.unlink(missing_ok=True)
-        return FinishedShard(stop, card.num_samples, size, card, broken, reused=False)
 
-    def _publish(
-        self, temporary: Path, tar: Path, start: int, stop: int, card: Card, broken: list[dict[str, str]]
-    ) -> int:
-        """Index the finished file and give it its name; returns its bytes."""
+    def _publish(self, temporary: Path, tar: Path, start: int, shard: FinishedShard) -> None:
+        """Index the finished file and give it its name."""
         record = {
             "source": self._source.root,
             "start": start,
-            "stop": stop,
-            "fingerprint": self._fingerprint(start, stop),
-            "broken": broken,
+            "stop": shard.stop,
+            "fingerprint": shard.fingerprint,
+            "broken": shard.broken,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:
-            index = build_index(tar.name, fd, {"card": card.to_json(), "pack": record})
+            index = build_index(tar.name, fd, {"card": shard.card.to_json(), "pack": record})
         finally:
             os.close(fd)
-        if index.num_samples != card.num_samples:
-            raise DataError(f"{tar.name}: {card.num_samples} samples were written, {index.num_samples} found again")
+        if index.num_samples != shard.num_samples:
+            raise DataError(f"{tar.name}: {shard.num_samples} samples were written, {index.num_samples} found again")
         # The index comes first: a tar without one would look like somebody else's to the next command.
         write_index(index, index_path(tar))
         temporary.replace(tar)
-        return index.tar_size
 
     def _full(self, offset: int, count: int, packed: Packed) -> bool:
         needed = sum(_member_bytes(packed.entry.key, extension, data) for extension, data in packed.members.items())

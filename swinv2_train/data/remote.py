@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from swinv2_train.data.errors import DataError
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 << 20
+_VERSION_KEYS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "updated")  # as fsspec's backends call it
 T = TypeVar("T")
 
 
@@ -42,7 +44,8 @@ def filesystem(url: str) -> tuple[Any, str]:
 def with_retries(what: str, action: Callable[[], T], *, retries: int, backoff: float) -> T:
     """Call `action` until it succeeds, waiting longer each time.
 
-    Raises FileNotFoundError at once where the server says so, DataError after `retries` further failures.
+    Raises FileNotFoundError or AccessDeniedError at once where the server says so, DataError after `retries` further
+    failures.
     """
     for attempt in range(retries + 1):
         try:
@@ -51,12 +54,36 @@ def with_retries(what: str, action: Callable[[], T], *, retries: int, backoff: f
             raise
         except Exception as error:  # every backend of fsspec brings its own; aiohttp's short body is no OSError
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
+                raise AccessDeniedError(f"{what} may not be read ({reason})") from error
             if attempt == retries:
                 raise DataError(f"{what} could not be read after {retries + 1} tries ({reason})") from error
             wait = min(backoff * 2**attempt, 30.0)
             logger.warning("%s: %s; trying again in %.1f s", what, reason, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One version of a remote file."""
+
+    url: str
+    size: int
+    """Bytes."""
+    version: str = ""
+    """Differs where the content does: the packer's fingerprint, an ETag, a date; empty if nothing is known."""
+    from_manifest: bool = False
+    """Whether the version is the packer's fingerprint."""
+
+    @property
+    def digest(self) -> str:
+        """Its name in the cache."""
+        return hashlib.sha256(f"{self.url}\n{self.version}".encode()).hexdigest()[:20]
+
+
+class AccessDeniedError(DataError):
+    """The server will not give it to us."""
 
 
 class _StoppedError(Exception):
@@ -70,15 +97,24 @@ class ShardCache:
         self.directory, self.max_bytes = directory, max_bytes
         self.retries, self.backoff = retries, backoff
 
-    def size(self, url: str) -> int:
-        """Bytes of a remote file. Raises FileNotFoundError, or DataError where the server does not say."""
-        size = self._retry(url, lambda: _stat(url))
-        if size is None:
+    def stat(self, url: str) -> RemoteFile:
+        """Size and version of a file. Raises FileNotFoundError, or DataError where the server tells no size."""
+
+        def read() -> dict[str, Any]:
+            fs, path = filesystem(url)
+            return fs.info(path)
+
+        info = self._retry(url, read)
+        if info.get("size") is None:
             raise DataError(f"{url}: the server does not tell the size of the file, which the cache needs")
-        return size
+        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
+        return RemoteFile(url, info["size"], version)
 
     def fetch_bytes(self, url: str) -> bytes | None:
-        """A small remote file, whole; None where there is no such file."""
+        """A small remote file, whole; None where there is no such file.
+
+        Object stores answer "denied" for missing objects to those who may not list, so that counts as missing too.
+        """
 
         def read() -> bytes:
             fs, path = filesystem(url)
@@ -86,72 +122,72 @@ class ShardCache:
 
         try:
             return self._retry(url, read)
-        except FileNotFoundError:
+        except (FileNotFoundError, AccessDeniedError):
             return None
 
-    def open(self, url: str, size: int) -> int:
+    def open(self, file: RemoteFile) -> int:
         """A descriptor of the local copy, fetched first if it is missing. The caller closes it."""
         while True:
-            fd = self._open_cached(url, size)
+            fd = self._open_cached(file)
             if fd is not None:
                 return fd
-            with self._locked(self._lock_path(url), wait=True):
-                if self.touch(url, size):
+            with self._locked(self._lock_path(file), wait=True):
+                if self.touch(file):
                     continue  # another process was quicker
-                self._fetch(url, size)
+                self._fetch(file)
 
-    def touch(self, url: str, size: int) -> bool:
+    def touch(self, file: RemoteFile) -> bool:
         """Whether there is a local copy; if so, it counts as used just now."""
-        fd = self._open_cached(url, size)
+        fd = self._open_cached(file)
         if fd is not None:
             os.close(fd)
         return fd is not None
 
-    def fetch(self, url: str, size: int, stopped: Callable[[], bool]) -> None:
+    def fetch(self, file: RemoteFile, stopped: Callable[[], bool]) -> None:
         """Have a local copy, unless another process is already fetching it. `stopped` is asked after every chunk."""
-        if self.touch(url, size):
+        if self.touch(file):
             return
-        with self._locked(self._lock_path(url), wait=False) as mine:
-            if mine and not self.touch(url, size):
+        with self._locked(self._lock_path(file), wait=False) as mine:
+            if mine and not self.touch(file):
                 with contextlib.suppress(_StoppedError):
-                    self._fetch(url, size, stopped)
+                    self._fetch(file, stopped)
 
-    def path(self, url: str) -> Path:
-        """Where the copy of a URL lies, if it lies there."""
-        return self.directory / f"{_digest(url)}-{url.partition('?')[0].rpartition('/')[2]}"
+    def path(self, file: RemoteFile) -> Path:
+        """Where the copy of a file lies, if it lies there."""
+        return self.directory / f"{file.digest}-{file.url.partition('?')[0].rpartition('/')[2]}"
 
     def cached_bytes(self) -> int:
         """Bytes of all copies, the unfinished ones at their full size."""
         return sum(size for _, size, _ in self._entries())
 
-    def _open_cached(self, url: str, size: int) -> int | None:
+    def _open_cached(self, file: RemoteFile) -> int | None:
         try:
-            fd = os.open(self.path(url), os.O_RDONLY)
+            fd = os.open(self.path(file), os.O_RDONLY)
         except FileNotFoundError:
             return None
-        if os.fstat(fd).st_size != size:  # the remote file was replaced by another
+        if os.fstat(fd).st_size != file.size:  # replaced by another, on a server that tells no version
             os.close(fd)
-            self.path(url).unlink(missing_ok=True)
+            self.path(file).unlink(missing_ok=True)
             return None
         with contextlib.suppress(OSError):
             os.utime(fd)  # the time of last use, which decides who goes first
         return fd
 
-    def _fetch(self, url: str, size: int, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Fetch into a temporary file and rename. The caller holds the lock of the shard."""
-        target = self.path(url)
+    def _fetch(self, file: RemoteFile, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Fetch into a temporary file and rename. The caller holds the lock of the file."""
+        target = self.path(file)
         part = target.with_name(f"{target.name}.part")
         with self._locked(self.directory / ".lock", wait=True):
             part.unlink(missing_ok=True)  # left behind by a process that died
-            self._make_room(url, size)
-            with part.open("xb") as file:
-                file.truncate(size)  # reserves the room: others count it
+            self._make_room(file)
+            with part.open("xb") as local:
+                local.truncate(file.size)  # reserves the room: others count it
         try:
-            with part.open("r+b") as file:
+            with part.open("r+b") as local:
                 position = 0
-                while position < size:  # a failure costs one chunk, not the shard
-                    stop = min(position + _CHUNK_BYTES, size)
-                    position += file.write(self._chunk(url, position, stop, size))
+                while position < file.size:  # a failure costs one chunk, not the file
+                    stop = min(position + _CHUNK_BYTES, file.size)
+                    position += local.write(self._chunk(file, position, stop))
                     if stopped():
                         raise _StoppedError
             part.replace(target)
@@ -159,39 +195,39 @@ class ShardCache:
             part.unlink(missing_ok=True)
             raise
 
-    def _chunk(self, url: str, start: int, stop: int, size: int) -> bytes:
+    def _chunk(self, file: RemoteFile, start: int, stop: int) -> bytes:
         """Bytes start..stop, or start..end from a server that knows no ranges."""
 
         def read() -> bytes:
-            fs, path = filesystem(url)
+            fs, path = filesystem(file.url)
             data = fs.cat_file(path, start=start, end=stop)
             if len(data) == stop - start:
                 return data
-            if len(data) == size:
+            if len(data) == file.size:
                 return data[start:]
             raise OSError(f"{len(data)} bytes came instead of {stop - start}")
 
         try:
-            return self._retry(url, read)
+            return self._retry(file.url, read)
         except FileNotFoundError:
-            raise DataError(f"{url} does not exist any more") from None
+            raise DataError(f"{file.url} does not exist any more") from None
 
-    def _make_room(self, url: str, size: int) -> None:
-        if size > self.max_bytes:
+    def _make_room(self, file: RemoteFile) -> None:
+        if file.size > self.max_bytes:
             raise DataError(
-                f"{url} has {size / 2**30:.3g} GiB, more than the cache may hold "
+                f"{file.url} has {file.size / 2**30:.3g} GiB, more than the cache may hold "
                 f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards"
             )
         while True:
             entries = sorted(self._entries())
             total = sum(entry[1] for entry in entries)
             for _, entry_size, path in entries:
-                if total + size <= self.max_bytes:
+                if total + file.size <= self.max_bytes:
                     return
                 if path.suffix != ".part" or self._abandoned(path):
                     path.unlink(missing_ok=True)
                     total -= entry_size
-            if total + size <= self.max_bytes:
+            if total + file.size <= self.max_bytes:
                 return
             time.sleep(0.1)  # what is left is being fetched by others, who need no lock of ours to finish
 
@@ -215,8 +251,8 @@ class ShardCache:
     def _lock_directory(self) -> Path:
         return self.directory / ".locks"
 
-    def _lock_path(self, url: str) -> Path:
-        return self._lock_directory / _digest(url)
+    def _lock_path(self, file: RemoteFile) -> Path:
+        return self._lock_directory / file.digest
 
     @contextlib.contextmanager
     def _locked(self, path: Path, *, wait: bool) -> Iterator[bool]:
@@ -231,19 +267,12 @@ class ShardCache:
                 mine = False
             yield mine
         finally:
+            # Said outright, as a process forked meanwhile has this descriptor too and would keep the lock.
+            fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def _retry(self, url: str, action: Callable[[], T]) -> T:
         return with_retries(url, action, retries=self.retries, backoff=self.backoff)
-
-
-def _stat(url: str) -> int | None:
-    fs, path = filesystem(url)
-    return fs.info(path).get("size")
-
-
-def _digest(url: str) -> str:
-    return hashlib.sha256(url.encode()).hexdigest()[:20]
 
 
 class Prefetcher:
@@ -251,24 +280,24 @@ class Prefetcher:
 
     def __init__(self, cache: ShardCache) -> None:
         self._cache = cache
-        self._wanted: list[tuple[str, int]] = []
+        self._wanted: list[RemoteFile] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="shard-prefetch", daemon=True)
         self._thread.start()
 
-    def want(self, shards: Sequence[tuple[str, int]]) -> None:
-        """Fetch these (url, bytes) in order, as far as they fit into the cache together."""
+    def want(self, files: Sequence[RemoteFile]) -> None:
+        """Fetch these in order, as far as they fit into the cache together."""
         chosen, total = [], 0
-        for url, size in shards:
-            total += size
+        for file in files:
+            total += file.size
             if total > self._cache.max_bytes:
                 break
-            chosen.append((url, size))
+            chosen.append(file)
         # What is there already must not be thrown out to make room for the rest.
-        chosen = [(url, size) for url, size in chosen if not self._cache.touch(url, size)]
+        missing = [file for file in chosen if not self._cache.touch(file)]
         with self._changed:
-            self._wanted = chosen
+            self._wanted = missing
             self._changed.notify()
 
     def close(self) -> None:
@@ -285,8 +314,8 @@ class Prefetcher:
                 self._changed.wait_for(lambda: self._wanted or self._closed)
                 if self._closed:
                     return
-                url, size = self._wanted.pop(0)
+                file = self._wanted.pop(0)
             try:
-                self._cache.fetch(url, size, lambda: self._closed)
+                self._cache.fetch(file, lambda: self._closed)
             except Exception as error:  # whoever reads the shard meets the same error and ends the run with it
                 logger.warning("reading ahead: %s", error)

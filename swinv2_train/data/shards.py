@@ -19,7 +19,7 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import TEXT_EXTENSIONS, ShardIndex, image_extension
 from swinv2_train.data.index_store import index_header, load_index
-from swinv2_train.data.remote import Prefetcher, ShardCache, is_remote
+from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
 
 logger = logging.getLogger(__name__)
@@ -64,10 +64,8 @@ class Shard:
     num_samples: int
     truncated: str | None = None
     """Why the shard ends early, where it does."""
-
-    @property
-    def remote(self) -> bool:
-        return is_remote(self.url)
+    file: RemoteFile | None = None
+    """What to fetch, where the shard is remote."""
 
     @property
     def name(self) -> str:
@@ -86,7 +84,7 @@ class ShardSet:
         self.shard_sizes = [shard.num_samples for shard in self.shards]
         self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
         self.num_samples = int(self._ends[-1])
-        self.remote = any(shard.remote for shard in self.shards)
+        self.remote = any(shard.file is not None for shard in self.shards)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._prefetcher: Prefetcher | None = None
@@ -171,8 +169,8 @@ class ShardSet:
             return
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self.cache)
-        wanted = [self.shards[i] for i in shard_ids]
-        self._prefetcher.want([(shard.url, shard.size) for shard in wanted if shard.remote])
+        files = [self.shards[i].file for i in shard_ids]
+        self._prefetcher.want([file for file in files if file is not None])
 
     def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
         """The shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
@@ -195,9 +193,9 @@ class ShardSet:
     @contextlib.contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
         entry = self.shards[shard]
-        if entry.remote:
+        if entry.file is not None:
             # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd = self.cache.open(entry.url, entry.size)
+            fd = self.cache.open(entry.file)
             try:
                 yield fd
             finally:
@@ -217,7 +215,7 @@ class ShardSet:
         if shard not in self._indexes:
             entry = self.shards[shard]
             try:
-                index = load_index(entry.url, self.cache, entry.size)
+                index = load_index(entry.url, self.cache, entry.file)
             except OSError as error:
                 raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
@@ -250,14 +248,17 @@ def _manifests(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manif
 def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard:
     name = url.partition("?")[0].rpartition("/")[2]
     if manifest is not None and name in manifest.shards:
-        num_samples, size = manifest.shards[name]
-        if is_remote(url) or os.stat(url).st_size == size:
-            return Shard(url, size, num_samples)
-    size = cache.size(url) if is_remote(url) else os.stat(url).st_size
-    header = index_header(url, cache, size)
+        listed = manifest.shards[name]
+        if is_remote(url):
+            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True)
+            return Shard(url, listed.num_bytes, listed.num_samples, file=file)
+        if os.stat(url).st_size == listed.num_bytes:
+            return Shard(url, listed.num_bytes, listed.num_samples)
+    file = cache.stat(url) if is_remote(url) else None
+    header = index_header(url, cache, file)
     if manifest is None and "pack" in header["extra"]:
         logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    return Shard(url, size, header["num_samples"], header["truncated"])
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

@@ -18,12 +18,22 @@ _NUMBERED = re.compile(r"^(.*)-\d+\.tar$")
 
 
 @dataclass(frozen=True)
+class ListedShard:
+    """A shard as its manifest describes it."""
+
+    num_samples: int
+    num_bytes: int
+    fingerprint: str
+    """Of the images and options that it was made of."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What the packer writes beside the shards of one split: `<split>.dataset.json`."""
 
     card: dict[str, Any]
-    shards: dict[str, tuple[int, int]]
-    """File name -> (samples, bytes)."""
+    shards: dict[str, ListedShard]
+    """By file name."""
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
@@ -32,7 +42,10 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
         content = json.loads(text)
         if content["format"] != _MANIFEST_FORMAT:
             raise DataError(f"{where} was written by another version of swinv2-data (format {content['format']})")
-        shards = {entry["name"]: (int(entry["num_samples"]), int(entry["bytes"])) for entry in content["shards"]}
+        shards = {
+            entry["name"]: ListedShard(int(entry["num_samples"]), int(entry["bytes"]), str(entry["fingerprint"]))
+            for entry in content["shards"]
+        }
         return Manifest(content["card"], shards)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
@@ -41,7 +54,10 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    shards = [{"name": name, "num_samples": n, "bytes": size} for name, (n, size) in manifest.shards.items()]
+    shards = [
+        {"name": name, "num_samples": listed.num_samples, "bytes": listed.num_bytes, "fingerprint": listed.fingerprint}
+        for name, listed in manifest.shards.items()
+    ]
     return json.dumps({"format": _MANIFEST_FORMAT, "card": manifest.card, "shards": shards}, indent=1) + "\n"
 
 

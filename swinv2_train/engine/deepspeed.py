@@ -41,7 +41,7 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": config.optim.clip_norm,
+        "gradient_clipping": 0.0 if is_bare(config) else config.optim.clip_norm,
         "zero_optimization": {"stage": engine.zero_stage},
         "steps_per_print": 10**9,
     }
@@ -55,6 +55,11 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
     elif engine.precision == "bf16" and engine.zero_stage == 0:
         settings["data_types"] = {"grad_accum_dtype": "bf16"}
     return _merge(settings, engine.deepspeed)
+
+
+def is_bare(config: Config) -> bool:
+    """Whether DeepSpeed hands out the bare AdamW: then it neither measures the gradient nor guards against NaN."""
+    return config.engine.zero_stage == 0 and config.engine.precision == "fp32"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -106,8 +111,7 @@ class Engine:
         with _quiet():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
         set_adam_steps(self._optimizer, 0)
-        # Without ZeRO in fp32 DeepSpeed hands out the bare AdamW: no gradient norm, no guard against NaN.
-        self._bare = isinstance(self._optimizer, torch.optim.Optimizer)
+        self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self._norm: float | torch.Tensor | None = None
         self.skipped_steps = 0
         """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
@@ -144,11 +148,13 @@ class Engine:
         return applied
 
     def _guard_bare(self) -> bool:
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm(gradients)
+        parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         finite = bool(torch.isfinite(self._norm))
         if not finite:  # AdamW passes over parameters without a gradient
             self.module.zero_grad(set_to_none=True)
+        elif self._clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, self._norm)
         return finite
 
     @property

@@ -30,7 +30,7 @@ from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
-from swinv2_train.models.backbone import SwinBlock
+from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Task
@@ -67,8 +67,8 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
     init_weights(model, torch.Generator().manual_seed(config.seed))
     if config.engine.compile:
         for module in model.modules():
-            if isinstance(module, SwinBlock):
-                module.compile()
+            if isinstance(module, SwinTransformerV2):
+                module.compile_blocks()
     return model
 
 

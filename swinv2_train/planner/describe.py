@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import attention_backends, checkpointing_periods, count_parameters, stage_geometry
+from swinv2_train.config.model import attention_backends, checkpointing_periods, count_parameters, count_simmim_parameters, stage_geometry
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
@@ -19,13 +19,6 @@ def count_words(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}" if number / size >= 100 else f"{number / size:.2f} {unit}"
     return f"{number:.0f}"
-
-
-def decoder_parameters(config: Config) -> int:
-    """Parameters that SimMIM adds to the backbone: mask token and 1x1 convolution."""
-    stride = config.model.patch_size * 8
-    pixels = config.model.in_channels * stride**2
-    return config.model.embed_dim + pixels * (8 * config.model.embed_dim + 1)
 
 
 def state_bytes(config: Config, parameters: int, world_size: int) -> float:
@@ -94,7 +87,7 @@ def describe(config: Config, plan: Plan, samples_from: str) -> str:
     model, optim, engine = config.model, config.optim, config.engine
     height, width = resolution(config)
     backbone = count_parameters(model, (height, width))
-    total = backbone + decoder_parameters(config)
+    total = count_simmim_parameters(model, (height, width))
     macs = forward_macs(model, (height, width))
     lines = [
         f"run            {config.run.name} in {config.run.dir} (resume={config.resume}, seed {config.seed})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections import Counter, deque
@@ -12,7 +13,7 @@ from pathlib import Path
 class FlakyServer:
     """Serves the files of `folder`; every GET takes the next entry of `faults`, if any.
 
-    Faults: "500" an error status, "short" a body that ends early, "drop" a connection that closes, "ok" none.
+    Faults: "500", "403" a status, "short" a body that ends early, "drop" a connection that closes, "ok" none.
     """
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
@@ -36,8 +37,8 @@ class FlakyServer:
                 if fault == "drop":
                     self.close_connection = True
                     return
-                if fault == "500" or not path.is_file():
-                    self.send_response(500 if fault == "500" else 404)
+                if fault.isdigit() or not path.is_file():
+                    self.send_response(int(fault) if fault.isdigit() else 404)
                     self.send_header("Content-Length", "0")
                     self.end_headers()
                     return
@@ -51,6 +52,7 @@ class FlakyServer:
                     part = data
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(part)))
+                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
                 self.end_headers()
                 if with_body:
                     self.wfile.write(part[: len(part) // 2] if fault == "short" else part)

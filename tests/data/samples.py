@@ -15,7 +15,9 @@ def pixels(seed: int, height: int = 24, width: int = 32, channels: int = 3, dtyp
     """(H, W, C) smooth enough for JPEG, different for every seed."""
     rng = np.random.default_rng(seed)
     rows, columns = np.linspace(0, 1, height)[:, None, None], np.linspace(0, 1, width)[None, :, None]
-    waves = np.sin(rng.uniform(1, 6, channels) * rows + rng.uniform(1, 6, channels) * columns + rng.uniform(0, 6, channels))
+    waves = np.sin(
+        rng.uniform(1, 6, channels) * rows + rng.uniform(1, 6, channels) * columns + rng.uniform(0, 6, channels)
+    )
     return ((waves + 1) / 2 * np.iinfo(dtype).max).astype(dtype)
 
 

@@ -37,7 +37,9 @@ def test_boxes_are_distributed_like_torchvisions() -> None:
     ours = boxes(100, 160, scale, ratio, 3000)
     torch.manual_seed(0)
     image = torch.empty(3, 100, 160)
-    theirs = np.array([v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, scale, ratio), [image]) for _ in range(3000)])
+    theirs = np.array(
+        [v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(8, scale, ratio), [image]) for _ in range(3000)]
+    )
     theirs = np.array([[p["top"], p["left"], p["height"], p["width"]] for p in theirs])
     for column in range(4):
         spread = theirs[:, column].std() / math.sqrt(3000)
@@ -86,7 +88,8 @@ def test_16_bit_is_cropped_and_resized_like_8_bit(interpolation: str) -> None:
     image = image_of(3, 50, 70)
     wide = (image.to(torch.int32) * 257).to(torch.uint16)
     crops = [
-        random_resized_crop(i, (24, 24), (0.5, 1.0), (0.75, 4 / 3), interpolation, np.random.default_rng(7)) for i in (image, wide)
+        random_resized_crop(i, (24, 24), (0.5, 1.0), (0.75, 4 / 3), interpolation, np.random.default_rng(7))
+        for i in (image, wide)
     ]
     assert [crop.dtype for crop in crops] == [torch.uint8, torch.uint16]
     assert (crops[0].double() - crops[1].double() / 257).abs().max() <= 1.01
@@ -118,7 +121,10 @@ def test_center_crop_to_any_shape_keeps_the_aspect(size: tuple[int, int], height
     assert crop.shape == (2, *size)
     middle = crop[:, size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1].mean(dim=(1, 2))
     assert (middle - 127.5).abs().max() < 8  # the centre of the crop is the centre of the image
-    slopes = [(crop[0, -1, 0] - crop[0, 0, 0]) / (size[0] - 1) * height, (crop[1, 0, -1] - crop[1, 0, 0]) / (size[1] - 1) * width]
+    slopes = [
+        (crop[0, -1, 0] - crop[0, 0, 0]) / (size[0] - 1) * height,
+        (crop[1, 0, -1] - crop[1, 0, 0]) / (size[1] - 1) * width,
+    ]
     assert slopes[0] / slopes[1] == pytest.approx(1, abs=0.15)  # one step down is as long as one step right
 
 
@@ -161,6 +167,8 @@ def test_statistics_are_taken_from_where_the_config_says() -> None:
         (DataConfig(mean=0.5), None, 3, r"data\.mean=0\.5: give a list"),
     ],
 )
-def test_statistics_that_do_not_fit_are_refused(config: DataConfig, card: Card | None, channels: int, message: str) -> None:
+def test_statistics_that_do_not_fit_are_refused(
+    config: DataConfig, card: Card | None, channels: int, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_statistics(config, card, channels)

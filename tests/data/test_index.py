@@ -83,7 +83,11 @@ def test_pickles_are_not_even_indexed(tmp_path: Path) -> None:
 def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
-        for name, kind in (("folder.jpg", tarfile.DIRTYPE), ("link.jpg", tarfile.SYMTYPE), ("hard.jpg", tarfile.LNKTYPE)):
+        for name, kind in (
+            ("folder.jpg", tarfile.DIRTYPE),
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "good.jpg"
             tar.addfile(info)
@@ -154,7 +158,9 @@ def test_an_index_file_gives_back_the_same_index(tmp_path: Path) -> None:
     assert [again.members(i) for i in range(2)] == [index.members(i) for i in range(2)]
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: "{}", lambda text: "", lambda text: "[1]\n[2]"])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-40], lambda text: "{}", lambda text: "", lambda text: "[1]\n[2]"]
+)
 def test_a_damaged_index_file_is_no_index(tmp_path: Path, damage: object) -> None:
     write_index(index_of(write_tar(tmp_path / "s.tar", [("a.jpg", b"1")])), tmp_path / "s.index")
     text = (tmp_path / "s.index").read_text()

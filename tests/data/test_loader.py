@@ -58,7 +58,9 @@ def open_train(shards: ShardSet, **changes: Any) -> TrainLoader:
     return TrainLoader(shards, order, transform, **(settings | changes))
 
 
-def steps_of(loader: TrainLoader, count: int, global_batch: int = BATCH, world_size: int = 1) -> Iterator[dict[str, Any]]:
+def steps_of(
+    loader: TrainLoader, count: int, global_batch: int = BATCH, world_size: int = 1
+) -> Iterator[dict[str, Any]]:
     """This rank's share of `count` steps, micro-batches joined."""
     share = global_batch // world_size
     for _ in range(count):
@@ -116,7 +118,7 @@ def test_workers_and_micro_batches_change_nothing(
 def test_ranks_change_nothing_even_if_there_are_more_of_them_than_shards(
     shards: ShardSet, reference: list[dict[str, Any]], world_size: int
 ) -> None:
-    assert_same(run(shards, 6, world_size=world_size), reference)
+    assert_same(run(shards, 6, world_size=world_size, micro_batch=1), reference)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -208,8 +210,9 @@ def test_a_transform_that_fails_is_named_in_one_sentence_with_the_traceback_atta
         raise KeyError("mask")
 
     loader = open_train(shards, transform=failing, num_workers=num_workers)
-    with pytest.raises(DataError, match=r"^the transform of samples 0 to 2 failed: KeyError: 'mask'$") as caught:
+    with pytest.raises(DataError) as caught:
         next(loader)
+    assert str(caught.value) == "the transform of samples 0 to 2 failed: KeyError: 'mask'"
     assert "in failing" in caught.value.__notes__[0]
     loader.close()
 
@@ -222,7 +225,14 @@ def test_a_batch_that_cannot_be_cut_is_refused(shards: ShardSet) -> None:
 
 
 def open_eval(shards: ShardSet, **changes: Any) -> EvalLoader:
-    settings: dict[str, Any] = {"num_samples": None, "micro_batch": 4, "rank": 0, "world_size": 1, "channels": 3, "seed": 1}
+    settings: dict[str, Any] = {
+        "num_samples": None,
+        "micro_batch": 4,
+        "rank": 0,
+        "world_size": 1,
+        "channels": 3,
+        "seed": 1,
+    }
     return EvalLoader(shards, Center(), **(settings | changes))
 
 
@@ -269,7 +279,7 @@ def test_broken_evaluation_samples_are_marked_and_not_replaced(damaged: ShardSet
     batches = list(open_eval(damaged, micro_batch=1))
     invalid = [int(b["position"][0]) for b in batches if not b["valid"].all()]
     assert invalid == [3, 21, 22, 49]
-    assert [entry[:2] for b in batches for entry in b["broken"]][0] == (3, "part-000000.tar/img00003")
+    assert [entry[:2] for b in batches[:5] for entry in b["broken"]] == [(3, "part-000000.tar/img00003")]
     assert len(batches) == N
     assert torch.equal(batches[3]["image"], batches[0]["image"])  # filled with a sample that can be read
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -80,7 +81,9 @@ def test_a_replacement_comes_from_the_same_group(order: SampleOrder, position: i
 
 
 def test_sample_rng_hangs_on_seed_and_position_alone() -> None:
-    draws = {(seed, position): tuple(sample_rng(seed, position).random(4)) for seed in (0, 1) for position in (0, 1, 2**40)}
+    draws = {
+        (seed, position): tuple(sample_rng(seed, position).random(4)) for seed in (0, 1) for position in (0, 1, 2**40)
+    }
     assert len(set(draws.values())) == 6
     assert tuple(sample_rng(1, 2**40).random(4)) == draws[1, 2**40]
 
@@ -104,8 +107,8 @@ def test_a_shuffle_in_one_group_is_as_good_as_numpys() -> None:
     ours = [epoch_of(order, epoch) for epoch in range(epochs + 1)]
     rng = np.random.default_rng(0)
     theirs = [rng.permutation(n) for _ in range(301)]
-    mine = [statistics_of(b, a) for a, b in zip(ours[:-1], ours[1:], strict=True)]
-    reference = [statistics_of(b, a) for a, b in zip(theirs[:-1], theirs[1:], strict=True)]
+    mine = [statistics_of(b, a) for a, b in itertools.pairwise(ours)]
+    reference = [statistics_of(b, a) for a, b in itertools.pairwise(theirs)]
     for name in mine[0]:
         values = np.array([row[name] for row in reference])
         found = np.mean([row[name] for row in mine])

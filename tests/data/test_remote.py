@@ -14,7 +14,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote import RemoteFile, ShardCache
 from swinv2_train.data.shards import ShardSet
 from tests.data.http_server import FlakyServer
 from tests.data.samples import jpeg, write_folder, write_shards
@@ -40,6 +40,10 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def open_set(server: FlakyServer, tmp_path: Path, *, gib: float = 1.0, retries: int = 4) -> ShardSet:
     spec = server.url + "/part-{000000..000003}.tar"
     return ShardSet.open(spec, tmp_path / "cache", gib, retries=retries, backoff=0.0)
+
+
+def copies(shards: ShardSet) -> list[Path]:
+    return [shards.cache.path(shard.file) for shard in shards.shards if shard.file]
 
 
 def assert_all_read(shards: ShardSet) -> None:
@@ -69,9 +73,26 @@ def test_failures_in_between_cost_one_chunk_each(server: FlakyServer, tmp_path: 
 
 def test_a_server_that_stays_broken_ends_in_one_sentence(server: FlakyServer, tmp_path: Path) -> None:
     server.faults.extend(["500"] * 100)
-    with pytest.raises(DataError, match=r"part-00000\d\.tar.* could not be read after 3 tries \(.*500") as caught:
+    with pytest.raises(DataError, match=r"part\.dataset\.json could not be read after 3 tries \(.*500") as caught:
         open_set(server, tmp_path, retries=2)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_fails_later_is_named(server: FlakyServer, tmp_path: Path) -> None:
+    shards = open_set(server, tmp_path, retries=1)
+    shutil.rmtree(tmp_path / "cache")
+    server.faults.extend(["ok", "short", "500"])
+    with pytest.raises(DataError, match=r"part-000000\.tar(\.index\.jsonl)? could not be read after 2 tries"):
+        shards.read(0)
+
+
+def test_denied_is_not_tried_again_and_means_absent_for_what_is_optional(server: FlakyServer, tmp_path: Path) -> None:
+    server.faults.extend(["403"])  # the manifest
+    assert open_set(server, tmp_path).num_samples == 8
+    shutil.rmtree(tmp_path / "cache")
+    server.faults.extend(["ok"] + ["403"] * 50)
+    with pytest.raises(DataError, match=r"part-00000\d\.tar may not be read \(.*403"):
+        open_set(server, tmp_path)
 
 
 def test_a_missing_remote_shard_is_named(server: FlakyServer, tmp_path: Path) -> None:
@@ -122,31 +143,60 @@ def test_the_cache_stays_below_its_bound_and_a_lost_shard_comes_back(server: Fla
     # least recently used goes first: 3 and 0 are there now, 0 is used again, 1 pushes out 3
     shards.read(0)
     shards.read(2)
-    assert [shards.cache.path(f"{server.url}/{name}").exists() for name in NAMES] == [True, True, False, False]
+    assert [path.exists() for path in copies(shards)] == [True, True, False, False]
     shutil.rmtree(tmp_path / "cache")  # whoever cleans up under a run only costs it time
     assert_all_read(shards)
 
 
 def test_a_shard_larger_than_the_cache_is_refused(server: FlakyServer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"part-00000\d\.tar has .* GiB, more than the cache may hold .*raise data\.cache_gib"):
+    with pytest.raises(
+        DataError, match=r"part-00000\d\.tar has .* GiB, more than the cache may hold .*raise data\.cache_gib"
+    ):
         open_set(server, tmp_path, gib=5000 / 2**30)
 
 
 def test_a_replaced_remote_shard_is_not_served_from_the_cache(server: FlakyServer, tmp_path: Path) -> None:
+    """Not even one of the same size, which is common: tars are padded."""
+    sizes = {(tmp_path / "served" / name).stat().st_size for name in NAMES}
     assert_all_read(open_set(server, tmp_path))
     write_shards(tmp_path / "served", [9, 3, 1, 2])
+    assert (tmp_path / "served" / NAMES[1]).stat().st_size in sizes
     shards = open_set(server, tmp_path)
     assert shards.shard_sizes == [9, 3, 1, 2]
     assert_all_read(shards)
+
+
+def test_a_forked_process_does_not_keep_a_lock(server: FlakyServer, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", 2 * SHARD, retries=0, backoff=0.0)
+    file = RemoteFile(f"{server.url}/{NAMES[0]}", SHARD)
+    with cache._locked(cache._lock_path(file), wait=True):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+    os.close(cache.open(file))  # would wait for the child for ever
+    child.kill()
+    child.join()
+
+
+def test_a_repacked_remote_set_is_read_anew(tmp_path: Path) -> None:
+    source, served = write_folder(tmp_path / "src", 6), tmp_path / "served"
+    pack(str(source), served, PackOptions(max_count=3))
+    server = FlakyServer(served)
+    for seed in (0, 1):
+        pack(str(source), served, PackOptions(max_count=3, seed=seed))
+        spec = f"{server.url}/train-{{000000..000001}}.tar"
+        far = ShardSet.open(spec, tmp_path / "cache", retries=0, backoff=0.0)
+        near = ShardSet.open(f"{served}/*.tar", tmp_path / "unused")
+        assert [far.read(i) for i in range(6)] == [near.read(i) for i in range(6)]
+    server.close()
 
 
 def test_what_a_dead_process_left_does_not_fill_the_cache(server: FlakyServer, tmp_path: Path) -> None:
     cache = ShardCache(tmp_path / "cache", 2 * SHARD, retries=0, backoff=0.0)
     cache.directory.mkdir()
     for name in NAMES[:2]:
-        path = cache.path(f"{server.url}/{name}")
+        path = cache.path(RemoteFile(f"{server.url}/{name}", SHARD))
         path.with_name(f"{path.name}.part").write_bytes(bytes(SHARD))
-    os.close(cache.open(f"{server.url}/{NAMES[3]}", SHARD))
+    os.close(cache.open(RemoteFile(f"{server.url}/{NAMES[3]}", SHARD)))
     assert cache.cached_bytes() <= 2 * SHARD
 
 
@@ -176,8 +226,7 @@ def test_prefetch_fills_the_cache_ahead(server: FlakyServer, tmp_path: Path) -> 
     shards = open_set(server, tmp_path, gib=(3 * SHARD) / 2**30)
     shutil.rmtree(tmp_path / "cache")
     shards.prefetch([3, 1, 0, 2])  # three of them fit
-    cached = [shards.cache.path(f"{server.url}/{name}") for name in NAMES]
-    wait_until(lambda: [path.exists() for path in cached] == [True, True, False, True])
+    wait_until(lambda: [path.exists() for path in copies(shards)] == [True, True, False, True])
     before = sum(server.gets(name) for name in NAMES)
     for index in (6, 2, 0):
         assert shards.read(index).data == jpeg(index)
@@ -190,7 +239,7 @@ def test_prefetch_survives_failures_and_is_called_off_by_close(server: FlakyServ
     shutil.rmtree(tmp_path / "cache")
     server.faults.append("500")
     shards.prefetch([0, 1])
-    wait_until(lambda: shards.cache.path(f"{server.url}/{NAMES[1]}").exists())
+    wait_until(lambda: copies(shards)[1].exists())
     shards.close()
     assert shards.read(0).data == jpeg(0)
 

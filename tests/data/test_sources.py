@@ -10,7 +10,10 @@ from swinv2_train.data.remote import ShardCache
 from swinv2_train.data.sources import expand, manifest_url, parse_manifest
 from tests.data.samples import write_shards
 
-MANIFEST = '{{"format": 1, "card": {{}}, "shards": [{{"name": "{0}-000000.tar", "num_samples": 1, "bytes": 1}}]}}'
+MANIFEST = (
+    '{{"format": 1, "card": {{}}, '
+    '"shards": [{{"name": "{0}-000000.tar", "num_samples": 1, "bytes": 1, "fingerprint": ""}}]}}'
+)
 
 
 @pytest.fixture

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.cli.data import main
+from tests.data.samples import jpeg, write_folder, write_shards
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return int(caught.value.code or 0), output.out, output.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pack", "--help"], ["inspect", "--help"]])
+def test_help_names_every_option_and_imports_nothing_slow(arguments: list[str]) -> None:
+    code = (
+        "import sys, swinv2_train.cli.data as data\n"
+        "try: data.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'numpy', 'PIL', 'rich', 'fsspec'} & set(sys.modules), 'slow imports'"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    words = {0: ["pack", "inspect"], 1: ["--max-size", "--eval-share", "--overwrite", "broken.jsonl"]}
+    wanted = words[0] if arguments == ["--help"] else words[1] if arguments[0] == "pack" else ["--sheet", "--samples"]
+    assert all(word in result.stdout for word in [*wanted, "exit status: 0 all is well"])
+
+
+def test_pack_then_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_folder(tmp_path / "src", 20)
+    code, out, err = run(
+        capsys, "pack", source, tmp_path / "out", "--max-count", 6, "--workers", 0, "--split", "photos"
+    )
+    assert code == 0
+    assert "4 shards in" in out
+    assert "photos: 20 of 20" in err
+    code, out, err = run(
+        capsys, "inspect", tmp_path / "out", "--workers", 0, "--sheet", tmp_path / "s.png", "--samples", 5
+    )
+    assert code == 0
+    assert "samples           20" in out
+    assert f"5 samples drawn in {tmp_path / 's.png'}" in out
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    code, out, _ = run(capsys, "pack", source, tmp_path / "out", "--max-count", 6, "--workers", 0, "--split", "photos")
+    assert code == 0
+    assert "4 shards in" in out
+    assert "4 of them finished before" in out
+
+
+def test_broken_images_give_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_folder(tmp_path / "src", 4)
+    (source / "cats" / "cut.jpg").write_bytes(jpeg(1)[:500])
+    code, _, err = run(capsys, "pack", source, tmp_path / "out", "--workers", 0)
+    assert code == 1
+    assert f"1 images are broken and were left out: see {tmp_path / 'out' / 'broken.jsonl'}" in err
+    write_shards(tmp_path / "foreign", [5], broken=[2])
+    code, out, _ = run(capsys, "inspect", tmp_path / "foreign", "--workers", 0)
+    assert code == 1
+    assert "broken: part-000000.tar/img00002: jpeg: " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["pack"], "the following arguments are required: SRC, OUT"),
+        (["pack", "{tmp}/none", "{tmp}/out"], "{tmp}/none does not exist"),
+        (["pack", "{tmp}", "{tmp}/out", "--workers", "0"], "{tmp} holds no images"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "'0' must be above 0"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "'12XB' is no size"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "0 must be at least 1"),
+        (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "101 must be from 1 to 100"),
+        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "'x' is no whole number"),
+        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "1"], "must lie between 0 and 1"),
+        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "a"], "'a' is no number"),
+        (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the beginning of a file name"),
+        (["pack", "{tmp}", "{tmp}/out", "--split", "eval", "--eval-share", "0.1"], "would write the same shards"),
+        (["inspect", "{tmp}"], "{tmp} is a directory without shards"),
+        (["inspect", "{tmp}/x.tar"], "{tmp}/x.tar does not exist"),
+        (["inspect", "{tmp}/x.tar", "--cache-gib", "-1"], "must be above 0"),
+        (["nonsense"], "invalid choice"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, out, err = run(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert code == 2
+    assert out == ""
+    assert message.format(tmp=tmp_path) in err
+    assert err.count("\n") == 1
+
+
+def test_sizes_are_read_in_both_kinds_of_units(tmp_path: Path) -> None:
+    from swinv2_train.cli.data import _size
+
+    assert [_size(text) for text in ("1000", "64MiB", "1.5kB", "2G", "1 GiB".replace(" ", ""))] == [
+        1000,
+        64 << 20,
+        1500,
+        2 * 10**9,
+        1 << 30,
+    ]
+
+
+def test_an_interrupt_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import swinv2_train.data.pack as module
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "pack", interrupt)
+    code, _, err = run(capsys, "pack", tmp_path, tmp_path / "out", "--workers", 0)
+    assert code == 130
+    assert err.count("\n") == 1
+    assert "interrupted" in err

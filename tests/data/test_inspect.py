@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.inspect import contact_sheet, inspect
+from swinv2_train.data.pack import PackOptions, pack
+from swinv2_train.data.shards import ShardSet
+from tests.data.samples import jpeg, pixels, write_folder, write_shards, write_tar
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_foreign_shards_are_checked_whole(tmp_path: Path, workers: int) -> None:
+    paths = write_shards(tmp_path / "d", [20, 9], broken=[4, 25])
+    with open(paths[1], "r+b") as file:
+        file.truncate(Path(paths[1]).stat().st_size - 12000)
+    shards = ShardSet.open(str(tmp_path / "d"), tmp_path / "cache")
+    seen: list[tuple[int, int]] = []
+    found = inspect(shards, workers=workers, progress=lambda done, total: seen.append((done, total)))
+    assert [name for name, _ in found.broken] == ["part-000000.tar/img00004", "part-000001.tar/img00025"]
+    assert [shard for shard, _ in found.truncated] == [paths[1]]
+    assert found.card.num_samples == shards.num_samples - 2
+    assert found.card.broken == 2
+    assert seen == [(n + 1, shards.num_samples) for n in range(shards.num_samples)]
+
+
+def test_the_card_counted_again_is_the_card_of_the_packer(tmp_path: Path) -> None:
+    pack(str(write_folder(tmp_path / "src", 12)), tmp_path / "out", PackOptions(max_count=5), classes=True)
+    shards = ShardSet.open(str(tmp_path / "out"), tmp_path / "cache")
+    assert shards.card is not None
+    ours, theirs = inspect(shards).card.to_json(), shards.card.to_json()
+    for key in ("num_samples", "bytes", "formats", "channels", "bits", "short_sides"):
+        assert ours[key] == theirs[key]
+    assert ours["classes"]["counts"] == theirs["classes"]["counts"] == {"0": 8, "1": 4}
+    assert ours["statistics"]["3"]["mean"] == pytest.approx(theirs["statistics"]["3"]["mean"])
+
+
+def test_a_contact_sheet_shows_the_samples(tmp_path: Path) -> None:
+    red = np.zeros((40, 40, 3), np.uint8)
+    red[..., 0] = 200
+    members = [
+        ("red.png", imagecodecs.png_encode(red)),
+        ("wide.png", imagecodecs.png_encode(pixels(1, 30, 60, 3, np.uint16))),
+        ("bands.tif", imagecodecs.png_encode(pixels(1, 30, 60, 1))),
+        ("broken.jpg", b"\xff\xd8\xff"),
+        ("photo.jpg", jpeg(1)),
+    ]
+    shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache")
+    path = tmp_path / "new" / "sheet.png"
+    assert contact_sheet(shards, path, num_samples=48) == 5
+    sheet = np.array(Image.open(path))
+    assert sheet.shape == (204, 848, 3)
+    assert sheet[8 + 80, 8 + 80].tolist() == [200, 0, 0]
+    frame = sheet[8, 8 + 3 * 168 + 80].tolist()
+    assert frame == [255, 0, 0]  # the broken one is framed, not skipped
+    assert contact_sheet(shards, path, num_samples=2) == 2
+    with pytest.raises(DataError, match=r"sheet\.nosuchformat cannot be written"):
+        contact_sheet(shards, tmp_path / "sheet.nosuchformat", num_samples=2)

@@ -1,0 +1,132 @@
+"""What happens to the decoding processes when signals come, when the run dies, when they die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.workers import WorkerPool
+
+
+class Numbers(Dataset[Any]):
+    """Returns what it is asked for; -1 makes the worker hang, -2 kills it."""
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        if indices[0] == -1:
+            time.sleep(1000)
+        if indices[0] == -2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"numbers": torch.tensor(list(indices)), "threads": torch.get_num_threads()}
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_batches_come_in_order_from_single_threaded_workers() -> None:
+    pool = WorkerPool(Numbers(), ([i, i + 1] for i in count()), num_workers=2, prefetch_batches=2)
+    for i in range(20):
+        batch = next(pool)
+        assert batch["numbers"].tolist() == [i, i + 1]
+        assert batch["threads"] == 1
+    pool.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_outlive_stop_signals(number: int) -> None:
+    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+    for pid in pool.worker_pids:
+        os.kill(pid, number)
+    for i in range(10):
+        assert next(pool)["numbers"].tolist() == [i]
+        for pid in pool.worker_pids:
+            os.kill(pid, number)
+    pool.close()
+
+
+def test_close_leaves_no_process_and_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=2)
+        pids = pool.worker_pids
+        next(pool)
+        pool.close()
+        pool.close()
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    with pytest.raises(StopIteration):
+        next(pool)
+
+
+def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    pool = WorkerPool(Numbers(), [[-1]], num_workers=1, prefetch_batches=1)
+    (pid,) = pool.worker_pids
+    pool.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
+    pool = WorkerPool(Numbers(), [[-2]], num_workers=1, prefetch_batches=1)
+    with pytest.raises(DataError, match=r"^a data worker died \(.*lower data\.num_workers") as caught:
+        next(pool)
+    assert "\n" not in str(caught.value)
+    pool.close()
+
+
+def run_for_ever(report: Any) -> None:
+    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+    next(pool)
+    report.send(pool.worker_pids)
+    time.sleep(1000)
+
+
+def test_workers_die_with_a_killed_run() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    run = context.Process(target=run_for_ever, args=(there,))
+    run.start()
+    pids = here.recv()
+    assert len(pids) == 2
+    run.kill()
+    run.join()
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+FORGETFUL = """
+from itertools import count
+from tests.data.test_workers import Numbers
+from swinv2_train.data.workers import WorkerPool
+
+pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+next(pool)
+print(*pool.worker_pids)
+"""
+
+
+def test_a_run_that_forgets_to_close_ends_all_the_same() -> None:
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORGETFUL]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert result.returncode == 0
+    assert result.stderr == ""
+    pids = [int(pid) for pid in result.stdout.split()]
+    assert len(pids) == 2
+    assert not any(psutil.pid_exists(pid) for pid in pids)
