@@ -65,7 +65,6 @@ class TrainLoader:
         self._fetched_until = -1
         positions = _train_positions(global_batch, micro_batch, rank, world_size, start_step)
         dataset = _TrainSamples(shards, order, transform, channels, seed)
-        # Before the thread that reads ahead is started: a fork copies no threads, but whatever they hold locked.
         self._pool = WorkerPool(dataset, positions, num_workers=num_workers, prefetch_batches=prefetch_batches)
         self._read_ahead(start_step * global_batch)
 

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.workers import die_with_parent
+from swinv2_train.data.workers import end_with_parent, start_server
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,9 +37,8 @@ class ParallelMap:
         self._task, self._workers = task, workers
         self._pool: ProcessPoolExecutor | None = None
         if workers:
-            # A server that has imported torch once and forks workers: quick, and free of this process's threads.
+            start_server()
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["swinv2_train.data.pack", "swinv2_train.data.inspect"])
             self._pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(task,))
 
     def __call__(self, items: Iterable[Item]) -> Iterator[Result]:
@@ -74,7 +73,8 @@ def _start(task: Callable[[Any], Any]) -> None:
     _task = task
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
-    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # the server has them blocked
+    end_with_parent()
 
 
 def _run(chunk: list[Any]) -> list[Any]:

@@ -1,18 +1,24 @@
 """Decoding processes: a torch DataLoader whose workers outlive signals meant for the run, but never the run itself.
 
 A launcher sends SIGTERM to the whole process tree. The training process must then finish its step and save, for which
-it needs its workers; so they ignore the signal. In return the kernel kills them when their parent dies.
+it needs its workers; so they ignore the signal. In return they end when the training process is gone.
+
+They come from a fork server, a process without threads that has imported what they need. A fork of the training process
+itself, with its threads for computing and communication, copies their locks as they are and now and then hangs.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import functools
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import multiprocessing.resource_tracker
 import os
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 from swinv2_train.data.errors import DataError
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_PR_SET_PDEATHSIG = 1
+_PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from, if it does not run yet; it gets ready in the background."""
+    multiprocessing.set_forkserver_preload(_PRELOADED)
+    # The server starts this one first, and that unblocks the signals again: so it has to stand already.
+    multiprocessing.resource_tracker.ensure_running()
+    with _signals_held_back():  # it keeps the signals blocked for its life, and so outlives them
+        multiprocessing.forkserver.ensure_running()
 
 
 class Failure:
@@ -54,11 +69,14 @@ class WorkerPool:
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_unchanged,
-            worker_init_fn=_WorkerStart(),
+            worker_init_fn=_start_worker,
             prefetch_factor=prefetch_batches if num_workers else None,
+            multiprocessing_context="forkserver" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or the loader would draw a seed from the global one, which the model uses
         )
+        if num_workers:
+            start_server()
         with _signals_held_back():
             self._iterator: Iterator[Any] | None = iter(loader)
         self._workers = list(getattr(self._iterator, "_workers", []))
@@ -102,33 +120,30 @@ class WorkerPool:
         atexit.unregister(self._at_exit)
 
 
-class _WorkerStart:
+def _start_worker(_worker: int) -> None:
     """Runs in a new worker, before its first batch."""
-
-    def __init__(self) -> None:
-        self._parent = os.getpid()
-        # The kernel watches the thread that forked, so a short-lived thread must not ask for this.
-        self._die_with_parent = threading.current_thread() is threading.main_thread()
-
-    def __call__(self, _worker: int) -> None:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-        if self._die_with_parent:
-            die_with_parent()
-            if os.getppid() != self._parent:  # it died before the kernel was told
-                os._exit(1)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+    end_with_parent()
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that forked it ends (Linux; elsewhere nothing happens)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def end_with_parent() -> None:
+    """Have this worker end when the process that asked for it is gone, however that one died."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    # torch watches the process that forked a worker, which is the server and not the one that asked for it.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Block stop signals while forking: a child has the mask, so none can reach it before it ignores them."""
+    """Block stop signals while a process starts: it has the mask, so none can reach it before it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield

@@ -22,6 +22,7 @@ from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.loader import EvalLoader, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import start_server
 from swinv2_train.engine.deepspeed import PRECISIONS, Engine
 from swinv2_train.engine.identity import geometry
 from swinv2_train.engine.loop import Trainer
@@ -125,6 +126,8 @@ def train(config: Config) -> int:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
     stop = StopRequest()
+    if config.data.num_workers:
+        start_server()  # imports what the workers need while this process builds the model
     alone = False
     try:
         ranks = join(pick_device(config.launch.device), config.engine.timeout_minutes)

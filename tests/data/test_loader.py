@@ -202,13 +202,14 @@ def test_other_numbers_of_channels_and_16_bit(tmp_path: Path) -> None:
     assert grey["image"].shape == (8, 1, 20, 20)
 
 
+def failing(image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+    raise KeyError("mask")
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_transform_that_fails_is_named_in_one_sentence_with_the_traceback_attached(
     shards: ShardSet, num_workers: int
 ) -> None:
-    def failing(image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        raise KeyError("mask")
-
     loader = open_train(shards, transform=failing, num_workers=num_workers)
     with pytest.raises(DataError) as caught:
         next(loader)

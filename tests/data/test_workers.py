@@ -100,7 +100,7 @@ def run_for_ever(report: Any) -> None:
 
 
 def test_workers_die_with_a_killed_run() -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     run = context.Process(target=run_for_ever, args=(there,))
     run.start()

@@ -1,0 +1,107 @@
+"""Two ranks, started in every way: the same run as one process, and as each other; stopped by a signal, it goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.engine.ranks import free_port
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from tests.runs import comparable, losses, run_command, run_here, start, tiny_run
+
+pytestmark = pytest.mark.distributed
+LENGTH = ("optim.steps=30", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=15")
+
+
+def ways(overrides: list[str]) -> dict[str, list[str]]:
+    port, module = str(free_port()), "swinv2_train.cli.train"
+    return {
+        "own": ["swinv2-train", *overrides, "launch.nproc_per_node=2"],
+        "deepspeed": ["deepspeed", "--num_accelerators", "2", "--master_port", port, "--module", module, *overrides],
+        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", port, "-m", module, *overrides],
+    }
+
+
+@pytest.fixture(scope="module")
+def one_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    assert run_here(tiny_run(shards, run_dir, *LENGTH)) == FINISHED
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"])
+    assert code == FINISHED, output
+    return run_dir
+
+
+def test_two_ranks_follow_one_process(one_process: Path, two_ranks: Path) -> None:
+    """fp32, the same global batch: within 1e-5 relative per step for 20 steps. Stochastic depth is on."""
+    assert losses(two_ranks)[:20] == pytest.approx(losses(one_process)[:20], rel=1e-5)
+    held_out = [[row["eval/loss"] for row in comparable(run) if "eval/loss" in row] for run in (one_process, two_ranks)]
+    assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
+    assert json.loads((two_ranks / "status.json").read_text()) == {"status": "finished", "step": 30}
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_every_launcher_gives_the_same_run(shards: Path, two_ranks: Path, tmp_path: Path, launcher: str) -> None:
+    code, output = run_command(ways(tiny_run(shards, tmp_path / "run", *LENGTH))[launcher])
+    assert code == FINISHED, output
+    assert comparable(tmp_path / "run") == comparable(two_ranks)
+
+
+def test_a_signal_to_the_command_stops_the_ranks_and_the_same_command_goes_on(
+    shards: Path, two_ranks: Path, tmp_path: Path
+) -> None:
+    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH))["own"]
+    process = start(command)
+    record = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (record.exists() and '"step": 3,' in record.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == STOPPED, output
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert 3 <= status["step"] < 30
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    code, output = run_command(command)
+    assert code == FINISHED, output
+    assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step-{status['step']:08d}" in output
+    assert comparable(tmp_path / "run") == comparable(two_ranks)
+
+
+def test_a_checkpoint_of_two_ranks_continues_on_one(shards: Path, one_process: Path, tmp_path: Path) -> None:
+    first = tiny_run(shards, tmp_path / "run", *LENGTH, "optim.steps=10", "optim.schedule=constant")
+    code, output = run_command(ways(first)["own"])
+    assert code == FINISHED, output
+    then = tiny_run(shards, tmp_path / "run", *LENGTH, "optim.steps=20", "optim.schedule=constant")
+    twin = tiny_run(shards, tmp_path / "twin", *LENGTH, "optim.steps=20", "optim.schedule=constant")
+    assert run_here(then) == run_here(twin) == FINISHED
+    assert "saved by 2 ranks" in (tmp_path / "run" / "log.txt").read_text()
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "twin"), rel=1e-4)
+
+
+def test_a_wrong_batch_for_the_ranks_is_one_sentence(shards: Path, tmp_path: Path) -> None:
+    code, output = run_command(["swinv2-train", *tiny_run(shards, tmp_path / "run", "launch.nproc_per_node=5")])
+    assert code == WRONG_USE
+    assert output == (
+        "swinv2-train: optim.global_batch=12: does not divide among 5 ranks; take 10 or 15, or another number of ranks\n"
+    )
+
+
+def test_an_error_in_a_rank_ends_the_command(tmp_path: Path) -> None:
+    from tests.runs import make_shard
+
+    make_shard(tmp_path / "train-0.tar", 24, 0, broken=tuple(range(14)))
+    make_shard(tmp_path / "eval-0.tar", 4, 2)
+    overrides = tiny_run(tmp_path, tmp_path / "run", "data.max_broken_share=0.005", "launch.nproc_per_node=2")
+    code, output = run_command(["swinv2-train", *overrides])
+    assert code == FAILED, output
+    assert "data.max_broken_share=0.005" in output
