@@ -7,6 +7,7 @@ ranks, workers and micro-batches, and a run resumes at any step by arithmetic.
 from __future__ import annotations
 
 import itertools
+import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,10 +19,11 @@ from torch.utils.data import Dataset
 
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.order import SampleOrder, sample_rng
+from swinv2_train.data.order import Group, SampleOrder, sample_rng
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Failure, WorkerPool
 
+logger = logging.getLogger(__name__)
 Transform = Callable[[Tensor, np.random.Generator], dict[str, Tensor]]
 """(C, H, W) uint8 or uint16 and the sample's own generator -> named tensors, of the same shapes for every sample."""
 Batch = dict[str, Any]
@@ -92,9 +94,22 @@ class TrainLoader:
         if not self._shards.remote or position < self._fetched_until:
             return
         group = self._order.group_at(position)
+        if self._fetched_until < 0:
+            self._warn_if_too_large(group)
         self._fetched_until = group.first_position + group.num_samples
         following = self._order.group_at(self._fetched_until)
         self._shards.prefetch(self._shards.shards_of([*group.ranges, *following.ranges]))
+
+    def _warn_if_too_large(self, group: Group) -> None:
+        """A group is read in random order, so a cache that cannot hold its shards fetches them again and again."""
+        needed = sum(self._shards.shards[i].size for i in self._shards.shards_of(group.ranges))
+        if needed > self._shards.cache.max_bytes:
+            logger.warning(
+                "the remote shards of one shuffle group take %.3g GiB, more than the cache may hold (%.3g), and will "
+                "be fetched many times: lower data.shuffle_samples or raise data.cache_gib",
+                needed / 2**30,
+                self._shards.cache.max_bytes / 2**30,
+            )
 
 
 class EvalLoader:

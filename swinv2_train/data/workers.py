@@ -16,7 +16,6 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
-import multiprocessing.resource_tracker
 import os
 import signal
 import threading
