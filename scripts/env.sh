@@ -30,7 +30,7 @@ make_environment() {
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     echo "environment: installing into $VENV (about 6 GB, once)"
     if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then
-        (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
+        (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
     else
         echo "environment: uv is not to be had, using pip"
         (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]')

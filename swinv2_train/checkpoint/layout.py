@@ -8,9 +8,9 @@
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
         .saving-step-00013000/                      one being written, or left behind by a crash; never read
 
-A fragment is a run of consecutive elements of one flattened parameter (see `swinv2_train.engine.fragments`). The tensors
-are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under
-its final name only when all of it is on disk, and the manifest says what "all" is.
+A fragment is a run of consecutive elements of one flattened parameter (see `swinv2_train.engine.fragments`). The
+tensors are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is
+visible under its final name only when all of it is on disk, and the manifest says what "all" is.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{MANIFEST} is broken ({error})") from error
     try:
         if values["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"format {values['format_version']} is not the one this version reads ({FORMAT_VERSION})")
+            raise CheckpointError(
+                f"format {values['format_version']} is not the one this version reads ({FORMAT_VERSION})"
+            )
         values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
         values["files"] = [FileRecord(**record) for record in values["files"]]
         return Manifest(**values)

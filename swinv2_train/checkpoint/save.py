@@ -1,8 +1,8 @@
 """Write a checkpoint: all or nothing.
 
-Every rank writes the fragments it owns into a directory with a temporary name and flushes them to the disk; the main rank
-adds state and manifest and renames the directory. A crash at any moment leaves the older checkpoints as they were and at
-most a directory that nobody reads.
+Every rank writes the fragments it owns into a directory with a temporary name and flushes them to the disk; the main
+rank adds state and manifest and renames the directory. A crash at any moment leaves the older checkpoints as they were
+and at most a directory that nobody reads.
 """
 
 from __future__ import annotations

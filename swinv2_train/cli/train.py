@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import validate
+from swinv2_train.engine.identity import check_same_run, is_used
 from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
@@ -84,7 +86,11 @@ def count_samples(config: Config, *, required: bool) -> tuple[int, str]:
     if "data.shards" in counts:
         return counts["data.shards"], "counted in data.shards"
     if required or config.data.expected_samples is None:
-        raise ConfigError("data.shards", "''", "is empty; give tar files of images, such as data.shards=shards/train-*.tar (swinv2-data pack makes them)")
+        raise ConfigError(
+            "data.shards",
+            "''",
+            "is empty; give tar files of images, such as data.shards=shards/train-*.tar (swinv2-data pack makes them)",
+        )
     return config.data.expected_samples, "data.expected_samples; data.shards is not set"
 
 
@@ -101,23 +107,27 @@ def _show(config: Config, plan: Plan, samples_from: str, num_ranks: int, device:
         print(f"commands       {shown(command, launch_environment(device, num_ranks))}")
 
 
-def run(config: Config, *, print_config: bool) -> int:
-    """Do what a checked config asks for; returns the exit code."""
-    import os
+def run(config: Config, *, print_config: bool, launched: bool) -> int:
+    """Do what a checked config asks for; returns the exit code.
 
+    Args:
+        print_config: print the config and what follows from it, and do no more.
+        launched: whether this is a rank that the command itself has started.
+    """
     if print_config:
         print(to_yaml(config))
     show_only = print_config or config.launch.dry_run
     num_samples, samples_from = count_samples(config, required=not show_only)
-    joined = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-    from swinv2_train.engine.identity import check_same_run, is_used
-
     directory = Path(config.run.dir)
-    if config.resume == "never" and not joined and is_used(directory):
-        raise ConfigError("resume", "never", f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it")
+    # A rank of our own finds what the command that started it has just written.
+    if config.resume == "never" and not launched and is_used(directory):
+        raise ConfigError(
+            "resume",
+            "never",
+            f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it",
+        )
     check_same_run(directory, config, num_samples)
-    if joined:
+    if launched or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
         from swinv2_train.engine.run import train
 
         return train(config)
@@ -157,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         config = load(arguments)
-        code = run(config, print_config=arguments.cfg == "job")
+        code = run(config, print_config=arguments.cfg == "job", launched=arguments.resolved is not None)
     except Exception as error:
         code = exit_code(error)
         if code is None:

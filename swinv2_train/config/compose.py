@@ -22,7 +22,9 @@ def conf_dir() -> Path:
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise ConfigError("", "", f"the installation is broken: no conf/config.yaml in {package} or beside it; install again")
+    raise ConfigError(
+        "", "", f"the installation is broken: no conf/config.yaml in {package} or beside it; install again"
+    )
 
 
 def experiments(directory: Path | None = None) -> list[tuple[str, str]]:
@@ -76,7 +78,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
             value = next((item.split("=", 1)[1] for item in overrides if item.startswith(f"{invalid[1]}=")), "?")
-            return ConfigError(invalid[1], value, f"there is no such key{_closest(invalid[1])}" if unknown_key else reason)
+            return ConfigError(
+                invalid[1], value, f"there is no such key{_closest(invalid[1])}" if unknown_key else reason
+            )
     if type(error).__name__ == "OverrideParseException":
         wrong = re.search(r"Error parsing override '(.*)'", text)
         item = wrong[1] if wrong else next((one for one in overrides if "=" not in one), " ".join(overrides))

@@ -1,6 +1,7 @@
 """What follows from a config once the number of ranks and samples is known: batches, steps, learning rates.
 
-Nothing in a plan is stored or resumed. It is derived anew at every start, so a run can go on with another number of ranks.
+Nothing in a plan is stored or resumed. It is derived anew at every start,
+so a run can go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
     if total % world_size:
         below, above = total // world_size * world_size, -(-total // world_size) * world_size
         near = f"{below} or {above}" if below else f"{above}"
-        raise ConfigError("optim.global_batch", total, f"does not divide among {world_size} ranks; take {near}, or another number of ranks")
+        raise ConfigError(
+            "optim.global_batch",
+            total,
+            f"does not divide among {world_size} ranks; take {near}, or another number of ranks",
+        )
     share = total // world_size
     most = config.engine.micro_batch or share
     micro = next(size for size in range(min(most, share), 0, -1) if share % size == 0)
@@ -67,12 +72,17 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
         raise ConfigError(
             "optim.epochs",
             optim.epochs,
-            f"{num_samples} samples make less than one step of {optim.global_batch}; take more epochs or a smaller optim.global_batch",
+            f"{num_samples} samples make less than one step of {optim.global_batch}; "
+            "take more epochs or a smaller optim.global_batch",
         )
     warmup = optim.warmup_steps if optim.warmup_steps is not None else to_steps(optim.warmup_epochs or 0)
     if warmup >= total:
         key = "optim.warmup_steps" if optim.warmup_steps is not None else "optim.warmup_epochs"
-        raise ConfigError(key, getattr(optim, key.split(".")[1]), f"the warm-up of {warmup} steps is not shorter than the run of {total}")
+        raise ConfigError(
+            key,
+            getattr(optim, key.split(".")[1]),
+            f"the warm-up of {warmup} steps is not shorter than the run of {total}",
+        )
     milestones = tuple(int(mark) if optim.steps is not None else to_steps(mark) for mark in optim.milestones)
     scale = optim.global_batch / optim.lr_reference_batch if optim.lr_reference_batch else 1.0
     return Plan(

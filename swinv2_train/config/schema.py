@@ -215,7 +215,10 @@ class Config(Section):
 
     run: RunConfig = field(default_factory=RunConfig)
     resume: str = "auto"
-    """auto: continue from the newest valid checkpoint of the run directory, else start. never: refuse a used directory."""
+    """auto: continue from the newest valid checkpoint of the run directory, else start.
+
+    never: refuse a used directory.
+    """
     seed: int = 0
     """The order of samples, augmentation, masks, initial weights and stochastic depth all hang on it."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -40,15 +40,25 @@ def _validate_task(config: Config) -> None:
     task = config.task
     _one_of("task.name", task.name, ("simmim",))
     if task.mask_patch_size < 1 or task.mask_patch_size % config.model.patch_size:
-        raise ConfigError("task.mask_patch_size", task.mask_patch_size, f"must be a multiple of model.patch_size={config.model.patch_size}")
+        raise ConfigError(
+            "task.mask_patch_size",
+            task.mask_patch_size,
+            f"must be a multiple of model.patch_size={config.model.patch_size}",
+        )
     if not 0 < task.mask_ratio < 1:
         raise ConfigError("task.mask_ratio", task.mask_ratio, "is a share above 0 and below 1")
     if task.norm_target_window < 0 or (task.norm_target_window and task.norm_target_window % 2 == 0):
-        raise ConfigError("task.norm_target_window", task.norm_target_window, "is an odd number of pixels, or 0 for the plain image")
+        raise ConfigError(
+            "task.norm_target_window", task.norm_target_window, "is an odd number of pixels, or 0 for the plain image"
+        )
     height, width = resolution(config)
     patches = -(-height // task.mask_patch_size) * -(-width // task.mask_patch_size)
     if patches < 2:
-        raise ConfigError("data.resolution", config.data.resolution, f"holds a single mask patch of {task.mask_patch_size} pixels; nothing could be left visible")
+        raise ConfigError(
+            "data.resolution",
+            config.data.resolution,
+            f"holds a single mask patch of {task.mask_patch_size} pixels; nothing could be left visible",
+        )
 
 
 def _validate_data(config: Config) -> None:
@@ -57,7 +67,11 @@ def _validate_data(config: Config) -> None:
     for key in ("scale", "ratio"):
         bounds = getattr(data.augment, key)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (key == "scale" and bounds[1] > 1):
-            raise ConfigError(f"data.augment.{key}", bounds, "is a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""))
+            raise ConfigError(
+                f"data.augment.{key}",
+                bounds,
+                "is a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""),
+            )
     for key in ("hflip", "vflip"):
         _share(f"data.augment.{key}", getattr(data.augment, key))
     _share("data.max_broken_share", data.max_broken_share)
@@ -70,9 +84,15 @@ def _validate_data(config: Config) -> None:
         if isinstance(value, str):
             _one_of(f"data.{key}", value, ("imagenet", "dataset"))
             if value == "imagenet" and config.model.in_channels != 3:
-                raise ConfigError(f"data.{key}", value, f"has 3 channels, model.in_channels={config.model.in_channels}; take dataset, or a list")
+                raise ConfigError(
+                    f"data.{key}",
+                    value,
+                    f"has 3 channels, model.in_channels={config.model.in_channels}; take dataset, or a list",
+                )
         elif not isinstance(value, list) or len(value) != config.model.in_channels:
-            raise ConfigError(f"data.{key}", value, f"needs one number per channel, model.in_channels={config.model.in_channels}")
+            raise ConfigError(
+                f"data.{key}", value, f"needs one number per channel, model.in_channels={config.model.in_channels}"
+            )
         elif key == "std" and any(number <= 0 for number in value):
             raise ConfigError("data.std", value, "every standard deviation must be above 0")
 
@@ -83,9 +103,17 @@ def _validate_optim(config: Config) -> None:
     _one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
     if (optim.epochs is None) == (optim.steps is None):
         given = "neither" if optim.epochs is None else "both"
-        raise ConfigError("optim.steps", optim.steps, f"give the length of the run as optim.steps or optim.epochs; {given} is set (null unsets one)")
+        raise ConfigError(
+            "optim.steps",
+            optim.steps,
+            f"give the length of the run as optim.steps or optim.epochs; {given} is set (null unsets one)",
+        )
     if optim.warmup_epochs is not None and optim.warmup_steps is not None:
-        raise ConfigError("optim.warmup_steps", optim.warmup_steps, "give either warmup_steps or warmup_epochs; both are set (null unsets one)")
+        raise ConfigError(
+            "optim.warmup_steps",
+            optim.warmup_steps,
+            "give either warmup_steps or warmup_epochs; both are set (null unsets one)",
+        )
     if optim.schedule == "multistep" and not optim.milestones:
         raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
     for key in ("lr", "eps", "layer_decay"):
@@ -103,7 +131,9 @@ def _validate_engine(config: Config) -> None:
     _one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
     _one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
     if engine.grad_accum_dtype == "bf16" and engine.precision != "bf16":
-        raise ConfigError("engine.grad_accum_dtype", "bf16", f"goes with engine.precision=bf16 only, not {engine.precision}")
+        raise ConfigError(
+            "engine.grad_accum_dtype", "bf16", f"goes with engine.precision=bf16 only, not {engine.precision}"
+        )
     if engine.grad_accum_dtype == "fp32" and engine.precision != "fp32" and engine.zero_stage == 0:
         raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
     if engine.micro_batch is not None:

@@ -1,8 +1,8 @@
 """The training engine: the one file that imports DeepSpeed.
 
-It turns the engine section of a config into a DeepSpeed config, starts it without compiling any operator, and offers what
-the loop needs: backward, step, whether the step was applied, the gradient norm, and the fragments that checkpoints are
-made of.
+It turns the engine section of a config into a DeepSpeed config, starts it without compiling any operator, and offers
+what the loop needs: backward, step, whether the step was applied, the gradient norm, and the fragments that checkpoints
+are made of.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
     engine = config.engine
     for key in DERIVED_KEYS:
         if key in engine.deepspeed:
-            raise ConfigError(f"engine.deepspeed.{key}", engine.deepspeed[key], "follows from optim.global_batch and engine.micro_batch; set those")
+            raise ConfigError(
+                f"engine.deepspeed.{key}",
+                engine.deepspeed[key],
+                "follows from optim.global_batch and engine.micro_batch; set those",
+            )
     settings: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,

@@ -1,11 +1,11 @@
 """Which part of which tensor this rank owns under ZeRO.
 
-DeepSpeed keeps fp32 master weights and Adam moments in flat, padded, per-rank buffers whose layout depends on the number
-of ranks. A `Fragment` names such a piece by what does not depend on it: the parameter and the offset in it. Checkpoints
-are made of fragments, which is why any number of ranks can read them.
+DeepSpeed keeps fp32 master weights and Adam moments in flat, padded, per-rank buffers whose layout depends on the
+number of ranks. A `Fragment` names such a piece by what does not depend on it: the parameter and the offset in it.
+Checkpoints are made of fragments, which is why any number of ranks can read them.
 
-Everything private that the project uses of DeepSpeed's optimizers stands in this file: `_hp_mapping` and the flat groups
-(stages 1 and 2), `grad_position` (stage 3), `fp32_groups` (stage 0 in 16 bit).
+Everything private that the project uses of DeepSpeed's optimizers stands in this file: `_hp_mapping` and the flat
+groups (stages 1 and 2), `grad_position` (stage 3), `fp32_groups` (stage 0 in 16 bit).
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ def _stage3(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[F
         start = optimizer._get_param_partition_rank(parameter) * parts[0].numel()
         owned = min(parts[0].numel(), parameter.ds_numel - start)  # the last ranks hold padding
         if owned > 0:
-            yield Fragment(name, tuple(parameter.ds_shape), start, *(part.detach().narrow(0, 0, owned) for part in parts))
+            yield Fragment(
+                name, tuple(parameter.ds_shape), start, *(part.detach().narrow(0, 0, owned) for part in parts)
+            )
 
 
 def _replicated(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[Fragment]:

@@ -60,7 +60,8 @@ def check_same_run(directory: Path, config: Config, num_samples: int) -> None:
                     raise ConfigError(
                         f"{prefix}{key}",
                         value,
-                        f"the run in {directory} was started with {before}; set it back, or take another run.dir for a new run",
+                        f"the run in {directory} was started with {before}; "
+                        "set it back, or take another run.dir for a new run",
                     )
         return
 

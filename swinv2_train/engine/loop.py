@@ -84,7 +84,9 @@ class Trainer:
                 if not saved and (last or self.stop_agreed):
                     return FAILED
             if self.stop_agreed and not last:
-                self.tracker.message(f"stopped by a signal after step {self.state.step}, which is saved; the same command continues")
+                self.tracker.message(
+                    f"stopped by a signal after step {self.state.step}, which is saved; the same command continues"
+                )
                 return STOPPED
         return FINISHED
 
@@ -143,8 +145,8 @@ class Trainer:
         if self.state.broken_samples > allowed:
             raise RunError(
                 f"{self.state.broken_samples} of {self.state.samples_seen} samples were broken, more than "
-                f"data.max_broken_share={self.config.data.max_broken_share} allows; mend the shards (swinv2-data inspect "
-                "names the broken samples) or allow more"
+                f"data.max_broken_share={self.config.data.max_broken_share} allows; "
+                "mend the shards (swinv2-data inspect names the broken samples) or allow more"
             )
 
     def log(self) -> None:
@@ -152,7 +154,9 @@ class Trainer:
         if not self.records:
             return
         names = sorted(self.records[0].extras)
-        local = torch.stack([torch.stack([record.loss, *(record.extras[name] for name in names)]) for record in self.records])
+        local = torch.stack(
+            [torch.stack([record.loss, *(record.extras[name] for name in names)]) for record in self.records]
+        )
         summed = torch.tensor(self.ranks.sum(local.double().flatten().tolist())).view(local.shape).tolist()
         pace = self.clock.read(self.plan.total_steps - self.state.step)
         rows = []

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+"""DeepSpeed looks for an MPI job unless it finds all of these, also where the process group is there already."""
+
 
 def under_launcher() -> bool:
     """Whether a launcher (deepspeed, torchrun) has started this process as one rank of a job."""
@@ -88,8 +91,8 @@ def pick_device(wanted: str) -> str:
 
 
 def _set_default_timeout(timeout: datetime.timedelta) -> None:
-    # DeepSpeed clones the world group with `new_group(ranks)`, which takes torch's default timeout and not the one given
-    # to init_process_group; a hang there would go unnoticed for half an hour.
+    # DeepSpeed clones the world group with `new_group(ranks)`, which takes torch's default timeout and not the one
+    # given to init_process_group; a hang there would go unnoticed for half an hour.
     from torch.distributed import constants, distributed_c10d
 
     for module in (constants, distributed_c10d):
@@ -119,10 +122,7 @@ def join(device: str, timeout_minutes: float) -> Ranks:
         store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     else:
         store, rank, world_size = dist.HashStore(), 0, 1
-        # DeepSpeed looks for an MPI job unless it finds all of these.
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        for key, value in alone.items():
-            os.environ.setdefault(key, value)
+        os.environ.update(_ALONE)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     return Ranks(rank, world_size, local_rank, torch_device, control)
@@ -132,3 +132,6 @@ def leave() -> None:
     """Take this process out of the job."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    if {key: os.environ.get(key) for key in _ALONE} == _ALONE:  # or the next run here would look for a launcher
+        for key in _ALONE:
+            del os.environ[key]

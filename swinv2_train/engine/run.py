@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state
 from swinv2_train.checkpoint.layout import read_manifest
+from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state
 from swinv2_train.checkpoint.retain import prune
 from swinv2_train.checkpoint.save import save
 from swinv2_train.checkpoint.verify import newest_valid
@@ -268,8 +268,9 @@ def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> 
     """What a person should know at the start: where the run is and what it does."""
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
+    rate = f"learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps"
     return [
         f"{config.run.name} in {config.run.dir}: step {state.step} of {plan.total_steps}",
         f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
-        f"{config.engine.precision} on {device}, ZeRO stage {config.engine.zero_stage}; learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps",
+        f"{config.engine.precision} on {device}, ZeRO stage {config.engine.zero_stage}; {rate}",
     ]

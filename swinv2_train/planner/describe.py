@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import attention_backends, checkpointing_periods, count_parameters, count_simmim_parameters, stage_geometry
+from swinv2_train.config.model import (
+    attention_backends,
+    checkpointing_periods,
+    count_parameters,
+    count_simmim_parameters,
+    stage_geometry,
+)
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
@@ -54,8 +60,9 @@ def _stages(config: Config) -> list[str]:
         period = periods[index]
         policy = "none" if period == 0 else "every block" if period == 1 else f"every {period} blocks"
         padded = "" if stage.padded == (stage.height, stage.width) else f"  (padded to {_size(stage.padded)})"
+        tokens = _size((stage.height, stage.width))
         lines.append(
-            f"  {index + 1:<5}  {stage.depth:<6}  {stage.dim:<8}  {stage.num_heads:<5}  {_size((stage.height, stage.width)):<8}"
+            f"  {index + 1:<5}  {stage.depth:<6}  {stage.dim:<8}  {stage.num_heads:<5}  {tokens:<8}"
             f"  {_size(stage.window):<7}  {_size(stage.shift):<7}  {backends[index]:<10}  {policy}{padded}"
         )
     return lines
@@ -89,26 +96,31 @@ def describe(config: Config, plan: Plan, samples_from: str) -> str:
     backbone = count_parameters(model, (height, width))
     total = count_simmim_parameters(model, (height, width))
     macs = forward_macs(model, (height, width))
+    batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     lines = [
         f"run            {config.run.name} in {config.run.dir} (resume={config.resume}, seed {config.seed})",
-        f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), {count_words(total)} with the decoder",
-        f"input          {model.in_channels} channels, {height}x{width} pixels, {macs / 1e9:.1f} GMACs forward per image",
+        f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), "
+        f"{count_words(total)} with the decoder",
+        f"input          {model.in_channels} channels, {height}x{width} pixels, "
+        f"{macs / 1e9:.1f} GMACs forward per image",
         *_stages(config),
         f"drop path      {model.drop_path:g}"
         + (f"; extra norm every {model.extra_norm_period} blocks" if model.extra_norm_period else ""),
-        f"task           {config.task.name}: mask {config.task.mask_ratio:g} of {config.task.mask_patch_size}-pixel patches, "
+        f"task           {config.task.name}: "
+        f"mask {config.task.mask_ratio:g} of {config.task.mask_patch_size}-pixel patches, "
         + (
             f"target normalised in {config.task.norm_target_window}-pixel windows"
             if config.task.norm_target_window
             else "plain target"
         ),
         f"data           {plan.num_samples} samples ({samples_from})",
-        f"global batch   {plan.global_batch} = {plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks",
+        f"global batch   {plan.global_batch} = {batch}",
         f"length         {plan.total_steps} steps = {plan.epochs:.4g} epochs",
         f"schedule       {_schedule(config, plan)}",
-        f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}, "
-        f"layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",
-        f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
+        f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, "
+        f"weight decay {optim.weight_decay:g}, layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",
+        f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
+        f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
         *_worlds(config, plan, total),
     ]
     return "\n".join(lines)

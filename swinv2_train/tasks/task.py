@@ -29,7 +29,10 @@ class Losses:
     """The loss of one micro-batch as a sum, so that the loop can weigh it over the whole global batch."""
 
     total: torch.Tensor
-    """Scalar fp32, with gradient: the summed loss. Divided by the weight of the global batch it is the loss of the step."""
+    """Scalar fp32, with gradient: the summed loss.
+
+    Divided by the weight of the global batch it is the loss of the step.
+    """
     extras: dict[str, torch.Tensor] = field(default_factory=dict)
     """Further sums to log under their names, without gradient, over the same weight."""
 

@@ -34,7 +34,9 @@ def write(directory: Path, step: int, world_size: int = 2, seed: int = 0) -> lis
 def test_any_number_of_ranks_reads_any(tmp_path: Path, saved_by: int, loaded_by: int) -> None:
     write(tmp_path, 10, saved_by)
     expected = full_tensors()
-    blank = {name: {kind: torch.full_like(flat, -1) for kind, flat in kinds.items()} for name, kinds in expected.items()}
+    blank = {
+        name: {kind: torch.full_like(flat, -1) for kind, flat in kinds.items()} for name, kinds in expected.items()
+    }
     for rank in range(loaded_by):
         load_fragments(tmp_path / step_name(10), shards(blank, rank, loaded_by))
     for name, kinds in expected.items():
@@ -134,7 +136,9 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
     write(tmp_path, 10, seed=0)
     write(tmp_path, 10, seed=1)
     verify(tmp_path / step_name(10))
-    assert torch.equal(load_weights(tmp_path / step_name(10))["encoder.bias"], full_tensors(1)["encoder.bias"]["weight"])
+    assert torch.equal(
+        load_weights(tmp_path / step_name(10))["encoder.bias"], full_tensors(1)["encoder.bias"]["weight"]
+    )
 
 
 def test_the_fragments_of_another_model_are_refused(tmp_path: Path) -> None:

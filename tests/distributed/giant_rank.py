@@ -1,7 +1,7 @@
 """Lay out one rank of a 64-rank job of an experiment, parameters and optimizer shard, without allocating either.
 
-Run by test_giant.py in a process of its own. DeepSpeed itself partitions, over tensors without storage and a process group
-without other processes.
+Run by test_giant.py in a process of its own. DeepSpeed itself partitions, over tensors without storage and a process
+group without other processes.
 """
 
 from __future__ import annotations

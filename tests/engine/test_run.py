@@ -19,11 +19,28 @@ from tests.runs import comparable, losses, make_shard, metrics, run_apart, run_h
 
 def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
-    assert {"resolved.yaml", "environment.json", "metrics.jsonl", "figures", "checkpoints", "log.txt", "status.json"} <= names
+    assert {
+        "resolved.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "figures",
+        "checkpoints",
+        "log.txt",
+        "status.json",
+    } <= names
     assert json.loads((finished_run / "status.json").read_text()) == {"status": "finished", "step": 8}
     assert [path.name for path in list_checkpoints(finished_run / "checkpoints")] == ["step-00000008", "step-00000004"]
     assert [path.name for path in (finished_run / "figures").iterdir()] == ["simmim-step-00000008.png"]
-    fields = {"step", "samples_seen", "loss", "grad_norm", "lr", "images_per_second", "data_wait_share", "skipped_steps"}
+    fields = {
+        "step",
+        "samples_seen",
+        "loss",
+        "grad_norm",
+        "lr",
+        "images_per_second",
+        "data_wait_share",
+        "skipped_steps",
+    }
     steps = [record for record in metrics(finished_run) if "loss" in record]
     assert all(fields <= record.keys() for record in steps)
     assert [record["samples_seen"] for record in steps] == [12 * step for step in range(1, 9)]
@@ -64,7 +81,14 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
 
 @pytest.mark.parametrize(
     ("precision", "stage", "accumulate"),
-    [("bf16", 1, "null"), ("bf16", 1, "fp32"), ("bf16", 2, "null"), ("fp32", 0, "null"), ("bf16", 0, "null"), ("fp32", 3, "null")],
+    [
+        ("bf16", 1, "null"),
+        ("bf16", 1, "fp32"),
+        ("bf16", 2, "null"),
+        ("fp32", 0, "null"),
+        ("bf16", 0, "null"),
+        ("fp32", 3, "null"),
+    ],
 )
 def test_every_precision_and_stage_resumes_bit_for_bit(
     shards: Path, tmp_path: Path, precision: str, stage: int, accumulate: str
@@ -172,11 +196,21 @@ def test_another_run_in_a_used_directory_is_refused(
 
 def test_what_does_not_change_the_run_may_change(finished_run: Path, shards: Path) -> None:
     """Attention backend, checkpointing and micro-batch change memory, not the run."""
-    options = ["model.attention=sequential", "model.sequential_chunk_mib=0.01", "model.checkpointing=1", "engine.micro_batch=4"]
+    options = [
+        "model.attention=sequential",
+        "model.sequential_chunk_mib=0.01",
+        "model.checkpointing=1",
+        "engine.micro_batch=4",
+    ]
     assert run_here(tiny_run(shards, finished_run, *options)) == FINISHED
 
 
 def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, tmp_path: Path) -> None:
-    options = ["model.attention=sequential", "model.sequential_chunk_mib=0.01", "model.checkpointing=1", "engine.micro_batch=4"]
+    options = [
+        "model.attention=sequential",
+        "model.sequential_chunk_mib=0.01",
+        "model.checkpointing=1",
+        "engine.micro_batch=4",
+    ]
     assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FINISHED
     assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-5)

@@ -54,7 +54,9 @@ def test_loss_and_gradients_are_the_official_ones(
     mask = torch.tensor([[[True, False], [False, True]]])
     task = SimMIM(config, [0.0] * 3, [1.0] * 3)
     reconstruction = model(images, enlarge_mask(mask, 8, 16, 16))
-    total = task.summed_loss(images, reconstruction, mask).sum() / (masked_pixels(mask, 32, 64, 64) + NORMALISER_EPSILON)
+    total = task.summed_loss(images, reconstruction, mask).sum() / (
+        masked_pixels(mask, 32, 64, 64) + NORMALISER_EPSILON
+    )
     total.backward()
     named = dict(model.named_parameters())
     assert total.item() == pytest.approx(loss, abs=2e-7)

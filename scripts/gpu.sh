@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# All GPU checks and benchmarks in one call, for a machine that has an NVIDIA GPU. Results go to scripts/bench/results/.
+# Uses the Python on the path if SWINV2_PYTHON is not set; no network is needed where the packages are installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${SWINV2_PYTHON:-python3}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+"$python" -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "scripts/gpu.sh: no CUDA device is visible")'
+"$python" -m pytest -m gpu -q tests
+name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
+"$python" scripts/bench/train_step.py --out "scripts/bench/results/train-step-$name.json"

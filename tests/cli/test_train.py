@@ -1,0 +1,114 @@
+"""The command line: quick help, a whole dry run, and wrong use in one sentence before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.cli import train
+from swinv2_train.config.compose import experiments
+from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from tests.runs import environment, run_here, tiny_run
+
+WITHOUT_TORCH = """
+import sys
+from swinv2_train.cli.train import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    print("imported:", *(name for name in {forbidden} if name in sys.modules), file=sys.stderr)
+    sys.exit(end.code)
+"""
+
+
+def without(forbidden: tuple[str, ...], *arguments: str) -> tuple[int, str, list[str]]:
+    """Run the command in a new process: (exit code, stdout, stderr lines), after a check of what it imported."""
+    command = [sys.executable, "-c", WITHOUT_TORCH.replace("{forbidden}", repr(forbidden)), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "imported:", done.stderr
+    return done.returncode, done.stdout, lines[:-1]
+
+
+def test_help_lists_every_experiment_and_imports_nothing_slow() -> None:
+    code, output, errors = without(("torch", "hydra", "deepspeed", "numpy", "omegaconf"), "--help")
+    assert (code, errors) == (0, [])
+    for name, line in experiments():
+        assert name in output
+        assert line in output
+    assert "75" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["+experiment=simmim_tiny"], ["data.shards", "swinv2-data pack"]),
+        (["+experiment=simmim_tiny", "data.shards=/no/such/train-*.tar"], ["/no/such"]),
+        (["+experiment=simmim_tiny", "data.shard=x"], ["data.shard=x", "data.shards"]),
+        (["+experiment=simmim_tiny", "model.window=0"], ["model.window=0"]),
+        (["+experiment=simmim_tyny"], ["simmim_tyny", "simmim_tiny"]),
+        (["--config-dir", "/no/such/dir"], ["/no/such/dir"]),
+    ],
+)
+def test_wrong_use_is_one_sentence_before_torch(arguments: list[str], parts: list[str]) -> None:
+    code, output, errors = without(("torch", "deepspeed"), *arguments)
+    assert code == WRONG_USE
+    assert output == ""
+    assert len(errors) == 1
+    for part in parts:
+        assert part in errors[0]
+
+
+def test_another_model_in_a_used_directory_is_refused_before_torch(finished_run: Path, shards: Path) -> None:
+    code, _, errors = without(("torch",), *tiny_run(shards, finished_run, "model.embed_dim=32"))
+    assert code == WRONG_USE
+    assert len(errors) == 1
+    assert "model.embed_dim=32: the run in" in errors[0]
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--no-such-option"])
+    assert caught.value.code == WRONG_USE
+
+
+def test_the_dry_run_of_the_giant_says_everything(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    arguments = ["+experiment=simmim_giant", "launch.dry_run=true", "launch.nproc_per_node=8", f"run.dir={directory}"]
+    assert run_here(arguments) == FINISHED
+    output = capsys.readouterr().out
+    for part in (
+        "3.00 B parameters in the backbone (2997843680)", "192x192", "370.7 GMACs",
+        "9216 = 72 samples x 16 accumulation x 8 ranks", "151909 steps = 20 epochs", "0.0014", "30000 warm-up steps",
+        "cosine", "12x12", "6x6", "sequential", "sdpa", "every block", "ZeRO stage 1, bf16", "clip 100",
+        "deepspeed.launcher.runner --num_accelerators 8", "--module swinv2_train.cli.train",
+    ):  # fmt: skip
+        assert part in output, part
+    assert not directory.exists()
+
+
+def test_cfg_job_prints_the_config_and_the_plan(
+    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
+) -> None:
+    assert run_here([*tiny_run(shards, tmp_path / "run"), "--cfg", "job"]) == FINISHED
+    output = capsys.readouterr().out
+    assert "embed_dim: 16" in output
+    assert "31 samples (counted in data.shards)" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is visible here")
+    assert run_here(tiny_run(shards, tmp_path / "run", "launch.device=cuda")) == WRONG_USE
+    assert "launch.device=cuda: no CUDA device is visible here" in capsys.readouterr().err
+
+
+def test_fp16_on_the_cpu_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
+    assert run_here(tiny_run(shards, tmp_path / "run", "engine.precision=fp16")) == WRONG_USE
+    assert "engine.precision=fp16: needs a GPU" in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""Whole runs on a GPU: every precision steps, resumes bit for bit, and the loss scaler survives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from swinv2_train.checkpoint.load import load_state
+from swinv2_train.exit_codes import FINISHED
+from tests.runs import comparable, losses, run_here, tiny_run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.mark.parametrize(
+    ("precision", "accumulate"), [("bf16", "null"), ("bf16", "fp32"), ("fp16", "null"), ("fp32", "null")]
+)
+def test_a_run_on_a_gpu_resumes_bit_for_bit(shards: Path, tmp_path: Path, precision: str, accumulate: str) -> None:
+    options = [
+        "launch.device=cuda", "launch.nproc_per_node=1", f"engine.precision={precision}", "optim.schedule=constant",
+        f"engine.grad_accum_dtype={accumulate}", "engine.micro_batch=6", "optim.warmup_steps=0", "checkpoint.every_steps=3",
+    ]  # fmt: skip
+    assert run_here(tiny_run(shards, tmp_path / "whole", *options, "optim.steps=6")) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=3")) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=6")) == FINISHED
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    steps = [[row for row in comparable(tmp_path / name) if "lr" in row] for name in ("parts", "whole")]
+    assert steps[0] == steps[1]
+    state = load_state(tmp_path / "parts" / "checkpoints" / "step-00000006")
+    assert ("loss_scaler" in state["optimizer"]) == (precision == "fp16")
+
+
+def test_one_gpu_follows_the_cpu(shards: Path, tmp_path: Path, finished_run: Path) -> None:
+    options = ["launch.device=cuda", "launch.nproc_per_node=1"]
+    assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FINISHED
+    assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-3)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"

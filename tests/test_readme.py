@@ -1,0 +1,49 @@
+"""Every command block of the README runs, in order, in an empty folder with images in it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import environment, losses, make_images
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_first_block_names_the_two_commands() -> None:
+    """It is what a new user runs and what runs these tests, so here it is only held to exist."""
+    scripts = re.findall(r"^(\S+)", BLOCKS[0], re.MULTILINE)
+    assert scripts == ["scripts/demo.sh", "scripts/test.sh"]
+    assert all((ROOT / script).stat().st_mode & 0o111 for script in scripts)
+
+
+@pytest.mark.distributed
+def test_every_other_block_runs(tmp_path: Path) -> None:
+    make_images(tmp_path / "my-images", 40, 0)
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    assert len(BLOCKS) > 3
+    for block in BLOCKS[1:]:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=tmp_path,
+            env=environment(PATH=path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+    assert len(losses(tmp_path / "runs" / "mine")) == 20
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+def test_every_experiment_is_in_the_table() -> None:
+    from swinv2_train.config.compose import experiments
+
+    text = (ROOT / "README.md").read_text()
+    for name, _ in experiments():
+        assert f"`{name}`" in text

@@ -1,0 +1,74 @@
+"""The rules of the house: which part may import which, one place that knows DeepSpeed, files that fit in the head."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "swinv2_train"
+MAY_IMPORT = {
+    "config": set(),
+    "models": {"config"},
+    "data": {"config"},
+    "checkpoint": {"config"},
+    "tracking": {"config"},
+    "planner": {"config"},
+    "tasks": {"config", "data", "models", "tracking"},
+    "engine": {"config", "data", "models", "tasks", "checkpoint", "tracking"},
+    "cli": {"config", "data", "engine", "planner", "checkpoint"},
+}
+"""Imports run one way. The modules directly in the package (errors, exit codes) are everyone's."""
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0]
+    if part.endswith(".py"):
+        return
+    for name in imports(path):
+        pieces = name.split(".")
+        if pieces[0] == "swinv2_train" and len(pieces) > 2 and pieces[1] != part:
+            assert pieces[1] in MAY_IMPORT[part], f"{part} may not import {name}"
+
+
+def test_deepspeed_is_imported_in_one_file() -> None:
+    users = [path for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imports(path))]
+    assert users == [PACKAGE / "engine" / "deepspeed.py"]
+
+
+def test_hydra_stays_at_the_door() -> None:
+    users = {path.name for path in FILES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))}
+    assert users == {"compose.py"}
+
+
+def test_files_fit_in_the_head() -> None:
+    long = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in long.items() if lines > 450} == {}
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        str(path) for path in FILES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_valid_shell(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
