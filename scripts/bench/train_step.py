@@ -28,7 +28,9 @@ from swinv2_train.models.backbone import SwinTransformerV2
 WARMUP = 2
 
 
-def build(model: str, side: int, window: int) -> dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]]:
+def build(
+    model: str, side: int, window: int
+) -> dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]]:
     """The variants: (module, function from module and images to a tensor that is summed)."""
     variants: dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]] = {}
     for backend in ("reference", "sdpa", "sequential"):

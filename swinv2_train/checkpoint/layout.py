@@ -8,7 +8,7 @@
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
         .saving-step-00013000/                      one being written, or left behind by a crash; never read
 
-A fragment is a run of consecutive elements of one flattened parameter (see `swinv2_train.engine.fragments`). The
+A fragment is a run of consecutive elements of one flattened parameter (see `fragment.py`). The
 tensors are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is
 visible under its final name only when all of it is on disk, and the manifest says what "all" is.
 """

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import STATE, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
-from swinv2_train.checkpoint.save import Owned
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def check_parameters(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> 
 
 
 @torch.no_grad()
-def load_fragments(path: Path, fragments: Iterable[Owned]) -> None:
+def load_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
     """Fill fragments of the present ranks from a checkpoint of any number of ranks.
 
     Each rank reads what it owns and no more. The files are taken as verified.

@@ -16,11 +16,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import (
     MANIFEST,
     PARTIAL_PREFIX,
@@ -45,17 +45,6 @@ class Ranks(Protocol):
 
     def gather(self, value: Any) -> list[Any]: ...
     def broadcast(self, value: Any) -> Any: ...
-
-
-class Owned(Protocol):
-    """A fragment: see `swinv2_train.engine.fragments.Fragment`."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    weight: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
 
 
 def sha256(path: Path) -> str:
@@ -88,7 +77,7 @@ def _record(root: Path, relative: str) -> FileRecord:
 
 
 def _write_fragments(
-    root: Path, fragments: Iterable[Owned], ranks: Ranks
+    root: Path, fragments: Iterable[Fragment], ranks: Ranks
 ) -> tuple[list[FileRecord], list[FragmentRecord], dict[str, list[int]]]:
     weights, moments, records, shapes = {}, {}, [], {}
     for fragment in fragments:
@@ -129,7 +118,7 @@ def save(
     directory: Path,
     step: int,
     *,
-    fragments: Iterable[Owned],
+    fragments: Iterable[Fragment],
     state: dict[str, Any],
     geometry: dict[str, Any],
     ranks: Ranks,

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.fragments import Fragment, adam_steps, fragments, publish, set_adam_steps
+from swinv2_train.engine.fragments import adam_steps, fragments, publish, set_adam_steps
 from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.engine.ranks import Ranks
 

@@ -11,29 +11,14 @@ groups (stages 1 and 2), `grad_position` (stage 3), `fp32_groups` (stage 0 in 16
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from swinv2_train.checkpoint.fragment import Fragment
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """A run of consecutive elements of one parameter that this rank owns.
-
-    `weight`, `exp_avg` and `exp_avg_sq` are 1-D fp32 views into the optimizer's memory, all of the same length: writing
-    to them changes the optimizer's state.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    weight: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
 
 
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:

@@ -78,9 +78,8 @@ def resume(directory: Path, engine: Engine, ranks: Ranks) -> tuple[TrainState, l
     found = newest_valid(directory / "checkpoints", ranks)
     lines = [f"passed over {line}" for line in found.passed_over]
     if found.path is None:
-        if found.passed_over:
-            lines.append("no valid checkpoint is left; starting from the beginning")
-        return TrainState(), lines
+        left = "no valid checkpoint is left" if found.passed_over else "no checkpoint yet"
+        return TrainState(), [*lines, f"{left}: starting from the beginning"]
     manifest = read_manifest(found.path)
     check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
     load_fragments(found.path, engine.fragments())

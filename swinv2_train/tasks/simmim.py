@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from PIL import Image
 from torch import nn
 
@@ -32,7 +33,7 @@ def random_mask(rows: int, columns: int, ratio: float, rng: np.random.Generator)
 
 def enlarge_mask(mask: torch.Tensor, factor: int, height: int, width: int) -> torch.Tensor:
     """Repeat every entry of a mask (B, h, w) `factor` times each way and cut to (B, height, width)."""
-    return mask.repeat_interleave(factor, 1).repeat_interleave(factor, 2)[:, :height, :width]
+    return repeat(mask, "b h w -> b (h row) (w column)", row=factor, column=factor)[:, :height, :width]
 
 
 def masked_pixels(mask: torch.Tensor, patch: int, height: int, width: int) -> int:

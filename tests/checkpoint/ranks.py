@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from swinv2_train.checkpoint.fragment import Fragment
 
 
 class ThreadRanks:
@@ -42,18 +43,6 @@ def on_ranks(world_size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
         return list(pool.map(run, range(world_size)))
 
 
-@dataclass
-class Piece:
-    """A fragment of a made-up parameter."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    weight: torch.Tensor
-    exp_avg: torch.Tensor
-    exp_avg_sq: torch.Tensor
-
-
 SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "decoder.weight": (3, 2, 2)}
 
 
@@ -69,7 +58,7 @@ def full_tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-def shards(tensors: dict[str, dict[str, torch.Tensor]], rank: int, world_size: int) -> list[Piece]:
+def shards(tensors: dict[str, dict[str, torch.Tensor]], rank: int, world_size: int) -> list[Fragment]:
     """The pieces of a rank when all parameters are flattened into one buffer and cut evenly, as ZeRO does."""
     total = sum(torch.Size(shape).numel() for shape in SHAPES.values())
     size = -(-total // world_size)
@@ -78,6 +67,8 @@ def shards(tensors: dict[str, dict[str, torch.Tensor]], rank: int, world_size: i
         count = torch.Size(shape).numel()
         start, stop = max(low, offset) - offset, min(high, offset + count) - offset
         if start < stop:
-            pieces.append(Piece(name, shape, start, **{kind: flat[start:stop] for kind, flat in tensors[name].items()}))
+            pieces.append(
+                Fragment(name, shape, start, **{kind: flat[start:stop] for kind, flat in tensors[name].items()})
+            )
         offset += count
     return pieces
