@@ -24,7 +24,8 @@ pytestmark = [
 def test_a_run_on_a_gpu_resumes_bit_for_bit(shards: Path, tmp_path: Path, precision: str, accumulate: str) -> None:
     options = [
         "launch.device=cuda", "launch.nproc_per_node=1", f"engine.precision={precision}", "optim.schedule=constant",
-        f"engine.grad_accum_dtype={accumulate}", "engine.micro_batch=6", "optim.warmup_steps=0", "checkpoint.every_steps=3",
+        f"engine.grad_accum_dtype={accumulate}", "engine.micro_batch=6", "optim.warmup_steps=0",
+        "checkpoint.every_steps=3",
     ]  # fmt: skip
     assert run_here(tiny_run(shards, tmp_path / "whole", *options, "optim.steps=6")) == FINISHED
     assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=3")) == FINISHED
