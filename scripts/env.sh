@@ -27,10 +27,18 @@ make_environment() {
         return
     fi
     python=$(find_python)
-    [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     echo "environment: installing into $VENV (about 6 GB, once)"
-    if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then
-        (cd "$ROOT" && "$VENV/bin/uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
+    local uv=uv
+    if command -v uv >/dev/null; then
+        [ -x "$VENV/bin/python" ] || uv venv --quiet --seed --python "$(command -v "$python")" "$VENV"
+    else
+        # An interrupted venv can leave a python without a pip behind.
+        "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || uv=
+        uv=${uv:+$VENV/bin/uv}
+    fi
+    if [ -n "$uv" ]; then
+        (cd "$ROOT" && "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
     else
         echo "environment: uv is not to be had, using pip"
         (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]')

@@ -10,3 +10,5 @@ WRONG_USE = 2
 """A wrong command line, config or data path; one sentence on stderr says which."""
 STOPPED = 75
 """A stop signal came: the step was finished and saved, and the same command continues the run (EX_TEMPFAIL)."""
+INTERRUPTED = 130
+"""Ctrl-C before the run began, or a second one during it."""

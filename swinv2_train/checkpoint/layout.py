@@ -117,6 +117,11 @@ def read_manifest(path: Path) -> Manifest:
             )
         values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
         values["files"] = [FileRecord(**record) for record in values["files"]]
-        return Manifest(**values)
-    except (KeyError, TypeError) as error:
+        manifest = Manifest(**values)
+        if not isinstance(manifest.geometry, dict) or not all(
+            isinstance(side, int) for shape in manifest.shapes.values() for side in shape
+        ):
+            raise TypeError("geometry or shapes")
+        return manifest
+    except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} is broken (missing or unknown entry {error})") from error

@@ -18,6 +18,8 @@ def check_complete(manifest: Manifest) -> None:
     """
     pieces: dict[str, list[tuple[int, int]]] = {name: [] for name in manifest.shapes}
     for record in manifest.fragments:
+        if record.name not in pieces:
+            raise CheckpointError(f"{record.name} has a piece but no shape")
         pieces[record.name].append((record.start, record.count))
     for name, shape in manifest.shapes.items():
         end, total = 0, 1

@@ -6,15 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
-from swinv2_train.config.schema import Config
+from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.identity import check_same_run, is_used
-from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
+from swinv2_train.engine.identity import check_same_run, is_used, shards_digest
+from swinv2_train.engine.signals import StopRequest
+from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -68,8 +71,19 @@ def load(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def count_samples(config: Config, *, required: bool) -> tuple[int, str]:
-    """Number of training samples, and where the number comes from.
+@dataclass(frozen=True)
+class Samples:
+    """The training samples as far as the command line needs them."""
+
+    count: int
+    source: str
+    """Where the count comes from, for a person."""
+    digest: str
+    """See `shards_digest`; empty where there are no shards."""
+
+
+def count_samples(config: Config, *, required: bool) -> Samples:
+    """Count the training samples, and see that the held-out ones are there.
 
     Raises:
         ConfigError: if there are no shards, and `required` or no expected number.
@@ -77,48 +91,59 @@ def count_samples(config: Config, *, required: bool) -> tuple[int, str]:
     """
     from swinv2_train.data.shards import ShardSet
 
-    given = {"data.shards": config.data.shards, "data.eval_shards": config.data.eval_shards}
-    counts = {
-        key: ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib).num_samples
-        for key, spec in given.items()
-        if spec
-    }
-    if "data.shards" in counts:
-        return counts["data.shards"], "counted in data.shards"
+    given = (config.data.shards, config.data.eval_shards)
+    opened = [ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib) if spec else None for spec in given]
+    if opened[0] is not None:
+        shards = opened[0]
+        digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
+        return Samples(shards.num_samples, "counted in data.shards", digest)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
             "''",
-            "is empty; give tar files of images, such as data.shards=shards/train-*.tar (swinv2-data pack makes them)",
+            "is empty; give tar files of images, such as data.shards='shards/train-*.tar' "
+            "(swinv2-data pack makes them)",
         )
-    return config.data.expected_samples, "data.expected_samples; data.shards is not set"
+    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", "")
 
 
-def _show(config: Config, plan: Plan, samples_from: str, num_ranks: int, device: str) -> None:
-    from swinv2_train.engine.launcher import launch_command, launch_environment, shown
+def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
+    from swinv2_train.engine.launcher import LAUNCH_FILE, launch_command, launch_environment, shown
     from swinv2_train.planner.describe import describe
 
-    print(describe(config, plan, samples_from))
-    if num_ranks == 1:
+    print(describe(config, plan, samples.source))
+    if plan.world_size == 1:
         print("commands       none: one rank runs inside this command")
     else:
-        resolved = Path(config.run.dir) / "resolved.yaml"
-        command = launch_command(num_ranks, resolved, config.launch.master_port or "PORT")
-        print(f"commands       {shown(command, launch_environment(device, num_ranks))}")
+        port = config.launch.master_port or "PORT"
+        command = launch_command(plan.world_size, Path(config.run.dir) / LAUNCH_FILE, port)
+        print(f"commands       {shown(command, launch_environment(device, plan.world_size))}")
 
 
-def run(config: Config, *, print_config: bool, launched: bool) -> int:
+def show(config: Config, *, print_config: bool) -> int:
+    """Print what would happen; under a launcher one rank prints."""
+    samples = count_samples(config, required=False)
+    joined = "RANK" in os.environ
+    device, available = _accelerators(config.launch)
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if joined else config.launch.nproc_per_node or available
+    plan = make_plan(config, num_ranks, samples.count)
+    if os.environ.get("RANK", "0") == "0":
+        if print_config:
+            print(to_yaml(config))
+        _show(config, plan, samples, device)
+    return FINISHED
+
+
+def run(config: Config, *, launched: bool) -> int:
     """Do what a checked config asks for; returns the exit code.
 
     Args:
-        print_config: print the config and what follows from it, and do no more.
         launched: whether this is a rank that the command itself has started.
     """
-    if print_config:
-        print(to_yaml(config))
-    show_only = print_config or config.launch.dry_run
-    num_samples, samples_from = count_samples(config, required=not show_only)
     directory = Path(config.run.dir)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError("run.dir", directory, "is a file; give a directory")
+    samples = count_samples(config, required=True)
     # A rank of our own finds what the command that started it has just written.
     if config.resume == "never" and not launched and is_used(directory):
         raise ConfigError(
@@ -126,39 +151,38 @@ def run(config: Config, *, print_config: bool, launched: bool) -> int:
             "never",
             f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it",
         )
-    check_same_run(directory, config, num_samples)
-    if launched or ("RANK" in os.environ and "WORLD_SIZE" in os.environ):
+    check_same_run(directory, config, samples.digest)
+    if not (launched or "RANK" in os.environ):
+        if config.launch.nproc_per_node:
+            make_plan(config, config.launch.nproc_per_node, samples.count)  # refused before torch is imported
+        device, available = _accelerators(config.launch)
+        num_ranks = config.launch.nproc_per_node or available
+        make_plan(config, num_ranks, samples.count)
+        if num_ranks > 1:
+            from swinv2_train.engine.launcher import launch
+            from swinv2_train.engine.ranks import free_port
+
+            return launch(config, num_ranks, device, config.launch.master_port or free_port())
+
+    stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
+    try:
         from swinv2_train.engine.run import train
 
-        return train(config)
-
-    device, available = _accelerators(config.launch.device)
-    num_ranks = config.launch.nproc_per_node or available
-    plan = make_plan(config, num_ranks, num_samples)
-    if show_only:
-        _show(config, plan, samples_from, num_ranks, device)
-        return FINISHED
-    if num_ranks > 1:
-        from swinv2_train.engine.launcher import launch
-        from swinv2_train.engine.ranks import free_port
-
-        directory.mkdir(parents=True, exist_ok=True)
-        resolved = directory / "resolved.yaml"
-        resolved.write_text(to_yaml(config))
-        return launch(config, num_ranks, device, resolved, config.launch.master_port or free_port())
-
-    from swinv2_train.engine.run import train
-
-    return train(config)
+        return train(config, stop)
+    finally:
+        stop.restore()
 
 
-def _accelerators(wanted: str) -> tuple[str, int]:
+def _accelerators(launch: LaunchConfig) -> tuple[str, int]:
     """The device type of a run without a launcher, and how many ranks this machine has for it."""
     import torch
 
-    available = torch.cuda.device_count() if wanted != "cpu" else 0
-    if wanted == "cuda" and not available:
+    available = torch.cuda.device_count() if launch.device != "cpu" else 0
+    if launch.device == "cuda" and not available:
         raise ConfigError("launch.device", "cuda", "no CUDA device is visible here; take launch.device=cpu")
+    if available and (launch.nproc_per_node or 1) > available and not launch.dry_run:
+        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or launch.device=cpu"
+        raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
     return ("cuda", available) if available else ("cpu", 1)
 
 
@@ -167,12 +191,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         config = load(arguments)
-        code = run(config, print_config=arguments.cfg == "job", launched=arguments.resolved is not None)
+        if arguments.cfg == "job" or config.launch.dry_run:
+            code = show(config, print_config=arguments.cfg == "job")
+        else:
+            code = run(config, launched=arguments.resolved is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except Exception as error:
         code = exit_code(error)
         if code is None:
             raise
-        print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
+        if not isinstance(error, MainRankError):
+            print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -180,7 +210,6 @@ def exit_code(error: Exception) -> int | None:
     """The exit code of an error that is a sentence for a person; None for one that is not."""
     from swinv2_train.checkpoint.errors import CheckpointError
     from swinv2_train.data.errors import DataError
-    from swinv2_train.errors import RunError
 
     if isinstance(error, (ConfigError, DataError)):
         return WRONG_USE

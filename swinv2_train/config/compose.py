@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import Config, SimMIMConfig
+from swinv2_train.config.schema import Config
 
 
 def conf_dir() -> Path:
@@ -168,7 +168,3 @@ def from_yaml(path: Path) -> Config:
 def to_dict(section: Any) -> dict[str, Any]:
     """A section as plain data, for JSON files and for W&B."""
     return dataclasses.asdict(section)
-
-
-TASK_CONFIGS = {"simmim": SimMIMConfig}
-"""The config section of each task, by name."""

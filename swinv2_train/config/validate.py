@@ -26,8 +26,23 @@ def _one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
         raise ConfigError(key, value, f"take one of {', '.join(str(option) for option in options)}")
 
 
+DERIVED_DEEPSPEED_KEYS = {
+    "train_batch_size": "optim.global_batch",
+    "train_micro_batch_size_per_gpu": "engine.micro_batch",
+    "gradient_accumulation_steps": "optim.global_batch and engine.micro_batch",
+    "gradient_clipping": "optim.clip_norm",
+    "optimizer": "the optim section",
+    "scheduler": "the optim section",
+    "bf16": "engine.precision",
+    "fp16": "engine.precision and engine.fp16_initial_scale_power",
+    "data_types": "engine.grad_accum_dtype",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+"""What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
+
+
 def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:  # nan is refused, too
         raise ConfigError(key, value, f"must be at least {least}")
 
 
@@ -47,10 +62,9 @@ def _validate_task(config: Config) -> None:
         )
     if not 0 < task.mask_ratio < 1:
         raise ConfigError("task.mask_ratio", task.mask_ratio, "is a share above 0 and below 1")
-    if task.norm_target_window < 0 or (task.norm_target_window and task.norm_target_window % 2 == 0):
-        raise ConfigError(
-            "task.norm_target_window", task.norm_target_window, "is an odd number of pixels, or 0 for the plain image"
-        )
+    window = task.norm_target_window
+    if window and (window < 3 or window % 2 == 0):
+        raise ConfigError("task.norm_target_window", window, "is an odd number of pixels from 3 on, or 0 for none")
     height, width = resolution(config)
     patches = -(-height // task.mask_patch_size) * -(-width // task.mask_patch_size)
     if patches < 2:
@@ -77,7 +91,9 @@ def _validate_data(config: Config) -> None:
     _share("data.max_broken_share", data.max_broken_share)
     for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
         _at_least(f"data.{key}", getattr(data, key), least)
-    if data.cache_gib <= 0:
+    if data.expected_samples is not None:
+        _at_least("data.expected_samples", data.expected_samples, 1)
+    if not data.cache_gib > 0:
         raise ConfigError("data.cache_gib", data.cache_gib, "must be above 0")
     for key in ("mean", "std"):
         value = getattr(data, key)
@@ -93,7 +109,9 @@ def _validate_data(config: Config) -> None:
             raise ConfigError(
                 f"data.{key}", value, f"needs one number per channel, model.in_channels={config.model.in_channels}"
             )
-        elif key == "std" and any(number <= 0 for number in value):
+        elif any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in value):
+            raise ConfigError(f"data.{key}", value, "needs numbers")
+        elif key == "std" and not all(number > 0 for number in value):
             raise ConfigError("data.std", value, "every standard deviation must be above 0")
 
 
@@ -116,8 +134,14 @@ def _validate_optim(config: Config) -> None:
         )
     if optim.schedule == "multistep" and not optim.milestones:
         raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
-    for key in ("lr", "eps", "layer_decay"):
-        if getattr(optim, key) <= 0:
+    for key in ("steps", "epochs"):
+        if getattr(optim, key) is not None and not getattr(optim, key) > 0:
+            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
+    for key in ("warmup_steps", "warmup_epochs"):
+        if getattr(optim, key) is not None:
+            _at_least(f"optim.{key}", getattr(optim, key), 0)
+    for key in ("lr", "eps", "layer_decay", "gamma"):
+        if not getattr(optim, key) > 0:
             raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
     for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)
@@ -138,8 +162,12 @@ def _validate_engine(config: Config) -> None:
         raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
     if engine.micro_batch is not None:
         _at_least("engine.micro_batch", engine.micro_batch, 1)
-    if engine.timeout_minutes <= 0:
+    if not engine.timeout_minutes > 0:
         raise ConfigError("engine.timeout_minutes", engine.timeout_minutes, "must be above 0")
+    for key, mend in DERIVED_DEEPSPEED_KEYS.items():
+        section, _, inner = key.partition(".")
+        if inner in engine.deepspeed.get(section, {}) if inner else section in engine.deepspeed:
+            raise ConfigError(f"engine.deepspeed.{key}", "...", f"is set by {mend}")
 
 
 def _validate_schedules(config: Config) -> None:
@@ -157,6 +185,8 @@ def _validate_schedules(config: Config) -> None:
     _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     _one_of("resume", config.resume, ("auto", "never"))
     _one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
+    if config.launch.master_port is not None and not 0 < config.launch.master_port < 65536:
+        raise ConfigError("launch.master_port", config.launch.master_port, "is a port from 1 to 65535")
     if config.launch.nproc_per_node is not None:
         _at_least("launch.nproc_per_node", config.launch.nproc_per_node, 1)
     if not config.run.dir:

@@ -25,23 +25,11 @@ from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.engine.ranks import Ranks
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DERIVED_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
-    """The DeepSpeed config of a run.
-
-    Raises:
-        ConfigError: if `engine.deepspeed` sets what the batch plan derives.
-    """
+    """The DeepSpeed config of a run."""
     engine = config.engine
-    for key in DERIVED_KEYS:
-        if key in engine.deepspeed:
-            raise ConfigError(
-                f"engine.deepspeed.{key}",
-                engine.deepspeed[key],
-                "follows from optim.global_batch and engine.micro_batch; set those",
-            )
     settings: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
@@ -118,8 +106,6 @@ class Engine:
         set_adam_steps(self._optimizer, 0)
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self._norm: float | torch.Tensor | None = None
-        self.skipped_steps = 0
-        """Steps that DeepSpeed skipped in this process because a gradient was not finite."""
 
     @property
     def model(self) -> nn.Module:
@@ -148,9 +134,7 @@ class Engine:
         self._deepspeed.step()
         if not self._bare:
             self._norm = self._deepspeed.get_global_grad_norm()
-        applied = finite and bool(self._deepspeed.was_step_applied())
-        self.skipped_steps += not applied
-        return applied
+        return finite and bool(self._deepspeed.was_step_applied())
 
     def _guard_bare(self) -> bool:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

@@ -5,6 +5,8 @@ Torch-free, so that a resume with another model is refused before anything slow 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +15,46 @@ from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model that change neither its parameters nor what they mean."""
 
 
-def geometry(config: Config, num_samples: int) -> dict[str, Any]:
+def shards_digest(names: list[str], sizes: list[int]) -> str:
+    """Which shards a run reads, in short: their names and numbers of samples, in order. Folders may change."""
+    digest = hashlib.sha256(json.dumps([names, sizes]).encode()).hexdigest()[:12]
+    return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
+
+
+def geometry(config: Config, shards: str) -> dict[str, Any]:
     """What a checkpoint says of its run: dotted config keys and their values.
 
-    `model` and `input` are what the weights need; `order` is what the sequence of samples hangs on.
+    `task`, `model` and `data` are what the weights need; `order` is what the sequence of samples hangs on.
+
+    Args:
+        shards: the digest of the training shards.
     """
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
     return {
         "task": to_dict(config.task),
         "model": model,
-        "data": {"resolution": config.data.resolution, "mean": config.data.mean, "std": config.data.std},
+        "data": {"resolution": list(resolution(config)), "mean": config.data.mean, "std": config.data.std},
         "order": {
             "seed": config.seed,
             "optim.global_batch": config.optim.global_batch,
             "data.shuffle_samples": config.data.shuffle_samples,
-            "number of training samples": num_samples,
+            "data.shards": shards,
         },
     }
 
 
-def check_same_run(directory: Path, config: Config, num_samples: int) -> None:
+def check_same_run(directory: Path, config: Config, shards: str) -> None:
     """Refuse to continue a run with another model or another order of samples.
 
     Args:
         directory: the run directory.
+        shards: the digest of the training shards.
 
     Raises:
         ConfigError: naming the first key that differs, with both values.
@@ -49,9 +62,11 @@ def check_same_run(directory: Path, config: Config, num_samples: int) -> None:
     for path in list_checkpoints(directory / "checkpoints"):
         try:
             saved = read_manifest(path).geometry
+            if not all(isinstance(values, dict) for values in saved.values()):
+                continue
         except CheckpointError:
             continue
-        present = geometry(config, num_samples)
+        present = geometry(config, shards)
         for section, values in present.items():
             prefix = "" if section == "order" else f"{section}."
             for key, value in values.items():
@@ -68,4 +83,5 @@ def check_same_run(directory: Path, config: Config, num_samples: int) -> None:
 
 def is_used(directory: Path) -> bool:
     """Whether a run has already left something in a directory."""
-    return any((directory / name).exists() for name in ("resolved.yaml", "metrics.jsonl", "checkpoints"))
+    left = any((directory / name).exists() for name in ("resolved.yaml", "metrics.jsonl"))
+    return left or bool(list_checkpoints(directory / "checkpoints"))

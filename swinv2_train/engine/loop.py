@@ -54,59 +54,77 @@ class Trainer:
     state: TrainState
     batches: Iterator[Batch]
     """Training micro-batches on the host, from the sample position that `state` is at."""
-    evaluation_batches: Callable[[int | None], Any] | None
-    """Opens the held-out micro-batches of this rank (of the first n samples), or None where nothing is held out."""
+    held_out: Callable[[int | None, int], Any] | None
+    """Opens this rank's share of the first n held-out samples (None: all) in batches of a size; None without any."""
     save: Callable[[], None]
     """Writes a checkpoint of the present state."""
     tracker: Tracker
     clock: StepClock
     stop: StopRequest
+    missed: set[str] = field(default_factory=set)
+    """`evaluate`, `draw`: what was due at the present step when a signal stopped the run there."""
     records: list[StepRecord] = field(default_factory=list)
-    stop_agreed: bool = False
 
     def run(self) -> int:
         """Train to the end, or until a stop signal reached any rank. Returns the exit code."""
         if self.state.step == 0 and self.config.eval.at_start:
             self.evaluate()
+        self.evaluate_and_draw(evaluate="evaluate" in self.missed, draw="draw" in self.missed)
         while self.state.step < self.plan.total_steps:
             with self.clock.waiting():
                 batches = [next(self.batches) for _ in range(self.plan.accumulation)]
-            self.train_step(batches)
+            if not self.train_step(batches):
+                return self.stop_here()
             last = self.state.step == self.plan.total_steps
-            if last or self.stop_agreed or self.is_turn(self.config.tracking.log_every_steps):
+            if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
-            if last or (self.is_turn(self.config.eval.every_steps) and not self.stop_agreed):
-                self.evaluate()
-            if last or (self.is_turn(self.config.eval.figure_every_steps) and not self.stop_agreed):
-                self.draw()
-            if last or self.stop_agreed or self.is_turn(self.config.checkpoint.every_steps):
-                saved = self.try_save()
-                if not saved and (last or self.stop_agreed):
-                    return FAILED
-            if self.stop_agreed and not last:
-                self.tracker.message(
-                    f"stopped by a signal after step {self.state.step}, which is saved; the same command continues"
-                )
-                return STOPPED
+            evaluate = last or self.is_turn(self.config.eval.every_steps)
+            draw = last or self.is_turn(self.config.eval.figure_every_steps)
+            # An evaluation can take longer than a stop signal leaves time for; it is made up for after the resume.
+            if (evaluate or draw) and not last and self.stop_agreed():
+                return self.stop_here()
+            self.evaluate_and_draw(evaluate=evaluate, draw=draw)
+            if (last or self.is_turn(self.config.checkpoint.every_steps)) and not self.try_save() and last:
+                return FAILED
         return FINISHED
+
+    def evaluate_and_draw(self, *, evaluate: bool, draw: bool) -> None:
+        """Evaluate, draw, or both."""
+        if evaluate:
+            self.evaluate()
+        if draw:
+            self.draw()
+
+    def stop_agreed(self) -> bool:
+        """Whether a stop signal has reached any rank; all ranks ask together and get the same answer."""
+        return self.ranks.sum([float(self.stop.requested)])[0] > 0
+
+    def stop_here(self) -> int:
+        """Save the step that was finished last, and leave."""
+        self.log()
+        if not self.try_save():
+            return FAILED
+        step = self.state.step
+        self.tracker.message(f"stopped by a signal after step {step}, which is saved; the same command continues")
+        return STOPPED
 
     def is_turn(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one; 0 is never."""
         return every > 0 and self.state.step % every == 0
 
-    def train_step(self, batches: list[Batch]) -> None:
-        """One optimizer step over this rank's micro-batches."""
+    def train_step(self, batches: list[Batch]) -> bool:
+        """One optimizer step over this rank's micro-batches; False, and nothing done, if a stop signal came."""
         broken = [line for batch in batches for line in batch.pop("broken", [])]
         # The loss is divided by the weight of the whole global batch, so that neither the number of ranks nor the
-        # accumulation changes it. The sum travels while the first forward pass runs.
+        # accumulation changes it.
         weight = sum(self.task.weight(batch) for batch in batches)
-        pending = self.ranks.sum_start([weight, float(self.stop.requested), float(len(broken))])
-        scale, total, extras = 0.0, torch.zeros((), device=self.ranks.device), {}
+        global_weight, stops, num_broken = self.ranks.sum([weight, float(self.stop.requested), float(len(broken))])
+        if stops:
+            return False
+        scale = 1.0 / (global_weight + NORMALISER_EPSILON)
+        total, extras = torch.zeros((), device=self.ranks.device), {}
         for index, batch in enumerate(batches):
             losses = self.task.loss(self.engine.model, self.to_device(batch))
-            if index == 0:
-                global_weight, stops, num_broken = pending.wait()
-                scale = 1.0 / (global_weight + NORMALISER_EPSILON)
             self.engine.backward(losses.total * (scale * self.ranks.world_size))
             if index < len(batches) - 1:
                 self.engine.micro_step()
@@ -119,14 +137,19 @@ class Trainer:
         self.state.step += 1
         self.state.samples_seen += self.plan.global_batch
         self.state.skipped_steps += not applied
-        self.stop_agreed = stops > 0
         self.clock.step()
         norm = self.engine.grad_norm
         self.records.append(StepRecord(self.state.step, total, norm, rate, applied, self.state.skipped_steps, extras))
         if not applied:
-            self.tracker.warn(f"step {self.state.step}: a gradient was not finite; the update was skipped")
+            self.warn(f"step {self.state.step}: a gradient was not finite; the update was skipped")
         if num_broken:
             self.note_broken(broken, int(num_broken))
+        return True
+
+    def warn(self, text: str) -> None:
+        """Warn of something that every rank knows, once."""
+        if self.ranks.is_main:
+            self.tracker.warn(text)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch with its tensors on the device."""
@@ -140,7 +163,7 @@ class Trainer:
         self.state.broken_samples += count
         for lines in self.ranks.gather(broken):
             for position, key, reason in lines:
-                self.tracker.warn(f"sample {key} (position {position}) is broken and was replaced: {reason}")
+                self.warn(f"sample {key} (position {position}) is broken and was replaced: {reason}")
         allowed = self.config.data.max_broken_share * max(self.state.samples_seen, 1000)
         if self.state.broken_samples > allowed:
             raise RunError(
@@ -183,9 +206,10 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> None:
         """Metrics on the held-out samples, every one of them counted once, over all ranks."""
-        if self.evaluation_batches is None or not self.config.eval.every_steps:
+        if self.held_out is None or not self.config.eval.every_steps:
             return
-        with self.clock.paused(), self.held_out(self.config.eval.max_samples) as batches:
+        samples = self.config.eval.max_samples
+        with self.clock.paused(), self.open_held_out(samples, self.plan.micro_batch) as batches:
             sums = self.task.evaluate(self.engine.model, batches)
             keys = sorted(sums)
             totals = dict(zip(keys, self.ranks.sum([sums[key] for key in keys]), strict=True))
@@ -195,17 +219,21 @@ class Trainer:
     @torch.no_grad()
     def draw(self) -> None:
         """The task's picture of the first held-out samples."""
-        if self.evaluation_batches is None or not self.config.eval.figure_every_steps:
+        if self.held_out is None or not self.config.eval.figure_every_steps:
             return
-        with self.clock.paused(), self.held_out(self.config.eval.figure_samples * self.ranks.world_size) as batches:
-            # Every rank draws, because under ZeRO-3 a forward pass is a collective; one picture is kept.
+        samples = self.config.eval.figure_samples
+        # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; the main rank's is kept.
+        with self.clock.paused(), self.open_held_out(samples * self.ranks.world_size, samples) as batches:
             batch = next(iter(batches))
-            figure = self.task.figure(self.engine.model, batch)
+            valid = batch["valid"]
+            shown = {key: value[valid] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+            figure = self.task.figure(self.engine.model, shown if valid.any() else batch)
             self.tracker.log_figure(self.state.step, self.config.task.name, figure)
 
-    def held_out(self, num_samples: int | None) -> HeldOut:
-        assert self.evaluation_batches is not None
-        return HeldOut(self, self.evaluation_batches(num_samples))
+    def open_held_out(self, num_samples: int | None, micro_batch: int) -> HeldOut:
+        """The first held-out samples, as a context."""
+        assert self.held_out is not None
+        return HeldOut(self, self.held_out(num_samples, micro_batch))
 
     def try_save(self) -> bool:
         """Save; a failure is loud but does not end the run before its end, since the older checkpoints stand."""
@@ -214,7 +242,7 @@ class Trainer:
             try:
                 self.save()
             except CheckpointError as error:
-                self.tracker.warn(f"saving step {self.state.step} FAILED ({error}); older checkpoints are untouched")
+                self.warn(f"saving step {self.state.step} FAILED ({error}); older checkpoints are untouched")
                 return False
         return True
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from swinv2_train.config.errors import ConfigError
+
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """DeepSpeed looks for an MPI job unless it finds all of these, also where the process group is there already."""
 
@@ -49,14 +51,11 @@ class Ranks:
         """Wait until every rank is here."""
         dist.barrier(group=self.control)
 
-    def sum_start(self, values: list[float]) -> PendingSum:
-        """Begin to add up numbers over all ranks; every rank must call it, and `wait` on what it returns."""
-        tensor = torch.tensor(values, dtype=torch.float64)
-        return PendingSum(tensor, dist.all_reduce(tensor, group=self.control, async_op=True))
-
     def sum(self, values: list[float]) -> list[float]:
         """Numbers added up over all ranks."""
-        return self.sum_start(values).wait()
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """One small object of every rank, in rank order, on every rank."""
@@ -69,18 +68,6 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
-
-
-@dataclass
-class PendingSum:
-    """A sum over ranks on its way."""
-
-    tensor: torch.Tensor
-    work: dist.Work
-
-    def wait(self) -> list[float]:
-        self.work.wait()
-        return self.tensor.tolist()
 
 
 def pick_device(wanted: str) -> str:
@@ -114,6 +101,10 @@ def join(device: str, timeout_minutes: float) -> Ranks:
     backend = "nccl" if device == "cuda" else "gloo"
     torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
+            )
         torch.cuda.set_device(torch_device)
     if under_launcher():
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,12 +27,14 @@ from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine.deepspeed import PRECISIONS, Engine
-from swinv2_train.engine.identity import geometry
+from swinv2_train.engine.identity import geometry, shards_digest
+from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.ranks import Ranks, join, leave, pick_device
 from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import write_status
+from swinv2_train.engine.status import write_status, write_text
+from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
 from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
@@ -39,6 +44,7 @@ from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.environment import append_environment
 from swinv2_train.tracking.tracker import Tracker
 
+logger = logging.getLogger("swinv2_train")
 TASKS = {"simmim": SimMIM}
 EVAL_SEED = 20111
 """Held-out samples get the same masks in every run, so that their losses can be compared."""
@@ -96,7 +102,7 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def make_saver(
-    directory: Path, config: Config, engine: Engine, state: TrainState, num_samples: int, ranks: Ranks, tracker: Tracker
+    directory: Path, config: Config, engine: Engine, state: TrainState, shards: str, ranks: Ranks, tracker: Tracker
 ) -> Callable[[], None]:
     """A function that writes a checkpoint of the present state and lets go of surplus ones."""
 
@@ -106,25 +112,27 @@ def make_saver(
             state.step,
             fragments=engine.fragments_to_save(ranks),
             state={"train": state.to_dict(), "optimizer": engine.scalars()},
-            geometry=geometry(config, num_samples),
+            geometry=geometry(config, shards),
             ranks=ranks,
         )
+        tracker.message(f"saved {path}")
         if ranks.is_main:
             keep = config.checkpoint
-            prune(path.parent, keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
-            write_status(directory, "running", state.step)
-        tracker.message(f"saved {path}")
+            try:
+                prune(path.parent, keep_last=keep.keep_last, keep_every_steps=keep.keep_every_steps)
+                write_status(directory, "running", state.step)
+            except OSError as error:
+                tracker.warn(f"cleaning up after the save failed: {error}")
 
     return write
 
 
-def train(config: Config) -> int:
+def train(config: Config, stop: StopRequest) -> int:
     """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
-    stop = StopRequest()
     if config.data.num_workers:
         start_server()  # imports what the workers need while this process builds the model
     alone = False
@@ -132,6 +140,8 @@ def train(config: Config) -> int:
         ranks = join(pick_device(config.launch.device), config.engine.timeout_minutes)
         alone = ranks.world_size == 1
         code = _train(config, ranks, stop)
+        # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
+        ranks.barrier()
         leave()
         return code
     except BaseException:
@@ -139,8 +149,6 @@ def train(config: Config) -> int:
         if alone:
             leave()
         raise
-    finally:
-        stop.restore()
 
 
 def _same_everywhere(config: Config, ranks: Ranks) -> None:
@@ -151,15 +159,42 @@ def _same_everywhere(config: Config, ranks: Ranks) -> None:
             raise ConfigError("", line, f"rank {rank} was started with another config than rank 0: {line.strip()}")
 
 
+def _on_main(ranks: Ranks, work: Callable[[], Any]) -> Any:
+    """Do something on the main rank alone; what goes wrong there ends all ranks, instead of leaving them waiting."""
+    result, failure = None, None
+    if ranks.is_main:
+        try:
+            result = work()
+        except (ConfigError, OSError) as error:
+            failure = error
+    message = ranks.broadcast(str(failure) if failure else None)
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise MainRankError(message)
+    return result
+
+
 def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
     _same_everywhere(config, ranks)
-    shards, held_out = open_shards(config)
-    plan = make_plan(config, ranks.world_size, shards.num_samples)
-    task = build_task(config, shards)
-    engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
-    code = _train_with(engine, task, config, plan, shards, held_out, ranks, stop)
-    engine.close()
-    return code
+    directory = Path(config.run.dir)
+
+    def take_directory() -> RunLock:
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        return RunLock(directory)
+
+    lock = _on_main(ranks, take_directory)
+    try:
+        shards, held_out = open_shards(config)
+        plan = make_plan(config, ranks.world_size, shards.num_samples)
+        task = build_task(config, shards)
+        engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
+        code = _train_with(engine, task, config, plan, shards, held_out, ranks, stop)
+        engine.close()
+        return code
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def _train_with(
@@ -180,44 +215,96 @@ def _train_with(
             write_status(directory, "finished", state.step)
         return FINISHED
 
-    if ranks.is_main:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "checkpoints").mkdir(exist_ok=True)
-        (directory / "resolved.yaml").write_text(to_yaml(config))
+    def describe_start() -> None:
+        write_text(directory / "resolved.yaml", to_yaml(config))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
-    ranks.barrier()
-    tracker = Tracker(directory, config, total_steps=plan.total_steps, start_step=state.step, is_main=ranks.is_main)
-    for line in [*lines, *start_lines(config, plan, state, ranks)]:
-        tracker.message(line)
-    loader = train_loader(config, plan, task, shards, state, ranks)
-    status = "failed"
+
+    _on_main(ranks, describe_start)
+    missed = ranks.broadcast(_missed(directory, config, state.step)) if state.step else set()
+    status, trackers = "failed", []
+    progress = {"total_steps": plan.total_steps, "start_step": state.step}
     try:
-        trainer = Trainer(
-            config=config,
-            plan=plan,
-            ranks=ranks,
-            engine=engine,
-            task=task,
-            state=state,
-            batches=iter(loader),
-            evaluation_batches=evaluation_loader(config, plan, task, held_out, ranks) if held_out else None,
-            save=make_saver(directory, config, engine, state, shards.num_samples, ranks, tracker),
-            tracker=tracker,
-            clock=StepClock(plan.global_batch),
-            stop=stop,
-        )
-        code = trainer.run()
+        # The main rank's tracker is the one that can fail; the others' does nothing.
+        _on_main(ranks, lambda: trackers.append(Tracker(directory, config, is_main=True, **progress)))
+        tracker = trackers[0] if trackers else Tracker(directory, config, is_main=False, **progress)
+        warnings = _ToTracker(tracker)
+        logger.addHandler(warnings)
+        for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
+            tracker.message(line)
+        loader = train_loader(config, plan, task, shards, state, ranks)
+        digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
+        try:
+            trainer = Trainer(
+                config=config,
+                plan=plan,
+                ranks=ranks,
+                engine=engine,
+                task=task,
+                state=state,
+                batches=iter(loader),
+                held_out=evaluation_loader(config, task, held_out, ranks) if held_out else None,
+                save=make_saver(directory, config, engine, state, digest, ranks, tracker),
+                tracker=tracker,
+                clock=StepClock(plan.global_batch),
+                stop=stop,
+                missed=missed,
+            )
+            code = trainer.run()
+        except BaseException as error:
+            tracker.warn(f"rank {ranks.rank} ended at step {state.step}: {error}")
+            raise
+        finally:
+            loader.close()
         status = {FINISHED: "finished", STOPPED: "stopped", FAILED: "failed"}[code]
         return code
-    except BaseException as error:
-        tracker.warn(f"rank {ranks.rank} ended at step {state.step}: {error}")
-        raise
     finally:
-        loader.close()
+        for handler in [handler for handler in logger.handlers if isinstance(handler, _ToTracker)]:
+            logger.removeHandler(handler)
+        for open_tracker in trackers:
+            open_tracker.close(status)
         if ranks.is_main:
-            write_status(directory, status, state.step)
-        tracker.close(status)
+            try:
+                write_status(directory, status, state.step)
+            except OSError as error:
+                print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)
+
+
+class _ToTracker(logging.Handler):
+    """Brings warnings of the data code (a cut-off shard, a server that fails) into the run's log."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__(logging.WARNING)
+        self._tracker = tracker
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tracker.warn(record.getMessage())
+
+
+def _missed(directory: Path, config: Config, step: int) -> set[str]:
+    """What was due at a step that a stop signal came before: `evaluate`, `draw`."""
+    missed = set()
+    if config.eval.every_steps and step % config.eval.every_steps == 0:
+        try:
+            lines = (directory / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            lines = []
+        if not any(f'"step": {step},' in line and '"eval/' in line for line in lines):
+            missed.add("evaluate")
+    if config.eval.figure_every_steps and step % config.eval.figure_every_steps == 0:
+        figures = (directory / "figures").glob(f"*-step-{step:08d}.png")
+        if not any(figures):
+            missed.add("draw")
+    return missed
+
+
+def truncated_shards(shards: ShardSet) -> list[str]:
+    """A line for every training shard that ends early."""
+    return [
+        f"{shard.name} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
+        for shard in shards.shards
+        if shard.truncated
+    ]
 
 
 def train_loader(
@@ -241,17 +328,17 @@ def train_loader(
 
 
 def evaluation_loader(
-    config: Config, plan: Plan, task: Task, shards: ShardSet, ranks: Ranks
-) -> Callable[[int | None], EvalLoader]:
-    """A function that opens this rank's share of the first n held-out samples (None: of all)."""
+    config: Config, task: Task, shards: ShardSet, ranks: Ranks
+) -> Callable[[int | None, int], EvalLoader]:
+    """A function that opens this rank's share of the first n held-out samples (None: of all), in given batches."""
 
-    def open_loader(num_samples: int | None) -> EvalLoader:
+    def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)
         return EvalLoader(
             shards,
             task.eval_transform,
             num_samples=count,
-            micro_batch=min(plan.micro_batch, -(-count // ranks.world_size)),
+            micro_batch=min(micro_batch, -(-count // ranks.world_size)),
             rank=ranks.rank,
             world_size=ranks.world_size,
             channels=config.model.in_channels,

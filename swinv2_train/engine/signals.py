@@ -7,19 +7,39 @@ import signal
 import sys
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
+"""Process id of the command that started this rank, where one did."""
 
 
 class StopRequest:
-    """Remembers that a stop signal came. A second Ctrl-C ends the process at once."""
+    """Remembers that a stop signal came. A second Ctrl-C ends the process at once.
+
+    A rank whose starting command has died takes that as a request, too: nobody would stop it otherwise.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number, handler in self._previous.items():
+            if not (number == signal.SIGHUP and handler == signal.SIG_IGN):  # nohup
+                signal.signal(number, self._receive)
 
     @property
     def requested(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or self._orphaned()
+
+    def _orphaned(self) -> bool:
+        if not self._parent:
+            return False
+        try:
+            os.kill(self._parent, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:

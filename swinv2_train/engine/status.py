@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one go: a reader, and a crash, see the old text or the new."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def write_status(directory: Path, status: str, step: int) -> None:
-    """Write `running`, `stopped`, `finished` or `failed`, and the last step. The file is replaced in one go."""
-    temporary = directory / ".status.json"
-    temporary.write_text(json.dumps({"status": status, "step": step}))
-    os.replace(temporary, directory / "status.json")
+    """Write `starting`, `running`, `stopped`, `finished` or `failed`, and the last step."""
+    write_text(directory / "status.json", json.dumps({"status": status, "step": step}))
 
 
 def read_status(directory: Path) -> dict[str, Any]:

@@ -100,6 +100,23 @@ def test_cfg_job_prints_the_config_and_the_plan(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_dry_run_under_a_launcher_does_not_train(
+    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for rank, printed in (("0", True), ("3", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert run_here(tiny_run(shards, tmp_path / "run", "launch.dry_run=true")) == FINISHED
+        assert ("12 = 3 samples x 1 accumulation x 4 ranks" in capsys.readouterr().out) is printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_dir_that_is_a_file_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_here(tiny_run(shards, tmp_path / "file")) == WRONG_USE
+    assert "is a file; give a directory" in capsys.readouterr().err
+
+
 def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
     import torch
 

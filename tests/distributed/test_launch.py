@@ -77,6 +77,29 @@ def test_a_signal_to_the_command_stops_the_ranks_and_the_same_command_goes_on(
     assert comparable(tmp_path / "run") == comparable(two_ranks)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(ways(tiny_run(shards, tmp_path / "run", "optim.steps=2000"))["own"])
+    while process.poll() is None and not (tmp_path / "run" / "status.json").exists():
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == STOPPED, output
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] in ("starting", "stopped")
+
+
+def test_ranks_whose_command_is_killed_save_and_end(shards: Path, tmp_path: Path) -> None:
+    process = start(ways(tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1"))["own"])
+    record = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (record.exists() and '"step": 3,' in record.read_text()):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=200)  # the ranks hold the other end of the pipe: it closes with the last of them
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "stopped"
+    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
 def test_a_checkpoint_of_two_ranks_continues_on_one(shards: Path, one_process: Path, tmp_path: Path) -> None:
     first = tiny_run(shards, tmp_path / "run", *LENGTH, "optim.steps=10", "optim.schedule=constant")
     code, output = run_command(ways(first)["own"])

@@ -7,6 +7,7 @@ import pytest
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
+from swinv2_train.config.validate import validate
 from swinv2_train.engine.deepspeed import deepspeed_config
 
 
@@ -42,5 +43,19 @@ def test_further_keys_are_merged_and_derived_ones_refused() -> None:
     )
     assert told["zero_optimization"] == {"stage": 1, "overlap_comm": True}
     assert told["wall_clock_breakdown"] is True
-    with pytest.raises(ConfigError, match=r"engine.deepspeed.train_batch_size=3: follows from optim.global_batch"):
-        settings("+engine.deepspeed.train_batch_size=3")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train_batch_size=3",
+        "zero_optimization.stage=3",
+        "bf16.enabled=true",
+        "gradient_clipping=1",
+        "optimizer.type=A",
+    ],
+)
+def test_what_other_fields_set_is_refused(override: str) -> None:
+    config = compose(["+experiment=simmim_tiny", f"+engine.deepspeed.{override}"])
+    with pytest.raises(ConfigError, match=r"engine\.deepspeed\..* is set by (optim|engine|the optim)"):
+        validate(config)

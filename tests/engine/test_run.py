@@ -57,21 +57,24 @@ def test_a_finished_run_says_so(finished_run: Path, shards: Path, capsys: pytest
 def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     finished_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A SIGTERM inside step 3, and again inside step 6; each time the same command goes on."""
+    """A SIGTERM during step 3, and again during step 4, after which an evaluation is due: it is made up for."""
     step = loop.Trainer.train_step
 
-    def step_with_signal(self: loop.Trainer, batches: list[dict]) -> None:
+    def step_with_signal(self: loop.Trainer, batches: list[dict]) -> bool:
+        done = step(self, batches)
         if self.state.step in stops:
             stops.remove(self.state.step)
             os.kill(os.getpid(), signal.SIGTERM)
-        step(self, batches)
+        return done
 
-    stops = [2, 5]
+    stops = [3, 4]
     monkeypatch.setattr(loop.Trainer, "train_step", step_with_signal)
     command = tiny_run(shards, tmp_path / "run")
     assert run_here(command) == STOPPED
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 3}
     assert run_here(command) == STOPPED
+    assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 4}
+    assert not any("eval/loss" in record for record in metrics(tmp_path / "run") if record["step"] == 4)
     assert run_here(command) == FINISHED
     assert comparable(tmp_path / "run") == comparable(finished_run)
     ours, twin = (load_weights(path / "checkpoints" / "step-00000008") for path in (tmp_path / "run", finished_run))
@@ -192,6 +195,40 @@ def test_another_run_in_a_used_directory_is_refused(
     assert message.count("\n") == 1
     for part in parts:
         assert part in message
+
+
+def test_two_runs_in_one_directory_are_refused(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from swinv2_train.engine.lock import RunLock
+
+    (tmp_path / "run").mkdir()
+    lock = RunLock(tmp_path / "run")
+    assert run_here(tiny_run(shards, tmp_path / "run")) == WRONG_USE
+    assert "another process is training in this directory" in capsys.readouterr().err
+    lock.release()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_other_shards_in_a_used_directory_are_refused(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_shard(tmp_path / "train-0.tar", 31, 5)  # as many samples as there were
+    make_shard(tmp_path / "eval-0.tar", 7, 2)
+    assert run_here(tiny_run(tmp_path, finished_run)) == WRONG_USE
+    assert "was started with 31 samples in 2 shards" in capsys.readouterr().err
+
+
+def test_a_figure_has_as_many_rows_as_asked_for(shards: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    heights = []
+    for samples in (2, 5):
+        run_dir = tmp_path / str(samples)
+        options = ["optim.steps=1", "engine.micro_batch=1", f"eval.figure_samples={samples}", "optim.warmup_steps=0"]
+        assert run_here(tiny_run(shards, run_dir, *options)) == FINISHED
+        heights.append(Image.open(next((run_dir / "figures").iterdir())).height)
+    assert heights[1] > 2 * heights[0] - 100
 
 
 def test_what_does_not_change_the_run_may_change(finished_run: Path, shards: Path) -> None:
