@@ -20,8 +20,9 @@ def main(run_dir: Path) -> int:
     print(f"held-out loss    {first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): {drop:.0%} lower")
     print(f"reconstructions  {figure}")
     print(f"checkpoint       {checkpoint}")
-    print("next             swinv2-data pack YOUR/IMAGES shards/mine && \\")
-    print("                 swinv2-train +experiment=simmim_tiny data.shards=shards/mine optim.epochs=100")
+    print("next             swinv2-data pack YOUR/IMAGES shards --eval-share 0.1 && \\")
+    print("                 swinv2-train +experiment=simmim_demo run.dir=runs/mine \\")
+    print("                 data.shards='shards/train-*.tar' data.eval_shards='shards/eval-*.tar'")
     if drop < MIN_DROP:
         print(f"the held-out loss should have fallen by at least {MIN_DROP:.0%}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
@@ -28,7 +29,8 @@ examples:
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
 
 The same command again continues the run in its run.dir (default outputs/NAME).
-Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (run it again to continue)."""
+Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (run it again to continue),
+130 interrupted at once."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,20 +91,26 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         ConfigError: if there are no shards, and `required` or no expected number.
         DataError: if shards are given that cannot be used.
     """
+    from swinv2_train.data.errors import DataError
     from swinv2_train.data.shards import ShardSet
 
-    given = (config.data.shards, config.data.eval_shards)
-    opened = [ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib) if spec else None for spec in given]
-    if opened[0] is not None:
-        shards = opened[0]
+    def open_shards(key: str, spec: Any) -> ShardSet:
+        try:
+            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
+        except DataError as error:
+            raise DataError(f"{key}={spec}: {error}") from error
+
+    if config.data.eval_shards:
+        open_shards("data.eval_shards", config.data.eval_shards)
+    if config.data.shards:
+        shards = open_shards("data.shards", config.data.shards)
         digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
         return Samples(shards.num_samples, "counted in data.shards", digest)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
             "''",
-            "is empty; give tar files of images, such as data.shards='shards/train-*.tar' "
-            "(swinv2-data pack makes them)",
+            "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
         )
     return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", "")
 
@@ -123,6 +131,12 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
 def show(config: Config, *, print_config: bool) -> int:
     """Print what would happen; under a launcher one rank prints."""
     samples = count_samples(config, required=False)
+    if config.data.shards:
+        from swinv2_train.data.augment import resolve_statistics
+        from swinv2_train.data.shards import ShardSet
+
+        card = ShardSet.open(config.data.shards, config.data.cache_dir, config.data.cache_gib).card
+        resolve_statistics(config.data, card, config.model.in_channels)  # refuses what the run would refuse
     joined = "RANK" in os.environ
     device, available = _accelerators(config.launch)
     num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if joined else config.launch.nproc_per_node or available

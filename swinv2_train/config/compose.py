@@ -69,6 +69,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if unknown:
         key = unknown[1]
         value = next((item.split("=", 1)[1] for item in overrides if item.lstrip("+~").startswith(f"{key}=")), "?")
+        if key.startswith("engine.deepspeed."):
+            return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
         if (conf_dir() / key).is_dir():
             return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
         return ConfigError(key, value, f"there is no such key{_closest(key)}")
@@ -163,6 +165,16 @@ def from_yaml(path: Path) -> Config:
         raise ConfigError("", path, f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError("", path, f"{path} is not a valid config: {str(error).splitlines()[0]}") from error
+
+
+def flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(section):
+        value = getattr(section, spec.name)
+        inner = dataclasses.is_dataclass(value)
+        values.update(flat(value, f"{prefix}{spec.name}.") if inner else {f"{prefix}{spec.name}": value})
+    return values
 
 
 def to_dict(section: Any) -> dict[str, Any]:

@@ -120,11 +120,11 @@ def _validate_optim(config: Config) -> None:
     _at_least("optim.global_batch", optim.global_batch, 1)
     _one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
     if (optim.epochs is None) == (optim.steps is None):
-        given = "neither" if optim.epochs is None else "both"
+        given = "neither is" if optim.epochs is None else "both are"
         raise ConfigError(
             "optim.steps",
             optim.steps,
-            f"give the length of the run as optim.steps or optim.epochs; {given} is set (null unsets one)",
+            f"give the length of the run as optim.steps or optim.epochs; {given} set (null unsets one)",
         )
     if optim.warmup_epochs is not None and optim.warmup_steps is not None:
         raise ConfigError(

@@ -19,6 +19,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -76,7 +77,9 @@ class WorkerPool:
         )
         if num_workers:
             start_server()
-        with _signals_held_back():
+        with _signals_held_back(), warnings.catch_warnings():
+            # More workers than cores are the user's choice, made in data.num_workers.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
             self._iterator: Iterator[Any] | None = iter(loader)
         self._workers = list(getattr(self._iterator, "_workers", []))
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))

@@ -17,6 +17,7 @@ from types import FrameType
 import psutil
 
 from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_SIGNALS
 from swinv2_train.engine.status import read_status, write_status
@@ -97,10 +98,13 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     of another signal, they notice and do the same.
     """
     directory = Path(config.run.dir)
-    directory.mkdir(parents=True, exist_ok=True)
     config_file = directory / LAUNCH_FILE
-    config_file.write_text(to_yaml(config))
-    write_status(directory, "starting", 0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(to_yaml(config))
+        write_status(directory, "starting", 0)
+    except OSError as error:
+        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
     environment = {**os.environ, **launch_environment(device, num_ranks), PARENT_VARIABLE: str(os.getpid())}
     signals = _Signals()
     try:

@@ -22,7 +22,7 @@ from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
 from swinv2_train.errors import RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.memory import memory_gib
@@ -84,8 +84,10 @@ class Trainer:
             if (evaluate or draw) and not last and self.stop_agreed():
                 return self.stop_here()
             self.evaluate_and_draw(evaluate=evaluate, draw=draw)
-            if (last or self.is_turn(self.config.checkpoint.every_steps)) and not self.try_save() and last:
-                return FAILED
+            if last:
+                self.save_or_fail()
+            elif self.is_turn(self.config.checkpoint.every_steps):
+                self.try_save()
         return FINISHED
 
     def evaluate_and_draw(self, *, evaluate: bool, draw: bool) -> None:
@@ -102,8 +104,7 @@ class Trainer:
     def stop_here(self) -> int:
         """Save the step that was finished last, and leave."""
         self.log()
-        if not self.try_save():
-            return FAILED
+        self.save_or_fail()
         step = self.state.step
         self.tracker.message(f"stopped by a signal after step {step}, which is saved; the same command continues")
         return STOPPED
@@ -235,16 +236,25 @@ class Trainer:
         assert self.held_out is not None
         return HeldOut(self, self.held_out(num_samples, micro_batch))
 
-    def try_save(self) -> bool:
-        """Save; a failure is loud but does not end the run before its end, since the older checkpoints stand."""
+    def try_save(self) -> str | None:
+        """Save, and give the reason if that failed. It is loud, but the run goes on: the older checkpoints stand."""
         with self.clock.paused():
             self.log()
             try:
                 self.save()
             except CheckpointError as error:
                 self.warn(f"saving step {self.state.step} FAILED ({error}); older checkpoints are untouched")
-                return False
-        return True
+                return str(error)
+        return None
+
+    def save_or_fail(self) -> None:
+        """Save the step that the run ends at."""
+        reason = self.try_save()
+        if reason is not None:
+            raise RunError(
+                f"step {self.state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
+                "and the same command continues from the newest of them"
+            )
 
 
 class HeldOut:

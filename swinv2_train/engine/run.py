@@ -17,7 +17,7 @@ from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_
 from swinv2_train.checkpoint.retain import prune
 from swinv2_train.checkpoint.save import save
 from swinv2_train.checkpoint.verify import newest_valid
-from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.compose import flat, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
@@ -35,7 +35,7 @@ from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.errors import MainRankError
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
 from swinv2_train.tasks.simmim import SimMIM
@@ -180,8 +180,11 @@ def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
     directory = Path(config.run.dir)
 
     def take_directory() -> RunLock:
-        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return RunLock(directory)
+        try:
+            (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+            return RunLock(directory)
+        except OSError as error:
+            raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
 
     lock = _on_main(ranks, take_directory)
     try:
@@ -189,7 +192,12 @@ def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
         engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
-        code = _train_with(engine, task, config, plan, shards, held_out, ranks, stop)
+        try:
+            code = _train_with(engine, task, config, plan, shards, held_out, ranks, stop)
+        except BaseException:
+            if ranks.world_size == 1:  # among several, the others may sit in a collective
+                engine.close()
+            raise
         engine.close()
         return code
     finally:
@@ -216,6 +224,7 @@ def _train_with(
         return FINISHED
 
     def describe_start() -> None:
+        lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
         write_text(directory / "resolved.yaml", to_yaml(config))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
@@ -256,7 +265,7 @@ def _train_with(
             raise
         finally:
             loader.close()
-        status = {FINISHED: "finished", STOPPED: "stopped", FAILED: "failed"}[code]
+        status = {FINISHED: "finished", STOPPED: "stopped"}[code]
         return code
     finally:
         for handler in [handler for handler in logger.handlers if isinstance(handler, _ToTracker)]:
@@ -296,6 +305,19 @@ def _missed(directory: Path, config: Config, step: int) -> set[str]:
         if not any(figures):
             missed.add("draw")
     return missed
+
+
+def changed_since(resolved: Path, config: Config) -> list[str]:
+    """A line for every value of the config that is not what it was at the last start."""
+    try:
+        before = flat(from_yaml(resolved))
+    except ConfigError:
+        return []
+    return [
+        f"changed since the last start: {key} {before.get(key)} -> {value}"
+        for key, value in flat(config).items()
+        if before.get(key) != value and key != "run.dir"
+    ]
 
 
 def truncated_shards(shards: ShardSet) -> list[str]:

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from swinv2_train.exit_codes import INTERRUPTED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
 """Process id of the command that started this rank, where one did."""
@@ -43,9 +45,14 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            os.write(sys.stderr.fileno(), b"stopped at once; the last checkpoint stands\n")
-            os._exit(128 + number)
+            self._say("stopped at once; what was saved before stands")
+            os._exit(INTERRUPTED)
         self.signal = signal.Signals(number)
+        self._say(f"{self.signal.name}: finishing the step and saving; a further Ctrl-C stops at once")
+
+    def _say(self, text: str) -> None:
+        if os.environ.get("RANK", "0") == "0":  # print is not safe inside a signal handler
+            os.write(sys.stderr.fileno(), f"\nswinv2-train: {text}\n".encode())
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""

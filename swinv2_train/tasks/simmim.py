@@ -23,6 +23,8 @@ from swinv2_train.models.heads import MaskedImageModel
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Transform
 from swinv2_train.tracking.figures import image_grid, to_pil
 
+LOCAL_NOTE = "normalised target: local brightness and contrast are the original's, structure is the model's"
+
 
 def random_mask(rows: int, columns: int, ratio: float, rng: np.random.Generator) -> torch.Tensor:
     """A bool mask (rows, columns) of patches with exactly ceil(ratio * rows * columns) of them masked."""
@@ -178,7 +180,8 @@ class SimMIM:
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
         rows = [[to_pil(image, like=row[0]) for image in row] for row in zip(*columns, strict=True)]
-        return image_grid(rows, column_titles=["original", "masked", "reconstruction"])
+        local = "" if not self.config.task.norm_target_window else LOCAL_NOTE
+        return image_grid(rows, column_titles=["original", "masked", "reconstruction"], footer=local)
 
     def example_batch(self, batch_size: int) -> Batch:
         rng = np.random.default_rng(0)

@@ -183,7 +183,7 @@ def test_too_many_broken_samples_end_the_run(tmp_path: Path, capsys: pytest.Capt
         ("model.window=8", ["model.window=8"]),
         ("optim.global_batch=6", ["optim.global_batch=6", "was started with 12"]),
         ("seed=1", ["seed=1", "was started with 0"]),
-        ("data.resolution=96", ["data.resolution=96"]),
+        ("data.resolution=96", ["data.resolution=[96, 96]", "was started with [64, 64]"]),
         ("resume=never", ["resume=never", "holds a run already"]),
     ],
 )
