@@ -47,3 +47,10 @@ def test_every_experiment_is_in_the_table() -> None:
     text = (ROOT / "README.md").read_text()
     for name, _ in experiments():
         assert f"`{name}`" in text
+
+
+def test_nothing_is_left_to_be_filled_in() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert not re.search(r"^[A-Z_]{4,}$|TODO|TBD", text, re.MULTILINE)
+    for path in re.findall(r"`(?:python |pytest |OMP_NUM_THREADS=1 python )([\w/]+\.py)", text):
+        assert (ROOT / path).is_file(), path

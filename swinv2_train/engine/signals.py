@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+import psutil
+
 from swinv2_train.exit_codes import INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -36,12 +38,9 @@ class StopRequest:
         if not self._parent:
             return False
         try:
-            os.kill(self._parent, 0)
-        except ProcessLookupError:
+            return psutil.Process(self._parent).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        except psutil.NoSuchProcess:
             return True
-        except PermissionError:
-            return False
-        return False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
