@@ -74,7 +74,7 @@ class DataConfig(Section):
     num_workers: int = 4
     """Decoding processes per rank; 0 decodes in the training process."""
     prefetch_batches: int = 4
-    """Micro-batches that each worker keeps ready."""
+    """Micro-batches that each worker keeps ready, at least; together they hold a whole step's."""
     max_broken_share: float = 0.01
     """Stop the run when more than this share of the samples read so far (counted as at least 1000) was broken."""
     cache_dir: str = "~/.cache/swinv2_train/shards"

@@ -333,6 +333,9 @@ def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
     """The training micro-batches of this rank from where the run stands."""
+    workers = config.data.num_workers
+    # A step fetches all its micro-batches before it begins, so the workers must have a whole one ready.
+    prefetch = max(config.data.prefetch_batches, -(-plan.accumulation // max(1, workers)))
     return TrainLoader(
         shards,
         SampleOrder(shards.num_samples, config.seed, shuffle_samples=config.data.shuffle_samples),
@@ -344,8 +347,8 @@ def train_loader(
         start_step=state.step,
         channels=config.model.in_channels,
         seed=config.seed,
-        num_workers=config.data.num_workers,
-        prefetch_batches=config.data.prefetch_batches,
+        num_workers=workers,
+        prefetch_batches=prefetch,
     )
 
 
