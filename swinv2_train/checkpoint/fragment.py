@@ -12,7 +12,7 @@ class Fragment:
     """A run of consecutive elements of one parameter that this rank owns.
 
     `weight`, `exp_avg` and `exp_avg_sq` are 1-D fp32 views into the optimizer's memory, all of the same length: writing
-    to them changes the optimizer's state.
+    to them changes the optimizer's state. `ema`, the moving average of the weight, is of the same kind.
     """
 
     name: str
@@ -23,3 +23,5 @@ class Fragment:
     weight: torch.Tensor
     exp_avg: torch.Tensor
     exp_avg_sq: torch.Tensor
+    ema: torch.Tensor | None = None
+    """None where the run keeps no average."""

@@ -6,15 +6,18 @@
             state.json                              TrainState and the optimizer's scalars
             model/rank-00000-of-00064.safetensors       fp32 weights: the fragments that rank 0 owned
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
+            ema/rank-00000-of-00064.safetensors         the moving average of the weights, where the run keeps one
         .saving-step-00013000/                      one being written, or left behind by a crash; never read
 
 A fragment is a run of consecutive elements of one flattened parameter (see `fragment.py`). The
 tensors are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is
-visible under its final name only when all of it is on disk, and the manifest says what "all" is.
+visible under its final name only when all of it is on disk, and the manifest says what "all" is; it carries its own
+hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -23,10 +26,12 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 STATE = "state.json"
 PARTIAL_PREFIX = ".saving-"
+KINDS = {"model": ("weight",), "optimizer": ("exp_avg", "exp_avg_sq"), "ema": ("ema",)}
+"""The kinds of files, and which parts of a fragment each holds."""
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -79,23 +84,35 @@ class Manifest:
     """Shape of every parameter."""
     fragments: list[FragmentRecord]
     files: list[FileRecord]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The evaluation at this very step, by name; empty without one."""
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
+    @property
+    def has_ema(self) -> bool:
+        """Whether the moving average of the weights is in it."""
+        return any(record.path.startswith("ema/") for record in self.files)
+
 
 def rank_file(kind: str, rank: int, world_size: int) -> str:
-    """Path of a rank's file inside the checkpoint; `kind` is `model` or `optimizer`."""
+    """Path of a rank's file inside the checkpoint; `kind` is one of `KINDS`."""
     return f"{kind}/rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def tensor_key(name: str, start: int, moment: str | None = None) -> str:
-    """The name of a fragment's tensor inside its file."""
-    return f"{moment}/{name}@{start}" if moment else f"{name}@{start}"
+def tensor_key(name: str, start: int, part: str) -> str:
+    """The name of a fragment's tensor inside its file; `part` is one of those in `KINDS`."""
+    return f"{part}/{name}@{start}" if part in KINDS["optimizer"] else f"{name}@{start}"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as JSON."""
-    return json.dumps(asdict(manifest), indent=1)
+    """The manifest as JSON, with its own hash."""
+    values = asdict(manifest)
+    return json.dumps({"sha256": _digest(values), **values}, indent=1)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -111,10 +128,13 @@ def read_manifest(path: Path) -> Manifest:
     except ValueError as error:
         raise CheckpointError(f"{MANIFEST} is broken ({error})") from error
     try:
+        digest = values.pop("sha256", None)
         if values["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"format {values['format_version']} is not the one this version reads ({FORMAT_VERSION})"
             )
+        if digest != _digest(values):
+            raise CheckpointError(f"{MANIFEST} has been changed (its hash differs)")
         values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
         values["files"] = [FileRecord(**record) for record in values["files"]]
         manifest = Manifest(**values)

@@ -10,18 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+import numpy as np
+import torch
 
+from swinv2_train.checkpoint.consolidate import write_safetensors
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import (
+    KINDS,
     MANIFEST,
     PARTIAL_PREFIX,
     STATE,
@@ -34,7 +38,13 @@ from swinv2_train.checkpoint.layout import (
     tensor_key,
 )
 
-_HASH_BLOCK = 1 << 22
+REPLACED_PREFIX = ".replaced-"
+"""A checkpoint that is being replaced by another of the same step has this before its name for a moment."""
+_BLOCK = 1 << 22
+"""Bytes that are read or written, and hashed, at a time."""
+_MARGIN = 1 << 20
+"""Bytes left for headers, manifest and state, besides a hundredth of the whole."""
+_T = TypeVar("_T")
 
 
 class Ranks(Protocol):
@@ -47,11 +57,19 @@ class Ranks(Protocol):
     def broadcast(self, value: Any) -> Any: ...
 
 
+class Saved(NamedTuple):
+    """A checkpoint that is whole on the disk."""
+
+    path: Path
+    size_bytes: int
+    """Of the files of all ranks."""
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 
@@ -65,34 +83,63 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-    flush(path)
+def _write_text(path: Path, text: str) -> int:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return path.stat().st_size
 
 
-def _record(root: Path, relative: str) -> FileRecord:
-    path = root / relative
-    flush(path)
-    return FileRecord(relative, path.stat().st_size, sha256(path))
+@dataclass
+class _Share:
+    """What one rank writes."""
 
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """By kind of file and by key."""
+    records: list[FragmentRecord] = field(default_factory=list)
+    shapes: dict[str, list[int]] = field(default_factory=dict)
 
-def _write_fragments(
-    root: Path, fragments: Iterable[Fragment], ranks: Ranks
-) -> tuple[list[FileRecord], list[FragmentRecord], dict[str, list[int]]]:
-    weights, moments, records, shapes = {}, {}, [], {}
-    for fragment in fragments:
-        weights[tensor_key(fragment.name, fragment.start)] = fragment.weight.cpu().contiguous()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            moments[tensor_key(fragment.name, fragment.start, moment)] = getattr(fragment, moment).cpu().contiguous()
-        records.append(FragmentRecord(fragment.name, fragment.start, fragment.weight.numel(), ranks.rank))
-        shapes[fragment.name] = list(fragment.shape)
-    files = []
-    if records:
-        for kind, tensors in (("model", weights), ("optimizer", moments)):
+    @classmethod
+    def of(cls, fragments: Iterable[Fragment], rank: int) -> _Share:
+        share, averaged = cls(), set()
+        for fragment in fragments:
+            averaged.add(fragment.ema is not None)
+            for kind, parts in KINDS.items():
+                for part in parts:
+                    tensor = getattr(fragment, part)
+                    if tensor is not None:
+                        key = tensor_key(fragment.name, fragment.start, part)
+                        share.tensors.setdefault(kind, {})[key] = tensor
+            share.records.append(FragmentRecord(fragment.name, fragment.start, fragment.weight.numel(), rank))
+            share.shapes[fragment.name] = list(fragment.shape)
+        if len(averaged) > 1:
+            raise ValueError("only some fragments have a moving average")
+        return share
+
+    @property
+    def size(self) -> int:
+        """Bytes of the data."""
+        return sum(4 * tensor.numel() for tensors in self.tensors.values() for tensor in tensors.values())
+
+    def write(self, root: Path, ranks: Ranks) -> list[FileRecord]:
+        files = []
+        for kind, tensors in self.tensors.items():
             relative = rank_file(kind, ranks.rank, ranks.world_size)
-            save_file(tensors, root / relative)
-            files.append(_record(root, relative))
-    return files, records, shapes
+            shapes = {key: ("fp32", tensor.shape) for key, tensor in tensors.items()}
+            # Not `safetensors.torch.save_file`: before version 0.8 it holds Python's lock for the whole file, and the
+            # training beside it stops; with 0.8 nobody but the owner may read the file.
+            written = write_safetensors(root / relative, shapes, _blocks(tensors))
+            files.append(FileRecord(relative, written.size, written.sha256))
+        return files
+
+
+def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
+    """The data of tensors of any device as fp32, one of them at a time on the host."""
+    for tensor in tensors.values():
+        data = tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().view(np.uint8)
+        for start in range(0, data.size, _BLOCK):
+            yield memoryview(data[start : start + _BLOCK])
 
 
 def _versions() -> dict[str, str]:
@@ -102,16 +149,94 @@ def _versions() -> dict[str, str]:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
 
 
-def _agree(ranks: Ranks, failure: str | None, path: Path) -> None:
-    # Every rank must learn that one failed, or the others would wait for it in the next collective.
-    failed = [f"rank {rank}: {reason}" for rank, reason in enumerate(ranks.gather(failure)) if reason]
-    if failed:
+def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
+    """Do a part of the saving on every rank: what each gave. If it fails anywhere, it fails everywhere.
+
+    Every rank must learn that one failed, whatever the error, or the others would wait for it in the next collective.
+    """
+    result, failure, cause = None, None, None
+    try:
+        result = work()
+    except CheckpointError as error:
+        failure, cause = str(error), error
+    except Exception as error:
+        failure, cause = f"rank {ranks.rank}: {_reason(error)}", error
+    gathered = ranks.gather((result, failure))
+    failures = [reason for _, reason in gathered if reason is not None]
+    if failures:
         if ranks.rank == 0:
-            shutil.rmtree(path, ignore_errors=True)
-        raise CheckpointError("; ".join(failed))
+            shutil.rmtree(partial, ignore_errors=True)
+        others = f" (and so on {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise CheckpointError(failures[0] + others) from cause
+    return [value for value, _ in gathered]
+
+
+def _human(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 2**10:.1f} KiB"
+
+
+def check_space(directory: Path, size: int) -> None:
+    """Check that so many bytes, and a little more, fit into a directory.
+
+    Raises:
+        CheckpointError: if they do not.
+    """
+    usage = shutil.disk_usage(directory)
+    # Some network file systems say that they have no size at all.
+    if usage.total and usage.free < size + size // 100 + _MARGIN:
+        raise CheckpointError(
+            f"saving takes {_human(size)}, and {directory} has {_human(usage.free)} free: make room, lower "
+            "checkpoint.keep_last, or take another run.dir"
+        )
+
+
+def restore_replaced(directory: Path) -> None:
+    """Undo or finish the replacing of a checkpoint that a crash interrupted. The main rank calls it.
+
+    Raises:
+        OSError: if the directory cannot be written to.
+    """
+    for aside in directory.glob(f"{REPLACED_PREFIX}*"):
+        final = aside.with_name(aside.name.removeprefix(REPLACED_PREFIX))
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
+
+
+def _prepare(directory: Path, partial: Path, kinds: Iterable[str], size: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    restore_replaced(directory)
+    for left in directory.glob(f"{PARTIAL_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    check_space(directory, size)
+    for kind in kinds:
+        (partial / kind).mkdir(parents=True)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a directory that is complete its final name; one of that name goes only when this one is in its place."""
+    for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+        flush(folder)
+    aside = final.with_name(REPLACED_PREFIX + final.name)
+    replaces = final.exists()
+    if replaces:
+        final.rename(aside)
+    try:
+        partial.rename(final)
+    except OSError:
+        if replaces:
+            aside.rename(final)
+        raise
+    flush(final.parent)
+    if replaces:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def save(
@@ -122,57 +247,54 @@ def save(
     state: dict[str, Any],
     geometry: dict[str, Any],
     ranks: Ranks,
-) -> Path:
-    """Write the checkpoint of a step and return its directory. Every rank must call it.
+    metrics: dict[str, float] | None = None,
+) -> Saved:
+    """Write the checkpoint of a step. Every rank must call it.
 
     Args:
-        directory: where the run's checkpoints are; shared by all ranks.
+        directory: where the run's checkpoints are; shared by all ranks, and made if it is missing.
         fragments: what this rank owns (nothing, where another rank writes the same).
         state: JSON data that is the same on every rank.
         geometry: JSON data for the manifest.
+        metrics: the evaluation at this very step, by name; none without one.
 
     Raises:
-        CheckpointError: on every rank, if any rank could not write. Older checkpoints are untouched.
+        CheckpointError: on every rank, if it failed on any rank. Older checkpoints are untouched.
     """
-    final, partial = directory / step_name(step), directory / f"{PARTIAL_PREFIX}{step_name(step)}"
-    failure = None
-    if ranks.rank == 0:
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            for kind in ("model", "optimizer"):
-                (partial / kind).mkdir(parents=True)
-        except OSError as error:
-            failure = _reason(error)
-    _agree(ranks, failure, partial)
+    final = directory / step_name(step)
+    # A name that was never used: a rank of a job that is long given up may still be writing into its own.
+    partial = directory / ranks.broadcast(f"{PARTIAL_PREFIX}{final.name}-{secrets.token_hex(4)}")
 
-    written: tuple[list[FileRecord], list[FragmentRecord], dict[str, list[int]]] = ([], [], {})
-    try:
-        written = _write_fragments(partial, fragments, ranks)
-    except (OSError, SafetensorError) as error:
-        failure = _reason(error)
-    _agree(ranks, failure, partial)
+    def on_main(work: Callable[[], None]) -> None:
+        _together(ranks, partial, work if ranks.rank == 0 else lambda: None)
 
-    parts = ranks.gather(written)
-    if ranks.rank == 0:
-        try:
-            _write_text(partial / STATE, json.dumps(state, indent=1))
-            manifest = Manifest(
-                step=step,
-                world_size=ranks.world_size,
-                geometry=geometry,
-                shapes={name: shape for _, _, shapes in parts for name, shape in shapes.items()},
-                fragments=[record for _, records, _ in parts for record in records],
-                files=[record for files, _, _ in parts for record in files] + [_record(partial, STATE)],
-                versions=_versions(),
-            )
-            _write_text(partial / MANIFEST, manifest_text(manifest))
-            for inner in (partial / "model", partial / "optimizer", partial):
-                flush(inner)
-            if final.exists():  # the same step again, after a resume from an older checkpoint
-                shutil.rmtree(final)
-            partial.rename(final)
-            flush(directory)
-        except OSError as error:
-            failure = _reason(error)
-    _agree(ranks, failure, partial)
-    return final
+    own = _Share()
+
+    def plan() -> tuple[int, list[str]]:
+        nonlocal own
+        own = _Share.of(fragments, ranks.rank)
+        return own.size, list(own.tensors)
+
+    plans = _together(ranks, partial, plan)
+    size = sum(count for count, _ in plans)
+    on_main(lambda: _prepare(directory, partial, {kind for _, kinds in plans for kind in kinds}, size))
+    parts = _together(ranks, partial, lambda: (own.write(partial, ranks), own.records, own.shapes))
+
+    def complete() -> None:
+        text = json.dumps(state, indent=1)
+        state_file = FileRecord(STATE, _write_text(partial / STATE, text), hashlib.sha256(text.encode()).hexdigest())
+        manifest = Manifest(
+            step=step,
+            world_size=ranks.world_size,
+            geometry=geometry,
+            shapes={name: shape for _, _, shapes in parts for name, shape in shapes.items()},
+            fragments=[record for _, records, _ in parts for record in records],
+            files=[record for files, _, _ in parts for record in files] + [state_file],
+            metrics=metrics or {},
+            versions=_versions(),
+        )
+        _write_text(partial / MANIFEST, manifest_text(manifest))
+        _publish(partial, final)
+
+    on_main(complete)
+    return Saved(final, sum(record.size for files, _, _ in parts for record in files))

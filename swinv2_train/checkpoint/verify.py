@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import Manifest, list_checkpoints, read_manifest
-from swinv2_train.checkpoint.save import Ranks, sha256
+from swinv2_train.checkpoint.layout import (
+    KINDS,
+    STATE,
+    FileRecord,
+    Manifest,
+    list_checkpoints,
+    rank_file,
+    read_manifest,
+)
+from swinv2_train.checkpoint.save import Ranks, restore_replaced, sha256
 
 
 def check_complete(manifest: Manifest) -> None:
-    """Check that the fragments cover every parameter exactly once.
+    """Check that the fragments cover every parameter exactly once, and that a file is listed for all of them.
 
     Raises:
-        CheckpointError: naming a parameter with a gap or an overlap.
+        CheckpointError: naming a parameter with a gap or an overlap, or the file.
     """
+    listed = {record.path for record in manifest.files}
+    kinds = [kind for kind in KINDS if kind != "ema" or manifest.has_ema]
+    ranks = sorted({record.rank for record in manifest.fragments})
+    for path in (STATE, *(rank_file(kind, rank, manifest.world_size) for rank in ranks for kind in kinds)):
+        if path not in listed:
+            raise CheckpointError(f"{path} is not listed")
     pieces: dict[str, list[tuple[int, int]]] = {name: [] for name in manifest.shapes}
     for record in manifest.fragments:
         if record.name not in pieces:
@@ -33,16 +48,13 @@ def check_complete(manifest: Manifest) -> None:
             raise CheckpointError(f"{name} has {end} of its {total} elements")
 
 
-def check_files(path: Path, manifest: Manifest, share: slice = slice(None)) -> None:
+def check_files(path: Path, manifest: Manifest) -> None:
     """Check size and hash of the files of a checkpoint.
-
-    Args:
-        share: which of the files to check; the ranks of a job divide them among themselves.
 
     Raises:
         CheckpointError: naming the first file that is missing or differs.
     """
-    for record in manifest.files[share]:
+    for record in manifest.files:
         file = path / record.path
         try:
             size = file.stat().st_size
@@ -75,8 +87,19 @@ class Found:
     """One line for each newer checkpoint that is not valid: its name and the reason."""
 
 
+def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
+    """The files that a rank hashes: by size in turn, so that nobody gets all the large ones."""
+    return sorted(files, key=lambda record: record.size)[ranks.rank :: ranks.world_size]
+
+
 def newest_valid(directory: Path, ranks: Ranks) -> Found:
-    """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing."""
+    """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing.
+
+    A checkpoint that a crash caught between losing its name and being replaced gets it back.
+    """
+    if ranks.rank == 0:
+        with contextlib.suppress(OSError):  # another's run may be read and not written to
+            restore_replaced(directory)
     names = ranks.broadcast([path.name for path in list_checkpoints(directory)])
     passed_over = []
     for name in names:
@@ -84,7 +107,7 @@ def newest_valid(directory: Path, ranks: Ranks) -> Found:
         try:
             manifest = read_manifest(path)
             check_complete(manifest)
-            check_files(path, manifest, slice(ranks.rank, None, ranks.world_size))
+            check_files(path, replace(manifest, files=_share(manifest.files, ranks)))
         except CheckpointError as error:
             failure = str(error)
         failures = [reason for reason in ranks.gather(failure) if reason]

@@ -27,6 +27,7 @@ examples:
   swinv2-train +experiment=simmim_tiny data.shards=shards/train-{000000..000011}.tar optim.epochs=100
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
+  swinv2-train replay=outputs/simmim_demo/incidents/step-00000123.json
 
 The same command again continues the run in its run.dir (default outputs/NAME).
 Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (run it again to continue),
@@ -67,7 +68,16 @@ def load(arguments: argparse.Namespace) -> Config:
     """
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
-    config = from_yaml(arguments.resolved) if arguments.resolved else compose(arguments.overrides, arguments.config_dir)
+    incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
+    if arguments.resolved:
+        config = from_yaml(arguments.resolved)
+    elif incident:
+        from swinv2_train.engine.replay import replay_config
+
+        others = [item for item in arguments.overrides if not item.startswith("replay=")]
+        config = replay_config(Path(incident[-1]), others)
+    else:
+        config = compose(arguments.overrides, arguments.config_dir)
     validate(config)
     config.freeze()
     return config

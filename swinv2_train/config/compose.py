@@ -167,6 +167,25 @@ def from_yaml(path: Path) -> Config:
         raise ConfigError("", path, f"{path} is not a valid config: {str(error).splitlines()[0]}") from error
 
 
+def override(text: str, overrides: Sequence[str]) -> Config:
+    """A config that `to_yaml` wrote, with some of its values replaced by plain `key=value` overrides.
+
+    Raises:
+        ConfigError: on a wrong key or value.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        wrong = next((item for item in overrides if "=" not in item or item[0] in "+~"), None)
+        if wrong:
+            raise ConfigError("", wrong, f"cannot read the override {wrong!r}: here only key=value can be given")
+        return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from error
+
+
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:
     """Every value of a config by its dotted key."""
     values: dict[str, Any] = {}

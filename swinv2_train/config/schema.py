@@ -125,6 +125,11 @@ class OptimConfig(Section):
     """Learning rate factor per block from the last towards the patch embedding; 1: the same rate everywhere."""
     clip_norm: float = 5.0
     """Clip the gradient to this norm; 0: do not clip."""
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the fp32 weights with this decay, such as 0.9999; 0: none.
+
+    In the first steps the decay is smaller: min(ema_decay, (1 + step) / (10 + step)).
+    """
 
 
 @dataclass
@@ -143,8 +148,6 @@ class EngineConfig(Section):
     """fp16: the first loss scale is 2 to this power."""
     compile: bool = False
     """Compile the blocks of the backbone with torch.compile."""
-    timeout_minutes: float = 30.0
-    """A collective that takes longer than this ends the run."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further keys for the DeepSpeed config, merged over what this section gives."""
 
@@ -159,6 +162,18 @@ class CheckpointConfig(Section):
     """Keep this many of the newest checkpoints."""
     keep_every_steps: int = 0
     """Also keep every checkpoint whose step is a multiple of this; 0: none."""
+    keep_best: int = 0
+    """Also keep this many with the best `best_metric`, of those that were evaluated at their own step."""
+    best_metric: str = "eval/loss"
+    """The evaluation metric that `keep_best` goes by, as metrics.jsonl names it."""
+    best_mode: str = "min"
+    """min or max: which end of `best_metric` is the best."""
+    background: bool = True
+    """Write while the training goes on, from a copy in host memory; false: wait, and save that memory."""
+    retries: int = 2
+    """How often a save that failed is tried again."""
+    retry_seconds: float = 10.0
+    """The wait before each retry."""
 
 
 @dataclass
@@ -175,6 +190,50 @@ class EvalConfig(Section):
     """Draw the task's figure every so many steps and at the end; 0: never."""
     figure_samples: int = 8
     """Images in a figure."""
+    ema: bool = True
+    """Where `optim.ema_decay` is set, evaluate the averaged weights as well: eval/ema_loss beside eval/loss."""
+
+
+@dataclass
+class GuardConfig(Section):
+    """What happens when the numbers go bad. What is not finite never reaches the weights, whatever stands here."""
+
+    policy: str = "skip"
+    """What a spike of the loss or the gradient norm leads to.
+
+    skip: leave the update out. rollback: go back to the newest checkpoint and leave the batch out from there on.
+    stop: save the state before the update and end the run. off: do not look for spikes.
+    """
+    window: int = 128
+    """Compare with this many of the last good steps."""
+    min_steps: int = 64
+    """Look for spikes only once there are so many of them."""
+    zscore: float = 10.0
+    """A value is a spike above median + zscore * 1.4826 * median absolute deviation, and ..."""
+    loss_ratio: float = 1.3
+    """... for the loss above this multiple of its median,"""
+    grad_norm_ratio: float = 5.0
+    """... for the gradient norm above this multiple of its median."""
+    rollback_batches: int = 1
+    """Batches that a rollback leaves out: the offending one and those just before it."""
+    max_rollbacks: int = 10
+    """Stop the run when it would roll back more often than this."""
+    max_skipped_in_row: int = 20
+    """Stop the run when so many steps in a row were skipped, for whatever reason."""
+
+
+@dataclass
+class WatchdogConfig(Section):
+    """How long a part of the run may take before every rank writes down where it stands and the job ends."""
+
+    start_minutes: float = 30.0
+    """From the start of a rank to the end of its first step: data, model, checkpoint, compilation."""
+    step_minutes: float = 15.0
+    """One optimizer step, the wait for its data included."""
+    eval_minutes: float = 60.0
+    """One evaluation or figure."""
+    save_minutes: float = 30.0
+    """One checkpoint, in the background or not, retries included."""
 
 
 @dataclass
@@ -219,6 +278,8 @@ class Config(Section):
 
     never: refuse a used directory.
     """
+    replay: str | None = None
+    """An incident of a run (<run>/incidents/step-00000123.json): run exactly that step again, and change nothing."""
     seed: int = 0
     """The order of samples, augmentation, masks, initial weights and stochastic depth all hang on it."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -228,5 +289,7 @@ class Config(Section):
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

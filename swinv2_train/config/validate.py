@@ -37,6 +37,7 @@ DERIVED_DEEPSPEED_KEYS = {
     "fp16": "engine.precision and engine.fp16_initial_scale_power",
     "data_types": "engine.grad_accum_dtype",
     "zero_optimization.stage": "engine.zero_stage",
+    "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
 
@@ -145,6 +146,8 @@ def _validate_optim(config: Config) -> None:
             raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
     for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)
+    if not 0 <= optim.ema_decay < 1:
+        raise ConfigError("optim.ema_decay", optim.ema_decay, "is 0 (off) or a number below 1, such as 0.9999")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         raise ConfigError("optim.betas", optim.betas, "is a pair of numbers from 0 up to, not including, 1")
 
@@ -162,12 +165,40 @@ def _validate_engine(config: Config) -> None:
         raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
     if engine.micro_batch is not None:
         _at_least("engine.micro_batch", engine.micro_batch, 1)
-    if not engine.timeout_minutes > 0:
-        raise ConfigError("engine.timeout_minutes", engine.timeout_minutes, "must be above 0")
     for key, mend in DERIVED_DEEPSPEED_KEYS.items():
         section, _, inner = key.partition(".")
         if inner in engine.deepspeed.get(section, {}) if inner else section in engine.deepspeed:
             raise ConfigError(f"engine.deepspeed.{key}", "...", f"is set by {mend}")
+
+
+def _validate_safety(config: Config) -> None:
+    guard, checkpoint, watchdog = config.guard, config.checkpoint, config.watchdog
+    _one_of("guard.policy", guard.policy, ("skip", "rollback", "stop", "off"))
+    for key, least in (("min_steps", 8), ("rollback_batches", 1), ("max_rollbacks", 1), ("max_skipped_in_row", 1)):
+        _at_least(f"guard.{key}", getattr(guard, key), least)
+    if guard.window < guard.min_steps:
+        raise ConfigError("guard.window", guard.window, f"must be at least guard.min_steps={guard.min_steps}")
+    for key in ("zscore", "loss_ratio", "grad_norm_ratio"):
+        _at_least(f"guard.{key}", getattr(guard, key), 1)
+    for key in ("start_minutes", "step_minutes", "eval_minutes", "save_minutes"):
+        value = getattr(watchdog, key)
+        if not value > 0:
+            raise ConfigError(f"watchdog.{key}", value, "must be above 0; take a large number for no limit")
+    for key in ("keep_best", "retries", "retry_seconds"):
+        _at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
+    _one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
+    if checkpoint.keep_best:
+        if not (config.data.eval_shards and config.eval.every_steps):
+            raise ConfigError(
+                "checkpoint.keep_best", checkpoint.keep_best, "needs data.eval_shards and eval.every_steps to choose by"
+            )
+        if checkpoint.every_steps and checkpoint.every_steps % config.eval.every_steps:
+            raise ConfigError(
+                "checkpoint.keep_best",
+                checkpoint.keep_best,
+                f"a checkpoint counts if it was evaluated at its own step: make checkpoint.every_steps="
+                f"{checkpoint.every_steps} a multiple of eval.every_steps={config.eval.every_steps}",
+            )
 
 
 def _validate_schedules(config: Config) -> None:
@@ -205,4 +236,5 @@ def validate(config: Config) -> None:
     _validate_data(config)
     _validate_optim(config)
     _validate_engine(config)
+    _validate_safety(config)
     _validate_schedules(config)

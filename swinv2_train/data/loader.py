@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,11 @@ _MAX_REPLACEMENTS = 32
 
 
 class TrainLoader:
-    """Endless micro-batches of one rank, from `start_step` on.
+    """Endless micro-batches of one rank, from batch `start_batch` on.
 
-    Step s holds the positions s * global_batch + [0, global_batch). Rank r takes the r-th of `world_size` equal parts
-    of them, cut into micro-batches in order. A micro-batch is what `transform` gives, stacked, and
+    Batch b holds the positions b * global_batch + [0, global_batch). Rank r takes the r-th of `world_size` equal parts
+    of them, cut into micro-batches in order. Batches in `avoid` are passed over. A micro-batch is what `transform`
+    gives, stacked, and
 
     - "position" int64 (B,): the sample positions,
     - "broken": list of (position, "shard/key", reason) of samples that could not be read and were replaced.
@@ -50,11 +51,12 @@ class TrainLoader:
         micro_batch: int,
         rank: int,
         world_size: int,
-        start_step: int,
+        start_batch: int,
         channels: int,
         seed: int,
         num_workers: int,
         prefetch_batches: int,
+        avoid: Collection[int] = (),
     ) -> None:
         if order.num_samples != shards.num_samples:
             raise ValueError(f"the order is over {order.num_samples} samples, the shards hold {shards.num_samples}")
@@ -65,10 +67,10 @@ class TrainLoader:
             )
         self._shards, self._order = shards, order
         self._fetched_until = -1
-        positions = _train_positions(global_batch, micro_batch, rank, world_size, start_step)
+        positions = _train_positions(global_batch, micro_batch, rank, world_size, start_batch, frozenset(avoid))
         dataset = _TrainSamples(shards, order, transform, channels, seed)
         self._pool = WorkerPool(dataset, positions, num_workers=num_workers, prefetch_batches=prefetch_batches)
-        self._read_ahead(start_step * global_batch)
+        self._read_ahead(start_batch * global_batch)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -168,11 +170,13 @@ class EvalLoader:
 
 
 def _train_positions(
-    global_batch: int, micro_batch: int, rank: int, world_size: int, start_step: int
+    global_batch: int, micro_batch: int, rank: int, world_size: int, start_batch: int, avoid: frozenset[int]
 ) -> Iterator[range]:
     share = global_batch // world_size
-    for step in itertools.count(start_step):
-        first = step * global_batch + rank * share
+    for batch in itertools.count(start_batch):
+        if batch in avoid:
+            continue
+        first = batch * global_batch + rank * share
         for start in range(first, first + share, micro_batch):
             yield range(start, start + micro_batch)
 

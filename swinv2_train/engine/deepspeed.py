@@ -1,16 +1,18 @@
 """The training engine: the one file that imports DeepSpeed.
 
 It turns the engine section of a config into a DeepSpeed config, starts it without compiling any operator, and offers
-what the loop needs: backward, step, whether the step was applied, the gradient norm, and the fragments that checkpoints
-are made of.
+what the loop needs: backward, step, whether the step was applied, the gradient norm, the moving average of the weights,
+and the fragments that checkpoints are made of.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.engine.fragments import adam_steps, fragments, publish, set_adam_steps
 from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.engine.ranks import Ranks
+from swinv2_train.errors import RunError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -37,6 +40,7 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
         "gradient_clipping": 0.0 if is_bare(config) else config.optim.clip_norm,
         "zero_optimization": {"stage": engine.zero_stage},
         "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,  # GatedAdamW is AdamW, but not by name
     }
     if engine.precision == "bf16":
         # The default of check_grad_overflow changed between releases: without it a NaN reaches the weights.
@@ -76,6 +80,15 @@ def _import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
+class GatedAdamW(torch.optim.AdamW):
+    """AdamW that asks before an update. When DeepSpeed calls it, the norm of the whole gradient is known."""
+
+    allow: Callable[[], bool] = staticmethod(lambda: True)
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure) if self.allow() else None
+
+
 class Engine:
     """A model under DeepSpeed. Every method must be called by all ranks alike."""
 
@@ -94,7 +107,7 @@ class Engine:
         groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
         # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
-        adam = torch.optim.AdamW(
+        self._adam = adam = GatedAdamW(
             groups,
             lr=0.0,
             betas=tuple(config.optim.betas),
@@ -105,7 +118,11 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
         set_adam_steps(self._optimizer, 0)
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
-        self._norm: float | torch.Tensor | None = None
+        self.grad_norm = math.nan
+        """The norm of the last step's gradient over all parameters and ranks, before clipping; inf where an element
+        was not finite."""
+        self._masters = [piece.weight for piece in fragments(self.module, self._optimizer)]
+        self._average = [weight.clone() for weight in self._masters] if config.optim.ema_decay else None
 
     @property
     def model(self) -> nn.Module:
@@ -126,38 +143,76 @@ class Engine:
         """Count a micro-batch that is not the last of its step."""
         self._deepspeed.step()
 
-    def step(self, learning_rate: float) -> bool:
-        """Clip, update, and say whether the update was applied. Call it after the last micro-batch of a step."""
+    def step(self, learning_rate: float, allow: Callable[[float], bool] = lambda norm: True) -> bool:
+        """Clip, update, and say whether the update was made. Call it after the last micro-batch of a step.
+
+        Args:
+            learning_rate: the rate of this step, before the factors of the parameter groups.
+            allow: is told the norm of the whole gradient, where it is finite, and may refuse the update; it must say
+                the same on every rank.
+
+        Raises:
+            RunError: in fp16, where the loss scale cannot be lowered any further.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        finite = self._guard_bare() if self._bare else True
-        self._deepspeed.step()
-        if not self._bare:
-            self._norm = self._deepspeed.get_global_grad_norm()
-        return finite and bool(self._deepspeed.was_step_applied())
+        self.grad_norm = self._clip_bare() if self._bare else math.inf  # where it is not finite, nobody asks the gate
+        verdict: list[bool] = []
 
-    def _guard_bare(self) -> bool:
+        def gate() -> bool:  # called once per parameter group
+            if not verdict:
+                if not self._bare:
+                    self.grad_norm = float(self._optimizer._global_grad_norm)
+                verdict.append(math.isfinite(self.grad_norm) and allow(self.grad_norm))
+            return verdict[0]
+
+        self._adam.allow = gate
+        try:
+            self._deepspeed.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise RunError(
+                "gradients overflow in fp16 even at the smallest loss scale, so no update was possible any more: "
+                "take engine.precision=bf16, or a lower optim.lr; the run can go on from its newest checkpoint"
+            ) from error
+        return bool(self._deepspeed.was_step_applied()) and all(verdict)
+
+    def _clip_bare(self) -> float:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        finite = bool(torch.isfinite(self._norm))
-        if not finite:  # AdamW passes over parameters without a gradient
-            self.module.zero_grad(set_to_none=True)
-        elif self._clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, self._norm)
-        return finite
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if self._clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
+        return float(norm)
 
-    @property
-    def grad_norm(self) -> Callable[[], float]:
-        """The norm of the last step's gradient over all parameters and ranks, before clipping.
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """Move the average of the weights towards the weights: average = decay * average + (1 - decay) * weights."""
+        if self._average is not None:
+            torch._foreach_lerp_(self._average, self._masters, 1.0 - decay)
 
-        Calling it waits for the device; it stays valid after later steps.
-        """
-        norm = self._norm
-        return lambda: float("nan") if norm is None else float(norm)
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights inside this block, and its own again afterwards, to the bit."""
+        assert self._average is not None
+        own = [weight.clone() for weight in self._masters]
+        self._take(self._average)
+        try:
+            yield
+        finally:
+            self._take(own)
+
+    @torch.no_grad()
+    def _take(self, weights: list[torch.Tensor]) -> None:
+        torch._foreach_copy_(self._masters, weights)
+        self.publish()
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank holds of the fp32 weights and of Adam's moments."""
-        return fragments(self.module, self._optimizer)
+        """What this rank holds of the fp32 weights, of their average and of Adam's moments."""
+        pieces = fragments(self.module, self._optimizer)
+        if self._average is None:
+            return pieces
+        return (replace(piece, ema=average) for piece, average in zip(pieces, self._average, strict=True))
 
     def fragments_to_save(self, ranks: Ranks) -> Iterator[Fragment]:
         """What this rank has to write: without ZeRO all hold the same, and the main rank writes it."""
@@ -194,6 +249,12 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence DeepSpeed's prints during start-up (its logger is quiet already, some lines are plain prints)."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+    """Silence DeepSpeed during start-up: some lines are plain prints, and it warns of an optimizer it does not know."""
+    library = logging.getLogger("DeepSpeed")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        library.setLevel(level)

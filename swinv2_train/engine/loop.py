@@ -1,45 +1,64 @@
 """The training loop, top to bottom.
 
-One step: fetch the micro-batches, forward and backward of each, update, remember the numbers. After a step every
-collaborator is asked whether it is its turn: log, evaluate, draw, save, stop. Numbers stay on the device until a log
-step; nothing else waits for it.
+One step: fetch the micro-batches, forward and backward of each, judge the numbers, update. After a step every
+collaborator is asked whether it is its turn: log, evaluate, draw, save. Checkpoints are written beside the training.
+What is logged stays on the device until a log step; the loss alone is fetched every step, for the guard, at the point
+where DeepSpeed waits for the device anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import enum
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
 import torch
 
-from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.loader import TrainLoader
+from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.evaluation import Evaluation, Interrupted
+from swinv2_train.engine.guard import Guard, Refusal
+from swinv2_train.engine.incidents import IncidentLog
 from swinv2_train.engine.ranks import Ranks
-from swinv2_train.engine.schedule import learning_rate
+from swinv2_train.engine.schedule import ema_decay, learning_rate
 from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.step import StepSums, forward_backward
+from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
-from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Task
-from swinv2_train.tracking.clock import StepClock
+from swinv2_train.tasks.task import Batch, Task
+from swinv2_train.tracking.clock import StepClock, Throughput
 from swinv2_train.tracking.memory import memory_gib
 from swinv2_train.tracking.tracker import Tracker
 
 
+class Did(enum.Enum):
+    """What came of an attempt at a step."""
+
+    STEP = enum.auto()
+    """A step was taken, its update made or skipped."""
+    STOP = enum.auto()
+    """Nothing: a stop signal has reached a rank."""
+    ROLLBACK = enum.auto()
+    """The run is back at a checkpoint."""
+
+
 @dataclass
 class StepRecord:
-    """The numbers of one step; the loss is this rank's share and still on the device."""
+    """The numbers of one step; the extras are this rank's share and still on the device."""
 
     step: int
-    loss: torch.Tensor
-    grad_norm: Callable[[], float]
+    loss: float
+    grad_norm: float
     learning_rate: float
-    applied: bool
     skipped_steps: int
-    extras: dict[str, torch.Tensor] = field(default_factory=dict)
+    extras: dict[str, torch.Tensor]
 
 
 @dataclass
@@ -52,112 +71,170 @@ class Trainer:
     engine: Engine
     task: Task
     state: TrainState
-    batches: Iterator[Batch]
-    """Training micro-batches on the host, from the sample position that `state` is at."""
-    held_out: Callable[[int | None, int], Any] | None
-    """Opens this rank's share of the first n held-out samples (None: all) in batches of a size; None without any."""
-    save: Callable[[], None]
-    """Writes a checkpoint of the present state."""
+    open_batches: Callable[[TrainState], TrainLoader]
+    """Opens this rank's training micro-batches from where a state stands."""
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    incidents: IncidentLog
     tracker: Tracker
     clock: StepClock
+    watchdog: Watchdog
     stop: StopRequest
     missed: set[str] = field(default_factory=set)
-    """`evaluate`, `draw`: what was due at the present step when a signal stopped the run there."""
-    records: list[StepRecord] = field(default_factory=list)
+    """`evaluate`, `draw`: what was due at the present step when the run ended there."""
+
+    def __post_init__(self) -> None:
+        self.guard = Guard(self.config.guard)
+        self.records: list[StepRecord] = []
+        self.metrics: dict[str, float] = {}
+        """The evaluation at the present step."""
+        self.pace: Throughput | None = None
+        self.doing = "starting"
+        """What the main thread is at, for the watchdog."""
 
     def run(self) -> int:
         """Train to the end, or until a stop signal reached any rank. Returns the exit code."""
-        if self.state.step == 0 and self.config.eval.at_start:
-            self.evaluate()
-        self.evaluate_and_draw(evaluate="evaluate" in self.missed, draw="draw" in self.missed)
+        self.batches = self.open_batches(self.state)
+        try:
+            return self._run()
+        except Interrupted:
+            return self.stop_here()
+        finally:
+            self.batches.close()
+
+    def _run(self) -> int:
+        at_start = self.state.step == 0 and self.config.eval.at_start
+        self.evaluate_and_draw(evaluate=at_start or "evaluate" in self.missed, draw="draw" in self.missed)
+        if self.state.step == 0 and self.config.guard.policy == "rollback":
+            self.save()  # something to go back to
         while self.state.step < self.plan.total_steps:
+            self.doing = "waiting for data"
             with self.clock.waiting():
-                batches = [next(self.batches) for _ in range(self.plan.accumulation)]
-            if not self.train_step(batches):
+                batches = list(islice(self.batches, self.plan.accumulation))
+            did = self.train_step(batches)
+            if did is Did.STOP:
                 return self.stop_here()
+            self.watchdog.now("step", self.state.step)
+            if did is Did.ROLLBACK:
+                continue
+            self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
             last = self.state.step == self.plan.total_steps
             if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
-            evaluate = last or self.is_turn(self.config.eval.every_steps)
-            draw = last or self.is_turn(self.config.eval.figure_every_steps)
-            # An evaluation can take longer than a stop signal leaves time for; it is made up for after the resume.
-            if (evaluate or draw) and not last and self.stop_agreed():
-                return self.stop_here()
-            self.evaluate_and_draw(evaluate=evaluate, draw=draw)
-            if last:
-                self.save_or_fail()
-            elif self.is_turn(self.config.checkpoint.every_steps):
-                self.try_save()
+            self.evaluate_and_draw(
+                evaluate=last or self.is_turn(self.config.eval.every_steps),
+                draw=last or self.is_turn(self.config.eval.figure_every_steps),
+            )
+            if not last and self.is_turn(self.config.checkpoint.every_steps):
+                self.save()
+            self.watchdog.now("step", self.state.step)
+        self.finish_saving()
         return FINISHED
-
-    def evaluate_and_draw(self, *, evaluate: bool, draw: bool) -> None:
-        """Evaluate, draw, or both."""
-        if evaluate:
-            self.evaluate()
-        if draw:
-            self.draw()
-
-    def stop_agreed(self) -> bool:
-        """Whether a stop signal has reached any rank; all ranks ask together and get the same answer."""
-        return self.ranks.sum([float(self.stop.requested)])[0] > 0
-
-    def stop_here(self) -> int:
-        """Save the step that was finished last, and leave."""
-        self.log()
-        self.save_or_fail()
-        step = self.state.step
-        self.tracker.message(f"stopped by a signal after step {step}, which is saved; the same command continues")
-        return STOPPED
 
     def is_turn(self, every: int) -> bool:
         """Whether something that happens every so many steps happens after this one; 0 is never."""
         return every > 0 and self.state.step % every == 0
 
-    def train_step(self, batches: list[Batch]) -> bool:
-        """One optimizer step over this rank's micro-batches; False, and nothing done, if a stop signal came."""
+    def train_step(self, batches: list[Batch]) -> Did:
+        """One optimizer step over this rank's micro-batches."""
         broken = [line for batch in batches for line in batch.pop("broken", [])]
-        # The loss is divided by the weight of the whole global batch, so that neither the number of ranks nor the
-        # accumulation changes it.
-        weight = sum(self.task.weight(batch) for batch in batches)
-        global_weight, stops, num_broken = self.ranks.sum([weight, float(self.stop.requested), float(len(broken))])
+        weights = [self.task.weight(batch) for batch in batches]
+        global_weight, stops, num_broken = self.ranks.sum(
+            [sum(weights), float(self.stop.requested), float(len(broken))]
+        )
         if stops:
-            return False
-        scale = 1.0 / (global_weight + NORMALISER_EPSILON)
-        total, extras = torch.zeros((), device=self.ranks.device), {}
-        for index, batch in enumerate(batches):
-            losses = self.task.loss(self.engine.model, self.to_device(batch))
-            self.engine.backward(losses.total * (scale * self.ranks.world_size))
-            if index < len(batches) - 1:
-                self.engine.micro_step()
-            total += losses.total.detach() * scale
-            for name, value in losses.extras.items():
-                extras[name] = extras.get(name, 0.0) + value.detach() * scale
+            return Did.STOP
+        self.doing = "forward and backward, with the gradients' reduction"
+        sums = forward_backward(self.engine, self.task, batches, global_weight, self.ranks)
+        loss = self.ranks.sum([float(sums.loss)])[0]
+        self.doing = "the optimizer's step"
         rate = learning_rate(self.state.step, self.config.optim, self.plan)
-        applied = self.engine.step(rate)
-
-        self.state.step += 1
-        self.state.samples_seen += self.plan.global_batch
-        self.state.skipped_steps += not applied
-        self.clock.step()
-        norm = self.engine.grad_norm
-        self.records.append(StepRecord(self.state.step, total, norm, rate, applied, self.state.skipped_steps, extras))
-        if not applied:
-            self.warn(f"step {self.state.step}: a gradient was not finite; the update was skipped")
+        applied = self.engine.step(rate, lambda norm: self.guard.judge(loss, norm, self.state) is None)
+        if applied:
+            self.engine.update_average(ema_decay(self.state.step, self.config.optim))
+            self.guard.accept(loss, self.engine.grad_norm, self.state)
+        elif self.respond(loss, sums, weights) is Did.ROLLBACK:
+            return Did.ROLLBACK
+        self.count(applied=applied)
+        record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, sums.extras)
+        self.records.append(record)
         if num_broken:
             self.note_broken(broken, int(num_broken))
-        return True
+        self.check_skipped()
+        return Did.STEP
+
+    def respond(self, loss: float, sums: StepSums, weights: list[float]) -> Did:
+        """Answer a step whose update was not made: write down why, then skip it, go back, or end the run."""
+        step, norm = self.state.step + 1, self.engine.grad_norm
+        refusal = self.guard.judge(loss, norm, self.state) or Refusal("a gradient is not finite", spike=False)
+        if self.config.engine.precision == "fp16" and math.isfinite(loss) and not refusal.spike:
+            self.warn(f"step {step}: a gradient overflowed in fp16; the update is left out and the loss scale lowered")
+            return Did.STEP
+        micro = [float(total) / (weight or 1.0) for total, weight in zip(sums.micro_totals, weights, strict=True)]
+        path = self.incidents.record(refusal, loss, norm, micro, self.state)
+        replay = f"; swinv2-train replay={path} runs it again" if path else "; its incident could not be written"
+        policy = self.config.guard.policy if refusal.spike else "skip"
+        if policy == "stop":
+            self.finish_saving()
+            raise RunError(
+                f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved{replay}; "
+                "guard.policy=skip goes on without it"
+            )
+        if policy == "rollback":
+            self.warn(f"step {step}: {refusal.reason}; going back{replay}")
+            self.roll_back(refusal)
+            return Did.ROLLBACK
+        self.warn(f"step {step}: {refusal.reason}; the update is left out{replay}")
+        return Did.STEP
+
+    def roll_back(self, refusal: Refusal) -> None:
+        """Go back to the newest checkpoint, and leave the offending batches out from there on."""
+        guard, before = self.config.guard, self.state
+        if before.rollbacks >= guard.max_rollbacks:
+            raise RunError(
+                f"step {before.step + 1}: {refusal.reason}, and the run has gone back {before.rollbacks} times already "
+                "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
+            )
+        offending = list(range(max(0, before.batch - guard.rollback_batches + 1), before.batch + 1))
+        self.checkpoints.settle()
+        state, lines = load_newest(self.checkpoints.directory, self.engine, self.ranks)
+        if state is None:
+            raise RunError(f"step {before.step + 1}: {refusal.reason}, and there is no valid checkpoint to go back to")
+        state.rollbacks = before.rollbacks + 1
+        state.avoid(offending)
+        self.state = state
+        self.records.clear()
+        self.tracker.rewind(state.step)
+        for line in [*lines, f"batches left out from here on: {', '.join(str(batch) for batch in offending)}"]:
+            self.tracker.message(line)
+        self.batches.close()
+        self.batches = self.open_batches(state)
+
+    def count(self, *, applied: bool) -> None:
+        """Count a step that was taken."""
+        state = self.state
+        state.step += 1
+        state.samples_seen += self.plan.global_batch
+        state.skipped_steps += not applied
+        state.skipped_in_row = 0 if applied else state.skipped_in_row + 1
+        self.metrics = {}
+        self.clock.step()
+
+    def check_skipped(self) -> None:
+        """End a run that only skips."""
+        allowed = self.config.guard.max_skipped_in_row
+        if self.state.skipped_in_row >= allowed:
+            self.log()
+            raise RunError(
+                f"{allowed} steps in a row were skipped, the last of them step {self.state.step} "
+                "(guard.max_skipped_in_row): the run does not learn any more; look at its incidents, then go on with a "
+                "lower optim.lr, another engine.precision or other data"
+            )
 
     def warn(self, text: str) -> None:
         """Warn of something that every rank knows, once."""
         if self.ranks.is_main:
             self.tracker.warn(text)
-
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch with its tensors on the device."""
-        return {
-            key: value.to(self.ranks.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
 
     def note_broken(self, broken: list[tuple[int, str, str]], count: int) -> None:
         """Name samples that were replaced, and end the run where they are too many."""
@@ -178,20 +255,18 @@ class Trainer:
         if not self.records:
             return
         names = sorted(self.records[0].extras)
-        local = torch.stack(
-            [torch.stack([record.loss, *(record.extras[name] for name in names)]) for record in self.records]
-        )
-        summed = torch.tensor(self.ranks.sum(local.double().flatten().tolist())).view(local.shape).tolist()
-        pace = self.clock.read(self.plan.total_steps - self.state.step)
+        extras = [record.extras[name].double() for record in self.records for name in names]
+        summed = iter(self.ranks.sum(torch.stack(extras).tolist()) if extras else [])
+        self.pace = pace = self.clock.read(self.plan.total_steps - self.state.step)
         rows = []
-        for record, (loss, *extras) in zip(self.records, summed, strict=True):
+        for record in self.records:
             rows.append(
                 {
                     "step": record.step,
                     "samples_seen": record.step * self.plan.global_batch,
-                    "loss": loss,
-                    **dict(zip(names, extras, strict=True)),
-                    "grad_norm": record.grad_norm(),
+                    "loss": record.loss,
+                    **{name: next(summed) for name in names},
+                    "grad_norm": record.grad_norm,
                     "lr": record.learning_rate,
                     "images_per_second": pace.images_per_second,
                     "data_wait_share": pace.data_wait_share,
@@ -204,75 +279,38 @@ class Trainer:
         self.records.clear()
         self.tracker.log_steps(rows)
 
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        """Metrics on the held-out samples, every one of them counted once, over all ranks."""
-        if self.held_out is None or not self.config.eval.every_steps:
+    def evaluate_and_draw(self, *, evaluate: bool, draw: bool) -> None:
+        """Evaluate, draw, or both."""
+        if not (evaluate or draw):
             return
-        samples = self.config.eval.max_samples
-        with self.clock.paused(), self.open_held_out(samples, self.plan.micro_batch) as batches:
-            sums = self.task.evaluate(self.engine.model, batches)
-            keys = sorted(sums)
-            totals = dict(zip(keys, self.ranks.sum([sums[key] for key in keys]), strict=True))
-            metrics = {f"eval/{name}": value for name, value in self.task.metrics(totals).items()}
-        self.tracker.log_evaluation(self.state.step, metrics)
-
-    @torch.no_grad()
-    def draw(self) -> None:
-        """The task's picture of the first held-out samples."""
-        if self.held_out is None or not self.config.eval.figure_every_steps:
-            return
-        samples = self.config.eval.figure_samples
-        # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; the main rank's is kept.
-        with self.clock.paused(), self.open_held_out(samples * self.ranks.world_size, samples) as batches:
-            batch = next(iter(batches))
-            valid = batch["valid"]
-            shown = {key: value[valid] for key, value in batch.items() if isinstance(value, torch.Tensor)}
-            figure = self.task.figure(self.engine.model, shown if valid.any() else batch)
-            self.tracker.log_figure(self.state.step, self.config.task.name, figure)
-
-    def open_held_out(self, num_samples: int | None, micro_batch: int) -> HeldOut:
-        """The first held-out samples, as a context."""
-        assert self.held_out is not None
-        return HeldOut(self, self.held_out(num_samples, micro_batch))
-
-    def try_save(self) -> str | None:
-        """Save, and give the reason if that failed. It is loud, but the run goes on: the older checkpoints stand."""
+        self.watchdog.now("evaluation", self.state.step)
         with self.clock.paused():
-            self.log()
-            try:
-                self.save()
-            except CheckpointError as error:
-                self.warn(f"saving step {self.state.step} FAILED ({error}); older checkpoints are untouched")
-                return str(error)
-        return None
+            if evaluate:
+                self.doing = "evaluation"
+                self.metrics = self.evaluation.evaluate(self.state.step)
+            if draw:
+                self.doing = "drawing a figure"
+                self.evaluation.draw(self.state.step)
 
-    def save_or_fail(self) -> None:
-        """Save the step that the run ends at."""
-        reason = self.try_save()
-        if reason is not None:
-            raise RunError(
-                f"step {self.state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
-                "and the same command continues from the newest of them"
-            )
+    def save(self) -> None:
+        """Save the present state in the background."""
+        self.log()
+        self.doing = "beginning a checkpoint"
+        self.watchdog.now("save", self.state.step)
+        with self.clock.paused():
+            self.checkpoints.begin(self.state, self.metrics)
 
+    def finish_saving(self) -> None:
+        """Have the step that the run ends at on disk."""
+        self.log()
+        self.doing = "waiting for a checkpoint to be written"
+        self.watchdog.now("save", self.state.step)
+        with self.clock.paused():
+            self.checkpoints.finish(self.state, self.metrics)
 
-class HeldOut:
-    """Held-out batches on the device, with the model in eval mode while they are open."""
-
-    def __init__(self, trainer: Trainer, loader: Any) -> None:
-        self.trainer, self.loader = trainer, loader
-
-    def __enter__(self) -> Iterator[Batch]:
-        self.trainer.engine.model.eval()
-        return self._batches()
-
-    def _batches(self) -> Iterator[Batch]:
-        for batch in self.loader:
-            for position, key, reason in batch.pop("broken", []):
-                self.trainer.tracker.warn(f"held-out sample {key} (number {position}) is broken and left out: {reason}")
-            yield self.trainer.to_device(batch)
-
-    def __exit__(self, *_: object) -> None:
-        self.loader.close()
-        self.trainer.engine.model.train()
+    def stop_here(self) -> int:
+        """Save the step that was finished last, and leave."""
+        self.finish_saving()
+        step = self.state.step
+        self.tracker.message(f"stopped by a signal after step {step}, which is saved; the same command continues")
+        return STOPPED

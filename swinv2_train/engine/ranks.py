@@ -2,20 +2,28 @@
 
 Control messages (flags, counts, small objects) go over a gloo group of their own, on the host, so that they never wait
 for the accelerator. Gradients and parameters are DeepSpeed's business.
+
+A rank that dies or falls silent shows up in the others as an error of the next collective. That error is `LostRanks`,
+here and, through `as_lost_rank`, where it comes out of a collective of torch or DeepSpeed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import re
 import socket
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.errors import RunError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """DeepSpeed looks for an MPI job unless it finds all of these, also where the process group is there already."""
@@ -33,41 +41,144 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+class LostRanks(RunError):  # noqa: N818 (what happened, as a sentence says it)
+    """Another rank has died or does not answer."""
+
+
+_GONE = re.compile(
+    r"connection (?:closed|reset|refused|timed out)|connectFullMesh failed|timed out|timeout|broken pipe|not connected"
+    r"|no route to host|(?:network|host) is unreachable|remote process exit|ncclRemoteError|ncclSystemError"
+    r"|communicator was aborted",
+    re.IGNORECASE,
+)
+"""How gloo and NCCL say that a peer is gone; their other errors are about the collective itself."""
+_SPEAKERS = re.compile(r"gloo|NCCL|pair closure")
+_REASON_LENGTH = 120
+
+
+def _reason(error: BaseException) -> str:
+    # gloo puts its source file in front and advice behind, torch a C++ trace below.
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = re.sub(r"^\[/[^\]]*\]\s*", "", text).split(". This is typically")[0].strip().rstrip(".")
+    return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
+
+
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, (dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    if type(error) is not RuntimeError and not isinstance(error, dist.DistError):
+        return False
+    return bool(_SPEAKERS.search(str(error)) and _GONE.search(str(error)))
+
+
+def as_lost_rank(error: BaseException) -> LostRanks | None:
+    """The `LostRanks` that an error of a collective means, wherever the collective was; None for any other error."""
+    if isinstance(error, LostRanks):
+        return error
+    causes = [error] if error.__cause__ is None else [error, error.__cause__]
+    for cause in causes:
+        if _is_lost(cause):
+            rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK", "0")
+            return LostRanks(
+                f"rank {rank} lost contact with another rank ({_reason(cause)}): the ranks that are left end; "
+                "the same command continues from the newest checkpoint"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class _Collective:
+    name: str
+    number: int
+    begun: float
+    finished: float | None = None
+
+    def __str__(self) -> str:
+        now = time.monotonic()
+        end = "not finished" if self.finished is None else f"finished {now - self.finished:.0f} s ago"
+        return f"{self.name} number {self.number}, begun {now - self.begun:.0f} s ago, {end}"
+
+
 @dataclass
 class Ranks:
-    """This process among the others."""
+    """This process among the others.
+
+    Every method is a collective: all ranks call it, in the same order. One `Ranks` belongs to one thread.
+
+    Raises:
+        LostRanks: from any of them, if another rank died or does not answer.
+    """
 
     rank: int
     world_size: int
     local_rank: int
     device: torch.device
     control: dist.ProcessGroup
+    timeout: datetime.timedelta | None = None
+    _last: _Collective | None = field(default=None, repr=False)
+    _others: list[Ranks] = field(default_factory=list, repr=False)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def last_collective(self) -> str:
+        """The newest call of each of these methods' groups, such as `gather number 412, begun 31 s ago, not finished`.
+
+        The number counts the calls since the start; ranks that differ in it are not at the same place. Safe to ask from
+        another thread.
+        """
+        lines = [str(ranks._last or "none yet") for ranks in (self, *self._others)]
+        return "; in the background: ".join(lines)
+
+    @contextlib.contextmanager
+    def _collective(self, name: str) -> Iterator[None]:
+        number = self._last.number + 1 if self._last else 1
+        begun = time.monotonic()
+        self._last = _Collective(name, number, begun)
+        try:
+            yield
+        except RuntimeError as error:
+            lost = as_lost_rank(error)
+            if lost is None:
+                raise
+            raise lost from error
+        self._last = _Collective(name, number, begun, time.monotonic())
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        dist.barrier(group=self.control)
+        with self._collective("barrier"):
+            dist.barrier(group=self.control)
 
     def sum(self, values: list[float]) -> list[float]:
         """Numbers added up over all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.control)
+        with self._collective("sum"):
+            dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """One small object of every rank, in rank order, on every rank."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.control)
+        with self._collective("gather"):
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """The main rank's small object, on every rank."""
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        with self._collective("broadcast"):
+            dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    def another(self) -> Ranks:
+        """The same ranks over a gloo group of their own, for use by one other thread."""
+        with self._collective("another group"):
+            control = dist.new_group(backend="gloo", timeout=self.timeout)
+        other = Ranks(self.rank, self.world_size, self.local_rank, self.device, control, self.timeout)
+        self._others.append(other)
+        return other
 
 
 def pick_device(wanted: str) -> str:
@@ -94,9 +205,16 @@ def join(device: str, timeout_minutes: float) -> Ranks:
     Args:
         device: `cuda` or `cpu`.
         timeout_minutes: limit on the rendezvous and on every collective.
+
+    Raises:
+        ConfigError: if the launcher's variables cannot be meant, or there are more ranks than GPUs.
+        RunError: if the ranks do not find each other.
     """
     timeout = datetime.timedelta(minutes=timeout_minutes)
     _set_default_timeout(timeout)
+    launched = under_launcher()
+    if launched:
+        _check_variables()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     backend = "nccl" if device == "cuda" else "gloo"
     torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
@@ -106,17 +224,57 @@ def join(device: str, timeout_minutes: float) -> Ranks:
                 "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
             )
         torch.cuda.set_device(torch_device)
-    if under_launcher():
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-        # torchrun keeps its store over a restart; a prefix per attempt keeps the new ranks from reading the addresses
-        # of the dead ones.
-        store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    try:
+        if launched:
+            store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+            # torchrun keeps its store over a restart; a prefix per attempt keeps the new ranks from reading the
+            # addresses of the dead ones.
+            store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        else:
+            store, rank, world_size = dist.HashStore(), 0, 1
+            os.environ.update(_ALONE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        control = dist.new_group(backend="gloo", timeout=timeout)
+    except RuntimeError as error:
+        if not launched:
+            raise
+        raise RunError(_not_joined(error)) from error
+    return Ranks(rank, world_size, local_rank, torch_device, control, timeout)
+
+
+def _check_variables() -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "0" if name == "LOCAL_RANK" else "")
+        if not value.isdecimal():
+            raise ConfigError(name, repr(value), "is a number that the launcher sets beside RANK and WORLD_SIZE")
+    if not os.environ.get("MASTER_ADDR"):
+        raise ConfigError("MASTER_ADDR", "''", "is the address of rank 0, which the launcher sets beside RANK")
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank >= world_size:
+        raise ConfigError("RANK", rank, f"counts from 0, and WORLD_SIZE={world_size}")
+
+
+def _not_joined(error: RuntimeError) -> str:
+    variables = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    rank, world_size, host, port = (os.environ.get(name, "") for name in variables)
+    if "EADDRINUSE" in str(error):
+        mend = "another process listens on this port: end it, or take another one (launch.master_port, --master-port)"
+    elif not _resolves(host):
+        mend = "MASTER_ADDR is a name that this machine cannot resolve: give the address of rank 0"
     else:
-        store, rank, world_size = dist.HashStore(), 0, 1
-        os.environ.update(_ALONE)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    return Ranks(rank, world_size, local_rank, torch_device, control)
+        mend = (
+            "see that every rank was started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, that rank 0 can "
+            "be reached there, and what the other ranks say"
+        )
+    return f"rank {rank} of {world_size} could not join the others at {host}:{port} ({_reason(error)}): {mend}"
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def leave() -> None:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""Learning rate and averaging decay as pure functions of the step: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def learning_rate(step: int, optim: OptimConfig, plan: Plan) -> float:
     if optim.schedule == "multistep":
         return plan.peak_lr * optim.gamma ** sum(step >= mark for mark in plan.milestones)
     return plan.peak_lr
+
+
+def ema_decay(step: int, optim: OptimConfig) -> float:
+    """The decay of the weights' moving average in step `step` (the first is 0).
+
+    It starts low, so that the average does not hang on the initial weights, as TensorFlow's ExponentialMovingAverage
+    with `num_updates` does.
+    """
+    return min(optim.ema_decay, (1 + step) / (10 + step))

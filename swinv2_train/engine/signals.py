@@ -1,30 +1,44 @@
-"""Stop signals: finish the step, save, leave."""
+"""Stop requests: finish the step, save, leave.
+
+SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 on any one rank stop the whole run (the two last are what Slurm's
+`--signal` and other schedulers send ahead of time). A rank whose launcher has died takes that as a request as well,
+for nobody would stop it otherwise. What reaches the ranks, as seen with torch 2.15 and DeepSpeed 0.19:
+
+- `torchrun` passes SIGTERM, SIGINT and SIGHUP on to all its ranks, gives them 30 seconds, and kills them then. Any
+  other signal, SIGUSR1 and SIGKILL among them, ends it without a word to the ranks: they see their parent change.
+- `deepspeed` is two processes on one machine, `deepspeed.launcher.runner` and below it `deepspeed.launcher.launch`, the
+  parent of the ranks. Every signal to the runner ends it alone; `launch` goes on with another parent, which the ranks
+  look at, too. `launch` passes SIGTERM on, to one rank after the other, with 30 seconds for each.
+- `swinv2-train` passes all five on to its ranks itself. If it is killed, they see that its process is gone.
+
+A shell is not counted as a launcher: ranks that were started by hand go on when one logs out.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 from types import FrameType
 
 import psutil
 
 from swinv2_train.exit_codes import INTERRUPTED
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
 """Process id of the command that started this rank, where one did."""
+_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")
 
 
 class StopRequest:
-    """Remembers that a stop signal came. A second Ctrl-C ends the process at once.
-
-    A rank whose starting command has died takes that as a request, too: nobody would stop it otherwise.
-    """
+    """Remembers that a stop was asked for (see above). A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+        self._command = int(os.environ.get(PARENT_VARIABLE, "0"))
+        self._launchers = _launchers()
+        self._left_alone = False
         self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number, handler in self._previous.items():
             if not (number == signal.SIGHUP and handler == signal.SIG_IGN):  # nohup
@@ -32,28 +46,70 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        return self.signal is not None or self._orphaned()
+        """Whether this rank should stop; cheap enough to ask in every step."""
+        if self.signal is None and not self._left_alone and self._orphaned():
+            self._left_alone = True
+            _say("the launcher of this rank has died: finishing the step and saving")
+        return self.signal is not None or self._left_alone
 
     def _orphaned(self) -> bool:
-        if not self._parent:
-            return False
-        try:
-            return psutil.Process(self._parent).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        except psutil.NoSuchProcess:
+        if self._command and not _runs(self._command):
             return True
+        # A child gets another parent in the moment in which its own dies, collected or not.
+        return any(_parent_of(child) != parent for child, parent in self._launchers)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            self._say("stopped at once; what was saved before stands")
+            _say("stopped at once; what was saved before stands")
             os._exit(INTERRUPTED)
         self.signal = signal.Signals(number)
-        self._say(f"{self.signal.name}: finishing the step and saving; a further Ctrl-C stops at once")
-
-    def _say(self, text: str) -> None:
-        if os.environ.get("RANK", "0") == "0":  # print is not safe inside a signal handler
-            os.write(sys.stderr.fileno(), f"\nswinv2-train: {text}\n".encode())
+        _say(f"{self.signal.name}: finishing the step and saving; a further Ctrl-C stops at once")
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def _say(text: str) -> None:
+    # print is not safe inside a signal handler; and with the launcher or the terminal the reader may be gone.
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nswinv2-train: {text}\n".encode())
+
+
+def _launchers() -> list[tuple[int, int]]:
+    """Pairs of a process and its parent, which last as long as the launcher of this rank lives."""
+    own, parent = os.getpid(), os.getppid()
+    if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or not _is_launcher(parent):
+        return []
+    pairs = [(own, parent)]
+    with contextlib.suppress(psutil.Error):
+        if "deepspeed.launcher.launch" in psutil.Process(parent).cmdline():
+            above = psutil.Process(parent).ppid()
+            if _is_launcher(above):
+                pairs.append((parent, above))
+    return pairs
+
+
+def _is_launcher(process: int) -> bool:
+    try:
+        return process > 1 and psutil.Process(process).name() not in _SHELLS
+    except psutil.Error:
+        return False
+
+
+def _parent_of(process: int) -> int:
+    if process == os.getpid():
+        return os.getppid()
+    try:
+        return psutil.Process(process).ppid()
+    except psutil.Error:
+        return 0
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,12 +1,13 @@
 """All that a resume needs besides tensors.
 
 The order of samples, their augmentation, masks and stochastic depth are functions of the seed and the sample position,
-and the learning rate of the step, so there is no random state and no cursor to save: the step says it all.
+and the learning rate of the step, so there is no random state and no cursor to save: the step, and the batches that
+were left out, say it all.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -19,9 +20,32 @@ class TrainState:
     samples_seen: int = 0
     """Samples consumed: step * global batch."""
     skipped_steps: int = 0
-    """Steps whose update was skipped because a gradient was not finite."""
+    """Steps whose update was left out because the numbers were bad."""
+    skipped_in_row: int = 0
+    """How many of them are the last ones without a good step in between."""
     broken_samples: int = 0
     """Samples that could not be read and were replaced."""
+    rollbacks: int = 0
+    """How often the run went back to a checkpoint because of a spike."""
+    avoided_batches: list[int] = field(default_factory=list)
+    """Batches that rollbacks have left out for good, ascending; batch b holds the sample positions from
+    b * global batch on."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the last good steps, oldest first: what a spike is measured against."""
+    grad_norms: list[float] = field(default_factory=list)
+    """Gradient norms of the same steps."""
+
+    @property
+    def batch(self) -> int:
+        """The batch of the next step: the `step`-th of those that are not avoided."""
+        batch = self.step
+        for avoided in self.avoided_batches:
+            batch += avoided <= batch
+        return batch
+
+    def avoid(self, batches: list[int]) -> None:
+        """Leave batches out from here on."""
+        self.avoided_batches = sorted({*self.avoided_batches, *batches})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

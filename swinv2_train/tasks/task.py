@@ -20,6 +20,15 @@ NORMALISER_EPSILON = 1e-5
 Batch = dict[str, Any]
 """A micro-batch: tensors by name, batch first; always `image` and `position`."""
 
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }
+
+
 Transform = Callable[[torch.Tensor, np.random.Generator], dict[str, torch.Tensor]]
 """One decoded image (C, H, W), 8 or 16 bit, and the random numbers of its sample position -> the entries of a batch."""
 

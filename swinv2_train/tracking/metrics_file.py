@@ -35,7 +35,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
-        self.dropped_lines = self._truncate(start_step) if path.exists() else 0
+        # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
+        self.dropped_lines = self.rewind(start_step if start_step > 0 else -1) if path.exists() else 0
         """Lines dropped at start: past `start_step`, or torn by a crash."""
 
     def append(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
@@ -57,15 +58,18 @@ class MetricsFile:
         except OSError as error:
             raise self._explained(error) from error
 
-    def _truncate(self, start_step: int) -> int:
-        """Keep the lines up to `start_step`, in a new file that replaces the old one whole. Gives the lines dropped."""
+    def rewind(self, step: int) -> int:
+        """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped.
+
+        Raises:
+            OSError: one sentence naming the file and the mend.
+        """
         temporary = self.path.with_name(self.path.name + ".tmp")
         dropped = 0
         try:
             with self.path.open("rb") as old, temporary.open("wb") as new:
                 for line in old:
-                    # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
-                    if start_step > 0 and _step_of(line) <= start_step:
+                    if _step_of(line) <= step:
                         new.write(line.rstrip(b"\r\n") + b"\n")
                     else:
                         dropped += 1

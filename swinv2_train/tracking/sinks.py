@@ -38,6 +38,9 @@ class Sink(Protocol):
     def flush(self) -> None:
         """Make what was recorded visible."""
 
+    def rewind(self, step: int) -> None:
+        """The run went back to a step: what was recorded past it will be recorded again."""
+
     def close(self, exit_status: str) -> None:
         """Write everything out; nothing may be recorded afterwards."""
 
@@ -48,10 +51,14 @@ class TensorBoardSink:
     name = "TensorBoard"
 
     def __init__(self, directory: Path, start_step: int) -> None:
+        self._directory = str(directory)
+        # A run from the beginning logs step 0 again, a resumed one does not.
+        self._open(start_step + 1 if start_step else 0)
+
+    def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events at purge_step and later are hidden. A run from the beginning logs step 0 again, a resumed one does not.
-        self._writer = SummaryWriter(str(directory), purge_step=start_step + 1 if start_step else 0)
+        self._writer = SummaryWriter(self._directory, purge_step=first_step)  # hides older events from this step on
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         for key, value in values.items():
@@ -62,6 +69,10 @@ class TensorBoardSink:
 
     def flush(self) -> None:
         self._writer.flush()
+
+    def rewind(self, step: int) -> None:
+        self._writer.close()
+        self._open(step + 1)
 
     def close(self, exit_status: str) -> None:
         self._writer.close()
@@ -124,9 +135,14 @@ class WandbSink:
     def flush(self) -> None:
         """Nothing to do: W&B sends by itself."""
 
+    def rewind(self, step: int) -> None:
+        """Nothing to do: W&B cannot take back what it was sent, and keeps both passes over the steps."""
+
     def close(self, exit_status: str) -> None:
         self.run.summary["exit_status"] = exit_status
-        self.run.finish(exit_code=1 if exit_status == "failed" else 0)
+        if exit_status == "stopped":
+            self.run.mark_preempting()  # W&B shows the run as preempted, not as crashed or finished
+        self.run.finish(exit_code=0 if exit_status == "finished" else 1)
 
 
 def _stored_wandb_id(run_dir: Path) -> str:

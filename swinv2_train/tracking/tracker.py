@@ -119,6 +119,17 @@ class Tracker:
         self._to_sinks(lambda sink: sink.flush())
         return path
 
+    def rewind(self, step: int) -> None:
+        """The run went back to a step: drop what was recorded past it.
+
+        Raises:
+            OSError: one sentence, when metrics.jsonl cannot be written.
+        """
+        if self._closed:
+            return
+        self._metrics.rewind(step)
+        self._to_sinks(lambda sink: sink.rewind(step))
+
     def message(self, text: str) -> None:
         """A time-stamped line on the console and in log.txt."""
         if self.is_main:
@@ -135,7 +146,7 @@ class Tracker:
         """Write everything out and give the terminal back. Closing twice is allowed; messages still work afterwards.
 
         Args:
-            exit_status: finished, stopped (by a signal, to be resumed) or failed; W&B shows only `failed` as failed.
+            exit_status: finished, stopped (by a signal, to be resumed: W&B shows it as preempted) or failed.
         """
         if self._closed:
             return

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from swinv2_train.checkpoint.fragment import Fragment
+from swinv2_train.checkpoint.load import load_fragments
+from swinv2_train.checkpoint.save import Saved, save
 
 
 class ThreadRanks:
@@ -29,13 +32,19 @@ class ThreadRanks:
         return self.gather(value)[0]
 
 
+def thread_ranks(world_size: int) -> list[ThreadRanks]:
+    """A communicator: one end for each rank."""
+    board, barrier = [None] * world_size, threading.Barrier(world_size, timeout=30)
+    return [ThreadRanks(rank, world_size, board, barrier) for rank in range(world_size)]
+
+
 def on_ranks(world_size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
     """Run `work` on that many ranks and return what each gave, or the exception it raised."""
-    board, barrier = [None] * world_size, threading.Barrier(world_size, timeout=30)
+    group = thread_ranks(world_size)
 
     def run(rank: int) -> Any:
         try:
-            return work(ThreadRanks(rank, world_size, board, barrier))
+            return work(group[rank])
         except Exception as error:
             return error
 
@@ -46,16 +55,55 @@ def on_ranks(world_size: int, work: Callable[[ThreadRanks], Any]) -> list[Any]:
 SHAPES = {"encoder.weight": (7, 5), "encoder.bias": (5,), "decoder.weight": (3, 2, 2)}
 
 
-def full_tensors(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-    """Weight and moments of every parameter, flattened."""
+def full_tensors(seed: int = 0, *, ema: bool = False) -> dict[str, dict[str, torch.Tensor]]:
+    """Weight and moments of every parameter, and the average if asked for, flattened."""
     generator = torch.Generator().manual_seed(seed)
+    parts = ("weight", "exp_avg", "exp_avg_sq", "ema")[: 4 if ema else 3]
     return {
-        name: {
-            kind: torch.randn(torch.Size(shape).numel(), generator=generator)
-            for kind in ("weight", "exp_avg", "exp_avg_sq")
-        }
+        name: {part: torch.randn(torch.Size(shape).numel(), generator=generator) for part in parts}
         for name, shape in SHAPES.items()
     }
+
+
+def blank_tensors(like: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+    """The same with -1 everywhere."""
+    return {name: {part: torch.full_like(flat, -1) for part, flat in parts.items()} for name, parts in like.items()}
+
+
+def assert_equal(actual: dict[str, dict[str, torch.Tensor]], expected: dict[str, dict[str, torch.Tensor]]) -> None:
+    """Check that all tensors are the same to the bit."""
+    for name, parts in expected.items():
+        for part, flat in parts.items():
+            assert torch.equal(actual[name][part], flat), (name, part)
+
+
+def loaded(path: Path, *, ema: bool = False) -> dict[str, dict[str, torch.Tensor]]:
+    """All that a checkpoint holds, read by one rank."""
+    tensors = blank_tensors(full_tensors(ema=ema))
+    load_fragments(path, shards(tensors, 0, 1))
+    return tensors
+
+
+def write(
+    directory: Path,
+    step: int,
+    world_size: int = 2,
+    seed: int = 0,
+    *,
+    ema: bool = False,
+    metrics: dict[str, float] | None = None,
+) -> list[Any]:
+    """Save on that many ranks: what each returned or raised."""
+    tensors = full_tensors(seed, ema=ema)
+
+    def work(ranks: ThreadRanks) -> Saved:
+        pieces = shards(tensors, ranks.rank, ranks.world_size)
+        state = {"train": {"step": step}}
+        return save(
+            directory, step, fragments=pieces, state=state, geometry={"model": {}}, ranks=ranks, metrics=metrics
+        )
+
+    return on_ranks(world_size, work)
 
 
 def shards(tensors: dict[str, dict[str, torch.Tensor]], rank: int, world_size: int) -> list[Fragment]:

@@ -47,7 +47,7 @@ def open_train(shards: ShardSet, **changes: Any) -> TrainLoader:
         "micro_batch": 3,
         "rank": 0,
         "world_size": 1,
-        "start_step": 0,
+        "start_batch": 0,
         "channels": 3,
         "seed": 4,
         "num_workers": 0,
@@ -125,7 +125,7 @@ def test_ranks_change_nothing_even_if_there_are_more_of_them_than_shards(
 def test_a_resumed_run_goes_on_with_the_same_samples_on_other_ranks(
     shards: ShardSet, reference: list[dict[str, Any]], num_workers: int
 ) -> None:
-    assert_same(run(shards, 2, world_size=2, start_step=4, num_workers=num_workers), reference[4:])
+    assert_same(run(shards, 2, world_size=2, start_batch=4, num_workers=num_workers), reference[4:])
 
 
 def test_an_epoch_holds_every_sample_and_the_next_augments_anew(shards: ShardSet) -> None:

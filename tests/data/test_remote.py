@@ -260,7 +260,7 @@ def test_a_loader_trains_from_a_failing_server_through_a_small_cache(
             micro_batch=2,
             rank=0,
             world_size=1,
-            start_step=0,
+            start_batch=0,
             channels=3,
             seed=0,
             num_workers=1,

@@ -1,0 +1,116 @@
+"""What the order of samples costs at a thousand, a million and a billion samples.
+
+    python scripts/bench/order.py --out scripts/bench/results/order.json
+
+A jump is the sample at a random position of the first hundred epochs, as a resume asks for it. Cold: the first jump
+into an epoch and shuffle group, whose keys have to be derived. Warm: further jumps inside one shuffle group, as
+training makes them. Memory is what Python allocates, the order itself and the peak while it is made and used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.data import order as module
+from swinv2_train.data.order import SampleOrder
+
+SIZES = (10**3, 10**6, 10**9)
+EPOCHS = 100
+
+
+def microseconds(order: SampleOrder, positions: list[int], *, cold: bool) -> list[float]:
+    """The time of each jump; `cold`: with no key kept from the jump before."""
+    times = []
+    for position in positions:
+        if cold:
+            module._keys.cache_clear()
+        start = time.perf_counter_ns()
+        order.at(position)
+        times.append((time.perf_counter_ns() - start) / 1000)
+    return times
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """Median and 99th percentile."""
+    return {"median": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}
+
+
+def memory(num_samples: int, positions: list[int]) -> dict[str, int]:
+    """Bytes: of the order, and the most that making it and jumping took."""
+    module._keys.cache_clear()
+    tracemalloc.start()
+    order = SampleOrder(num_samples, seed=0)
+    made, _ = tracemalloc.get_traced_memory()
+    for position in positions:
+        order.at(position)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return {"order_bytes": made, "peak_bytes": peak}
+
+
+def measure(num_samples: int, jumps: int) -> dict[str, Any]:
+    """All numbers of one size of data set."""
+    rng = random.Random(num_samples)
+    anywhere = [rng.randrange(EPOCHS * num_samples) for _ in range(jumps)]
+    constructions = []
+    for _ in range(200):
+        start = time.perf_counter_ns()
+        order = SampleOrder(num_samples, seed=0)
+        constructions.append((time.perf_counter_ns() - start) / 1000)
+    group = order.group_at(anywhere[0])
+    inside = [group.first_position + rng.randrange(group.num_samples) for _ in range(jumps)]
+    return {
+        "num_samples": num_samples,
+        "construct_us": spread(constructions),
+        "cold_jump_us": spread(microseconds(order, anywhere, cold=True)),
+        "warm_jump_us": spread(microseconds(order, inside, cold=False)),
+        **memory(num_samples, anywhere[: min(jumps, 2000)]),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The numbers for a person."""
+    lines = [f"{'samples':>14} {'construct us':>14} {'cold jump us':>22} {'warm jump us':>22} {'bytes':>8} {'peak':>8}"]
+    for row in rows:
+        cold, warm = (
+            f"{row[key]['median']:.1f} (p99 {row[key]['p99']:.1f})" for key in ("cold_jump_us", "warm_jump_us")
+        )
+        lines.append(
+            f"{row['num_samples']:>14,} {row['construct_us']['median']:>14.1f} {cold:>22} {warm:>22} "
+            f"{row['order_bytes']:>8,} {row['peak_bytes']:>8,}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jumps", type=int, default=20000)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    measure(SIZES[0], 1000)  # warm-up
+    rows = [measure(size, options.jumps) for size in SIZES]
+    print(table(rows))
+    report = {
+        "command": " ".join(sys.argv),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "jumps": options.jumps,
+        "results": rows,
+    }
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""All weights of a checkpoint in one safetensors file, with little memory.
+
+The elements of a parameter lie in the files of many ranks. They are read and written in slices of a bounded size, with
+plain file reads: a memory map would count against a job's memory, and turn a failing disk into a crash.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header (little-endian), the header
+as JSON, padded with spaces to a multiple of 8 bytes, then the tensors without gaps, in the order of their offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import KINDS, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
+from swinv2_train.config.errors import ConfigError
+
+SLICE_ELEMENTS = 1 << 22
+"""Most elements that are held at once: 16 MiB in fp32."""
+DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
+"""Names of the dtypes: ours, that of safetensors, and bytes per element."""
+_KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
+_MAX_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses more."""
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes in all."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished file."""
+
+    size: int
+    sha256: str
+
+
+def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Manifest:
+    """The manifest of a checkpoint, after a check of it.
+
+    Args:
+        kind: one of `KINDS`: check the hashes of these files only.
+        hashes: False: check no hashes, only that the pieces cover every parameter.
+
+    Raises:
+        CheckpointError: naming the checkpoint and what is wrong with it.
+    """
+    from swinv2_train.checkpoint.verify import check_complete, check_files
+
+    try:
+        manifest = read_manifest(path)
+        check_complete(manifest)
+        if hashes:
+            files = [record for record in manifest.files if kind is None or record.path.startswith(f"{kind}/")]
+            check_files(path, replace(manifest, files=files))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return manifest
+
+
+class Pieces:
+    """Reads the parameters of a checkpoint, slice by slice, from wherever their elements are."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self._path, self._world_size = path, manifest.world_size
+        self._headers: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._records: dict[str, list[FragmentRecord]] = {name: [] for name in manifest.shapes}
+        for record in sorted(manifest.fragments, key=lambda record: record.start):
+            self._records[record.name].append(record)
+
+    def slices(self, name: str, part: str, start: int, stop: int) -> Iterator[bytearray]:
+        """The elements from `start` to `stop` of a flattened parameter, in order: raw little-endian fp32.
+
+        Args:
+            part: weight, exp_avg, exp_avg_sq or ema.
+
+        Raises:
+            CheckpointError: if a file does not hold what the manifest says.
+        """
+        for record in self._records[name]:
+            low, high = max(start, record.start), min(stop, record.start + record.count)
+            for first in range(low, high, SLICE_ELEMENTS):
+                yield self._read(record, part, first, min(first + SLICE_ELEMENTS, high))
+
+    def _read(self, record: FragmentRecord, part: str, first: int, last: int) -> bytearray:
+        relative = rank_file(_KIND_OF[part], record.rank, self._world_size)
+        key = tensor_key(record.name, record.start, part)
+        try:
+            # Opened for every slice: 512 ranks would be more files than a process may hold open.
+            with (self._path / relative).open("rb", buffering=0) as file:
+                if relative not in self._headers:
+                    self._headers[relative] = read_header(file)
+                data_start, header = self._headers[relative]
+                entry = header[key]
+                begin, end = entry["data_offsets"]
+                if entry["dtype"] != "F32" or end - begin != 4 * record.count:
+                    raise ValueError(f"{key} is not {record.count} fp32 numbers")
+                file.seek(data_start + begin + 4 * (first - record.start))
+                return _read_exactly(file, 4 * (last - first))
+        except OSError as error:
+            raise CheckpointError(f"{self._path / relative} cannot be read ({error.strerror})") from error
+        except KeyError as error:
+            raise CheckpointError(f"{self._path / relative} lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{self._path / relative} is broken ({error})") from error
+
+
+def _read_exactly(file: Any, count: int) -> bytearray:
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        got = file.readinto(view[done:])
+        if not got:
+            raise ValueError("it ends early")
+        done += got
+    return data
+
+
+def read_header(file: Any) -> tuple[int, dict[str, Any]]:
+    """Where the data of an open safetensors file begins, and its header.
+
+    Raises:
+        ValueError: if it is not a safetensors file.
+    """
+    length = int.from_bytes(_read_exactly(file, 8), "little")
+    if length > _MAX_HEADER:
+        raise ValueError("it is no safetensors file")
+    return 8 + length, json.loads(bytes(_read_exactly(file, length)))
+
+
+def write_safetensors(
+    path: Path,
+    tensors: Mapping[str, tuple[str, Sequence[int]]],
+    data: Iterable[bytes | bytearray | memoryview],
+    metadata: Mapping[str, str] | None = None,
+) -> Written:
+    """Write a safetensors file from a stream, flushed to the disk.
+
+    Args:
+        path: must not exist.
+        tensors: dtype (a key of `DTYPES`) and shape of each tensor.
+        data: the bytes of all tensors one after the other, in any portions.
+        metadata: goes into the header.
+
+    Raises:
+        OSError: if it cannot be written.
+        CheckpointError: if `data` is not as long as `tensors` says, or the header too long for the format.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        code, width = DTYPES[dtype]
+        begin, end = end, end + width * math.prod(shape)
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > _MAX_HEADER:
+        raise CheckpointError(f"{len(tensors)} tensors are too many for one safetensors file")
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for portion in (len(header).to_bytes(8, "little"), header):
+            file.write(portion)
+            digest.update(portion)
+        for portion in data:
+            file.write(portion)
+            digest.update(portion)
+            size += len(portion)
+        file.flush()
+        os.fsync(file.fileno())
+    if size != end:
+        raise CheckpointError(f"{size} bytes came instead of {end} for {path.name}")
+    return Written(8 + len(header) + size, digest.hexdigest())
+
+
+def check_space(directory: Path, needed: int) -> None:
+    """Check that a disk has room for so many bytes.
+
+    Raises:
+        CheckpointError: if it has not.
+    """
+    usage = shutil.disk_usage(directory)
+    if usage.total and usage.free < needed:  # some network file systems say that they have no size at all
+        raise CheckpointError(
+            f"{needed / 2**30:.2f} GiB are needed in {directory}, where {usage.free / 2**30:.2f} GiB are free"
+        )
+
+
+def counted(data: Iterable[Any], progress: Progress | None, total: int, done: int = 0) -> Iterator[Any]:
+    """Pass portions of bytes on and report how many went by, `done` of them before."""
+    for portion in data:
+        yield portion
+        done += len(portion)
+        if progress is not None:
+            progress(done, total)
+
+
+def write_weights(
+    path: Path,
+    out: Path,
+    *,
+    ema: bool = False,
+    dtype: str = "fp32",
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> Written:
+    """Write the weights of a checkpoint, whole and under their parameter names, into one safetensors file.
+
+    Args:
+        path: the checkpoint.
+        out: the new file; it appears when all of it is on disk.
+        ema: the moving average instead of the weights themselves.
+        dtype: a key of `DTYPES`; rounds to nearest.
+        verify: compare the hashes of the files that are read first.
+
+    Raises:
+        ConfigError: if `out` exists or cannot be one, or if there is no average in the checkpoint.
+        CheckpointError: if the checkpoint is damaged, a weight is too large for `dtype`, or the disk is full.
+    """
+    part = "ema" if ema else "weight"
+    _check_target(out)
+    manifest = checked(path, _KIND_OF[part], hashes=verify)
+    if ema and not manifest.has_ema:
+        raise ConfigError("", path, f"{path} holds no moving average; leave --ema away for the weights themselves")
+    total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
+    check_space(out.parent, total)
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        written = write_safetensors(
+            partial,
+            {name: (dtype, manifest.shapes[name]) for name in sorted(manifest.shapes)},
+            counted(_weights(Pieces(path, manifest), manifest, part, dtype), progress, total),
+            {
+                "format": "pt",
+                "step": str(manifest.step),
+                "weights": "ema" if ema else "raw",
+                "geometry": json.dumps(manifest.geometry),
+                "versions": json.dumps(manifest.versions),
+            },
+        )
+        _check_target(out)
+        partial.rename(out)
+        flush_directory(out.parent)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return written
+
+
+def _check_target(out: Path) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigError("", out, f"{out}: the file's name must end in .safetensors")
+    if out.exists():
+        raise ConfigError("", out, f"{out} exists already; remove it or take another name")
+    if not out.parent.is_dir():
+        raise ConfigError("", out, f"{out.parent} is not a directory")
+
+
+def _weights(pieces: Pieces, manifest: Manifest, part: str, dtype: str) -> Iterator[bytearray | memoryview]:
+    for name in sorted(manifest.shapes):
+        for data in pieces.slices(name, part, 0, math.prod(manifest.shapes[name])):
+            yield data if dtype == "fp32" else _rounded(data, dtype, name)
+
+
+def _rounded(data: bytearray, dtype: str, name: str) -> memoryview:
+    import torch
+
+    values = torch.frombuffer(data, dtype=torch.float32)
+    low = values.to({"bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
+    if torch.any(torch.isinf(low) & torch.isfinite(values)):
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
+    return memoryview(low.view(torch.uint8).numpy())
+
+
+def flush_directory(path: Path) -> None:
+    """Force the names in a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,148 @@
+"""The same checkpoint as if another number of ranks had saved it.
+
+Loading never needs this (any number of ranks reads any checkpoint); it is for storage: a few large files are easier to
+copy and to keep than thousands of small ones. Nothing is computed: every element's bytes are copied as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from swinv2_train.checkpoint.consolidate import (
+    Pieces,
+    Progress,
+    check_space,
+    checked,
+    counted,
+    flush_directory,
+    write_safetensors,
+)
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import (
+    KINDS,
+    MANIFEST,
+    PARTIAL_PREFIX,
+    FileRecord,
+    FragmentRecord,
+    Manifest,
+    manifest_text,
+    rank_file,
+    step_name,
+    tensor_key,
+)
+from swinv2_train.config.errors import ConfigError
+
+
+def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[FragmentRecord]]:
+    """What each rank owns when all parameters are laid end to end and cut into equal shares; the last may be smaller,
+    or empty."""
+    share = -(-sum(math.prod(shape) for shape in shapes.values()) // num_ranks)
+    owned: list[list[FragmentRecord]] = [[] for _ in range(num_ranks)]
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + math.prod(shape)
+        start = offset
+        while start < end:
+            rank = start // share
+            stop = min(end, (rank + 1) * share)
+            owned[rank].append(FragmentRecord(name, start - offset, stop - start, rank))
+            start = stop
+        offset = end
+    return owned
+
+
+def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = None) -> Path:
+    """Write a checkpoint anew as `num_ranks` files of each kind, verify it, and return its directory.
+
+    Args:
+        path: the checkpoint; it is verified first.
+        out: gets the directory `step-XXXXXXXX`, which appears when all of it is on disk and verified.
+        num_ranks: at least 1.
+
+    Raises:
+        ConfigError: if the target exists.
+        CheckpointError: if the checkpoint is damaged or the new one cannot be written; nothing is left behind then.
+    """
+    manifest = checked(path, hashes=False)
+    final = out / step_name(manifest.step)
+    partial = out / f"{PARTIAL_PREFIX}{final.name}"
+    for target in (final, partial):
+        if target.exists():
+            raise ConfigError("", target, f"{target} exists already; remove it or give another directory")
+    if out.resolve().is_relative_to(path.resolve()):
+        raise ConfigError("", out, f"{out} is inside the checkpoint; give another directory")
+    checked(path)
+    existed = out.exists()
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{partial} cannot be made ({error.strerror})") from error
+    try:
+        check_space(out, sum(record.size for record in manifest.files))
+        _write(path, partial, manifest, num_ranks, progress)
+        checked(partial)
+        partial.rename(final)
+        flush_directory(out)
+    except OSError as error:
+        raise CheckpointError(f"{final} cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed and not any(out.iterdir()):
+            out.rmdir()
+    return final
+
+
+def _write(path: Path, partial: Path, manifest: Manifest, num_ranks: int, progress: Progress | None) -> None:
+    pieces, owned = Pieces(path, manifest), even_cut(manifest.shapes, num_ranks)
+    kinds = {kind: parts for kind, parts in KINDS.items() if kind != "ema" or manifest.has_ema}
+    total, done, files = sum(record.size for record in manifest.files), 0, []
+    for kind in kinds:
+        (partial / kind).mkdir()
+    for rank, records in enumerate(owned):
+        for kind, parts in kinds.items():
+            if not records:
+                continue
+            relative = rank_file(kind, rank, num_ranks)
+            data = counted(_elements(pieces, records, parts), progress, total, done)
+            tensors = {
+                tensor_key(record.name, record.start, part): ("fp32", (record.count,))
+                for part in parts
+                for record in records
+            }
+            written = write_safetensors(partial / relative, tensors, data)
+            files.append(FileRecord(relative, written.size, written.sha256))
+            done += written.size
+    for record in manifest.files:
+        if record.path.partition("/")[0] not in KINDS:
+            _copy(path / record.path, partial / record.path)
+            files.append(record)
+    fragments = [record for records in owned for record in records]
+    _write_bytes(
+        partial / MANIFEST,
+        manifest_text(replace(manifest, world_size=num_ranks, fragments=fragments, files=files)).encode(),
+    )
+    for directory in (*(partial / kind for kind in kinds), partial):
+        flush_directory(directory)
+
+
+def _elements(pieces: Pieces, records: Sequence[FragmentRecord], parts: Sequence[str]) -> Iterator[bytearray]:
+    for part in parts:
+        for record in records:
+            yield from pieces.slices(record.name, part, record.start, record.start + record.count)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write_bytes(target, source.read_bytes())
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

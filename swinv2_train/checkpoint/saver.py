@@ -1,0 +1,237 @@
+"""Save in the background: the training waits for a copy of the state in host memory, not for the disk.
+
+begin: wait for the save in flight, copy -> thread: write, retry, prune -> poll: what became of it
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.fragment import Fragment
+from swinv2_train.checkpoint.layout import step_name
+from swinv2_train.checkpoint.retain import prune
+from swinv2_train.checkpoint.save import Ranks, Saved, save
+from swinv2_train.config.schema import CheckpointConfig
+
+_BLOCK_ELEMENTS = 1 << 26
+"""Host memory is allocated in blocks of at most this many fp32 elements: 256 MiB."""
+
+
+@dataclass
+class Outcome:
+    """What became of a save. Every rank has one; they agree on whether it failed, unless a rank was lost."""
+
+    step: int
+    path: Path
+    pause_seconds: float
+    """How long the training waited: for the save before and for the copy; without a background, for all of it."""
+    failure: str | None = None
+    """The reason, or None: the checkpoint is whole on the disk."""
+    attempts: int = 0
+    size_bytes: int = 0
+    """Of the files of all ranks."""
+    write_seconds: float = 0.0
+    """From the first attempt to the end of the last."""
+    warnings: list[str] = field(default_factory=list)
+    """Attempts that failed before the last one, and what went wrong when surplus checkpoints were removed."""
+
+
+def _tensors(fragment: Fragment) -> dict[str, torch.Tensor]:
+    values = {item.name: getattr(fragment, item.name) for item in fields(fragment)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+
+class HostCopy:
+    """Host memory for a copy of a rank's fragments, allocated at the first and used again by the later ones.
+
+    It is pinned where the fragments are on a GPU, which makes the copy several times faster.
+    """
+
+    def __init__(self) -> None:
+        self._layout: list[Any] = []
+        self._copies: list[Fragment] = []
+
+    @torch.no_grad()
+    def take(self, fragments: list[Fragment]) -> list[Fragment]:
+        """Copies of the fragments, complete when it returns, valid until it is called again.
+
+        Raises:
+            CheckpointError: if there is not enough host memory.
+        """
+        layout = [(item.name, item.shape, item.start, _sizes(item)) for item in fragments]
+        if layout != self._layout:
+            self._layout, self._copies = [], []  # lets go of the memory before it asks for more
+            try:
+                self._copies = _allocate(fragments)
+            except (MemoryError, RuntimeError) as error:
+                size = sum(4 * count for item in fragments for count in _sizes(item).values())
+                raise CheckpointError(
+                    f"a save in the background needs {size / 2**30:.1f} GiB of host memory on every rank, which cannot "
+                    "be had: set checkpoint.background=false"
+                ) from error
+            self._layout = layout
+        devices = set()
+        for source, target in zip(fragments, self._copies, strict=True):
+            targets = _tensors(target)
+            for part, tensor in _tensors(source).items():
+                targets[part].copy_(tensor, non_blocking=True)
+                devices.add(tensor.device)
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
+        return self._copies
+
+
+def _sizes(fragment: Fragment) -> dict[str, int]:
+    return {part: tensor.numel() for part, tensor in _tensors(fragment).items()}
+
+
+def _allocate(fragments: list[Fragment]) -> list[Fragment]:
+    """Fragments like the given ones in host memory.
+
+    Pinned memory is rounded up to a power of two, so they share blocks of such a size.
+    """
+    pinned = any(tensor.is_cuda for item in fragments for tensor in _tensors(item).values())
+    wanted = [(index, part, count) for index, item in enumerate(fragments) for part, count in _sizes(item).items()]
+    blocks: list[list[tuple[int, str, int]]] = []
+    room = -1
+    for entry in wanted:
+        if entry[2] > room:
+            blocks.append([])
+            room = max(_BLOCK_ELEMENTS, entry[2])
+        blocks[-1].append(entry)
+        room -= entry[2]
+    parts: list[dict[str, torch.Tensor]] = [{} for _ in fragments]
+    for block in blocks:
+        memory = torch.empty(sum(count for _, _, count in block), dtype=torch.float32, pin_memory=pinned)
+        for (index, part, _), tensor in zip(block, memory.split([count for _, _, count in block]), strict=True):
+            parts[index][part] = tensor
+    return [replace(item, **tensors) for item, tensors in zip(fragments, parts, strict=True)]
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time, beside the training.
+
+    Args:
+        directory: where the checkpoints are; shared by all ranks.
+        ranks: a communicator that nobody else uses, because a thread uses it while the training uses another.
+        policy: background or not, retries, which checkpoints to keep.
+        watch: a context that the writing runs in, retries included, such as a time limit.
+        protected: the main rank asks it for the names of checkpoints to keep whatever the policy says.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        ranks: Ranks,
+        policy: CheckpointConfig,
+        *,
+        watch: Callable[[], AbstractContextManager[None]] = nullcontext,
+        protected: Callable[[], Collection[str]] = tuple,
+    ) -> None:
+        self._directory, self._ranks, self._policy = directory, ranks, policy
+        self._watch, self._protected = watch, protected
+        self._host = HostCopy()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._outcomes: list[Outcome] = []
+        self._last_saved: int | None = None
+
+    @property
+    def last_saved(self) -> int | None:
+        """The step of the last save that this process knows to be whole on the disk."""
+        return self._last_saved
+
+    def begin(
+        self,
+        step: int,
+        *,
+        fragments: Iterable[Fragment],
+        state: dict[str, Any],
+        geometry: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> None:
+        """Save the present state; when it returns, everything given may change. Every rank must call it.
+
+        Waits for the save in flight first. The arguments are those of `save`. What becomes of it is an `Outcome`.
+
+        Raises:
+            CheckpointError: on a rank that has no host memory for the copy.
+        """
+        started = time.perf_counter()
+        self.close()
+        content = {"fragments": list(fragments), "state": state, "geometry": geometry, "metrics": metrics}
+        if self._policy.background:
+            own = self._host.take(content.pop("fragments"))
+            content = {"fragments": own, **copy.deepcopy(content)}
+        outcome = Outcome(step, self._directory / step_name(step), time.perf_counter() - started)
+        if self._policy.background:
+            self._thread = threading.Thread(target=self._run, args=(outcome, content), name="saver", daemon=True)
+            self._thread.start()
+        else:
+            self._run(outcome, content)
+            outcome.pause_seconds = time.perf_counter() - started
+
+    def poll(self) -> list[Outcome]:
+        """What became of the saves that have ended since the last call."""
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+    def finish(self) -> list[Outcome]:
+        """Wait for the save in flight, then as `poll`."""
+        self.close()
+        return self.poll()
+
+    def close(self) -> None:
+        """Wait for the save in flight."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self, outcome: Outcome, content: dict[str, Any]) -> None:
+        try:
+            with self._watch():
+                outcome.size_bytes = self._attempt(outcome, content).size_bytes
+                self._last_saved = outcome.step
+                self._prune(outcome)
+        except CheckpointError as error:
+            outcome.failure = str(error)
+        except Exception as error:  # such as that of a collective whose other end is gone: nothing to try again with
+            outcome.failure = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._outcomes.append(outcome)
+
+    def _attempt(self, outcome: Outcome, content: dict[str, Any]) -> Saved:
+        """Write until it works or all attempts are used up. `save` fails on all ranks alike, so all try alike."""
+        started = time.perf_counter()
+        while True:
+            outcome.attempts += 1
+            try:
+                return save(self._directory, outcome.step, ranks=self._ranks, **content)
+            except CheckpointError as error:
+                if outcome.attempts > self._policy.retries:
+                    raise
+                outcome.warnings.append(f"attempt {outcome.attempts} failed: {error}")
+            finally:
+                outcome.write_seconds = time.perf_counter() - started
+            time.sleep(self._policy.retry_seconds)
+
+    def _prune(self, outcome: Outcome) -> None:
+        if self._ranks.rank != 0:
+            return
+        try:
+            # What was just written stays, also where broken ones of later steps are still there.
+            prune(self._directory, self._policy, {*self._protected(), outcome.path.name})
+        except Exception as error:  # the checkpoint is whole: whatever is wrong here must not say otherwise
+            outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

@@ -1,0 +1,194 @@
+"""Which checkpoints are there, and is each of them whole? From manifests and file sizes, so that a glance is quick."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import (
+    MANIFEST,
+    STATE,
+    Manifest,
+    list_checkpoints,
+    read_manifest,
+    step_of,
+)
+from swinv2_train.config.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint as it was found."""
+
+    path: Path
+    step: int | None
+    """None for a directory of another name whose manifest cannot be read."""
+    size: int
+    """Bytes on disk."""
+    written: float
+    """When it was finished, in seconds since 1970; from the file system, so a copy may be younger."""
+    manifest: Manifest | None
+    """None if it cannot be read."""
+    hashed: bool
+    """Whether the hashes were checked, or only the sizes."""
+    damage: str | None
+    """What is wrong with it; None if nothing is."""
+
+    @property
+    def state(self) -> str:
+        return "damaged" if self.damage else "verified" if self.hashed else "complete"
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is one checkpoint, whole or not."""
+    return path.is_dir() and (step_of(path) is not None or (path / MANIFEST).is_file())
+
+
+def directory_of(path: Path) -> Path:
+    """The directory of checkpoints that is meant: that of a run directory, or the path itself.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if not path.exists():
+        raise ConfigError("", path, f"{path} does not exist")
+    if is_checkpoint(path):
+        raise ConfigError("", path, f"{path} is one checkpoint; give a run directory or a directory of checkpoints")
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints"
+    if path.is_dir() and (path.name == "checkpoints" or list_checkpoints(path) or leftovers(path)):
+        return path
+    raise ConfigError("", path, f"{path} is neither a run directory, nor a directory of checkpoints, nor a checkpoint")
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The checkpoint that a path is, or those in it, newest first; none where a run has not saved yet."""
+    return [path] if is_checkpoint(path) else list_checkpoints(directory_of(path))
+
+
+def newest_of(path: Path) -> Path:
+    """The checkpoint that a path is, or the newest in it, whole or not.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    found = checkpoints_of(path)
+    if not found:
+        raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)}")
+    return found[0]
+
+
+def leftovers(directory: Path) -> list[Path]:
+    """What is being written at the moment or was left behind by a crash: directories with a dot before their step."""
+    return sorted(path for path in directory.glob(".*step-*") if path.is_dir())
+
+
+def tree_size(path: Path) -> int:
+    """Bytes in all files below a path; what vanishes meanwhile does not count."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def check_sizes(path: Path, manifest: Manifest) -> None:
+    """Check that every file of a checkpoint is there in its full length.
+
+    Raises:
+        CheckpointError: naming the first that is not.
+    """
+    for record in manifest.files:
+        try:
+            size = (path / record.path).stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{record.path} cannot be read ({error.strerror})") from error
+        if size != record.size:
+            raise CheckpointError(f"{record.path} has {size} bytes instead of {record.size}")
+
+
+def examine(path: Path, *, hashes: bool = False) -> Entry:
+    """Look at one checkpoint: its manifest (which carries its own hash) and the sizes of its files.
+
+    Args:
+        hashes: read every byte as well, and compare the hashes.
+    """
+    manifest, damage = None, None
+    try:
+        manifest = read_manifest(path)
+        check_sizes(path, manifest)
+        if hashes:
+            from swinv2_train.checkpoint.verify import verify  # imports torch
+
+            verify(path)
+    except CheckpointError as error:
+        damage = str(error)
+    step = step_of(path)
+    return Entry(
+        path=path,
+        step=manifest.step if step is None and manifest else step,
+        size=tree_size(path),
+        written=_written(path),
+        manifest=manifest,
+        hashed=hashes,
+        damage=damage,
+    )
+
+
+def survey(path: Path, *, hashes: bool = False) -> Iterator[Entry]:
+    """Look at the checkpoint that a path is, or at those in it, newest first, one at a time."""
+    for checkpoint in checkpoints_of(path):
+        entry = examine(checkpoint, hashes=hashes)
+        if checkpoint.exists():  # a run at work may let go of one while it is looked at
+            yield entry
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON state of a checkpoint.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        state = json.loads((path / STATE).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path / STATE} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / STATE} is broken ({error})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / STATE} is broken (it is not an object)")
+    return state
+
+
+def _written(path: Path) -> float:
+    for candidate in (path / MANIFEST, path):
+        try:
+            return candidate.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
+
+
+def best_of(entries: list[Entry], metric: str, mode: str) -> Path | None:
+    """The undamaged checkpoint with the smallest (`min`) or largest (`max`) value of a metric; of equals, the newest.
+
+    Args:
+        entries: newest first.
+    """
+    values = [
+        (entry.manifest.metrics[metric], entry.path)
+        for entry in entries
+        if entry.manifest and not entry.damage and math.isfinite(entry.manifest.metrics.get(metric, math.nan))
+    ]
+    if not values:
+        return None
+    return (min if mode == "min" else max)(values, key=lambda pair: pair[0])[1]

@@ -1,0 +1,380 @@
+"""`swinv2-checkpoint`: look at checkpoints, check them, thin them out, and take weights out of them.
+
+Exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 wrong use (no such path, the target
+exists, a run is training there); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+
+# What imports torch is imported where it is used: a look at checkpoints must not wait for it.
+_STATUS = (
+    "exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 wrong use (no such path, the "
+    "target exists, a run is training there); 130 interrupted"
+)
+_PATHS = "PATH is a run directory, a directory of checkpoints, or one step-XXXXXXXX directory."
+_NEWEST = "CHECKPOINT is a step-XXXXXXXX directory; of a run directory or a directory of checkpoints, its newest one."
+_EXAMPLES = """\
+  swinv2-checkpoint ls outputs/simmim_base
+  swinv2-checkpoint verify outputs/simmim_base
+  swinv2-checkpoint prune outputs/simmim_base --keep-last 2 --keep-best 1
+  swinv2-checkpoint weights outputs/simmim_base simmim_base.safetensors --ema --dtype bf16
+
+swinv2-checkpoint COMMAND --help says more."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the status."""
+    arguments = _parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half a file is removed then as well
+    try:
+        code = _guarded(arguments.run, arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(code)
+
+
+def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+        return code
+    except ConfigError as error:
+        print(f"swinv2-checkpoint: {error}", file=sys.stderr)
+        return WRONG_USE
+    except CheckpointError as error:
+        print(f"swinv2-checkpoint: {error}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"swinv2-checkpoint: {where}{error.strerror or error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("swinv2-checkpoint: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One sentence instead of the whole usage."""
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="swinv2-checkpoint",
+        description="Look at the checkpoints of swinv2-train, check them, thin them out, and take weights out of them.",
+        epilog=f"examples:\n{_EXAMPLES}\n\n{_filled(_STATUS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="{ls,verify,show,prune,reshape,weights}", parser_class=_Parser
+    )
+    _add_looks(commands)
+    _add_prune(commands)
+    _add_writers(commands)
+    return parser
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100)
+
+
+def _command(commands: Any, name: str, run: Callable[..., int], line: str, texts: Sequence[str], *examples: str) -> Any:
+    listed = "\n".join(f"  swinv2-checkpoint {name} {example}" for example in examples)
+    command = commands.add_parser(
+        name,
+        help=line,
+        description="\n\n".join(map(_filled, texts)),
+        epilog=f"examples:\n{listed}\n\n{_filled(_STATUS)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_looks(commands: Any) -> None:
+    text = (
+        "List checkpoints, newest first. By default a checkpoint is complete if its manifest is intact and every file "
+        "has its full size; --verify reads all of it and compares the hashes. The exit status is that of the newest "
+        "one: 0 if it is fine, 1 if it is damaged or there is none."
+    )
+    examples = ("outputs/simmim_base", "outputs/simmim_base --verify", "outputs/simmim_base --json")
+    command = _command(commands, "ls", _ls, "list checkpoints", [text, _PATHS], *examples)
+    command.add_argument("path", metavar="PATH", type=_path)
+    command.add_argument("--verify", action="store_true", help="compare the hashes of all files")
+    command.add_argument("--json", action="store_true", help="for scripts")
+    _add_metric(command, "mark the best checkpoint by this metric")
+
+    text = "Compare the hash of every file of every checkpoint, or of one; a line each. Status 1 if any is damaged."
+    examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000")
+    command = _command(commands, "verify", _verify, "check every byte", [text, _PATHS], *examples)
+    command.add_argument("path", metavar="PATH", type=_path)
+
+    text = "Show what is in a checkpoint: step, ranks, versions, metrics, geometry, state, sizes."
+    examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000 --tensors")
+    command = _command(commands, "show", _show, "show what is inside", [text, _NEWEST], *examples)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("--tensors", action="store_true", help="list the parameters as well, with their shapes")
+
+
+def _add_metric(command: Any, text: str) -> None:
+    command.add_argument("--best-metric", metavar="M", default="eval/loss", help=f"{text} (default: %(default)s)")
+    command.add_argument(
+        "--best-mode", choices=["min", "max"], default="min", help="which end of it is the best (default: %(default)s)"
+    )
+
+
+def _add_prune(commands: Any) -> None:
+    texts = [
+        "Remove checkpoints, and what crashes left behind. Without --yes nothing is removed, only listed. Of those "
+        "that stay, the newest is verified first; if none of them is valid, nothing is removed.",
+        "PATH is a run directory or a directory of checkpoints; with --yes, no run may be training in it.",
+    ]
+    examples = ("outputs/simmim_base --keep-last 2", "outputs/simmim_base --keep-last 1 --keep-best 2 --yes")
+    command = _command(commands, "prune", _prune, "remove all but some", texts, *examples)
+    command.add_argument("path", metavar="PATH", type=_path)
+    command.add_argument("--keep-last", type=_positive, required=True, metavar="N", help="keep the N newest")
+    command.add_argument(
+        "--keep-every-steps", type=_positive, default=0, metavar="K", help="also those whose step is a multiple of K"
+    )
+    command.add_argument("--keep-best", type=_positive, default=0, metavar="N", help="also the N best by a metric")
+    _add_metric(command, "the metric of --keep-best")
+    command.add_argument("--yes", action="store_true", help="remove them")
+
+
+def _add_writers(commands: Any) -> None:
+    text = (
+        "Write a checkpoint anew as if N ranks had saved it, for example to make 8 files of 512. Loading never needs "
+        "this: any number of ranks reads any checkpoint. The values stay the same to the bit, and the result is "
+        "verified."
+    )
+    example = "outputs/simmim_base archive/simmim_base --ranks 8"
+    command = _command(commands, "reshape", _reshape, "change the number of files", [text, _NEWEST], example)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("out", metavar="OUT", type=_path, help="gets step-XXXXXXXX, which must not exist")
+    command.add_argument("--ranks", type=_positive, required=True, metavar="N", help="files of each kind")
+
+    text = (
+        "Write all weights under their parameter names into one safetensors file. The memory it takes is small, "
+        "whatever the size of the model."
+    )
+    examples = ("outputs/simmim_base weights.safetensors", "outputs/simmim_base ema.safetensors --ema --dtype bf16")
+    command = _command(commands, "weights", _weights, "write one file of weights", [text, _NEWEST], *examples)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("out", metavar="OUT.safetensors", type=_path, help="must not exist")
+    command.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
+    command.add_argument(
+        "--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="rounds to nearest (default: %(default)s)"
+    )
+    command.add_argument("--no-verify", action="store_true", help="do not compare the hashes of what is read first")
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.survey import best_of, directory_of, is_checkpoint, leftovers, survey, tree_size
+    from swinv2_train.cli.checkpoint_display import entries_json, entries_text, size_text
+
+    path = arguments.path
+    entries = list(survey(path, hashes=arguments.verify))
+    best = best_of(entries, arguments.best_metric, arguments.best_mode)
+    left = [] if is_checkpoint(path) else [(left, tree_size(left)) for left in leftovers(directory_of(path))]
+    if arguments.json:
+        print(entries_json(path, entries, left, best))
+    else:
+        print(entries_text(entries, best) if entries else f"no checkpoint in {path}")
+        for leftover, size in left:
+            print(f"{leftover.name}: {size_text(size)}, being written, or left behind by a save that did not finish")
+    return FINISHED if entries and not entries[0].damage else FAILED
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.survey import newest_of, survey
+    from swinv2_train.cli.checkpoint_display import size_text
+
+    newest_of(arguments.path)  # there must be one
+    damaged = 0
+    for entry in survey(arguments.path, hashes=True):
+        damaged += entry.damage is not None
+        outcome = f"damaged: {entry.damage}" if entry.damage else f"verified, {size_text(entry.size)}"
+        print(f"{entry.path.name}: {outcome}", flush=True)
+    return FAILED if damaged else FINISHED
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.survey import examine, newest_of, read_state
+    from swinv2_train.cli.checkpoint_display import fact_rows, flat_rows, tensors_text
+    from swinv2_train.cli.data_display import print_table
+
+    entry = examine(newest_of(arguments.path))
+    if entry.manifest is None:
+        raise CheckpointError(f"{entry.path}: {entry.damage}")
+    print_table(fact_rows(entry, entry.manifest))
+    for values in (entry.manifest.geometry, read_state(entry.path)):
+        if rows := flat_rows(values):
+            print_table(rows)
+    if arguments.tensors:
+        print(tensors_text(entry.manifest))
+    return FAILED if entry.damage else FINISHED
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.retain import prune, surplus
+    from swinv2_train.checkpoint.survey import directory_of, leftovers, tree_size
+    from swinv2_train.cli.checkpoint_display import size_text
+    from swinv2_train.config.schema import CheckpointConfig
+
+    directory = directory_of(arguments.path)
+    policy = CheckpointConfig(
+        keep_last=arguments.keep_last,
+        keep_every_steps=arguments.keep_every_steps,
+        keep_best=arguments.keep_best,
+        best_metric=arguments.best_metric,
+        best_mode=arguments.best_mode,
+    )
+    with _no_run(directory) if arguments.yes else contextlib.nullcontext():
+        if arguments.keep_best:
+            _check_metric(directory, arguments.best_metric)
+        if arguments.yes:
+            from swinv2_train.checkpoint.save import restore_replaced  # imports torch
+
+            restore_replaced(directory)
+        partial = [path for path in leftovers(directory) if path.name.startswith(PARTIAL_PREFIX)]
+        doomed = [*surplus(directory, policy), *partial]
+        for path in doomed:
+            print(f"{path.name}: {size_text(tree_size(path))}")
+        before = sum(tree_size(path) for path in doomed)
+        if not doomed:
+            print(f"nothing to remove in {directory}")
+        elif not arguments.yes:
+            print(f"{len(doomed)} to remove, {size_text(before)} in all; --yes removes them")
+        else:
+            _check_rest(directory, doomed)
+            prune(directory, policy)
+            print(f"{len(doomed)} removed, {size_text(before)} freed")
+    return FINISHED
+
+
+def _check_metric(directory: Path, metric: str) -> None:
+    from swinv2_train.checkpoint.survey import best_of, survey
+
+    entries = list(survey(directory))
+    if best_of(entries, metric, "min") is None:
+        known = sorted({name for entry in entries if entry.manifest for name in entry.manifest.metrics})
+        mend = f"they have {', '.join(known)}" if known else "they have no metrics at all"
+        raise ConfigError("", metric, f"--best-metric {metric}: no checkpoint in {directory} has it; {mend}")
+
+
+def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:
+    """See that a valid checkpoint stays."""
+    from swinv2_train.checkpoint.survey import examine
+
+    gone, failures = {path.name for path in doomed}, []
+    for path in list_checkpoints(directory):
+        if path.name in gone:
+            continue
+        entry = examine(path, hashes=True)
+        if not entry.damage:
+            for failure in failures:
+                print(f"warning: {failure}", file=sys.stderr)
+            return
+        failures.append(f"{path.name} is damaged: {entry.damage}")
+    if failures:  # without any, there are only leftovers to remove
+        raise CheckpointError(f"nothing was removed, because no valid checkpoint would stay: {'; '.join(failures)}")
+
+
+def _reshape(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.reshape import reshape
+    from swinv2_train.checkpoint.survey import newest_of
+
+    source = newest_of(arguments.path)
+    with _no_run(arguments.out), _progress() as progress:
+        final = reshape(source, arguments.out, arguments.ranks, progress)
+    print(f"{final}: written from {source} for {arguments.ranks} ranks, and verified")
+    return FINISHED
+
+
+def _weights(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.consolidate import write_weights
+    from swinv2_train.checkpoint.survey import newest_of
+    from swinv2_train.cli.checkpoint_display import size_text
+
+    source = newest_of(arguments.path)
+    with _progress() as progress:
+        written = write_weights(
+            source,
+            arguments.out,
+            ema=arguments.ema,
+            dtype=arguments.dtype,
+            verify=not arguments.no_verify,
+            progress=progress,
+        )
+    print(f"{arguments.out}: {size_text(written.size)} from {source}, sha256 {written.sha256}")
+    return FINISHED
+
+
+@contextlib.contextmanager
+def _no_run(directory: Path) -> Iterator[None]:
+    """Keep runs away from a directory of checkpoints while it is changed.
+
+    Raises:
+        ConfigError: if one is training there.
+    """
+    from swinv2_train.engine.lock import RunLock
+
+    run = directory.parent
+    if directory.name != "checkpoints" or not run.is_dir():  # no run saves there
+        yield
+        return
+    try:
+        lock = RunLock(run)
+    except ConfigError:
+        raise ConfigError("", run, f"a run is training in {run}; stop it first, or wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    from swinv2_train.cli.data_display import Progress
+
+    with Progress() as bar:
+        yield (lambda done, total: bar.show("bytes", done, total)) if sys.stderr.isatty() else None
+
+
+def _path(text: str) -> Path:
+    # Names mean something here, and "." and ".." have none.
+    return Path(text) if Path(text).name not in ("", "..") else Path(os.path.abspath(text))
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What `swinv2-checkpoint` shows: tables as plain text, so that they can be piped, and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.layout import KINDS, Manifest
+from swinv2_train.checkpoint.survey import Entry
+
+_AGES = ((86400, "d"), (3600, "h"), (60, "min"))
+
+
+def size_text(size: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _written_text(seconds: float, now: float) -> str:
+    age = max(0.0, now - seconds)
+    count, unit = next(((int(age // length), unit) for length, unit in _AGES if age >= length), (int(age), "s"))
+    return f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(seconds))} ({count} {unit} ago)"
+
+
+def metrics_text(metrics: dict[str, float]) -> str:
+    """The metrics in one line."""
+    return ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of them titles, with aligned columns; empty columns are left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(len(cell) for cell in column) for column in columns]
+    lines = zip(*columns, strict=True)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
+    """A table of checkpoints, newest first."""
+    now = time.time()
+    rows = [("step", "written", "size", "ranks", "ema", "metrics", "state", "")]
+    for index, entry in enumerate(entries):
+        manifest = entry.manifest
+        marks = ["newest"] * (index == 0) + ["best"] * (entry.path == best)
+        rows.append(
+            (
+                "?" if entry.step is None else str(entry.step),
+                _written_text(entry.written, now),
+                size_text(entry.size),
+                str(manifest.world_size) if manifest else "?",
+                "?" if manifest is None else "yes" if manifest.has_ema else "no",
+                metrics_text(manifest.metrics) if manifest else "",
+                f"damaged: {entry.damage}" if entry.damage else entry.state,
+                ", ".join(marks),
+            )
+        )
+    return table(rows)
+
+
+def entries_json(directory: Path, entries: Sequence[Entry], left: Sequence[tuple[Path, int]], best: Path | None) -> str:
+    """What `ls` knows, for scripts. Metrics that are not finite are null."""
+    return json.dumps(
+        {
+            "path": str(directory),
+            "checkpoints": [
+                {
+                    "step": entry.step,
+                    "path": str(entry.path),
+                    "written": datetime.fromtimestamp(entry.written, UTC).isoformat(timespec="seconds"),
+                    "bytes": entry.size,
+                    "ranks": entry.manifest.world_size if entry.manifest else None,
+                    "ema": entry.manifest.has_ema if entry.manifest else None,
+                    "metrics": _finite(entry.manifest.metrics) if entry.manifest else {},
+                    "state": entry.state,
+                    "reason": entry.damage,
+                    "newest": index == 0,
+                    "best": entry.path == best,
+                }
+                for index, entry in enumerate(entries)
+            ],
+            "leftovers": [{"path": str(path), "bytes": size} for path, size in left],
+        },
+        indent=1,
+        allow_nan=False,
+    )
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def fact_rows(entry: Entry, manifest: Manifest) -> list[tuple[str, str]]:
+    """Name and value of what a manifest says."""
+    rows = [
+        ("checkpoint", str(entry.path)),
+        ("state", f"damaged: {entry.damage}" if entry.damage else "complete (hashes not checked)"),
+        ("step", f"{manifest.step:,}"),
+        ("written", _written_text(entry.written, time.time())),
+        ("ranks", str(manifest.world_size)),
+        ("parameters", f"{_count(manifest.shapes.values()):,} in {len(manifest.shapes):,} tensors"),
+        ("format", str(manifest.format_version)),
+        *((f"version of {name}", version) for name, version in manifest.versions.items()),
+        *((name, f"{value:.6g}") for name, value in manifest.metrics.items()),
+    ]
+    for kind in KINDS:
+        records = [record for record in manifest.files if record.path.startswith(f"{kind}/")]
+        if records:
+            plural = "s" if len(records) > 1 else ""
+            size = size_text(sum(record.size for record in records))
+            rows.append((f"size of {kind}", f"{size} in {len(records)} file{plural}"))
+    return rows
+
+
+def _count(shapes: Iterable[Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def flat_rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows with dotted names."""
+    rows = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            rows.extend(flat_rows(value, f"{name}."))
+        else:
+            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
+
+def tensors_text(manifest: Manifest) -> str:
+    """A table of the parameters."""
+    rows = [("parameter", "shape", "elements")]
+    for name, shape in manifest.shapes.items():
+        rows.append((name, " x ".join(map(str, shape)) or "scalar", f"{math.prod(shape):,}"))
+    rows.append(("all", "", f"{_count(manifest.shapes.values()):,}"))
+    return table(rows)

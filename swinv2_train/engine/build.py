@@ -1,0 +1,108 @@
+"""Build the parts of a run from its config: shards, task, model, loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.loader import EvalLoader, TrainLoader
+from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.deepspeed import PRECISIONS
+from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.state import TrainState
+from swinv2_train.models.backbone import SwinTransformerV2
+from swinv2_train.models.init import init_weights
+from swinv2_train.tasks.simmim import SimMIM
+from swinv2_train.tasks.task import Task
+
+TASKS = {"simmim": SimMIM}
+EVAL_SEED = 20111
+"""Held-out samples get the same masks in every run, so that their losses can be compared."""
+
+
+def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
+    """The training shards and the held-out ones.
+
+    Raises:
+        DataError: if a path is missing or holds no samples.
+    """
+    read = partial(ShardSet.open, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
+    return read(config.data.shards), read(config.data.eval_shards) if config.data.eval_shards else None
+
+
+def build_task(config: Config, shards: ShardSet) -> Task:
+    """The task of a config, with the statistics of its data."""
+    mean, std = resolve_statistics(config.data, shards.card, config.model.in_channels)
+    return TASKS[config.task.name](config, mean, std)
+
+
+def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
+    """The model on the device in its training dtype, with seeded initial weights (the same on every rank)."""
+    with torch.device("meta"):
+        model = task.build_model()
+    model = model.to(PRECISIONS[config.engine.precision]).to_empty(device=device)
+    init_weights(model, torch.Generator().manual_seed(config.seed))
+    if config.engine.compile:
+        for module in model.modules():
+            if isinstance(module, SwinTransformerV2):
+                module.compile_blocks()
+    return model
+
+
+def sample_order(config: Config, shards: ShardSet) -> SampleOrder:
+    """The order of the training samples."""
+    return SampleOrder(shards.num_samples, config.seed, shuffle_samples=config.data.shuffle_samples)
+
+
+def train_loader(
+    config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
+) -> TrainLoader:
+    """The training micro-batches of this rank from where the run stands."""
+    workers = config.data.num_workers
+    # A step fetches all its micro-batches before it begins, so the workers must have a whole one ready.
+    prefetch = max(config.data.prefetch_batches, -(-plan.accumulation // max(1, workers)))
+    return TrainLoader(
+        shards,
+        sample_order(config, shards),
+        task.train_transform,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        start_batch=state.batch,
+        avoid=state.avoided_batches,
+        channels=config.model.in_channels,
+        seed=config.seed,
+        num_workers=workers,
+        prefetch_batches=prefetch,
+    )
+
+
+def evaluation_loader(
+    config: Config, task: Task, shards: ShardSet, ranks: Ranks
+) -> Callable[[int | None, int], EvalLoader]:
+    """A function that opens this rank's share of the first n held-out samples (None: of all), in given batches."""
+
+    def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
+        count = min(num_samples or shards.num_samples, shards.num_samples)
+        return EvalLoader(
+            shards,
+            task.eval_transform,
+            num_samples=count,
+            micro_batch=min(micro_batch, -(-count // ranks.world_size)),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            channels=config.model.in_channels,
+            seed=EVAL_SEED,
+            num_workers=config.data.num_workers,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+
+    return open_loader

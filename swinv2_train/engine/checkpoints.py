@@ -1,0 +1,123 @@
+"""The checkpoints of a run: what goes into them, what is said about them, and going back to one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swinv2_train.checkpoint.layout import read_manifest
+from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state
+from swinv2_train.checkpoint.saver import Outcome, Saver
+from swinv2_train.checkpoint.verify import newest_valid
+from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.status import write_status
+from swinv2_train.errors import RunError
+from swinv2_train.tracking.tracker import Tracker
+
+
+def load_newest(directory: Path, engine: Engine, ranks: Ranks) -> tuple[TrainState | None, list[str]]:
+    """Load the newest checkpoint that verifies, if there is one: (its state or None, lines for a person)."""
+    found = newest_valid(directory, ranks)
+    lines = [f"passed over {line}" for line in found.passed_over]
+    if found.path is None:
+        return None, lines
+    return load(found.path, engine, ranks, lines), lines
+
+
+def load(path: Path, engine: Engine, ranks: Ranks, lines: list[str]) -> TrainState:
+    """Load a checkpoint that was verified, and add a line about it."""
+    manifest = read_manifest(path)
+    check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
+    load_fragments(path, engine.fragments())
+    saved = load_state(path)
+    engine.load_scalars(saved["optimizer"])
+    engine.publish()
+    ranks_then = "" if manifest.world_size == ranks.world_size else f" (saved by {manifest.world_size} ranks)"
+    lines.append(f"resuming from {path}{ranks_then}")
+    return TrainState(**saved["train"])
+
+
+def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@dataclass
+class Checkpoints:
+    """Saves the run's state through a saver, and reports what became of it."""
+
+    run_dir: Path
+    engine: Engine
+    ranks: Ranks
+    geometry: dict[str, Any]
+    tracker: Tracker
+    saver: Saver
+
+    @property
+    def directory(self) -> Path:
+        """Where they are."""
+        return self.run_dir / "checkpoints"
+
+    def begin(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Save the present state; unless configured otherwise, the writing goes on in the background."""
+        self.saver.begin(
+            state.step,
+            fragments=self.engine.fragments_to_save(self.ranks),
+            state={"train": state.to_dict(), "optimizer": self.engine.scalars()},
+            geometry=self.geometry,
+            metrics=metrics,
+        )
+
+    def report(self, step_seconds: float | None = None) -> None:
+        """Say what became of the saves that have ended. A failed one is loud, but the run goes on without it."""
+        self._say(self.saver.poll(), step_seconds)
+
+    def settle(self) -> None:
+        """Wait for the save in flight, and report it."""
+        self._say(self.saver.finish())
+
+    def finish(self, state: TrainState, metrics: dict[str, float]) -> None:
+        """Have the present state on disk.
+
+        Raises:
+            RunError: if it could not be saved.
+        """
+        self.settle()
+        if self.saver.last_saved == state.step:
+            return
+        self.begin(state, metrics)
+        outcomes = self.saver.finish()
+        self._say(outcomes)
+        if self.saver.last_saved != state.step:
+            reason = next((outcome.failure for outcome in outcomes if outcome.step == state.step), "it did not end")
+            raise RunError(
+                f"step {state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
+                "and the same command continues from the newest of them"
+            )
+
+    def _say(self, outcomes: list[Outcome], step_seconds: float | None = None) -> None:
+        if not self.ranks.is_main:
+            return
+        for outcome in outcomes:
+            for line in outcome.warnings:
+                self.tracker.warn(f"saving step {outcome.step}: {line}")
+            if outcome.failure is not None:
+                self.tracker.warn(
+                    f"saving step {outcome.step} FAILED ({outcome.failure}); older checkpoints are untouched"
+                )
+                continue
+            self.tracker.message(f"saved {outcome.path} ({_figures(outcome, step_seconds)})")
+            try:
+                write_status(self.run_dir, "running", outcome.step)
+            except OSError as error:
+                self.tracker.warn(f"status.json cannot be written: {error.strerror}")
+
+
+def _figures(outcome: Outcome, step_seconds: float | None) -> str:
+    share = f", {outcome.pause_seconds / step_seconds:.0%} of a step" if step_seconds else ""
+    size = f"{outcome.size_bytes / 2**20:.1f} MiB in {outcome.write_seconds:.2f} s"
+    return f"{size}; training waited {outcome.pause_seconds:.3f} s{share}"

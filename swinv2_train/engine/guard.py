@@ -1,0 +1,71 @@
+"""Judges the numbers of a step before they reach the weights.
+
+A loss or gradient that is not finite is always refused. A spike is a value far above the median of the last good steps,
+measured in median absolute deviations (Leys et al. 2013), which a few earlier outliers hardly move. All ranks judge the
+same numbers, so they come to the same verdict without asking each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from swinv2_train.config.schema import GuardConfig
+from swinv2_train.engine.state import TrainState
+
+MAD_TO_SIGMA = 1.4826
+"""The median absolute deviation of normal numbers times this is their standard deviation."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a step's update is not made."""
+
+    reason: str
+    """Half a sentence: what is wrong with which number."""
+    spike: bool
+    """Whether the numbers are finite: then `guard.policy` says what follows."""
+
+
+def spike_limit(window: list[float], zscore: float, ratio: float) -> float:
+    """The value from which on a number is a spike beside those in `window` (not empty)."""
+    middle = median(window)
+    deviation = MAD_TO_SIGMA * median(abs(value - middle) for value in window)
+    return max(middle + zscore * deviation, ratio * middle)
+
+
+class Guard:
+    """The rolling test over the last good steps, which are kept in the run's state."""
+
+    def __init__(self, config: GuardConfig) -> None:
+        self._config = config
+
+    def judge(self, loss: float, grad_norm: float, state: TrainState) -> Refusal | None:
+        """Judge a step before its update; None lets it pass.
+
+        Args:
+            loss: mean loss of the global batch.
+            grad_norm: norm of its gradient over all parameters, before clipping.
+        """
+        for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+            if not math.isfinite(value):
+                return Refusal(f"the {name} is {value}", spike=False)
+        config = self._config
+        if config.policy == "off" or len(state.losses) < config.min_steps:
+            return None
+        for name, value, window, ratio in (
+            ("loss", loss, state.losses, config.loss_ratio),
+            ("gradient norm", grad_norm, state.grad_norms, config.grad_norm_ratio),
+        ):
+            limit = spike_limit(window, config.zscore, ratio)
+            if value > limit:
+                usual = f"the median of the last {len(window)} good steps is {median(window):.4g}"
+                return Refusal(f"the {name} {value:.4g} is a spike above {limit:.4g} ({usual})", spike=True)
+        return None
+
+    def accept(self, loss: float, grad_norm: float, state: TrainState) -> None:
+        """Remember the numbers of a step whose update was made."""
+        for window, value in ((state.losses, loss), (state.grad_norms, grad_norm)):
+            window.append(value)
+            del window[: -self._config.window]

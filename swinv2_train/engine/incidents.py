@@ -1,0 +1,166 @@
+"""Incidents: steps whose numbers were refused, with all that is needed to run exactly that step again.
+
+    <run>/incidents/step-00000123.json      one file per refused step
+
+Weights are not in it. A replay starts from the newest checkpoint before the step and runs up to it, which is the same
+to the bit on the same number of ranks; that checkpoint of the latest incident is therefore not pruned.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import list_checkpoints, step_of
+from swinv2_train.checkpoint.load import load_state
+from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.guard import Refusal
+from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.status import write_text
+
+FOLDER = "incidents"
+_GIVE = "give <run>/incidents/step-*.json"
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A step whose update was refused."""
+
+    step: int
+    """The step, counted from 1 as in metrics.jsonl."""
+    reason: str
+    action: str
+    """What was done: skip, rollback or stop."""
+    batch: int
+    """Its batch; the sample positions are batch * global_batch + [0, global_batch)."""
+    loss: float
+    grad_norm: float
+    world_size: int
+    micro_batch: int
+    micro_losses: list[list[float]]
+    """By rank and micro-batch: the mean loss."""
+    seed: int
+    """All randomness of a sample is a function of the seed and its position: this is the random state."""
+    samples: list[dict[str, Any]]
+    """Position and shard/key of every sample of the batch."""
+    state: dict[str, Any]
+    """The run's state before the step."""
+    config: str
+    """The run's config, as resolved.yaml holds it."""
+
+
+def incident_path(run_dir: Path, step: int) -> Path:
+    """Where the incident of a step is written."""
+    return run_dir / FOLDER / f"step-{step:08d}.json"
+
+
+def write_incident(run_dir: Path, incident: Incident) -> Path:
+    """Write an incident and return its path.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = incident_path(run_dir, incident.step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(incident), indent=1))
+    return path
+
+
+def read_incident(path: Path) -> Incident:
+    """Read an incident.
+
+    Raises:
+        ConfigError: if it is missing or is none.
+    """
+    try:
+        return Incident(**json.loads(path.read_text()))
+    except OSError as error:
+        raise ConfigError(
+            "replay", path, f"cannot be read ({error.strerror}); give <run>/incidents/step-*.json"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError("replay", path, "is not an incident of a run; give <run>/incidents/step-*.json") from error
+
+
+def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
+    """The newest checkpoint from which a run comes to this step with the same batches, or None."""
+    before = TrainState(**incident.state)
+    for path in list_checkpoints(checkpoints):
+        if (step_of(path) or 0) > before.step:
+            continue
+        try:
+            saved = TrainState(**load_state(path)["train"])
+        except (CheckpointError, KeyError, TypeError):
+            continue
+        if saved.avoided_batches == before.avoided_batches:
+            return path
+    return None
+
+
+@dataclass
+class IncidentLog:
+    """Writes the incidents of a run."""
+
+    run_dir: Path
+    config: Config
+    plan: Plan
+    ranks: Ranks
+    sample_name: Callable[[int], str]
+    """Gives the shard/key of the sample at a position."""
+
+    def record(
+        self, refusal: Refusal, loss: float, grad_norm: float, micro_losses: list[float], state: TrainState
+    ) -> Path | None:
+        """Write down the step after `state`; all ranks call it. The path, or None where it could not be written.
+
+        Args:
+            micro_losses: mean loss of each of this rank's micro-batches.
+        """
+        by_rank = self.ranks.gather(micro_losses)
+        if not self.ranks.is_main:
+            return None
+        size = self.plan.global_batch
+        positions = range(state.batch * size, (state.batch + 1) * size)
+        incident = Incident(
+            step=state.step + 1,
+            reason=refusal.reason,
+            action=self.config.guard.policy if refusal.spike else "skip",
+            batch=state.batch,
+            loss=loss,
+            grad_norm=grad_norm,
+            world_size=self.plan.world_size,
+            micro_batch=self.plan.micro_batch,
+            micro_losses=by_rank,
+            seed=self.config.seed,
+            samples=[{"position": position, "sample": self.sample_name(position)} for position in positions],
+            state=state.to_dict(),
+            config=to_yaml(self.config),
+        )
+        try:
+            return write_incident(self.run_dir, incident)
+        except OSError:
+            return None
+
+
+def protector(run_dir: Path) -> Callable[[], set[str]]:
+    """A function that names the checkpoints that the replay of the latest incident needs."""
+
+    def needed() -> set[str]:
+        latest = max((run_dir / FOLDER).glob("step-*.json"), default=None)
+        if latest is None:
+            return set()
+        try:
+            base = base_checkpoint(read_incident(latest), run_dir / "checkpoints")
+        except ConfigError:
+            return set()
+        return {base.name} if base else set()
+
+    return needed

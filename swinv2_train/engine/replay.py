@@ -1,0 +1,217 @@
+"""Run exactly one step again: the one that an incident tells of.
+
+The run goes from the newest checkpoint before the step up to it, as it went then, and then looks closer: the numbers
+beside the recorded ones, the loss of every single sample, and where in the model numbers stop being finite. Nothing of
+the run is changed; what is found goes to <run>/incidents/step-00000123/.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.verify import verify
+from swinv2_train.config.compose import override
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.checkpoints import load
+from swinv2_train.engine.incidents import Incident, base_checkpoint, read_incident
+from swinv2_train.engine.loop import Did, Trainer
+from swinv2_train.engine.schedule import learning_rate
+from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.status import write_text
+from swinv2_train.engine.step import forward_backward
+from swinv2_train.errors import RunError
+from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.tasks.task import Batch, to_device
+from swinv2_train.tracking.metrics_file import json_number
+
+WORST_SAMPLES = 8
+"""How many of the samples with the largest losses are listed and drawn."""
+
+
+def replay_config(path: Path, overrides: list[str]) -> Config:
+    """The config of a replay: that of the incident's run, with its number of ranks unless another is asked for.
+
+    Raises:
+        ConfigError: if the incident cannot be read or an override is wrong.
+    """
+    incident = read_incident(path)
+    own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "tracking.tensorboard=false", "tracking.wandb=disabled"]
+    return override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+
+
+def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
+    """Bring engine and state to the newest checkpoint before the incident; all ranks call it.
+
+    Raises:
+        RunError: if there is none.
+    """
+    base, failure = None, None
+    if trainer.ranks.is_main:
+        base = base_checkpoint(incident, run_dir / "checkpoints")
+        try:
+            if base is not None:
+                verify(base)
+        except CheckpointError as error:
+            failure = f"{base}: {error}"
+    base, failure = trainer.ranks.broadcast((base, failure))
+    if failure is None and base is None and incident.state["avoided_batches"]:
+        failure = f"no checkpoint from before step {incident.step} is left in {run_dir / 'checkpoints'}"
+    if failure is not None:
+        raise RunError(f"step {incident.step} cannot be replayed: {failure}")
+    if base is None:
+        trainer.tracker.message(f"no checkpoint from before step {incident.step}: starting from the initial weights")
+        return TrainState()
+    lines: list[str] = []
+    state = load(base, trainer.engine, trainer.ranks, lines)
+    trainer.tracker.message(lines[0])
+    return state
+
+
+def replay(trainer: Trainer) -> int:
+    """Replay the incident of a trainer's config; all ranks call it. Returns the exit code.
+
+    Raises:
+        RunError: if no checkpoint leads to the step.
+    """
+    path = Path(trainer.config.replay or "")
+    incident = read_incident(path)
+    trainer.state = restore(trainer, incident, path.parents[1])
+    trainer.batches = trainer.open_batches(trainer.state)
+    try:
+        while trainer.state.step < incident.step - 1:
+            trainer.doing = "running up to the step"
+            trainer.watchdog.now("step", trainer.state.step)
+            if trainer.train_step(list(islice(trainer.batches, trainer.plan.accumulation))) is not Did.STEP:
+                return STOPPED
+            trainer.checkpoints.report()
+        batches = list(islice(trainer.batches, trainer.plan.accumulation))
+    finally:
+        trainer.batches.close()
+    trainer.watchdog.now("evaluation", incident.step)
+    report = examine(trainer, incident, batches)
+    if trainer.ranks.is_main:
+        target = Path(trainer.config.run.dir) / "replay.json"
+        write_text(target, json.dumps(report, indent=1))
+        for line in [*summary(report), f"all of it is in {target}"]:
+            trainer.tracker.message(line)
+    return FINISHED
+
+
+def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[str, Any]:
+    """Run the step itself, without its update, and look at its samples one by one."""
+    for batch in batches:
+        batch.pop("broken", None)
+    weights = [trainer.task.weight(batch) for batch in batches]
+    sums = forward_backward(trainer.engine, trainer.task, batches, trainer.ranks.sum([sum(weights)])[0], trainer.ranks)
+    loss = trainer.ranks.sum([float(sums.loss)])[0]
+    rate = learning_rate(trainer.state.step, trainer.config.optim, trainer.plan)
+    trainer.engine.step(rate, lambda norm: False)
+    norm = trainer.engine.grad_norm
+    here = sample_losses(trainer, batches)
+    everywhere = [entry for entries in trainer.ranks.gather(here) for entry in entries]
+    worst = sorted(everywhere, key=lambda entry: -math.inf if math.isnan(entry[1]) else -entry[1])[:WORST_SAMPLES]
+    names = {entry["position"]: entry["sample"] for entry in incident.samples}
+    draw_worst(trainer, batches, [position for position, _, _ in worst])
+    same_split = (incident.world_size, incident.micro_batch) == (trainer.plan.world_size, trainer.plan.micro_batch)
+    return {
+        "step": incident.step,
+        "reason": incident.reason,
+        "loss": {"recorded": json_number(incident.loss), "replayed": json_number(loss)},
+        "grad_norm": {"recorded": json_number(incident.grad_norm), "replayed": json_number(norm)},
+        "same_to_the_bit": same_split and _same(incident.loss, loss) and _same(incident.grad_norm, norm),
+        "ranks": trainer.plan.world_size,
+        "worst_samples": [
+            {
+                "position": position,
+                "sample": names.get(position, "?"),
+                "loss": json_number(value),
+                "not_finite_in": where,
+            }
+            for position, value, where in worst
+        ],
+        "sample_losses": {str(position): json_number(value) for position, value, _ in sorted(everywhere)},
+    }
+
+
+def _same(a: float, b: float) -> bool:
+    return a == b or (math.isnan(a) and math.isnan(b))
+
+
+@torch.no_grad()
+def sample_losses(trainer: Trainer, batches: list[Batch]) -> list[tuple[int, float, str | None]]:
+    """(position, mean loss, first module whose output is not finite) of each of this rank's samples."""
+    found = []
+    for batch in batches:
+        for index, position in enumerate(batch["position"].tolist()):
+            one = to_device(_samples(batch, [index]), trainer.ranks.device)
+            with first_not_finite(trainer.engine.module) as where:
+                total = float(trainer.task.loss(trainer.engine.model, one).total)
+            found.append((position, total / (trainer.task.weight(one) or 1.0), where.module))
+    return found
+
+
+def _samples(batch: Batch, indices: list[int]) -> Batch:
+    return {key: value[indices] for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+@dataclass
+class Where:
+    """Where a forward pass first had a number that is not finite."""
+
+    module: str | None = None
+
+
+@contextmanager
+def first_not_finite(model: nn.Module) -> Iterator[Where]:
+    """Watch the forward passes inside this block."""
+    where = Where()
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if where.module is None and isinstance(output, torch.Tensor) and not bool(output.isfinite().all()):
+                where.module = name
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    try:
+        yield where
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> None:
+    """A picture of the worst samples of the main rank's own, by the task."""
+    for batch in batches:
+        own = [index for index, position in enumerate(batch["position"].tolist()) if position in positions]
+        # Every rank takes part, because under ZeRO-3 a forward pass is a collective.
+        shown = to_device(_samples(batch, own or [0]), trainer.ranks.device)
+        figure = trainer.task.figure(trainer.engine.model, shown)
+        if own:
+            trainer.tracker.log_figure(trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}", figure)
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """A report in lines for a person."""
+    lines = [f"step {report['step']}: {report['reason']}"]
+    for name in ("loss", "grad_norm"):
+        lines.append(f"{name}: recorded {report[name]['recorded']}, replayed {report[name]['replayed']}")
+    lines.append(f"the same to the bit: {'yes' if report['same_to_the_bit'] else 'no'} ({report['ranks']} ranks)")
+    for entry in report["worst_samples"]:
+        where = f"; first not finite in {entry['not_finite_in']}" if entry["not_finite_in"] else ""
+        lines.append(f"sample {entry['sample']} (position {entry['position']}): loss {entry['loss']}{where}")
+    return lines

@@ -1,0 +1,66 @@
+"""What a start or resume says about itself: what changed, what is made up for, where the run stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from swinv2_train.config.compose import flat, from_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.state import TrainState
+
+
+def missed_evaluation(directory: Path, config: Config, step: int) -> set[str]:
+    """What was due at a step that a stop signal came before: `evaluate`, `draw`."""
+    missed = set()
+    if config.eval.every_steps and step % config.eval.every_steps == 0:
+        try:
+            lines = (directory / "metrics.jsonl").read_text().splitlines()
+        except OSError:
+            lines = []
+        if not any(f'"step": {step},' in line and '"eval/' in line for line in lines):
+            missed.add("evaluate")
+    if config.eval.figure_every_steps and step % config.eval.figure_every_steps == 0:
+        figures = (directory / "figures").glob(f"*-step-{step:08d}.png")
+        if not any(figures):
+            missed.add("draw")
+    return missed
+
+
+def changed_since(resolved: Path, config: Config) -> list[str]:
+    """A line for every value of the config that is not what it was at the last start."""
+    try:
+        before = flat(from_yaml(resolved))
+    except ConfigError:
+        return []
+    return [
+        f"changed since the last start: {key} {before.get(key)} -> {value}"
+        for key, value in flat(config).items()
+        if before.get(key) != value and key != "run.dir"
+    ]
+
+
+def truncated_shards(shards: ShardSet) -> list[str]:
+    """A line for every training shard that ends early."""
+    return [
+        f"{shard.name} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
+        for shard in shards.shards
+        if shard.truncated
+    ]
+
+
+def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:
+    """What a person should know at the start: where the run is and what it does."""
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
+    rate = f"learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps"
+    return [
+        f"{config.run.name} in {config.run.dir}: step {state.step} of {plan.total_steps}",
+        f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
+        f"{config.engine.precision} on {device}, ZeRO stage {config.engine.zero_stage}; {rate}",
+    ]

@@ -1,0 +1,339 @@
+"""A run that is hit by a fault and started again by the same command ends like a twin that nothing happened to.
+
+On the same number of ranks that is meant to the bit, metrics, weights and moments; on another number within a
+tolerance. Either way every step consumes its own samples: none lost, none repeated.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from tests.faults import damage
+from tests.faults.job import COMMAND, FORKED, FaultyRun, Job
+from tests.faults.nursery import Nursery
+from tests.faults.patches import Hit
+from tests.faults.verdict import Verdict, judge, relative_difference, series
+from tests.runs import environment, make_data, metrics, tiny_run
+
+pytestmark = pytest.mark.distributed
+STEPS, BATCH = 10, 12
+OPTIONS = (
+    f"optim.steps={STEPS}", "tracking.log_every_steps=1", "checkpoint.every_steps=3", "eval.every_steps=5",
+    "eval.figure_every_steps=0", "data.num_workers=0", "checkpoint.keep_last=3", "checkpoint.retry_seconds=0",
+)  # fmt: skip
+KILLED = -signal.SIGKILL
+Runs = Callable[..., FaultyRun]
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery(environment()) as nursery:
+        yield nursery
+
+
+@pytest.fixture
+def make_run(shards: Path, nursery: Nursery, tmp_path: Path) -> Runs:
+    """A function that makes a run of `STEPS` steps with further overrides."""
+
+    def make(*overrides: str, name: str = "run", data: Path = shards) -> FaultyRun:
+        return FaultyRun(tmp_path / name, tiny_run(data, tmp_path / name, *OPTIONS, *overrides), nursery)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def twins(
+    shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """The directory of an uninterrupted run on so many ranks."""
+    finished: dict[int, Path] = {}
+
+    def twin(ranks: int) -> Path:
+        if ranks not in finished:
+            directory = tmp_path_factory.mktemp("twins") / "run"
+            run = FaultyRun(directory, tiny_run(shards, directory, *OPTIONS), nursery)
+            assert run.go(ranks) == FINISHED, run.jobs[-1].output
+            finished[ranks] = directory
+        return finished[ranks]
+
+    return twin
+
+
+def verdict_of(run: FaultyRun, twin: Path, *, exact: bool = True) -> Verdict:
+    return judge(run.directory, run.trace, twin, total_steps=STEPS, global_batch=BATCH, exact=exact)
+
+
+def go_on(run: FaultyRun, twin: Path, ranks: int, way: str = FORKED) -> None:
+    """Start a run again, without faults, and see that it ends like its twin."""
+    assert run.go(ranks, way=way) == FINISHED, run.jobs[-1].output
+    assert verdict_of(run, twin) == Verdict()
+
+
+def test_the_verdict_finds_what_is_wrong(twins: Callable[[int], Path], make_run: Runs) -> None:
+    """The judge itself: a run of another seed, and records with a sample too few and one too many."""
+    other = make_run("seed=1")
+    assert other.go() == FINISHED
+    assert verdict_of(other, other.directory).clean
+    assert verdict_of(other, twins(1)).differences
+    assert verdict_of(other, twins(1), exact=False).differences
+    record = other.jobs[0].faults.record(0)
+    record.write_text(record.read_text().replace("[24, 25, 26,", "[24, 25, 25,"))
+    verdict = verdict_of(other, other.directory)
+    assert (verdict.lost, verdict.repeated, verdict.differences) == (1, 1, [])
+
+
+@pytest.mark.parametrize(
+    ("ranks", "victim", "count", "fraction"), [(1, 0, 5, 0.3), (2, 0, 2, 0.9), (2, 1, 8, 0.5)], ids=str
+)
+def test_one_rank_is_killed_inside_a_step(
+    twins: Callable[[int], Path], make_run: Runs, ranks: int, victim: int, count: int, fraction: float
+) -> None:
+    run = make_run()
+    assert run.go(ranks, hits=(Hit("step", count, signal.SIGKILL, victim, fraction),)) != FINISHED
+    assert run.jobs[0].stuck == []
+    go_on(run, twins(ranks), ranks)
+
+
+def test_one_rank_of_the_command_is_killed(twins: Callable[[int], Path], make_run: Runs) -> None:
+    """The ranks that our own command starts: it ends by itself, and the same command goes on."""
+    run = make_run()
+    assert run.go(2, way=COMMAND, hits=(Hit("step", 5, signal.SIGKILL, 1),)) not in (FINISHED, STOPPED, WRONG_USE)
+    go_on(run, twins(2), 2, way=COMMAND)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_everything_is_killed_at_some_moment(twins: Callable[[int], Path], make_run: Runs, workers: int) -> None:
+    run = make_run(f"data.num_workers={workers}")
+    job = run.start(2)
+    assert job.wait_for_step(4 + workers)
+    job.kill_all()
+    assert job.wait() == KILLED
+    go_on(run, twins(2), 2)
+
+
+def checkpoint_is_unfinished(run: FaultyRun) -> bool:
+    return any((run.directory / "checkpoints").glob(".saving-*"))
+
+
+@pytest.mark.parametrize(("victim", "flush"), [(0, 1), (0, 3), (1, 2)], ids=str)
+def test_one_rank_is_killed_inside_a_save(
+    twins: Callable[[int], Path], make_run: Runs, victim: int, flush: int
+) -> None:
+    """The second save, at step 6, while a tensor file or the state is forced to the disk."""
+    run = make_run()
+    assert run.go(2, hits=(Hit("save", 2, signal.SIGKILL, victim, flush=flush),)) != FINISHED
+    assert run.jobs[0].lines(victim)[-1] == {"hit": "save", "signal": signal.SIGKILL}
+    assert checkpoint_is_unfinished(run)
+    assert "step-00000006" not in {path.name for path in run.checkpoints()}
+    go_on(run, twins(2), 2)
+    assert not checkpoint_is_unfinished(run)
+
+
+def test_everything_is_killed_inside_a_save(twins: Callable[[int], Path], make_run: Runs) -> None:
+    run = make_run()
+    job = run.start(2, slow_saves=0.3)
+    assert job.wait_for_save()
+    job.kill_all()
+    assert job.wait() == KILLED
+    assert checkpoint_is_unfinished(run)
+    go_on(run, twins(2), 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs, number: signal.Signals) -> None:
+    run = make_run()
+    assert run.go(2, hits=(Hit("step", 4, number, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
+    assert run.checkpoints()[-1].name in ("step-00000004", "step-00000005")
+    go_on(run, twins(2), 2)
+
+
+def test_the_command_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) -> None:
+    run = make_run()
+    job = run.start(2, way=COMMAND, hold_before=5)
+    assert job.wait_for_hold()
+    job.signal(signal.SIGUSR1)
+    # The signal takes a moment through the command to the ranks, and all of them to notice costs nothing here.
+    assert job.wait_until(lambda: "SIGUSR1" in job.output)
+    job.release()
+    assert job.wait() == STOPPED, job.output
+    assert run.checkpoints()[-1].name == "step-00000004"
+    go_on(run, twins(2), 2)
+
+
+def test_a_stop_signal_inside_an_evaluation(twins: Callable[[int], Path], make_run: Runs) -> None:
+    """The evaluation at step 5 (the one at the start is the first): the run ends after it, or after the next step."""
+    run = make_run()
+    assert run.go(2, hits=(Hit("evaluation", 2, signal.SIGTERM, 0),)) == STOPPED, run.jobs[0].output
+    assert run.checkpoints()[-1].name in ("step-00000005", "step-00000006")
+    go_on(run, twins(2), 2)
+
+
+@pytest.fixture(scope="module")
+def stopped(shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
+    """A run that was stopped after step 8, with checkpoints of the steps 3, 6 and 8."""
+    directory = tmp_path_factory.mktemp("stopped") / "run"
+    run = FaultyRun(directory, tiny_run(shards, directory, *OPTIONS), nursery)
+    assert run.go(hits=(Hit("after", 8, signal.SIGTERM),)) == STOPPED, run.jobs[0].output
+    assert [path.name for path in run.checkpoints()] == [f"step-0000000{step}" for step in (3, 6, 8)]
+    return run
+
+
+@pytest.mark.parametrize("kind", list(damage.DAMAGES))
+def test_checkpoints_are_damaged_between_two_starts(
+    stopped: FaultyRun, twins: Callable[[int], Path], make_run: Runs, kind: str
+) -> None:
+    run = make_run()
+    shutil.copytree(stopped.directory, run.directory)
+    shutil.copytree(stopped.trace, run.trace)
+    run.jobs.append(stopped.jobs[0])  # the next start is the second one
+    assert damage.spoil(run.directory / "checkpoints", kind, random.Random(kind))
+    go_on(run, twins(1), 1)
+    assert "resuming from" in run.log
+    if kind != "checkpoints deleted":
+        assert "passed over step-00000008" in run.log
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """The checkpoints directory of the run `run`, on a disk of its own with no room left."""
+    directory = tmp_path / "run" / "checkpoints"
+    try:
+        with damage.small_disk(directory, kib=64 * 1024):
+            yield damage.fill(directory)
+    except damage.NoMount as error:
+        pytest.skip(f"a full disk needs the right to mount one: {error}")
+
+
+def test_the_disk_is_full_until_the_end_of_a_start(
+    twins: Callable[[int], Path], make_run: Runs, full_disk: Path
+) -> None:
+    run = make_run()
+    assert run.go(2) == FAILED, run.jobs[0].output
+    for step in (3, 6, 9, 10):
+        assert f"saving step {step} FAILED" in run.log
+    assert "No space left on device" in run.log
+    assert run.checkpoints() == []
+    full_disk.unlink()
+    go_on(run, twins(2), 2)
+
+
+def test_room_is_made_on_a_full_disk_while_the_run_goes_on(
+    twins: Callable[[int], Path], make_run: Runs, full_disk: Path
+) -> None:
+    run = make_run()
+    job = run.start(2, hold_before=8)
+    assert job.wait_for_hold()
+    assert job.wait_until(lambda: "saving step 6 FAILED" in run.log)
+    full_disk.unlink()
+    job.release()
+    assert job.wait() == FINISHED, job.output
+    assert [path.name for path in run.checkpoints()] == ["step-00000009", "step-00000010"]
+    assert verdict_of(run, twins(2)) == Verdict()
+
+
+def test_a_save_that_fails_once_is_made_up_for(twins: Callable[[int], Path], make_run: Runs) -> None:
+    run = make_run()
+    assert run.go(2, failing_saves=1) == FINISHED, run.jobs[0].output
+    assert "No space left on device" in run.log
+    assert verdict_of(run, twins(2)) == Verdict()
+
+
+def test_the_checkpoints_are_removed_while_the_run_goes_on(twins: Callable[[int], Path], make_run: Runs) -> None:
+    run = make_run()
+    job = run.start(2, hold_before=8, hits=(Hit("step", 10, signal.SIGKILL, 0),))
+    assert job.wait_for_hold()
+    assert job.wait_until(lambda: (run.directory / "checkpoints" / "step-00000006").exists())
+    shutil.rmtree(run.directory / "checkpoints")
+    job.release()
+    assert job.wait() != FINISHED
+    go_on(run, twins(2), 2)
+
+
+def fingerprints(job: Job, rank: int) -> list[int]:
+    """Checksums of a rank's weights after each step."""
+    return [line["weights"] for line in job.lines(rank) if "step" in line]
+
+
+def test_a_nan_in_the_input_of_one_rank_reaches_no_weights(make_run: Runs) -> None:
+    """Sample 56 is one of rank 1 in step 5. The twin has the same NaN."""
+    twin, run = make_run(name="twin"), make_run()
+    assert twin.go(2, nan_positions=(56,)) == FINISHED, twin.jobs[0].output
+    weights = fingerprints(twin.jobs[0], 0)
+    assert fingerprints(twin.jobs[0], 1) == weights
+    assert [step for step in range(2, STEPS + 1) if weights[step - 1] == weights[step - 2]] == [5]
+    rows = [row for row in metrics(twin.directory) if "loss" in row]
+    assert [row["skipped_steps"] for row in rows] == [0] * 4 + [1] * 6
+    assert [row["step"] for row in rows if row["loss"] is None] == [5]
+    for path in sorted(twin.checkpoints()[-1].glob("*/*.safetensors")):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+
+    assert run.go(2, nan_positions=(56,), hits=(Hit("after", 5, signal.SIGKILL, 0),)) != FINISHED
+    assert run.go(2, nan_positions=(56,)) == FINISHED, run.jobs[-1].output
+    assert verdict_of(run, twin.directory) == Verdict()
+
+
+def test_a_shard_breaks_in_the_middle_of_an_epoch(tmp_path: Path, make_run: Runs) -> None:
+    """What a run makes of it does not hang on whether it ran at that moment or was started after it."""
+    runs = []
+    for name, stop in (("running", ()), ("between", (Hit("after", 4, signal.SIGTERM),))):
+        data = make_data(tmp_path / f"shards-{name}")
+        run = make_run(name=name, data=data)
+        job = run.start(2, hits=stop, hold_before=0 if stop else 5)
+        assert job.wait() == STOPPED if stop else job.wait_for_hold()
+        damage.break_samples(data / "train-0.tar", 5)
+        if stop:
+            job = run.start(2)
+        job.release()
+        assert job.wait() == FINISHED, job.output
+        assert job.stuck == []
+        runs.append(run)
+    broken = [row["broken_samples"] for row in metrics(runs[0].directory) if "loss" in row]
+    assert broken[:4] == [0, 0, 0, 0]
+    assert 5 <= broken[-1] <= 15, "72 samples after the break are more than two epochs of 31"
+    assert "train-0-0003" in runs[0].log
+    assert verdict_of(runs[0], runs[1].directory) == Verdict()
+
+
+def by_parts(run: FaultyRun, ranks: tuple[int, ...], steps: int) -> None:
+    """Run with one number of ranks after the other, each for so many steps and the last to the end."""
+    for number in ranks[:-1]:
+        assert run.go(number, hits=(Hit("after", steps, signal.SIGTERM, 0),)) == STOPPED, run.jobs[-1].output
+    assert run.go(ranks[-1]) == FINISHED, run.jobs[-1].output
+    assert [job.steps_done() for job in run.jobs[:-1]] == [steps] * (len(ranks) - 1)
+
+
+def test_the_number_of_ranks_changes_four_times_over(twins: Callable[[int], Path], make_run: Runs) -> None:
+    run = make_run("engine.precision=fp32")
+    by_parts(run, (4, 1, 3, 2), steps=2)
+    assert verdict_of(run, twins(1), exact=False) == Verdict()
+
+
+def worst(run: FaultyRun, twin: FaultyRun) -> float:
+    """The largest relative difference of the losses of any step."""
+    ours, theirs = series(run.directory, "loss"), series(twin.directory, "loss")
+    assert ours.keys() == theirs.keys() == set(range(1, STEPS + 1))
+    return max(relative_difference(ours[step], theirs[step]) for step in ours)
+
+
+def test_in_bf16_another_number_of_ranks_is_as_good_as_another_order_of_adding_up(make_run: Runs) -> None:
+    """On one rank the micro-batch changes the order in which gradients add up, and nothing else."""
+    elastic, whole = make_run("engine.precision=bf16", name="elastic"), make_run("engine.precision=bf16", name="whole")
+    assert whole.go() == FINISHED
+    rounding = []
+    for size in (6, 4, 3):
+        other = make_run("engine.precision=bf16", f"engine.micro_batch={size}", name=f"micro-{size}")
+        assert other.go() == FINISHED
+        rounding.append(worst(other, whole))
+    by_parts(elastic, (4, 1, 3, 2), steps=2)
+    assert 0 < worst(elastic, whole) <= 2 * max(rounding)
+    assert any(row.get("loss") for row in metrics(elastic.directory))

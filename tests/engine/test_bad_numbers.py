@@ -1,0 +1,165 @@
+"""Runs whose numbers go bad: every policy, what is written down about it, and running the step again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swinv2_train.checkpoint.load import load_state, load_weights
+from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
+from swinv2_train.tasks.simmim import SimMIM
+from swinv2_train.tasks.task import Losses
+from tests.runs import comparable, losses, metrics, run_here, tiny_run
+
+BATCH = 12
+"""Samples in a step of a tiny run."""
+SPIKE = ("optim.steps=16", "guard.min_steps=8", "guard.window=8", "eval.every_steps=0", "eval.figure_every_steps=0")
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Multiplies the loss of chosen batches, on whatever rank and in whatever run."""
+    real = SimMIM.loss
+    factors: dict[int, float] = {}
+
+    def poisoned(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
+        losses = real(self, model, batch)
+        factor = factors.get(int(batch["position"][0]) // BATCH, 1.0)
+        return Losses(losses.total * factor) if factor != 1.0 else losses
+
+    monkeypatch.setattr(SimMIM, "loss", poisoned)
+    return factors
+
+
+def skipped(run_dir: Path) -> list[int]:
+    """The steps whose update was left out."""
+    rows = [row for row in metrics(run_dir) if "lr" in row]
+    counts = [0, *(row["skipped_steps"] for row in rows)]
+    return [row["step"] for row, before in zip(rows, counts, strict=False) if row["skipped_steps"] > before]
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    weights = [load_weights(path) for path in (first, second)]
+    return all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
+    plant[11] = 30.0
+    run = tmp_path / "run"
+    assert run_here(tiny_run(shards, run, *SPIKE, "checkpoint.every_steps=1", "checkpoint.keep_last=16")) == FINISHED
+    assert skipped(run) == [12]
+    assert same_weights(run / "checkpoints" / "step-00000011", run / "checkpoints" / "step-00000012")
+    assert "step 12: the loss" in (run / "log.txt").read_text()
+    incident = json.loads((run / "incidents" / "step-00000012.json").read_text())
+    assert (incident["batch"], incident["action"], incident["state"]["step"]) == (11, "skip", 11)
+    assert [entry["position"] for entry in incident["samples"]] == list(range(132, 144))
+    assert all(entry["sample"].startswith("train-") for entry in incident["samples"])
+
+    capsys.readouterr()
+    before = comparable(run)
+    assert run_here([f"replay={run}/incidents/step-00000012.json"]) == FINISHED
+    report = json.loads((run / "incidents" / "step-00000012" / "replay.json").read_text())
+    assert report["same_to_the_bit"]
+    assert report["loss"]["replayed"] == incident["loss"]
+    assert len(report["sample_losses"]) == BATCH
+    assert "the same to the bit: yes" in capsys.readouterr().out
+    assert comparable(run) == before, "a replay changes nothing"
+
+
+def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, plant: dict) -> None:
+    plant[11] = 30.0
+    run = tmp_path / "run"
+    options = ("guard.policy=rollback", "guard.rollback_batches=2", "checkpoint.every_steps=3")
+    assert run_here(tiny_run(shards, run, *SPIKE, *options)) == FINISHED
+    state = load_state(run / "checkpoints" / "step-00000016")["train"]
+    assert (state["avoided_batches"], state["rollbacks"], state["skipped_steps"]) == ([10, 11], 1, 0)
+    log = (run / "log.txt").read_text()
+    assert "going back" in log
+    assert f"resuming from {run}/checkpoints/step-00000009" in log
+    assert len(losses(run)) == 16, "every step stands in the record once"
+    twin = tmp_path / "twin"
+    plant.clear()
+    assert run_here(tiny_run(shards, twin, *SPIKE, *options)) == FINISHED
+    assert losses(twin)[:10] == losses(run)[:10]
+    assert losses(twin)[10:] != losses(run)[10:], "batches 12 to 17 came in place of 10 to 15"
+
+
+def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(shards: Path, tmp_path: Path, plant: dict) -> None:
+    plant[9] = 30.0
+    run = tmp_path / "run"
+    assert run_here(tiny_run(shards, run, *SPIKE, "guard.policy=rollback", "checkpoint.every_steps=0")) == FINISHED
+    assert f"resuming from {run}/checkpoints/step-00000000" in (run / "log.txt").read_text()
+    assert load_state(run / "checkpoints" / "step-00000016")["train"]["avoided_batches"] == [9]
+
+
+def test_too_many_rollbacks_end_the_run(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
+    plant.update(dict.fromkeys(range(10, 40), 30.0))
+    options = ("guard.policy=rollback", "guard.max_rollbacks=2", "checkpoint.every_steps=3")
+    assert run_here(tiny_run(shards, tmp_path / "run", *SPIKE, *options)) == FAILED
+    assert "the run has gone back 2 times already (guard.max_rollbacks)" in capsys.readouterr().err
+
+
+def test_stop_saves_the_state_before_the_step(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
+    plant[11] = 30.0
+    run, command = tmp_path / "run", tiny_run(shards, tmp_path / "run", *SPIKE, "guard.policy=stop")
+    assert run_here(command) == FAILED
+    assert "step 12: the loss" in capsys.readouterr().err
+    assert (run / "checkpoints" / "step-00000011").is_dir()
+    assert json.loads((run / "status.json").read_text()) == {"status": "failed", "step": 11}
+    assert run_here([*command, "guard.policy=skip"]) == FINISHED
+    assert skipped(run) == [12]
+    whole = tmp_path / "whole"
+    assert run_here(tiny_run(shards, whole, *SPIKE)) == FINISHED
+    assert comparable(run) == comparable(whole)
+
+
+def test_skipping_without_end_stops_the_run(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
+    plant.update(dict.fromkeys(range(3, 40), float("nan")))
+    assert run_here(tiny_run(shards, tmp_path / "run", *SPIKE, "guard.max_skipped_in_row=4")) == FAILED
+    assert "4 steps in a row were skipped, the last of them step 7" in capsys.readouterr().err
+
+
+def test_the_rolling_test_survives_a_stop(shards: Path, tmp_path: Path, plant: dict) -> None:
+    """The window is part of the state: a spike just after a resume is seen as it would have been."""
+    plant[9] = 30.0
+    options = (*SPIKE, "checkpoint.every_steps=9", "optim.schedule=constant")
+    assert run_here(tiny_run(shards, tmp_path / "whole", *options)) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=9")) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options)) == FINISHED
+    assert skipped(tmp_path / "parts") == [10]
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
+
+
+def test_a_replay_of_a_nan_names_the_module(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    real = SimMIM.loss
+
+    def poisoned(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
+        image = batch["image"].clone() if batch["image"].is_floating_point() else batch["image"].float()
+        image[batch["position"] == 40] = float("nan")
+        return real(self, model, {**batch, "image": image})
+
+    monkeypatch.setattr(SimMIM, "loss", poisoned)
+    run = tmp_path / "run"
+    assert (
+        run_here(tiny_run(shards, run, "optim.steps=5", "eval.every_steps=0", "eval.figure_every_steps=0")) == FINISHED
+    )
+    assert skipped(run) == [4]
+    assert run_here([f"replay={run}/incidents/step-00000004.json"]) == FINISHED
+    worst = json.loads((run / "incidents" / "step-00000004" / "replay.json").read_text())["worst_samples"][0]
+    assert worst["position"] == 40
+    assert "patch_embed" in worst["not_finite_in"]
+
+
+def test_wrong_replays_are_one_sentence(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "no.json").write_text("{}")
+    for name, reason in (("missing.json", "cannot be read"), ("no.json", "is not an incident of a run")):
+        assert run_here([f"replay={tmp_path / name}"]) == WRONG_USE
+        error = capsys.readouterr().err
+        assert reason in error
+        assert error.count("\n") == 1

@@ -1,0 +1,133 @@
+"""Ranks without the seconds that imports take: a process that has imported everything forks one for every request.
+
+    python -m tests.faults.nursery
+
+A request is a line of JSON on stdin: `arguments`, `environment`, `output` (file for stdout and stderr) and `exit` (file
+for the exit code, negative for a signal). The answer is a line with the process id. The end of stdin ends all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.faults import rank
+
+_POLL_SECONDS = 0.02
+
+
+class Nursery:
+    """The other end: asks the nursery for ranks. Use it as a context."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nursery"],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fork(self, arguments: list[str], environment: dict[str, str], output: Path, exit_file: Path) -> int:
+        """Start a rank; returns its process id."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {
+            "arguments": arguments,
+            "environment": environment,
+            "output": str(output),
+            "exit": str(exit_file),
+        }
+        self._process.stdin.write(json.dumps(request) + "\n")
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the nursery of ranks ended with code {self._process.wait()}")
+        return int(answer)
+
+    def close(self) -> None:
+        """End the nursery and every rank of it that still runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def _import_everything() -> None:
+    import deepspeed  # noqa: F401
+
+    import swinv2_train.cli.train
+    import swinv2_train.engine.run  # noqa: F401
+    from swinv2_train.config.compose import compose
+
+    compose(["+experiment=simmim_demo"])
+    with contextlib.suppress(ImportError):  # DeepSpeed takes seconds for it at the first start of an engine
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise RuntimeError("an import has started a thread, and a fork would lose it")
+
+
+def _become_rank(request: dict[str, Any]) -> None:
+    os.setsid()
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["swinv2-train", *request["arguments"]]
+
+
+def serve(answers: int) -> dict[str, Any] | None:
+    """Fork ranks until stdin ends; returns the request in a forked rank, None in the nursery at its end."""
+    running: dict[int, str] = {}
+    unread = b""
+    while True:
+        ready, _, _ = select.select([0], [], [], _POLL_SECONDS)
+        if ready:
+            data = os.read(0, 1 << 16)
+            if not data:
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
+                return None
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    os.close(answers)
+                    return request
+                running[pid] = request["exit"]
+                os.write(answers, f"{pid}\n".encode())
+        for pid in list(running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                _write_whole(Path(running.pop(pid)), str(os.waitstatus_to_exitcode(status)))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def main() -> None:
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    _import_everything()
+    request = serve(answers)
+    if request is not None:
+        _become_rank(request)
+        rank.main()
+
+
+if __name__ == "__main__":
+    main()
