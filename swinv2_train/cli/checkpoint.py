@@ -249,12 +249,12 @@ def _prune(arguments: argparse.Namespace) -> int:
         best_mode=arguments.best_mode,
     )
     with _no_run(directory) if arguments.yes else contextlib.nullcontext():
-        if arguments.keep_best:
-            _check_metric(directory, arguments.best_metric)
         if arguments.yes:
             from swinv2_train.checkpoint.save import restore_replaced  # imports torch
 
             restore_replaced(directory)
+        if arguments.keep_best:
+            _check_metric(directory, arguments.best_metric)
         partial = [path for path in leftovers(directory) if path.name.startswith(PARTIAL_PREFIX)]
         doomed = [*surplus(directory, policy), *partial]
         for path in doomed:

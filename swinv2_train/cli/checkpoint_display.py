@@ -13,6 +13,7 @@ from typing import Any
 from swinv2_train.checkpoint.layout import KINDS, Manifest
 from swinv2_train.checkpoint.survey import Entry
 
+_SHOWN_VALUES = 8
 _AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -49,7 +50,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
     """A table of checkpoints, newest first."""
     now = time.time()
-    rows = [("step", "written", "size", "ranks", "ema", "metrics", "state", "")]
+    rows = [("step", "written", "size", "ranks", "ema", "metrics", "mark", "state")]
     for index, entry in enumerate(entries):
         manifest = entry.manifest
         marks = ["newest"] * (index == 0) + ["best"] * (entry.path == best)
@@ -61,8 +62,8 @@ def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
                 str(manifest.world_size) if manifest else "?",
                 "?" if manifest is None else "yes" if manifest.has_ema else "no",
                 metrics_text(manifest.metrics) if manifest else "",
-                f"damaged: {entry.damage}" if entry.damage else entry.state,
                 ", ".join(marks),
+                f"damaged: {entry.damage}" if entry.damage else entry.state,
             )
         )
     return table(rows)
@@ -134,8 +135,14 @@ def flat_rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]
         if isinstance(value, dict):
             rows.extend(flat_rows(value, f"{name}."))
         else:
-            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+            rows.append((name, _value_text(value)))
     return rows
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, list) and len(value) > _SHOWN_VALUES:
+        return f"{json.dumps(value[:_SHOWN_VALUES])[:-1]}, ...] ({len(value)} values)"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tensors_text(manifest: Manifest) -> str:

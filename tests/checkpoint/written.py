@@ -15,7 +15,10 @@ from swinv2_train.checkpoint.save import save
 from tests.checkpoint.ranks import SHAPES, ThreadRanks, on_ranks
 
 Tensors = dict[str, dict[str, torch.Tensor]]
-STATE = {"train": {"step": 10, "guard": {"losses": [0.5, None]}}, "optimizer": {"adam_steps": 9}}
+STATE = {
+    "train": {"step": 10, "guard": {"losses": [0.5, None], "norms": list(range(128))}},
+    "optimizer": {"adam_steps": 9},
+}
 
 
 def values(shapes: dict[str, tuple[int, ...]] = SHAPES, *, seed: int = 0, ema: bool = True) -> Tensors:

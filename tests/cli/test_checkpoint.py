@@ -85,17 +85,17 @@ def test_ls_lists_everything(made: Path, capsys: pytest.CaptureFixture[str]) -> 
     code, out, err = run(capsys, "ls", made)
     assert (code, err) == (FINISHED, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["step", "written", "size", "ranks", "ema", "metrics", "state"]
+    assert lines[0].split() == ["step", "written", "size", "ranks", "ema", "metrics", "mark", "state"]
     assert [line.split()[0] for line in lines[1:5]] == ["40", "30", "20", "10"]
-    assert lines[1].endswith("complete  newest")
+    assert lines[1].endswith("newest  complete")
     assert "eval/loss 0.2 " in lines[3]
-    assert lines[3].endswith("complete  best")
+    assert lines[3].endswith("best    complete")
     assert [line.split().count("yes") for line in lines[1:5]] == [1, 1, 1, 0]
     assert lines[5].startswith(".saving-step-00000050-ab: 2.0 KiB, being written, or left behind")
     code, out, _ = run(capsys, "ls", made / "checkpoints", "--verify", "--best-mode", "max")
     assert code == FINISHED
     assert out.count("verified") == 4
-    assert out.splitlines()[4].endswith("verified  best")
+    assert out.splitlines()[4].endswith("best    verified")
     code, out, _ = run(capsys, "ls", made / "checkpoints" / "step-00000020")
     assert code == FINISHED
     assert len(out.splitlines()) == 2
@@ -174,6 +174,7 @@ def test_show_says_what_is_inside(made: Path, capsys: pytest.CaptureFixture[str]
     assert facts["model.embed_dim"] == "5"
     assert facts["train.step"] == "20"
     assert facts["train.guard.losses"] == "[0.5, null]"
+    assert facts["train.guard.norms"] == "[0, 1, 2, 3, 4, 5, 6, 7, ...] (128 values)"
     assert facts["optimizer.adam_steps"] == "9"
     assert facts["encoder.weight"].split() == ["7", "x", "5", "35"]
     assert facts["all"] == "52"

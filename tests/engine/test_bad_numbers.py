@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.load import load_state, load_weights
+from swinv2_train.data.augment import normalise
 from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Losses
@@ -137,18 +138,23 @@ def test_the_rolling_test_survives_a_stop(shards: Path, tmp_path: Path, plant: d
 def test_a_replay_of_a_nan_names_the_module(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    real = SimMIM.loss
+    real, positions = SimMIM.loss, []
 
-    def poisoned(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
-        image = batch["image"].clone() if batch["image"].is_floating_point() else batch["image"].float()
-        image[batch["position"] == 40] = float("nan")
-        return real(self, model, {**batch, "image": image})
+    def loss(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
+        positions[:] = batch["position"].tolist()
+        return real(self, model, batch)
 
-    monkeypatch.setattr(SimMIM, "loss", poisoned)
+    def poisoned(images: torch.Tensor, mean: Any, std: Any) -> torch.Tensor:
+        values = normalise(images, mean, std)
+        if len(values) == len(positions):
+            values[torch.tensor(positions) == 40] = float("nan")
+        return values
+
+    monkeypatch.setattr(SimMIM, "loss", loss)
+    monkeypatch.setattr("swinv2_train.tasks.simmim.normalise", poisoned)
     run = tmp_path / "run"
-    assert (
-        run_here(tiny_run(shards, run, "optim.steps=5", "eval.every_steps=0", "eval.figure_every_steps=0")) == FINISHED
-    )
+    command = tiny_run(shards, run, "optim.steps=5", "eval.every_steps=0", "eval.figure_every_steps=0")
+    assert run_here(command) == FINISHED
     assert skipped(run) == [4]
     assert run_here([f"replay={run}/incidents/step-00000004.json"]) == FINISHED
     worst = json.loads((run / "incidents" / "step-00000004" / "replay.json").read_text())["worst_samples"][0]
