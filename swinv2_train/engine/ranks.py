@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import random
 import re
 import socket
 import time
@@ -35,9 +36,17 @@ def under_launcher() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment."""
+    """A TCP port that nobody listens on at the moment.
+
+    It lies below the ports that a system gives to outgoing connections (from 32768 on, on Linux), because one of those
+    could be taken before the main rank listens, even by a rank that tries to reach it.
+    """
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
@@ -53,7 +62,7 @@ _GONE = re.compile(
 )
 """How gloo and NCCL say that a peer is gone; their other errors are about the collective itself."""
 _SPEAKERS = re.compile(r"gloo|NCCL|pair closure")
-_REASON_LENGTH = 120
+_REASON_LENGTH = 200
 
 
 def _reason(error: BaseException) -> str:

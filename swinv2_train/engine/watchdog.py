@@ -33,7 +33,7 @@ import psutil
 from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.config.schema import WatchdogConfig
 from swinv2_train.engine.ranks import Ranks
-from swinv2_train.engine.status import write_status
+from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED
 
 STACKS = "stacks"
@@ -60,7 +60,8 @@ _SENTENCES = {
 @dataclass(frozen=True)
 class _Activity:
     name: str
-    step: int
+    done: int
+    """Steps that are done."""
     begun: float
     limit: float
     """Seconds."""
@@ -68,6 +69,11 @@ class _Activity:
     @property
     def left(self) -> float:
         return self.begun + self.limit - time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """The step that it is about."""
+        return self.done + (self.name == "step")
 
     def overdue(self) -> str:
         what = _SENTENCES[self.name].format(step=self.step)
@@ -120,7 +126,7 @@ class Watchdog:
                 _sweep(self._own)
         except OSError as error:
             _say(f"the watchdog cannot write to {self._own} ({error.strerror}): it will write to stderr")
-        self.now("start", self._main.step)
+        self.now("start", 0)
         self._thread.start()
         threading.Thread(target=self._look_for_marker, name="watchdog's look-out", daemon=True).start()
 
@@ -149,7 +155,7 @@ class Watchdog:
 
         Args:
             activity: `start`, `step`, `evaluation` or `save`.
-            step: for `step` the one that is being done, counted from 1; else the one done last.
+            step: the step that was done last.
         """
         self._main = self._activity(activity, step)
 
@@ -158,7 +164,7 @@ class Watchdog:
         """Something that another thread does beside the main one, with a clock of its own."""
         key = object()
         with self._lock:
-            self._background[key] = self._activity(activity, self._main.step)
+            self._background[key] = self._activity(activity, self._main.done)
         try:
             yield
         finally:
@@ -215,7 +221,7 @@ class Watchdog:
             _within(WRITE_SECONDS, lambda: self._write_report(incident, 2))
         if incident.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
             _say(f"{incident.what}: {place}; the same command continues from the newest checkpoint")
-            _within(WRITE_SECONDS, lambda: write_status(self._directory, "failed", self._last_step()))
+            _within(WRITE_SECONDS, self._write_status)
         if self._ranks.world_size > 1:
             time.sleep(GRACE_SECONDS)
             if incident.is_ours:
@@ -233,8 +239,9 @@ class Watchdog:
             return self._read_marker()
         return incident
 
-    def _last_step(self) -> int:
-        return max(0, self._main.step - (self._main.name == "step"))
+    def _write_status(self) -> None:
+        known = self._main.done or read_status(self._directory).get("step", 0)  # at the start it is not known here
+        write_status(self._directory, "failed", known)
 
     def _write_report(self, incident: _Incident, file: Path | int) -> None:
         if isinstance(file, Path):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from tests.faults import damage
-from tests.faults.job import COMMAND, FORKED, FaultyRun, Job
+from tests.faults.job import COMMAND, FaultyRun, Job
 from tests.faults.nursery import Nursery
 from tests.faults.patches import Hit
 from tests.faults.verdict import Verdict, judge, relative_difference, series
@@ -73,9 +73,9 @@ def verdict_of(run: FaultyRun, twin: Path, *, exact: bool = True) -> Verdict:
     return judge(run.directory, run.trace, twin, total_steps=STEPS, global_batch=BATCH, exact=exact)
 
 
-def go_on(run: FaultyRun, twin: Path, ranks: int, way: str = FORKED) -> None:
+def go_on(run: FaultyRun, twin: Path, ranks: int) -> None:
     """Start a run again, without faults, and see that it ends like its twin."""
-    assert run.go(ranks, way=way) == FINISHED, run.jobs[-1].output
+    assert run.go(ranks) == FINISHED, run.jobs[-1].output
     assert verdict_of(run, twin) == Verdict()
 
 
@@ -108,7 +108,7 @@ def test_one_rank_of_the_command_is_killed(twins: Callable[[int], Path], make_ru
     """The ranks that our own command starts: it ends by itself, and the same command goes on."""
     run = make_run()
     assert run.go(2, way=COMMAND, hits=(Hit("step", 5, signal.SIGKILL, 1),)) not in (FINISHED, STOPPED, WRONG_USE)
-    go_on(run, twins(2), 2, way=COMMAND)
+    go_on(run, twins(2), 2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -46,7 +46,7 @@ def hang_in_a_step(run: Path) -> None:
     ranks, watchdog = watched(run, step=SHORT)
     with watchdog:
         ranks.gather("something")
-        watchdog.now("step", 12)
+        watchdog.now("step", 11)
         a_function_that_hangs()
 
 
@@ -143,7 +143,7 @@ def one_of_two_hangs(run: Path) -> None:
     alone = os.environ["RANK"] == "1"
     ranks, watchdog = watched(run, step=SHORT if alone else LONG)
     with watchdog:
-        watchdog.now("step", 7)
+        watchdog.now("step", 6)
         if alone:
             a_function_that_hangs()
         ranks.gather("waits for the other")
@@ -167,7 +167,7 @@ def test_one_rank_that_hangs_makes_all_write_and_end(apart: Apart, tmp_path: Pat
 def one_of_two_holds_the_lock(run: Path) -> None:
     ranks, watchdog = watched(run, start=SHORT, step=SHORT)
     with watchdog:
-        watchdog.now("step", 7)
+        watchdog.now("step", 6)
         if os.environ["RANK"] == "1":
             time.sleep(0.3)
             a_function_that_holds_the_lock()
