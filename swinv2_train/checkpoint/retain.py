@@ -79,7 +79,7 @@ def prune(directory: Path, policy: CheckpointConfig, protected: Collection[str] 
             removed.append(path.name)
         except OSError as error:
             failure = failure or error
-    for left in directory.glob(f"{PARTIAL_PREFIX}*"):
+    for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         try:
             shutil.rmtree(left)
         except OSError as error:

@@ -169,7 +169,7 @@ def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
     if failures:
         if ranks.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        others = f" (and so on {len(failures) - 1} more)" if len(failures) > 1 else ""
+        others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         raise CheckpointError(failures[0] + others) from cause
     return [value for value, _ in gathered]
 
@@ -202,7 +202,7 @@ def restore_replaced(directory: Path) -> None:
     Raises:
         OSError: if the directory cannot be written to.
     """
-    for aside in directory.glob(f"{REPLACED_PREFIX}*"):
+    for aside in sorted(directory.glob(f"{REPLACED_PREFIX}*")):
         final = aside.with_name(aside.name.removeprefix(REPLACED_PREFIX))
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
@@ -213,7 +213,7 @@ def restore_replaced(directory: Path) -> None:
 def _prepare(directory: Path, partial: Path, kinds: Iterable[str], size: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     restore_replaced(directory)
-    for left in directory.glob(f"{PARTIAL_PREFIX}*"):
+    for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(left, ignore_errors=True)
     check_space(directory, size)
     for kind in kinds:

@@ -1,16 +1,21 @@
-"""Start the ranks of a run on this machine through the `deepspeed` launcher, and pass signals on to them.
+"""Start the ranks of a run on this machine through the `deepspeed` launcher, pass signals on to them, and see them end.
 
 The launcher itself dies of a SIGTERM and leaves its ranks behind, and it may exit with 0 when its helper was killed; so
-the signals go to the ranks directly, and success is what the run directory says.
+the signals go to the ranks directly, success is what the run directory says, and ranks that are left behind are ended.
+When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after 30 seconds, which a stopped process
+does not outlive either.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -21,7 +26,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_SIGNALS
 from swinv2_train.engine.status import read_status, write_status
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILE = ".launch.yaml"
@@ -47,10 +52,56 @@ def shown(command: list[str], environment: dict[str, str]) -> str:
     return " ".join([*(f"{key}={value}" for key, value in environment.items()), shlex.join(command)])
 
 
-def _ranks_below(process: subprocess.Popen) -> list[psutil.Process]:
+@dataclass
+class _Rank:
+    """A rank's process. The launcher collects it; what it died of can be read between its death and that."""
+
+    number: int
+    process: psutil.Process
+    killed_by: int | None = None
+    """The signal, where it was seen."""
+
+    def lives(self) -> bool:
+        """Whether it is still there; notes the signal that it died of."""
+        try:
+            if not self.process.is_running():
+                return False
+            if self.process.status() != psutil.STATUS_ZOMBIE:
+                return True
+            # The last field is the exit status as `wait` gives it; psutil does not show it for another's child.
+            code = int(Path(f"/proc/{self.process.pid}/stat").read_text().split()[-1])
+            self.killed_by = self.killed_by or code & 0x7F or None
+        except (psutil.Error, OSError, ValueError):
+            return False
+        return False
+
+
+class _Family:
+    """The ranks below the launcher."""
+
+    def __init__(self, launcher: subprocess.Popen, size: int) -> None:
+        self._launcher, self._size = launcher, size
+        self._ranks: dict[int, _Rank] = {}
+        self.first_dead: list[_Rank] = []
+        """The ranks that ended first. What the others end of may be the launcher's doing."""
+
+    def look(self) -> list[_Rank]:
+        """The ranks that are alive."""
+        if len(self._ranks) < self._size:  # a look through all processes of a machine is not for nothing
+            for process in _ranks_below(self._launcher.pid):
+                number = _rank_number(process)
+                if number is not None:
+                    self._ranks.setdefault(process.pid, _Rank(number, process))
+        alive = [rank for rank in self._ranks.values() if rank.lives()]
+        if not self.first_dead:
+            self.first_dead = [rank for rank in self._ranks.values() if rank not in alive]
+        return alive
+
+
+def _ranks_below(launcher: int) -> list[psutil.Process]:
     found = []
     try:
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(launcher).children(recursive=True)
     except psutil.Error:
         return []
     for child in children:
@@ -61,6 +112,13 @@ def _ranks_below(process: subprocess.Popen) -> list[psutil.Process]:
         if RANK_MODULE in arguments and not any("deepspeed.launcher" in part for part in arguments):
             found.append(child)
     return found
+
+
+def _rank_number(process: psutil.Process) -> int | None:
+    try:
+        return int(process.environ()["RANK"])
+    except (psutil.Error, KeyError, ValueError):  # it is gone already, or its program is about to begin
+        return None
 
 
 class _Signals:
@@ -74,17 +132,16 @@ class _Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
 
-    def forward(self, process: subprocess.Popen) -> None:
+    def forward(self, ranks: list[_Rank]) -> None:
         """Send every rank the signals that it has not had yet."""
-        if not self.received:
-            return
-        for rank in _ranks_below(process):
-            for number in self.received[self._sent.get(rank.pid, 0) :]:
+        for rank in ranks:
+            process = rank.process
+            for number in self.received[self._sent.get(process.pid, 0) :]:
                 try:
-                    rank.send_signal(number)
+                    process.send_signal(number)
                 except psutil.Error:
                     break
-            self._sent[rank.pid] = len(self.received)
+            self._sent[process.pid] = len(self.received)
 
     def restore(self) -> None:
         for number, handler in self._previous.items():
@@ -94,15 +151,16 @@ class _Signals:
 def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """Start the ranks, wait for them, and return the exit code of the run.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to the ranks, which finish their step, save and exit; if this process dies
-    of another signal, they notice and do the same.
+    SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the ranks, which finish their step, save and exit; if
+    this process dies of another signal, they notice and do the same. When ranks die, one sentence on stderr says so,
+    and `status.json` says `failed`.
     """
     directory = Path(config.run.dir)
     config_file = directory / LAUNCH_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)
         config_file.write_text(to_yaml(config))
-        write_status(directory, "starting", 0)
+        write_status(directory, "starting", read_status(directory).get("step", 0))
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
     environment = {**os.environ, **launch_environment(device, num_ranks), PARENT_VARIABLE: str(os.getpid())}
@@ -111,22 +169,78 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
         # In a session of its own a Ctrl-C on the terminal reaches the ranks once, through us, and not the launcher.
         command = launch_command(num_ranks, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
+        family = _Family(process, num_ranks)
         while True:
+            alive = family.look()
+            signals.forward(alive)
             try:
                 code = process.wait(_POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                signals.forward(process)
+                continue
+        left_behind = _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
     finally:
         signals.restore()
         config_file.unlink(missing_ok=True)
-    return _outcome(code, read_status(directory).get("status"), stopped=bool(signals.received))
+    if read_status(directory).get("status") == "finished" and (left_behind or code == FINISHED):
+        return FINISHED
+    return _outcome(directory, code, _killed(family.first_dead, code), stopped=bool(signals.received) or left_behind)
 
 
-def _outcome(code: int, status: str | None, *, stopped: bool) -> int:
-    if code == FINISHED and status != "finished":
-        print(f"swinv2-train: the launcher ended, but the run is not finished (status: {status})", file=sys.stderr)
-        return FAILED
-    if code != FINISHED and stopped and status in ("starting", "stopped"):
+def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> bool:
+    """Ask ranks that outlived their launcher to save and end, and end those that do not. Whether there were any."""
+    alive = family.look()
+    if not alive:
+        return False
+    print("swinv2-train: the launcher died; its ranks finish the step, save and end", file=sys.stderr, flush=True)
+    signals.received.append(signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while alive and time.monotonic() < deadline:
+        signals.forward(alive)
+        time.sleep(_POLL_SECONDS)
+        alive = family.look()
+    for rank in alive:
+        with contextlib.suppress(psutil.Error):
+            rank.process.kill()
+    return True
+
+
+def _killed(first_dead: list[_Rank], code: int) -> str:
+    """Which ranks a signal ended and which, in words; empty if none, as far as that was seen."""
+    known = [f"rank {rank.number} died of {_signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
+    if not known and code > 256 - signal.NSIG:  # the launcher ends with the negative signal of its rank, in a byte
+        who = f"rank {first_dead[0].number}" if len(first_dead) == 1 else "a rank"
+        known = [f"{who} died of {_signal_name(256 - code)}"]
+    return " and ".join(known)
+
+
+def _outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
+    """The exit code of a run that is not finished; says a last word where the ranks could not."""
+    status = read_status(directory)
+    state = status.get("status")
+    if state == "stopped" and (stopped or code == STOPPED):
+        return STOPPED
+    if state == "starting" and stopped:
         return STOPPED  # before the first step there is nothing to save
-    return code if code >= 0 else FAILED
+    if state in ("starting", "running"):
+        _write_failed(directory, status.get("step", 0))
+    if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
+        what = killed or f"the launcher ended with code {code}, but the run is not finished (status: {state})"
+        print(f"swinv2-train: {what}; the same command continues from the newest checkpoint", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name
+
+
+def _write_failed(directory: Path, step: int) -> None:
+    try:
+        write_status(directory, "failed", step)
+    except OSError as error:
+        print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)

@@ -107,6 +107,7 @@ class Trainer:
         self.evaluate_and_draw(evaluate=at_start or "evaluate" in self.missed, draw="draw" in self.missed)
         if self.state.step == 0 and self.config.guard.policy == "rollback":
             self.save()  # something to go back to
+        self.watchdog.now("start", self.state.step)
         while self.state.step < self.plan.total_steps:
             self.doing = "waiting for data"
             with self.clock.waiting():
@@ -114,7 +115,7 @@ class Trainer:
             did = self.train_step(batches)
             if did is Did.STOP:
                 return self.stop_here()
-            self.watchdog.now("step", self.state.step)
+            self.watchdog.now("step", self.state.step + 1)
             if did is Did.ROLLBACK:
                 continue
             self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
@@ -127,7 +128,7 @@ class Trainer:
             )
             if not last and self.is_turn(self.config.checkpoint.every_steps):
                 self.save()
-            self.watchdog.now("step", self.state.step)
+            self.watchdog.now("step", self.state.step + 1)
         self.finish_saving()
         return FINISHED
 

@@ -111,6 +111,14 @@ def test_a_failed_write_fails_everywhere_and_breaks_nothing(
     verify(tmp_path / step_name(20))
 
 
+def test_a_failure_of_many_ranks_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(save_module, "write_safetensors", fail)
+    assert {str(outcome) for outcome in write(tmp_path, 10, 3)} == {"rank 0: Disk quota exceeded (and 2 more)"}
+
+
 @pytest.mark.parametrize("failing_rank", [0, 1])
 def test_an_error_of_any_kind_on_one_rank_ends_the_others_too(tmp_path: Path, failing_rank: int) -> None:
     def work(ranks: ThreadRanks) -> Saved:

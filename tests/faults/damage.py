@@ -71,6 +71,12 @@ def spoil(checkpoints: Path, kind: str, rng: random.Random) -> bool:
     return target is not None
 
 
+def remove(directory: Path) -> None:
+    """Remove a directory that a run is working in, and may be removing parts of itself."""
+    while directory.exists():
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def break_samples(shard: Path, count: int) -> None:
     """Overwrite the pictures of the first `count` samples of a tar in place; the tar stays whole."""
     import tarfile

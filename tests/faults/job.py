@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -201,9 +202,12 @@ def _start_command(overrides: list[str], faults: Faults, output: Path) -> subpro
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that no outgoing connection gets: those of Linux begin at 32768."""
+    for port in random.SystemRandom().sample(range(12000, 20000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("100 ports in a row are taken")
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -54,8 +54,8 @@ class Faults:
     hits: tuple[Hit, ...] = ()
     nan_positions: tuple[int, ...] = ()
     """Samples whose picture is NaN when it reaches the model."""
-    hold_before: int = 0
-    """Every rank waits before this step (counted like those of a hit) until `release` of the job; 0: never."""
+    hold_after: int = 0
+    """Every rank waits after this step (counted like those of a hit) until `release` of the job; 0: never."""
     slow_saves: float = 0.0
     """Seconds that each file of a checkpoint takes longer."""
     failing_saves: int = 0
@@ -128,8 +128,6 @@ class Rank:
         @functools.wraps(train_step)
         def patched(trainer: Any, batches: list[dict[str, Any]], *more: Any, **named: Any) -> Any:
             self.steps += 1
-            if self.steps == self.faults.hold_before:
-                self.hold()
             for hit in self.due("step", self.steps):
                 delay = hit.fraction * self.step_seconds
                 threading.Thread(target=self.strike_later, args=(delay, hit), daemon=True).start()
@@ -141,6 +139,8 @@ class Rank:
                 self.step_seconds = time.monotonic() - begin
                 self.write({"step": step, "positions": positions, "weights": fingerprint(trainer.engine.module)})
                 self.strike(self.due("after", self.steps))
+                if self.steps == self.faults.hold_after:
+                    self.hold()
             return result
 
         return patched
