@@ -2,44 +2,30 @@
 
 The elements of a parameter lie in the files of many ranks. They are read and written in slices of a bounded size, with
 plain file reads: a memory map would count against a job's memory, and turn a failing disk into a crash.
-
-The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header (little-endian), the header
-as JSON, padded with spaces to a multiple of 8 bytes, then the tensors without gaps, in the order of their offsets.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.checkpoint import disk
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KINDS, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
+from swinv2_train.checkpoint.tensor_file import DTYPES, Written, read_exactly, read_header, write_safetensors
+from swinv2_train.checkpoint.verify import check_complete, check_files
 from swinv2_train.config.errors import ConfigError
 
 SLICE_ELEMENTS = 1 << 22
 """Most elements that are held at once: 16 MiB in fp32."""
-DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
-"""Names of the dtypes: ours, that of safetensors, and bytes per element."""
 _KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
-_MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses more."""
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes in all."""
-
-
-@dataclass(frozen=True)
-class Written:
-    """A finished file."""
-
-    size: int
-    sha256: str
 
 
 def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Manifest:
@@ -52,8 +38,6 @@ def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Mani
     Raises:
         CheckpointError: naming the checkpoint and what is wrong with it.
     """
-    from swinv2_train.checkpoint.verify import check_complete, check_files
-
     try:
         manifest = read_manifest(path)
         check_complete(manifest)
@@ -103,93 +87,13 @@ class Pieces:
                 if entry["dtype"] != "F32" or end - begin != 4 * record.count:
                     raise ValueError(f"{key} is not {record.count} fp32 numbers")
                 file.seek(data_start + begin + 4 * (first - record.start))
-                return _read_exactly(file, 4 * (last - first))
+                return read_exactly(file, 4 * (last - first))
         except OSError as error:
             raise CheckpointError(f"{self._path / relative} cannot be read ({error.strerror})") from error
         except KeyError as error:
             raise CheckpointError(f"{self._path / relative} lacks {error}") from error
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{self._path / relative} is broken ({error})") from error
-
-
-def _read_exactly(file: Any, count: int) -> bytearray:
-    data = bytearray(count)
-    view, done = memoryview(data), 0
-    while done < count:
-        got = file.readinto(view[done:])
-        if not got:
-            raise ValueError("it ends early")
-        done += got
-    return data
-
-
-def read_header(file: Any) -> tuple[int, dict[str, Any]]:
-    """Where the data of an open safetensors file begins, and its header.
-
-    Raises:
-        ValueError: if it is not a safetensors file.
-    """
-    length = int.from_bytes(_read_exactly(file, 8), "little")
-    if length > _MAX_HEADER:
-        raise ValueError("it is no safetensors file")
-    return 8 + length, json.loads(bytes(_read_exactly(file, length)))
-
-
-def write_safetensors(
-    path: Path,
-    tensors: Mapping[str, tuple[str, Sequence[int]]],
-    data: Iterable[bytes | bytearray | memoryview],
-    metadata: Mapping[str, str] | None = None,
-) -> Written:
-    """Write a safetensors file from a stream, flushed to the disk.
-
-    Args:
-        path: must not exist.
-        tensors: dtype (a key of `DTYPES`) and shape of each tensor.
-        data: the bytes of all tensors one after the other, in any portions.
-        metadata: goes into the header.
-
-    Raises:
-        OSError: if it cannot be written.
-        CheckpointError: if `data` is not as long as `tensors` says, or the header too long for the format.
-    """
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        code, width = DTYPES[dtype]
-        begin, end = end, end + width * math.prod(shape)
-        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin, end]}
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > _MAX_HEADER:
-        raise CheckpointError(f"{len(tensors)} tensors are too many for one safetensors file")
-    digest, size = hashlib.sha256(), 0
-    with path.open("xb") as file:
-        for portion in (len(header).to_bytes(8, "little"), header):
-            file.write(portion)
-            digest.update(portion)
-        for portion in data:
-            file.write(portion)
-            digest.update(portion)
-            size += len(portion)
-        file.flush()
-        os.fsync(file.fileno())
-    if size != end:
-        raise CheckpointError(f"{size} bytes came instead of {end} for {path.name}")
-    return Written(8 + len(header) + size, digest.hexdigest())
-
-
-def check_space(directory: Path, needed: int) -> None:
-    """Check that a disk has room for so many bytes.
-
-    Raises:
-        CheckpointError: if it has not.
-    """
-    usage = shutil.disk_usage(directory)
-    if usage.total and usage.free < needed:  # some network file systems say that they have no size at all
-        raise CheckpointError(
-            f"{needed / 2**30:.2f} GiB are needed in {directory}, where {usage.free / 2**30:.2f} GiB are free"
-        )
 
 
 def counted(data: Iterable[Any], progress: Progress | None, total: int, done: int = 0) -> Iterator[Any]:
@@ -229,7 +133,7 @@ def write_weights(
     if ema and not manifest.has_ema:
         raise ConfigError("", path, f"{path} holds no moving average; leave --ema away for the weights themselves")
     total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
-    check_space(out.parent, total)
+    disk.check_space(out.parent, total, "another directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         written = write_safetensors(
@@ -246,7 +150,7 @@ def write_weights(
         )
         _check_target(out)
         partial.rename(out)
-        flush_directory(out.parent)
+        disk.flush(out.parent)
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written ({error.strerror})") from error
     finally:
@@ -277,12 +181,3 @@ def _rounded(data: bytearray, dtype: str, name: str) -> memoryview:
     if torch.any(torch.isinf(low) & torch.isfinite(values)):
         raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
     return memoryview(low.view(torch.uint8).numpy())
-
-
-def flush_directory(path: Path) -> None:
-    """Force the names in a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,8 @@
             model/rank-00000-of-00064.safetensors       fp32 weights: the fragments that rank 0 owned
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
             ema/rank-00000-of-00064.safetensors         the moving average of the weights, where the run keeps one
-        .saving-step-00013000/                      one being written, or left behind by a crash; never read
+        .saving-step-00013000-1c9f/                 one being written, or left behind by a crash; never read
+        .replaced-step-00012000/                    one that another of the same step replaces, for a moment
 
 A fragment is a run of consecutive elements of one flattened parameter (see `fragment.py`). The
 tensors are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is

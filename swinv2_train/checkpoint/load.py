@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,17 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
-from swinv2_train.checkpoint.layout import KINDS, STATE, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
+from swinv2_train.checkpoint.layout import KINDS, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
 
 _KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint."""
-    try:
-        return json.loads((path / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / STATE} cannot be read: {error}") from error
 
 
 class _Reader:

@@ -13,15 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from swinv2_train.checkpoint.consolidate import (
-    Pieces,
-    Progress,
-    check_space,
-    checked,
-    counted,
-    flush_directory,
-    write_safetensors,
-)
+from swinv2_train.checkpoint.consolidate import Pieces, Progress, checked, counted
+from swinv2_train.checkpoint.disk import check_space, flush
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import (
     KINDS,
@@ -35,6 +28,7 @@ from swinv2_train.checkpoint.layout import (
     step_name,
     tensor_key,
 )
+from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.errors import ConfigError
 
 
@@ -83,11 +77,11 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
     except OSError as error:
         raise CheckpointError(f"{partial} cannot be made ({error.strerror})") from error
     try:
-        check_space(out, sum(record.size for record in manifest.files))
+        check_space(out, sum(record.size for record in manifest.files), "another directory")
         _write(path, partial, manifest, num_ranks, progress)
         checked(partial)
         partial.rename(final)
-        flush_directory(out)
+        flush(out)
     except OSError as error:
         raise CheckpointError(f"{final} cannot be written ({error.strerror})") from error
     finally:
@@ -127,7 +121,7 @@ def _write(path: Path, partial: Path, manifest: Manifest, num_ranks: int, progre
         manifest_text(replace(manifest, world_size=num_ranks, fragments=fragments, files=files)).encode(),
     )
     for directory in (*(partial / kind for kind in kinds), partial):
-        flush_directory(directory)
+        flush(directory)
 
 
 def _elements(pieces: Pieces, records: Sequence[FragmentRecord], parts: Sequence[str]) -> Iterator[bytearray]:

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from swinv2_train.checkpoint.consolidate import write_safetensors
+from swinv2_train.checkpoint.disk import BLOCK, REPLACED_PREFIX, check_space, flush, restore_replaced
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import (
@@ -37,24 +37,10 @@ from swinv2_train.checkpoint.layout import (
     step_name,
     tensor_key,
 )
+from swinv2_train.checkpoint.ranks import Ranks
+from swinv2_train.checkpoint.tensor_file import write_safetensors
 
-REPLACED_PREFIX = ".replaced-"
-"""A checkpoint that is being replaced by another of the same step has this before its name for a moment."""
-_BLOCK = 1 << 22
-"""Bytes that are read or written, and hashed, at a time."""
-_MARGIN = 1 << 20
-"""Bytes left for headers, manifest and state, besides a hundredth of the whole."""
 _T = TypeVar("_T")
-
-
-class Ranks(Protocol):
-    """What saving and loading need of the other ranks."""
-
-    rank: int
-    world_size: int
-
-    def gather(self, value: Any) -> list[Any]: ...
-    def broadcast(self, value: Any) -> Any: ...
 
 
 class Saved(NamedTuple):
@@ -63,24 +49,6 @@ class Saved(NamedTuple):
     path: Path
     size_bytes: int
     """Of the files of all ranks."""
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def flush(path: Path) -> None:
-    """Force a file or directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_text(path: Path, text: str) -> int:
@@ -127,8 +95,6 @@ class _Share:
         for kind, tensors in self.tensors.items():
             relative = rank_file(kind, ranks.rank, ranks.world_size)
             shapes = {key: ("fp32", tensor.shape) for key, tensor in tensors.items()}
-            # Not `safetensors.torch.save_file`: before version 0.8 it holds Python's lock for the whole file, and the
-            # training beside it stops; with 0.8 nobody but the owner may read the file.
             written = write_safetensors(root / relative, shapes, _blocks(tensors))
             files.append(FileRecord(relative, written.size, written.sha256))
         return files
@@ -138,8 +104,8 @@ def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
     """The data of tensors of any device as fp32, one of them at a time on the host."""
     for tensor in tensors.values():
         data = tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().view(np.uint8)
-        for start in range(0, data.size, _BLOCK):
-            yield memoryview(data[start : start + _BLOCK])
+        for start in range(0, data.size, BLOCK):
+            yield memoryview(data[start : start + BLOCK])
 
 
 def _versions() -> dict[str, str]:
@@ -174,48 +140,12 @@ def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
     return [value for value, _ in gathered]
 
 
-def _human(size: int) -> str:
-    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size / 2**10:.1f} KiB"
-
-
-def check_space(directory: Path, size: int) -> None:
-    """Check that so many bytes, and a little more, fit into a directory.
-
-    Raises:
-        CheckpointError: if they do not.
-    """
-    usage = shutil.disk_usage(directory)
-    # Some network file systems say that they have no size at all.
-    if usage.total and usage.free < size + size // 100 + _MARGIN:
-        raise CheckpointError(
-            f"saving takes {_human(size)}, and {directory} has {_human(usage.free)} free: make room, lower "
-            "checkpoint.keep_last, or take another run.dir"
-        )
-
-
-def restore_replaced(directory: Path) -> None:
-    """Undo or finish the replacing of a checkpoint that a crash interrupted. The main rank calls it.
-
-    Raises:
-        OSError: if the directory cannot be written to.
-    """
-    for aside in sorted(directory.glob(f"{REPLACED_PREFIX}*")):
-        final = aside.with_name(aside.name.removeprefix(REPLACED_PREFIX))
-        if final.exists():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.rename(final)
-
-
 def _prepare(directory: Path, partial: Path, kinds: Iterable[str], size: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     restore_replaced(directory)
     for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(left, ignore_errors=True)
-    check_space(directory, size)
+    check_space(directory, size, "a smaller checkpoint.keep_last or another run.dir")
     for kind in kinds:
         (partial / kind).mkdir(parents=True)
 

@@ -19,8 +19,9 @@ import torch
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import step_name
+from swinv2_train.checkpoint.ranks import Ranks
 from swinv2_train.checkpoint.retain import prune
-from swinv2_train.checkpoint.save import Ranks, Saved, save
+from swinv2_train.checkpoint.save import Saved, save
 from swinv2_train.config.schema import CheckpointConfig
 
 _BLOCK_ELEMENTS = 1 << 26
@@ -145,12 +146,8 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
-        self._last_saved: int | None = None
-
-    @property
-    def last_saved(self) -> int | None:
-        """The step of the last save that this process knows to be whole on the disk."""
-        return self._last_saved
+        self.last_saved: int | None = None
+        """The step of the last save that this process knows to be whole on the disk; None also after a rollback."""
 
     def begin(
         self,
@@ -203,7 +200,7 @@ class Saver:
         try:
             with self._watch():
                 outcome.size_bytes = self._attempt(outcome, content).size_bytes
-                self._last_saved = outcome.step
+                self.last_saved = outcome.step
                 self._prune(outcome)
         except CheckpointError as error:
             outcome.failure = str(error)

@@ -19,6 +19,7 @@ from swinv2_train.checkpoint.layout import (
     read_manifest,
     step_of,
 )
+from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.errors import ConfigError
 
 
@@ -127,8 +128,6 @@ def examine(path: Path, *, hashes: bool = False) -> Entry:
         manifest = read_manifest(path)
         check_sizes(path, manifest)
         if hashes:
-            from swinv2_train.checkpoint.verify import verify  # imports torch
-
             verify(path)
     except CheckpointError as error:
         damage = str(error)

@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.checkpoint.disk import restore_replaced, sha256
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import (
     KINDS,
@@ -16,7 +17,7 @@ from swinv2_train.checkpoint.layout import (
     rank_file,
     read_manifest,
 )
-from swinv2_train.checkpoint.save import Ranks, restore_replaced, sha256
+from swinv2_train.checkpoint.ranks import Ranks
 
 
 def check_complete(manifest: Manifest) -> None:

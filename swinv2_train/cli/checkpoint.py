@@ -250,7 +250,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     )
     with _no_run(directory) if arguments.yes else contextlib.nullcontext():
         if arguments.yes:
-            from swinv2_train.checkpoint.save import restore_replaced  # imports torch
+            from swinv2_train.checkpoint.disk import restore_replaced
 
             restore_replaced(directory)
         if arguments.keep_best:

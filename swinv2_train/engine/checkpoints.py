@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from swinv2_train.checkpoint.layout import read_manifest
-from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state
+from swinv2_train.checkpoint.load import check_parameters, load_fragments
 from swinv2_train.checkpoint.saver import Outcome, Saver
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
@@ -34,7 +35,7 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: list[str]) -> TrainSta
     manifest = read_manifest(path)
     check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
     load_fragments(path, engine.fragments())
-    saved = load_state(path)
+    saved = read_state(path)
     engine.load_scalars(saved["optimizer"])
     engine.publish()
     ranks_then = "" if manifest.world_size == ranks.world_size else f" (saved by {manifest.world_size} ranks)"

@@ -16,7 +16,7 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, step_of
-from swinv2_train.checkpoint.load import load_state
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
@@ -97,7 +97,7 @@ def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
         if (step_of(path) or 0) > before.step:
             continue
         try:
-            saved = TrainState(**load_state(path)["train"])
+            saved = TrainState(**read_state(path)["train"])
         except (CheckpointError, KeyError, TypeError):
             continue
         if saved.avoided_batches == before.avoided_batches:

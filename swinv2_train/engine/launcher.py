@@ -37,7 +37,7 @@ _POLL_SECONDS = 0.2
 def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[str]:
     """The command that starts `num_ranks` ranks on this machine from a complete config."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(num_ranks)]
-    options = ["--no_local_rank", "--master_port", str(port), "--log_level", "error"]
+    options = ["--no_local_rank", "--master_port", str(port), "--log_level", "critical"]
     return [*launcher, *options, "--module", RANK_MODULE, "--resolved", str(config_file)]
 
 

@@ -16,7 +16,8 @@ from swinv2_train.checkpoint import load as load_module
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import FragmentRecord, rank_file, read_manifest, step_name
-from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_state, load_weights, overlapping
+from swinv2_train.checkpoint.load import check_parameters, load_fragments, load_weights, overlapping
+from swinv2_train.checkpoint.survey import read_state
 from tests.checkpoint.ranks import SHAPES, assert_equal, blank_tensors, full_tensors, shards, write
 
 
@@ -58,7 +59,7 @@ def test_whole_weights_average_and_state(tmp_path: Path) -> None:
         weights = load_weights(path, ema=ema)
         assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == SHAPES
         assert all(torch.equal(tensor.flatten(), expected[name][part]) for name, tensor in weights.items())
-    assert load_state(path) == {"train": {"step": 10}}
+    assert read_state(path) == {"train": {"step": 10}}
 
 
 def test_an_average_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.checkpoint import consolidate
+from swinv2_train.checkpoint import consolidate, disk
 from swinv2_train.checkpoint import reshape as module
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import step_name
-from swinv2_train.checkpoint.load import load_state
 from swinv2_train.checkpoint.reshape import even_cut, reshape
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.errors import ConfigError
 from tests.checkpoint.written import STATE, read, values, write
@@ -33,7 +33,7 @@ def test_the_content_is_the_same_to_the_bit(tmp_path: Path, ema: bool, cuts: tup
     assert target == tmp_path / "out" / step_name(10)
     expected = {(name, part): flat.numpy().tobytes() for name, parts in tensors.items() for part, flat in parts.items()}
     assert read(target) == read(source) == expected
-    assert load_state(target) == STATE
+    assert read_state(target) == STATE
     before, after = verify(source), verify(target)
     assert after.world_size == num_ranks
     assert after.has_ema is ema
@@ -129,8 +129,8 @@ def test_a_failure_leaves_nothing_behind(
     error: type[BaseException] = CheckpointError
     if failing == "space":
         free = namedtuple("Usage", "total used free")(1000, 999, 1)
-        monkeypatch.setattr(consolidate.shutil, "disk_usage", lambda _: free)
-        reason = "GiB are needed in"
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: free)
+        reason = "KiB must be written, and"
     elif failing == "verify":  # the disk does not hold what was written
         real = module.write_safetensors
 

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from swinv2_train.checkpoint import save as save_module
+from swinv2_train.checkpoint.disk import REPLACED_PREFIX
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, rank_file, read_manifest, step_name
-from swinv2_train.checkpoint.save import REPLACED_PREFIX, Saved, save
+from swinv2_train.checkpoint.save import Saved, save
 from swinv2_train.checkpoint.verify import newest_valid, verify
 from tests.checkpoint.ranks import (
     SHAPES,
@@ -163,8 +164,8 @@ def test_too_little_room_is_said_before_anything_is_written(
     for outcome in write(tmp_path, 20, 3):
         assert isinstance(outcome, CheckpointError)
         assert str(outcome) == (
-            f"saving takes {needed / 1024:.1f} KiB, and {tmp_path} has {['0.0 KiB', '1.0 MiB'][free_mib]} free: make "
-            "room, lower checkpoint.keep_last, or take another run.dir"
+            f"{needed / 1024:.1f} KiB must be written, and {tmp_path} has {['0.0 KiB', '1.0 MiB'][free_mib]} free: "
+            "make room, or take a smaller checkpoint.keep_last or another run.dir"
         )
     assert names(tmp_path) == [step_name(10)]
 

@@ -20,8 +20,8 @@ from swinv2_train.checkpoint import save as save_module
 from swinv2_train.checkpoint import saver as saver_module
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, step_name
-from swinv2_train.checkpoint.load import load_state
 from swinv2_train.checkpoint.saver import HostCopy, Outcome, Saver
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid, verify
 from swinv2_train.config.schema import CheckpointConfig
 from tests.checkpoint.ranks import (
@@ -117,7 +117,7 @@ def test_a_save_in_flight_keeps_the_state_at_begin(
     manifest = verify(path)
     assert manifest.metrics == {"eval/loss": 0.5}
     assert manifest.geometry == {"model": {"depths": [2]}}
-    assert load_state(path) == {"losses": [1.0]}
+    assert read_state(path) == {"losses": [1.0]}
     assert_equal(loaded(path, ema=ema), full_tensors(ema=ema))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.checkpoint import verify as verify_module
+from swinv2_train.checkpoint.disk import sha256
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import MANIFEST, STATE, Manifest, manifest_text, rank_file, read_manifest, step_name
-from swinv2_train.checkpoint.save import sha256
 from swinv2_train.checkpoint.verify import newest_valid, verify
 from tests.checkpoint.ranks import on_ranks, write
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from swinv2_train.engine.ranks import free_port
@@ -56,15 +59,34 @@ def test_every_launcher_gives_the_same_run(shards: Path, two_ranks: Path, tmp_pa
     assert comparable(tmp_path / "run") == comparable(two_ranks)
 
 
-def test_a_signal_to_the_command_stops_the_ranks_and_the_same_command_goes_on(
-    shards: Path, two_ranks: Path, tmp_path: Path
-) -> None:
-    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH))["own"]
-    process = start(command)
-    record = tmp_path / "run" / "metrics.jsonl"
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes of the ranks below a command or launcher, in rank order."""
+    found = {}
+    for child in psutil.Process(process.pid).children(recursive=True):
+        command = child.cmdline()
+        if "swinv2_train.cli.train" in command and not any("launcher" in part for part in command):
+            found[int(child.environ()["RANK"])] = child
+    return [found[rank] for rank in sorted(found)]
+
+
+def start_and_wait(command: list[str], run_dir: Path) -> subprocess.Popen[str]:
+    """Start a run and let it get through its third step."""
+    process, record = start(command), run_dir / "metrics.jsonl"
     while process.poll() is None and not (record.exists() and '"step": 3,' in record.read_text()):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.parametrize("receiver", ["the command", "one rank"])
+def test_a_signal_stops_all_ranks_and_the_same_command_goes_on(
+    shards: Path, two_ranks: Path, tmp_path: Path, receiver: str
+) -> None:
+    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH))["own"]
+    process = start_and_wait(command, tmp_path / "run")
+    if receiver == "the command":
+        process.send_signal(signal.SIGTERM)
+    else:
+        ranks_of(process)[1].send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == STOPPED, output
     status = json.loads((tmp_path / "run" / "status.json").read_text())
@@ -88,16 +110,82 @@ def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path, num
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] in ("starting", "stopped")
 
 
-def test_ranks_whose_command_is_killed_save_and_end(shards: Path, tmp_path: Path) -> None:
-    process = start(ways(tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1"))["own"])
-    record = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (record.exists() and '"step": 3,' in record.read_text()):
-        time.sleep(0.05)
+def kill_command(process: subprocess.Popen[str]) -> None:
     process.kill()
-    process.communicate(timeout=200)  # the ranks hold the other end of the pipe: it closes with the last of them
+
+
+def kill_helper(process: subprocess.Popen[str]) -> None:
+    ranks_of(process)[0].parent().kill()
+
+
+def end_launcher(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("way", "end", "code"),
+    [
+        ("own", kill_command, -signal.SIGKILL),
+        ("own", kill_helper, STOPPED),
+        ("deepspeed", end_launcher, -signal.SIGTERM),
+    ],
+    ids=["the command is killed", "the launcher's helper is killed", "SIGTERM to the deepspeed command"],
+)
+def test_ranks_that_are_left_alone_save_and_end(
+    shards: Path, tmp_path: Path, way: str, end: Callable[[subprocess.Popen[str]], None], code: int
+) -> None:
+    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    process = start_and_wait(ways(overrides)[way], tmp_path / "run")
+    end(process)
+    # The ranks hold the other end of the pipe: it closes with the last of them.
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == code, output
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "stopped"
     assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+
+
+def test_a_rank_that_is_killed_ends_the_command_in_a_sentence(shards: Path, tmp_path: Path) -> None:
+    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    process = start_and_wait(ways(overrides)["own"], tmp_path / "run")
+    ranks_of(process)[1].kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == FAILED, output
+    assert "swinv2-train: rank 0 lost contact with another rank (" in output
+    assert "swinv2-train: rank 1 died of SIGKILL" in output.splitlines()[-1]
+    assert output.splitlines()[-1].endswith("the same command continues from the newest checkpoint")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_torchrun_starts_the_ranks_again_after_one_was_killed(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
+    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH, "checkpoint.every_steps=2"))["torchrun"]
+    process = start_and_wait([command[0], "--max-restarts", "1", *command[1:]], tmp_path / "run")
+    ranks_of(process)[1].kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == FINISHED, output
+    assert "resuming from" in output
+    assert comparable(tmp_path / "run") == comparable(two_ranks)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(
+    shards: Path, tmp_path: Path, victim: int
+) -> None:
+    """It takes a minute: the limit, the wait for the other's stacks, and the launcher's before it kills."""
+    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    command = ways([*overrides, "watchdog.step_minutes=0.1"])["own"]
+    process = start_and_wait(command, tmp_path / "run")
+    stopped = ranks_of(process)[victim]
+    stopped.suspend()
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == FAILED, output
+    assert not stopped.is_running()
+    assert f"rank {1 - victim} on" in output
+    assert "is not done after 0.1 minutes (watchdog.step_minutes)" in output
+    (stacks,) = (tmp_path / "run" / "stacks").glob(f"step-*/rank-0000{1 - victim}.txt")
+    assert "not finished" in stacks.read_text()
+    assert "train_step" in stacks.read_text()
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
 def test_a_checkpoint_of_two_ranks_continues_on_one(shards: Path, one_process: Path, tmp_path: Path) -> None:

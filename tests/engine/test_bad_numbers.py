@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from swinv2_train.checkpoint.load import load_state, load_weights
+from swinv2_train.checkpoint.load import load_weights
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.data.augment import normalise
 from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
@@ -76,7 +77,7 @@ def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, 
     run = tmp_path / "run"
     options = ("guard.policy=rollback", "guard.rollback_batches=2", "checkpoint.every_steps=3")
     assert run_here(tiny_run(shards, run, *SPIKE, *options)) == FINISHED
-    state = load_state(run / "checkpoints" / "step-00000016")["train"]
+    state = read_state(run / "checkpoints" / "step-00000016")["train"]
     assert (state["avoided_batches"], state["rollbacks"], state["skipped_steps"]) == ([10, 11], 1, 0)
     log = (run / "log.txt").read_text()
     assert "going back" in log
@@ -94,7 +95,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(shards: Path, 
     run = tmp_path / "run"
     assert run_here(tiny_run(shards, run, *SPIKE, "guard.policy=rollback", "checkpoint.every_steps=0")) == FINISHED
     assert f"resuming from {run}/checkpoints/step-00000000" in (run / "log.txt").read_text()
-    assert load_state(run / "checkpoints" / "step-00000016")["train"]["avoided_batches"] == [9]
+    assert read_state(run / "checkpoints" / "step-00000016")["train"]["avoided_batches"] == [9]
 
 
 def test_too_many_rollbacks_end_the_run(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:

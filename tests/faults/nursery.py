@@ -62,7 +62,7 @@ class Nursery:
 
 
 def _import_everything() -> None:
-    import deepspeed  # noqa: F401
+    import deepspeed
 
     import swinv2_train.cli.train
     import swinv2_train.engine.run  # noqa: F401

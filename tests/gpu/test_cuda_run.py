@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swinv2_train.checkpoint.load import load_state
+from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.exit_codes import FINISHED
 from tests.runs import comparable, losses, run_here, tiny_run
 
@@ -33,7 +33,7 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(shards: Path, tmp_path: Path, precis
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     steps = [[row for row in comparable(tmp_path / name) if "lr" in row] for name in ("parts", "whole")]
     assert steps[0] == steps[1]
-    state = load_state(tmp_path / "parts" / "checkpoints" / "step-00000006")
+    state = read_state(tmp_path / "parts" / "checkpoints" / "step-00000006")
     assert ("loss_scaler" in state["optimizer"]) == (precision == "fp16")
 
 

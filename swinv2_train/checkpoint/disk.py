@@ -1,0 +1,73 @@
+"""What checkpoints need of the file system: hashes, flushing, free space, and replacing a directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from swinv2_train.checkpoint.errors import CheckpointError
+
+REPLACED_PREFIX = ".replaced-"
+"""A checkpoint that is being replaced by another of the same step has this before its name for a moment."""
+BLOCK = 1 << 22
+"""Bytes that are read or written, and hashed, at a time."""
+_MARGIN = 1 << 20
+"""Bytes left for headers, manifest and state, besides a hundredth of the whole."""
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def flush(path: Path) -> None:
+    """Force a file or directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _human(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size / 2**10:.1f} KiB"
+
+
+def check_space(directory: Path, size: int, mend: str) -> None:
+    """Check that so many bytes, and a little more, fit into a directory.
+
+    Args:
+        mend: what one can do beside making room, for the sentence.
+
+    Raises:
+        CheckpointError: if they do not.
+    """
+    usage = shutil.disk_usage(directory)
+    # Some network file systems say that they have no size at all.
+    if usage.total and usage.free < size + size // 100 + _MARGIN:
+        raise CheckpointError(
+            f"{_human(size)} must be written, and {directory} has {_human(usage.free)} free: make room, or take {mend}"
+        )
+
+
+def restore_replaced(directory: Path) -> None:
+    """Undo or finish the replacing of a checkpoint that a crash interrupted. The main rank calls it.
+
+    Raises:
+        OSError: if the directory cannot be written to.
+    """
+    for aside in sorted(directory.glob(f"{REPLACED_PREFIX}*")):
+        final = aside.with_name(aside.name.removeprefix(REPLACED_PREFIX))
+        if final.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(final)
