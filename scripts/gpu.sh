@@ -10,3 +10,4 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -m gpu -q tests
 name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
 "$python" scripts/bench/train_step.py --out "scripts/bench/results/train-step-$name.json"
+"$python" scripts/bench/checkpoint.py --out "scripts/bench/results/checkpoint-$name.json"

@@ -201,6 +201,7 @@ class Trainer:
         state, lines = load_newest(self.checkpoints.directory, self.engine, self.ranks)
         if state is None:
             raise RunError(f"step {before.step + 1}: {refusal.reason}, and there is no valid checkpoint to go back to")
+        self.checkpoints.saver.last_saved = None  # what is on the disk lacks what follows
         state.rollbacks = before.rollbacks + 1
         state.avoid(offending)
         self.state = state
