@@ -16,6 +16,9 @@ from swinv2_train.engine.state import TrainState
 
 MAD_TO_SIGMA = 1.4826
 """The median absolute deviation of normal numbers times this is their standard deviation."""
+NORM_SPIKES_IN_ROW = 3
+"""A gradient norm that is high for more steps than this, beside an ordinary loss, is no spike but where the run is now:
+it is let through, clipped as ever. Refusing it for ever would stop a healthy run, as refused steps move no median."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Guard:
             ("gradient norm", grad_norm, state.grad_norms, config.grad_norm_ratio),
         ):
             limit = spike_limit(window, config.zscore, ratio)
-            if value > limit:
+            if value > limit and not (name == "gradient norm" and state.skipped_in_row >= NORM_SPIKES_IN_ROW):
                 usual = f"the median of the last {len(window)} good steps is {median(window):.4g}"
                 return Refusal(f"the {name} {value:.4g} is a spike above {limit:.4g} ({usual})", spike=True)
         return None

@@ -219,7 +219,7 @@ def _train_with(
         try:
             end.code = replay(trainer) if config.replay else trainer.run()
         except BaseException as error:
-            tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {error}")
+            tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {as_lost_rank(error) or error}")
             raise
         finally:
             saver.close()

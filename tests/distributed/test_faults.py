@@ -51,9 +51,7 @@ def make_run(shards: Path, nursery: Nursery, tmp_path: Path) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def twins(
-    shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
+def twins(shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """The directory of an uninterrupted run on so many ranks."""
     finished: dict[int, Path] = {}
 
@@ -211,7 +209,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         with damage.small_disk(directory, kib=64 * 1024):
             yield damage.fill(directory)
-    except damage.NoMount as error:
+    except damage.NoMountError as error:
         pytest.skip(f"a full disk needs the right to mount one: {error}")
 
 
@@ -331,7 +329,7 @@ def test_in_bf16_another_number_of_ranks_is_as_good_as_another_order_of_adding_u
     elastic, whole = make_run("engine.precision=bf16", name="elastic"), make_run("engine.precision=bf16", name="whole")
     assert whole.go() == FINISHED
     rounding = []
-    for size in (6, 4, 3):
+    for size in (6, 3):
         other = make_run("engine.precision=bf16", f"engine.micro_batch={size}", name=f"micro-{size}")
         assert other.go() == FINISHED
         rounding.append(worst(other, whole))

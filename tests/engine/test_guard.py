@@ -43,6 +43,22 @@ def test_a_spike_is_refused_and_named() -> None:
     assert guard.judge(0.01, 0.01, state) is None, "falling numbers are no spikes"
 
 
+def test_a_gradient_norm_that_stays_high_is_let_through_but_a_loss_is_not() -> None:
+    guard, state = filled(GuardConfig(), 128)
+    passed = []
+    for _ in range(200):
+        refused = guard.judge(1.0, 60.0, state) is not None
+        passed.append(not refused)
+        state.skipped_in_row = state.skipped_in_row + 1 if refused else 0
+        if not refused:
+            guard.accept(1.0, 60.0, state)
+    assert passed[:4] == [False, False, False, True]
+    assert all(passed[-64:]), "it is the median by then"
+    guard, state = filled(GuardConfig(), 128)
+    for state.skipped_in_row in range(20):
+        assert guard.judge(9.0, 60.0, state) is not None
+
+
 def test_no_spikes_before_there_is_something_to_compare_with_or_when_off() -> None:
     guard, state = filled(GuardConfig(window=64, min_steps=32), 31)
     assert guard.judge(100.0, 1000.0, state) is None

@@ -89,7 +89,7 @@ def break_samples(shard: Path, count: int) -> None:
             file.write(b"\xa5" * size)
 
 
-class NoMount(Exception):
+class NoMountError(Exception):
     """Why no small disk can be mounted here."""
 
 
@@ -98,16 +98,16 @@ def small_disk(directory: Path, kib: int) -> Iterator[None]:
     """A disk of its own, of so many KiB, at a directory.
 
     Raises:
-        NoMount: where this user or machine cannot mount one.
+        NoMountError: where this user or machine cannot mount one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     try:
         command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(directory)]
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise NoMount(f"there is no mount command ({error.strerror})") from error
+        raise NoMountError(f"there is no mount command ({error.strerror})") from error
     if done.returncode:
-        raise NoMount(done.stderr.strip() or f"mount ended with code {done.returncode}")
+        raise NoMountError(done.stderr.strip() or f"mount ended with code {done.returncode}")
     try:
         yield
     finally:

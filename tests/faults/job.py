@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import ROOT, Nursery
 from tests.faults.patches import VARIABLE, Faults
 from tests.runs import environment
 
@@ -194,6 +194,7 @@ def _start_command(overrides: list[str], faults: Faults, output: Path) -> subpro
     with output.open("ab") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "tests.faults.command", *overrides],
+            cwd=ROOT,
             env=environment(**{VARIABLE: faults.to_json()}),
             stdin=subprocess.DEVNULL,
             stdout=file,
@@ -224,4 +225,3 @@ def _alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-

@@ -20,6 +20,8 @@ from typing import Any
 
 from tests.faults import rank
 
+ROOT = Path(__file__).resolve().parents[2]
+"""Where `tests` can be imported from."""
 _POLL_SECONDS = 0.02
 
 
@@ -29,7 +31,8 @@ class Nursery:
     def __init__(self, environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.nursery"],
-            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True,
+            cwd=ROOT, env=environment, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
 
     def __enter__(self) -> Nursery:

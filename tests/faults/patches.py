@@ -194,6 +194,7 @@ class Rank:
         self.strike([hit for hit in self.due("save", len(self.saves)) if hit.flush == self.flushes])
         if self.failed_saves < self.faults.failing_saves:
             self.failed_saves += 1
+            self.write({"full": path})
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
