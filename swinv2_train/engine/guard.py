@@ -18,7 +18,8 @@ MAD_TO_SIGMA = 1.4826
 """The median absolute deviation of normal numbers times this is their standard deviation."""
 NORM_SPIKES_IN_ROW = 3
 """A gradient norm that is high for more steps than this, beside an ordinary loss, is no spike but where the run is now:
-it is let through, clipped as ever. Refusing it for ever would stop a healthy run, as refused steps move no median."""
+it is let through, clipped as ever, and the test of the norm begins anew. Refusing it for ever would stop a healthy run,
+as refused steps move no median."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Guard:
             if not math.isfinite(value):
                 return Refusal(f"the {name} is {value}", spike=False)
         config = self._config
-        if config.policy == "off" or len(state.losses) < config.min_steps:
+        if config.policy == "off":
             return None
         for name, value, window, ratio in (
             ("loss", loss, state.losses, config.loss_ratio),
             ("gradient norm", grad_norm, state.grad_norms, config.grad_norm_ratio),
         ):
+            if len(window) < config.min_steps:
+                continue
             limit = spike_limit(window, config.zscore, ratio)
             if value > limit and not (name == "gradient norm" and state.skipped_in_row >= NORM_SPIKES_IN_ROW):
                 usual = f"the median of the last {len(window)} good steps is {median(window):.4g}"
@@ -68,7 +71,9 @@ class Guard:
         return None
 
     def accept(self, loss: float, grad_norm: float, state: TrainState) -> None:
-        """Remember the numbers of a step whose update was made."""
+        """Remember the numbers of a step whose update was made; `state` is still that before it."""
+        if state.skipped_in_row >= NORM_SPIKES_IN_ROW:
+            state.grad_norms.clear()
         for window, value in ((state.losses, loss), (state.grad_norms, grad_norm)):
             window.append(value)
             del window[: -self._config.window]

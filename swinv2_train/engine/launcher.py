@@ -192,7 +192,7 @@ def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> bool:
     alive = family.look()
     if not alive:
         return False
-    print("swinv2-train: the launcher died; its ranks finish the step, save and end", file=sys.stderr, flush=True)
+    _say("the launcher died; its ranks finish the step, save and end")
     signals.received.append(signal.SIGTERM)
     deadline = time.monotonic() + patience
     while alive and time.monotonic() < deadline:
@@ -226,7 +226,7 @@ def _outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
         _write_failed(directory, status.get("step", 0))
     if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
         what = killed or f"the launcher ended with code {code}, but the run is not finished (status: {state})"
-        print(f"swinv2-train: {what}; the same command continues from the newest checkpoint", file=sys.stderr)
+        _say(f"{what}; the same command continues from the newest checkpoint")
         return FAILED
     return code
 
@@ -243,4 +243,9 @@ def _write_failed(directory: Path, step: int) -> None:
     try:
         write_status(directory, "failed", step)
     except OSError as error:
-        print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)
+        _say(f"status.json cannot be written: {error}")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave the ranks alone
+        print(f"swinv2-train: {text}", file=sys.stderr, flush=True)

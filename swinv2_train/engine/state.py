@@ -33,7 +33,7 @@ class TrainState:
     losses: list[float] = field(default_factory=list)
     """Losses of the last good steps, oldest first: what a spike is measured against."""
     grad_norms: list[float] = field(default_factory=list)
-    """Gradient norms of the same steps."""
+    """Gradient norms of the last good steps."""
 
     @property
     def batch(self) -> int:

@@ -283,13 +283,12 @@ def _process() -> str:
 def _sweep(own: Path) -> None:
     """Remove what earlier starts left behind: markers, and files that nothing was written to."""
     for directory in own.parent.glob("start-*"):
-        if directory == own:
-            continue
-        for file in directory.iterdir():
-            if file.suffix != ".txt" or file.stat().st_size == 0:
-                file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+        if directory != own:
+            with contextlib.suppress(OSError):
+                for file in directory.iterdir():
+                    if file.suffix != ".txt" or file.stat().st_size == 0:
+                        file.unlink()
+                directory.rmdir()
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> bool:

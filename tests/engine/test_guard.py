@@ -52,8 +52,8 @@ def test_a_gradient_norm_that_stays_high_is_let_through_but_a_loss_is_not() -> N
         state.skipped_in_row = state.skipped_in_row + 1 if refused else 0
         if not refused:
             guard.accept(1.0, 60.0, state)
-    assert passed[:4] == [False, False, False, True]
-    assert all(passed[-64:]), "it is the median by then"
+    assert passed == [False] * 3 + [True] * 197
+    assert guard.judge(1.0, 600.0, state) is not None, "the test has begun anew"
     guard, state = filled(GuardConfig(), 128)
     for state.skipped_in_row in range(20):
         assert guard.judge(9.0, 60.0, state) is not None

@@ -123,6 +123,17 @@ def test_only_the_loss_of_a_rank_is_taken_for_one(error: Exception, lost: bool) 
     assert (as_lost_rank(error) is not None) == lost
 
 
+def test_a_sentence_stays_the_sentence_that_it_is() -> None:
+    error = RunError("rank 1 of 2 could not join the others")
+    error.__cause__ = dist.DistNetworkError("The client socket has timed out")
+    assert as_lost_rank(error) is None
+    lost = LostRanks("rank 1 lost contact")
+    assert as_lost_rank(lost) is lost
+    wrapped = RuntimeError("the save failed")
+    wrapped.__cause__ = dist.DistNetworkError("failed to recv, got 0 bytes")
+    assert as_lost_rank(wrapped) is not None
+
+
 def test_the_reason_is_short_and_without_the_path_of_the_source() -> None:
     text = "[/pytorch/third_party/gloo/gloo/pair.cc:561] Connection closed by peer [10.0.0.2]:29584. This is typically "
     lost = as_lost_rank(RuntimeError(text + "caused by a remote worker crashing.\nframe #0: c10::Error"))
