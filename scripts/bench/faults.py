@@ -44,7 +44,7 @@ OPTIONS = (
 )  # fmt: skip
 MOST_RANKS = 3
 COMMAND_EVERY = 7
-"""Every so many trials our own command starts the ranks; else they start as a batch system does it: it is quicker."""
+"""Every so many trials the command itself is started; else its ranks alone, which is quicker."""
 NAN_POSITION = 7 * BATCH + 5
 MORE_STARTS = 3
 """Starts without faults that a run gets at most to finish."""

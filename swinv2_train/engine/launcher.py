@@ -18,13 +18,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_SIGNALS
+from swinv2_train.engine.signals import PARENT_VARIABLE, give_back_signals, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
@@ -127,7 +128,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._sent: dict[int, int] = {}
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        self._previous = take_signals(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
@@ -144,8 +145,7 @@ class _Signals:
             self._sent[process.pid] = len(self.received)
 
     def restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        give_back_signals(self._previous)
 
 
 def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
@@ -178,31 +178,30 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        left_behind = _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
+        left_behind = bool(family.look())
+        killed = _killed(family.first_dead, code)  # from here on it could be our doing
+        if left_behind:
+            _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
     finally:
         signals.restore()
         config_file.unlink(missing_ok=True)
     if read_status(directory).get("status") == "finished" and (left_behind or code == FINISHED):
         return FINISHED
-    return _outcome(directory, code, _killed(family.first_dead, code), stopped=bool(signals.received) or left_behind)
+    return _outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
 
 
-def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> bool:
-    """Ask ranks that outlived their launcher to save and end, and end those that do not. Whether there were any."""
-    alive = family.look()
-    if not alive:
-        return False
+def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> None:
+    """Ask ranks that outlived their launcher to save and end, and end those that do not within `patience` seconds."""
     _say("the launcher died; its ranks finish the step, save and end")
     signals.received.append(signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while alive and time.monotonic() < deadline:
+    while alive := family.look():
         signals.forward(alive)
+        if time.monotonic() > deadline:
+            for rank in alive:
+                with contextlib.suppress(psutil.Error):
+                    rank.process.kill()
         time.sleep(_POLL_SECONDS)
-        alive = family.look()
-    for rank in alive:
-        with contextlib.suppress(psutil.Error):
-            rank.process.kill()
-    return True
 
 
 def _killed(first_dead: list[_Rank], code: int) -> str:
@@ -220,10 +219,11 @@ def _outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
     state = status.get("status")
     if state == "stopped" and (stopped or code == STOPPED):
         return STOPPED
-    if state == "starting" and stopped:
-        return STOPPED  # before the first step there is nothing to save
+    if state == "starting" and stopped:  # before the first step there is nothing to save
+        _write_end(directory, "stopped", status)
+        return STOPPED
     if state in ("starting", "running"):
-        _write_failed(directory, status.get("step", 0))
+        _write_end(directory, "failed", status)
     if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
         what = killed or f"the launcher ended with code {code}, but the run is not finished (status: {state})"
         _say(f"{what}; the same command continues from the newest checkpoint")
@@ -239,9 +239,9 @@ def _signal_name(number: int) -> str:
     return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name
 
 
-def _write_failed(directory: Path, step: int) -> None:
+def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
     try:
-        write_status(directory, "failed", step)
+        write_status(directory, state, status.get("step", 0))
     except OSError as error:
         _say(f"status.json cannot be written: {error}")
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -39,10 +41,7 @@ class StopRequest:
         self._command = int(os.environ.get(PARENT_VARIABLE, "0"))
         self._launchers = _launchers()
         self._left_alone = False
-        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-        for number, handler in self._previous.items():
-            if not (number == signal.SIGHUP and handler == signal.SIG_IGN):  # nohup
-                signal.signal(number, self._receive)
+        self._previous = take_signals(self._receive)
 
     @property
     def requested(self) -> bool:
@@ -67,8 +66,22 @@ class StopRequest:
 
     def restore(self) -> None:
         """Give the signals back to whoever handled them before."""
-        for number, handler in self._previous.items():
+        give_back_signals(self._previous)
+
+
+def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
+    """Have the stop signals handled, save a SIGHUP that `nohup` has switched off; returns the handlers before."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, previous in before.items():
+        if not (number == signal.SIGHUP and previous == signal.SIG_IGN):
             signal.signal(number, handler)
+    return before
+
+
+def give_back_signals(before: dict[signal.Signals, Any]) -> None:
+    """Undo `take_signals`."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _say(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one go: a reader, and a crash, see the old text or the new."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may write at the same time
     temporary.write_text(text)
     os.replace(temporary, path)
 

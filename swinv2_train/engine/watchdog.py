@@ -209,7 +209,7 @@ class Watchdog:
 
     def _end(self, incident: _Incident) -> None:
         """Write what there is to write, wait for the others, and end the process."""
-        self._set_timer(2 * WRITE_SECONDS + GRACE_SECONDS + MARGIN_SECONDS)
+        self._set_timer(5 * WRITE_SECONDS + GRACE_SECONDS + MARGIN_SECONDS)
         found: list[_Incident] = []
         if _within(WRITE_SECONDS, lambda: found.append(self._claim(incident))):
             incident = found[0]

@@ -167,24 +167,19 @@ def test_torchrun_starts_the_ranks_again_after_one_was_killed(shards: Path, two_
     assert comparable(tmp_path / "run") == comparable(two_ranks)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(
-    shards: Path, tmp_path: Path, victim: int
-) -> None:
-    """It takes a minute: the limit, the wait for the other's stacks, and the launcher's before it kills."""
+def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards: Path, tmp_path: Path) -> None:
+    """The main rank, at that. It takes a minute, most of it what the launcher waits before it kills the stopped one."""
     overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
-    command = ways([*overrides, "watchdog.step_minutes=0.1"])["own"]
-    process = start_and_wait(command, tmp_path / "run")
-    stopped = ranks_of(process)[victim]
-    stopped.suspend()
+    process = start_and_wait(ways([*overrides, "watchdog.step_minutes=0.1"])["own"], tmp_path / "run")
+    main = ranks_of(process)[0]
+    main.suspend()
     output, _ = process.communicate(timeout=280)
     assert process.returncode == FAILED, output
-    assert not stopped.is_running()
-    assert f"rank {1 - victim} on" in output
+    assert not main.is_running()
+    assert "rank 1 on" in output
     assert "is not done after 0.1 minutes (watchdog.step_minutes)" in output
-    (stacks,) = (tmp_path / "run" / "stacks").glob(f"step-*/rank-0000{1 - victim}.txt")
-    assert "not finished" in stacks.read_text()
-    assert "train_step" in stacks.read_text()
+    (stacks,) = (tmp_path / "run" / "stacks").glob("step-*/rank-00001.txt")
+    assert "in train_step" in stacks.read_text()
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from swinv2_train.config.schema import WatchdogConfig
 from swinv2_train.engine import watchdog as module
@@ -65,7 +66,8 @@ def test_a_step_that_hangs_ends_the_run_and_is_on_record(apart: Apart, tmp_path:
     assert "where: at the place that the test named" in stacks
     assert re.search(r"last collective: gather number 2, begun \d+ s ago, finished \d+ s ago", stacks)
     assert "in a_function_that_hangs" in stacks
-    assert '"profiling_name": "gloo:' in stacks
+    recorder = hasattr(torch._C._distributed_c10d, "_dump_fr_trace_json")  # older releases do not record gloo
+    assert ('"profiling_name": "gloo:' if recorder else "none on record") in stacks
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "failed", "step": 11}
     (sentence,) = [line for line in apart.output(0).splitlines() if line.startswith("swinv2-train")]
     assert str(tmp_path / "run" / "stacks" / "step-00000012") in sentence

@@ -10,17 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from swinv2_train.config.compose import compose, to_yaml
 from tests.faults.nursery import ROOT, Nursery
 from tests.faults.patches import VARIABLE, Faults
 from tests.runs import environment
 
 FORKED, COMMAND = "forked", "command"
-"""Ways to start: ranks of their own, as a batch system starts them, forked from the nursery; or our own command."""
+"""Ways to start: the ranks alone, with what the command hands to its ranks, forked from the nursery; or the command."""
 _POLL_SECONDS = 0.01
 _GIVE_UP_SECONDS = 180
 _GRACE_SECONDS = 30
@@ -172,8 +174,16 @@ class FaultyRun:
             } if faults.world_size > 1 else {}  # fmt: skip
             variables = environment(**{VARIABLE: faults.to_json()}, **{key: str(value) for key, value in job.items()})
             exit_file = self.trace / f"start-{faults.start:03d}-rank-{rank}.exit"
-            processes.append(Forked(self.nursery.fork(self.overrides, variables, output, exit_file), exit_file))
+            arguments = ["--resolved", str(self._resolved)]
+            processes.append(Forked(self.nursery.fork(arguments, variables, output, exit_file), exit_file))
         return processes
+
+    @cached_property
+    def _resolved(self) -> Path:
+        # Composed once: it takes longer than a few steps.
+        path = self.trace / "config.yaml"
+        path.write_text(to_yaml(compose(self.overrides)))
+        return path
 
     @property
     def log(self) -> str:
@@ -186,8 +196,9 @@ class FaultyRun:
 
 
 def read_record(path: Path) -> list[dict[str, Any]]:
-    """The lines of a rank's record; none where it has not begun."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The complete lines of a rank's record; none where it has not begun."""
+    *lines, _unfinished = path.read_text().split("\n") if path.exists() else [""]
+    return [json.loads(line) for line in lines]
 
 
 def _start_command(overrides: list[str], faults: Faults, output: Path) -> subprocess.Popen[bytes]:

@@ -1,0 +1,39 @@
+"""One run at a time in a run directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.engine.lock import RunLock
+
+
+def test_a_directory_that_is_in_use_is_refused_until_it_is_released(tmp_path: Path) -> None:
+    first = RunLock(tmp_path)
+    with pytest.raises(ConfigError, match="another process is training in this directory"):
+        RunLock(tmp_path)
+    first.release()
+    RunLock(tmp_path).release()
+
+
+def test_a_file_system_without_locks_does_not_keep_a_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    RunLock(tmp_path).release()
+
+
+def test_a_disk_that_fails_is_not_taken_for_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: int, operation: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        RunLock(tmp_path)
