@@ -190,9 +190,16 @@ def run(config: Config, *, launched: bool) -> int:
 
     stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
     try:
+        from swinv2_train.engine.ranks import LostRanks
         from swinv2_train.engine.run import train
 
-        return train(config, stop)
+        try:
+            return train(config, stop)
+        except LostRanks as error:
+            # Everything is closed; taking down collectives whose other end is gone may hang for ever.
+            _complain(error)
+            sys.stdout.flush()
+            os._exit(FAILED)
     finally:
         stop.restore()
 
@@ -225,9 +232,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = exit_code(error)
         if code is None:
             raise
-        if not isinstance(error, MainRankError):
-            print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
+        _complain(error)
     sys.exit(code)
+
+
+def _complain(error: Exception) -> None:
+    if not isinstance(error, MainRankError):
+        print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: Exception) -> int | None:

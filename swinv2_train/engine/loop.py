@@ -115,7 +115,7 @@ class Trainer:
             did = self.train_step(batches)
             if did is Did.STOP:
                 return self.stop_here()
-            self.watchdog.now("step", self.state.step + 1)
+            self.watchdog.now("step", self.state.step)
             if did is Did.ROLLBACK:
                 continue
             self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
@@ -128,7 +128,7 @@ class Trainer:
             )
             if not last and self.is_turn(self.config.checkpoint.every_steps):
                 self.save()
-            self.watchdog.now("step", self.state.step + 1)
+            self.watchdog.now("step", self.state.step)
         self.finish_saving()
         return FINISHED
 

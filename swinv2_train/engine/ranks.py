@@ -209,12 +209,13 @@ def _set_default_timeout(timeout: datetime.timedelta) -> None:
                 setattr(module, name, timeout)
 
 
-def join(device: str, timeout_minutes: float) -> Ranks:
+def join(device: str, timeout_minutes: float, join_minutes: float | None = None) -> Ranks:
     """Join the ranks that a launcher has started, or be the only one.
 
     Args:
         device: `cuda` or `cpu`.
-        timeout_minutes: limit on the rendezvous and on every collective.
+        timeout_minutes: limit on every collective.
+        join_minutes: how long to wait for the other ranks to come; None: as long.
 
     Raises:
         ConfigError: if the launcher's variables cannot be meant, or there are more ranks than GPUs.
@@ -236,7 +237,8 @@ def join(device: str, timeout_minutes: float) -> Ranks:
         torch.cuda.set_device(torch_device)
     try:
         if launched:
-            store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+            waiting = datetime.timedelta(minutes=join_minutes or timeout_minutes)
+            store, rank, world_size = next(dist.rendezvous("env://", timeout=waiting))
             # torchrun keeps its store over a restart; a prefix per attempt keeps the new ranks from reading the
             # addresses of the dead ones.
             store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

@@ -64,7 +64,9 @@ def train(config: Config, stop: StopRequest) -> int:
         start_server()  # imports what the workers need while this process builds the model
     alone = False
     try:
-        ranks = join(pick_device(config.launch.device), collective_minutes(config.watchdog))
+        ranks = join(
+            pick_device(config.launch.device), collective_minutes(config.watchdog), config.watchdog.start_minutes
+        )
         alone = ranks.world_size == 1
         code = _train(config, ranks, stop)
         # A rank that is gone makes launchers end the others, so nobody leaves before all are done.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +14,13 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the process; a run whose reader has gone (`| head`, a closed terminal) goes on, and its log.
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class RunConsole:
@@ -32,7 +40,7 @@ class RunConsole:
         self._log_file = log_file
         self._title = title
         self._total_steps = total_steps
-        self._console = console or Console()
+        self._console = console or _Console()
         self._live: Live | None = None
         self._log_lost = False
 
