@@ -5,7 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +279,33 @@ def test_tensorboard_can_be_switched_off_and_closing_twice_is_one_close(tmp_path
 )
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path) -> None:
+    """`swinv2-train ... | head`: rich would end the process at the first line that nobody reads."""
+    script = (
+        "import sys; from pathlib import Path; from swinv2_train.tracking.console import RunConsole\n"
+        f"console = RunConsole(Path({str(tmp_path / 'log.txt')!r}), 'run', 1)\n"
+        "for number in range(3000): console.message(f'line {number} ' + 'x' * 100)\n"
+    )
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    os.read(reader, 10)
+    os.close(reader)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 0
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 3000
+
+
+def test_going_back_drops_what_came_after(tmp_path: Path) -> None:
+    tracked, _ = tracker(tmp_path)
+    tracked.log_evaluation(0, {"loss": 1.0})
+    tracked.log_steps([{"step": step, "loss": 0.5} for step in range(1, 6)])
+    time.sleep(1.1)  # TensorBoard orders files by the second in their names, and then by a number as text
+    tracked.rewind(2)
+    tracked.log_steps([{"step": 3, "loss": 0.25}])
+    tracked.close("finished")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("loss")) for row in rows] == [(0, None), (1, 0.5), (2, 0.5), (3, 0.25)]
+    assert scalars(tmp_path, "train/loss") == [(1, 0.5), (2, 0.5), (3, 0.25)]
