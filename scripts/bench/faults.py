@@ -71,6 +71,8 @@ class Start:
     ranks: int
     seed: int
     """Of the random moments."""
+    late: bool = False
+    """Whether it has to come as far as a checkpoint, because that will be damaged after it."""
     before: list[str] = field(default_factory=list)
     during: list[str] = field(default_factory=list)
     ending: str | None = None
@@ -157,8 +159,11 @@ def make_plan(seed: int, trial: int) -> Plan:
         if kind in ENDING:
             starts[-1].ending = kind
             starts.append(start())
+        elif kind in BETWEEN:
+            starts[-1].before.append(kind)
+            starts[-2].late = True
         elif kind != NAN:
-            (starts[-1].before if kind in BETWEEN else starts[-1].during).append(kind)
+            starts[-1].during.append(kind)
     workers = int(rng.random() < 0.2)
     background = "true" if rng.random() < 0.75 else "false"
     return Plan(
@@ -169,15 +174,20 @@ def make_plan(seed: int, trial: int) -> Plan:
     )
 
 
+def random_step(start: Start, rng: random.Random) -> int:
+    """Which of its steps a start is hit in or after; every fourth step is saved."""
+    return rng.randint(1, 6) + 4 * start.late
+
+
 def planted(start: Start, nan: bool, rng: random.Random) -> dict[str, Any]:
     """What is planted in the ranks of a start."""
-    rank, step = rng.randrange(start.ranks), rng.randint(1, 6)
+    rank, step = rng.randrange(start.ranks), random_step(start, rng)
     hits = {
         KILL_ONE_STEP: Hit("step", step, signal.SIGKILL, rank, rng.random()),
         TERM_ONE: Hit("step", step, signal.SIGTERM, rank, rng.random()),
         USR1_ONE: Hit("step", step, signal.SIGUSR1, rank, rng.random()),
-        KILL_ONE_SAVE: Hit("save", 1, signal.SIGKILL, rank, flush=rng.randint(1, 2 if rank else 4)),
-        TERM_EVALUATION: Hit("evaluation", rng.randint(1, 2), signal.SIGTERM, rank),
+        KILL_ONE_SAVE: Hit("save", 1 + start.late, signal.SIGKILL, rank, flush=rng.randint(1, 2 if rank else 4)),
+        TERM_EVALUATION: Hit("evaluation", rng.randint(1 + start.late, 2), signal.SIGTERM, rank),
     }
     return {
         "hits": (hits[start.ending],) if start.ending in hits else (),
@@ -190,7 +200,10 @@ def planted(start: Start, nan: bool, rng: random.Random) -> dict[str, Any]:
 
 def strike(job: Job, start: Start, rng: random.Random) -> bool:
     """Do what is done to a job from outside; False if its moment did not come."""
-    reached = job.wait_for_save() if start.ending == KILL_ALL_SAVE else job.wait_for_step(rng.randint(1, 6))
+    if start.ending == KILL_ALL_SAVE:
+        reached = job.wait_for_step(5 * start.late) and job.wait_for_save()
+    else:
+        reached = job.wait_for_step(random_step(start, rng))
     time.sleep(0.2 * rng.random())
     if reached and not job.ended:
         if start.ending == TERM_ALL:
@@ -266,6 +279,8 @@ class Soak:
                 result.differences.append(f"the last start ended with code {code}: {run.jobs[-1].output[-2000:]}")
         except (TimeoutError, OSError, ValueError) as error:
             result.differences.append(f"{type(error).__name__}: {error}")
+        finally:
+            run.close()
         result.seconds = time.monotonic() - begin
         if result.good:
             shutil.rmtree(self.folder / f"trial-{number}")

@@ -27,7 +27,7 @@ examples:
   swinv2-train +experiment=simmim_tiny data.shards=shards/train-{000000..000011}.tar optim.epochs=100
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
-  swinv2-train replay=outputs/simmim_demo/incidents/step-00000123.json
+  swinv2-train replay=outputs/simmim_demo/incidents/step-00000123-batch-00000122.json
 
 The same command again continues the run in its run.dir (default outputs/NAME).
 Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (run it again to continue),

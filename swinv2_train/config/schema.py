@@ -279,7 +279,7 @@ class Config(Section):
     never: refuse a used directory.
     """
     replay: str | None = None
-    """An incident of a run (<run>/incidents/step-00000123.json): run exactly that step again, and change nothing."""
+    """An incident of a run, a file in <run>/incidents: run exactly that step again, and change nothing."""
     seed: int = 0
     """The order of samples, augmentation, masks, initial weights and stochastic depth all hang on it."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -163,6 +163,10 @@ def _validate_engine(config: Config) -> None:
         )
     if engine.grad_accum_dtype == "fp32" and engine.precision != "fp32" and engine.zero_stage == 0:
         raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
+    if engine.precision == "fp16" and engine.zero_stage == 0:
+        raise ConfigError(
+            "engine.zero_stage", 0, "DeepSpeed's fp16 without ZeRO loses its loss scale at a resume; take stage 1"
+        )
     if engine.micro_batch is not None:
         _at_least("engine.micro_batch", engine.micro_batch, 1)
     for key, mend in DERIVED_DEEPSPEED_KEYS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,38 @@ from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status
-from swinv2_train.errors import RunError
 from swinv2_train.tracking.tracker import Tracker
 
 
-def load_newest(directory: Path, engine: Engine, ranks: Ranks) -> tuple[TrainState | None, list[str]]:
-    """Load the newest checkpoint that verifies, if there is one: (its state or None, lines for a person)."""
-    found = newest_valid(directory, ranks)
+@dataclass
+class Loaded:
+    """The outcome of looking for a checkpoint to go on from."""
+
+    state: TrainState | None
+    """The run's state in it; None without a valid checkpoint."""
+    metrics: dict[str, float]
+    """The evaluation at its step."""
+    lines: list[str]
+    """What a person should know of it."""
+    damaged: list[str]
+    """Names of the checkpoints that were passed over."""
+
+
+def load_newest(directory: Path, engine: Engine, ranks: Ranks, until: int | None = None) -> Loaded:
+    """Load the newest checkpoint that verifies, if there is one.
+
+    Args:
+        until: leave checkpoints of later steps aside.
+    """
+    found = newest_valid(directory, ranks, until)
     lines = [f"passed over {line}" for line in found.passed_over]
     if found.path is None:
-        return None, lines
-    return load(found.path, engine, ranks, lines), lines
+        return Loaded(None, {}, lines, found.damaged)
+    return load(found.path, engine, ranks, lines, found.damaged)
 
 
-def load(path: Path, engine: Engine, ranks: Ranks, lines: list[str]) -> TrainState:
-    """Load a checkpoint that was verified, and add a line about it."""
+def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), damaged: Sequence[str] = ()) -> Loaded:
+    """Load a checkpoint that was verified."""
     manifest = read_manifest(path)
     check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
     load_fragments(path, engine.fragments())
@@ -39,8 +57,8 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: list[str]) -> TrainSta
     engine.load_scalars(saved["optimizer"])
     engine.publish()
     ranks_then = "" if manifest.world_size == ranks.world_size else f" (saved by {manifest.world_size} ranks)"
-    lines.append(f"resuming from {path}{ranks_then}")
-    return TrainState(**saved["train"])
+    line = f"resuming from {path}{ranks_then}"
+    return Loaded(TrainState(**saved["train"]), manifest.metrics, [*lines, line], list(damaged))
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -85,7 +103,7 @@ class Checkpoints:
         """Have the present state on disk.
 
         Raises:
-            RunError: if it could not be saved.
+            RunError, MainRankError: if it could not be saved.
         """
         self.settle()
         if self.saver.last_saved == state.step:
@@ -95,7 +113,7 @@ class Checkpoints:
         self._say(outcomes)
         if self.saver.last_saved != state.step:
             reason = next((outcome.failure for outcome in outcomes if outcome.step == state.step), "it did not end")
-            raise RunError(
+            raise self.ranks.end(
                 f"step {state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
                 "and the same command continues from the newest of them"
             )

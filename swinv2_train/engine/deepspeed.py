@@ -25,7 +25,6 @@ from swinv2_train.config.schema import Config
 from swinv2_train.engine.fragments import adam_steps, fragments, publish, set_adam_steps
 from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.engine.ranks import Ranks
-from swinv2_train.errors import RunError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -118,6 +117,8 @@ class Engine:
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
         set_adam_steps(self._optimizer, 0)
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
+        self.scale_exhausted = False
+        """Whether, in fp16, a gradient overflowed at the smallest loss scale: no update is possible any more."""
         self.grad_norm = math.nan
         """The norm of the last step's gradient over all parameters and ranks, before clipping; inf where an element
         was not finite."""
@@ -151,8 +152,6 @@ class Engine:
             allow: is told the norm of the whole gradient, where it is finite, and may refuse the update; it must say
                 the same on every rank.
 
-        Raises:
-            RunError: in fp16, where the loss scale cannot be lowered any further.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
@@ -172,10 +171,8 @@ class Engine:
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
                 raise
-            raise RunError(
-                "gradients overflow in fp16 even at the smallest loss scale, so no update was possible any more: "
-                "take engine.precision=bf16, or a lower optim.lr; the run can go on from its newest checkpoint"
-            ) from error
+            self.scale_exhausted = True
+            return False
         return bool(self._deepspeed.was_step_applied()) and all(verdict)
 
     def _clip_bare(self) -> float:
@@ -192,15 +189,22 @@ class Engine:
             torch._foreach_lerp_(self._average, self._masters, 1.0 - decay)
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model has the averaged weights inside this block, and its own again afterwards, to the bit."""
+    def averaged(self, shared: type[BaseException]) -> Iterator[None]:
+        """The model has the averaged weights inside this block, and its own again afterwards, to the bit.
+
+        Args:
+            shared: what all ranks raise alike. After any other exception the averaged weights stay: giving the model
+                its own is a collective, which the other ranks would not reach.
+        """
         assert self._average is not None
         own = [weight.clone() for weight in self._masters]
         self._take(self._average)
         try:
             yield
-        finally:
+        except shared:
             self._take(own)
+            raise
+        self._take(own)
 
     @torch.no_grad()
     def _take(self, weights: list[torch.Tensor]) -> None:

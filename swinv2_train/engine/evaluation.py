@@ -14,6 +14,7 @@ from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.signals import StopRequest
+from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.tasks.task import Batch, Task, to_device
 from swinv2_train.tracking.tracker import Tracker
 
@@ -34,6 +35,7 @@ class Evaluation:
     open_held_out: Callable[[int | None, int], EvalLoader] | None
     """Opens this rank's share of the first n held-out samples (None: all) in batches of a size; None without any."""
     tracker: Tracker
+    watchdog: Watchdog
     stop: StopRequest
 
     @torch.no_grad()
@@ -45,14 +47,15 @@ class Evaluation:
         """
         if self.open_held_out is None or not self.config.eval.every_steps:
             return {}
-        metrics = {f"eval/{name}": value for name, value in self._measure().items()}
+        metrics = {f"eval/{name}": value for name, value in self._measure(step).items()}
         if self.config.optim.ema_decay and self.config.eval.ema:
-            with self.engine.averaged():
-                metrics |= {f"eval/ema_{name}": value for name, value in self._measure().items()}
+            with self.engine.averaged(Interrupted):
+                metrics |= {f"eval/ema_{name}": value for name, value in self._measure(step).items()}
         self.tracker.log_evaluation(step, metrics)
         return metrics
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, step: int) -> dict[str, float]:
+        self.watchdog.now("evaluation", step)
         with self._batches(self.config.eval.max_samples, self.plan.micro_batch) as batches:
             sums = self.task.evaluate(self.engine.model, batches)
         keys = sorted(sums)
@@ -64,11 +67,12 @@ class Evaluation:
         """The task's picture of the first held-out samples, by the averaged weights where there are any."""
         if self.open_held_out is None or not self.config.eval.figure_every_steps:
             return
+        self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
         # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; the main rank's is kept.
         averaged = self.config.optim.ema_decay and self.config.eval.ema
         with (
-            self.engine.averaged() if averaged else nullcontext(),
+            self.engine.averaged(Interrupted) if averaged else nullcontext(),
             self._batches(samples * self.ranks.world_size, samples) as batches,
         ):
             batch = next(iter(batches))

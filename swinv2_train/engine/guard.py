@@ -30,6 +30,8 @@ class Refusal:
     """Half a sentence: what is wrong with which number."""
     spike: bool
     """Whether the numbers are finite: then `guard.policy` says what follows."""
+    norm_only: bool = False
+    """Whether it is a spike of the gradient norm beside an ordinary loss."""
 
 
 def spike_limit(window: list[float], zscore: float, ratio: float) -> float:
@@ -65,15 +67,21 @@ class Guard:
             if len(window) < config.min_steps:
                 continue
             limit = spike_limit(window, config.zscore, ratio)
-            if value > limit and not (name == "gradient norm" and state.skipped_in_row >= NORM_SPIKES_IN_ROW):
+            if value > limit and not (name == "gradient norm" and state.norm_spikes_in_row >= NORM_SPIKES_IN_ROW):
                 usual = f"the median of the last {len(window)} good steps is {median(window):.4g}"
-                return Refusal(f"the {name} {value:.4g} is a spike above {limit:.4g} ({usual})", spike=True)
+                reason = f"the {name} {value:.4g} is a spike above {limit:.4g} ({usual})"
+                return Refusal(reason, spike=True, norm_only=name == "gradient norm")
         return None
+
+    def refuse(self, refusal: Refusal, state: TrainState) -> None:
+        """Remember that a step's update was left out."""
+        state.norm_spikes_in_row = state.norm_spikes_in_row + 1 if refusal.norm_only else 0
 
     def accept(self, loss: float, grad_norm: float, state: TrainState) -> None:
         """Remember the numbers of a step whose update was made; `state` is still that before it."""
-        if state.skipped_in_row >= NORM_SPIKES_IN_ROW:
+        if state.norm_spikes_in_row >= NORM_SPIKES_IN_ROW:
             state.grad_norms.clear()
+        state.norm_spikes_in_row = 0
         for window, value in ((state.losses, loss), (state.grad_norms, grad_norm)):
             window.append(value)
             del window[: -self._config.window]

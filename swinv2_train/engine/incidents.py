@@ -1,9 +1,10 @@
 """Incidents: steps whose numbers were refused, with all that is needed to run exactly that step again.
 
-    <run>/incidents/step-00000123.json      one file per refused step
+    <run>/incidents/step-00000123-batch-00000122.json      one file per refused step
 
 Weights are not in it. A replay starts from the newest checkpoint before the step and runs up to it, which is the same
-to the bit on the same number of ranks; that checkpoint of the latest incident is therefore not pruned.
+to the bit on the same number of ranks; that checkpoint of the latest incident is therefore not pruned. Torch-free, so
+that the commands can use it.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import list_checkpoints, step_of
+from swinv2_train.checkpoint.layout import list_checkpoints
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.errors import DataError
 from swinv2_train.engine.guard import Refusal
-from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_text
+from swinv2_train.tracking.metrics_file import json_number
+
+if TYPE_CHECKING:
+    from swinv2_train.engine.ranks import Ranks
 
 FOLDER = "incidents"
-_GIVE = "give <run>/incidents/step-*.json"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ class Incident:
     """What was done: skip, rollback or stop."""
     batch: int
     """Its batch; the sample positions are batch * global_batch + [0, global_batch)."""
-    loss: float
-    grad_norm: float
+    loss: float | None
+    """None where it was not finite, as everywhere here."""
+    grad_norm: float | None
     world_size: int
     micro_batch: int
-    micro_losses: list[list[float]]
+    micro_losses: list[list[float | None]]
     """By rank and micro-batch: the mean loss."""
     seed: int
     """All randomness of a sample is a function of the seed and its position: this is the random state."""
@@ -57,9 +62,9 @@ class Incident:
     """The run's config, as resolved.yaml holds it."""
 
 
-def incident_path(run_dir: Path, step: int) -> Path:
-    """Where the incident of a step is written."""
-    return run_dir / FOLDER / f"step-{step:08d}.json"
+def incident_path(run_dir: Path, step: int, batch: int) -> Path:
+    """Where an incident is written. After a rollback the same step has another batch, and may be refused as well."""
+    return run_dir / FOLDER / f"step-{step:08d}-batch-{batch:08d}.json"
 
 
 def write_incident(run_dir: Path, incident: Incident) -> Path:
@@ -68,9 +73,9 @@ def write_incident(run_dir: Path, incident: Incident) -> Path:
     Raises:
         OSError: if it cannot be written.
     """
-    path = incident_path(run_dir, incident.step)
+    path = incident_path(run_dir, incident.step, incident.batch)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(incident), indent=1))
+    write_text(path, json.dumps(asdict(incident), indent=1, allow_nan=False))
     return path
 
 
@@ -94,13 +99,11 @@ def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
     """The newest checkpoint from which a run comes to this step with the same batches, or None."""
     before = TrainState(**incident.state)
     for path in list_checkpoints(checkpoints):
-        if (step_of(path) or 0) > before.step:
-            continue
         try:
             saved = TrainState(**read_state(path)["train"])
         except (CheckpointError, KeyError, TypeError):
             continue
-        if saved.avoided_batches == before.avoided_batches:
+        if saved.comes_to(before):
             return path
     return None
 
@@ -118,36 +121,44 @@ class IncidentLog:
 
     def record(
         self, refusal: Refusal, loss: float, grad_norm: float, micro_losses: list[float], state: TrainState
-    ) -> Path | None:
-        """Write down the step after `state`; all ranks call it. The path, or None where it could not be written.
+    ) -> str:
+        """Write down the step after `state`; all ranks call it. Says how to run it again, or why it was not written.
 
         Args:
             micro_losses: mean loss of each of this rank's micro-batches.
         """
-        by_rank = self.ranks.gather(micro_losses)
+        by_rank = self.ranks.gather([json_number(value) for value in micro_losses])
         if not self.ranks.is_main:
-            return None
+            return ""
         size = self.plan.global_batch
-        positions = range(state.batch * size, (state.batch + 1) * size)
         incident = Incident(
             step=state.step + 1,
             reason=refusal.reason,
             action=self.config.guard.policy if refusal.spike else "skip",
             batch=state.batch,
-            loss=loss,
-            grad_norm=grad_norm,
+            loss=json_number(loss),
+            grad_norm=json_number(grad_norm),
             world_size=self.plan.world_size,
             micro_batch=self.plan.micro_batch,
             micro_losses=by_rank,
             seed=self.config.seed,
-            samples=[{"position": position, "sample": self.sample_name(position)} for position in positions],
+            samples=[
+                {"position": position, "sample": self._name(position)}
+                for position in range(state.batch * size, (state.batch + 1) * size)
+            ],
             state=state.to_dict(),
             config=to_yaml(self.config),
         )
         try:
-            return write_incident(self.run_dir, incident)
-        except OSError:
-            return None
+            return f"swinv2-train replay={write_incident(self.run_dir, incident)} runs it again"
+        except OSError as error:
+            return f"its incident could not be written ({error.strerror})"
+
+    def _name(self, position: int) -> str:
+        try:
+            return self.sample_name(position)
+        except DataError as error:
+            return f"not known: {error}"
 
 
 def protector(run_dir: Path) -> Callable[[], set[str]]:
@@ -159,7 +170,7 @@ def protector(run_dir: Path) -> Callable[[], set[str]]:
             return set()
         try:
             base = base_checkpoint(read_incident(latest), run_dir / "checkpoints")
-        except ConfigError:
+        except (ConfigError, TypeError):  # it is none, or that of another version
             return set()
         return {base.name} if base else set()
 

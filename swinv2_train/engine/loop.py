@@ -9,7 +9,6 @@ where DeepSpeed waits for the device anyway.
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,7 +29,6 @@ from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.step import StepSums, forward_backward
 from swinv2_train.engine.watchdog import Watchdog
-from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.tasks.task import Batch, Task
 from swinv2_train.tracking.clock import StepClock, Throughput
@@ -168,49 +166,60 @@ class Trainer:
         """Answer a step whose update was not made: write down why, then skip it, go back, or end the run."""
         step, norm = self.state.step + 1, self.engine.grad_norm
         refusal = self.guard.judge(loss, norm, self.state) or Refusal("a gradient is not finite", spike=False)
-        if self.config.engine.precision == "fp16" and math.isfinite(loss) and not refusal.spike:
-            self.warn(f"step {step}: a gradient overflowed in fp16; the update is left out and the loss scale lowered")
-            return Did.STEP
+        self.guard.refuse(refusal, self.state)
         micro = [float(total) / (weight or 1.0) for total, weight in zip(sums.micro_totals, weights, strict=True)]
-        path = self.incidents.record(refusal, loss, norm, micro, self.state)
-        replay = f"; swinv2-train replay={path} runs it again" if path else "; its incident could not be written"
+        again = self.incidents.record(refusal, loss, norm, micro, self.state)
         policy = self.config.guard.policy if refusal.spike else "skip"
+        if self.engine.scale_exhausted:
+            raise self.ranks.end(
+                f"step {step}: gradients overflow in fp16 even at the smallest loss scale, so no update is possible "
+                f"({again}): take engine.precision=bf16 or a lower optim.lr, and go on from the newest checkpoint"
+            )
         if policy == "stop":
             self.finish_saving()
-            raise RunError(
-                f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved{replay}; "
+            raise self.ranks.end(
+                f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved; {again}; "
                 "guard.policy=skip goes on without it"
             )
         if policy == "rollback":
-            self.warn(f"step {step}: {refusal.reason}; going back{replay}")
+            self.warn(f"step {step}: {refusal.reason}; going back; {again}")
             self.roll_back(refusal)
             return Did.ROLLBACK
-        self.warn(f"step {step}: {refusal.reason}; the update is left out{replay}")
+        scale = ", and the loss scale lowered" if self.config.engine.precision == "fp16" and not refusal.spike else ""
+        self.warn(f"step {step}: {refusal.reason}; the update is left out{scale}; {again}")
         return Did.STEP
 
     def roll_back(self, refusal: Refusal) -> None:
         """Go back to the newest checkpoint, and leave the offending batches out from there on."""
         guard, before = self.config.guard, self.state
         if before.rollbacks >= guard.max_rollbacks:
-            raise RunError(
+            raise self.ranks.end(
                 f"step {before.step + 1}: {refusal.reason}, and the run has gone back {before.rollbacks} times already "
                 "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
             )
-        offending = list(range(max(0, before.batch - guard.rollback_batches + 1), before.batch + 1))
-        self.checkpoints.settle()
-        state, lines = load_newest(self.checkpoints.directory, self.engine, self.ranks)
-        if state is None:
-            raise RunError(f"step {before.step + 1}: {refusal.reason}, and there is no valid checkpoint to go back to")
-        self.checkpoints.saver.last_saved = None  # what is on the disk lacks what follows
-        state.rollbacks = before.rollbacks + 1
-        state.avoid(offending)
-        self.state = state
-        self.records.clear()
-        self.tracker.rewind(state.step)
-        for line in [*lines, f"batches left out from here on: {', '.join(str(batch) for batch in offending)}"]:
-            self.tracker.message(line)
-        self.batches.close()
-        self.batches = self.open_batches(state)
+        self.doing = "going back to a checkpoint"
+        with self.clock.paused():
+            self.watchdog.now("save", before.step)
+            self.checkpoints.settle()
+            self.watchdog.now("start", before.step)
+            found = load_newest(self.checkpoints.directory, self.engine, self.ranks, until=before.step)
+            state = found.state
+            if state is None:
+                raise self.ranks.end(
+                    f"step {before.step + 1}: {refusal.reason}, and there is no valid checkpoint to go back to"
+                )
+            left_out = range(before.batch - guard.rollback_batches + 1, before.batch + 1)
+            state.avoid([*before.avoided_batches, *left_out])
+            state.rollbacks = before.rollbacks + 1
+            self.state, self.metrics = state, found.metrics
+            self.records.clear()
+            self.tracker.rewind(state.step)
+            avoided = ", ".join(str(batch) for batch in state.avoided_batches)
+            for line in [*found.lines, f"batches that are left out: {avoided}"]:
+                self.tracker.message(line)
+            self.batches.close()
+            self.batches = self.open_batches(state)
+            self.checkpoints.begin(state, self.metrics)  # the same weights; what is left out must not be forgotten
 
     def count(self, *, applied: bool) -> None:
         """Count a step that was taken."""
@@ -227,7 +236,7 @@ class Trainer:
         allowed = self.config.guard.max_skipped_in_row
         if self.state.skipped_in_row >= allowed:
             self.log()
-            raise RunError(
+            raise self.ranks.end(
                 f"{allowed} steps in a row were skipped, the last of them step {self.state.step} "
                 "(guard.max_skipped_in_row): the run does not learn any more; look at its incidents, then go on with a "
                 "lower optim.lr, another engine.precision or other data"
@@ -246,7 +255,7 @@ class Trainer:
                 self.warn(f"sample {key} (position {position}) is broken and was replaced: {reason}")
         allowed = self.config.data.max_broken_share * max(self.state.samples_seen, 1000)
         if self.state.broken_samples > allowed:
-            raise RunError(
+            raise self.ranks.end(
                 f"{self.state.broken_samples} of {self.state.samples_seen} samples were broken, more than "
                 f"data.max_broken_share={self.config.data.max_broken_share} allows; "
                 "mend the shards (swinv2-data inspect names the broken samples) or allow more"
@@ -285,14 +294,22 @@ class Trainer:
         """Evaluate, draw, or both."""
         if not (evaluate or draw):
             return
-        self.watchdog.now("evaluation", self.state.step)
         with self.clock.paused():
             if evaluate:
                 self.doing = "evaluation"
                 self.metrics = self.evaluation.evaluate(self.state.step)
+                self.check_best_metric()
             if draw:
                 self.doing = "drawing a figure"
                 self.evaluation.draw(self.state.step)
+
+    def check_best_metric(self) -> None:
+        """End a run whose best checkpoints are to be told by a metric that there is not."""
+        wanted = self.config.checkpoint.best_metric
+        if self.config.checkpoint.keep_best and wanted not in self.metrics:
+            raise self.ranks.end(
+                f"checkpoint.best_metric={wanted}: no evaluation gives it; take one of {', '.join(self.metrics)}"
+            )
 
     def save(self) -> None:
         """Save the present state in the background."""
@@ -308,6 +325,8 @@ class Trainer:
         self.doing = "waiting for a checkpoint to be written"
         self.watchdog.now("save", self.state.step)
         with self.clock.paused():
+            self.checkpoints.settle()
+            self.watchdog.now("save", self.state.step)
             self.checkpoints.finish(self.state, self.metrics)
 
     def stop_here(self) -> int:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.errors import RunError
+from swinv2_train.errors import MainRankError, RunError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """DeepSpeed looks for an MPI job unless it finds all of these, also where the process group is there already."""
@@ -155,6 +155,10 @@ class Ranks:
                 raise
             raise lost from error
         self._last = _Collective(name, number, begun, time.monotonic())
+
+    def end(self, text: str) -> RunError:
+        """The error that all ranks end a run with alike: the main rank's is a sentence, the others' are silent."""
+        return RunError(text) if self.is_main else MainRankError(text)
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

@@ -2,7 +2,7 @@
 
 The run goes from the newest checkpoint before the step up to it, as it went then, and then looks closer: the numbers
 beside the recorded ones, the loss of every single sample, and where in the model numbers stop being finite. Nothing of
-the run is changed; what is found goes to <run>/incidents/step-00000123/.
+the run is changed; what is found goes to <run>/incidents/, into a folder of its name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
         ConfigError: if the incident cannot be read or an override is wrong.
     """
     incident = read_incident(path)
-    own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "tracking.tensorboard=false", "tracking.wandb=disabled"]
+    own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "resume=auto"]
+    own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
     return override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
 
 
@@ -65,16 +66,20 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
         except CheckpointError as error:
             failure = f"{base}: {error}"
     base, failure = trainer.ranks.broadcast((base, failure))
-    if failure is None and base is None and incident.state["avoided_batches"]:
-        failure = f"no checkpoint from before step {incident.step} is left in {run_dir / 'checkpoints'}"
     if failure is not None:
         raise RunError(f"step {incident.step} cannot be replayed: {failure}")
     if base is None:
-        trainer.tracker.message(f"no checkpoint from before step {incident.step}: starting from the initial weights")
-        return TrainState()
-    lines: list[str] = []
-    state = load(base, trainer.engine, trainer.ranks, lines)
-    trainer.tracker.message(lines[0])
+        trainer.tracker.message(
+            f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
+            "weights come first"
+        )
+        state = TrainState()
+    else:
+        found = load(base, trainer.engine, trainer.ranks)
+        trainer.tracker.message(found.lines[-1])
+        state = found.state
+    # A checkpoint may be of before a rollback or of after it: the batches of then are those of the incident.
+    state.avoided_batches = list(incident.state["avoided_batches"])
     return state
 
 
@@ -94,7 +99,6 @@ def replay(trainer: Trainer) -> int:
             trainer.watchdog.now("step", trainer.state.step)
             if trainer.train_step(list(islice(trainer.batches, trainer.plan.accumulation))) is not Did.STEP:
                 return STOPPED
-            trainer.checkpoints.report()
         batches = list(islice(trainer.batches, trainer.plan.accumulation))
     finally:
         trainer.batches.close()
@@ -127,8 +131,8 @@ def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[
     return {
         "step": incident.step,
         "reason": incident.reason,
-        "loss": {"recorded": json_number(incident.loss), "replayed": json_number(loss)},
-        "grad_norm": {"recorded": json_number(incident.grad_norm), "replayed": json_number(norm)},
+        "loss": {"recorded": incident.loss, "replayed": json_number(loss)},
+        "grad_norm": {"recorded": incident.grad_norm, "replayed": json_number(norm)},
         "same_to_the_bit": same_split and _same(incident.loss, loss) and _same(incident.grad_norm, norm),
         "ranks": trainer.plan.world_size,
         "worst_samples": [
@@ -144,8 +148,8 @@ def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[
     }
 
 
-def _same(a: float, b: float) -> bool:
-    return a == b or (math.isnan(a) and math.isnan(b))
+def _same(recorded: float | None, replayed: float) -> bool:
+    return recorded == replayed or (recorded is None and not math.isfinite(replayed))
 
 
 @torch.no_grad()

@@ -158,13 +158,18 @@ def _train_with(
     trainers: list[Trainer],
 ) -> int:
     directory = Path(config.run.dir)
-    state, lines = load_newest(directory / "checkpoints", engine, ranks)
-    if config.replay:  # it finds its own checkpoint, in the run's directory
-        state, lines = TrainState(), []
-    elif state is None:
-        state = TrainState()
-        lines.append(f"{'no valid checkpoint is left' if lines else 'no checkpoint yet'}: starting from the beginning")
-    if state.step >= plan.total_steps:
+    found = load_newest(directory / "checkpoints", engine, ranks)
+    state, lines = found.state or TrainState(), found.lines
+    if found.damaged and found.state is None:
+        raise ranks.end(
+            f"none of the checkpoints in {directory / 'checkpoints'} is valid ({lines[0]}): "
+            "remove them to start from the beginning, or take another run.dir"
+        )
+    if found.state is None and not config.replay:  # a replay finds its own
+        lines.append("no checkpoint yet: starting from the beginning")
+    last = state.step >= plan.total_steps
+    missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last)) if state.step else set()
+    if last and not missed:
         if ranks.is_main:
             print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}; nothing to do")
             write_status(directory, "finished", state.step)
@@ -177,7 +182,6 @@ def _train_with(
         write_status(directory, "running", state.step)
 
     _on_main(ranks, describe_start)
-    missed = ranks.broadcast(missed_evaluation(directory, config, state.step)) if state.step else set()
     with _tracking(config, plan, state, ranks) as (tracker, end):
         for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
             tracker.message(line)
@@ -188,6 +192,7 @@ def _train_with(
             config.checkpoint,
             watch=lambda: watchdog.background("save"),
             protected=protector(directory),
+            damaged=found.damaged,
         )
         order = sample_order(config, shards)
         trainer = Trainer(
@@ -206,6 +211,7 @@ def _train_with(
                 task=task,
                 open_held_out=evaluation_loader(config, task, held_out, ranks) if held_out else None,
                 tracker=tracker,
+                watchdog=watchdog,
                 stop=stop,
             ),
             checkpoints=Checkpoints(directory, engine, ranks, geometry(config, digest), tracker, saver),
@@ -221,7 +227,8 @@ def _train_with(
         try:
             end.code = replay(trainer) if config.replay else trainer.run()
         except BaseException as error:
-            tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {as_lost_rank(error) or error}")
+            if not isinstance(error, MainRankError):
+                tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {as_lost_rank(error) or error}")
             raise
         finally:
             saver.close()

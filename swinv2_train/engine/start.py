@@ -15,17 +15,27 @@ from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 
 
-def missed_evaluation(directory: Path, config: Config, step: int) -> set[str]:
-    """What was due at a step that a stop signal came before: `evaluate`, `draw`."""
+def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
+    """What was due at a step that a stop signal came before: `evaluate`, `draw`.
+
+    Args:
+        last: whether the run ends at this step, where both are always due.
+    """
     missed = set()
-    if config.eval.every_steps and step % config.eval.every_steps == 0:
+    if not config.data.eval_shards:
+        return missed
+
+    def due(every: int) -> bool:
+        return every > 0 and (last or step % every == 0)
+
+    if due(config.eval.every_steps):
         try:
             lines = (directory / "metrics.jsonl").read_text().splitlines()
         except OSError:
             lines = []
         if not any(f'"step": {step},' in line and '"eval/' in line for line in lines):
             missed.add("evaluate")
-    if config.eval.figure_every_steps and step % config.eval.figure_every_steps == 0:
+    if due(config.eval.figure_every_steps):
         figures = (directory / "figures").glob(f"*-step-{step:08d}.png")
         if not any(figures):
             missed.add("draw")

@@ -44,6 +44,8 @@ WRITE_SECONDS = 20.0
 """How long a rank waits for the file system before it writes to stderr instead."""
 GRACE_SECONDS = 10.0
 """How long a rank stays after it has written: a launcher ends the others as soon as the first one is gone."""
+FAR_GRACE_SECONDS = 60.0
+"""The same among several hosts: a network file system may show a marker as late as that."""
 MARGIN_SECONDS = 15.0
 """How much later than the watchdog's thread the timer of `faulthandler` ends the process."""
 _TRACED = 64
@@ -209,7 +211,8 @@ class Watchdog:
 
     def _end(self, incident: _Incident) -> None:
         """Write what there is to write, wait for the others, and end the process."""
-        self._set_timer(5 * WRITE_SECONDS + GRACE_SECONDS + MARGIN_SECONDS)
+        grace = FAR_GRACE_SECONDS if _several_hosts(self._ranks.world_size) else GRACE_SECONDS
+        self._set_timer(5 * WRITE_SECONDS + grace + MARGIN_SECONDS)
         found: list[_Incident] = []
         if _within(WRITE_SECONDS, lambda: found.append(self._claim(incident))):
             incident = found[0]
@@ -223,7 +226,7 @@ class Watchdog:
             _say(f"{incident.what}: {place}; the same command continues from the newest checkpoint")
             _within(WRITE_SECONDS, self._write_status)
         if self._ranks.world_size > 1:
-            time.sleep(GRACE_SECONDS)
+            time.sleep(grace)
             if incident.is_ours:
                 _within(WRITE_SECONDS, lambda: self._collect(incident))
         os._exit(FAILED)
@@ -270,6 +273,11 @@ class Watchdog:
         faulthandler.dump_traceback(file, all_threads=True)
         print("\nchild processes:", *_children(), sep="\n", file=file, flush=True)
         print("\ncollectives, from torch's flight recorder:", *_flight_recorder(), sep="\n", file=file, flush=True)
+
+
+def _several_hosts(world_size: int) -> bool:
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world_size)  # torchrun, deepspeed
+    return here.isdecimal() and int(here) < world_size
 
 
 def _rank_file(rank: int) -> str:

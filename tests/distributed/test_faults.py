@@ -41,13 +41,17 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def make_run(shards: Path, nursery: Nursery, tmp_path: Path) -> Runs:
+def make_run(shards: Path, nursery: Nursery, tmp_path: Path) -> Iterator[Runs]:
     """A function that makes a run of `STEPS` steps with further overrides."""
+    runs: list[FaultyRun] = []
 
     def make(*overrides: str, name: str = "run", data: Path = shards) -> FaultyRun:
-        return FaultyRun(tmp_path / name, tiny_run(data, tmp_path / name, *OPTIONS, *overrides), nursery)
+        runs.append(FaultyRun(tmp_path / name, tiny_run(data, tmp_path / name, *OPTIONS, *overrides), nursery))
+        return runs[-1]
 
-    return make
+    yield make
+    for run in runs:
+        run.close()
 
 
 @pytest.fixture(scope="module")

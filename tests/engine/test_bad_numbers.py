@@ -56,15 +56,15 @@ def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dic
     assert skipped(run) == [12]
     assert same_weights(run / "checkpoints" / "step-00000011", run / "checkpoints" / "step-00000012")
     assert "step 12: the loss" in (run / "log.txt").read_text()
-    incident = json.loads((run / "incidents" / "step-00000012.json").read_text())
+    incident = json.loads((run / "incidents" / "step-00000012-batch-00000011.json").read_text())
     assert (incident["batch"], incident["action"], incident["state"]["step"]) == (11, "skip", 11)
     assert [entry["position"] for entry in incident["samples"]] == list(range(132, 144))
     assert all(entry["sample"].startswith("train-") for entry in incident["samples"])
 
     capsys.readouterr()
     before = comparable(run)
-    assert run_here([f"replay={run}/incidents/step-00000012.json"]) == FINISHED
-    report = json.loads((run / "incidents" / "step-00000012" / "replay.json").read_text())
+    assert run_here([f"replay={run}/incidents/step-00000012-batch-00000011.json"]) == FINISHED
+    report = json.loads((run / "incidents" / "step-00000012-batch-00000011" / "replay.json").read_text())
     assert report["same_to_the_bit"]
     assert report["loss"]["replayed"] == incident["loss"]
     assert len(report["sample_losses"]) == BATCH
@@ -75,10 +75,11 @@ def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dic
 def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, plant: dict) -> None:
     plant[11] = 30.0
     run = tmp_path / "run"
-    options = ("guard.policy=rollback", "guard.rollback_batches=2", "checkpoint.every_steps=3")
+    options = ("guard.policy=rollback", "guard.rollback_batches=5", "checkpoint.every_steps=3")
     assert run_here(tiny_run(shards, run, *SPIKE, *options)) == FINISHED
     state = read_state(run / "checkpoints" / "step-00000016")["train"]
-    assert (state["avoided_batches"], state["rollbacks"], state["skipped_steps"]) == ([10, 11], 1, 0)
+    found = (state["avoided_batches"], state["rollbacks"], state["skipped_steps"])
+    assert found == ([9, 10, 11], 1, 0), "what the checkpoint had consumed already is neither avoided nor lost"
     log = (run / "log.txt").read_text()
     assert "going back" in log
     assert f"resuming from {run}/checkpoints/step-00000009" in log
@@ -86,8 +87,50 @@ def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, 
     twin = tmp_path / "twin"
     plant.clear()
     assert run_here(tiny_run(shards, twin, *SPIKE, *options)) == FINISHED
-    assert losses(twin)[:10] == losses(run)[:10]
-    assert losses(twin)[10:] != losses(run)[10:], "batches 12 to 17 came in place of 10 to 15"
+    assert losses(twin)[:9] == losses(run)[:9]
+    assert losses(twin)[9:] != losses(run)[9:], "batches 12 to 18 came in place of 9 to 15"
+
+
+def test_a_second_rollback_remembers_the_first_and_both_can_be_replayed(
+    shards: Path, tmp_path: Path, plant: dict, capsys: Any
+) -> None:
+    plant.update({10: 30.0, 12: 30.0})
+    run = tmp_path / "run"
+    command = tiny_run(shards, run, *SPIKE, "guard.policy=rollback", "checkpoint.every_steps=9", "resume=never")
+    assert run_here(command) == FINISHED
+    state = read_state(run / "checkpoints" / "step-00000016")["train"]
+    assert (state["avoided_batches"], state["rollbacks"]) == ([10, 12], 2)
+    incidents = sorted(path for path in (run / "incidents").iterdir())
+    assert [path.name for path in incidents] == [
+        "step-00000011-batch-00000010.json",
+        "step-00000012-batch-00000012.json",
+    ]
+    for path in (*incidents, incidents[0]):
+        capsys.readouterr()
+        assert run_here([f"replay={path}"]) == FINISHED
+        assert "the same to the bit: yes" in capsys.readouterr().out
+
+
+def test_what_a_rollback_leaves_out_survives_a_crash_just_after_it(
+    shards: Path, tmp_path: Path, plant: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant[10] = 30.0
+    options = (*SPIKE, "guard.policy=rollback", "checkpoint.every_steps=9")
+    assert run_here(tiny_run(shards, tmp_path / "whole", *options)) == FINISHED
+    real = SimMIM.loss
+
+    def dying(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
+        if int(batch["position"][0]) // BATCH == 11:
+            raise OSError("the machine is gone")
+        return real(self, model, batch)
+
+    monkeypatch.setattr(SimMIM, "loss", dying)
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options)) == FAILED
+    state = read_state(tmp_path / "parts" / "checkpoints" / "step-00000009")["train"]
+    assert (state["avoided_batches"], state["rollbacks"]) == ([10], 1)
+    monkeypatch.setattr(SimMIM, "loss", real)
+    assert run_here(tiny_run(shards, tmp_path / "parts", *options)) == FINISHED
+    assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
 
 
 def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(shards: Path, tmp_path: Path, plant: dict) -> None:
@@ -157,8 +200,10 @@ def test_a_replay_of_a_nan_names_the_module(
     command = tiny_run(shards, run, "optim.steps=5", "eval.every_steps=0", "eval.figure_every_steps=0")
     assert run_here(command) == FINISHED
     assert skipped(run) == [4]
-    assert run_here([f"replay={run}/incidents/step-00000004.json"]) == FINISHED
-    worst = json.loads((run / "incidents" / "step-00000004" / "replay.json").read_text())["worst_samples"][0]
+    assert run_here([f"replay={run}/incidents/step-00000004-batch-00000003.json"]) == FINISHED
+    worst = json.loads((run / "incidents" / "step-00000004-batch-00000003" / "replay.json").read_text())[
+        "worst_samples"
+    ][0]
     assert worst["position"] == 40
     assert "patch_embed" in worst["not_finite_in"]
 

@@ -87,7 +87,7 @@ def check(precision: str, stage: int, accumulate: str) -> None:
 
         x = torch.ones(1, 5, dtype=PRECISIONS[precision])
         own = engine.model(x)
-        with engine.averaged():
+        with engine.averaged(KeyboardInterrupt):
             assert not torch.equal(engine.model(x), own)
             assert equal([piece.weight for piece in engine.fragments()], stepped["ema"])
         assert torch.equal(engine.model(x), own), "the model has its own weights back, to the bit"

@@ -47,16 +47,20 @@ def test_a_gradient_norm_that_stays_high_is_let_through_but_a_loss_is_not() -> N
     guard, state = filled(GuardConfig(), 128)
     passed = []
     for _ in range(200):
-        refused = guard.judge(1.0, 60.0, state) is not None
-        passed.append(not refused)
-        if not refused:
+        refusal = guard.judge(1.0, 60.0, state)
+        passed.append(refusal is None)
+        if refusal is None:
             guard.accept(1.0, 60.0, state)
-        state.skipped_in_row = state.skipped_in_row + 1 if refused else 0
+        else:
+            guard.refuse(refusal, state)
     assert passed == [False] * 3 + [True] * 197
     assert guard.judge(1.0, 600.0, state) is not None, "the test has begun anew"
     guard, state = filled(GuardConfig(), 128)
-    for state.skipped_in_row in range(20):
-        assert guard.judge(9.0, 60.0, state) is not None
+    for loss in (9.0, math.nan) * 10:
+        refusal = guard.judge(loss, 60.0, state)
+        assert refusal is not None
+        guard.refuse(refusal, state)
+    assert guard.judge(1.0, 60.0, state) is not None, "refused losses do not open the way for a spike of the norm"
 
 
 def test_no_spikes_before_there_is_something_to_compare_with_or_when_off() -> None:
@@ -78,6 +82,23 @@ def test_the_state_survives_json_to_the_bit() -> None:
     _, state = filled(GuardConfig(), 30)
     state.step, state.avoided_batches = 30, [3, 7]
     assert TrainState(**json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_what_lies_behind_is_never_avoided() -> None:
+    state = TrainState(step=9)
+    state.avoid(range(6, 12))
+    assert state.avoided_batches == [9, 10, 11]
+    assert state.batch == 12
+
+
+def test_which_states_lie_on_the_way_to_another() -> None:
+    before = TrainState(step=11, avoided_batches=[4])
+    assert TrainState(step=9, avoided_batches=[4, 10]).comes_to(before), "what it leaves out later does not matter"
+    assert TrainState(step=4).comes_to(before)
+    assert not TrainState(step=5).comes_to(before), "it has consumed batch 4"
+    assert not TrainState(step=9, avoided_batches=[3]).comes_to(before)
+    assert not TrainState(step=12, avoided_batches=[4]).comes_to(before)
+    assert TrainState().comes_to(before)
 
 
 def test_batches_skip_the_avoided_ones() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.checkpoint.load import load_weights
-from swinv2_train.exit_codes import FINISHED, STOPPED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
 from tests.runs import comparable, metrics, run_here, tiny_run
 
@@ -104,3 +104,29 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     monkeypatch.setattr(SimMIM, "evaluate", real)
     assert run_here(command) == FINISHED
     assert [row["step"] for row in metrics(tmp_path / "run") if "eval/loss" in row] == [4, 8]
+
+
+def test_a_signal_during_the_last_evaluation_is_made_up_for(
+    shards: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = SimMIM.evaluate, []
+
+    def watched(self: SimMIM, model: torch.nn.Module, held_out: Any) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == 3:  # at the start, at step 4, at step 8
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, held_out)
+
+    command = tiny_run(shards, tmp_path / "run")
+    monkeypatch.setattr(SimMIM, "evaluate", watched)
+    assert run_here(command) == STOPPED
+    assert run_here(command) == FINISHED
+    assert comparable(tmp_path / "run") == comparable(finished_run)
+    assert (tmp_path / "run" / "figures" / "simmim-step-00000008.png").is_file()
+    assert "eval/loss" in read_manifest(tmp_path / "run" / "checkpoints" / "step-00000008").metrics
+
+
+def test_a_metric_that_no_evaluation_gives_is_refused(shards: Path, tmp_path: Path, capsys: Any) -> None:
+    options = ("checkpoint.keep_best=1", "checkpoint.best_metric=eval/top1")
+    assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FAILED
+    assert "checkpoint.best_metric=eval/top1: no evaluation gives it; take one of eval/loss" in capsys.readouterr().err

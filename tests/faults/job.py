@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import socket
 import subprocess
@@ -151,7 +152,8 @@ class FaultyRun:
     def start(self, ranks: int = 1, *, way: str = FORKED, **faults: Any) -> Job:
         """Start it with faults planted (see `Faults`)."""
         self.trace.mkdir(parents=True, exist_ok=True)
-        planted = Faults(trace=str(self.trace), start=len(self.jobs), world_size=ranks, **faults)
+        place = {"trace": str(self.trace), "start": len(self.jobs), "harness": os.getpid()}
+        planted = Faults(**place, world_size=ranks, **faults)
         output = self.trace / f"start-{planted.start:03d}-output.txt"
         if way == COMMAND:
             processes = [_start_command([*self.overrides, f"launch.nproc_per_node={ranks}"], planted, output)]
@@ -164,6 +166,12 @@ class FaultyRun:
     def go(self, ranks: int = 1, **options: Any) -> int:
         """Start it and wait for the end; returns the exit code."""
         return self.start(ranks, **options).wait()
+
+    def close(self) -> None:
+        """End what is left of its jobs."""
+        for job in self.jobs:
+            if not job.ended:
+                job.kill_all()
 
     def _fork(self, faults: Faults, output: Path) -> list[Any]:
         port, processes = _free_port(), []

@@ -51,6 +51,8 @@ class Faults:
     """Folder of the records; `start` numbers the files of this start in it."""
     start: int
     world_size: int
+    harness: int
+    """Process id of who planted them; a rank does not wait for somebody who is gone."""
     hits: tuple[Hit, ...] = ()
     nan_positions: tuple[int, ...] = ()
     """Samples whose picture is NaN when it reaches the model."""
@@ -152,6 +154,8 @@ class Rank:
     def hold(self) -> None:
         self.faults.held.touch()
         while not self.faults.released.exists():
+            if not Path(f"/proc/{self.faults.harness}").exists():
+                os._exit(1)
             time.sleep(_POLL_SECONDS)
 
     def around_evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
