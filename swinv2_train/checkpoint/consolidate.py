@@ -1,7 +1,6 @@
 """All weights of a checkpoint in one safetensors file, with little memory.
 
-The elements of a parameter lie in the files of many ranks. They are read and written in slices of a bounded size, with
-plain file reads: a memory map would count against a job's memory, and turn a failing disk into a crash.
+The elements of a parameter lie in the files of many ranks; they are read and written in slices of a bounded size.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ from typing import Any
 
 from swinv2_train.checkpoint import disk
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import KINDS, FragmentRecord, Manifest, rank_file, read_manifest, tensor_key
-from swinv2_train.checkpoint.tensor_file import DTYPES, Written, read_exactly, read_header, write_safetensors
+from swinv2_train.checkpoint.layout import KIND_OF, Manifest, read_manifest
+from swinv2_train.checkpoint.pieces import Pieces
+from swinv2_train.checkpoint.tensor_file import DTYPES, Written, write_safetensors
 from swinv2_train.checkpoint.verify import check_complete, check_files
 from swinv2_train.config.errors import ConfigError
 
-SLICE_ELEMENTS = 1 << 22
-"""Most elements that are held at once: 16 MiB in fp32."""
-_KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes in all."""
 
@@ -47,53 +44,6 @@ def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Mani
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return manifest
-
-
-class Pieces:
-    """Reads the parameters of a checkpoint, slice by slice, from wherever their elements are."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path, self._world_size = path, manifest.world_size
-        self._headers: dict[str, tuple[int, dict[str, Any]]] = {}
-        self._records: dict[str, list[FragmentRecord]] = {name: [] for name in manifest.shapes}
-        for record in sorted(manifest.fragments, key=lambda record: record.start):
-            self._records[record.name].append(record)
-
-    def slices(self, name: str, part: str, start: int, stop: int) -> Iterator[bytearray]:
-        """The elements from `start` to `stop` of a flattened parameter, in order: raw little-endian fp32.
-
-        Args:
-            part: weight, exp_avg, exp_avg_sq or ema.
-
-        Raises:
-            CheckpointError: if a file does not hold what the manifest says.
-        """
-        for record in self._records[name]:
-            low, high = max(start, record.start), min(stop, record.start + record.count)
-            for first in range(low, high, SLICE_ELEMENTS):
-                yield self._read(record, part, first, min(first + SLICE_ELEMENTS, high))
-
-    def _read(self, record: FragmentRecord, part: str, first: int, last: int) -> bytearray:
-        relative = rank_file(_KIND_OF[part], record.rank, self._world_size)
-        key = tensor_key(record.name, record.start, part)
-        try:
-            # Opened for every slice: 512 ranks would be more files than a process may hold open.
-            with (self._path / relative).open("rb", buffering=0) as file:
-                if relative not in self._headers:
-                    self._headers[relative] = read_header(file)
-                data_start, header = self._headers[relative]
-                entry = header[key]
-                begin, end = entry["data_offsets"]
-                if entry["dtype"] != "F32" or end - begin != 4 * record.count:
-                    raise ValueError(f"{key} is not {record.count} fp32 numbers")
-                file.seek(data_start + begin + 4 * (first - record.start))
-                return read_exactly(file, 4 * (last - first))
-        except OSError as error:
-            raise CheckpointError(f"{self._path / relative} cannot be read ({error.strerror})") from error
-        except KeyError as error:
-            raise CheckpointError(f"{self._path / relative} lacks {error}") from error
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{self._path / relative} is broken ({error})") from error
 
 
 def counted(data: Iterable[Any], progress: Progress | None, total: int, done: int = 0) -> Iterator[Any]:
@@ -129,25 +79,26 @@ def write_weights(
     """
     part = "ema" if ema else "weight"
     _check_target(out)
-    manifest = checked(path, _KIND_OF[part], hashes=verify)
+    manifest = checked(path, KIND_OF[part], hashes=verify)
     if ema and not manifest.has_ema:
         raise ConfigError("", path, f"{path} holds no moving average; leave --ema away for the weights themselves")
     total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
     disk.check_space(out.parent, total, "another directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        written = write_safetensors(
-            partial,
-            {name: (dtype, manifest.shapes[name]) for name in sorted(manifest.shapes)},
-            counted(_weights(Pieces(path, manifest), manifest, part, dtype), progress, total),
-            {
-                "format": "pt",
-                "step": str(manifest.step),
-                "weights": "ema" if ema else "raw",
-                "geometry": json.dumps(manifest.geometry),
-                "versions": json.dumps(manifest.versions),
-            },
-        )
+        with Pieces(path, manifest) as pieces:
+            written = write_safetensors(
+                partial,
+                {name: (dtype, manifest.shapes[name]) for name in sorted(manifest.shapes)},
+                counted(_weights(pieces, manifest, part, dtype), progress, total),
+                {
+                    "format": "pt",
+                    "step": str(manifest.step),
+                    "weights": "ema" if ema else "raw",
+                    "geometry": json.dumps(manifest.geometry),
+                    "versions": json.dumps(manifest.versions),
+                },
+            )
         _check_target(out)
         partial.rename(out)
         disk.flush(out.parent)

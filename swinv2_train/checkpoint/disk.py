@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 from swinv2_train.checkpoint.errors import CheckpointError
@@ -15,6 +17,7 @@ BLOCK = 1 << 22
 """Bytes that are read or written, and hashed, at a time."""
 _MARGIN = 1 << 20
 """Bytes left for headers, manifest and state, besides a hundredth of the whole."""
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def sha256(path: Path) -> str:
@@ -27,10 +30,18 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Force a file or directory to the disk."""
+    """Force a file or directory to the disk.
+
+    Raises:
+        OSError: if it cannot be done.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems (FUSE, SMB) cannot do it for directories, and say so in different ways.
+        if error.errno not in _CANNOT_FLUSH or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from swinv2_train.checkpoint.consolidate import Pieces, Progress, checked, counted
+from swinv2_train.checkpoint.consolidate import Progress, checked, counted
 from swinv2_train.checkpoint.disk import check_space, flush
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import (
@@ -28,6 +28,7 @@ from swinv2_train.checkpoint.layout import (
     step_name,
     tensor_key,
 )
+from swinv2_train.checkpoint.pieces import Pieces
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.errors import ConfigError
 
@@ -92,25 +93,11 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
 
 
 def _write(path: Path, partial: Path, manifest: Manifest, num_ranks: int, progress: Progress | None) -> None:
-    pieces, owned = Pieces(path, manifest), even_cut(manifest.shapes, num_ranks)
-    kinds = {kind: parts for kind, parts in KINDS.items() if kind != "ema" or manifest.has_ema}
-    total, done, files = sum(record.size for record in manifest.files), 0, []
+    owned = even_cut(manifest.shapes, num_ranks)
+    kinds = [kind for kind in KINDS if kind != "ema" or manifest.has_ema]
     for kind in kinds:
         (partial / kind).mkdir()
-    for rank, records in enumerate(owned):
-        for kind, parts in kinds.items():
-            if not records:
-                continue
-            relative = rank_file(kind, rank, num_ranks)
-            data = counted(_elements(pieces, records, parts), progress, total, done)
-            tensors = {
-                tensor_key(record.name, record.start, part): ("fp32", (record.count,))
-                for part in parts
-                for record in records
-            }
-            written = write_safetensors(partial / relative, tensors, data)
-            files.append(FileRecord(relative, written.size, written.sha256))
-            done += written.size
+    files = _write_ranks(path, partial, manifest, owned, kinds, progress)
     for record in manifest.files:
         if record.path.partition("/")[0] not in KINDS:
             _copy(path / record.path, partial / record.path)
@@ -122,6 +109,31 @@ def _write(path: Path, partial: Path, manifest: Manifest, num_ranks: int, progre
     )
     for directory in (*(partial / kind for kind in kinds), partial):
         flush(directory)
+
+
+def _write_ranks(
+    path: Path,
+    partial: Path,
+    manifest: Manifest,
+    owned: Sequence[Sequence[FragmentRecord]],
+    kinds: Sequence[str],
+    progress: Progress | None,
+) -> list[FileRecord]:
+    total, done, files = sum(record.size for record in manifest.files), 0, []
+    with Pieces(path, manifest) as pieces:
+        for rank, records in enumerate(owned):
+            for kind in kinds if records else ():
+                relative = rank_file(kind, rank, len(owned))
+                data = counted(_elements(pieces, records, KINDS[kind]), progress, total, done)
+                tensors = {
+                    tensor_key(record.name, record.start, part): ("fp32", (record.count,))
+                    for part in KINDS[kind]
+                    for record in records
+                }
+                written = write_safetensors(partial / relative, tensors, data)
+                files.append(FileRecord(relative, written.size, written.sha256))
+                done += written.size
+    return files
 
 
 def _elements(pieces: Pieces, records: Sequence[FragmentRecord], parts: Sequence[str]) -> Iterator[bytearray]:

@@ -2,60 +2,51 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Collection
+from itertools import islice
 from pathlib import Path
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints, read_manifest, step_of
-from swinv2_train.checkpoint.survey import check_sizes
+from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, Manifest, list_checkpoints, read_manifest, step_of
+from swinv2_train.checkpoint.survey import check_sizes, ranked
 from swinv2_train.config.schema import CheckpointConfig
 
 
-def _is_whole(path: Path) -> bool:
+def _whole(path: Path) -> Manifest | None:
+    """The manifest of a checkpoint whose files are all there in their full length; None of any other."""
     try:
-        check_sizes(path, read_manifest(path))
+        manifest = read_manifest(path)
+        check_sizes(path, manifest)
     except CheckpointError:
-        return False
-    return True
+        return None
+    return manifest
 
 
 def _newest(paths: list[Path], count: int) -> set[Path]:
     """The newest checkpoint and so many of the newest that look whole; broken ones beside them do not count."""
-    kept, whole = set(paths[:1]), 0
-    for path in paths:
-        if whole == count:
-            break
-        if _is_whole(path):
-            kept.add(path)
-            whole += 1
-    return kept
+    return {*paths[:1], *islice((path for path in paths if _whole(path)), count)}
 
 
 def _best(paths: list[Path], policy: CheckpointConfig) -> set[Path]:
-    """Those with the best value of the metric; of equals, the newest."""
-    values: list[tuple[float, int, Path]] = []
-    for age, path in enumerate(paths):
-        try:
-            value = float(read_manifest(path).metrics.get(policy.best_metric, math.nan))
-        except (CheckpointError, TypeError, ValueError):
-            continue
-        if math.isfinite(value):
-            values.append((-value if policy.best_mode == "max" else value, age, path))
-    return {path for _, _, path in sorted(values)[: policy.keep_best]}
+    whole = [(path, manifest) for path in paths if (manifest := _whole(path))]
+    return set(ranked(whole, policy.best_metric, policy.best_mode)[: policy.keep_best])
 
 
-def surplus(directory: Path, policy: CheckpointConfig, protected: Collection[str] = ()) -> list[Path]:
+def surplus(
+    directory: Path, policy: CheckpointConfig, protected: Collection[str] = (), damaged: Collection[str] = ()
+) -> list[Path]:
     """The checkpoints that a policy lets go of, newest first.
 
     Kept are the newest `keep_last` (of those whose files are all there: a broken one is no substitute for a whole one),
-    every `keep_every_steps`-th, and the `keep_best` best.
+    every `keep_every_steps`-th, and the `keep_best` best (of the same).
 
     Args:
         protected: names of checkpoints that are kept whatever the policy says.
+        damaged: names of checkpoints that are known to be damaged though their files have the right sizes: they are no
+            substitute either, and are kept, because the policy says nothing of them.
     """
-    paths = list_checkpoints(directory)
+    paths = [path for path in list_checkpoints(directory) if path.name not in damaged]
     kept = _newest(paths, max(1, policy.keep_last))
     if policy.keep_best:
         kept |= _best(paths, policy)
@@ -64,8 +55,12 @@ def surplus(directory: Path, policy: CheckpointConfig, protected: Collection[str
     return [path for path in paths if path not in kept and path.name not in protected]
 
 
-def prune(directory: Path, policy: CheckpointConfig, protected: Collection[str] = ()) -> list[str]:
+def prune(
+    directory: Path, policy: CheckpointConfig, protected: Collection[str] = (), damaged: Collection[str] = ()
+) -> list[str]:
     """Remove surplus checkpoints and what crashes left behind; return the names. One rank calls it, between saves.
+
+    The arguments are those of `surplus`.
 
     A checkpoint first loses its valid name, so that a crash in the middle leaves nothing that looks whole.
 
@@ -73,7 +68,7 @@ def prune(directory: Path, policy: CheckpointConfig, protected: Collection[str] 
         OSError: if something could not be removed; the rest is.
     """
     removed, failure = [], None
-    for path in surplus(directory, policy, protected):
+    for path in surplus(directory, policy, protected, damaged):
         try:
             path.rename(path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}"))
             removed.append(path.name)

@@ -1,6 +1,6 @@
 """Save in the background: the training waits for a copy of the state in host memory, not for the disk.
 
-begin: wait for the save in flight, copy -> thread: write, retry, prune -> poll: what became of it
+begin: wait for the save in flight, copy, agree -> thread: write, retry, prune -> poll: what became of it
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Outcome:
     write_seconds: float = 0.0
     """From the first attempt to the end of the last."""
     warnings: list[str] = field(default_factory=list)
-    """Attempts that failed before the last one, and what went wrong when surplus checkpoints were removed."""
+    """Why it was not written in the background, attempts that failed before the last one, and what went wrong when
+    surplus checkpoints were removed."""
 
 
 def _tensors(fragment: Fragment) -> dict[str, torch.Tensor]:
@@ -120,6 +121,10 @@ def _allocate(fragments: list[Fragment]) -> list[Fragment]:
     return [replace(item, **tensors) for item, tensors in zip(fragments, parts, strict=True)]
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 class Saver:
     """Writes the checkpoints of a run, one at a time, beside the training.
 
@@ -129,6 +134,7 @@ class Saver:
         policy: background or not, retries, which checkpoints to keep.
         watch: a context that the writing runs in, retries included, such as a time limit.
         protected: the main rank asks it for the names of checkpoints to keep whatever the policy says.
+        damaged: names of checkpoints that were found to be damaged: they do not count as kept, and are not removed.
     """
 
     def __init__(
@@ -139,9 +145,12 @@ class Saver:
         *,
         watch: Callable[[], AbstractContextManager[None]] = nullcontext,
         protected: Callable[[], Collection[str]] = tuple,
+        damaged: Collection[str] = (),
     ) -> None:
         self._directory, self._ranks, self._policy = directory, ranks, policy
         self._watch, self._protected = watch, protected
+        self.damaged = set(damaged)
+        """Names of checkpoints that do not count; to be changed between saves. Saving one of them anew takes it out."""
         self._host = HostCopy()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -160,24 +169,42 @@ class Saver:
     ) -> None:
         """Save the present state; when it returns, everything given may change. Every rank must call it.
 
-        Waits for the save in flight first. The arguments are those of `save`. What becomes of it is an `Outcome`.
-
-        Raises:
-            CheckpointError: on a rank that has no host memory for the copy.
+        Waits for the save in flight first. The arguments are those of `save`. What becomes of it is an `Outcome`. If a
+        rank has no host memory for the copy, all ranks write this save in the foreground.
         """
         started = time.perf_counter()
         self.close()
         content = {"fragments": list(fragments), "state": state, "geometry": geometry, "metrics": metrics}
-        if self._policy.background:
-            own = self._host.take(content.pop("fragments"))
-            content = {"fragments": own, **copy.deepcopy(content)}
-        outcome = Outcome(step, self._directory / step_name(step), time.perf_counter() - started)
-        if self._policy.background:
-            self._thread = threading.Thread(target=self._run, args=(outcome, content), name="saver", daemon=True)
-            self._thread.start()
+        outcome = Outcome(step, self._directory / step_name(step), 0.0)
+        try:
+            copied = self._copied(content, outcome) if self._policy.background else None
+        except Exception as error:  # such as that of a collective whose other end is gone
+            outcome.failure = _said(error)
+            self._end(outcome)
         else:
+            if copied is not None:
+                self._thread = threading.Thread(target=self._run, args=(outcome, copied), name="saver", daemon=True)
+                outcome.pause_seconds = time.perf_counter() - started
+                self._thread.start()
+                return
             self._run(outcome, content)
-            outcome.pause_seconds = time.perf_counter() - started
+        outcome.pause_seconds = time.perf_counter() - started
+
+    def _copied(self, content: dict[str, Any], outcome: Outcome) -> dict[str, Any] | None:
+        """A copy of what is to be saved; None, on all ranks alike, if one of them cannot have it."""
+        own, failure = [], None
+        try:
+            own = self._host.take(content["fragments"])
+        except Exception as error:  # of any kind: the others would wait for this rank
+            reason = str(error) if isinstance(error, CheckpointError) else _said(error)
+            failure = f"rank {self._ranks.rank}: {reason}"
+        failures = [reason for reason in self._ranks.gather(failure) if reason]
+        if failures:
+            self._host = HostCopy()  # lets go of the memory: a neighbour may need it
+            others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+            outcome.warnings.append(f"{failures[0]}{others}; this save is written while the training waits")
+            return None
+        return {**copy.deepcopy({**content, "fragments": ()}), "fragments": own}
 
     def poll(self) -> list[Outcome]:
         """What became of the saves that have ended since the last call."""
@@ -201,11 +228,15 @@ class Saver:
             with self._watch():
                 outcome.size_bytes = self._attempt(outcome, content).size_bytes
                 self.last_saved = outcome.step
+                self.damaged.discard(outcome.path.name)
                 self._prune(outcome)
         except CheckpointError as error:
             outcome.failure = str(error)
         except Exception as error:  # such as that of a collective whose other end is gone: nothing to try again with
-            outcome.failure = f"{type(error).__name__}: {error}"
+            outcome.failure = _said(error)
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
         with self._lock:
             self._outcomes.append(outcome)
 
@@ -229,6 +260,7 @@ class Saver:
             return
         try:
             # What was just written stays, also where broken ones of later steps are still there.
-            prune(self._directory, self._policy, {*self._protected(), outcome.path.name})
+            protected = {*self._protected(), outcome.path.name}
+            prune(self._directory, self._policy, protected, self.damaged)
         except Exception as error:  # the checkpoint is whole: whatever is wrong here must not say otherwise
             outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

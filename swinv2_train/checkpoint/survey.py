@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,17 +177,27 @@ def _written(path: Path) -> float:
     return 0.0
 
 
-def best_of(entries: list[Entry], metric: str, mode: str) -> Path | None:
-    """The undamaged checkpoint with the smallest (`min`) or largest (`max`) value of a metric; of equals, the newest.
+def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) -> list[Path]:
+    """Checkpoints that have a finite value of a metric, best first; of equals, the one that came first.
+
+    Args:
+        mode: min or max: which end of the metric is the best.
+    """
+    sign = -1.0 if mode == "max" else 1.0
+    values = [(sign * value, path) for path, manifest in candidates if (value := _finite(manifest, metric)) is not None]
+    return [path for _, path in sorted(values, key=lambda pair: pair[0])]
+
+
+def _finite(manifest: Manifest, metric: str) -> float | None:
+    value = manifest.metrics.get(metric)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def best_of(entries: Iterable[Entry], metric: str, mode: str) -> Path | None:
+    """The undamaged checkpoint with the best value of a metric; None if none has a finite one.
 
     Args:
         entries: newest first.
     """
-    values = [
-        (entry.manifest.metrics[metric], entry.path)
-        for entry in entries
-        if entry.manifest and not entry.damage and math.isfinite(entry.manifest.metrics.get(metric, math.nan))
-    ]
-    if not values:
-        return None
-    return (min if mode == "min" else max)(values, key=lambda pair: pair[0])[1]
+    whole = [(entry.path, entry.manifest) for entry in entries if entry.manifest and not entry.damage]
+    return next(iter(ranked(whole, metric, mode)), None)

@@ -16,6 +16,7 @@ from swinv2_train.checkpoint.layout import (
     list_checkpoints,
     rank_file,
     read_manifest,
+    step_of,
 )
 from swinv2_train.checkpoint.ranks import Ranks
 
@@ -86,6 +87,8 @@ class Found:
     path: Path | None
     passed_over: list[str]
     """One line for each newer checkpoint that is not valid: its name and the reason."""
+    damaged: list[str]
+    """The names of those."""
 
 
 def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
@@ -93,17 +96,21 @@ def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
     return sorted(files, key=lambda record: record.size)[ranks.rank :: ranks.world_size]
 
 
-def newest_valid(directory: Path, ranks: Ranks) -> Found:
+def newest_valid(directory: Path, ranks: Ranks, until: int | None = None) -> Found:
     """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing.
 
     A checkpoint that a crash caught between losing its name and being replaced gets it back.
+
+    Args:
+        until: leave checkpoints of later steps aside; None: there is no last step.
     """
     if ranks.rank == 0:
         with contextlib.suppress(OSError):  # another's run may be read and not written to
             restore_replaced(directory)
-    names = ranks.broadcast([path.name for path in list_checkpoints(directory)])
-    passed_over = []
-    for name in names:
+    listed = list_checkpoints(directory) if ranks.rank == 0 else []
+    names = ranks.broadcast([path.name for path in listed if until is None or (step_of(path) or 0) <= until])
+    passed_over: list[str] = []
+    for index, name in enumerate(names):
         path, failure = directory / name, None
         try:
             manifest = read_manifest(path)
@@ -113,6 +120,6 @@ def newest_valid(directory: Path, ranks: Ranks) -> Found:
             failure = str(error)
         failures = [reason for reason in ranks.gather(failure) if reason]
         if not failures:
-            return Found(path, passed_over)
+            return Found(path, passed_over, names[:index])
         passed_over.append(f"{name}: {failures[0]}")
-    return Found(None, passed_over)
+    return Found(None, passed_over, names)

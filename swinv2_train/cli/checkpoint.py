@@ -146,6 +146,7 @@ def _add_prune(commands: Any) -> None:
     texts = [
         "Remove checkpoints, and what crashes left behind. Without --yes nothing is removed, only listed. Of those "
         "that stay, the newest is verified first; if none of them is valid, nothing is removed.",
+        "The checkpoint that a replay of the run's latest incident starts from stays whatever the options say.",
         "PATH is a run directory or a directory of checkpoints; with --yes, no run may be training in it.",
     ]
     examples = ("outputs/simmim_base --keep-last 2", "outputs/simmim_base --keep-last 1 --keep-best 2 --yes")
@@ -256,7 +257,11 @@ def _prune(arguments: argparse.Namespace) -> int:
         if arguments.keep_best:
             _check_metric(directory, arguments.best_metric)
         partial = [path for path in leftovers(directory) if path.name.startswith(PARTIAL_PREFIX)]
-        doomed = [*surplus(directory, policy), *partial]
+        protected = _needed_by_replay(directory)
+        doomed = [*surplus(directory, policy, protected), *partial]
+        for path in surplus(directory, policy):
+            if path.name in protected:
+                print(f"{path.name}: kept for a replay of the latest incident")
         for path in doomed:
             print(f"{path.name}: {size_text(tree_size(path))}")
         before = sum(tree_size(path) for path in doomed)
@@ -266,9 +271,16 @@ def _prune(arguments: argparse.Namespace) -> int:
             print(f"{len(doomed)} to remove, {size_text(before)} in all; --yes removes them")
         else:
             _check_rest(directory, doomed)
-            prune(directory, policy)
+            prune(directory, policy, protected)
             print(f"{len(doomed)} removed, {size_text(before)} freed")
     return FINISHED
+
+
+def _needed_by_replay(directory: Path) -> set[str]:
+    """Names of the checkpoints that a replay of the run's latest incident needs."""
+    from swinv2_train.engine.incidents import protector
+
+    return protector(directory.parent)() if directory.name == "checkpoints" else set()
 
 
 def _check_metric(directory: Path, metric: str) -> None:

@@ -212,6 +212,7 @@ class Trainer:
             state.avoid([*before.avoided_batches, *left_out])
             state.rollbacks = before.rollbacks + 1
             self.state, self.metrics = state, found.metrics
+            self.checkpoints.saver.damaged.update(found.damaged)
             self.records.clear()
             self.tracker.rewind(state.step)
             avoided = ", ".join(str(batch) for batch in state.avoided_batches)
@@ -219,6 +220,7 @@ class Trainer:
                 self.tracker.message(line)
             self.batches.close()
             self.batches = self.open_batches(state)
+            self.checkpoints.saver.last_saved = None
             self.checkpoints.begin(state, self.metrics)  # the same weights; what is left out must not be forgotten
 
     def count(self, *, applied: bool) -> None:

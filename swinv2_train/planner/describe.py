@@ -28,17 +28,37 @@ def count_words(number: float) -> str:
 
 
 def state_bytes(config: Config, parameters: int, world_size: int) -> float:
-    """Bytes of parameters, gradients and optimizer state that a rank holds, by the ZeRO stage (arXiv 1910.02054).
+    """Bytes of parameters, gradients, optimizer state and moving average that a rank holds, by the ZeRO stage
+    (arXiv 1910.02054).
 
-    Master weights and two Adam moments are fp32. Buffers of collectives and activations are not counted.
+    Master weights, two Adam moments and the average are fp32. Buffers of collectives and activations are not counted.
     """
     engine = config.engine
     low = 4 if engine.precision == "fp32" else 2
     gradient = 4 if engine.grad_accum_dtype == "fp32" else low
     # Even in fp32 the ZeRO stages keep a master copy of their own.
     optimizer = 8 if engine.precision == "fp32" and engine.zero_stage == 0 else 12
+    average = 4 if config.optim.ema_decay else 0
     shards = [1 if engine.zero_stage < stage else world_size for stage in (3, 2, 1)]
-    return parameters * (low / shards[0] + gradient / shards[1] + optimizer / shards[2])
+    return parameters * (low / shards[0] + gradient / shards[1] + (optimizer + average) / shards[2])
+
+
+def evaluation_bytes(config: Config, parameters: int, world_size: int) -> float:
+    """Bytes that a rank holds besides while the moving average is evaluated or drawn with: its own weights in fp32,
+    set aside."""
+    looks = config.data.eval_shards and (config.eval.every_steps or config.eval.figure_every_steps)
+    if not (config.optim.ema_decay and config.eval.ema and looks):
+        return 0.0
+    return 4 * parameters / (world_size if config.engine.zero_stage else 1)
+
+
+def host_copy_bytes(config: Config, parameters: int, world_size: int) -> float:
+    """Bytes of host memory for the copy that saves in the background write from, on each rank that writes: on all, but
+    without ZeRO only on the main rank."""
+    if not config.checkpoint.background:
+        return 0.0
+    # Weight and two moments, and the average.
+    return (16 if config.optim.ema_decay else 12) * parameters / (world_size if config.engine.zero_stage else 1)
 
 
 def _schedule(config: Config, plan: Plan) -> str:
@@ -73,15 +93,32 @@ def _size(pair: tuple[int, int]) -> str:
 
 
 def _worlds(config: Config, plan: Plan, parameters: int) -> list[str]:
-    lines = ["  ranks  samples x accumulation  model states per rank"]
+    evaluated, copied = (size(config, parameters, 1) > 0 for size in (evaluation_bytes, host_copy_bytes))
+    titles = ["ranks", "samples x accumulation", "model states per rank"]
+    titles += ["in evaluation"] * evaluated + ["host memory of saves"] * copied
+    lines = ["  " + "  ".join(titles)]
     for world in sorted({*USUAL_WORLDS, plan.world_size}):
         try:
             other = make_plan(config, world, plan.num_samples)
         except ConfigError:
             continue
-        mark = "   <- this run" if world == plan.world_size else ""
+        states = state_bytes(config, parameters, world)
+        sizes = [states] + [states + evaluation_bytes(config, parameters, world)] * evaluated
+        sizes += [host_copy_bytes(config, parameters, world)] * copied
         batch = f"{other.micro_batch} x {other.accumulation}"
-        lines.append(f"  {world:<5}  {batch:<22}  {state_bytes(config, parameters, world) / GIB:.2f} GiB{mark}")
+        cells = [str(world), batch, *(f"{size / GIB:.2f} GiB" for size in sizes)]
+        row = "  ".join(cell.ljust(len(title)) for cell, title in zip(cells, titles, strict=True))
+        lines.append(f"  {row.rstrip()}{'   <- this run' if world == plan.world_size else ''}")
+    average = ", moving average" if config.optim.ema_decay else ""
+    lines.append(f"  model states: parameters, gradients, AdamW's state{average}; activations come on top")
+    if evaluated:
+        lines.append("  in evaluation: with the weights that are set aside while the moving average is evaluated")
+    if copied:
+        ranks = "every rank" if config.engine.zero_stage else "the main rank alone"
+        lines.append(
+            f"  host memory of saves: the copy on {ranks} that the background writes from; "
+            "checkpoint.background=false does without it"
+        )
     return lines
 
 

@@ -6,6 +6,7 @@ The file is the record of a run that every other display is drawn from, so it st
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -25,47 +26,94 @@ def json_number(value: float | int | None) -> float | int | None:
 class MetricsFile:
     """Appends to `metrics.jsonl`; drops what a crashed run wrote past the step that is resumed from.
 
+    A run of weeks does not end because a disk is full for an hour: what cannot be written waits in memory, in order,
+    and is tried again with what comes next.
+
     Args:
         path: the file; it need not exist.
         start_step: the step the run continues from; 0 for a run from the beginning, which starts an empty file.
 
     Raises:
-        OSError: one sentence, when the disk is full or the file cannot be written.
+        OSError: one sentence, when the disk is full or the file cannot be written at the start.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
         self.path = path
-        # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
-        self.dropped_lines = self.rewind(start_step if start_step > 0 else -1) if path.exists() else 0
-        """Lines dropped at start: past `start_step`, or torn by a crash."""
+        self.failure: str | None = None
+        """Why the file is not up to date; None if it is."""
+        self._waiting: list[bytes] = []
+        """Lines that are not in the file yet."""
+        self._rewind_to: int | None = None
+        """Lines past this step are still to be dropped from the file, but not from those that wait."""
+        self._whole: int | None = None
+        """Length of the file in front of what a write that failed may have left, in bytes; None if there is nothing."""
+        try:
+            # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
+            self.dropped_lines = self._rewrite(start_step if start_step > 0 else -1)
+            """Lines dropped at start: past `start_step`, or torn by a crash."""
+        except OSError as error:
+            reason = _reason(error)
+            raise OSError(
+                error.errno,
+                f"cannot write the metrics: {reason}; make room or mend the path, then start the same command again",
+                str(path),
+            ) from error
+
+    @property
+    def waiting(self) -> int:
+        """How many lines are not in the file yet."""
+        return len(self._waiting)
 
     def append(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
-        """Write one line per record and hand them to the operating system.
+        """Write one line per record and hand them to the operating system; where that fails, `failure` says why."""
+        for record in records:
+            values = {key: json_number(value) for key, value in record.items()}
+            self._waiting.append(json.dumps(values, allow_nan=False).encode() + b"\n")
+        self.settle()
 
-        Raises:
-            OSError: one sentence naming the file and the mend.
-        """
-        lines = [
-            json.dumps({key: json_number(value) for key, value in record.items()}, allow_nan=False)
-            for record in records
-        ]
-        if not lines:
-            return
+    def rewind(self, step: int) -> None:
+        """Drop the lines past `step`, written or waiting; where that fails, `failure` says why."""
+        self._waiting = [line for line in self._waiting if _step_of(line) <= step]
+        self._rewind_to = step if self._rewind_to is None else min(step, self._rewind_to)
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring the file up to date with all that was asked for; where that fails, `failure` says why."""
+        self.failure = None
         try:
-            # Opened per call, so that no buffered half line outlives an error.
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n".join(lines) + "\n")
+            self._cut()
+            if self._rewind_to is not None:
+                self._rewrite(self._rewind_to)
+                self._rewind_to = None
+            if self._waiting:
+                self._write()
         except OSError as error:
-            raise self._explained(error) from error
+            self.failure = _reason(error)
+            with contextlib.suppress(OSError):
+                self._cut()
 
-    def rewind(self, step: int) -> int:
-        """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped.
+    def _cut(self) -> None:
+        """Take away what a write that failed has left: it may be half a line."""
+        if self._whole is not None and self.path.exists() and self.path.stat().st_size > self._whole:
+            os.truncate(self.path, self._whole)
+        self._whole = None
 
-        Raises:
-            OSError: one sentence naming the file and the mend.
-        """
+    def _write(self) -> None:
+        # Opened per call and unbuffered, so that nothing outlives an error; closing it may be what fails.
+        with self.path.open("ab", buffering=0) as file:
+            self._whole = os.fstat(file.fileno()).st_size
+            data = memoryview(b"".join(self._waiting))
+            while data:
+                data = data[file.write(data) :]
+        self._whole = None
+        self._waiting.clear()
+
+    def _rewrite(self, step: int) -> int:
+        """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         dropped = 0
+        if not self.path.exists():
+            return dropped
         try:
             with self.path.open("rb") as old, temporary.open("wb") as new:
                 for line in old:
@@ -76,18 +124,15 @@ class MetricsFile:
                 new.flush()
                 os.fsync(new.fileno())
             temporary.replace(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise self._explained(error) from error
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         return dropped
 
-    def _explained(self, error: OSError) -> OSError:
-        reason = error.strerror or str(error)
-        return OSError(
-            error.errno,
-            f"cannot write the metrics: {reason}; make room or mend the path, then start the same command again",
-            str(self.path),
-        )
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _step_of(line: bytes) -> float:

@@ -36,7 +36,7 @@ class Tracker:
 
     Raises:
         ConfigError: if W&B is wanted online and cannot be reached or logged in to.
-        OSError: if metrics.jsonl cannot be written.
+        OSError: if metrics.jsonl cannot be written at the start. Later that is a warning, and the lines wait in memory.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Tracker:
             self._sinks.append(wandb)
             self.message(wandb.where)
         self._metrics = MetricsFile(self.run_dir / "metrics.jsonl", start_step)
+        self._outage = False
+        """Whether metrics.jsonl could not be written the last time."""
         if self._metrics.dropped_lines:
             self.message(f"dropped {self._metrics.dropped_lines} lines of metrics.jsonl past step {start_step}")
         if config.tracking.tensorboard:
@@ -73,13 +75,11 @@ class Tracker:
 
         Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), data_wait_share (0 to 1),
         skipped_steps, memory_gib, seconds_left, and what the task adds. A value that is not known is None.
-
-        Raises:
-            OSError: one sentence, when metrics.jsonl cannot be written.
         """
         if self._closed or not records:
             return
         self._metrics.append(records)
+        self._watch_metrics()
         for record in records:
             step, values = record["step"], _known({f"train/{key}": record[key] for key in record if key != "step"})
             self._to_sinks(lambda sink, step=step, values=values: sink.scalars(step, values))
@@ -87,15 +87,12 @@ class Tracker:
         self._console.progress(records[-1])
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record an evaluation as a line of its own and report it. Keys get the prefix `eval/` where they lack it.
-
-        Raises:
-            OSError: one sentence, when metrics.jsonl cannot be written.
-        """
+        """Record an evaluation as a line of its own and report it. Keys get the prefix `eval/` where they lack it."""
         if self._closed:
             return
         values = {f"eval/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
         self._metrics.append([{"step": step, **values}])
+        self._watch_metrics()
         self._to_sinks(lambda sink: sink.scalars(step, values))
         self._to_sinks(lambda sink: sink.flush())
         self.message(f"evaluation at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
@@ -120,14 +117,11 @@ class Tracker:
         return path
 
     def rewind(self, step: int) -> None:
-        """The run went back to a step: drop what was recorded past it.
-
-        Raises:
-            OSError: one sentence, when metrics.jsonl cannot be written.
-        """
+        """The run went back to a step: drop what was recorded past it."""
         if self._closed:
             return
         self._metrics.rewind(step)
+        self._watch_metrics()
         self._to_sinks(lambda sink: sink.rewind(step))
 
     def message(self, text: str) -> None:
@@ -152,8 +146,32 @@ class Tracker:
             return
         self._closed = True
         self._console.close()
+        self._settle_metrics()
         self._to_sinks(lambda sink: sink.close(exit_status))
         self.message(f"run {exit_status}")
+
+    def _watch_metrics(self) -> None:
+        """Say when metrics.jsonl cannot be written, once, and when it can be again."""
+        failure = self._metrics.failure
+        if failure and not self._outage:
+            self.warn(
+                f"{self._metrics.path} cannot be written ({failure}): its lines wait in memory until it can; make room "
+                "or mend the path, because they are lost if the run ends before"
+            )
+        if self._outage and not failure:
+            self.message(f"{self._metrics.path} can be written again: nothing is missing in it")
+        self._outage = failure is not None
+
+    def _settle_metrics(self) -> None:
+        """The last try to write what waits."""
+        if not self._metrics.failure:
+            return
+        self._metrics.settle()
+        self._watch_metrics()
+        if failure := self._metrics.failure:
+            count = self._metrics.waiting
+            lost = f"{count} lines are LOST" if count else "what the run went back from stays in it"
+            self.warn(f"{self._metrics.path} still cannot be written ({failure}): {lost}")
 
     def _to_sinks(self, call: Callable[[Sink], None]) -> None:
         """Call every sink. One that fails is dropped with a warning: a long run must not end because a copy of its

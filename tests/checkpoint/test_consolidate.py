@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load, load_file, save
 
-from swinv2_train.checkpoint import consolidate, disk
-from swinv2_train.checkpoint.consolidate import read_header, write_safetensors, write_weights
+from swinv2_train.checkpoint import consolidate, disk, pieces
+from swinv2_train.checkpoint.consolidate import write_weights
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import MANIFEST, manifest_text, read_manifest
+from swinv2_train.checkpoint.tensor_file import read_header, write_safetensors
 from swinv2_train.config.errors import ConfigError
 from tests.checkpoint.ranks import SHAPES
 from tests.checkpoint.written import values, write
@@ -33,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def test_the_library_reads_every_weight(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, ema: bool, slice_elements: int
 ) -> None:
-    monkeypatch.setattr(consolidate, "SLICE_ELEMENTS", slice_elements)
+    monkeypatch.setattr(pieces, "SLICE_ELEMENTS", slice_elements)
     tensors = values()
     source = write(tmp_path, tensors=tensors)
     out = tmp_path / "weights.safetensors"
@@ -106,7 +107,7 @@ def test_too_little_data_is_an_error(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     shapes = {"big.weight": (2 << 10, 1 << 10), "small": (3,)}
     source = write(tmp_path, shapes=shapes, cuts=(0.4,), ema=False)
-    monkeypatch.setattr(consolidate, "SLICE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(pieces, "SLICE_ELEMENTS", 1 << 14)
     converted = []
     real = torch.frombuffer
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.checkpoint import consolidate, disk
+from swinv2_train.checkpoint import consolidate, disk, pieces
 from swinv2_train.checkpoint import reshape as module
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import step_name
@@ -66,7 +66,7 @@ def test_the_cut_is_even_and_leaves_nothing_out() -> None:
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"big.weight": (3 << 10, 1 << 10), "small": (3,)}
     source = write(tmp_path / "source", shapes=shapes, cuts=(0.4,), ema=False)
-    monkeypatch.setattr(consolidate, "SLICE_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(pieces, "SLICE_ELEMENTS", 1 << 16)
     tracemalloc.start()
     try:
         target = reshape(source, tmp_path / "out", 1)

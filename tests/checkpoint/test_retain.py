@@ -23,6 +23,16 @@ def left(directory: Path) -> list[int]:
     return steps(list(directory.glob("*")))
 
 
+def break_one(path: Path, damage: str) -> None:
+    file = next(path.glob("model/*"))
+    if damage == "manifest":
+        (path / MANIFEST).unlink()
+    elif damage == "file":
+        file.unlink()
+    else:
+        file.write_bytes(b"1234")
+
+
 def test_the_newest_and_every_kth_stay(tmp_path: Path) -> None:
     for step in range(10, 80, 10):
         write(tmp_path, step, 1)
@@ -61,6 +71,27 @@ def test_a_broken_manifest_does_not_compete(tmp_path: Path) -> None:
     assert left(tmp_path) == [20, 30]
 
 
+@pytest.mark.parametrize("damage", ["manifest", "file", "length"])
+def test_what_is_broken_is_not_the_best(tmp_path: Path, damage: str) -> None:
+    for step in (10, 20, 30, 40):
+        write(tmp_path, step, 1, metrics={"eval/loss": float(step)})
+    break_one(tmp_path / step_name(10), damage)
+    prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=1))
+    assert left(tmp_path) == [20, 40]
+
+
+def test_what_is_known_to_be_damaged_does_not_count_and_stays(tmp_path: Path) -> None:
+    for step in (10, 20, 25, 30):
+        write(tmp_path, step, 1, metrics={"eval/loss": 1.0 / step})
+    damaged = [step_name(30), "something else"]
+    assert steps(surplus(tmp_path, CheckpointConfig(keep_last=2), damaged=damaged)) == [10]
+    assert steps(surplus(tmp_path, CheckpointConfig(keep_last=1, keep_best=1), damaged=damaged)) == [10, 20]
+    policy = CheckpointConfig(keep_last=1, keep_best=1, best_mode="max")
+    assert prune(tmp_path, policy, [step_name(20)], damaged) == []
+    assert prune(tmp_path, CheckpointConfig(keep_last=2), (), damaged) == [step_name(10)]
+    assert left(tmp_path) == [20, 25, 30]
+
+
 def test_the_protected_stay(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step, 1)
@@ -80,13 +111,7 @@ def test_the_newest_always_stays(tmp_path: Path, keep_last: int) -> None:
 def test_a_broken_newest_is_no_reason_to_remove_a_whole_one(tmp_path: Path, damage: str) -> None:
     for step in (10, 20, 30, 40):
         write(tmp_path, step, 1)
-    file = next((tmp_path / step_name(40)).glob("model/*"))
-    if damage == "manifest":
-        (tmp_path / step_name(40) / MANIFEST).unlink()
-    elif damage == "file":
-        file.unlink()
-    else:
-        file.write_bytes(b"1234")
+    break_one(tmp_path / step_name(40), damage)
     prune(tmp_path, CheckpointConfig(keep_last=2))
     assert left(tmp_path) == [20, 30, 40]
 

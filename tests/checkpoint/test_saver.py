@@ -244,17 +244,22 @@ def test_after_a_failure_the_next_save_works(tmp_path: Path, monkeypatch: pytest
     assert names(tmp_path) == [step_name(20)]
 
 
-def test_a_lost_rank_is_a_failure_and_not_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["before", "while writing"])
+def test_a_lost_rank_is_a_failure_and_not_tried_again(tmp_path: Path, lost: str) -> None:
     class Lonely(ThreadRanks):
         def gather(self, value: Any) -> list[Any]:
-            raise RuntimeError("Connection closed by peer")
+            if lost == "before" or threading.current_thread().name == "saver":
+                raise RuntimeError("Connection closed by peer")
+            return [value] * 2
 
     saver = Saver(tmp_path, Lonely(0, 2, [], threading.Barrier(2)), policy(retries=5))
     begin(saver, 10, 0, 2)
     (outcome,) = saver.finish()
     assert outcome.failure == "RuntimeError: Connection closed by peer"
-    assert outcome.attempts == 1
+    assert outcome.attempts == (0 if lost == "before" else 1)
+    assert outcome.pause_seconds > 0
     assert saver.last_saved is None
+    assert names(tmp_path) == []
     saver.close()
 
 
@@ -318,6 +323,23 @@ def test_a_broken_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> 
     assert found.path == tmp_path / step_name(20)
 
 
+def test_damaged_ones_do_not_count_until_they_are_saved_anew(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        write(tmp_path, step, 1)
+    file = next((tmp_path / step_name(30)).glob("model/*"))
+    file.write_bytes(bytes(file.stat().st_size))
+    (found,) = on_ranks(1, lambda ranks: newest_valid(tmp_path, ranks))
+    saver = Saver(tmp_path, thread_ranks(1)[0], policy(keep_last=2), damaged=found.damaged)
+    begin(saver, 25, 0, 1)
+    saver.close()
+    assert names(tmp_path) == [step_name(step) for step in (20, 25, 30)]
+    begin(saver, 30, 0, 1)
+    saver.close()
+    assert names(tmp_path) == [step_name(step) for step in (25, 30)]
+    assert saver.damaged == set()
+    verify(tmp_path / step_name(30))
+
+
 @pytest.mark.parametrize("where", ["prune", "protected"])
 def test_trouble_with_old_checkpoints_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def fail(*_: object) -> list[str]:
@@ -368,6 +390,42 @@ def test_too_little_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         HostCopy().take(pieces)
 
 
+@pytest.mark.parametrize("error", [CheckpointError("no memory: set checkpoint.background=false"), KeyError("x")])
+@pytest.mark.parametrize("poor", [0, 1])
+def test_if_one_rank_has_no_memory_for_the_copy_all_write_while_the_training_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poor: int, error: Exception
+) -> None:
+    writers: list[str] = []
+    spy_on_writes(monkeypatch, lambda path: writers.append(threading.current_thread().name))
+
+    def refuse(_: object) -> list[Any]:
+        raise error
+
+    def work(ranks: ThreadRanks) -> tuple[list[Outcome], list[Outcome]]:
+        saver = Saver(tmp_path, ranks, policy())
+        if ranks.rank == poor:
+            saver._host.take = refuse  # type: ignore[method-assign]
+        begin(saver, 10, ranks.rank, 2, ema=True)
+        at_once = saver.poll()
+        begin(saver, 20, ranks.rank, 2, ema=True)
+        return at_once, saver.finish()
+
+    for at_once, later in on_ranks(2, work):
+        (outcome,) = at_once
+        assert (outcome.failure, outcome.attempts) == (None, 1)
+        (warning,) = outcome.warnings
+        assert warning.startswith(f"rank {poor}: ")
+        assert str(error) in warning
+        assert warning.endswith("; this save is written while the training waits")
+        assert outcome.pause_seconds >= outcome.write_seconds > 0
+        (outcome,) = later  # the memory was given back, and asked for anew
+        assert (outcome.failure, outcome.warnings) == (None, [])
+    assert len(writers) == 12
+    assert [name == "saver" for name in writers] == [False] * 6 + [True] * 6
+    for step in (10, 20):
+        assert_equal(loaded(tmp_path / step_name(step), ema=True), full_tensors(step, ema=True))
+
+
 def test_a_process_that_fails_does_not_wait_for_its_save(tmp_path: Path) -> None:
     script = f"""
 import threading
@@ -375,7 +433,10 @@ from pathlib import Path
 from tests.checkpoint.test_saver import Saver, begin, policy
 class Stuck:
     rank, world_size = 0, 2
-    def gather(self, value): threading.Event().wait()
+    def gather(self, value):
+        if threading.current_thread() is threading.main_thread():
+            return [value] * 2
+        threading.Event().wait()
     broadcast = gather
 begin(Saver(Path({str(tmp_path)!r}), Stuck(), policy()), 10, 0, 2)
 raise KeyError("the run failed")

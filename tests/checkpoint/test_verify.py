@@ -77,6 +77,7 @@ def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, kind: str, 
         assert len(found.passed_over) == 1
         assert found.passed_over[0].startswith(step_name(20))
         assert reason in found.passed_over[0]
+        assert found.damaged == [step_name(20)]
 
 
 def without_a_fragment(manifest: Manifest) -> Manifest:
@@ -117,7 +118,27 @@ def test_a_manifest_that_does_not_add_up_is_found(
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
     (found,) = on_ranks(1, lambda ranks: newest_valid(tmp_path / "none", ranks))
     assert found.path is None
-    assert found.passed_over == []
+    assert found.passed_over == found.damaged == []
+
+
+@pytest.mark.parametrize(("until", "step"), [(None, 40), (40, 40), (39, 20), (30, 20), (20, 20), (19, 10), (9, None)])
+def test_later_steps_can_be_left_aside(tmp_path: Path, until: int | None, step: int | None) -> None:
+    for saved in (10, 20, 30, 40):
+        write(tmp_path, saved)
+    flip(next((tmp_path / step_name(30)).glob("optimizer/*")), -3)
+    for found in on_ranks(2, lambda ranks: newest_valid(tmp_path, ranks, until)):
+        assert found.path == (tmp_path / step_name(step) if step else None)
+        assert found.damaged == ([step_name(30)] if until in (39, 30) else [])
+
+
+def test_without_a_valid_one_all_are_named(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write(tmp_path, step)
+        (tmp_path / step_name(step) / MANIFEST).unlink()
+    for found in on_ranks(2, lambda ranks: newest_valid(tmp_path, ranks)):
+        assert found.path is None
+        assert found.damaged == [step_name(20), step_name(10)]
+        assert len(found.passed_over) == 2
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

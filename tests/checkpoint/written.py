@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,8 +44,13 @@ def write(
     cuts: Sequence[float] = (0.3, 0.31, 0.9),
     metrics: dict[str, float] | None = None,
     ema: bool = True,
+    train: dict[str, Any] | None = None,
 ) -> Path:
-    """Save parameters that are laid end to end and cut at these shares of their length: one rank more than cuts."""
+    """Save parameters that are laid end to end and cut at these shares of their length: one rank more than cuts.
+
+    Args:
+        train: the state of the training, instead of that in `STATE`.
+    """
     tensors = tensors or values(shapes, seed=step, ema=ema)
     total = sum(math.prod(shape) for shape in shapes.values())
     bounds = [0, *(int(cut * total) for cut in cuts), total]
@@ -58,7 +64,7 @@ def write(
                 runs = {part: flat[start:stop] for part, flat in tensors[name].items()}
                 fragments.append(Fragment(name, shape, start, **runs))
             offset += math.prod(shape)
-        state = {**STATE, "train": {**STATE["train"], "step": step}}
+        state = {**STATE, "train": train or {**STATE["train"], "step": step}}
         geometry = {"task": {"name": "simmim"}, "model": {"embed_dim": 5}}
         return save(
             directory, step, fragments=fragments, state=state, geometry=geometry, ranks=ranks, metrics=metrics or {}

@@ -13,7 +13,9 @@ from safetensors import safe_open
 from swinv2_train.checkpoint import consolidate
 from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
 from swinv2_train.cli.checkpoint import main
+from swinv2_train.engine.incidents import Incident, write_incident
 from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.state import TrainState
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 from tests.checkpoint.written import read, write
 
@@ -69,10 +71,12 @@ WITHOUT_TORCH = (
         (["ls", "{run}"], ["complete"]),
         (["show", "{run}"], ["train.step"]),
         (["prune", "{run}", "--keep-last", "1"], ["to remove"]),
+        (["prune", "{refused}", "--keep-last", "1"], ["kept for a replay", "to remove"]),
     ],
 )
-def test_help_and_a_look_import_nothing_slow(made: Path, arguments: list[str], words: list[str]) -> None:
-    command = [sys.executable, "-c", WITHOUT_TORCH, *(argument.format(run=made) for argument in arguments)]
+def test_help_and_a_look_import_nothing_slow(made: Path, refused: Path, arguments: list[str], words: list[str]) -> None:
+    paths = {"run": made, "refused": refused}
+    command = [sys.executable, "-c", WITHOUT_TORCH, *(argument.format(**paths) for argument in arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     wanted = [*words, "exit status: 0 all is well"] if "--help" in arguments else words
@@ -252,6 +256,44 @@ def test_prune_brings_back_what_a_crash_left_half_replaced(made: Path, capsys: p
     assert ".replaced-step-00000040: " in out
     assert run(capsys, "prune", made, "--keep-last", 1, "--yes")[0] == FINISHED
     assert steps(made) == [40]
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Path:
+    """A run directory with checkpoints and two incidents: a replay of the later one starts from step 20."""
+    directory = tmp_path / "refused"
+    for step in (10, 20, 30, 40):
+        write(directory / "checkpoints", step, train=TrainState(step=step).to_dict())
+    for step in (15, 25):
+        incident = Incident(
+            step=step + 1, reason="", action="skip", batch=step, loss=1.0, grad_norm=1.0, world_size=1, micro_batch=1,
+            micro_losses=[[1.0]], seed=0, samples=[], state=TrainState(step=step).to_dict(), config="",
+        )  # fmt: skip
+        write_incident(directory, incident)
+    return directory
+
+
+@pytest.mark.parametrize("where", ["", "checkpoints"])
+def test_prune_keeps_what_a_replay_needs(refused: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
+    kept = "step-00000020: kept for a replay of the latest incident"
+    options = ("prune", refused / where, "--keep-last", 1)
+    for more, end in (((), "2 to remove, "), (("--yes",), "2 removed, ")):
+        code, out, err = run(capsys, *options, *more)
+        assert (code, err) == (FINISHED, "")
+        lines = out.splitlines()
+        assert lines[0] == kept
+        assert [line.split(":")[0] for line in lines[1:3]] == ["step-00000030", "step-00000010"]
+        assert lines[3].startswith(end)
+    assert steps(refused) == [40, 20]
+    assert run(capsys, *options, "--yes")[1].splitlines() == [kept, f"nothing to remove in {refused / 'checkpoints'}"]
+    assert kept not in run(capsys, "prune", refused, "--keep-last", 2)[1]  # the policy keeps it anyway
+
+
+def test_prune_elsewhere_knows_of_no_incident(refused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = (refused / "checkpoints").rename(refused / "archive")
+    out = run(capsys, "prune", archive, "--keep-last", 1)[1]
+    assert "kept" not in out
+    assert "3 to remove" in out
 
 
 def test_prune_by_an_unknown_metric_removes_nothing(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from swinv2_train.checkpoint.load import load_weights
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.data.augment import normalise
 from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Losses
+from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, losses, metrics, run_here, tiny_run
 
 BATCH = 12

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints
-from swinv2_train.checkpoint.load import load_weights
 from swinv2_train.engine import loop
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, losses, make_shard, metrics, run_apart, run_here, tiny_run
 
 

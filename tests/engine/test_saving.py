@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
-from swinv2_train.checkpoint.load import load_weights
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
+from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, metrics, run_here, tiny_run
 
 SHORT = (

@@ -203,13 +203,50 @@ def test_other_ranks_write_nothing_and_warn_with_their_rank(
     assert (out, err) == ("", "[rank 3] warning: a slow disk\n")
 
 
-def test_a_full_disk_raises_from_log_steps(tmp_path: Path) -> None:
-    run, _ = tracker(tmp_path, tensorboard=False)
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device; make room"):
-        run.log_steps([record(1)])
-    with pytest.raises(OSError, match="No space left on device; make room"):
-        run.log_evaluation(1, {"loss": 1.0})
+def fill_the_disk(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").rename(run_dir / "aside")
+    (run_dir / "metrics.jsonl").symlink_to("/dev/full")
+
+
+def make_room(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "aside").rename(run_dir / "metrics.jsonl")
+
+
+def test_a_full_disk_is_said_once_and_loses_nothing(tmp_path: Path) -> None:
+    run, out = tracker(tmp_path)
+    run.log_steps([record(1)])
+    for outage in (1, 2):
+        fill_the_disk(tmp_path)
+        run.log_steps([record(2 * outage)])
+        run.log_steps([record(2 * outage + 1)])
+        run.log_evaluation(2 * outage + 1, {"loss": 1.0})
+        said = out.getvalue()
+        assert said.count("metrics.jsonl cannot be written (No space left on device)") == outage
+        assert said.count("can be written again: nothing is missing in it") == outage - 1
+        make_room(tmp_path)
+        if outage == 1:
+            run.log_steps([])  # nothing to say, nothing to try
+            run.rewind(3)
+        else:
+            run.close("finished")
+        assert out.getvalue().count("can be written again: nothing is missing in it") == outage
+    assert [(line["step"], "loss" in line) for line in lines(tmp_path)] == [
+        (1, True), (2, True), (3, True), (3, False), (4, True), (5, True), (5, False)
+    ]  # fmt: skip
+    assert [step for step, _ in scalars(tmp_path, "train/loss")] == [1, 2, 3, 4, 5]
+    assert "LOST" not in out.getvalue()
+
+
+def test_a_disk_that_is_full_to_the_end_costs_lines_and_says_how_many(tmp_path: Path) -> None:
+    run, out = tracker(tmp_path, tensorboard=False)
+    run.log_steps([record(1)])
+    fill_the_disk(tmp_path)
+    run.log_steps([record(2), record(3)])
+    run.close("stopped")
+    said = out.getvalue().splitlines()
+    assert said[-2].endswith("metrics.jsonl still cannot be written (No space left on device): 2 lines are LOST")
+    assert said[-1].endswith("run stopped")
 
 
 def test_a_figure_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

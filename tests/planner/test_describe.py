@@ -1,0 +1,86 @@
+"""The dry run's figures of memory: what a rank holds, and where."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from swinv2_train.config.model import count_simmim_parameters
+from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.planner.describe import GIB, describe, evaluation_bytes, host_copy_bytes, state_bytes
+
+
+def config(stage: int = 1, *, ema: float = 0.0, eval_shards: str | None = None, background: bool = True) -> Config:
+    made = Config()
+    made.engine = replace(made.engine, zero_stage=stage)
+    made.optim = replace(made.optim, ema_decay=ema)
+    made.data = replace(made.data, eval_shards=eval_shards)
+    made.checkpoint = replace(made.checkpoint, background=background)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("stage", "without", "average"),
+    [(0, 16, 4), (1, 2 + 2 + 12 / 8, 4 / 8), (2, 2 + 14 / 8, 4 / 8), (3, 16 / 8, 4 / 8)],
+)
+def test_the_average_is_sharded_from_the_first_stage_on(stage: int, without: float, average: float) -> None:
+    assert state_bytes(config(stage), 1000, 8) == 1000 * without
+    assert state_bytes(config(stage, ema=0.999), 1000, 8) == 1000 * (without + average)
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, 4000), (1, 500), (2, 500), (3, 500)])
+def test_an_evaluation_of_the_average_sets_the_weights_aside(stage: int, expected: float) -> None:
+    made = config(stage, ema=0.999, eval_shards="held-out")
+    assert evaluation_bytes(made, 1000, 8) == expected
+    made.eval = replace(made.eval, every_steps=0)
+    assert evaluation_bytes(made, 1000, 8) == expected  # for the figures
+    made.eval = replace(made.eval, figure_every_steps=0)
+    assert evaluation_bytes(made, 1000, 8) == 0
+    made.eval = replace(made.eval, every_steps=10, ema=False)
+    assert evaluation_bytes(made, 1000, 8) == 0
+    assert evaluation_bytes(config(stage, ema=0.999), 1000, 8) == 0
+    assert evaluation_bytes(config(stage, eval_shards="held-out"), 1000, 8) == 0
+
+
+@pytest.mark.parametrize(("stage", "without", "with_average"), [(0, 12000, 16000), (1, 1500, 2000), (3, 1500, 2000)])
+def test_a_save_in_the_background_takes_host_memory(stage: int, without: float, with_average: float) -> None:
+    assert host_copy_bytes(config(stage), 1000, 8) == without
+    assert host_copy_bytes(config(stage, ema=0.999), 1000, 8) == with_average
+    assert host_copy_bytes(config(stage, ema=0.999, background=False), 1000, 8) == 0
+
+
+def table(made: Config) -> tuple[str, list[str], str]:
+    """Titles and this run's row of the table, and what stands below it."""
+    made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
+    lines = describe(made, make_plan(made, 8, 6400), "a test").splitlines()
+    titles = next(line for line in lines if line.startswith("  ranks"))
+    row = next(line for line in lines if line.endswith("<- this run"))
+    cells = [cell.strip() for cell in row.removesuffix("<- this run").split("  ") if cell.strip()]
+    return titles, cells, "\n".join(lines[lines.index(titles) :])
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def test_the_table_says_what_every_rank_needs() -> None:
+    made = config(ema=0.999, eval_shards="held-out")
+    titles, cells, text = table(made)
+    parameters = count_simmim_parameters(made.model, (192, 192))
+    states = state_bytes(made, parameters, 8)
+    assert titles.split("  ")[-3:] == ["model states per rank", "in evaluation", "host memory of saves"]
+    evaluation = states + evaluation_bytes(made, parameters, 8)
+    assert cells == ["8", "8 x 1", gib(states), gib(evaluation), gib(host_copy_bytes(made, parameters, 8))]
+    for line in ("AdamW's state, moving average", "set aside while the moving average", "on every rank", "=false"):
+        assert line in text
+
+
+def test_the_table_leaves_out_what_there_is_not() -> None:
+    titles, cells, text = table(config(background=False))
+    assert titles.endswith("model states per rank")
+    assert len(cells) == 3
+    assert "average" not in text
+    assert "host" not in text
+    assert "the copy on the main rank alone" in table(config(0))[2]
