@@ -34,6 +34,7 @@ PARTIAL_PREFIX = ".saving-"
 KINDS = {"model": ("weight",), "optimizer": ("exp_avg", "exp_avg_sq"), "ema": ("ema",)}
 """The kinds of files, and which parts of a fragment each holds."""
 KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
+"""The kind of file that holds a part."""
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 

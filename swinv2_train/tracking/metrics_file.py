@@ -94,7 +94,7 @@ class MetricsFile:
 
     def _cut(self) -> None:
         """Take away what a write that failed has left: it may be half a line."""
-        if self._whole is not None and self.path.exists() and self.path.stat().st_size > self._whole:
+        if self._whole is not None and self._is_there() and self.path.stat().st_size > self._whole:
             os.truncate(self.path, self._whole)
         self._whole = None
 
@@ -108,11 +108,15 @@ class MetricsFile:
         self._whole = None
         self._waiting.clear()
 
+    def _is_there(self) -> bool:
+        self.path.parent.stat()  # raises where the directory is gone: a lost disk is not a file without lines
+        return self.path.exists()
+
     def _rewrite(self, step: int) -> int:
         """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         dropped = 0
-        if not self.path.exists():
+        if not self._is_there():
             return dropped
         try:
             with self.path.open("rb") as old, temporary.open("wb") as new:
@@ -132,7 +136,7 @@ class MetricsFile:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    return error.strerror or str(error) or type(error).__name__
 
 
 def _step_of(line: bytes) -> float:

@@ -170,7 +170,7 @@ class Tracker:
         self._watch_metrics()
         if failure := self._metrics.failure:
             count = self._metrics.waiting
-            lost = f"{count} lines are LOST" if count else "what the run went back from stays in it"
+            lost = f"lines LOST: {count}" if count else "what the run went back from stays in it"
             self.warn(f"{self._metrics.path} still cannot be written ({failure}): {lost}")
 
     def _to_sinks(self, call: Callable[[Sink], None]) -> None:

@@ -22,15 +22,16 @@ from tests.checkpoint.ranks import assert_equal, blank_tensors, full_tensors, sh
 from tests.checkpoint.weights import load_weights
 
 
-def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Collects the paths of the safetensors files that are opened."""
-    opened: list[Path] = []
+def opened_files(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Collects the safetensors files that are opened."""
+    opened: list[Any] = []
     real = Path.open
 
     def spy(path: Path, *arguments: Any, **options: Any) -> Any:
+        file = real(path, *arguments, **options)
         if path.suffix == ".safetensors":
-            opened.append(path)
-        return real(path, *arguments, **options)
+            opened.append(file)
+        return file
 
     monkeypatch.setattr(Path, "open", spy)
     return opened
@@ -67,23 +68,23 @@ def test_a_rank_opens_the_files_that_hold_its_elements_once_and_no_others(
     opened = opened_files(monkeypatch)
     load_fragments(tmp_path / step_name(10), shards(blank_tensors(full_tensors()), 2, 4))
     expected = [rank_file("model", 2, 4), rank_file("optimizer", 2, 4)]
-    assert [str(path.relative_to(tmp_path / step_name(10))) for path in opened] == expected
+    assert [str(Path(file.name).relative_to(tmp_path / step_name(10))) for file in opened] == expected
 
 
 def test_a_bounded_number_of_files_is_open_and_none_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_OPEN", 2)
     write(tmp_path, 10, 4)
-    path, most = tmp_path / step_name(10), 0
-    expected, before = full_tensors()["encoder.weight"]["exp_avg"], len(os.listdir("/proc/self/fd"))
+    path, expected = tmp_path / step_name(10), full_tensors()["encoder.weight"]["exp_avg"]
+    opened, at_a_time = opened_files(monkeypatch), []
     with Pieces(path, read_manifest(path)) as pieces:
         for _ in range(2):  # the second time, the first files were closed
             data = bytearray()
             for portion in pieces.slices("encoder.weight", "exp_avg", 0, 35):
                 data += portion
-                most = max(most, len(os.listdir("/proc/self/fd")) - before)
+                at_a_time.append(sum(not file.closed for file in opened))
             assert torch.equal(torch.frombuffer(data, dtype=torch.float32), expected)
-    assert most == 2
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert max(at_a_time) == 2
+    assert all(file.closed for file in opened)
 
 
 def test_a_failing_disk_is_an_error_and_not_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,17 @@ def test_going_back_waits_for_room_and_spares_what_comes_after(tmp_path: Path) -
     metrics.append(rows(4, loss=0.125))
     assert read(path) == [*rows(1, 2), *rows(3, loss=0.25), *rows(4, loss=0.125)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_away_for_a_while_is_no_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    metrics = MetricsFile(path, 0)
+    metrics.append(rows(1, 2, 3))
+    path.parent.rename(tmp_path / "away")
+    metrics.rewind(1)
+    metrics.append(rows(2, loss=0.25))
+    assert (metrics.failure, metrics.waiting) == ("No such file or directory", 1)
+    (tmp_path / "away").rename(path.parent)
+    metrics.settle()
+    assert read(path) == [*rows(1), *rows(2, loss=0.25)]

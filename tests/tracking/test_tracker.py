@@ -245,7 +245,7 @@ def test_a_disk_that_is_full_to_the_end_costs_lines_and_says_how_many(tmp_path: 
     run.log_steps([record(2), record(3)])
     run.close("stopped")
     said = out.getvalue().splitlines()
-    assert said[-2].endswith("metrics.jsonl still cannot be written (No space left on device): 2 lines are LOST")
+    assert said[-2].endswith("metrics.jsonl still cannot be written (No space left on device): lines LOST: 2")
     assert said[-1].endswith("run stopped")
 
 
