@@ -315,12 +315,13 @@ def by_parts(run: FaultyRun, ranks: tuple[int, ...], steps: int) -> None:
 def test_the_number_of_ranks_changes_four_times_over(twins: Callable[[int], Path], make_run: Runs) -> None:
     run = make_run("engine.precision=fp32")
     by_parts(run, (4, 1, 3, 2), steps=2)
+    print(f"largest relative difference of a loss, fp32: {worst(run.directory, twins(1)):.2g}")
     assert verdict_of(run, twins(1), exact=False) == Verdict()
 
 
-def worst(run: FaultyRun, twin: FaultyRun) -> float:
+def worst(run: Path, twin: Path) -> float:
     """The largest relative difference of the losses of any step."""
-    ours, theirs = series(run.directory, "loss"), series(twin.directory, "loss")
+    ours, theirs = series(run, "loss"), series(twin, "loss")
     assert ours.keys() == theirs.keys() == set(range(1, STEPS + 1))
     return max(relative_difference(ours[step], theirs[step]) for step in ours)
 
@@ -332,4 +333,6 @@ def test_in_bf16_another_number_of_ranks_is_as_good_as_another_order_of_adding_u
     micro = make_run("engine.precision=bf16", "engine.micro_batch=3", name="micro")
     assert micro.go() == FINISHED
     by_parts(elastic, (4, 1, 3, 2), steps=2)
-    assert 0 < worst(elastic, whole) <= 2 * worst(micro, whole)
+    ours, theirs = (worst(run.directory, whole.directory) for run in (elastic, micro))
+    print(f"largest relative difference of a loss, bf16: {ours:.2g}; of two orders of adding up: {theirs:.2g}")
+    assert 0 < ours <= 2 * theirs
