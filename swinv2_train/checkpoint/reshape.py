@@ -32,6 +32,9 @@ from swinv2_train.checkpoint.pieces import Pieces
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.errors import ConfigError
 
+MOST_RANKS = 4096
+"""More would be more files than anything is served by."""
+
 
 def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[FragmentRecord]]:
     """What each rank owns when all parameters are laid end to end and cut into equal shares; the last may be smaller,
@@ -60,10 +63,12 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
         num_ranks: at least 1.
 
     Raises:
-        ConfigError: if the target exists.
+        ConfigError: if the target exists, or there are too many ranks.
         CheckpointError: if the checkpoint is damaged or the new one cannot be written; nothing is left behind then.
     """
     manifest = checked(path, hashes=False)
+    if num_ranks > max(manifest.world_size, MOST_RANKS):
+        raise ConfigError("", num_ranks, f"{num_ranks} ranks are more than {MOST_RANKS}; it is for fewer, larger files")
     final = out / step_name(manifest.step)
     partial = out / f"{PARTIAL_PREFIX}{final.name}"
     for target in (final, partial):

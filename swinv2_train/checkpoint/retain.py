@@ -51,7 +51,7 @@ def surplus(
     if policy.keep_best:
         kept |= _best(paths, policy)
     if policy.keep_every_steps:
-        kept |= {path for path in paths if (step_of(path) or 0) % policy.keep_every_steps == 0}
+        kept |= {path for path in paths if (step_of(path) or 1) % policy.keep_every_steps == 0}
     return [path for path in paths if path not in kept and path.name not in protected]
 
 

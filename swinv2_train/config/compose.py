@@ -54,6 +54,12 @@ def _closest(key: str) -> str:
     return f"; did you mean {match[0]}?" if match else "; swinv2-train --cfg job prints all keys"
 
 
+def _given(key: str, overrides: Sequence[str]) -> str:
+    """The value that a key was given on the command line; the last one wins, as in Hydra."""
+    given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(f"{key}="))
+    return next(given, "?")
+
+
 def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Hydra's or OmegaConf's error as one sentence."""
     text = str(error)
@@ -68,7 +74,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1]
-        value = next((item.split("=", 1)[1] for item in overrides if item.lstrip("+~").startswith(f"{key}=")), "?")
+        value = _given(key, overrides)
         if key.startswith("engine.deepspeed."):
             return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
         if (conf_dir() / key).is_dir():
@@ -79,7 +85,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         if invalid:
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
-            value = next((item.split("=", 1)[1] for item in overrides if item.startswith(f"{invalid[1]}=")), "?")
+            value = _given(invalid[1], overrides)
             return ConfigError(
                 invalid[1], value, f"there is no such key{_closest(invalid[1])}" if unknown_key else reason
             )

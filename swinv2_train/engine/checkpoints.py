@@ -56,9 +56,12 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), da
     saved = read_state(path)
     engine.load_scalars(saved["optimizer"])
     engine.publish()
-    ranks_then = "" if manifest.world_size == ranks.world_size else f" (saved by {manifest.world_size} ranks)"
-    line = f"resuming from {path}{ranks_then}"
-    return Loaded(TrainState(**saved["train"]), manifest.metrics, [*lines, line], list(damaged))
+    count = manifest.world_size
+    ranks_then = "" if count == ranks.world_size else f" (saved by {count} rank{'s' if count > 1 else ''})"
+    said = [*lines, f"resuming from {path}{ranks_then}"]
+    if manifest.has_ema and not engine.averages:
+        said.append("its moving average of the weights is left behind, as optim.ema_decay is 0 now")
+    return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged))
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:

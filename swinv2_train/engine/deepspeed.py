@@ -73,10 +73,15 @@ def _import_deepspeed(device: str) -> Any:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.addFilter(_is_news)
     if device == "cpu":
         # Used by inference only, but init_distributed would compile it for about a minute without a word.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "OVERFLOW!" not in record.getMessage()  # the run says it in its own words, with the step
 
 
 class GatedAdamW(torch.optim.AdamW):
@@ -181,6 +186,11 @@ class Engine:
         if self._clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, norm)
         return float(norm)
+
+    @property
+    def averages(self) -> bool:
+        """Whether it keeps a moving average of the weights."""
+        return self._average is not None
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:

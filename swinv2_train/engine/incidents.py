@@ -9,6 +9,7 @@ that the commands can use it.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -68,14 +69,19 @@ def incident_path(run_dir: Path, step: int, batch: int) -> Path:
 
 
 def write_incident(run_dir: Path, incident: Incident) -> Path:
-    """Write an incident and return its path.
+    """Write an incident and return its path; another one of the same step and batch gets a number behind its name.
 
     Raises:
         OSError: if it cannot be written.
     """
-    path = incident_path(run_dir, incident.step, incident.batch)
+    path = first = incident_path(run_dir, incident.step, incident.batch)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(incident), indent=1, allow_nan=False))
+    text = json.dumps(asdict(incident), indent=1, allow_nan=False)
+    for number in itertools.count(2):
+        if not path.exists() or path.read_text() == text:
+            break
+        path = first.with_stem(f"{first.stem}-{number}")
+    write_text(path, text)
     return path
 
 

@@ -106,6 +106,7 @@ class Trainer:
         if self.state.step == 0 and self.config.guard.policy == "rollback":
             self.save()  # something to go back to
         self.watchdog.now("start", self.state.step)
+        save_due = False
         while self.state.step < self.plan.total_steps:
             self.doing = "waiting for data"
             with self.clock.waiting():
@@ -124,8 +125,11 @@ class Trainer:
                 evaluate=last or self.is_turn(self.config.eval.every_steps),
                 draw=last or self.is_turn(self.config.eval.figure_every_steps),
             )
-            if not last and self.is_turn(self.config.checkpoint.every_steps):
+            save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)
+            # Weights from which step after step is refused may be bad themselves: they must not push good ones out.
+            if save_due and not last and self.state.skipped_in_row < 2:
                 self.save()
+                save_due = False
             self.watchdog.now("step", self.state.step)
         self.finish_saving()
         return FINISHED
@@ -241,7 +245,8 @@ class Trainer:
             raise self.ranks.end(
                 f"{allowed} steps in a row were skipped, the last of them step {self.state.step} "
                 "(guard.max_skipped_in_row): the run does not learn any more; look at its incidents, then go on with a "
-                "lower optim.lr, another engine.precision or other data"
+                "lower optim.lr or other data; where the newest checkpoint leads to the same, its weights are bad "
+                "already: remove it, and the one before is taken"
             )
 
     def warn(self, text: str) -> None:

@@ -71,7 +71,7 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
     if base is None:
         trainer.tracker.message(
             f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
-            "weights come first"
+            "weights come first, as the config of the incident would have run them"
         )
         state = TrainState()
     else:
@@ -209,13 +209,18 @@ def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> 
             trainer.tracker.log_figure(trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}", figure)
 
 
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.8g}"
+
+
 def summary(report: dict[str, Any]) -> list[str]:
     """A report in lines for a person."""
-    lines = [f"step {report['step']}: {report['reason']}"]
+    lines = [f"step {report['step']} was refused because {report['reason']}"]
     for name in ("loss", "grad_norm"):
-        lines.append(f"{name}: recorded {report[name]['recorded']}, replayed {report[name]['replayed']}")
+        recorded, replayed = (_number(report[name][when]) for when in ("recorded", "replayed"))
+        lines.append(f"{name}: recorded {recorded}, replayed {replayed}")
     lines.append(f"the same to the bit: {'yes' if report['same_to_the_bit'] else 'no'} ({report['ranks']} ranks)")
     for entry in report["worst_samples"]:
         where = f"; first not finite in {entry['not_finite_in']}" if entry["not_finite_in"] else ""
-        lines.append(f"sample {entry['sample']} (position {entry['position']}): loss {entry['loss']}{where}")
+        lines.append(f"sample {entry['sample']} (position {entry['position']}): loss {_number(entry['loss'])}{where}")
     return lines

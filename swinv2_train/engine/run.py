@@ -162,12 +162,17 @@ def _train_with(
     state, lines = found.state or TrainState(), found.lines
     if found.damaged and found.state is None:
         raise ranks.end(
-            f"none of the checkpoints in {directory / 'checkpoints'} is valid ({lines[0]}): "
+            f"none of the checkpoints in {directory / 'checkpoints'} is valid ({'; '.join(lines)}): "
             "remove them to start from the beginning, or take another run.dir"
         )
     if found.state is None and not config.replay:  # a replay finds its own
         lines.append("no checkpoint yet: starting from the beginning")
-    last = state.step >= plan.total_steps
+    if state.step > plan.total_steps:
+        raise ranks.end(
+            f"the run in {directory} is at step {state.step} already, and the config ends it at {plan.total_steps}: "
+            "set optim.steps or optim.epochs back, or take another run.dir"
+        )
+    last = state.step == plan.total_steps
     missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last)) if state.step else set()
     if last and not missed:
         if ranks.is_main:
