@@ -3,7 +3,7 @@
     python scripts/bench/faults.py --trials 50 --out scripts/bench/results/faults.json
     python scripts/bench/faults.py --seed 0 --only 17        # that trial again, as far as moments can be repeated
 
-A trial is one small run on the CPU with one to three faults at random moments, on one to three ranks. Where its number
+A trial is one small run on the CPU with one to three faults at random moments, on one to three (`--most-ranks`) ranks. Where its number
 of ranks never changed, its metrics, weights and moments must be the twin's to the bit; else its losses within 1e-4
 relative in fp32. Either way every step must have consumed its own samples, each once. Exit code 1 says that a trial
 was not so; its folder is kept.
@@ -42,10 +42,10 @@ OPTIONS = (
     f"optim.steps={STEPS}", f"optim.global_batch={BATCH}", "checkpoint.every_steps=4", "checkpoint.keep_last=3",
     "checkpoint.retry_seconds=0.1", "eval.every_steps=6", "eval.figure_every_steps=0", "tracking.log_every_steps=1",
 )  # fmt: skip
-MOST_RANKS = 3
 COMMAND_EVERY = 7
 """Every so many trials the command itself is started; else its ranks alone, which is quicker."""
 NAN_POSITION = 7 * BATCH + 5
+NONE_VALID = "none of the checkpoints in"
 MORE_STARTS = 3
 """Starts without faults that a run gets at most to finish."""
 
@@ -145,14 +145,14 @@ def fault_kinds(seed: int, trial: int) -> list[str]:
     return kinds
 
 
-def make_plan(seed: int, trial: int) -> Plan:
-    """The plan of a trial, a function of the two numbers."""
+def make_plan(seed: int, trial: int, most_ranks: int) -> Plan:
+    """The plan of a trial, a function of the numbers."""
     rng = random.Random(f"{seed}/{trial}")
     kinds = fault_kinds(seed, trial)
-    constant = rng.choice((None, rng.randint(1, MOST_RANKS)))
+    constant = rng.choice((None, rng.randint(1, most_ranks)))
 
     def start() -> Start:
-        return Start(constant or rng.randint(1, MOST_RANKS), rng.randrange(2**32))
+        return Start(constant or rng.randint(1, most_ranks), rng.randrange(2**32))
 
     starts = [start()]
     for kind in kinds:
@@ -242,8 +242,8 @@ def run_start(run: FaultyRun, plan: Plan, start: Start, result: Result) -> int:
 class Soak:
     """The trials, over the same shards and with shared twins."""
 
-    def __init__(self, folder: Path, seed: int, nursery: Nursery) -> None:
-        self.folder, self.seed, self.nursery = folder, seed, nursery
+    def __init__(self, folder: Path, seed: int, most_ranks: int, nursery: Nursery) -> None:
+        self.folder, self.seed, self.most_ranks, self.nursery = folder, seed, most_ranks, nursery
         self.shards = make_data(folder / "shards")
         self._twins: dict[tuple[int, bool], Path] = {}
 
@@ -262,7 +262,7 @@ class Soak:
 
     def trial(self, number: int) -> Result:
         """Run one trial to its verdict."""
-        plan, begin = make_plan(self.seed, number), time.monotonic()
+        plan, begin = make_plan(self.seed, number, self.most_ranks), time.monotonic()
         result = Result(number, plan.way, [], [], [], [])
         run = self.new_run(f"trial-{number}", plan.overrides)
         try:
@@ -272,6 +272,8 @@ class Soak:
             for _ in range(MORE_STARTS):
                 if code == FINISHED:
                     break
+                if NONE_VALID in run.jobs[-1].output:  # every one of them was damaged: do what the sentence says
+                    damage.remove(run.directory / "checkpoints")
                 code = run_start(run, plan, Start(plan.starts[-1].ranks, 0), result)
             if code == FINISHED:
                 self.judge(run, plan, result)
@@ -324,18 +326,21 @@ def table(values: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_trials(numbers: list[int], seed: int, folder: Path) -> list[Result]:
+def run_trials(numbers: list[int], seed: int, most_ranks: int, folder: Path) -> list[Result]:
     """Run trials one after the other, with a line for each as it ends."""
     results = []
     with Nursery(environment()) as nursery:
-        soak = Soak(folder, seed, nursery)
+        soak = Soak(folder, seed, most_ranks, nursery)
         for number in numbers:
             result = soak.trial(number)
             results.append(result)
             print(result.line(), flush=True)
             if not result.good:
                 print("\n".join(f"  {line}" for line in result.differences[:5]))
-                print(f"  kept: {folder / f'trial-{number}'}; again: {sys.argv[0]} --seed {seed} --only {number}")
+                print(
+                    f"  kept: {folder / f'trial-{number}'}; again: {sys.argv[0]} --seed {seed} "
+                    f"--most-ranks {most_ranks} --only {number}"
+                )
     return results
 
 
@@ -343,12 +348,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most-ranks", type=int, default=3, help="every start has one to so many ranks")
     parser.add_argument("--only", type=int, help="run this one trial")
     parser.add_argument("--out", type=Path, help="write a report in JSON")
     options = parser.parse_args()
     numbers = [options.only] if options.only is not None else list(range(options.trials))
     folder, begin = Path(tempfile.mkdtemp(prefix="swinv2-faults-")), time.monotonic()
-    results = run_trials(numbers, options.seed, folder)
+    results = run_trials(numbers, options.seed, options.most_ranks, folder)
     values = summary(results)
     print(table(values))
     if options.out:

@@ -231,6 +231,15 @@ def test_a_figure_has_as_many_rows_as_asked_for(shards: Path, tmp_path: Path) ->
     assert heights[1] > 2 * heights[0] - 100
 
 
+def test_a_run_cannot_end_before_where_it_is(
+    finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
+    assert run_here(tiny_run(shards, finished_run, "optim.steps=5")) == FAILED
+    assert "is at step 8 already, and the config ends it at 5" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()} == before
+
+
 def test_what_does_not_change_the_run_may_change(finished_run: Path, shards: Path) -> None:
     """Attention backend, checkpointing and micro-batch change memory, not the run."""
     options = [

@@ -1,0 +1,41 @@
+"""Incidents on disk: none overwrites another, and what is none is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from swinv2_train.engine.incidents import Incident, protector, read_incident, write_incident
+from swinv2_train.engine.state import TrainState
+
+INCIDENT = Incident(
+    step=12, reason="the loss is nan", action="skip", batch=11, loss=None, grad_norm=None, world_size=1, micro_batch=12,
+    micro_losses=[[None]], seed=0, samples=[{"position": 132, "sample": "a/b"}], state=TrainState(step=11).to_dict(),
+    config="",
+)  # fmt: skip
+
+
+def test_an_incident_of_another_attempt_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    first = write_incident(tmp_path, INCIDENT)
+    assert first.name == "step-00000012-batch-00000011.json"
+    assert write_incident(tmp_path, INCIDENT) == first, "the same, as after a crash and a resume, is the same file"
+    other = replace(INCIDENT, config="optim: {lr: 0.1}")
+    second = write_incident(tmp_path, other)
+    assert second.name == "step-00000012-batch-00000011-2.json"
+    assert write_incident(tmp_path, other) == second
+    assert [read_incident(path) for path in (first, second)] == [INCIDENT, other]
+    assert json.loads(first.read_text())["loss"] is None, "strict JSON knows no nan"
+
+
+def test_what_a_replay_needs_is_protected_and_rubbish_protects_nothing(tmp_path: Path) -> None:
+    assert protector(tmp_path)() == set()
+    for step, avoided in ((9, []), (10, [4]), (11, []), (15, [])):
+        checkpoint = tmp_path / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        state = TrainState(step=step, avoided_batches=avoided).to_dict()
+        (checkpoint / "state.json").write_text(json.dumps({"train": state}))
+    write_incident(tmp_path, replace(INCIDENT, step=11, state=TrainState(step=10).to_dict()))
+    assert protector(tmp_path)() == {"step-00000009"}, "10 has left out a batch that this step's run had not"
+    (tmp_path / "incidents" / "step-00000099-batch-00000098.json").write_text('{"step": 99}')
+    assert protector(tmp_path)() == set()
