@@ -3,10 +3,10 @@
     python scripts/bench/faults.py --trials 50 --out scripts/bench/results/faults.json
     python scripts/bench/faults.py --seed 0 --only 17        # that trial again, as far as moments can be repeated
 
-A trial is one small run on the CPU with one to three faults at random moments, on one to three (`--most-ranks`) ranks. Where its number
-of ranks never changed, its metrics, weights and moments must be the twin's to the bit; else its losses within 1e-4
-relative in fp32. Either way every step must have consumed its own samples, each once. Exit code 1 says that a trial
-was not so; its folder is kept.
+A trial is one small run on the CPU with one to three faults at random moments, on one to three ranks (`--most-ranks`).
+Where its number of ranks never changed, its metrics, weights and moments must be the twin's to the bit; else its losses
+within 1e-4 relative in fp32. Either way every step must have consumed its own samples, each once. Exit code 1 says that
+a trial was not so; its folder is kept.
 """
 
 from __future__ import annotations
