@@ -15,9 +15,7 @@ step without a save, then with one in flight; `step ratio` is the median over ro
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from report import device_name, write_report
 from torch import nn
 
 from swinv2_train.checkpoint.fragment import Fragment
@@ -189,18 +188,8 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
         results = measure(options, Path(directory), device)
-    report = {
-        "command": " ".join(sys.argv),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "results": results,
-    }
     print_table(results)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options.out, ("torch",), device=device_name(), threads=torch.get_num_threads(), results=results)
     return 0
 
 

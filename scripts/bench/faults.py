@@ -12,8 +12,6 @@ a trial was not so; its folder is kept.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import shutil
 import signal
@@ -22,12 +20,12 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, which are in no package
+
+from report import write_report
 
 from swinv2_train.exit_codes import FINISHED
 from tests.faults import damage
@@ -357,19 +355,14 @@ def main() -> int:
     results = run_trials(numbers, options.seed, options.most_ranks, folder)
     values = summary(results)
     print(table(values))
-    if options.out:
-        report = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
-            "seed": options.seed,
-            "versions": {name: version(name) for name in ("swinv2-train", "torch", "deepspeed")}
-            | {"python": platform.python_version()},
-            "seconds": round(time.monotonic() - begin),
-            "table": values,
-            "trials": [asdict(result) for result in results],
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(
+        options.out,
+        ("swinv2-train", "torch", "deepspeed"),
+        seed=options.seed,
+        seconds=round(time.monotonic() - begin),
+        table=values,
+        trials=[asdict(result) for result in results],
+    )
     good = all(result.good for result in results)
     if good:
         shutil.rmtree(folder)

@@ -10,8 +10,6 @@ training makes them. Memory is what Python allocates, the order itself and the p
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import sys
@@ -19,6 +17,8 @@ import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
+
+from report import write_report
 
 from swinv2_train.data import order as module
 from swinv2_train.data.order import SampleOrder
@@ -99,16 +99,7 @@ def main() -> int:
     measure(SIZES[0], 1000)  # warm-up
     rows = [measure(size, options.jumps) for size in SIZES]
     print(table(rows))
-    report = {
-        "command": " ".join(sys.argv),
-        "machine": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "jumps": options.jumps,
-        "results": rows,
-    }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(options.out, (), jumps=options.jumps, results=rows)
     return 0
 
 

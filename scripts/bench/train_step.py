@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import timm
 import torch
+from report import device_name, write_report
 from torch import nn
 
 from swinv2_train.config.model import variant
@@ -97,16 +97,8 @@ def main() -> int:
         }
         for name, times in seconds.items()
     }
-    report = {
-        "command": " ".join(sys.argv),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
-        "versions": {"torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
-        "results": results,
-    }
-    print(json.dumps(report, indent=1))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+    write_report(options.out, ("torch", "timm"), device=device_name(), results=results)
     return 0
 
 

@@ -125,8 +125,8 @@ class Engine:
         self.scale_exhausted = False
         """Whether, in fp16, a gradient overflowed at the smallest loss scale: no update is possible any more."""
         self.grad_norm = math.nan
-        """The norm of the last step's gradient over all parameters and ranks, before clipping; inf where an element
-        was not finite."""
+        """The norm of the last step's gradient over all parameters and ranks, before clipping; inf or nan where an
+        element was not finite."""
         self._masters = [piece.weight for piece in fragments(self.module, self._optimizer)]
         self._average = [weight.clone() for weight in self._masters] if config.optim.ema_decay else None
 
