@@ -15,6 +15,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
+NORM_PLACEMENTS = ("res-post", "pre", "post", "sandwich")
+SIMILARITIES = ("cosine", "dot")
+POSITION_BIASES = ("log-cpb", "linear-cpb", "table")
 NUM_STAGES = 4
 CPB_HIDDEN = 512
 """Hidden width of the network that makes the position bias (official code)."""
@@ -41,7 +44,8 @@ class ModelConfig(Section):
     window: Any = 8
     """Attention window in tokens: one side, or per stage a side or a [height, width] pair."""
     pretrained_window: Any = 0
-    """Window the weights were trained with, per stage like `window`; 0 is this model's own. It scales the log-CPB.
+    """Window the weights were trained with, per stage like `window`; 0 is this model's own. It scales the coordinates
+    of log-CPB and linear-CPB, and it is the size of a bias table.
 
     Give it as it was clamped to the small maps of that training: weights from 192 pixels and window 12 had
     [12, 12, 12, 6].
@@ -50,6 +54,14 @@ class ModelConfig(Section):
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
     extra_norm_period: int = 0
     """A LayerNorm on the main branch after every n-th block of a stage (paper section 3.6: 6 for H and G); 0: none."""
+    norm_placement: str = "res-post"
+    """Where a block f is normed: res-post x + norm(f(x)), of Swin V2; pre x + f(norm(x)), of Swin V1; post
+    norm(x + f(x)); sandwich x + norm(f(norm(x)))."""
+    similarity: str = "cosine"
+    """Attention scores: cosine (q and k of length 1, times a learned scale per head), or dot (q k / sqrt(d))."""
+    position_bias: str = "log-cpb"
+    """Position bias: log-cpb (a network on log-spaced offsets), linear-cpb (the same on plain offsets), or table (a
+    parameter per offset, as in Swin V1; needs `data.resolution`; bicubic interpolation for another window)."""
     absolute_position: bool = False
     """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`)."""
     attention: Any = "sdpa"
@@ -130,6 +142,26 @@ def attention_backends(config: ModelConfig) -> list[str]:
         if backend not in ATTENTION_BACKENDS:
             raise ConfigError("model.attention", backend, f"take one of {', '.join(ATTENTION_BACKENDS)}")
     return backends
+
+
+def table_windows(config: ModelConfig, resolution: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    """Per stage the window (height, width) whose offsets a bias table (`position_bias=table`) holds.
+
+    The window of the pretraining where that is given, else the window in use at this resolution.
+
+    Args:
+        resolution: input (height, width) in pixels that the model is built for.
+
+    Raises:
+        ConfigError: if a window is to be clamped to a map and there is no resolution.
+    """
+    trained = pretrained_windows(config)
+    if all(height and width for height, width in trained):
+        return trained
+    if resolution is None:
+        raise ConfigError("model.position_bias", "table", "needs the resolution that the model is built for")
+    used = [stage.window for stage in stage_geometry(config, *resolution)]
+    return [(before[0] or own[0], before[1] or own[1]) for before, own in zip(trained, used, strict=True)]
 
 
 def checkpointing_periods(config: ModelConfig) -> list[int]:
@@ -255,6 +287,13 @@ def validate_model(config: ModelConfig) -> None:
         raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
     if config.sequential_chunk_mib <= 0:
         raise ConfigError("model.sequential_chunk_mib", config.sequential_chunk_mib, "must be above 0")
+    for key, choices in (
+        ("norm_placement", NORM_PLACEMENTS),
+        ("similarity", SIMILARITIES),
+        ("position_bias", POSITION_BIASES),
+    ):
+        if getattr(config, key) not in choices:
+            raise ConfigError(f"model.{key}", getattr(config, key), f"take one of {', '.join(choices)}")
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 
@@ -262,18 +301,22 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
     """Parameters of the backbone with its final norm and, for `num_classes` above 0, of the linear head; closed form.
 
     Args:
-        resolution: input (height, width) in pixels; only an absolute position embedding needs it.
+        resolution: input (height, width) in pixels; only an absolute position embedding and bias tables need it.
 
     Raises:
-        ConfigError: if there is an absolute position embedding and no resolution.
+        ConfigError: if there is no resolution and one is needed.
     """
     c = config.embed_dim
+    norms = 4 if config.norm_placement == "sandwich" else 2
+    tables = table_windows(config, resolution) if config.position_bias == "table" else [None] * NUM_STAGES
     total = config.in_channels * config.patch_size**2 * c + c + 2 * c
     for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
         d = c * 2**stage
         mlp = mlp_width(config, d)
-        attention = 3 * d * d + 2 * d + d * d + d + heads + CPB_HIDDEN * 3 + CPB_HIDDEN * heads
-        total += depth * (attention + 2 * d * mlp + mlp + d + 4 * d)
+        table = tables[stage]
+        bias = (3 + heads) * CPB_HIDDEN if table is None else (2 * table[0] - 1) * (2 * table[1] - 1) * heads
+        attention = 3 * d * d + 2 * d + d * d + d + (heads if config.similarity == "cosine" else 0) + bias
+        total += depth * (attention + 2 * d * mlp + mlp + d + norms * 2 * d)
         if config.extra_norm_period:
             total += depth // config.extra_norm_period * 2 * d
         if stage < NUM_STAGES - 1:

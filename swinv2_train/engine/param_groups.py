@@ -1,8 +1,8 @@
 """Which parameter is decayed and how fast it learns.
 
 The rule of the official code: matrices and convolution kernels are decayed; everything one-dimensional, every bias, the
-CPB networks, logit scales, position embeddings and tokens are not. The official SimMIM pretraining means to follow it
-too, but compares names without their `encoder.` prefix and so decays CPB matrices and logit scales;
+CPB networks, bias tables, logit scales, position embeddings and tokens are not. The official SimMIM pretraining means
+to follow it too, but compares names without their `encoder.` prefix and so decays CPB matrices and logit scales;
 `optim.decay_cpb_and_scale` reproduces that.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from swinv2_train.config.schema import OptimConfig
 
-NEVER_DECAYED = ("absolute_pos_embed", "mask_token")
+NEVER_DECAYED = ("absolute_pos_embed", "mask_token", "relative_position_bias_table")
 CPB_AND_SCALE = ("cpb_mlp", "logit_scale")
 
 

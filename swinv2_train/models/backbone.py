@@ -6,7 +6,7 @@ clamped to it. At sizes that the official code accepts, results are the official
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,22 +24,29 @@ from swinv2_train.config.model import (
     mlp_width,
     position_map,
     pretrained_windows,
+    table_windows,
     validate_model,
     windows,
 )
 from swinv2_train.models.attention import WindowAttention
-from swinv2_train.models.drop_path import add_branch, branch_scales
+from swinv2_train.models.drop_path import Residual, branch_scales
 from swinv2_train.models.geometry import Window
 from swinv2_train.models.init import init_weights
 from swinv2_train.models.layers import InputError, LayerNorm, Mlp, PatchEmbed, PatchMerging, position_embedding
 
 
 class SwinBlock(nn.Module):
-    """Attention and MLP, each normed inside its residual branch (res-post-norm, paper section 3.2).
+    """Attention and MLP, each the residual branch f of one step of the main branch x:
+
+    - res-post: x + norm(f(x)) (paper section 3.2), whose norm starts at 0;
+    - pre: x + f(norm(x)), as in Swin V1;
+    - post: norm(x + f(x)), as in the first transformer;
+    - sandwich: x + norm_out(f(norm(x))) (arXiv 2105.13290).
 
     Args:
         window: configured attention window; clamped to the map at every call.
         shifted: roll the map by half a window.
+        norm_placement: one of the above.
         extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
     """
 
@@ -51,23 +58,45 @@ class SwinBlock(nn.Module):
         *,
         window: Window,
         shifted: bool,
+        norm_placement: str,
         extra_norm: bool,
     ) -> None:
         super().__init__()
         self.window = window
         self.shifted = shifted
-        self.norm1 = LayerNorm(dim)
+        self.norm_placement = norm_placement
+        initial = 0.0 if norm_placement == "res-post" else 1.0
+        self.norm1 = LayerNorm(dim, initial_weight=initial)
         self.attn = attention
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim, initial_weight=initial)
         self.mlp = Mlp(dim, mlp_hidden)
+        sandwich = norm_placement == "sandwich"
+        self.norm1_out = LayerNorm(dim) if sandwich else None
+        self.norm2_out = LayerNorm(dim) if sandwich else None
         self.enorm = LayerNorm(dim) if extra_norm else None
+        self.residual = Residual()
 
     def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); `scales` (B, 2) multiply the two branches, None stands for 1."""
         attention_scale, mlp_scale = (None, None) if scales is None else scales.unbind(1)
-        x = add_branch(x, self.norm1(self._attend(x)), attention_scale)
-        x = add_branch(x, self.norm2(self.mlp(x)), mlp_scale)
+        x = self._add(x, self._attend, self.norm1, self.norm1_out, attention_scale)
+        x = self._add(x, self.mlp, self.norm2, self.norm2_out, mlp_scale)
         return x if self.enorm is None else self.enorm(x)
+
+    def _add(
+        self,
+        x: Tensor,
+        branch: Callable[[Tensor], Tensor],
+        norm: LayerNorm,
+        norm_out: LayerNorm | None,
+        scale: Tensor | None,
+    ) -> Tensor:
+        if self.norm_placement == "res-post":
+            return self.residual(x, norm(branch(x)), scale)
+        if self.norm_placement == "post":
+            return norm(self.residual(x, branch(x), scale))
+        out = branch(norm(x))
+        return self.residual(x, out if norm_out is None else norm_out(out), scale)
 
     def _attend(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]
@@ -114,8 +143,8 @@ class SwinTransformerV2(nn.Module):
 
     Args:
         config: see `ModelConfig`.
-        resolution: input (height, width) in pixels that an absolute position embedding is made for; other inputs get it
-            interpolated. Without such an embedding it has no effect.
+        resolution: input (height, width) in pixels that an absolute position embedding and bias tables are made for;
+            other inputs get them interpolated. Without those it has no effect.
 
     Raises:
         ConfigError: for a model that cannot be built.
@@ -134,7 +163,7 @@ class SwinTransformerV2(nn.Module):
             length = self.position_map[0] * self.position_map[1]
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, length, config.embed_dim))
         self.patch_embed = PatchEmbed(config.in_channels, config.patch_size, config.embed_dim)
-        self.layers = nn.ModuleList(_build_stage(config, stage) for stage in range(NUM_STAGES))
+        self.layers = nn.ModuleList(_build_stage(config, stage, resolution) for stage in range(NUM_STAGES))
         self.norm = LayerNorm(self.dims[-1])
         init_weights(self)
 
@@ -207,22 +236,38 @@ class SwinTransformerV2(nn.Module):
         return branch_scales(noise, self.drop_path_rates, x.dtype)
 
 
-def _build_stage(config: ModelConfig, stage: int) -> SwinStage:
+def backbone_of(model: nn.Module) -> SwinTransformerV2:
+    """The backbone inside a model or a wrapper of one, or the model itself.
+
+    Raises:
+        ValueError: if there is not exactly one.
+    """
+    found = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
+    if len(found) != 1:
+        raise ValueError(f"{type(model).__name__} holds {len(found)} backbones, not one")
+    return found[0]
+
+
+def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | None) -> SwinStage:
     dim = config.embed_dim * 2**stage
     period = config.extra_norm_period
+    trained = table_windows(config, resolution) if config.position_bias == "table" else pretrained_windows(config)
     blocks = [
         SwinBlock(
             dim,
             WindowAttention(
                 dim,
                 config.num_heads[stage],
-                pretrained_windows(config)[stage],
+                trained[stage],
                 backend=attention_backends(config)[stage],
                 chunk_mib=config.sequential_chunk_mib,
+                similarity=config.similarity,
+                position_bias=config.position_bias,
             ),
             mlp_width(config, dim),
             window=windows(config)[stage],
             shifted=index % 2 == 1,
+            norm_placement=config.norm_placement,
             extra_norm=period > 0 and (index + 1) % period == 0,
         )
         for index in range(config.depths[stage])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swinv2_train.models.precision import at_least_float32
 
@@ -69,3 +69,10 @@ def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     if scale is None:
         return x + branch
     return (x + branch * scale.view(-1, 1, 1, 1)).to(x.dtype)
+
+
+class Residual(nn.Module):
+    """`add_branch` as a module, so that a forward hook sees both a branch and the map that it is added to."""
+
+    def forward(self, x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        return add_branch(x, branch, scale)

@@ -1,8 +1,8 @@
 """Geometry of shifted windows: partition, regions of the shift mask, coordinates and layout of the position bias.
 
 Everything here follows from a few integers, so nothing of it is a parameter or a buffer: a checkpoint fits any window,
-and `module.bfloat16()` cannot round a coordinate. Tables are kept in small bounded caches and shared by all blocks that
-ask for the same one.
+and `module.bfloat16()` cannot round a coordinate. What is made is kept in small bounded caches and shared by all blocks
+that ask for the same. (A table of biases is a parameter of its attention; `resize_table` fits it to a window.)
 
 Shape legend: B images; Hp, Wp token map padded to whole windows; nW windows of an image; wh, ww sides of a window;
 N = wh * ww tokens of a window; h heads; d channels of a head; P = 2wh - 1, Q = 2ww - 1 offsets along the two sides.
@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Window = tuple[int, int]
@@ -46,15 +47,21 @@ class TensorCache:
 
 
 COORDINATES = TensorCache(max_entries=32)
+RESIZINGS = TensorCache(max_entries=32)
 REGIONS = TensorCache(max_entries=64)
 
 
 @torch.compiler.assume_constant_result
-def relative_coordinates(window: Window, pretrained: Window, device: torch.device) -> Tensor:
-    """Log-spaced offsets between the tokens of a window, the input of the bias network, by the official code's formula.
+def relative_coordinates(
+    window: Window, pretrained: Window, device: torch.device, *, logarithmic: bool = True
+) -> Tensor:
+    """Offsets between the tokens of a window as the bias network takes them, by the official code's formulas.
 
-    Offsets are divided by those of the pretraining window, scaled to [-8, 8] and mapped to
-    sign(x) * log2(|x| + 1) / log2(8). (Equation 4 of the paper has the logarithm alone.)
+    Offsets are divided by the largest one of the pretraining window. For linear-CPB that is all: they span [-1, 1] at
+    the window of the pretraining and [-2.1, 2.1] from window 8 to 16. For log-CPB they are then scaled to [-8, 8] and
+    mapped to sign(x) * log2(|x| + 1) / log2(8), which spans [-1.06, 1.06] and [-1.4, 1.4]. (The paper has the plain
+    offsets and, in equation 4, the logarithm alone; a constant factor on them is one on the first layer's weights. With
+    these factors both kinds begin with inputs of one size, and what differs is how far a larger window extrapolates.)
 
     Args:
         pretrained: window the weights were trained with; a side of 0 stands for the side of `window`.
@@ -68,11 +75,44 @@ def relative_coordinates(window: Window, pretrained: Window, device: torch.devic
         for side, trained in zip(window, pretrained, strict=True):
             offsets = torch.arange(-(side - 1), side, dtype=torch.float32, device=device)
             reach = max((trained or side) - 1, 1)  # a side of one token has offset 0 only
-            offsets = offsets / reach * 8
-            axes.append(torch.sign(offsets) * torch.log2(torch.abs(offsets) + 1.0) / math.log2(8))
+            offsets = offsets / reach
+            if logarithmic:
+                offsets = offsets * 8
+                offsets = torch.sign(offsets) * torch.log2(torch.abs(offsets) + 1.0) / math.log2(8)
+            axes.append(offsets)
         return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)
 
-    return COORDINATES.get((window, pretrained, device), build)
+    return COORDINATES.get((window, pretrained, device, logarithmic), build)
+
+
+@torch.compiler.assume_constant_result
+def resizing_matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What bicubic interpolation (`align_corners=False`) of one axis multiplies with: (new_size, size)."""
+
+    def build() -> Tensor:
+        identity = torch.eye(size, dtype=dtype, device=device)
+        return F.interpolate(identity[None, None], size=(new_size, size), mode="bicubic", align_corners=False)[0, 0]
+
+    return RESIZINGS.get((size, new_size, dtype, device), build)
+
+
+def resize_table(table: Tensor, window: Window) -> Tensor:
+    """A table of position biases for another window, by bicubic interpolation over the offsets (official code).
+
+    Written as two matrix products: `interpolate` sums its gradient in no fixed order on CUDA.
+
+    Args:
+        table: (h, P', Q') of the window it was trained with.
+
+    Returns:
+        (h, P, Q) of `window`; the table itself where that is its own window.
+    """
+    for axis, side in zip((1, 2), window, strict=True):
+        size, new_size = table.shape[axis], 2 * side - 1
+        if size != new_size:
+            matrix = resizing_matrix(size, new_size, table.dtype, table.device)
+            table = matrix @ table if axis == 1 else table @ matrix.t()
+    return table
 
 
 @torch.compiler.assume_constant_result

@@ -7,8 +7,32 @@ from torch import Tensor, nn
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, total_stride
-from swinv2_train.models.backbone import SwinTransformerV2
+from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
 from swinv2_train.models.init import init_weights
+
+
+def mean_of_tokens(features: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C)."""
+    return features.mean(dim=(1, 2))
+
+
+def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
+    """The mean over the tokens of the last stage after the final norm: what the head of a classifier is given.
+
+    Nothing is masked. In training mode stochastic depth draws its own noise; for features call `model.eval()` first.
+
+    Args:
+        model: a backbone, or any model that holds one, wrapped or not.
+        images: (B, in_channels, H, W), normalised.
+
+    Returns:
+        (B, 8C), in the dtype of the activations.
+
+    Raises:
+        InputError: if the images do not fit the model.
+        ValueError: if the model does not hold one backbone.
+    """
+    return mean_of_tokens(backbone_of(model)(images)[-1])
 
 
 class ImageClassifier(nn.Module):
@@ -31,7 +55,7 @@ class ImageClassifier(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, in_channels, H, W) -> logits (B, num_classes); `noise` as in the backbone."""
-        return self.head(self.backbone(images, noise=noise)[-1].mean(dim=(1, 2)))
+        return self.head(mean_of_tokens(self.backbone(images, noise=noise)[-1]))
 
 
 class MaskedImageModel(nn.Module):

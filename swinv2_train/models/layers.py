@@ -20,7 +20,14 @@ class LayerNorm(nn.LayerNorm):
 
     torch's CUDA kernel does that by itself where input and weights share a dtype, and keeps no widened copy. Its CPU
     kernel keeps half-precision statistics for the backward pass, so there the input is widened first.
+
+    Args:
+        initial_weight: what `init_weights` fills the weight with.
     """
+
+    def __init__(self, dim: int, *, initial_weight: float = 1.0) -> None:
+        super().__init__(dim)
+        self.initial_weight = initial_weight
 
     def forward(self, input: Tensor) -> Tensor:
         with without_autocast(input):

@@ -70,15 +70,25 @@ def _spans(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors along the last dimension and the lengths they had; zero vectors stay zero."""
+def _directions(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor | None]:
+    """For the cosine the unit vectors along the last dimension and the lengths they had (zero vectors stay zero); for
+    the dot product the vectors as they are."""
+    if not cosine:
+        return x, None
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     length = length.masked_fill(length == 0, 1.0)
     return x / length, length
 
 
-def _unit_backward(gradient: Tensor, unit: Tensor, length: Tensor) -> Tensor:
+def _directions_backward(gradient: Tensor, unit: Tensor, length: Tensor | None) -> Tensor:
+    if length is None:
+        return gradient
     return (gradient - unit * (gradient * unit).sum(-1, keepdim=True)) / length
+
+
+def _factor(scale: Tensor | None, group: slice, head_dim: int) -> Tensor | float:
+    """What the queries of some heads are multiplied with."""
+    return head_dim**-0.5 if scale is None else scale[group, None, None]
 
 
 class _ScoreMaker:
@@ -91,7 +101,7 @@ class _ScoreMaker:
         return expand_bias(self.table[heads], self.window, (rows.start, rows.stop))
 
     def scores(self, q: Tensor, k: Tensor, bias: Tensor, windows: slice, queries: slice) -> Tensor:
-        """Unit-length queries times scale and unit-length keys -> masked scores (windows, heads, q, N)."""
+        """Directions of queries times their factor and directions of keys -> masked scores (windows, heads, q, N)."""
         scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
         if self.regions is not None:
             index = torch.arange(windows.start, windows.stop, device=q.device) % self.regions.shape[0]
@@ -107,14 +117,14 @@ class _SequentialAttention(torch.autograd.Function):
     def forward(
         ctx: Any,
         qkv: Tensor,
-        scale: Tensor,
+        scale: Tensor | None,
         table: Tensor,
         regions: Tensor | None,
         window: Window,
         budget_bytes: float,
     ) -> Tensor:
-        heads, ww = scale.shape[0], window[1]
-        wide = at_least_float32(qkv.dtype)
+        heads, ww = table.shape[0], window[1]
+        wide, cosine = at_least_float32(qkv.dtype), scale is not None
         q, k, v = to_windows(qkv, window, 3, heads).flatten(1, 2).unbind()
         out = torch.empty_like(q)
         log_sum = torch.empty(q.shape[:-1], dtype=wide, device=q.device)
@@ -125,11 +135,12 @@ class _SequentialAttention(torch.autograd.Function):
         for group in _spans(heads, plan.heads):
             row_spans = list(_spans(window[0], plan.query_rows))
             shared = maker.bias(group, row_spans[0]) if len(row_spans) == 1 else None
+            factor = _factor(scale, group, q.shape[-1])
             for part in _spans(q.shape[0], plan.windows):
-                key, value = _unit(k[part, group].to(wide))[0], v[part, group].to(wide)
+                key, value = _directions(k[part, group].to(wide), cosine)[0], v[part, group].to(wide)
                 for rows in row_spans:
                     queries = slice(rows.start * ww, rows.stop * ww)
-                    query = _unit(q[part, group, queries].to(wide))[0] * scale[group, None, None]
+                    query = _directions(q[part, group, queries].to(wide), cosine)[0] * factor
                     bias = maker.bias(group, rows) if shared is None else shared
                     scores = maker.scores(query, key, bias, part, queries)
                     top = scores.amax(-1, keepdim=True)
@@ -153,14 +164,14 @@ class _SequentialAttention(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
     qkv, scale, table, regions, merged, log_sum = ctx.saved_tensors
-    window, heads, ww = ctx.window, scale.shape[0], ctx.window[1]
-    wide = log_sum.dtype
+    window, heads, ww = ctx.window, table.shape[0], ctx.window[1]
+    wide, cosine = log_sum.dtype, scale is not None
     windowed = to_windows(qkv, window, 3, heads)
     grad_windowed = torch.empty_like(windowed)
     (q, k, v), (grad_q, grad_k, grad_v) = windowed.flatten(1, 2).unbind(), grad_windowed.flatten(1, 2).unbind()
     out, grad_out = (to_windows(x, window, 1, heads).flatten(0, 2) for x in (merged, grad_merged))
     need_table = ctx.needs_input_grad[2]
-    grad_table, grad_scale = torch.zeros_like(table), torch.zeros_like(scale)
+    grad_table, grad_scale = torch.zeros_like(table), torch.zeros_like(scale) if cosine else None
     maker = _ScoreMaker(table, regions, window)
     plan = plan_chunks(
         q.shape[0], heads, window, ctx.budget_bytes, wide.itemsize, masked=regions is not None, backward=True
@@ -170,14 +181,14 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
         whole = len(row_spans) == 1
         shared = maker.bias(group, row_spans[0]) if whole else None
         grad_bias = torch.zeros_like(shared) if whole and need_table else None
-        factor = scale[group, None, None]
+        factor = _factor(scale, group, q.shape[-1])
         for part in _spans(q.shape[0], plan.windows):
-            key, key_length = _unit(k[part, group].to(wide))
+            key, key_length = _directions(k[part, group].to(wide), cosine)
             value = v[part, group].to(wide)
             grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
             for rows in row_spans:
                 queries = slice(rows.start * ww, rows.stop * ww)
-                unit, length = _unit(q[part, group, queries].to(wide))
+                unit, length = _directions(q[part, group, queries].to(wide), cosine)
                 gradient = grad_out[part, group, queries].to(wide)
                 query = unit * factor
                 bias = maker.bias(group, rows) if shared is None else shared
@@ -195,10 +206,11 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
                     grad_table[group, used] += collapse_bias(grad_scores.sum(0), window)
                 grad_query = torch.matmul(grad_scores, key)
                 grad_key += torch.matmul(grad_scores.transpose(-1, -2), query)
-                grad_scale[group] += (grad_query * unit).sum((0, 2, 3))
-                grad_q[part, group, queries] = _unit_backward(grad_query * factor, unit, length).to(qkv.dtype)
+                if grad_scale is not None:
+                    grad_scale[group] += (grad_query * unit).sum((0, 2, 3))
+                grad_q[part, group, queries] = _directions_backward(grad_query * factor, unit, length).to(qkv.dtype)
                 del grad_scores
-            grad_k[part, group] = _unit_backward(grad_key, key, key_length).to(qkv.dtype)
+            grad_k[part, group] = _directions_backward(grad_key, key, key_length).to(qkv.dtype)
             grad_v[part, group] = grad_value.to(qkv.dtype)
         if grad_bias is not None:
             grad_table[group] = collapse_bias(grad_bias, window)
@@ -209,9 +221,9 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
 
 @torch.compiler.disable
 def sequential_attention(
-    qkv: Tensor, scale: Tensor, table: Tensor, regions: Tensor | None, window: Window, chunk_mib: float
+    qkv: Tensor, scale: Tensor | None, table: Tensor, regions: Tensor | None, window: Window, chunk_mib: float
 ) -> Tensor:
-    """Cosine window attention with a bounded share of the scores in memory; arguments as in `attention.py`.
+    """Window attention with a bounded share of the scores in memory; arguments as in `attention.py`.
 
     Scores and softmax, and here also the product with the values, are computed in at least float32.
 

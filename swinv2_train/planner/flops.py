@@ -1,7 +1,7 @@
 """Arithmetic of a model, counted as the official code counts it, without building the model.
 
-Counted are the matrix products and the norms; the bias network, the softmax, the normalisation of queries and keys, and
-the additions are not. One multiply-accumulate (MAC) is two FLOPs.
+Counted are the matrix products and the norms; the bias network or the interpolation of a bias table, the softmax, the
+normalisation of queries and keys, and the additions are not. One multiply-accumulate (MAC) is two FLOPs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
     d, tokens = stage.dim, stage.height * stage.width
     padded = stage.num_windows * stage.window_tokens
     attention = padded * (4 * d * d + 2 * stage.window_tokens * d)
-    return attention + 2 * tokens * d * mlp_width(config, d) + 2 * tokens * d
+    norms = 4 if config.norm_placement == "sandwich" else 2
+    return attention + 2 * tokens * d * mlp_width(config, d) + norms * tokens * d
 
 
 def merging_macs(stage: StageGeometry) -> int:

@@ -44,6 +44,22 @@ def test_the_official_simmim_mismatch_is_an_option(simmim: nn.Module) -> None:
     assert "mask_token" not in official
 
 
+@pytest.mark.parametrize("decay_cpb_and_scale", [True, False])
+def test_a_table_of_biases_and_the_norms_of_a_sandwich_are_never_decayed(decay_cpb_and_scale: bool) -> None:
+    with torch.device("meta"):
+        model = ImageClassifier(
+            variant("swinv2_base", norm_placement="sandwich", similarity="dot", position_bias="table"), 1000, (256, 256)
+        )
+    optim = OptimConfig(weight_decay=0.05, decay_cpb_and_scale=decay_cpb_and_scale)
+    groups = parameter_groups(model.named_parameters(), optim, DEPTHS)
+    decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
+    assert len(decayed) == 101
+    tables = {name for name, _ in model.named_parameters() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 24
+    assert not decayed & tables
+    assert not any("norm" in name for name in decayed)
+
+
 def test_layer_decay_scales_of_base(classifier: nn.Module) -> None:
     groups = parameter_groups(classifier.named_parameters(), OptimConfig(layer_decay=0.75), DEPTHS)
     scale = {name: group["lr_scale"] for group in groups for name in group["names"]}

@@ -7,24 +7,47 @@ the bias network for its own offset.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 
 def plain_features(
-    state: dict[str, Tensor], image: Tensor, patch: int, depths: list[int], heads: list[int], window: tuple[int, int]
+    state: dict[str, Tensor],
+    image: Tensor,
+    patch: int,
+    depths: list[int],
+    heads: list[int],
+    window: tuple[int, int],
+    *,
+    placement: str = "res-post",
+    linear: bool = False,
+    table_windows: list[tuple[int, int]] | None = None,
 ) -> list[Tensor]:
-    """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone."""
+    """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone.
+
+    A state without logit scales stands for the dot product, `table_windows` (one per stage) for tables of biases.
+    """
     x = _layer_norm(_patches(state, image, patch), state, "patch_embed.norm")
     features = []
     for stage, depth in enumerate(depths):
         for index in range(depth):
             name = f"layers.{stage}.blocks.{index}"
-            attended = _attention(x, state, f"{name}.attn", heads[stage], window, shifted=index % 2 == 1)
-            x = x + _layer_norm(attended, state, f"{name}.norm1")
-            hidden = torch.nn.functional.gelu(_linear(x, state, f"{name}.mlp.fc1"))
-            x = x + _layer_norm(_linear(hidden, state, f"{name}.mlp.fc2"), state, f"{name}.norm2")
+            coordinates = linear if table_windows is None else table_windows[stage]
+
+            shifted = index % 2 == 1
+            attend = partial(_attention, state, f"{name}.attn", heads[stage], window, coordinates, shifted)
+            mlp = partial(_mlp, state, f"{name}.mlp")
+            for branch, norm in ((attend, f"{name}.norm1"), (mlp, f"{name}.norm2")):
+                if placement == "res-post":
+                    x = x + _layer_norm(branch(x), state, norm)
+                elif placement == "pre":
+                    x = x + branch(_layer_norm(x, state, norm))
+                elif placement == "post":
+                    x = _layer_norm(x + branch(x), state, norm)
+                else:
+                    x = x + _layer_norm(branch(_layer_norm(x, state, norm)), state, f"{norm}_out")
             if f"{name}.enorm.weight" in state:
                 x = _layer_norm(x, state, f"{name}.enorm")
         features.append(x)
@@ -75,8 +98,18 @@ def _merge(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     return _layer_norm(_linear(torch.stack(rows), state, f"{name}.reduction"), state, f"{name}.norm")
 
 
+def _mlp(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return _linear(torch.nn.functional.gelu(_linear(x, state, f"{name}.fc1")), state, f"{name}.fc2")
+
+
 def _attention(
-    x: Tensor, state: dict[str, Tensor], name: str, heads: int, window: tuple[int, int], *, shifted: bool
+    state: dict[str, Tensor],
+    name: str,
+    heads: int,
+    window: tuple[int, int],
+    coordinates: bool | tuple[int, int],
+    shifted: bool,
+    x: Tensor,
 ) -> Tensor:
     height, width, c = x.shape
     wh, ww = min(window[0], height), min(window[1], width)
@@ -96,14 +129,20 @@ def _attention(
             ]
             values = torch.stack([canvas[i, j] for i, j, _, _ in tokens])
             mask = values.new_tensor([[0.0 if a[2:] == b[2:] else -100.0 for b in tokens] for a in tokens])
-            result = _window(values, mask, state, name, heads, (wh, ww))
+            result = _window(values, mask, state, name, heads, (wh, ww), coordinates)
             for token, row in zip(tokens, result, strict=True):
                 out[token[0], token[1]] = row
     return out[:height, :width]
 
 
 def _window(
-    x: Tensor, mask: Tensor, state: dict[str, Tensor], name: str, heads: int, window: tuple[int, int]
+    x: Tensor,
+    mask: Tensor,
+    state: dict[str, Tensor],
+    name: str,
+    heads: int,
+    window: tuple[int, int],
+    coordinates: bool | tuple[int, int],
 ) -> Tensor:
     n, c = x.shape
     d = c // heads
@@ -111,28 +150,52 @@ def _window(
     q = x @ weight[:c].T + state[f"{name}.q_bias"]
     k = x @ weight[c : 2 * c].T
     v = x @ weight[2 * c :].T + state[f"{name}.v_bias"]
-    bias = _bias(state, name, window)
+    if isinstance(coordinates, tuple):
+        bias = _table_bias(state[f"{name}.relative_position_bias_table"], coordinates, window)
+    else:
+        bias = _bias(state, name, window, linear=coordinates)
     out = []
     for head in range(heads):
         part = slice(head * d, (head + 1) * d)
-        cosine = x.new_zeros(n, n)
-        for i in range(n):
-            for j in range(n):
-                length = q[i, part].norm() * k[j, part].norm()
-                cosine[i, j] = q[i, part] @ k[j, part] / length if length > 0 else 0.0
-        scale = min(float(state[f"{name}.logit_scale"][head]), math.log(100.0))
-        weights = torch.softmax(cosine * math.exp(scale) + bias[head] + mask, dim=-1)
+        if f"{name}.logit_scale" in state:
+            scores = x.new_zeros(n, n)
+            for i in range(n):
+                for j in range(n):
+                    length = q[i, part].norm() * k[j, part].norm()
+                    scores[i, j] = q[i, part] @ k[j, part] / length if length > 0 else 0.0
+            scores = scores * math.exp(min(float(state[f"{name}.logit_scale"][head]), math.log(100.0)))
+        else:
+            scores = q[:, part] @ k[:, part].T / math.sqrt(d)
+        weights = torch.softmax(scores + bias[head] + mask, dim=-1)
         out.append(weights @ v[:, part])
     return _linear(torch.cat(out, dim=-1), state, f"{name}.proj")
 
 
-def _bias(state: dict[str, Tensor], name: str, window: tuple[int, int]) -> Tensor:
-    def log_spaced(offset: int, side: int) -> float:
+def _table_bias(table: Tensor, built_for: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    rows, columns = (2 * side - 1 for side in built_for)
+    grid = table.T.reshape(1, -1, rows, columns)
+    if window != built_for:
+        size = (2 * window[0] - 1, 2 * window[1] - 1)
+        grid = torch.nn.functional.interpolate(grid, size=size, mode="bicubic")
+    places = [(i, j) for i in range(window[0]) for j in range(window[1])]
+    return torch.stack(
+        [
+            torch.stack([grid[0, :, a[0] - b[0] + window[0] - 1, a[1] - b[1] + window[1] - 1] for b in places], -1)
+            for a in places
+        ],
+        dim=1,
+    )
+
+
+def _bias(state: dict[str, Tensor], name: str, window: tuple[int, int], *, linear: bool) -> Tensor:
+    def spaced(offset: int, side: int) -> float:
+        if linear:
+            return offset / max(side - 1, 1)
         scaled = 8 * offset / max(side - 1, 1)
         return math.copysign(math.log2(abs(scaled) + 1) / 3, scaled)
 
     places = [(i, j) for i in range(window[0]) for j in range(window[1])]
-    offsets = [[[log_spaced(a[side] - b[side], window[side]) for side in (0, 1)] for b in places] for a in places]
+    offsets = [[[spaced(a[side] - b[side], window[side]) for side in (0, 1)] for b in places] for a in places]
     first = state[f"{name}.cpb_mlp.0.weight"]
     hidden = torch.relu(first.new_tensor(offsets) @ first.T + state[f"{name}.cpb_mlp.0.bias"])
     return (16 * torch.sigmoid(hidden @ state[f"{name}.cpb_mlp.2.weight"].T)).permute(2, 0, 1)

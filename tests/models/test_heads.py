@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.models import ImageClassifier, InputError, MaskedImageModel
+from swinv2_train.models import (
+    ImageClassifier,
+    InputError,
+    MaskedImageModel,
+    SwinTransformerV2,
+    backbone_of,
+    pooled_features,
+)
 from tests.models.golden import fill_parameters, golden_config
 
 
@@ -18,6 +25,26 @@ def test_classifier_averages_the_tokens_of_the_last_stage():
     torch.testing.assert_close(logits, model.head(features.flatten(1, 2).mean(1)))
     with pytest.raises(ConfigError, match="at least one class"):
         ImageClassifier(golden_config(), 0)
+
+
+def test_features_of_any_model_are_what_the_head_of_a_classifier_is_given():
+    classifier, simmim = ImageClassifier(golden_config(), 7).eval(), MaskedImageModel(golden_config()).eval()
+    fill_parameters(classifier)
+    simmim.encoder.load_state_dict(classifier.backbone.state_dict())
+    images = torch.randn(2, 3, 70, 50)
+    pooled = pooled_features(classifier, images)
+    assert pooled.shape == (2, 192)
+    assert torch.equal(classifier.head(pooled), classifier(images))
+    for other in (simmim, classifier.backbone, torch.nn.Sequential(simmim)):
+        assert torch.equal(pooled_features(other, images), pooled)
+
+
+def test_a_model_without_a_backbone_or_with_two_is_refused():
+    backbone = SwinTransformerV2(golden_config())
+    assert backbone_of(torch.nn.ModuleDict({"wrapped": backbone})) is backbone
+    for model in (torch.nn.Linear(2, 2), torch.nn.ModuleList([backbone, SwinTransformerV2(golden_config())])):
+        with pytest.raises(ValueError, match="backbones, not one"):
+            pooled_features(model, torch.zeros(1, 3, 8, 8))
 
 
 def test_reconstruction_has_the_size_of_the_image():

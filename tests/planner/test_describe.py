@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from swinv2_train.config.model import count_simmim_parameters
+from swinv2_train.config.model import count_parameters, count_simmim_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.planner.describe import GIB, describe, evaluation_bytes, host_copy_bytes, state_bytes
 
 
@@ -75,6 +76,47 @@ def test_the_table_says_what_every_rank_needs() -> None:
     assert cells == ["8", "8 x 1", gib(states), gib(evaluation), gib(host_copy_bytes(made, parameters, 8))]
     for line in ("AdamW's state, moving average", "set aside while the moving average", "on every rank", "=false"):
         assert line in text
+
+
+def text(made: Config) -> dict[str, str]:
+    """The lines that begin with a word, by that word or two."""
+    made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
+    lines = describe(made, make_plan(made, 1, 6400), "a test").splitlines()
+    return {line[:15].strip(): line[15:] for line in lines if not line.startswith(" ")}
+
+
+def test_a_classifier_is_described_with_its_head() -> None:
+    made = config()
+    made.task = ClassificationConfig(num_classes=37, mixup=0.0)
+    lines = text(made)
+    backbone, total = (count_parameters(made.model, num_classes=classes) for classes in (0, 37))
+    assert lines["model"] == (
+        f"swinv2_tiny: {backbone / 1e6:.2f} M parameters in the backbone ({backbone}), "
+        f"{total / 1e6:.2f} M with the head"
+    )
+    assert lines["task"] == (
+        "classification: 37 classes, label smoothing 0.1, cutmix 1 on 100% of the images, "
+        "rand-m9-mstd0.5-inc1, random erasing 0.25"
+    )
+    made.task = ClassificationConfig(
+        multi_label=True, mix_prob=0.0, auto_augment=None, erase_prob=0.0, label_smoothing=0.0, repeats=3
+    )
+    assert text(made)["task"] == (
+        "classification: as many classes as the data has, several per image, colour jitter 0.4, "
+        "3 copies of every image in a batch"
+    )
+
+
+def test_what_differs_from_the_blocks_of_the_paper_is_said() -> None:
+    made = config()
+    assert text(made)["blocks"] == "drop path 0.1"
+    assert text(made)["task"] == ("simmim: mask 0.6 of 32-pixel patches, target normalised in 47-pixel windows")
+    made.model = replace(
+        made.model, extra_norm_period=6, norm_placement="pre", similarity="dot", position_bias="linear-cpb"
+    )
+    assert text(made)["blocks"] == (
+        "drop path 0.1; extra norm every 6 blocks; norm placement pre; similarity dot; position bias linear-cpb"
+    )
 
 
 def test_the_table_leaves_out_what_there_is_not() -> None:

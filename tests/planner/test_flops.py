@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from swinv2_train.config.model import ModelConfig, stage_geometry, variant
+from swinv2_train.config.model import NORM_PLACEMENTS, ModelConfig, stage_geometry, variant
+from swinv2_train.models import ImageClassifier
 from swinv2_train.planner.flops import (
     block_macs,
     forward_macs,
@@ -43,6 +46,31 @@ def test_forward_pass_to_the_digit_of_the_official_counter(name, side, window):
 def test_the_unpublished_giant_of_one_billion():
     config = ModelConfig(embed_dim=448, depths=[2, 2, 18, 2], num_heads=[14, 28, 56, 112], window=12)
     assert f"{forward_macs(config, (192, 192), 1000) / 1e9:.3f}" == "138.272"
+
+
+@pytest.mark.parametrize("placement", NORM_PLACEMENTS)
+def test_matrix_products_are_those_that_torch_counts_and_the_rest_are_norms(placement):
+    """With bias tables, for torch counts the network of a position bias as well, and the official counter does not."""
+    size = (61, 90)
+    config = ModelConfig(
+        embed_dim=8,
+        depths=[2, 1, 3, 2],
+        num_heads=[1, 2, 2, 4],
+        window=4,
+        attention="reference",
+        norm_placement=placement,
+        similarity="dot",
+        position_bias="table",
+    )
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        ImageClassifier(config, 10, size).eval()(torch.empty(1, 3, *size))
+    stages = stage_geometry(config, *size)
+    tokens = [stage.height * stage.width for stage in stages]
+    branches = 4 if placement == "sandwich" else 2
+    norms = tokens[0] * 8 + 64 * tokens[0] // 16  # after the patches; the last one as the official counter has it
+    norms += sum(stage.depth * branches * n * stage.dim for stage, n in zip(stages, tokens, strict=True))
+    norms += sum(n * stage.dim // 2 for stage, n in zip(stages[:3], tokens, strict=False))
+    assert forward_macs(config, size, 10) == counter.get_total_flops() // 2 + norms
 
 
 def test_an_image_that_divides_nothing_costs_between_its_neighbours():
