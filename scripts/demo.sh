@@ -1,16 +1,26 @@
 #!/usr/bin/env bash
-# From nothing to a pretrained model: make the environment, pack real photographs into shards, pretrain a small SwinV2
-# with SimMIM on them, and say what came out. A few minutes on two CPU cores. Run it again and it goes on or is done.
+# From nothing to a trained model: make the environment, pack real images into shards, pretrain a small SwinV2 on them
+# with SimMIM, train it on many labels, fine-tune it on few at a larger size, do that without pretraining as well, and
+# say what came out. Some minutes on two CPU cores. Run it again and it goes on where it stopped, or is done.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 
-echo "== photographs =="
-[ -d demo-data/photos ] || { python scripts/photos.py demo-data/photos.partial && mv demo-data/photos.partial demo-data/photos; }
+# DEST is there whole or not at all.
+make_images() {
+    [ -d "$2" ] || { python "$1" "$2.partial" && mv "$2.partial" "$2"; }
+}
+
+echo "== images =="
+make_images scripts/photos.py demo-data/photos
+make_images scripts/digits.py demo-data/digits
 echo "== shards =="
 swinv2-data pack demo-data/photos/train demo-data/train
 swinv2-data pack demo-data/photos/heldout demo-data/eval
-echo "== pretraining =="
-swinv2-train +experiment=simmim_demo
+swinv2-data pack demo-data/digits/pretrain demo-data/digits-pretrain --classes
+swinv2-data pack demo-data/digits/train demo-data/digits-train --classes
+swinv2-data pack demo-data/digits/heldout demo-data/digits-eval --classes
+echo "== training =="
+swinv2-pipeline pipeline=demo
 echo "== result =="
-python scripts/demo_result.py outputs/simmim_demo
+python scripts/demo_result.py outputs/demo

@@ -1,4 +1,4 @@
-"""Print what a finished demo run has learned: python scripts/demo_result.py outputs/simmim_demo"""
+"""Print what the demo's pipeline has learned: python scripts/demo_result.py outputs/demo"""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import sys
 from pathlib import Path
 
 MIN_DROP = 0.15
-"""The held-out loss has to fall by this share for the demo to count as a success."""
+"""SimMIM's held-out loss has to fall by this share for the demo to count as a success."""
 
 
-def main(run_dir: Path) -> int:
+def values(run_dir: Path, metric: str) -> list[float]:
+    """A metric's values in the order of the steps."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    losses = [(record["step"], record["eval/loss"]) for record in records if "eval/loss" in record]
-    (first_step, first), (last_step, last) = losses[0], losses[-1]
-    drop = 1 - last / first
-    figure = max((run_dir / "figures").glob("simmim-step-*.png"))
-    checkpoint = max((run_dir / "checkpoints").glob("step-*"))
-    print(f"held-out loss    {first:.4f} (step {first_step}) -> {last:.4f} (step {last_step}): {drop:.0%} lower")
-    print(f"reconstructions  {figure}")
-    print(f"checkpoint       {checkpoint}")
+    return [record[metric] for record in records if metric in record]
+
+
+def main(directory: Path) -> int:
+    losses = values(directory / "simmim", "eval/loss")
+    drop = 1 - losses[-1] / losses[0]
+    print(f"held-out loss    {losses[0]:.4f} -> {losses[-1]:.4f} in SimMIM: {drop:.0%} lower")
+    with_pretraining, without = (values(directory / name, "eval/top1")[-1] for name in ("task", "task-scratch"))
+    print(
+        f"held-out top-1   {with_pretraining:.1%} in the task, {without:.1%} without SimMIM and supervised pretraining"
+    )
+    print(f"reconstructions  {max((directory / 'simmim' / 'figures').glob('simmim-step-*.png'))}")
+    print(f"predictions      {max((directory / 'task' / 'figures').glob('classification-step-*.png'))}")
+    print(f"checkpoint       {max((directory / 'task' / 'checkpoints').glob('step-*'))}")
     print("next             swinv2-data pack YOUR/IMAGES shards --eval-share 0.1 && \\")
     print("                 swinv2-train +experiment=simmim_demo run.dir=runs/mine \\")
     print("                 data.shards='shards/train-*.tar' data.eval_shards='shards/eval-*.tar'")

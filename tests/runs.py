@@ -45,6 +45,52 @@ def make_shard(path: Path, count: int, seed: int, broken: tuple[int, ...] = ()) 
             writer.write({"__key__": f"{path.stem}-{index:04d}", "jpg": data[:200] if index in broken else data})
 
 
+CLASSES = ("blue", "green", "red")
+"""The classes of `make_labelled_shard`."""
+
+
+def make_labelled_shard(path: Path, count: int, seed: int, labels: dict[int, bytes | None] | None = None) -> None:
+    """A plain WebDataset tar of scenes whose tint is their class, in turn, with the class number in `cls`.
+
+    Args:
+        labels: other contents of `cls` by sample; None leaves it out.
+    """
+    import webdataset
+
+    rng = np.random.default_rng(seed)
+    with webdataset.TarWriter(str(path)) as writer:
+        for index in range(count):
+            label = index % len(CLASSES)
+            coarse = rng.integers(0, 120, (4, 4, 3), dtype=np.uint8)
+            coarse[..., 2 - label] += 100
+            buffer = io.BytesIO()
+            Image.fromarray(coarse).resize((80, 72), Image.Resampling.BICUBIC).save(buffer, "PNG")
+            sample = {"__key__": f"{path.stem}-{index:04d}", "png": buffer.getvalue()}
+            text = (labels or {}).get(index, str(label).encode())
+            writer.write(sample if text is None else sample | {"cls": text})
+
+
+def make_labelled_data(directory: Path) -> Path:
+    """As `make_data`, with three classes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    make_labelled_shard(directory / "train-0.tar", 20, 0)
+    make_labelled_shard(directory / "train-1.tar", 11, 1)
+    make_labelled_shard(directory / "eval-0.tar", 7, 2)
+    return directory
+
+
+def tiny_classification(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """The overrides of a supervised run of 8 steps over the shards of `make_labelled_data`; later overrides win."""
+    return [
+        "task=classification", "task.num_classes=3", *TINY_MODEL[:-1], f"data.shards={shards}/train-*.tar",
+        f"data.eval_shards={shards}/eval-*.tar", f"run.dir={run_dir}", "data.num_workers=0", "engine=zero1_fp32",
+        "model.drop_path=0.2", "optim.global_batch=12", "optim.lr_reference_batch=12", "optim.steps=8",
+        "optim.warmup_steps=2", "checkpoint.every_steps=4", "eval.every_steps=4", "eval.figure_every_steps=8",
+        "eval.figure_samples=2", "tracking.log_every_steps=2", "tracking.tensorboard=false", "launch.device=cpu",
+        *overrides,
+    ]  # fmt: skip
+
+
 def tiny_run(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The overrides of a run of 8 steps over the shards that `make_data` makes; later overrides win."""
     return [

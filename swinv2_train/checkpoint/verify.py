@@ -96,6 +96,23 @@ def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
     return sorted(files, key=lambda record: record.size)[ranks.rank :: ranks.world_size]
 
 
+def damage(path: Path, ranks: Ranks, kind: str | None = None) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is. Every rank must call it; they share the work of hashing.
+
+    Args:
+        kind: one of `KINDS`: look at the files of this kind only.
+    """
+    failure = None
+    try:
+        manifest = read_manifest(path)
+        check_complete(manifest)
+        files = [record for record in manifest.files if kind is None or record.path.startswith(f"{kind}/")]
+        check_files(path, replace(manifest, files=_share(files, ranks)))
+    except CheckpointError as error:
+        failure = str(error)
+    return next((reason for reason in ranks.gather(failure) if reason), None)
+
+
 def newest_valid(directory: Path, ranks: Ranks, until: int | None = None) -> Found:
     """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing.
 
@@ -111,15 +128,8 @@ def newest_valid(directory: Path, ranks: Ranks, until: int | None = None) -> Fou
     names = ranks.broadcast([path.name for path in listed if until is None or (step_of(path) or 0) <= until])
     passed_over: list[str] = []
     for index, name in enumerate(names):
-        path, failure = directory / name, None
-        try:
-            manifest = read_manifest(path)
-            check_complete(manifest)
-            check_files(path, replace(manifest, files=_share(manifest.files, ranks)))
-        except CheckpointError as error:
-            failure = str(error)
-        failures = [reason for reason in ranks.gather(failure) if reason]
-        if not failures:
-            return Found(path, passed_over, names[:index])
-        passed_over.append(f"{name}: {failures[0]}")
+        reason = damage(directory / name, ranks)
+        if reason is None:
+            return Found(directory / name, passed_over, names[:index])
+        passed_over.append(f"{name}: {reason}")
     return Found(None, passed_over, names)

@@ -72,7 +72,12 @@ def _add_pack(commands: Any) -> None:
         epilog=_STATUS,
     )
     add = pack.add_argument
-    add("source", metavar="SRC", help="a folder (searched to any depth), a list (.csv: path,label; .jsonl), or shards")
+    add(
+        "source",
+        metavar="SRC",
+        help="a folder (searched to any depth), a list (.csv: path,label; .jsonl; header path,labels: several, "
+        "a;b), or shards",
+    )
     add("out", metavar="OUT", type=Path, help="directory for the shards")
     add(
         "--max-size", type=_size, default="256MiB", metavar="SIZE", help="upper bound of a shard (default: %(default)s)"
@@ -90,6 +95,13 @@ def _add_pack(commands: Any) -> None:
     )
     add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
+    add(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before "
+        "(default: in alphabetical order)",
+    )
     add(
         "--split",
         default="train",
@@ -162,6 +174,7 @@ def _pack(arguments: argparse.Namespace) -> int:
             split=arguments.split,
             eval_share=arguments.eval_share,
             classes=arguments.classes,
+            class_names=arguments.class_names,
             workers=available_cores() if arguments.workers is None else arguments.workers,
             overwrite=arguments.overwrite,
             progress=progress.show,

@@ -8,17 +8,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.identity import check_same_run, is_used, shards_digest
+from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
 from swinv2_train.engine.signals import StopRequest
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+
+if TYPE_CHECKING:
+    from swinv2_train.data.card import Card
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -27,6 +30,7 @@ examples:
   swinv2-train +experiment=simmim_tiny data.shards=shards/train-{000000..000011}.tar optim.epochs=100
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
+  swinv2-train +experiment=in1k_base_256 data.shards=... init_from=outputs/supervised_base_22k
   swinv2-train replay=outputs/simmim_demo/incidents/step-00000123-batch-00000122.json
 
 The same command again continues the run in its run.dir (default outputs/NAME).
@@ -40,7 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="swinv2-train",
         usage=USAGE,
-        description="Pretrain Swin Transformer V2 under DeepSpeed ZeRO.",
+        description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
         epilog=f"experiments:\n{listed}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -61,7 +65,7 @@ def _version() -> str:
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The config of a command line, checked and frozen.
+    """The config of a command line, checked, but not complete: data and weights may have to fill something in.
 
     Raises:
         ConfigError: if it cannot be run.
@@ -79,7 +83,6 @@ def load(arguments: argparse.Namespace) -> Config:
     else:
         config = compose(arguments.overrides, arguments.config_dir)
     validate(config)
-    config.freeze()
     return config
 
 
@@ -92,6 +95,8 @@ class Samples:
     """Where the count comes from, for a person."""
     digest: str
     """See `shards_digest`; empty where there are no shards."""
+    card: Card | None
+    """The dataset card of the shards."""
 
 
 def count_samples(config: Config, *, required: bool) -> Samples:
@@ -115,14 +120,27 @@ def count_samples(config: Config, *, required: bool) -> Samples:
     if config.data.shards:
         shards = open_shards("data.shards", config.data.shards)
         digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
-        return Samples(shards.num_samples, "counted in data.shards", digest)
+        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
             "''",
             "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
         )
-    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", "")
+    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", "", None)
+
+
+def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
+    """Complete a config, check it once more, and freeze it; arguments as in `complete`.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: if it cannot be run.
+    """
+    from swinv2_train.engine.complete import complete
+
+    complete(config, card, weights=weights)
+    validate(config)
+    config.freeze()
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
@@ -141,6 +159,8 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
 def show(config: Config, *, print_config: bool) -> int:
     """Print what would happen; under a launcher one rank prints."""
     samples = count_samples(config, required=False)
+    # A recipe may be looked at before there are weights for it.
+    finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
     if config.data.shards:
         from swinv2_train.data.augment import resolve_statistics
         from swinv2_train.data.shards import ShardSet
@@ -155,7 +175,23 @@ def show(config: Config, *, print_config: bool) -> int:
         if print_config:
             print(to_yaml(config))
         _show(config, plan, samples, device)
+        for line in _init_lines(config):
+            print(f"init_from      {line}")
     return FINISHED
+
+
+def _init_lines(config: Config) -> list[str]:
+    """What the weights that the run is to start from would do to it."""
+    source = config.init_from
+    if source is None or config.replay:
+        return []
+    if not Path(source).expanduser().exists():
+        return [f"{source} does not exist (yet)"]
+    if saved_geometry(Path(config.run.dir)) is not None:
+        return [f"{source} is for the start of a run; the one in {config.run.dir} goes on from its own checkpoint"]
+    from swinv2_train.engine.init_from import preview
+
+    return preview(config)
 
 
 def run(config: Config, *, launched: bool) -> int:
@@ -175,6 +211,10 @@ def run(config: Config, *, launched: bool) -> int:
             "never",
             f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it",
         )
+    if launched:
+        config.freeze()  # complete: the command that started this rank has seen to it
+    else:
+        finish(config, samples.card)
     check_same_run(directory, config, samples.digest)
     if not (launched or "RANK" in os.environ):
         if config.launch.nproc_per_node:

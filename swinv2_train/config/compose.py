@@ -14,6 +14,7 @@ from typing import Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 
 
 def conf_dir() -> Path:
@@ -37,9 +38,13 @@ def experiments(directory: Path | None = None) -> list[tuple[str, str]]:
 
 
 def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every key that a config can hold, dotted, sections and leaves."""
+    """Every key that a config can hold, dotted, sections and leaves; `task` has those of every task."""
     for spec in dataclasses.fields(section):
         yield f"{prefix}{spec.name}"
+        if (section, spec.name) == (Config, "task"):
+            for task in TASK_SECTIONS.values():
+                yield from schema_keys(task, "task.")
+            continue
         inner = spec.default_factory if isinstance(spec.default_factory, type) else None
         if inner is not None and dataclasses.is_dataclass(inner):
             yield from schema_keys(inner, f"{prefix}{spec.name}.")
@@ -52,6 +57,14 @@ def _closest(key: str) -> str:
     match = match or [known for known in keys if known.rsplit(".", 1)[-1] == leaf][:1]
     match = match or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else "; swinv2-train --cfg job prints all keys"
+
+
+def _no_such_key(key: str) -> str:
+    """What to do about a key that this run's config does not have."""
+    owners = [name for name, section in TASK_SECTIONS.items() if key in schema_keys(section, "task.")]
+    if owners:
+        return f"is a key of task={owners[0]}, and this run has another task: choose a task as a whole, with task=NAME"
+    return f"there is no such key{_closest(key)}"
 
 
 def _given(key: str, overrides: Sequence[str]) -> str:
@@ -77,18 +90,24 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
         value = _given(key, overrides)
         if key.startswith("engine.deepspeed."):
             return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
+        if key == "pipeline":
+            return ConfigError(key, value, f"is a chain of runs: swinv2-pipeline pipeline={value} runs it")
         if (conf_dir() / key).is_dir():
             return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
-        return ConfigError(key, value, f"there is no such key{_closest(key)}")
+        return ConfigError(key, value, _no_such_key(key))
+    if "Config group override must be" in text:
+        for item in overrides:
+            group, _, name = item.lstrip("+~").partition("=")
+            options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) if group else []
+            if options and name not in options:
+                return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
     for source in (cause, text):
         invalid = re.search(r"full_key: (\S+)", source)
         if invalid:
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
             value = _given(invalid[1], overrides)
-            return ConfigError(
-                invalid[1], value, f"there is no such key{_closest(invalid[1])}" if unknown_key else reason
-            )
+            return ConfigError(invalid[1], value, _no_such_key(invalid[1]) if unknown_key else reason)
     if type(error).__name__ == "OverrideParseException":
         wrong = re.search(r"Error parsing override '(.*)'", text)
         item = wrong[1] if wrong else next((one for one in overrides if "=" not in one), " ".join(overrides))
@@ -96,13 +115,22 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError("", "", " ".join(text.split()))
 
 
+def _task_section(values: dict[str, Any]) -> type[TaskConfig]:
+    name = values.get("name") if isinstance(values, dict) else values
+    if name not in TASK_SECTIONS:
+        raise ConfigError("task.name", name, f"there is no such task; take one of {', '.join(TASK_SECTIONS)}")
+    return TASK_SECTIONS[name]
+
+
 def _reject_unknown(values: Any, section: type, prefix: str) -> None:
     # Hydra accepts `+model.foo=1` silently and the typed conversion then drops it, so every key is checked once more.
     known = {spec.name: spec for spec in dataclasses.fields(section)}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key}", value, f"there is no such key{_closest(prefix + key)}")
+            raise ConfigError(f"{prefix}{key}", value, _no_such_key(f"{prefix}{key}"))
         inner = known[key].default_factory
+        if (section, key) == (Config, "task"):
+            inner = _task_section(value)
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{key}", value, "is a section; set one of its keys instead")
@@ -114,7 +142,10 @@ def _typed(composed: Any) -> Config:
 
     plain = OmegaConf.to_container(composed, resolve=True)
     _reject_unknown(plain, Config, "")
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    base = OmegaConf.structured(Config)
+    if "task" in plain:
+        base.task = OmegaConf.structured(_task_section(plain["task"]))
+    config = OmegaConf.to_object(OmegaConf.merge(base, plain))
     assert isinstance(config, Config)
     return config
 
@@ -137,13 +168,17 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     store = ConfigStore.instance()
-    store.store("schema", Config)
+    store.store("schema", Config(task=TaskConfig()))
+    for name, section in TASK_SECTIONS.items():
+        store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return _typed(hydra_compose("config", overrides=[*overrides, *search]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise _explain(error, overrides) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.section import Section
+from swinv2_train.config.tasks import SimMIMConfig, TaskConfig
 
 
 @dataclass
@@ -24,22 +25,8 @@ class RunConfig(Section):
 
 
 @dataclass
-class SimMIMConfig(Section):
-    """Masked image modelling (SimMIM, arXiv 2111.09886, with the target normalisation of the SwinV2 recipe)."""
-
-    name: str = "simmim"
-    """Which task this section is for."""
-    mask_patch_size: int = 32
-    """Side of a masked patch in pixels; a multiple of `model.patch_size`."""
-    mask_ratio: float = 0.6
-    """Share of patches that is masked, rounded up to whole patches."""
-    norm_target_window: int = 47
-    """Odd side of the sliding window that normalises the target, in pixels; 0 takes the plain image."""
-
-
-@dataclass
 class AugmentConfig(Section):
-    """The training crop of SimMIM. Evaluation resizes the short side and takes the centre."""
+    """The training crop and flips, of every task."""
 
     scale: list[float] = field(default_factory=lambda: [0.67, 1.0])
     """Share of the image area that a random crop covers."""
@@ -50,7 +37,7 @@ class AugmentConfig(Section):
     vflip: float = 0.0
     """Probability of a vertical flip (for images without an up, such as satellite or microscope images)."""
     interpolation: str = "bilinear"
-    """bilinear (the official SimMIM recipe) or bicubic."""
+    """bilinear (the official SimMIM recipe) or bicubic (that of supervised training), in training and evaluation."""
 
 
 @dataclass
@@ -83,6 +70,22 @@ class DataConfig(Section):
     """Upper bound on the cache of remote shards, per host, in GiB."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """The training crop."""
+    crop_pct: float = 0.875
+    """Evaluation: the share of the resized image's side that the centre crop covers (official: 224/256)."""
+    crop_mode: str = "center"
+    """Evaluation: center (resize the short side, take the centre) or squash (resize to the input, no crop)."""
+
+
+@dataclass
+class InitConfig(Section):
+    """How `init_from` is read. It starts a new run; a run that has begun goes on from its own checkpoints."""
+
+    which: str = "newest"
+    """Of a run or a directory of checkpoints: its newest valid checkpoint, or the best by that run's best_metric."""
+    ema: bool = False
+    """Take the moving average of the weights instead of the weights."""
+    label_map: str | None = None
+    """A file with one line per class of this run: the class (from 0) of the source whose row of the head it takes."""
 
 
 @dataclass
@@ -190,8 +193,28 @@ class EvalConfig(Section):
     """Draw the task's figure every so many steps and at the end; 0: never."""
     figure_samples: int = 8
     """Images in a figure."""
+    signal_every_steps: int = 0
+    """Record and draw the activation amplitude per block (paper, figure 2) every so many steps; 0: never."""
     ema: bool = True
     """Where `optim.ema_decay` is set, evaluate the averaged weights as well: eval/ema_loss beside eval/loss."""
+
+
+@dataclass
+class ProbeConfig(Section):
+    """A cheap view of the encoder during pretraining: how well its frozen features tell labelled images apart."""
+
+    shards: Any = ""
+    """Labelled shards that the probes learn from; empty: no probe."""
+    eval_shards: Any = ""
+    """Labelled shards that they are scored on."""
+    every_steps: int = 0
+    """Probe every so many steps and at the end; 0: only at the end."""
+    max_samples: int = 5000
+    """Read at most so many samples of each set."""
+    knn: int = 20
+    """Neighbours of the k-NN vote (cosine similarity, weighted, temperature 0.07); 0: no k-NN."""
+    linear: bool = True
+    """Fit a linear classifier (logistic regression) on the features."""
 
 
 @dataclass
@@ -278,17 +301,21 @@ class Config(Section):
 
     never: refuse a used directory.
     """
+    init_from: str | None = None
+    """Start a new run from weights: a run, a checkpoint, or a file (ours, official, timm's, Hugging Face's)."""
     replay: str | None = None
     """An incident of a run, a file in <run>/incidents: run exactly that step again, and change nothing."""
     seed: int = 0
     """The order of samples, augmentation, masks, initial weights and stochastic depth all hang on it."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    task: SimMIMConfig = field(default_factory=SimMIMConfig)
+    task: TaskConfig = field(default_factory=SimMIMConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -5,25 +5,13 @@ Every check raises a `ConfigError` that names the field, the value and the mend.
 
 from __future__ import annotations
 
-from typing import Any
-
+from swinv2_train.config.checks import at_least, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.schema import Config
+from swinv2_train.config.validate_task import validate_task
 
-
-def resolution(config: Config) -> tuple[int, int]:
-    """The input size (height, width) in pixels."""
-    value = config.data.resolution
-    pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
-    if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
-        raise ConfigError("data.resolution", value, "is a number of pixels, or a pair [height, width]")
-    return pair
-
-
-def _one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
-    if value not in options:
-        raise ConfigError(key, value, f"take one of {', '.join(str(option) for option in options)}")
+__all__ = ["resolution", "validate"]
 
 
 DERIVED_DEEPSPEED_KEYS = {
@@ -42,43 +30,9 @@ DERIVED_DEEPSPEED_KEYS = {
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
 
 
-def _at_least(key: str, value: float, least: float) -> None:
-    if not value >= least:  # nan is refused, too
-        raise ConfigError(key, value, f"must be at least {least}")
-
-
-def _share(key: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(key, value, "is a share from 0 to 1")
-
-
-def _validate_task(config: Config) -> None:
-    task = config.task
-    _one_of("task.name", task.name, ("simmim",))
-    if task.mask_patch_size < 1 or task.mask_patch_size % config.model.patch_size:
-        raise ConfigError(
-            "task.mask_patch_size",
-            task.mask_patch_size,
-            f"must be a multiple of model.patch_size={config.model.patch_size}",
-        )
-    if not 0 < task.mask_ratio < 1:
-        raise ConfigError("task.mask_ratio", task.mask_ratio, "is a share above 0 and below 1")
-    window = task.norm_target_window
-    if window and (window < 3 or window % 2 == 0):
-        raise ConfigError("task.norm_target_window", window, "is an odd number of pixels from 3 on, or 0 for none")
-    height, width = resolution(config)
-    patches = -(-height // task.mask_patch_size) * -(-width // task.mask_patch_size)
-    if patches < 2:
-        raise ConfigError(
-            "data.resolution",
-            config.data.resolution,
-            f"holds a single mask patch of {task.mask_patch_size} pixels; nothing could be left visible",
-        )
-
-
 def _validate_data(config: Config) -> None:
     data = config.data
-    _one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
+    one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
     for key in ("scale", "ratio"):
         bounds = getattr(data.augment, key)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (key == "scale" and bounds[1] > 1):
@@ -88,18 +42,21 @@ def _validate_data(config: Config) -> None:
                 "is a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""),
             )
     for key in ("hflip", "vflip"):
-        _share(f"data.augment.{key}", getattr(data.augment, key))
-    _share("data.max_broken_share", data.max_broken_share)
+        share(f"data.augment.{key}", getattr(data.augment, key))
+    one_of("data.crop_mode", data.crop_mode, ("center", "squash"))
+    if not 0 < data.crop_pct <= 1:
+        raise ConfigError("data.crop_pct", data.crop_pct, "is a share above 0 and up to 1")
+    share("data.max_broken_share", data.max_broken_share)
     for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
-        _at_least(f"data.{key}", getattr(data, key), least)
+        at_least(f"data.{key}", getattr(data, key), least)
     if data.expected_samples is not None:
-        _at_least("data.expected_samples", data.expected_samples, 1)
+        at_least("data.expected_samples", data.expected_samples, 1)
     if not data.cache_gib > 0:
         raise ConfigError("data.cache_gib", data.cache_gib, "must be above 0")
     for key in ("mean", "std"):
         value = getattr(data, key)
         if isinstance(value, str):
-            _one_of(f"data.{key}", value, ("imagenet", "dataset"))
+            one_of(f"data.{key}", value, ("imagenet", "dataset"))
             if value == "imagenet" and config.model.in_channels != 3:
                 raise ConfigError(
                     f"data.{key}",
@@ -118,8 +75,8 @@ def _validate_data(config: Config) -> None:
 
 def _validate_optim(config: Config) -> None:
     optim = config.optim
-    _at_least("optim.global_batch", optim.global_batch, 1)
-    _one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
+    at_least("optim.global_batch", optim.global_batch, 1)
+    one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
     if (optim.epochs is None) == (optim.steps is None):
         given = "neither is" if optim.epochs is None else "both are"
         raise ConfigError(
@@ -140,12 +97,12 @@ def _validate_optim(config: Config) -> None:
             raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
     for key in ("warmup_steps", "warmup_epochs"):
         if getattr(optim, key) is not None:
-            _at_least(f"optim.{key}", getattr(optim, key), 0)
+            at_least(f"optim.{key}", getattr(optim, key), 0)
     for key in ("lr", "eps", "layer_decay", "gamma"):
         if not getattr(optim, key) > 0:
             raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
     for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
-        _at_least(f"optim.{key}", getattr(optim, key), 0)
+        at_least(f"optim.{key}", getattr(optim, key), 0)
     if not 0 <= optim.ema_decay < 1:
         raise ConfigError("optim.ema_decay", optim.ema_decay, "is 0 (off) or a number below 1, such as 0.9999")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
@@ -154,9 +111,9 @@ def _validate_optim(config: Config) -> None:
 
 def _validate_engine(config: Config) -> None:
     engine = config.engine
-    _one_of("engine.zero_stage", engine.zero_stage, (0, 1, 2, 3))
-    _one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
-    _one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
+    one_of("engine.zero_stage", engine.zero_stage, (0, 1, 2, 3))
+    one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
+    one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
     if engine.grad_accum_dtype == "bf16" and engine.precision != "bf16":
         raise ConfigError(
             "engine.grad_accum_dtype", "bf16", f"goes with engine.precision=bf16 only, not {engine.precision}"
@@ -168,7 +125,7 @@ def _validate_engine(config: Config) -> None:
             "engine.zero_stage", 0, "DeepSpeed's fp16 without ZeRO loses its loss scale at a resume; take stage 1"
         )
     if engine.micro_batch is not None:
-        _at_least("engine.micro_batch", engine.micro_batch, 1)
+        at_least("engine.micro_batch", engine.micro_batch, 1)
     for key, mend in DERIVED_DEEPSPEED_KEYS.items():
         section, _, inner = key.partition(".")
         if inner in engine.deepspeed.get(section, {}) if inner else section in engine.deepspeed:
@@ -177,20 +134,20 @@ def _validate_engine(config: Config) -> None:
 
 def _validate_safety(config: Config) -> None:
     guard, checkpoint, watchdog = config.guard, config.checkpoint, config.watchdog
-    _one_of("guard.policy", guard.policy, ("skip", "rollback", "stop", "off"))
+    one_of("guard.policy", guard.policy, ("skip", "rollback", "stop", "off"))
     for key, least in (("min_steps", 8), ("rollback_batches", 1), ("max_rollbacks", 1), ("max_skipped_in_row", 1)):
-        _at_least(f"guard.{key}", getattr(guard, key), least)
+        at_least(f"guard.{key}", getattr(guard, key), least)
     if guard.window < guard.min_steps:
         raise ConfigError("guard.window", guard.window, f"must be at least guard.min_steps={guard.min_steps}")
     for key in ("zscore", "loss_ratio", "grad_norm_ratio"):
-        _at_least(f"guard.{key}", getattr(guard, key), 1)
+        at_least(f"guard.{key}", getattr(guard, key), 1)
     for key in ("start_minutes", "step_minutes", "eval_minutes", "save_minutes"):
         value = getattr(watchdog, key)
         if not value > 0:
             raise ConfigError(f"watchdog.{key}", value, "must be above 0; take a large number for no limit")
     for key in ("keep_best", "retries", "retry_seconds"):
-        _at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
-    _one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
+        at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
+    one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
     if checkpoint.keep_best:
         if not (config.data.eval_shards and config.eval.every_steps):
             raise ConfigError(
@@ -208,24 +165,53 @@ def _validate_safety(config: Config) -> None:
 def _validate_schedules(config: Config) -> None:
     for section, keys in (
         ("checkpoint", ("every_steps", "keep_every_steps")),
-        ("eval", ("every_steps", "figure_every_steps")),
+        ("eval", ("every_steps", "figure_every_steps", "signal_every_steps")),
+        ("probe", ("every_steps", "knn")),
     ):
         for key in keys:
-            _at_least(f"{section}.{key}", getattr(getattr(config, section), key), 0)
-    _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
-    _at_least("eval.figure_samples", config.eval.figure_samples, 1)
+            at_least(f"{section}.{key}", getattr(getattr(config, section), key), 0)
+    at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
+    at_least("eval.figure_samples", config.eval.figure_samples, 1)
     if config.eval.max_samples is not None:
-        _at_least("eval.max_samples", config.eval.max_samples, 1)
-    _at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
-    _one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
-    _one_of("resume", config.resume, ("auto", "never"))
-    _one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
+        at_least("eval.max_samples", config.eval.max_samples, 1)
+    at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
+    one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    one_of("resume", config.resume, ("auto", "never"))
+    one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
     if config.launch.master_port is not None and not 0 < config.launch.master_port < 65536:
         raise ConfigError("launch.master_port", config.launch.master_port, "is a port from 1 to 65535")
     if config.launch.nproc_per_node is not None:
-        _at_least("launch.nproc_per_node", config.launch.nproc_per_node, 1)
+        at_least("launch.nproc_per_node", config.launch.nproc_per_node, 1)
     if not config.run.dir:
         raise ConfigError("run.dir", config.run.dir, "give the directory of the run")
+
+
+def _validate_init(config: Config) -> None:
+    one_of("init.which", config.init.which, ("newest", "best"))
+    if config.init_from is not None and not config.init_from:
+        raise ConfigError("init_from", "''", "give a run, a checkpoint or a file; null for none")
+    if config.init_from is None:
+        for key, unset in (("which", "newest"), ("ema", False), ("label_map", None)):
+            if getattr(config.init, key) != unset:
+                raise ConfigError(f"init.{key}", getattr(config.init, key), "says how init_from is read, which is null")
+    if config.init.label_map is not None and config.task.name != "classification":
+        raise ConfigError(
+            "init.label_map", config.init.label_map, f"is for classification; task={config.task.name} has no classes"
+        )
+
+
+def _validate_probe(config: Config) -> None:
+    probe = config.probe
+    at_least("probe.max_samples", probe.max_samples, 2)
+    if bool(probe.shards) != bool(probe.eval_shards):
+        missing = "eval_shards" if probe.shards else "shards"
+        raise ConfigError(
+            f"probe.{missing}", "''", "probes learn from probe.shards and are scored on probe.eval_shards"
+        )
+    if not probe.shards and probe.every_steps:
+        raise ConfigError("probe.every_steps", probe.every_steps, "there is nothing to probe with: set probe.shards")
+    if probe.shards and not (probe.knn or probe.linear):
+        raise ConfigError("probe.knn", 0, "with probe.linear=false nothing is measured; switch one of them on")
 
 
 def validate(config: Config) -> None:
@@ -236,9 +222,11 @@ def validate(config: Config) -> None:
     """
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
-    _validate_task(config)
+    validate_task(config)
     _validate_data(config)
     _validate_optim(config)
     _validate_engine(config)
     _validate_safety(config)
     _validate_schedules(config)
+    _validate_init(config)
+    _validate_probe(config)

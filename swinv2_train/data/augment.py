@@ -1,4 +1,4 @@
-"""Crops, flips and normalisation. All randomness comes from the generator that is handed in."""
+"""Crops, flips, erasing and normalisation. All randomness comes from the generator that is handed in."""
 
 from __future__ import annotations
 
@@ -64,13 +64,19 @@ def random_crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def center_crop(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Evaluation: resize so that the crop covers 224/256 of the tighter side, then take the centre.
+def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str) -> Tensor:
+    """The input of an evaluation: (C, H, W) -> (C, *size), same dtype.
 
-    For square sizes this is the official transform, Resize(int(256 / 224 * S)) and CenterCrop(S).
+    Args:
+        crop_pct: the share of the resized image's tighter side that a centre crop covers.
+        crop_mode: `center`: resize so that the crop covers that share, then take the centre; for square sizes this is
+            the official transform, Resize(int(S / 0.875)) and CenterCrop(S). `squash`: resize to `size`, whatever the
+            aspect, and ignore `crop_pct`, as the official 384-pixel models do.
     """
+    if crop_mode == "squash":
+        return resize(image, size, interpolation)
     height, width = image.shape[-2:]
-    tall, wide = (int(256 / 224 * side) for side in size)
+    tall, wide = (int(side / crop_pct) for side in size)
     if tall * width >= wide * height:
         tall, wide = tall, width * tall // height
     else:
@@ -96,6 +102,35 @@ def _flip(image: Tensor, horizontal: bool, vertical: bool) -> Tensor:
     if image.dtype == torch.uint16:  # the same bits: not every version of torch can flip uint16
         return image.view(torch.int16).flip(dims).view(torch.uint16)
     return image.flip(dims)
+
+
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_ASPECT = (0.3, 1 / 0.3)
+
+
+def random_erase(
+    image: Tensor, probability: float, mean: Sequence[float], std: Sequence[float], rng: np.random.Generator
+) -> Tensor:
+    """Put noise into a random rectangle, (C, H, W) -> (C, H, W) (arXiv 1708.04896, with the numbers of timm).
+
+    The noise is normal, with the data's mean and deviation per channel, cut to the range of the dtype.
+    """
+    if rng.random() >= probability:
+        return image
+    channels, height, width = image.shape
+    for _ in range(10):
+        area = height * width * rng.uniform(*_ERASED_AREA)
+        aspect = math.exp(rng.uniform(math.log(_ERASED_ASPECT[0]), math.log(_ERASED_ASPECT[1])))
+        tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < tall < height and 0 < wide < width:
+            top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
+            largest = 255 if image.dtype == torch.uint8 else 65535
+            noise = rng.standard_normal((channels, tall, wide), dtype=np.float32)
+            noise = noise * np.array(std, np.float32)[:, None, None] + np.array(mean, np.float32)[:, None, None]
+            erased = image.numpy().copy()  # numpy, because not every version of torch can write into uint16
+            erased[:, top : top + tall, left : left + wide] = np.rint(np.clip(noise, 0, 1) * largest)
+            return torch.from_numpy(erased)
+    return image
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -61,9 +61,12 @@ class Card:
     """Images per lower edge of the bin that their shorter side, in pixels, falls into."""
     class_names: list[str] | None = None
     class_counts: Counter[int] = field(default_factory=Counter)
+    """Images per class; an image with several classes counts for each of them."""
     moments: dict[int, Moments] = field(default_factory=dict)
+    class_lists_differ: bool = False
+    """Whether cards were added up that give the same number to different classes; not stored."""
 
-    def add_image(self, facts: ImageFacts, num_bytes: int, label: int | None) -> None:
+    def add_image(self, facts: ImageFacts, num_bytes: int, labels: Sequence[int] | None) -> None:
         self.num_samples += 1
         self.bytes += num_bytes
         self.formats[facts.format] += 1
@@ -71,8 +74,7 @@ class Card:
         self.channels[len(facts.means)] += 1
         side = min(facts.height, facts.width)
         self.short_sides[max((edge for edge in _SIDE_EDGES if edge <= side), default=0)] += 1
-        if label is not None:
-            self.class_counts[label] += 1
+        self.class_counts.update(labels or ())
         self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
 
     def add(self, other: Card) -> None:
@@ -85,6 +87,9 @@ class Card:
         for channels, moments in other.moments.items():
             self._add_moments(channels, moments)
         self.split = self.split or other.split
+        self.class_lists_differ |= other.class_lists_differ
+        if self.class_names and other.class_names and self.class_names != other.class_names:
+            self.class_lists_differ = True
         self.class_names = self.class_names or other.class_names
 
     @classmethod
@@ -93,6 +98,13 @@ class Card:
         for card in cards:
             total.add(card)
         return total
+
+    @property
+    def num_classes(self) -> int | None:
+        """As many classes as there are names, or as the highest number asks for; None where there are no labels."""
+        if self.class_names:
+            return len(self.class_names)
+        return max(self.class_counts) + 1 if self.class_counts else None
 
     def statistics(self, channels: int) -> tuple[list[float], list[float]] | None:
         """Per-channel mean and standard deviation in [0, 1] of images read with `channels` channels.
@@ -164,6 +176,8 @@ class Card:
             counts = self.class_counts.values()
             text = f"{len(counts):,}, with {min(counts):,} to {max(counts):,} samples each"
             rows.append(("classes", text))
+            if sum(counts) > self.num_samples:
+                rows.append(("classes per sample", f"{sum(counts) / self.num_samples:.2f}"))
         if self.split:
             rows.insert(0, ("split", self.split))
         return rows

@@ -56,6 +56,13 @@ def decode(data: bytes, channels: int | None = None) -> Tensor:
     return _with_channels(image, alpha, channels)
 
 
+def same_depth(tensors: list[Tensor]) -> list[Tensor]:
+    """Where 8 and 16 bit images meet, the 8 bit ones are widened to the same share of the largest value."""
+    if any(tensor.dtype == torch.uint16 for tensor in tensors):
+        return [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in tensors]
+    return tensors
+
+
 def image_facts(data: bytes, image: Tensor) -> ImageFacts:
     """What a decoded image adds to the dataset card; of large images, every n-th pixel is looked at."""
     _, height, width = image.shape

@@ -14,6 +14,7 @@ from swinv2_train.data.augment import resize
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import decode, image_facts
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.shards import ShardSet
 
@@ -37,7 +38,7 @@ class Inspection:
 class _Checked:
     facts: ImageFacts | None = None
     num_bytes: int = 0
-    label: int | None = None
+    labels: tuple[int, ...] | None = None
     broken: str | None = None
 
 
@@ -50,7 +51,7 @@ class _Check:
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, texts=True)
-            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), raw.label)
+            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), known_labels(raw))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -64,7 +65,7 @@ def inspect(
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
-                card.add_image(checked.facts, checked.num_bytes, checked.label)
+                card.add_image(checked.facts, checked.num_bytes, checked.labels)
             else:
                 broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)

@@ -9,24 +9,24 @@ from __future__ import annotations
 import itertools
 import logging
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swinv2_train.data.decode import decode
+from swinv2_train.data.decode import decode, same_depth
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.order import Group, SampleOrder, sample_rng
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.transform import Decoded, Transform
 from swinv2_train.data.workers import Failure, WorkerPool
 
 logger = logging.getLogger(__name__)
-Transform = Callable[[Tensor, np.random.Generator], dict[str, Tensor]]
-"""(C, H, W) uint8 or uint16 and the sample's own generator -> named tensors, of the same shapes for every sample."""
 Batch = dict[str, Any]
+Broken = tuple[int, str, str]
+"""(position, "shard/key", reason) of a sample that could not be used."""
 _MAX_REPLACEMENTS = 32
 
 
@@ -38,7 +38,7 @@ class TrainLoader:
     gives, stacked, and
 
     - "position" int64 (B,): the sample positions,
-    - "broken": list of (position, "shard/key", reason) of samples that could not be read and were replaced.
+    - "broken": list of (position, "shard/key", reason) of samples that could not be used and were replaced.
     """
 
     def __init__(
@@ -201,28 +201,42 @@ class _Samples(Dataset[Any]):
     def batch(self, positions: Sequence[int]) -> Batch:
         raise NotImplementedError
 
-    def sample(self, index: int, position: int) -> dict[str, Tensor]:
+    def decoded(self, index: int) -> Decoded:
         """Raises BrokenSample where sample `index` cannot be read or decoded."""
-        image = decode(self.shards.read(index).data, self.channels)
-        return self.transform(image, sample_rng(self.seed, position))
+        raw = self.shards.read(index, texts=self.transform.texts)
+        return Decoded(decode(raw.data, self.channels), raw)
 
 
 class _TrainSamples(_Samples):
     def __init__(self, shards: ShardSet, order: SampleOrder, transform: Transform, channels: int, seed: int) -> None:
         super().__init__(shards, transform, channels, seed)
         self.order = order
+        self.last: tuple[int, Decoded] | None = None
 
     def batch(self, positions: Sequence[int]) -> Batch:
-        broken: list[tuple[int, str, str]] = []
-        samples = [self.sample_at(position, broken) for position in positions]
+        partners = {position: self.transform.partner(position) for position in positions}
+        needed = {*positions, *(partner for partner in partners.values() if partner is not None)}
+        made, broken = {}, []
+        for position in sorted(needed):
+            made[position], failures = self.sample_at(position)
+            # What is broken counts once, for the batch that it belongs to, however many others it is mixed into.
+            broken += failures if position in partners else []
+        self.last = None
+        samples = [self.mixed(made, position, partner) for position, partner in partners.items()]
         return _collate(samples) | {"position": torch.tensor(list(positions)), "broken": broken}
 
-    def sample_at(self, position: int, broken: list[tuple[int, str, str]]) -> dict[str, Tensor]:
-        """The sample at a position, or the first of its stand-ins that can be read."""
+    def mixed(self, made: dict[int, dict[str, Tensor]], position: int, partner: int | None) -> dict[str, Tensor]:
+        if partner is None:
+            return made[position]
+        return self.transform.mix(made[position], made[partner], sample_rng(self.seed, position, "mix"))
+
+    def sample_at(self, position: int) -> tuple[dict[str, Tensor], list[Broken]]:
+        """The sample at a position, or the first of its stand-ins that can be used; and those that cannot."""
+        broken: list[Broken] = []
         index = self.order.at(position)[1]
         for attempt in range(1, _MAX_REPLACEMENTS + 2):
             try:
-                return self.sample(index, position)
+                return self.transform(self.decoded_once(index), sample_rng(self.seed, position)), broken
             except BrokenSample as error:
                 broken.append((position, self.shards.name(index), error.reason))
             index = self.order.replacement(position, attempt)
@@ -232,6 +246,12 @@ class _TrainSamples(_Samples):
             "check the shards with swinv2-data inspect"
         )
 
+    def decoded_once(self, index: int) -> Decoded:
+        """As `decoded`; repetitions of a sample lie side by side, so the last one is kept."""
+        if self.last is None or self.last[0] != index:
+            self.last = (index, self.decoded(index))
+        return self.last[1]
+
 
 class _EvalSamples(_Samples):
     def __init__(self, shards: ShardSet, transform: Transform, channels: int, seed: int, num_samples: int) -> None:
@@ -239,11 +259,11 @@ class _EvalSamples(_Samples):
         self.num_samples = num_samples
 
     def batch(self, positions: Sequence[int]) -> Batch:
-        broken: list[tuple[int, str, str]] = []
+        broken: list[Broken] = []
         samples: list[dict[str, Tensor] | None] = []
         for index in positions:
             try:
-                samples.append(self.sample(index, index) if index < self.num_samples else None)
+                samples.append(self.sample(index) if index < self.num_samples else None)
             except BrokenSample as error:
                 broken.append((index, self.shards.name(index), error.reason))
                 samples.append(None)
@@ -253,24 +273,23 @@ class _EvalSamples(_Samples):
         batch = _collate([sample if sample is not None else padding for sample in samples])
         return batch | {"position": torch.tensor(list(positions)), "valid": torch.tensor(valid), "broken": broken}
 
+    def sample(self, index: int) -> dict[str, Tensor]:
+        """Raises BrokenSample where sample `index` cannot be used."""
+        return self.transform(self.decoded(index), sample_rng(self.seed, index))
+
     def any_sample(self) -> dict[str, Tensor]:
-        """The first sample that can be read, for a batch that has none of its own."""
+        """The first sample that can be used, for a batch that has none of its own."""
+        reason = ""
         for index in range(self.num_samples):
             try:
-                return self.sample(index, index)
-            except BrokenSample:
-                continue
+                return self.sample(index)
+            except BrokenSample as error:
+                reason = error.reason
         raise DataError(
-            f"none of the {self.num_samples} evaluation samples can be read: check them with swinv2-data inspect"
+            f"none of the {self.num_samples} evaluation samples can be used, the last of them "
+            f"{self.shards.name(self.num_samples - 1)} ({reason}): check the shards with swinv2-data inspect"
         )
 
 
 def _collate(samples: Sequence[dict[str, Tensor]]) -> Batch:
-    return {key: _stack([sample[key] for sample in samples]) for key in samples[0]}
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    """Stack; where 8 and 16 bit images meet, the 8 bit ones are widened to the same share of the largest value."""
-    if any(tensor.dtype == torch.uint16 for tensor in tensors):
-        tensors = [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in tensors]
-    return torch.stack(tensors)
+    return {key: torch.stack(same_depth([sample[key] for sample in samples])) for key in samples[0]}

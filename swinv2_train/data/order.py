@@ -31,6 +31,7 @@ class Group:
 
     first_position: int
     num_samples: int
+    """Its positions; repeated samples count as often as they are repeated."""
     ranges: list[tuple[int, int]]
     """Half-open ranges of sample indices that the group draws from, without overlap."""
 
@@ -63,9 +64,9 @@ def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
             return value
 
 
-def sample_rng(seed: int, position: int) -> np.random.Generator:
-    """The source of all randomness of one sample: depends on the seed and the position, on nothing else."""
-    return np.random.Generator(np.random.Philox(key=np.array([_keys("sample", seed)[0], position], dtype=np.uint64)))
+def sample_rng(seed: int, position: int, stream: str = "sample") -> np.random.Generator:
+    """The source of all randomness of one sample: depends on the seed, the position and the stream, on nothing else."""
+    return np.random.Generator(np.random.Philox(key=np.array([_keys(stream, seed)[0], position], dtype=np.uint64)))
 
 
 class SampleOrder:
@@ -73,17 +74,28 @@ class SampleOrder:
 
     A larger `shuffle_samples` mixes better. A larger `block_samples` (default: a 32nd of it) reads the data set in
     longer stretches, so that a group touches fewer shards: what counts where shards are fetched whole.
+
+    With `repeats` (repeated augmentation), so many positions in a row hold the same sample, and an epoch of the order
+    is so many times longer.
     """
 
     def __init__(
-        self, num_samples: int, seed: int, *, shuffle_samples: int = 131072, block_samples: int | None = None
+        self,
+        num_samples: int,
+        seed: int,
+        *,
+        shuffle_samples: int = 131072,
+        block_samples: int | None = None,
+        repeats: int = 1,
     ) -> None:
         if num_samples < 1:
             raise ValueError(f"num_samples={num_samples}: an order needs at least one sample")
         if shuffle_samples < 1:
             raise ValueError(f"shuffle_samples={shuffle_samples}: must be at least 1")
+        if repeats < 1:
+            raise ValueError(f"repeats={repeats}: must be at least 1")
         block = block_samples if block_samples is not None else shuffle_samples // 32
-        self.num_samples, self.seed = num_samples, seed
+        self.num_samples, self.seed, self.repeats = num_samples, seed, repeats
         self._block = min(max(block, 1), num_samples)
         self._num_blocks, self._rest = divmod(num_samples, self._block)
         # A last group much smaller than the others would mix badly, so the blocks are dealt out evenly.
@@ -93,7 +105,11 @@ class SampleOrder:
 
     def at(self, position: int) -> tuple[int, int]:
         """Epoch and sample index at a position (0, 1, 2, ... without end)."""
-        epoch, offset = divmod(position, self.num_samples)
+        return self._at(position // self.repeats)
+
+    def _at(self, draw: int) -> tuple[int, int]:
+        """As `at`, of the draws without their repetitions."""
+        epoch, offset = divmod(draw, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
         size = self._group_samples(group, num_blocks)
         shuffled = permute(offset - first_slot * self._block, size, _keys(self.seed, epoch, "samples", group))
@@ -105,18 +121,19 @@ class SampleOrder:
 
         It comes from the group of the position, so that no other shard has to be fetched for it.
         """
-        epoch, offset = divmod(position, self.num_samples)
+        draw = position // self.repeats
+        epoch, offset = divmod(draw, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
         first, size = first_slot * self._block, self._group_samples(group, num_blocks)
         if size == 1:
-            return self.at(position)[1]
+            return self._at(draw)[1]
         # A step of 1..size-1 from the position itself: never the broken sample again.
-        step = 1 + _keys(self.seed, position, "replacement", attempt)[0] % (size - 1)
-        return self.at(epoch * self.num_samples + first + (offset - first + step) % size)[1]
+        step = 1 + _keys(self.seed, draw, "replacement", attempt)[0] % (size - 1)
+        return self._at(epoch * self.num_samples + first + (offset - first + step) % size)[1]
 
     def group_at(self, position: int) -> Group:
         """The shuffle group that a position lies in; the next group starts at first_position + num_samples."""
-        epoch, offset = divmod(position, self.num_samples)
+        epoch, offset = divmod(position // self.repeats, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
         ranges: list[tuple[int, int]] = []
         for slot in range(first_slot, first_slot + num_blocks + (self._has_rest(group))):
@@ -126,7 +143,8 @@ class SampleOrder:
             if stop > self.num_samples:
                 ranges.append((0, stop - self.num_samples))
         first_position = epoch * self.num_samples + first_slot * self._block
-        return Group(first_position, self._group_samples(group, num_blocks), ranges)
+        size = self._group_samples(group, num_blocks)
+        return Group(first_position * self.repeats, size * self.repeats, ranges)
 
     def _group(self, offset: int) -> tuple[int, int, int]:
         """Group, its first slot and its number of whole blocks, for an offset into the epoch."""

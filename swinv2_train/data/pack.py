@@ -26,9 +26,11 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.decode import decode, image_facts
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import write_atomically
+from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.shards import RawSample
 
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
 BROKEN_FILE = "broken.jsonl"
@@ -84,10 +86,8 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image)
-        label = None
-        with contextlib.suppress(ValueError):
-            label = int(texts.get("cls", b""))
-        return Packed(entry, {_EXTENSIONS[facts.format]: data} | texts, facts, label)
+        labels = known_labels(RawSample(entry.key, facts.format, data, texts))
+        return Packed(entry, {_EXTENSIONS[facts.format]: data} | texts, facts, labels)
 
 
 def _shrink(image: Tensor, limit: int) -> Tensor:
@@ -123,11 +123,15 @@ def pack(
     split: str = "train",
     eval_share: float = 0.0,
     classes: bool = False,
+    class_names: Path | None = None,
     workers: int = 0,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] = lambda split, done, total: None,
 ) -> PackReport:
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
+
+    With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
+    alphabetical order, or as `class_names` says: a file with a name per line, or the manifest of an earlier split.
 
     With `eval_share`, that share of the images, chosen by a hash of their names, goes to the split `eval`. `progress`
     is called with the split, the images done and their number.
@@ -135,7 +139,7 @@ def pack(
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, seed=options.seed)
+    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed)
     splits = _split(found, split, eval_share, options.seed)
     report = PackReport(broken=[{"path": path, "reason": "the file does not exist"} for path in found.missing])
     try:

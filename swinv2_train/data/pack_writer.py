@@ -51,7 +51,7 @@ class Packed:
     entry: Entry
     members: dict[str, bytes] = field(default_factory=dict)
     facts: ImageFacts | None = None
-    label: int | None = None
+    labels: tuple[int, ...] | None = None
     broken: str | None = None
 
 
@@ -231,7 +231,7 @@ def _add(tar: tarfile.TarFile, packed: Packed, card: Card) -> None:
         info.size = len(data)
         tar.addfile(info, io.BytesIO(data))
     image = next(iter(packed.members.values()))
-    card.add_image(packed.facts, len(image), packed.label)
+    card.add_image(packed.facts, len(image), packed.labels)
 
 
 def _member_bytes(key: str, extension: str, data: bytes) -> int:

@@ -33,9 +33,13 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
 
 
-def start_server() -> None:
-    """Start the process that workers are forked from, if it does not run yet; it gets ready in the background."""
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+def start_server(also: Sequence[str] = ()) -> None:
+    """Start the process that workers are forked from, if it does not run yet; it gets ready in the background.
+
+    Args:
+        also: further modules for it to import, once for all workers.
+    """
+    multiprocessing.set_forkserver_preload([*_PRELOADED, *also])
     # The server starts this one first, and that unblocks the signals again: so it has to stand already.
     multiprocessing.resource_tracker.ensure_running()
     with _signals_held_back():  # it keeps the signals blocked for its life, and so outlives them

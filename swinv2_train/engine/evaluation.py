@@ -58,9 +58,7 @@ class Evaluation:
         self.watchdog.now("evaluation", step)
         with self._batches(self.config.eval.max_samples, self.plan.micro_batch) as batches:
             sums = self.task.evaluate(self.engine.model, batches)
-        keys = sorted(sums)
-        totals = dict(zip(keys, self.ranks.sum([sums[key] for key in keys]), strict=True))
-        return self.task.metrics(totals)
+        return self.task.metrics(self.ranks.sum_all(sums))
 
     @torch.no_grad()
     def draw(self, step: int) -> None:

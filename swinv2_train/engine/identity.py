@@ -27,14 +27,27 @@ def shards_digest(names: list[str], sizes: list[int]) -> str:
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
-def geometry(config: Config, shards: str) -> dict[str, Any]:
+COMPARED = ("model", "task", "data", "order")
+"""Sections of the geometry that must not change in a run; the others are for readers of the weights."""
+
+
+def geometry(
+    config: Config,
+    shards: str,
+    classes: list[str] | None = None,
+    statistics: tuple[list[float], list[float]] | None = None,
+) -> dict[str, Any]:
     """What a checkpoint says of its run: dotted config keys and their values.
 
-    `task`, `model` and `data` are what the weights need; `order` is what the sequence of samples hangs on.
+    `task`, `model`, `data`, `classes` and `preprocess` are what the weights need; `order` is what the sequence of
+    samples hangs on.
 
     Args:
         shards: the digest of the training shards.
+        classes: names of the classes.
+        statistics: per-channel mean and deviation, where `data.mean` and `data.std` only say where they come from.
     """
+    mean, std = statistics or (config.data.mean, config.data.std)
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
     return {
         "task": to_dict(config.task),
@@ -45,6 +58,14 @@ def geometry(config: Config, shards: str) -> dict[str, Any]:
             "optim.global_batch": config.optim.global_batch,
             "data.shuffle_samples": config.data.shuffle_samples,
             "data.shards": shards,
+        },
+        "classes": classes,
+        "preprocess": {
+            "crop_pct": config.data.crop_pct,
+            "crop_mode": config.data.crop_mode,
+            "interpolation": config.data.augment.interpolation,
+            "mean": mean,
+            "std": std,
         },
     }
 
@@ -59,26 +80,38 @@ def check_same_run(directory: Path, config: Config, shards: str) -> None:
     Raises:
         ConfigError: naming the first key that differs, with both values.
     """
+    saved = saved_geometry(directory)
+    if saved is None:
+        return
+    present = geometry(config, shards)
+    for section in COMPARED:
+        prefix = "" if section == "order" else f"{section}."
+        for key, value in present[section].items():
+            before = saved.get(section, {}).get(key, _default(config, section, key))
+            if before != value:
+                raise ConfigError(
+                    f"{prefix}{key}",
+                    value,
+                    f"the run in {directory} was started with {before}; "
+                    "set it back, or take another run.dir for a new run",
+                )
+
+
+def saved_geometry(directory: Path) -> dict[str, Any] | None:
+    """The geometry in the newest checkpoint of a run whose manifest can be read; None where it has none."""
     for path in list_checkpoints(directory / "checkpoints"):
         try:
             saved = read_manifest(path).geometry
-            if not all(isinstance(values, dict) for values in saved.values()):
-                continue
         except CheckpointError:
             continue
-        present = geometry(config, shards)
-        for section, values in present.items():
-            prefix = "" if section == "order" else f"{section}."
-            for key, value in values.items():
-                before = saved.get(section, {}).get(key)
-                if before != value:
-                    raise ConfigError(
-                        f"{prefix}{key}",
-                        value,
-                        f"the run in {directory} was started with {before}; "
-                        "set it back, or take another run.dir for a new run",
-                    )
-        return
+        if all(isinstance(saved.get(section, {}), dict) for section in COMPARED):
+            return saved
+    return None
+
+
+def _default(config: Config, section: str, key: str) -> Any:
+    """What a run had for a field that its version did not know yet: the default of today, which changes nothing."""
+    return getattr(type(getattr(config, section))(), key, None) if section in ("model", "task") else None
 
 
 def is_used(directory: Path) -> bool:

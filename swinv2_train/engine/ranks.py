@@ -16,10 +16,11 @@ import random
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -171,6 +172,23 @@ class Ranks:
         with self._collective("sum"):
             dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
+
+    def sum_all(self, sums: Mapping[str, float | np.ndarray]) -> dict[str, float | np.ndarray]:
+        """Named numbers and float64 arrays added up over all ranks, in one collective.
+
+        Names and shapes must be the same on every rank.
+        """
+        names = sorted(sums)
+        parts = [np.atleast_1d(np.asarray(sums[name], dtype=np.float64)) for name in names]
+        tensor = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
+        with self._collective("sum"):
+            dist.all_reduce(tensor, group=self.control)
+        ends = np.cumsum([part.size for part in parts])[:-1]
+        values = zip(names, np.split(tensor.numpy(), ends), parts, strict=True)
+        return {
+            name: value.reshape(part.shape) if isinstance(sums[name], np.ndarray) else float(value[0])
+            for name, value, part in values
+        }
 
     def gather(self, value: Any) -> list[Any]:
         """One small object of every rank, in rank order, on every rank."""

@@ -15,6 +15,8 @@ from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine.build import (
@@ -30,6 +32,7 @@ from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation
 from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
+from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave, pick_device
@@ -166,7 +169,13 @@ def _train_with(
             "remove them to start from the beginning, or take another run.dir"
         )
     if found.state is None and not config.replay:  # a replay finds its own
-        lines.append("no checkpoint yet: starting from the beginning")
+        lines.append("no checkpoint yet: starting from " + (config.init_from or "the beginning"))
+        if config.init_from:
+            lines.extend(start_from(config, engine, ranks))
+    elif config.init_from and not config.replay:
+        lines.append(
+            f"init_from={config.init_from} is for the start of a run; this one goes on from its own checkpoint"
+        )
     if state.step > plan.total_steps:
         raise ranks.end(
             f"the run in {directory} is at step {state.step} already, and the config ends it at {plan.total_steps}: "
@@ -190,7 +199,6 @@ def _train_with(
     with _tracking(config, plan, state, ranks) as (tracker, end):
         for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
             tracker.message(line)
-        digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
         saver = Saver(
             directory / "checkpoints",
             ranks.another(),
@@ -219,7 +227,7 @@ def _train_with(
                 watchdog=watchdog,
                 stop=stop,
             ),
-            checkpoints=Checkpoints(directory, engine, ranks, geometry(config, digest), tracker, saver),
+            checkpoints=Checkpoints(directory, engine, ranks, _geometry(config, shards), tracker, saver),
             incidents=IncidentLog(directory, config, plan, ranks, lambda position: shards.name(order.at(position)[1])),
             tracker=tracker,
             clock=StepClock(plan.global_batch),
@@ -238,6 +246,15 @@ def _train_with(
         finally:
             saver.close()
     return end.code
+
+
+def _geometry(config: Config, shards: ShardSet) -> dict[str, Any]:
+    """What the checkpoints of this run say of it."""
+    digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
+    names = shards.card.class_names if shards.card else None
+    if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
+        names = None
+    return geometry(config, digest, names, resolve_statistics(config.data, shards.card, config.model.in_channels))
 
 
 @dataclass

@@ -17,10 +17,10 @@ from torch import nn
 
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import center_crop, normalise, train_crop
-from swinv2_train.models.drop_path import drop_path_noise
+from swinv2_train.data.augment import eval_crop, normalise, train_crop
+from swinv2_train.data.transform import Decoded, Transform
 from swinv2_train.models.heads import MaskedImageModel
-from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Transform
+from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Sums, depth_noise
 from swinv2_train.tracking.figures import image_grid, to_pil
 
 LOCAL_NOTE = "normalised target: local brightness and contrast are the original's, structure is the model's"
@@ -80,22 +80,23 @@ def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
     return (images - mean) / deviation, mean, deviation
 
 
-class SimMIMTransform:
+class SimMIMTransform(Transform):
     """Crop, flip and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
 
     def __init__(self, config: Config, *, training: bool) -> None:
-        self.augment = config.data.augment
+        self.data = config.data
         self.size = resolution(config)
         self.training = training
         self.ratio = config.task.mask_ratio
         patch = config.task.mask_patch_size
         self.grid = (-(-self.size[0] // patch), -(-self.size[1] // patch))
 
-    def __call__(self, image: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        data = self.data
         if self.training:
-            image = train_crop(image, self.size, self.augment, rng)
+            image = train_crop(sample.image, self.size, data.augment, rng)
         else:
-            image = center_crop(image, self.size, self.augment.interpolation)
+            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
         return {"image": image, "mask": random_mask(*self.grid, self.ratio, rng)}
 
 
@@ -127,10 +128,7 @@ class SimMIM:
         token = self.config.model.patch_size
         tokens = (-(-self.size[0] // token), -(-self.size[1] // token))
         token_mask = enlarge_mask(batch["mask"], self.patch // token, *tokens)
-        noise = None
-        if model.training:
-            # Successive positions make independent noise; the seed moves runs apart.
-            noise = drop_path_noise(batch["position"] + (self.config.seed % 2**19 << 44), sum(self.config.model.depths))
+        noise = depth_noise(self.config, model, batch["position"])
         return images, model(images, token_mask, noise=noise).float()
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
@@ -148,7 +146,7 @@ class SimMIM:
         images, reconstruction = self._forward(model, batch)
         return Losses(self.summed_loss(images, reconstruction, batch["mask"]).sum())
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Sums:
         """Masked loss: its sum, the number of masked pixels and of samples."""
         total, pixels, samples = 0.0, 0.0, 0
         for batch in batches:
@@ -159,8 +157,11 @@ class SimMIM:
             samples += int(valid.sum())
         return {"total": total, "pixels": pixels, "samples": float(samples)}
 
-    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        return {"loss": sums["total"] / (sums["pixels"] + NORMALISER_EPSILON), "samples": sums["samples"]}
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        return {
+            "loss": float(sums["total"]) / (float(sums["pixels"]) + NORMALISER_EPSILON),
+            "samples": float(sums["samples"]),
+        }
 
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:

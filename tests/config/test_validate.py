@@ -63,6 +63,99 @@ def test_refused_with_field_value_and_mend(overrides: list[str], parts: list[str
         assert part in message
 
 
+SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "optim.global_batch=24"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["task.num_classes=-1"], ["task.num_classes=-1"]),
+        (["task.num_classes=1"], ["task.num_classes=1", "multi_label"]),
+        (["task.label_smoothing=1"], ["task.label_smoothing=1"]),
+        (["task.class_weights=equal"], ["task.class_weights=equal", "balanced"]),
+        (["task.class_weights=[1,a]"], ["task.class_weights"]),
+        (["task.class_weights=[1,2]"], ["2 numbers for task.num_classes=10"]),
+        (["task.num_classes=2", "task.class_weights=[0,0]"], ["not all of them 0"]),
+        (["task.num_classes=2", "task.class_weights=[-1,1]"], ["numbers from 0 on"]),
+        (["task.mixup=-0.1"], ["task.mixup=-0.1"]),
+        (["task.cutmix=nan"], ["task.cutmix=nan"]),
+        (["task.cutmix=inf"], ["task.cutmix=inf"]),
+        (["task.mix_prob=1.5"], ["task.mix_prob=1.5"]),
+        (["task.mix_switch_prob=-1"], ["task.mix_switch_prob=-1"]),
+        (["task.auto_augment=randaug"], ["task.auto_augment=randaug", "rand-m9-mstd0.5-inc1"]),
+        (["task.auto_augment=rand-m9-x3"], ["task.auto_augment=rand-m9-x3"]),
+        (["task.auto_augment=''"], ["task.auto_augment", "null for none"]),
+        (["task.color_jitter=-1"], ["task.color_jitter=-1"]),
+        (["model.in_channels=5"], ["task.auto_augment=rand", "task.auto_augment=null task.color_jitter=0"]),
+        (["model.in_channels=1", "task.auto_augment=null"], ["task.color_jitter=0.4", "model.in_channels=1"]),
+        (["task.erase_prob=2"], ["task.erase_prob=2"]),
+        (["task.repeats=0"], ["task.repeats=0"]),
+        (["optim.global_batch=25"], ["optim.global_batch=25", "multiple of 2", "take 26", "task.mix_prob=0"]),
+        (["task.repeats=5"], ["multiple of 10", "5 times (task.repeats)", "take 30"]),
+        (["task.repeats=5", "task.mix_prob=0"], ["multiple of 5", "copies of a sample", "take 25"]),
+        (["data.crop_pct=0"], ["data.crop_pct=0"]),
+        (["data.crop_pct=1.2"], ["data.crop_pct=1.2"]),
+        (["data.crop_mode=pad"], ["data.crop_mode=pad", "squash"]),
+        (["init_from=x", "init.which=oldest"], ["init.which=oldest", "best"]),
+        (["init.ema=true"], ["init.ema=True", "init_from"]),
+        (["init_from=''"], ["init_from="]),
+        (["probe.shards=a"], ["probe.eval_shards"]),
+        (["probe.every_steps=5"], ["probe.every_steps=5", "probe.shards"]),
+        (["probe.max_samples=1"], ["probe.max_samples=1"]),
+        (["probe.knn=-1"], ["probe.knn=-1"]),
+        (["probe.shards=a", "probe.eval_shards=b", "probe.knn=0", "probe.linear=false"], ["probe.knn=0"]),
+        (["eval.signal_every_steps=-1"], ["eval.signal_every_steps=-1"]),
+    ],
+)
+def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(compose([*SUPERVISED, *overrides]))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["task.num_classes=0"],
+        ["optim.global_batch=25", "task.mix_prob=0"],
+        ["optim.global_batch=25", "task.mixup=0", "task.cutmix=0"],
+        ["task.class_weights=balanced"],
+        ["task.multi_label=true", "task.num_classes=1"],
+        [
+            "model.in_channels=5",
+            "data.mean=dataset",
+            "data.std=dataset",
+            "task.auto_augment=null",
+            "task.color_jitter=0",
+        ],
+        ["init_from=runs/x", "init.label_map=map.txt", "init.which=best"],
+    ],
+)
+def test_what_can_be_run_is_not_refused(overrides: list[str]) -> None:
+    validate(compose([*SUPERVISED, *overrides]))
+
+
+POLICIES = ["rand-m9-mstd0.5-inc1", "rand-m9-n3-mstd0.5", "rand-mstd1-tweights", "rand", "rand-m5-p0.3-mmax20-t3aw"]
+POLICIES += ["augmix-m5-w4-d2", "augmix", "augmix-b1-a0.5", "v0", "v0r", "original-mstd0.5", "originalr", "3a"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_timm_builds_every_policy_that_is_let_through(policy: str) -> None:
+    from swinv2_train.data.auto_augment import ColourAugment
+
+    validate(compose([*SUPERVISED, f"task.auto_augment={policy}"]))
+    assert ColourAugment(policy, 0.0, (32, 32), [0.5] * 3, "bicubic").steps
+
+
+def test_a_label_map_is_for_classification() -> None:
+    with pytest.raises(ConfigError, match=r"init\.label_map=map\.txt: is for classification"):
+        validate(compose([*BASE, "init_from=x", "init.label_map=map.txt"]))
+
+
 def test_resolution_takes_one_side_or_two() -> None:
     assert resolution(compose([*BASE, "data.resolution=160"])) == (160, 160)
     assert resolution(compose([*BASE, "data.resolution=[96,160]"])) == (96, 160)

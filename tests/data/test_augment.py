@@ -11,9 +11,10 @@ from torchvision.transforms import v2
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.augment import (
-    center_crop,
+    eval_crop,
     normalise,
     random_crop_box,
+    random_erase,
     random_resized_crop,
     resize,
     resolve_statistics,
@@ -108,7 +109,7 @@ def test_16_bit_does_not_wrap_round() -> None:
 def test_center_crop_is_the_official_evaluation_transform(height: int, width: int, interpolation: str) -> None:
     image = image_of(1, height, width)
     official = v2.Compose([v2.Resize(int(256 / 224 * 96), v2.InterpolationMode(interpolation)), v2.CenterCrop(96)])
-    assert torch.equal(center_crop(image, (96, 96), interpolation), official(image))
+    assert torch.equal(eval_crop(image, (96, 96), 0.875, "center", interpolation), official(image))
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 32), (60, 20)])
@@ -117,7 +118,7 @@ def test_center_crop_to_any_shape_keeps_the_aspect(size: tuple[int, int], height
     rows = torch.linspace(0, 255, height)[None, :, None].expand(1, height, width)
     columns = torch.linspace(0, 255, width)[None, None, :].expand(1, height, width)
     image = torch.cat([rows, columns]).round().to(torch.uint8)
-    crop = center_crop(image, size, "bilinear").double()
+    crop = eval_crop(image, size, 0.875, "center", "bilinear").double()
     assert crop.shape == (2, *size)
     middle = crop[:, size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1].mean(dim=(1, 2))
     assert (middle - 127.5).abs().max() < 8  # the centre of the crop is the centre of the image
@@ -126,6 +127,45 @@ def test_center_crop_to_any_shape_keeps_the_aspect(size: tuple[int, int], height
         (crop[1, 0, -1] - crop[1, 0, 0]) / (size[1] - 1) * width,
     ]
     assert slopes[0] / slopes[1] == pytest.approx(1, abs=0.15)  # one step down is as long as one step right
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 80)])
+def test_squash_resizes_the_whole_image_and_crops_nothing(size: tuple[int, int]) -> None:
+    image = image_of(1, 120, 300)
+    squashed = eval_crop(image, size, 0.5, "squash", "bicubic")
+    official = v2.Resize(size, v2.InterpolationMode.BICUBIC)(image)
+    assert torch.equal(squashed, official)
+
+
+@pytest.mark.parametrize("crop_pct", [0.9, 1.0])
+def test_a_larger_share_keeps_more_of_the_image(crop_pct: float) -> None:
+    image = image_of(1, 300, 300)
+    resized = v2.Resize(int(96 / crop_pct), v2.InterpolationMode.BICUBIC)(image)
+    assert torch.equal(eval_crop(image, (96, 96), crop_pct, "center", "bicubic"), v2.CenterCrop(96)(resized))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_erasing_puts_the_datas_noise_into_a_rectangle(dtype: torch.dtype, largest: int) -> None:
+    mean, std = [0.3, 0.6], [0.1, 0.2]
+    image = torch.full((2, 80, 60), 3, dtype=torch.int32).to(dtype)
+    erased_share, values = [], []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        erased = random_erase(image, 0.6, mean, std, rng).to(torch.int32)
+        rows, columns = ((erased != 3).any(0).any(axis).nonzero() for axis in (1, 0))
+        if rows.numel() == 0:
+            continue
+        box = erased[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        assert (box != 3).double().mean() > 0.95
+        erased_share.append(box[0].numel() / 4800)
+        values.append(box.flatten(1).double() / largest)
+    assert 150 < len(erased_share) < 210
+    assert 0.02 * 0.9 < min(erased_share) < max(erased_share) < 1.1 / 3
+    noise = torch.cat(values, dim=1)
+    assert noise.mean(1).tolist() == pytest.approx(mean, abs=0.01)
+    assert noise.std(1).tolist() == pytest.approx(std, abs=0.01)
+    assert (image.to(torch.int32) == 3).all()
+    assert random_erase(image, 0.0, mean, std, np.random.default_rng(0)) is image
 
 
 def test_normalise() -> None:

@@ -20,7 +20,7 @@ def test_cards_add_up_and_survive_json() -> None:
     whole, parts = Card(), [Card(split="train", class_names=["a", "b"]), Card(broken=2)]
     for i, (fact, _) in enumerate(images):
         for card in (whole, parts[i % 2]):
-            card.add_image(fact, 100 + i, i % 2)
+            card.add_image(fact, 100 + i, (i % 2,))
     merged = Card.merged(Card.from_json(json.loads(json.dumps(part.to_json()))) for part in parts)
     assert merged.num_samples == 6
     assert merged.bytes == whole.bytes == 615
@@ -49,7 +49,7 @@ def test_statistics_are_those_of_the_pixels() -> None:
 
 def test_the_table_names_what_counts() -> None:
     card = Card(split="eval")
-    card.add_image(ImageFacts("tiff", 16, 300, 200, (0.5,) * 5, (0.3,) * 5), 2**20, 3)
+    card.add_image(ImageFacts("tiff", 16, 300, 200, (0.5,) * 5, (0.3,) * 5), 2**20, (3,))
     rows = dict(card.rows())
     assert rows["samples"] == "1"
     assert rows["channels"] == "5: 1"
@@ -58,3 +58,23 @@ def test_the_table_names_what_counts() -> None:
     assert rows["mean, 5 channels"] == ", ".join(["0.5000"] * 5)
     assert rows["classes"] == "1, with 1 to 1 samples each"
     assert rows["split"] == "eval"
+
+
+def test_classes_are_counted_once_for_each_label_of_an_image() -> None:
+    fact = ImageFacts("jpeg", 8, 64, 64, (0.5,) * 3, (0.3,) * 3)
+    card = Card()
+    for labels in ((0, 4), (4,), (), None):
+        card.add_image(fact, 10, labels)
+    assert card.class_counts == {0: 1, 4: 2}
+    assert card.num_classes == 5
+    assert Card(class_names=["a", "b"]).num_classes == 2
+    assert Card().num_classes is None
+    card.add_image(fact, 10, (1, 2, 3))
+    assert dict(card.rows())["classes per sample"] == "1.20"
+
+
+def test_cards_that_number_their_classes_differently_say_so() -> None:
+    one, same, other = Card(class_names=["a", "b"]), Card(class_names=["a", "b"]), Card(class_names=["b", "a"])
+    assert not Card.merged([one, same, Card()]).class_lists_differ
+    assert Card.merged([one, same, other]).class_lists_differ
+    assert Card.merged([Card(), Card.merged([one, other])]).class_lists_differ

@@ -17,6 +17,7 @@ from PIL import Image
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import RawSample
+from swinv2_train.data.transform import Decoded, Transform
 from swinv2_train.engine.state import TrainState
 
 
@@ -28,7 +29,7 @@ class NumberedSamples:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
-    def read(self, index: int) -> RawSample:
+    def read(self, index: int, *, texts: bool = False) -> RawSample:
         buffer = io.BytesIO()
         Image.new("RGB", (1, 1), (index >> 8, index & 255, 7)).save(buffer, "PNG")
         return RawSample(str(index), "png", buffer.getvalue(), {})
@@ -40,10 +41,12 @@ class NumberedSamples:
         pass
 
 
-def read_number(image: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-    """The transform: the number that the pixel says."""
-    high, low, _ = (int(value) for value in image.flatten())
-    return {"index": torch.tensor(high * 256 + low)}
+class ReadNumber(Transform):
+    """The number that the pixel says."""
+
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        high, low, _ = (int(value) for value in sample.image.flatten())
+        return {"index": torch.tensor(high * 256 + low)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def read_part(
         loader = TrainLoader(
             NumberedSamples(order.num_samples),  # type: ignore[arg-type]
             order,
-            read_number,
+            ReadNumber(),
             global_batch=global_batch,
             micro_batch=part.micro_batch,
             rank=rank,

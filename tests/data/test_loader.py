@@ -10,28 +10,35 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config.schema import AugmentConfig
-from swinv2_train.data.augment import center_crop, train_crop
+from swinv2_train.data.augment import eval_crop, train_crop
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.loader import EvalLoader, TrainLoader, Transform
+from swinv2_train.data.loader import EvalLoader, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.transform import Decoded, Transform
 from tests.data.samples import encoded, jpeg, pixels, write_shards, write_tar
 
 N = 50
 BATCH = 12
 
 
-class Crop:
+class Crop(Transform):
     """A transform with randomness in pixels and in numbers, as that of a task."""
 
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        crop = train_crop(image, (16, 16), AugmentConfig(), rng)
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+        crop = train_crop(sample.image, (16, 16), AugmentConfig(), rng)
         return {"image": crop, "mask": torch.from_numpy(rng.permutation(4))}
 
 
-class Center:
-    def __call__(self, image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"image": center_crop(image, (16, 16), "bilinear"), "noise": torch.tensor(rng.random())}
+class Center(Transform):
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+        crop = eval_crop(sample.image, (16, 16), 0.875, "center", "bilinear")
+        return {"image": crop, "noise": torch.tensor(rng.random())}
+
+
+class Plain(Transform):
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"image": sample.image}
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +136,9 @@ def test_a_resumed_run_goes_on_with_the_same_samples_on_other_ranks(
 
 
 def test_an_epoch_holds_every_sample_and_the_next_augments_anew(shards: ShardSet) -> None:
-    class Key:
-        def __call__(self, image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-            return {"image": image.float().mean(dim=(1, 2)), "mask": torch.tensor([rng.random()])}
+    class Key(Transform):
+        def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+            return {"image": sample.image.float().mean(dim=(1, 2)), "mask": torch.tensor([rng.random()])}
 
     loader = open_train(shards, global_batch=10, micro_batch=10, transform=Key())
     epochs = [torch.cat([step["image"] for step in steps_of(loader, 5, 10)]) for _ in range(2)]
@@ -180,7 +187,10 @@ def test_a_data_set_of_broken_samples_ends_in_one_sentence(tmp_path: Path) -> No
         with pytest.raises(DataError, match=r"samples in a row are broken, the last of them part-000000\.tar/img0000"):
             next(loader)
         loader.close()
-    with pytest.raises(DataError, match="none of the 6 evaluation samples can be read"):
+    with pytest.raises(
+        DataError,
+        match=r"none of the 6 evaluation samples can be used, the last of them part-000000\.tar/img00005 \(jpeg: ",
+    ):
         next(iter(open_eval(shards)))
 
 
@@ -191,30 +201,31 @@ def test_other_numbers_of_channels_and_16_bit(tmp_path: Path) -> None:
     narrow = [encoded(pixels(n, 20, 20), "PNG") for n in range(4, 8)]
     members = [(f"{n}.png", data) for n, data in enumerate([*wide, *narrow])]
     shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache")
-    batch = next(open_train(shards, global_batch=8, micro_batch=8, transform=lambda image, rng: {"image": image}))
+    batch = next(open_train(shards, global_batch=8, micro_batch=8, transform=Plain()))
     assert batch["image"].dtype == torch.uint16
     order = SampleOrder(8, seed=9, shuffle_samples=16, block_samples=4)
     for position, image in enumerate(batch["image"]):
         n = order.at(position)[1]
         expected = pixels(n, 20, 20, 3, np.uint16) if n < 4 else pixels(n, 20, 20).astype(np.uint16) * 257
         assert (image.permute(1, 2, 0).numpy() == expected).all()
-    grey = next(open_train(shards, global_batch=8, micro_batch=8, channels=1, transform=lambda i, rng: {"image": i}))
+    grey = next(open_train(shards, global_batch=8, micro_batch=8, channels=1, transform=Plain()))
     assert grey["image"].shape == (8, 1, 20, 20)
 
 
-def failing(image: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-    raise KeyError("mask")
+class Failing(Transform):
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+        raise KeyError("mask")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_transform_that_fails_is_named_in_one_sentence_with_the_traceback_attached(
     shards: ShardSet, num_workers: int
 ) -> None:
-    loader = open_train(shards, transform=failing, num_workers=num_workers)
+    loader = open_train(shards, transform=Failing(), num_workers=num_workers)
     with pytest.raises(DataError) as caught:
         next(loader)
     assert str(caught.value) == "the transform of samples 0 to 2 failed: KeyError: 'mask'"
-    assert "in failing" in caught.value.__notes__[0]
+    assert "in __call__" in caught.value.__notes__[0]
     loader.close()
 
 
@@ -264,7 +275,8 @@ def test_evaluation_sees_every_sample_once_in_equally_many_batches(
         from swinv2_train.data.decode import decode
         from swinv2_train.data.order import sample_rng
 
-        sample = expected(decode(jpeg(index), 3), sample_rng(1, index))
+        decoded = Decoded(decode(jpeg(index), 3), shards.read(index))
+        sample = expected(decoded, sample_rng(1, index))
         assert seen[index] == (sample["image"].numpy().tobytes(), float(sample["noise"]))
 
 

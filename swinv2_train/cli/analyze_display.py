@@ -1,0 +1,172 @@
+"""What `swinv2-analyze` shows and leaves behind: tables, charts, and the numbers behind them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.cli.checkpoint_display import table
+from swinv2_train.engine.status import write_text
+
+if TYPE_CHECKING:  # these import torch
+    from swinv2_train.engine.window_transfer import Curve
+    from swinv2_train.models.signal import BlockSignal
+
+BIAS_NAMES = {"log-cpb": "log-spaced CPB", "linear-cpb": "linear CPB", "table": "parameterised bias"}
+NORM_NAMES = {"res-post": "res-post-norm", "pre": "pre-norm", "post": "post-norm", "sandwich": "sandwich norm"}
+_METRICS = {"top1": "top-1 accuracy (%)", "mAP": "mean average precision (%)", "loss": "loss"}
+
+
+def model_name(source: Path) -> str:
+    """What a model is called where nothing better is known: its run, or its file."""
+    if source.parent.name == "checkpoints":
+        return source.parent.parent.resolve().name
+    return source.stem if source.is_file() else source.resolve().name
+
+
+def labels(given: Sequence[str | None], kinds: Sequence[str], sources: Sequence[Path]) -> list[str]:
+    """A name for every curve: what was given, else what the models differ in, else the run or file; all different."""
+    different = len(set(kinds)) == len(kinds) > 1
+    chosen = [
+        name or (kind if different else model_name(source))
+        for name, kind, source in zip(given, kinds, sources, strict=True)
+    ]
+    seen: Counter[str] = Counter()
+    for number, name in enumerate(chosen):
+        seen[name] += 1
+        if seen[name] > 1:
+            chosen[number] = f"{name} ({seen[name]})"
+    return chosen
+
+
+def main_metric(curves: Sequence[Curve]) -> str:
+    """The metric that curves are drawn over.
+
+    Raises:
+        ValueError: if the models have none in common.
+    """
+    for name in _METRICS:
+        if all(name in point.metrics for curve in curves for point in curve.points):
+            return name
+    raise ValueError("the models have no metric in common")
+
+
+def _shown(metric: str, value: float) -> float:
+    return value if metric == "loss" else 100 * value
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """A resolution as one reads it."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+
+
+def windows_text(curves: Mapping[str, Curve]) -> str:
+    """A row per model, a column per window."""
+    metric = main_metric(list(curves.values()))
+    first = next(iter(curves.values()))
+    rows = [(_METRICS[metric], *(f"W{point.window} I{size_text(point.resolution)}" for point in first.points))]
+    for name, curve in curves.items():
+        rows.append((name, *(f"{_shown(metric, point.metrics[metric]):.2f}" for point in curve.points)))
+    return table(rows)
+
+
+def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> list[Path]:
+    """Write windows.png, .pdf, .csv and .json.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    from swinv2_train.tracking.charts import Series, line_chart
+
+    metric = main_metric(list(curves.values()))
+    series = [
+        Series(
+            name,
+            [point.window for point in curve.points],
+            [_shown(metric, point.metrics[metric]) for point in curve.points],
+        )
+        for name, curve in curves.items()
+    ]
+    sizes: dict[int, set[str]] = {}
+    for curve in curves.values():
+        for point in curve.points:
+            sizes.setdefault(point.window, set()).add(size_text(point.resolution))
+    same = all(len(texts) == 1 for texts in sizes.values())
+    ticks = [(window, f"{window}\n{min(texts)} px" if same else str(window)) for window, texts in sorted(sizes.items())]
+    chart = line_chart(
+        series,
+        x_label="test-time window (tokens) and resolution" if same else "test-time window (tokens)",
+        y_label=_METRICS[metric],
+        title=series[0].name if len(series) == 1 else "",
+        x_ticks=ticks,
+    )
+    write_text(directory / "windows.csv", _windows_csv(curves))
+    write_text(directory / "windows.json", json.dumps(_windows_json(curves, data), indent=2) + "\n")
+    return [*chart.save(directory / "windows.png"), directory / "windows.csv", directory / "windows.json"]
+
+
+def _windows_csv(curves: Mapping[str, Curve]) -> str:
+    names = sorted({name for curve in curves.values() for point in curve.points for name in point.metrics})
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["model", "window", "height", "width", *names])
+    for model, curve in curves.items():
+        for point in curve.points:
+            writer.writerow([model, point.window, *point.resolution, *(point.metrics.get(name, "") for name in names)])
+    return stream.getvalue()
+
+
+def _windows_json(curves: Mapping[str, Curve], data: Any) -> dict[str, Any]:
+    models = [
+        {
+            "name": name,
+            "checkpoint": str(curve.source.resolve()),
+            "step": curve.step,
+            "position_bias": curve.config.model.position_bias,
+            "trained_window": curve.config.model.window,
+            "trained_resolution": curve.config.data.resolution,
+            "points": [vars(point) for point in curve.points],
+        }
+        for name, curve in curves.items()
+    ]
+    return {"data": data, "models": models}
+
+
+def signal_text(models: Mapping[str, Sequence[BlockSignal]]) -> str:
+    """A row per model."""
+    from swinv2_train.engine.propagation import signal_metrics
+
+    rows = [("model", "blocks", "largest amplitude", "largest / smallest")]
+    for name, blocks in models.items():
+        metrics = signal_metrics(blocks)
+        numbers = (f"{metrics['signal/largest']:.4g}", f"{metrics['signal/discrepancy']:.4g}")
+        rows.append((name, str(len(blocks)), *numbers))
+    return table(rows)
+
+
+def write_signal(
+    directory: Path, models: Mapping[str, Sequence[BlockSignal]], facts: Sequence[Mapping[str, Any]], images: Any
+) -> list[Path]:
+    """Write signal.png, .pdf and .json.
+
+    Args:
+        facts: what is known of each model, in the order of `models`.
+        images: what the amplitudes were measured on.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    from swinv2_train.engine.propagation import signal_chart, signal_metrics
+
+    described = [
+        {"name": name, **fact, "metrics": signal_metrics(blocks), "blocks": [vars(block) for block in blocks]}
+        for (name, blocks), fact in zip(models.items(), facts, strict=True)
+    ]
+    content = {"images": images, "amplitude": "average channel variance", "models": described}
+    write_text(directory / "signal.json", json.dumps(content, indent=2) + "\n")
+    return [*signal_chart(models).save(directory / "signal.png"), directory / "signal.json"]

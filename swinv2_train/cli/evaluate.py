@@ -1,0 +1,287 @@
+"""`swinv2-eval`: evaluate any checkpoint or file of weights on labelled shards, over any number of ranks.
+
+Exit status: 0 done; 1 it could not be done; 2 wrong use (no such path, an option that contradicts the model or the
+data); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.cli.arguments import above_zero, one_of, required, shards, split_items, switch, whole
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import ProbeConfig
+from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+
+if TYPE_CHECKING:  # imports torch
+    from swinv2_train.engine.ranks import Ranks
+    from swinv2_train.engine.standalone import EvalOptions
+
+MODULE = "swinv2_train.cli.evaluate"
+_JOIN_MINUTES = 10.0
+_COLLECTIVE_MINUTES = 24 * 60.0
+"""Ranks wait for the slowest of them at the end alone, so this is how far apart they may be."""
+
+MODEL_HELP = """\
+  which=newest|best        of a run or a directory of checkpoints (default: newest)
+  ema=true                 the moving average of the weights
+  model.window=24          and any other change to the model, also model.attention=sequential
+  data.resolution=384      data.crop_pct=0.9, data.crop_mode=squash (resize, no crop), data.mean=..."""
+MACHINE_HELP = """\
+  batch=32                 images of a rank in one forward pass
+  precision=fp32|bf16|fp16
+  ranks=N                  default: one per GPU, one without any; or start it with torchrun
+  device=auto|cuda|cpu     workers=4 (decoding processes of a rank)
+  max_samples=N            only the first N samples
+  out=DIR                  default: RUN/evaluations/NAME, or ./evaluation-NAME
+  cache_dir=, cache_gib=   where remote shards are kept, and how much of them"""
+_HELP = f"""\
+needed:
+  checkpoint=PATH          a run, a checkpoint, or a file of weights (ours, official, timm's, Hugging Face's)
+  data=SHARDS              a directory, a pattern such as 'shards/val-*.tar', a URL, or [a,b]
+
+the model:
+{MODEL_HELP}
+
+labels:
+  label_map=FILE           a line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
+                           the official map22kto1k.txt)
+  label_map=names          match classes by their names (ImageNet-V2, whose folders 0 to 999 are sorted as text)
+  real_labels=FILE         ReaL labels: a list of lists; an image may have several right classes, or none (left out)
+
+features, for a SimMIM encoder:
+  probe=SHARDS             labelled shards that a k-NN vote and a linear classifier learn from; data= scores them
+  probe.max_samples=5000   probe.knn=20, probe.linear=true
+
+the machine:
+{MACHINE_HELP}
+
+examples:
+  swinv2-eval checkpoint=outputs/in1k_tiny_256 data='shards/val-*.tar'
+  swinv2-eval checkpoint=swinv2_tiny_patch4_window8_256.pth data=shards/val model.window=24 data.resolution=768
+  swinv2-eval checkpoint=outputs/simmim_demo data='shards/eval-*.tar' probe='shards/train-*.tar'
+  torchrun --nproc-per-node 8 -m swinv2_train.cli.evaluate checkpoint=... data=...
+
+exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
+MACHINE_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "which": one_of(("newest", "best")),
+    "ema": switch,
+    "batch": whole(1),
+    "precision": one_of(("fp32", "bf16", "fp16")),
+    "ranks": whole(1),
+    "device": one_of(("auto", "cuda", "cpu")),
+    "workers": whole(0),
+    "max_samples": whole(1),
+    "cache_dir": str,
+    "cache_gib": above_zero,
+    "out": Path,
+}
+"""Options that every command over shards has."""
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "checkpoint": str,
+    "data": shards,
+    "label_map": str,
+    "real_labels": Path,
+    "probe": shards,
+    "probe.max_samples": whole(1),
+    "probe.knn": whole(0),
+    "probe.linear": switch,
+    **MACHINE_OPTIONS,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="swinv2-eval",
+        usage="swinv2-eval checkpoint=PATH data=SHARDS [KEY=VALUE ...] [--json]",
+        description="Evaluate weights on labelled shards; of a SimMIM checkpoint the masked loss on any images.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="see below")
+    parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args(given)
+    sys.exit(guarded("swinv2-eval", lambda: _run(arguments, given)))
+
+
+def guarded(command: str, run: Callable[[], int]) -> int:
+    """Run a command of one or more ranks; returns the exit code, after one sentence on stderr for what went wrong."""
+    from swinv2_train.checkpoint.errors import CheckpointError
+    from swinv2_train.data.errors import DataError
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def say(text: object) -> None:
+        print(f"{command}: {text}", file=sys.stderr, flush=True)
+
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except MainRankError:
+        return FAILED
+    except (ConfigError, DataError) as error:
+        say(error)
+        return WRONG_USE
+    except (RunError, CheckpointError) as error:
+        if type(error).__name__ == "LostRanks":
+            _end_lost(say)
+        say(error)
+        return FAILED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+        return FAILED
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            say("interrupted")
+        return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_lost(say: Callable[[object], None]) -> None:
+    """End a rank that others have left; a command that started the ranks says which died."""
+    from swinv2_train.engine.signals import PARENT_VARIABLE
+
+    if PARENT_VARIABLE not in os.environ:
+        say("another rank has died or does not answer, so there is no result; run the command again")
+    sys.stdout.flush()
+    os._exit(FAILED)  # taking down collectives whose other end is gone may hang for ever
+
+
+def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    options, overrides = split_items(arguments.items, _OPTIONS)
+    required(options, "checkpoint", "the run, checkpoint or file of weights to evaluate")
+    required(options, "data", "the labelled shards to evaluate on, such as data='shards/val-*.tar'")
+    probing = [key for key in options if key.startswith("probe.")]
+    if probing and not options.get("probe"):
+        raise ConfigError(probing[0], options[probing[0]], "needs probe=SHARDS, the shards to learn from")
+    started = start_if_alone(MODULE, given, options)
+    if started is not None:
+        return started
+
+    from swinv2_train.engine.agree import together
+    from swinv2_train.engine.standalone import evaluate
+
+    request = eval_options(options, overrides)
+    with ranks_of(options) as ranks, batches_shown(ranks) as progress:
+        place = together(ranks, lambda: _place(options) if ranks.is_main else None)
+        found = evaluate(request, ranks, progress)
+        if place is not None:
+            _report(found, request, place, options.get("out"), as_json=arguments.json)
+    return FINISHED
+
+
+def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: Any) -> EvalOptions:
+    """The part of the options that says what is computed."""
+    from swinv2_train.engine.standalone import EvalOptions
+
+    names = ("checkpoint", "data", "which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir")
+    names = (*names, "cache_gib", "label_map", "real_labels")
+    probe = None
+    if options.get("probe"):
+        details = {key.partition(".")[2]: value for key, value in options.items() if key.startswith("probe.")}
+        probe = ProbeConfig(shards=options["probe"], eval_shards=options["data"], **details)
+    chosen = {name: options[name] for name in names if name in options}
+    return EvalOptions(**{**chosen, "overrides": tuple(overrides), "probe": probe, **more})
+
+
+def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]) -> int | None:
+    """Start the ranks where there are to be several and no launcher has done so; None where this process is one.
+
+    Raises:
+        ConfigError: if this machine has no such device, or not enough of them.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        if options.get("ranks", int(os.environ["WORLD_SIZE"])) != int(os.environ["WORLD_SIZE"]):
+            raise ConfigError("ranks", options["ranks"], f"a launcher has started {os.environ['WORLD_SIZE']} already")
+        return None
+    from swinv2_train.engine.local_ranks import choose_ranks, run_ranks
+
+    device, num_ranks = choose_ranks(options.get("device", "auto"), options.get("ranks"))
+    return None if num_ranks == 1 else run_ranks(module, given, num_ranks, device)
+
+
+@contextmanager
+def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
+    """This process among the ranks of the command; left in order where all went well."""
+    from swinv2_train.engine.ranks import join, leave, pick_device
+
+    ranks = join(pick_device(options.get("device", "auto")), _COLLECTIVE_MINUTES, _JOIN_MINUTES)
+    try:
+        yield ranks
+        ranks.barrier()
+        leave()
+    except BaseException:
+        if ranks.world_size == 1:  # among several, the others may sit in a collective
+            leave()
+        raise
+
+
+@contextmanager
+def batches_shown(ranks: Ranks) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over the batches on the main rank's terminal, nothing elsewhere."""
+    from swinv2_train.cli.data_display import Progress
+
+    if not ranks.is_main or not sys.stderr.isatty():
+        yield None
+        return
+    with Progress() as bar:
+        yield lambda done, total: bar.show("batches", done, total)
+
+
+def _place(options: Mapping[str, Any]) -> Path:
+    """The directory for the results or for their folder, made and tried before the work begins."""
+    from swinv2_train.cli.evaluate_display import output_root
+
+    root = options.get("out") or output_root(options["checkpoint"])
+    writable("out", root)
+    return root
+
+
+def writable(key: str, directory: Path) -> None:
+    """Make a directory and try to write into it.
+
+    Raises:
+        ConfigError: if that is not possible.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(key, directory, f"cannot be written to ({error.strerror})") from error
+
+
+def _report(found: Any, request: EvalOptions, place: Path, out: Path | None, *, as_json: bool) -> None:
+    from swinv2_train.cli.evaluate_display import output_name, result_json, result_text, write_outputs
+
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    # Printed first: a full disk must not cost the numbers.
+    print(json.dumps(result_json(found, request), indent=2) if as_json else result_text(found, request), flush=True)
+    directory = out or place / output_name(found, request, place)
+    written = write_outputs(directory, found, request)
+    if not as_json:
+        print(f"\nwritten to {directory}: {', '.join(path.name for path in written)}")
+
+
+if __name__ == "__main__":
+    main()

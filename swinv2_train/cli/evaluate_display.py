@@ -1,0 +1,215 @@
+"""What `swinv2-eval` shows and leaves behind: a table, `results.json`, `per_class.csv`, and two figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from swinv2_train.cli.checkpoint_display import table
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.validate import resolution
+from swinv2_train.engine.status import write_text
+
+if TYPE_CHECKING:  # both import torch
+    from swinv2_train.engine.standalone import EvalOptions, Evaluated
+
+_NAMES = {
+    "top1": "top-1 accuracy",
+    "top5": "top-5 accuracy",
+    "mean_class_accuracy": "mean accuracy of the classes",
+    "ece": "calibration error (ECE)",
+    "mAP": "mean average precision",
+    "f1": "F1",
+    "loss": "loss",
+    "probe/knn_top1": "k-NN top-1 accuracy",
+    "probe/linear_top1": "linear probe top-1 accuracy",
+}
+_PLAIN = ("loss",)
+_WORST = 5
+_SHOWN_BROKEN = 10
+
+
+def metric_text(name: str, value: float) -> str:
+    """A metric as one reads it: shares in percent."""
+    return f"{value:.4f}" if name in _PLAIN else f"{100 * value:.2f} %"
+
+
+def result_text(found: Evaluated, options: EvalOptions) -> str:
+    """The whole outcome for a person."""
+    rows = [
+        (_NAMES.get(name, name), metric_text(name, found.metrics[name])) for name in _NAMES if name in found.metrics
+    ]
+    parts = [table([("", ""), *_facts(found, options)]).lstrip("\n"), table([("", ""), *rows]).lstrip("\n")]
+    worst = _worst_rows(found)
+    if worst:
+        parts.append(table([("worst classes", "accuracy", "samples", "taken for"), *worst]))
+    if found.broken:
+        parts.append("\n".join(f"broken: {name}: {reason}" for name, reason in found.broken[:_SHOWN_BROKEN]))
+        if len(found.broken) > _SHOWN_BROKEN:
+            parts.append(f"... and {len(found.broken) - _SHOWN_BROKEN} more, in results.json")
+    return "\n\n".join(parts)
+
+
+def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
+    data, step = found.config.data, "" if found.step is None else f", step {found.step}"
+    height, width = resolution(found.config)
+    crop = "squashed" if data.crop_mode == "squash" else f"centre crop {data.crop_pct:g}"
+    ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
+    broken = f", {len(found.broken):,} broken" if found.broken else ""
+    return [
+        ("weights", f"{found.source}{step}{', moving average' if options.ema else ''}"),
+        ("data", f"{options.data}: {found.samples:,} samples{broken}"),
+        ("input", f"{height} x {width} pixels, {crop}, window {found.config.model.window}"),
+        (
+            "computed",
+            f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s with reading and decoding",
+        ),
+    ]
+
+
+def _worst_rows(found: Evaluated) -> list[tuple[str, str, str, str]]:
+    """The classes with the lowest accuracy, where there is anything to choose from."""
+    from swinv2_train.engine.standalone import worst_classes
+
+    if "correct_1" not in found.sums or np.size(found.sums["class_samples"]) <= 2:
+        return []
+    samples, correct = np.asarray(found.sums["class_samples"]), np.asarray(found.sums["class_correct"])
+    rows = []
+    for number in worst_classes(found.sums, _WORST):
+        other = _most_confused(found, number)
+        rows.append(
+            (
+                _class_name(found, number),
+                f"{100 * correct[number] / samples[number]:.1f} %",
+                f"{samples[number]:,.0f}",
+                "" if other is None else _class_name(found, other),
+            )
+        )
+    return rows
+
+
+def _class_name(found: Evaluated, number: int) -> str:
+    return found.class_names[number] if found.class_names else f"class {number}"
+
+
+def _most_confused(found: Evaluated, number: int) -> int | None:
+    """The class that most of the wrong predictions for a class name; None where there are none, or no matrix."""
+    if "confusion" not in found.sums:
+        return None
+    row = np.asarray(found.sums["confusion"])[number].copy()
+    row[number] = 0
+    return int(row.argmax()) if row.any() else None
+
+
+def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
+    """The whole outcome for a program; shares go from 0 to 1, and what is not known is null."""
+    data, model = found.config.data, found.config.model
+    metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
+    return {
+        "checkpoint": str(found.source.resolve()),
+        "step": found.step,
+        "ema": options.ema,
+        "task": found.config.task.name,
+        "data": options.data,
+        "samples": found.samples,
+        "metrics": metrics,
+        "input": {
+            "resolution": list(resolution(found.config)),
+            "window": model.window,
+            "pretrained_window": model.pretrained_window,
+            "crop_pct": data.crop_pct,
+            "crop_mode": data.crop_mode,
+            "interpolation": data.augment.interpolation,
+            "mean": data.mean,
+            "std": data.std,
+        },
+        "overrides": list(options.overrides),
+        "label_map": options.label_map,
+        "real_labels": None if options.real_labels is None else str(options.real_labels),
+        "probe": None if options.probe is None else vars(options.probe),
+        "precision": options.precision,
+        "device": found.device,
+        "ranks": found.ranks,
+        "batch": options.batch,
+        "seconds": round(found.seconds, 3),
+        "images_per_second": round(found.images_per_second, 2),
+        "broken": [{"sample": name, "reason": reason} for name, reason in found.broken],
+        "warnings": found.warnings,
+    }
+
+
+def output_root(checkpoint: str) -> Path:
+    """Where evaluations of a checkpoint go: `evaluations` in its run, or here for a file without one."""
+    path = Path(checkpoint)
+    for candidate in (path, *path.absolute().parents[:2]):
+        if (candidate / "resolved.yaml").is_file() and (candidate / "checkpoints").is_dir():
+            return candidate / "evaluations"
+    return Path()
+
+
+def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
+    """A name that tells what was evaluated on what: the same evaluation takes the place of an earlier one."""
+    stem = found.source.stem if found.source.is_file() else found.source.name
+    first = options.data[0] if isinstance(options.data, list) else str(options.data)
+    places = [part for part in first.partition("?")[0].split("/") if part and not set(part) & set("*{[")]
+    data = Path(places[-1]).name.removesuffix(".tar") if places else "data"
+    changes = [item.partition(".")[2].replace("=", "-") for item in options.overrides]
+    pieces = [stem, "ema" if options.ema else "", data, *changes]
+    pieces += ["label-map" if options.label_map else "", "real" if options.real_labels else ""]
+    name = "-".join(piece for piece in pieces if piece)
+    cleaned = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    return cleaned if root.name == "evaluations" else f"evaluation-{cleaned}"
+
+
+def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> list[Path]:
+    """Write all files of an evaluation and return their paths.
+
+    Raises:
+        OSError: if one cannot be written.
+    """
+    from swinv2_train.tracking.charts import confusion_chart, reliability_chart
+
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    if isinstance(found.config.task, ClassificationConfig):
+        write_text(directory / "per_class.csv", per_class_csv(found))
+        written.append(directory / "per_class.csv")
+    if "confusion" in found.sums:
+        written += confusion_chart(np.asarray(found.sums["confusion"]), found.class_names).save(
+            directory / "confusion.png"
+        )
+    if "calibration" in found.sums:
+        chart = reliability_chart(np.asarray(found.sums["calibration"]), found.metrics["ece"])
+        written += chart.save(directory / "reliability.png")
+    # Last, so that a results.json tells of a complete evaluation.
+    write_text(directory / "results.json", json.dumps(result_json(found, options), indent=2) + "\n")
+    return [directory / "results.json", *written]
+
+
+def per_class_csv(found: Evaluated) -> str:
+    """A line per class: what it is called, how many samples it has and how many of them are right."""
+    from swinv2_train.tasks.metrics import average_precisions
+
+    samples, correct = (np.asarray(found.sums[name]) for name in ("class_samples", "class_correct"))
+    several = "histograms" in found.sums
+    columns = ("predicted", "average_precision") if several else ("accuracy", "most_confused_with")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["class", "name", "samples", "correct", *columns])
+    precisions = average_precisions(np.asarray(found.sums["histograms"])) if several else ()
+    for number, count in enumerate(samples):
+        name = found.class_names[number] if found.class_names else ""
+        if several:
+            predicted = np.asarray(found.sums["class_predicted"])[number]
+            more = [f"{predicted:.0f}", f"{precisions[number]:.6f}" if count else ""]
+        else:
+            other = _most_confused(found, number)
+            more = [f"{correct[number] / count:.6f}" if count else "", "" if other is None else str(other)]
+        writer.writerow([number, name, f"{count:.0f}", f"{correct[number]:.0f}", *more])
+    return stream.getvalue()

@@ -1,0 +1,154 @@
+"""`swinv2-export`: give weights to timm, Hugging Face, ONNX or torch.export, proven to compute the same there.
+
+Exit status: 0 done; 1 it could not be done (outputs differ, damaged checkpoint, full disk); 2 wrong use (no such path,
+the target exists, the format cannot hold the model, a package is missing); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.cli.arguments import split_items
+from swinv2_train.exit_codes import FINISHED, WRONG_USE
+
+if TYPE_CHECKING:  # imports torch
+    from torch import Tensor
+
+    from swinv2_train.interop.export import Exported
+    from swinv2_train.interop.load import LoadedModel
+
+FORMATS = ("swinv2-train", "timm", "huggingface", "onnx", "torch-export")
+_MOST_IMAGES = 16
+_HELP = """\
+formats:
+  swinv2-train   model.safetensors with all that swinv2-eval, -predict, -export and init_from need
+  timm           for timm.create_model("local-dir:OUT", pretrained=True)
+  huggingface    for transformers' AutoModelForImageClassification and AutoImageProcessor
+  onnx           model.onnx: normalised float32 images, any batch size, this resolution
+  torch-export   model.pt2 for torch.export.load: the same
+
+Every directory gets a README.md, the model card. The result is loaded by the other side and compared on images before
+the command says that it is done; if the outputs differ by more than 1e-5 (onnx: 1e-4; relative to the largest output
+where that is above 1), nothing is left.
+
+The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
+extractor (in the swinv2-train format it stays whole).
+
+examples:
+  swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best
+  swinv2-export outputs/in1k_tiny_256 export/hf --format huggingface --dtype bf16 --images my-images
+  swinv2-export outputs/in1k_tiny_256 export/onnx-384 --format onnx data.resolution=384 model.window=12
+
+exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the status."""
+    from swinv2_train.cli.evaluate import guarded
+
+    arguments = _parser().parse_intermixed_args(argv)
+    sys.exit(guarded("swinv2-export", lambda: _run(arguments)))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers wrong use in one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> Any:
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which weights are meant."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a run, a checkpoint, or a file or directory of weights (ours, official, timm's, Hugging Face's)",
+    )
+    parser.add_argument(
+        "--which",
+        choices=["newest", "best"],
+        default="newest",
+        help="of a run or a directory of checkpoints (default: %(default)s)",
+    )
+    parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="swinv2-export",
+        usage="swinv2-export CHECKPOINT OUT --format FORMAT [options] [KEY=VALUE ...]",
+        description="Write weights in the format of another program, load them there, and compare what both compute.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_source(parser)
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory")
+    parser.add_argument("changes", metavar="KEY=VALUE", nargs="*", help="changes to the model, such as model.window=16")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="see below")
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="of the stored weights; rounds to nearest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        metavar="PATH",
+        help=f"compare on these: a folder, a pattern or a file, at most {_MOST_IMAGES} of them (default: made images)",
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _, overrides = split_items(arguments.changes, {})
+
+    from swinv2_train.interop.export import check_target, export
+    from swinv2_train.interop.load import load_model
+
+    check_target(arguments.out, arguments.format, arguments.dtype)  # before anything slow
+    loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
+    done = export(
+        loaded,
+        arguments.out,
+        arguments.format,
+        dtype=arguments.dtype,
+        images=_images(arguments.images, loaded),
+        weights="ema" if arguments.ema else "raw",
+    )
+    _report(done, loaded)
+    return FINISHED
+
+
+def _images(text: str | None, loaded: LoadedModel) -> Tensor | None:
+    if text is None:
+        return None
+    from swinv2_train.interop.images import find_images, image_batch
+
+    return image_batch(find_images([text])[:_MOST_IMAGES], loaded)
+
+
+def _report(done: Exported, loaded: LoadedModel) -> None:
+    from swinv2_train.cli.checkpoint_display import size_text
+
+    compared = done.compared
+    print(f"{done.path}: made from {loaded.source.path}")
+    width = max(map(len, done.files))
+    for name, size in done.files.items():
+        print(f"  {name:<{width}}  {size_text(size)}")
+    print(
+        f"checked with {compared.by}: the {compared.output} of {compared.images} images differ by at most "
+        f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
+    )
+    if compared.rounding is not None:
+        print(f"rounding the weights moved the {compared.output} by at most {compared.rounding:.2g}")
+    for note in done.notes:
+        print(f"note: {note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""`swinv2-predict`: the classes that a model sees in image files, as a table, CSV, JSON lines, or a sheet of pictures.
+
+Exit status: 0 done; 1 done, but some images could not be read (they are named), or it could not be done; 2 wrong use
+(no such path, a model without classes, a wrong list of names); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.cli.arguments import SECTIONS, split_items
+from swinv2_train.cli.export import Parser, add_source
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.exit_codes import FAILED, FINISHED
+
+if TYPE_CHECKING:  # imports torch
+    import torch
+    from torch import Tensor
+
+    from swinv2_train.cli.sheet import Entry
+    from swinv2_train.interop.load import LoadedModel
+
+SHEETS = (".html", ".png")
+MOST_ON_SHEET = {".html": 500, ".png": 60}
+"""Images on one sheet; more would not open in reasonable time."""
+_THUMBNAIL = 320
+_READERS = 4
+_CHANGE = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=.*", re.DOTALL)
+_HELP = f"""\
+IMAGES are files, folders (searched to any depth for jpg, png, webp and tif) and patterns. Among them may stand changes
+to the model: model.window=24 data.resolution=384. Files that are written replace older ones of that name.
+
+A sheet is a self-contained HTML page (of at most {MOST_ON_SHEET[".html"]} images) or a PNG
+(of at most {MOST_ON_SHEET[".png"]}).
+
+examples:
+  swinv2-predict outputs/in1k_tiny_256 holiday/*.jpg
+  swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
+  swinv2-predict swinv2_tiny_patch4_window8_256.pth my-images --labels names.txt --top 3 --sheet sheet.png
+
+exit status: 0 done; 1 some images could not be read, or it could not be done; 2 wrong use; 130 interrupted"""
+
+
+@dataclass
+class Prediction:
+    """What a model sees in one file."""
+
+    path: Path
+    classes: list[tuple[int, str, float]]
+    """Number, name and probability of the likeliest classes, best first."""
+
+
+@dataclass
+class Predictions:
+    """Of all files, in their order."""
+
+    found: list[Prediction] = field(default_factory=list)
+    broken: list[tuple[Path, str]] = field(default_factory=list)
+    """Files that could not be read, and why."""
+    pictures: list[Entry] = field(default_factory=list)
+    """For the sheet."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the status."""
+    from swinv2_train.cli.evaluate import guarded
+
+    arguments = _parser().parse_intermixed_args(argv)
+    sys.exit(guarded("swinv2-predict", lambda: _run(arguments)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="swinv2-predict",
+        usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
+        description="Name what is in images, with any classifier: ours, official, timm's, Hugging Face's.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_source(parser)
+    add = parser.add_argument
+    add("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
+    add("--top", type=_positive, default=5, metavar="N", help="classes per image (default: %(default)s)")
+    add("--batch", type=_positive, default=16, metavar="N", help="images per forward pass (default: %(default)s)")
+    add("--labels", type=Path, metavar="FILE", help="names of the classes, a line each, where the weights have none")
+    add("--csv", type=Path, metavar="FILE", help="write a line per image and class")
+    add("--jsonl", type=Path, metavar="FILE", help="write a JSON object per image")
+    add("--sheet", type=Path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
+    add("--out", type=Path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
+    add("--device", choices=["auto", "cuda", "cpu"], default="auto", help="(default: %(default)s)")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    changes = [item for item in arguments.images if _CHANGE.fullmatch(item) and not Path(item).exists()]
+    _, overrides = split_items(changes, {})
+    targets = _targets(arguments)
+
+    from swinv2_train.interop.images import find_images
+    from swinv2_train.interop.load import load_model
+
+    paths = find_images([item for item in arguments.images if item not in changes])
+    if not paths:
+        raise ConfigError("", None, "no images are given, only changes to the model; name files, folders or patterns")
+    _keep_inputs(paths, targets)
+    loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
+    names = class_names(loaded, arguments.labels)
+    most = max((MOST_ON_SHEET[path.suffix] for path in targets["sheet"]), default=0)
+    done = predict(
+        loaded, paths, names, top=arguments.top, batch=arguments.batch, device=arguments.device, pictures=most
+    )
+    for path, reason in done.broken:
+        print(f"swinv2-predict: {path}: {reason}", file=sys.stderr)
+    print_predictions(done.found)
+    _write(done, targets, loaded)
+    if done.broken:
+        print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
+    return FAILED if done.broken else FINISHED
+
+
+def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
+    """The files to write, by kind; their folders are made.
+
+    Raises:
+        ConfigError: if one cannot be written.
+    """
+    targets = {kind: [path] if (path := getattr(arguments, kind)) else [] for kind in ("csv", "jsonl", "sheet")}
+    for path in targets["sheet"]:
+        if path.suffix not in SHEETS:
+            raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(SHEETS)}")
+    if arguments.out:
+        from swinv2_train.cli.evaluate import writable
+
+        writable("--out", arguments.out)
+        for kind, name in (("csv", "predictions.csv"), ("jsonl", "predictions.jsonl"), ("sheet", "sheet.html")):
+            targets[kind].append(arguments.out / name)
+    for path in (path for paths in targets.values() for path in paths):
+        if not path.parent.is_dir() or path.is_dir():
+            wrong = f"{path} is a directory" if path.is_dir() else f"{path.parent} is not a directory"
+            raise ConfigError("", path, f"{wrong}, so nothing can be written there")
+    return targets
+
+
+def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]]) -> None:
+    inputs = {path.resolve() for path in paths}
+    for target in (path for kind in targets.values() for path in kind):
+        if target.resolve() in inputs:
+            raise ConfigError("", target, f"{target} is one of the images, and would be overwritten")
+
+
+def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
+    """A name for every class: of the file, of the weights, or their numbers.
+
+    Raises:
+        ConfigError: if the model has no classes, or the file has not one line for each.
+    """
+    if loaded.config.task.name != "classification":
+        mend = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
+        path = loaded.source.path
+        raise ConfigError(
+            "", path, f"{path} is a {loaded.config.task.name} model, which has no classes to name; {mend}"
+        )
+    count = loaded.model.head.out_features
+    if labels is None:
+        return loaded.class_names or [f"class {number}" for number in range(count)]
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError("", labels, f"--labels {labels} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError:
+        raise ConfigError("", labels, f"--labels {labels} is no text file in UTF-8") from None
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if len(names) != count:
+        raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, and the model {count:,} classes")
+    return names
+
+
+def predict(
+    loaded: LoadedModel,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    *,
+    top: int = 5,
+    batch: int = 16,
+    device: str = "auto",
+    pictures: int = 0,
+) -> Predictions:
+    """The likeliest classes of image files; those that cannot be read are left out and named.
+
+    Args:
+        names: one for each class.
+        pictures: keep thumbnails of so many of the first images.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    import torch
+
+    from swinv2_train.cli.data_display import Progress
+
+    place = _device(device)
+    model = loaded.model.to(place)
+    several = bool(getattr(loaded.config.task, "multi_label", False))
+    done = Predictions()
+    with Progress() as progress, torch.inference_mode():
+        for number, (readable, images) in enumerate(_batches(loaded, paths, batch, done, pictures), 1):
+            if readable:
+                logits = model(torch.stack(images).to(place)).float().cpu()
+                shares = logits.sigmoid() if several else logits.softmax(dim=1)
+                done.found.extend(_best(path, row, names, top) for path, row in zip(readable, shares, strict=True))
+            progress.show("images", min(number * batch, len(paths)), len(paths))
+    by_path = {prediction.path: prediction for prediction in done.found}
+    for entry in done.pictures:
+        entry.bars = [(name, share) for _, name, share in by_path[entry.path].classes]
+    return done
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", name, "there is no GPU that torch can use here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _batches(
+    loaded: LoadedModel, paths: Sequence[Path], batch: int, done: Predictions, pictures: int
+) -> Iterator[tuple[list[Path], list[Tensor]]]:
+    """The files that can be read and their images, in groups of `batch` files."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(paths), batch):
+            group = paths[start : start + batch]
+            left = max(0, pictures - len(done.pictures))
+            wanted = [index < left for index in range(len(group))]
+            readable, images = [], []
+            for path, outcome in zip(group, pool.map(_read, group, [loaded] * len(group), wanted), strict=True):
+                if isinstance(outcome, str):
+                    done.broken.append((path, outcome))
+                    continue
+                image, entry = outcome
+                readable.append(path)
+                images.append(image)
+                if entry is not None:
+                    done.pictures.append(entry)
+            yield readable, images
+
+
+def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry | None] | str:
+    """The input of the model and, where it is wanted, a picture; or why the file cannot be used."""
+    from swinv2_train.cli.sheet import Entry
+    from swinv2_train.data.errors import BrokenSample
+    from swinv2_train.interop.images import prepare, read_image
+    from swinv2_train.tracking.figures import to_pil
+
+    try:
+        image = read_image(path, loaded.config.model.in_channels)
+    except BrokenSample as error:
+        return str(error)
+    entry = None
+    if wanted:
+        largest = 65535.0 if image.element_size() == 2 else 255.0
+        picture = to_pil(image.numpy() / largest)
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        entry = Entry(path, picture)
+    return prepare(image, loaded.config, loaded.mean, loaded.std), entry
+
+
+def _best(path: Path, shares: Tensor, names: Sequence[str], top: int) -> Prediction:
+    values, numbers = shares.topk(min(top, len(shares)))
+    pairs = zip(numbers.tolist(), values.tolist(), strict=True)
+    return Prediction(path, [(number, names[number], value) for number, value in pairs])
+
+
+def print_predictions(found: Sequence[Prediction]) -> None:
+    """A table: on a terminal drawn, elsewhere aligned columns."""
+    if not found:
+        return
+    rows = [(str(one.path), *(f"{name} {share:.1%}" for _, name, share in one.classes)) for one in found]
+    titles = ("image", *(f"{rank}." for rank in range(1, len(rows[0]))))
+    if not sys.stdout.isatty():
+        from swinv2_train.cli.checkpoint_display import table
+
+        print(table([titles, *rows]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(header_style="bold")
+    for index, title in enumerate(titles):
+        drawn.add_column(title, overflow="fold", style="bold" if index == 1 else "")
+    for row in rows:
+        drawn.add_row(*map(_plain, row))
+    Console().print(drawn)
+
+
+def _plain(text: str) -> Any:
+    """Text that rich does not take brackets out of."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedModel) -> None:
+    from swinv2_train.cli.sheet import csv_text, html_sheet, jsonl_text, png_sheet
+
+    for path in targets["csv"]:
+        path.write_text(csv_text(done.found), encoding="utf-8")
+    for path in targets["jsonl"]:
+        path.write_text(jsonl_text(done.found), encoding="utf-8")
+    model = f"{loaded.config.model.name}, {loaded.source.path}"
+    for path in targets["sheet"]:
+        entries = done.pictures[: MOST_ON_SHEET[path.suffix]]
+        more = len(done.found) - len(entries)
+        line = f"{model}{f' (and {more:,} more images)' if more else ''}"
+        if path.suffix == ".html":
+            path.write_text(html_sheet(entries, line), encoding="utf-8")
+        elif entries:
+            png_sheet(entries, line).save(path)
+    written = [str(path) for kind in targets.values() for path in kind if path.exists()]
+    if written:
+        print(f"written: {', '.join(written)}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

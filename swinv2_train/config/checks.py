@@ -1,0 +1,36 @@
+"""The plain checks that validation is made of, and what follows from a single value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+
+def resolution(config: Config) -> tuple[int, int]:
+    """The input size (height, width) in pixels.
+
+    Raises:
+        ConfigError: if `data.resolution` is neither a side nor a pair of them.
+    """
+    value = config.data.resolution
+    pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
+        raise ConfigError("data.resolution", value, "is a number of pixels, or a pair [height, width]")
+    return pair
+
+
+def one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
+    if value not in options:
+        raise ConfigError(key, value, f"take one of {', '.join(str(option) for option in options)}")
+
+
+def at_least(key: str, value: float, least: float) -> None:
+    if not value >= least:  # nan is refused, too
+        raise ConfigError(key, value, f"must be at least {least}")
+
+
+def share(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(key, value, "is a share from 0 to 1")

@@ -1,0 +1,128 @@
+"""RandAugment, AutoAugment, AugMix and 3-Augment by timm, colour jitter by torchvision, with our randomness.
+
+These libraries draw from the global generators of Python, numpy and torch. Here those are seeded from the sample's own
+generator for the time of the call and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2_train.data.errors import DataError
+
+POLICY_MODULE = "timm.data.auto_augment"
+"""What a worker imports for a policy; seconds, so the server of the workers does it ahead."""
+
+
+@contextlib.contextmanager
+def seeded_globals(rng: np.random.Generator) -> Iterator[None]:
+    """Inside, the global generators (of torch: the CPU's) depend on `rng` alone; outside, they are as they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = rng.integers(0, 2**32, 3, dtype=np.uint32).tolist()
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    # Not torch.manual_seed, which seeds the accelerators as well.
+    torch.default_generator.manual_seed(seeds[2])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class ColourAugment:
+    """An auto-augmentation policy, or colour jitter: (3, H, W) uint8 -> (3, H, W) uint8.
+
+    As timm's `create_transform` puts them together: jitter where there is no policy, or beside 3-Augment.
+
+    Args:
+        policy: timm's notation, such as rand-m9-mstd0.5-inc1; None: no policy.
+        jitter: strength of the change of brightness, contrast and saturation; 0: none.
+        size: of the images, which the policy's translations are a share of.
+        mean: per-channel mean in [0, 1], which the policy fills empty corners with.
+        interpolation: of the policy's rotations and shears.
+    """
+
+    def __init__(
+        self, policy: str | None, jitter: float, size: tuple[int, int], mean: Sequence[float], interpolation: str
+    ) -> None:
+        self.policy, self.jitter, self.size = policy, jitter, size
+        self.mean, self.interpolation = tuple(mean), interpolation
+
+    def __call__(self, image: Tensor, rng: np.random.Generator, name: str) -> Tensor:
+        """Raises DataError for an image that is not 8 bit with 3 channels; `name` is the sample's, for the message."""
+        if not self.steps:
+            return image
+        if image.dtype != torch.uint8 or image.shape[0] != 3:
+            bits = 8 if image.dtype == torch.uint8 else 16
+            raise DataError(
+                f"sample {name} has {image.shape[0]} channels of {bits} bits, and task.auto_augment and "
+                "task.color_jitter are for 3 channels of 8 bits: set task.auto_augment=null task.color_jitter=0"
+            )
+        with seeded_globals(rng):
+            for step in self.steps:
+                image = step(image)
+        return image
+
+    @cached_property
+    def steps(self) -> list[Callable[[Tensor], Tensor]]:
+        """Made where they are used, so that only the workers import timm."""
+        steps: list[Callable[[Tensor], Tensor]] = []
+        if self.policy is not None:
+            steps.append(_on_pil(self._policy()))
+        if self.jitter and (self.policy is None or "3a" in self.policy):
+            from torchvision.transforms import v2
+
+            steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
+        return steps
+
+    def _policy(self) -> Callable[[Any], Any]:
+        from PIL.Image import Resampling
+        from timm.data import auto_augment
+
+        assert self.policy is not None
+        settings: dict[str, Any] = {
+            "translate_const": int(min(self.size) * 0.45),
+            "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
+            "interpolation": Resampling[self.interpolation.upper()],
+        }
+        if self.policy.startswith("rand"):
+            policy = auto_augment.rand_augment_transform(self.policy, settings)
+            operations = policy.ops
+        elif self.policy.startswith("augmix"):
+            policy = auto_augment.augment_and_mix_transform(self.policy, settings | {"translate_pct": 0.3})
+            operations = policy.ops
+        else:
+            policy = auto_augment.auto_augment_transform(self.policy, settings)
+            operations = [operation for part in policy.policy for operation in part]
+        for operation in operations:
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+        return policy
+
+
+def _posterize(picture: Any, bits: int, **settings: Any) -> Any:
+    """timm's, for 0 bits as well: it asks for them at the highest magnitude, and Pillow refuses them from 13.0 on."""
+    from PIL import Image
+    from timm.data import auto_augment
+
+    return auto_augment.posterize(picture, bits, **settings) if bits else Image.new(picture.mode, picture.size)
+
+
+def _on_pil(transform: Callable[[Any], Any]) -> Callable[[Tensor], Tensor]:
+    def apply(image: Tensor) -> Tensor:
+        from PIL import Image
+
+        picture = transform(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+    return apply

@@ -1,0 +1,131 @@
+"""From the classes that a test set counts in to those of a model, and labels that lie outside of the shards.
+
+Test sets of ImageNet models do not all number their classes alike:
+
+- A model of ImageNet-22K on ImageNet-1K data: the official `map22kto1k.txt` has one line per class of the data, the
+  number of that class in the model. The other rows of its head are left out, so it chooses among the 1000.
+- ImageNet-V2 comes as folders `0` to `999`. Folders become classes in the order of their names as text (0, 1, 10, 100,
+  ...), so class 2 of the shards is folder `10`. `NAMES` goes by the names instead and puts that right.
+- ImageNet-A, -R and others have the folders of a part of the classes (n01498041, ...): `NAMES` as well, where the model
+  knows the names of its classes.
+- ReaL labels (arXiv 2006.07159): `real.json` has a list of right classes for each image of the validation set, in the
+  order of the file names, some of them empty.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.data.errors import DataError
+
+NAMES = "names"
+"""In the place of a file: classes of data and model are the same where their names are."""
+_NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
+
+
+def read_label_map(path: Path, num_classes: int) -> list[int]:
+    """One line per class of the data: the number (from 0) of that class in the model, which has `num_classes`.
+
+    Raises:
+        DataError: if the file cannot be read, or a line is no class of the model.
+    """
+    columns: list[int] = []
+    for number, line in enumerate(_text(path, "label map").splitlines(), 1):
+        if not line.strip():
+            continue
+        if not line.strip().isdecimal():
+            raise DataError(f"label map {path}, line {number}: {line.strip()[:40]!r} is no class number")
+        column = int(line)
+        if column >= num_classes:
+            raise DataError(
+                f"label map {path}, line {number}: class {column} of a model that has 0 to {num_classes - 1}"
+            )
+        columns.append(column)
+    if not columns:
+        raise DataError(f"label map {path} is empty: it has one line per class of the data, the model's class number")
+    return columns
+
+
+def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_classes: int) -> list[int]:
+    """The class of the model for each class of the data, by name; a model without names has `0`, `1`, ...
+
+    Raises:
+        DataError: if the names of the data are not known, or one of them is none of the model's.
+    """
+    if data is None:
+        raise DataError("the shards do not say how their classes are called: pack them with swinv2-data pack --classes")
+    known = {name: number for number, name in enumerate(model or map(str, range(num_classes)))}
+    missing = [name for name in data if name not in known]
+    if missing:
+        whose = "none of the model's names" if model else f"no number from 0 to {num_classes - 1}"
+        unnamed = "" if model else " (the model has no names for its classes)"
+        raise DataError(f"class {missing[0]!r} of the data is {whose}{unnamed}: give a label map as a file")
+    return [known[name] for name in data]
+
+
+def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) -> None:
+    """Refuse shards whose classes are numbered in another way than the model's, as far as names tell.
+
+    Raises:
+        DataError: naming the first class that differs.
+    """
+    if data is None:
+        return
+    if model is None:
+        numbered = sorted(data, key=lambda name: (len(name), name)) if all(map(str.isdecimal, data)) else list(data)
+        if numbered != list(data) and numbered == [str(number) for number in range(len(data))]:
+            wrong = next(number for number, name in enumerate(data) if name != str(number))
+            raise DataError(
+                f"class {wrong} of the shards is the folder {data[wrong]!r}, because names are sorted as text: "
+                f"with label_map={NAMES} the folder's number is the class"
+            )
+        return
+    for number, (ours, theirs) in enumerate(zip(data, model, strict=False)):
+        if ours != theirs:
+            raise DataError(
+                f"class {number} is {ours!r} in the shards and {theirs!r} in the model: "
+                f"label_map={NAMES} goes by the names, label_map=FILE by a list of numbers"
+            )
+
+
+def read_real_labels(path: Path) -> dict[str, list[int]]:
+    """ReaL labels by the name of the image: the right classes, in the numbers of the data; none where nobody agreed.
+
+    The file is the official list of lists, whose n-th entry (from 1) belongs to `ILSVRC2012_val_` and eight digits of
+    n, or an object of lists by image name without its extension.
+
+    Raises:
+        DataError: if the file cannot be read, or has another form.
+    """
+    try:
+        content = json.loads(_text(path, "real labels"))
+    except ValueError as error:
+        raise DataError(f"real labels {path}: not JSON ({error})") from None
+    if isinstance(content, list):
+        content = {f"ILSVRC2012_val_{number:08d}": labels for number, labels in enumerate(content, 1)}
+    if not isinstance(content, dict) or not content or not all(map(_is_labels, content.values())):
+        raise DataError(f"real labels {path}: it must be a list of lists of class numbers, one for each image")
+    return content
+
+
+def real_labels_of(key: str, labels: dict[str, list[int]]) -> list[int] | None:
+    """The right classes of a sample by its key in the shard, folders left aside; None where it is not listed."""
+    official = _NUMBERED.search(key)
+    return labels.get(key, labels.get(official[0] if official else key.rpartition("/")[2]))
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, int) and entry >= 0 for entry in value)
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{what} {path} is no text file") from None

@@ -1,0 +1,109 @@
+"""Fill in what a config leaves to the data and to the weights that the run starts from.
+
+Where the run has begun already, its own checkpoints say what was filled in: a resume needs neither the source of the
+weights, nor what it was then.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.schema import Config
+from swinv2_train.data.card import Card
+from swinv2_train.data.label_map import read_label_map
+from swinv2_train.engine.identity import saved_geometry
+from swinv2_train.interop.geometry import plain_window, trained_windows
+from swinv2_train.interop.source import WeightSource, open_source
+from swinv2_train.interop.transfer import check_structure
+
+
+def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
+    """Set `task.num_classes` and `model.pretrained_window` where they are 0, and refuse weights that cannot fit.
+
+    Args:
+        config: not frozen; it is changed.
+        card: of the training data; None where there is none at hand.
+        weights: False: do not look at the weights of `init_from`, which are not there yet.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: if something stays unknown, or the weights of `init_from` are of another model.
+        CheckpointError, DataError: if the weights, or the label map, cannot be read.
+    """
+    begun = saved_geometry(Path(config.run.dir))
+    if getattr(config.task, "num_classes", None) == 0:
+        config.task.num_classes = _saved(begun, "task", "num_classes") or _classes_of(card)
+    if begun is not None:
+        if not any(map(any, pretrained_windows(config.model))):
+            config.model.pretrained_window = _saved(begun, "model", "pretrained_window") or 0
+        return config
+    if config.init_from and weights and not config.replay:  # the config of a replay is complete
+        with _opened(config) as source:
+            check_structure(source, config.model)
+            _take_windows(config, source)
+            read_map(config, source)
+    return config
+
+
+def _opened(config: Config) -> WeightSource:
+    try:
+        return open_source(config.init_from or "", which=config.init.which, ema=config.init.ema)
+    except ConfigError as error:
+        if error.key:
+            raise
+        raise ConfigError("init_from", config.init_from, error.mend) from error
+
+
+def read_map(config: Config, source: WeightSource) -> list[int] | None:
+    """The label map of `init.label_map`: for each class of the run that of the source; None without one.
+
+    Raises:
+        ConfigError: if the source has no head, or the map another number of classes.
+        DataError: if it cannot be read.
+    """
+    path = config.init.label_map
+    if path is None:
+        return None
+    if not source.num_classes:
+        raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be taken")
+    mapped = read_label_map(Path(path), source.num_classes)
+    if len(mapped) != config.task.num_classes:
+        mend = f"has {len(mapped)} lines for task.num_classes={config.task.num_classes}; it needs one for each class"
+        raise ConfigError("init.label_map", path, mend)
+    return mapped
+
+
+def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
+    return (geometry or {}).get(section, {}).get(key)
+
+
+def _classes_of(card: Card | None) -> int:
+    known = card.num_classes if card else None
+    if not known:
+        mend = (
+            "the dataset card of data.shards knows of no classes; give their number, or pack the data with its labels"
+        )
+        raise ConfigError("task.num_classes", 0, mend)
+    return known
+
+
+def _take_windows(config: Config, source: WeightSource) -> None:
+    """Record the windows that the weights were trained with, where the config leaves them open."""
+    given = pretrained_windows(config.model)
+    if all(map(all, given)):
+        return
+    trained = trained_windows(source.geometry)
+    if trained is None:
+        mend = (
+            f"nothing tells which window the weights in {source.path} were trained with; give it, such as "
+            "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
+        )
+        raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
+    config.model.pretrained_window = [
+        plain_window((own[0] or known[0], own[1] or known[1])) for own, known in zip(given, trained, strict=True)
+    ]

@@ -1,0 +1,132 @@
+"""Start a run from the weights of another one, or of a file.
+
+Every rank reads what it owns of the fp32 weights and no more; the optimizer starts new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import KIND_OF
+from swinv2_train.checkpoint.survey import is_checkpoint
+from swinv2_train.checkpoint.verify import damage
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+from swinv2_train.data.errors import DataError
+from swinv2_train.engine.complete import read_map
+from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.status import write_text
+from swinv2_train.errors import MainRankError
+from swinv2_train.interop.load import meta_model
+from swinv2_train.interop.source import open_source
+from swinv2_train.interop.transfer import Transfer, plan_transfer
+
+REPORT = "init_from.txt"
+"""In the run directory: every tensor and what happened to it."""
+_T = TypeVar("_T")
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters by name, also where ZeRO-3 has taken them apart."""
+    return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in model.named_parameters()}
+
+
+def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
+    """Give the engine's weights the values of `config.init_from`; all ranks call it.
+
+    Returns:
+        What happened, in lines for a person. All of it is in `REPORT` in the run directory.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: on the rank that found something wrong; MainRankError on the others.
+    """
+    path, passed_over = _whole_source(config, ranks)
+
+    def load() -> Transfer:
+        with open_source(path, ema=config.init.ema) as source:
+            source.notes = [*passed_over, *source.notes]
+            transfer = plan_transfer(
+                source,
+                parameter_shapes(engine.module),
+                config.model,
+                read_map(config, source),
+                resolution=resolution(config),
+            )
+            _fill(engine, transfer)
+        return transfer
+
+    transfer = _together(ranks, load)
+    engine.publish()
+    if ranks.is_main:
+        write_text(Path(config.run.dir) / REPORT, transfer.table())
+    windows = f"its position bias goes by the windows it was trained with: {config.model.pretrained_window}"
+    return [*transfer.lines(), windows, f"every tensor and what happened to it: {Path(config.run.dir) / REPORT}"]
+
+
+def preview(config: Config) -> list[str]:
+    """What `start_from` would do with a complete config, in lines for a person; needs no engine and no memory.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: as `start_from`, but for what only hashes tell.
+    """
+    size = resolution(config)
+    with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
+        shapes = parameter_shapes(meta_model(config, size))
+        return plan_transfer(source, shapes, config.model, read_map(config, source), resolution=size).lines()
+
+
+@torch.no_grad()
+def _fill(engine: Engine, transfer: Transfer) -> None:
+    for piece in engine.fragments():
+        values = transfer.elements(piece.name, piece.start, piece.start + piece.weight.numel())
+        if values is not None:
+            piece.weight.copy_(values)
+        if piece.ema is not None:
+            piece.ema.copy_(piece.weight)
+
+
+def _whole_source(config: Config, ranks: Ranks) -> tuple[Path, list[str]]:
+    """The checkpoint or file that is meant, its hashes compared by all ranks together, and what was passed over.
+
+    One rank chooses for all: a run that is still training may save another meanwhile.
+    """
+    skipped: dict[str, str] = {}
+
+    def find() -> tuple[Path, list[str]] | None:
+        if not ranks.is_main:
+            return None
+        init = config.init
+        with open_source(config.init_from or "", which=init.which, ema=init.ema, skip=skipped) as source:
+            return source.path, source.notes
+
+    while True:
+        path, notes = ranks.broadcast(_together(ranks, find))
+        if not is_checkpoint(path):
+            return path, []  # the notes on a file come again when it is opened
+        reason = damage(path, ranks, KIND_OF["ema" if config.init.ema else "weight"])
+        if reason is None:
+            return path, notes
+        skipped[path.name] = reason
+
+
+def _together(ranks: Ranks, work: Callable[[], _T]) -> _T:
+    """Do something on every rank; if it fails on one, it fails on all, instead of leaving the others waiting."""
+    result, failure = None, None
+    try:
+        result = work()
+    except (ConfigError, CheckpointError, DataError, OSError) as error:
+        failure = error
+    failed = [rank for rank, text in enumerate(ranks.gather(str(failure) if failure else None)) if text is not None]
+    if failed and failed[0] == ranks.rank and failure is not None:
+        raise failure
+    if failed:
+        raise MainRankError(f"rank {failed[0]} could not read the weights to start from")
+    return result  # type: ignore[return-value]

@@ -1,0 +1,380 @@
+"""Weights that leave: directories that timm, Hugging Face, onnxruntime or torch load without this package.
+
+Nothing is called done before it is proven: what was written is loaded by the other side, both sides compute the same
+images, and a difference above the tolerance removes everything again. A directory appears under its name only whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from swinv2_train.checkpoint import disk
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.tensor_file import DTYPES, write_safetensors
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.compose import to_dict
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.interop import onnx, peers
+from swinv2_train.interop.images import made_images
+from swinv2_train.interop.model_card import Comparison, model_card
+from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
+
+if TYPE_CHECKING:
+    from swinv2_train.interop.load import LoadedModel
+
+OWN, TIMM, HUGGINGFACE, ONNX, TORCH_EXPORT = EXPORTS = (
+    "swinv2-train",
+    "timm",
+    "huggingface",
+    "onnx",
+    "torch-export",
+)
+"""What `export` can write."""
+WEIGHTS = "model.safetensors"
+PROGRAM_FILES = {ONNX: "model.onnx", TORCH_EXPORT: "model.pt2"}
+TOLERANCE = {OWN: 1e-5, TIMM: 1e-5, HUGGINGFACE: 1e-5, ONNX: 1e-4, TORCH_EXPORT: 1e-5}
+"""Largest difference of an output, relative to the largest output where that is above 1.
+
+onnxruntime has kernels of its own, which round otherwise; the others run the same ones.
+"""
+_NEEDED = {HUGGINGFACE: ("transformers",), ONNX: ("onnx", "onnxscript", "onnxruntime")}
+_PEERS = {TIMM: ("timm",), HUGGINGFACE: ("transformers",), ONNX: ("onnxruntime", "onnx"), OWN: ("swinv2-train",)}
+_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TRAINING_ONLY = ("attention", "sequential_chunk_mib", "checkpointing", "drop_path")
+_BATCHES = (1, 2, 5)
+"""Batch sizes that a program is tried with, since it is traced with one and must take any."""
+_WHOLE = 2
+"""Images that other formats are compared on."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export."""
+
+    path: Path
+    files: dict[str, int]
+    """Name and size in bytes of each file."""
+    compared: Comparison
+    notes: list[str] = field(default_factory=list)
+    """What a person should know."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a writer is given."""
+
+    loaded: LoadedModel
+    inference: onnx.Inference
+    directory: Path
+    dtype: str
+    weights: str
+    images: Tensor
+
+
+def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> None:
+    """Refuse what cannot be exported, before anything is written.
+
+    Args:
+        layout: one of `EXPORTS`.
+        dtype: a key of `DTYPES`.
+
+    Raises:
+        ConfigError: naming what is in the way, and the mend.
+    """
+    check_target(out, layout, dtype)
+    config, size = loaded.config, resolution(loaded.config)
+    if layout in FORMATS:
+        FORMATS[layout].check(config.model)
+    if layout == TIMM:
+        peers.check_timm(config.model, size)
+    elif layout == HUGGINGFACE:
+        peers.check_huggingface(config.model, size, config.data.crop_mode)
+
+
+def check_target(out: Path, layout: str, dtype: str) -> None:
+    """The part of `check_request` that needs no model."""
+    if layout not in EXPORTS:
+        raise ConfigError("", layout, f"there is no format {layout!r}; take one of {', '.join(EXPORTS)}")
+    if out.exists():
+        raise ConfigError("", out, f"{out} exists already; remove it or take another name")
+    if not out.parent.is_dir():
+        raise ConfigError("", out, f"{out.parent} is not a directory")
+    if layout in PROGRAM_FILES and dtype != "fp32":
+        mend = f"{layout} programs are written in fp32: runtimes convert them as they load, so leave --dtype away"
+        raise ConfigError("", dtype, mend)
+    missing = [name for name in _NEEDED.get(layout, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        mend = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
+        raise ConfigError("", layout, mend)
+
+
+def export(
+    loaded: LoadedModel,
+    out: Path,
+    layout: str,
+    *,
+    dtype: str = "fp32",
+    images: Tensor | None = None,
+    weights: str = "raw",
+) -> Exported:
+    """Write a model into a new directory, load it there, and compare what both compute.
+
+    Args:
+        loaded: it is used up: its weights are rounded to `dtype`, and for a program its position tables fixed.
+        out: the directory; must not exist.
+        layout: one of `EXPORTS`.
+        dtype: of the stored weights; a key of `DTYPES`. They are rounded to nearest.
+        images: (B, C, H, W) normalised float32 to compare on; None makes some.
+        weights: `raw`, or `ema` where the moving average was loaded, for the records.
+
+    Raises:
+        ConfigError: if the format cannot hold the model, or `out` exists.
+        CheckpointError: if the outputs differ, the other side cannot load it, or it cannot be written.
+    """
+    check_request(loaded, out, layout, dtype)
+    inference = onnx.Inference(loaded.model).eval()
+    size = sum(parameter.numel() for parameter in loaded.model.parameters()) * DTYPES[dtype][1]
+    disk.check_space(out.parent, size, "another directory")
+    if images is None:
+        images = made_images(loaded, sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE)
+    original = _outputs(inference, images)
+    rounding = _round(loaded.model, dtype)
+    expected = _outputs(inference, images) if rounding else original
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        _write(_Job(loaded, inference, partial, dtype, weights, images), layout)
+        computed = _loaded_back(partial, layout, images)
+        compared = Comparison(
+            by=", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",)))),
+            images=len(images),
+            difference=_difference(computed, expected, layout),
+            largest=float(expected.abs().max()),
+            rounding=float((expected - original).abs().max()) if rounding else None,
+            output=inference.output,
+        )
+        card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared)
+        (partial / "README.md").write_text(card)
+        files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        for path in partial.iterdir():
+            disk.flush(path)
+        check_target(out, layout, dtype)
+        partial.rename(out)
+        disk.flush(out.parent)
+    except OSError as error:
+        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Exported(out, files, compared, _notes(loaded, layout, compared))
+
+
+def _outputs(inference: onnx.Inference, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return inference(images)
+
+
+def _round(model: torch.nn.Module, dtype: str) -> bool:
+    """Give the weights the values that they will have in the file; whether that changed anything."""
+    if dtype == "fp32":
+        return False
+    for name, parameter in model.named_parameters():
+        low = parameter.detach().to(_TORCH_DTYPES[dtype])
+        if torch.any(torch.isinf(low) & torch.isfinite(parameter)):
+            raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
+        parameter.data.copy_(low)
+    return True
+
+
+def _difference(computed: Tensor, expected: Tensor, layout: str) -> float:
+    """The largest difference of two sides' outputs.
+
+    Raises:
+        CheckpointError: if it is above the tolerance.
+    """
+    if computed.shape != expected.shape:
+        raise CheckpointError(f"{layout} gives outputs of {tuple(computed.shape)} instead of {tuple(expected.shape)}")
+    largest = float((computed - expected).abs().max())
+    allowed = TOLERANCE[layout] * max(1.0, float(expected.abs().max()))
+    if not largest <= allowed:  # also where it is no number
+        raise CheckpointError(
+            f"what {layout} computes with the export differs by {largest:.3g}, and {allowed:.3g} is allowed; "
+            "nothing was written"
+        )
+    return largest
+
+
+def canonical(model: torch.nn.Module, *, simmim: bool) -> dict[str, Tensor]:
+    """The weights of a model under canonical names (see `names.py`).
+
+    Args:
+        simmim: with mask token and decoder, where the model has them.
+    """
+    tensors = FORMATS[OWN].read({name: parameter.detach() for name, parameter in model.named_parameters()})
+    return tensors if simmim else {name: tensor for name, tensor in tensors.items() if name not in SIMMIM_ONLY}
+
+
+def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
+    def portions() -> Iterator[memoryview]:
+        for tensor in tensors.values():
+            values = tensor.to(_TORCH_DTYPES[dtype]).contiguous().flatten()
+            yield memoryview(values.view(torch.uint8).numpy())
+
+    shapes = {name: (dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, shapes, portions(), {"format": "pt", **metadata})
+
+
+def geometry(loaded: LoadedModel) -> dict[str, Any]:
+    """What a reader must know of the weights, in the sections of a checkpoint's manifest."""
+    config = loaded.config
+    return {
+        "task": to_dict(config.task),
+        "model": {key: value for key, value in to_dict(config.model).items() if key not in _TRAINING_ONLY},
+        "data": {"resolution": list(resolution(config)), "mean": loaded.mean, "std": loaded.std},
+        "classes": loaded.class_names,
+        "preprocess": _preprocess(loaded),
+    }
+
+
+def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
+    data = loaded.config.data
+    return {
+        "crop_pct": data.crop_pct,
+        "crop_mode": data.crop_mode,
+        "interpolation": data.augment.interpolation,
+        "mean": loaded.mean,
+        "std": loaded.std,
+    }
+
+
+def _write_own(job: _Job) -> None:
+    source = job.loaded.source
+    metadata = {
+        "weights": job.weights,
+        "geometry": json.dumps(geometry(job.loaded)),
+        "metrics": json.dumps(source.metrics),
+    }
+    if source.step is not None:
+        metadata["step"] = str(source.step)
+    tensors = {name: parameter.detach() for name, parameter in job.loaded.model.named_parameters()}
+    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, metadata)
+
+
+def _write_timm(job: _Job) -> None:
+    _write_foreign(job, TIMM)
+    config = peers.timm_config(job.loaded, _num_classes(job.loaded), resolution(job.loaded.config))
+    peers.write_json(job.directory / "config.json", config)
+
+
+def _write_huggingface(job: _Job) -> None:
+    _write_foreign(job, HUGGINGFACE)
+    loaded, size = job.loaded, resolution(job.loaded.config)
+    multi_label = bool(getattr(loaded.config.task, "multi_label", False))
+    config = peers.huggingface_config(loaded, _num_classes(loaded), size, multi_label=multi_label)
+    peers.write_json(job.directory / "config.json", config)
+    peers.write_json(job.directory / "preprocessor_config.json", peers.huggingface_preprocessor(loaded, size))
+
+
+def _write_foreign(job: _Job, layout: str) -> None:
+    tensors = FORMATS[layout].write(canonical(job.loaded.model, simmim=False), job.loaded.config.model)
+    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, {})
+
+
+def _num_classes(loaded: LoadedModel) -> int:
+    head = getattr(loaded.model, "head", None)
+    return head.out_features if isinstance(head, torch.nn.Linear) else 0
+
+
+def _write_onnx(job: _Job) -> None:
+    facts = {"resolution": list(resolution(job.loaded.config)), **_preprocess(job.loaded)}
+    if job.loaded.class_names:
+        facts["classes"] = job.loaded.class_names
+    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    onnx.write_onnx(_program(job), job.directory / PROGRAM_FILES[ONNX], job.inference.output, metadata)
+
+
+def _write_program(job: _Job) -> None:
+    onnx.write_program(_program(job), job.directory / PROGRAM_FILES[TORCH_EXPORT])
+
+
+def _program(job: _Job) -> torch.export.ExportedProgram:
+    example = job.images[:1].expand(2, -1, -1, -1).contiguous()  # a batch of one would be taken for a constant
+    return onnx.trace(job.inference, job.loaded.config.model, example)
+
+
+_WRITERS: dict[str, Callable[[_Job], None]] = {
+    OWN: _write_own,
+    TIMM: _write_timm,
+    HUGGINGFACE: _write_huggingface,
+    ONNX: _write_onnx,
+    TORCH_EXPORT: _write_program,
+}
+
+
+def _write(job: _Job, layout: str) -> None:
+    try:
+        _WRITERS[layout](job)
+    except (ConfigError, CheckpointError, OSError):
+        raise
+    except Exception as error:  # the exporters of torch may raise anything
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise CheckpointError(f"this model cannot be written as {layout}: {reason}") from error
+
+
+def _loaded_back(directory: Path, layout: str, images: Tensor) -> Tensor:
+    """What the other side computes with what was written.
+
+    Raises:
+        CheckpointError: if it cannot load it.
+    """
+    try:
+        if layout == OWN:
+            return _run_own(directory, images)
+        if layout == TIMM:
+            return peers.run_timm(directory, images)
+        if layout == HUGGINGFACE:
+            return peers.run_huggingface(directory, images)
+        run = onnx.run_onnx if layout == ONNX else onnx.run_program
+        return torch.cat(run(directory / PROGRAM_FILES[layout], _batches(images)))
+    except Exception as error:  # another library may raise anything on what it cannot load
+        versions = ", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",))))
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{versions} cannot load what was written, so nothing is left of it: {reason}") from error
+
+
+def _batches(images: Tensor) -> list[Tensor]:
+    """Images in batches of changing sizes."""
+    sizes = itertools.cycle(_BATCHES)
+    parts, rest = [], images
+    while len(rest):
+        size = next(sizes)
+        parts.append(rest[:size])
+        rest = rest[size:]
+    return parts
+
+
+def _run_own(directory: Path, images: Tensor) -> Tensor:
+    from swinv2_train.interop.load import load_model
+
+    return _outputs(onnx.Inference(load_model(directory).model).eval(), images)
+
+
+def _notes(loaded: LoadedModel, layout: str, compared: Comparison) -> list[str]:
+    notes = []
+    if compared.output == "features" and layout != OWN:
+        notes.append("a SimMIM model has no classes: exported as a feature extractor, mask token and decoder left out")
+    if layout == HUGGINGFACE:
+        notes.append(
+            "transformers adds the mask of shifted windows twice (-200 instead of -100), which the difference includes"
+        )
+    return notes

@@ -1,0 +1,248 @@
+"""What model a file of weights is for: from the shapes of its tensors, its buffers, the config beside it, its name.
+
+A geometry has the sections of a checkpoint's manifest: `task`, `model` and `data` as in a config, `preprocess` and
+`classes`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import NUM_STAGES, ModelConfig, fit_window, pretrained_windows, stage_geometry
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+Shapes = Mapping[str, tuple[int, ...]]
+Window = tuple[int, int]
+
+
+def plain_window(window: Window) -> int | list[int]:
+    """A window as a config writes it: one side where both are the same."""
+    return window[0] if window[0] == window[1] else list(window)
+
+
+def model_config(geometry: Mapping[str, Any]) -> ModelConfig:
+    """The model section of a geometry; keys of other versions are left aside, absent ones get their defaults."""
+    known = {spec.name for spec in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{key: value for key, value in geometry.get("model", {}).items() if key in known})
+
+
+def trained_windows(geometry: Mapping[str, Any]) -> list[Window] | None:
+    """Per stage the window whose offsets the position bias was trained on, clamped to the maps of that training.
+
+    Returns:
+        None where the geometry does not tell.
+    """
+    if not geometry.get("model", {}).get("window"):
+        return None
+    model = model_config(geometry)
+    given = pretrained_windows(model)
+    if all(height and width for height, width in given):
+        return given
+    resolution = geometry.get("data", {}).get("resolution")
+    if not resolution:
+        return None
+    used = [stage.window for stage in stage_geometry(model, *resolution)]
+    return [(before[0] or own[0], before[1] or own[1]) for before, own in zip(given, used, strict=True)]
+
+
+def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
+    """The fields of a model that the shapes of its canonical tensors tell: all but windows and what has no weights.
+
+    Raises:
+        ConfigError: if they are not those of a Swin Transformer V2.
+    """
+    refuse_other_models(shapes, path)
+    depths, heads = [], []
+    for stage in range(NUM_STAGES):
+        depth = 0
+        while f"layers.{stage}.blocks.{depth}.attn.qkv.weight" in shapes:
+            depth += 1
+        if not depth:
+            raise ConfigError(
+                "", path, f"{path} has no blocks in stage {stage + 1}: it is no whole Swin Transformer V2"
+            )
+        depths.append(depth)
+        heads.append(_num_heads(shapes, f"layers.{stage}.blocks.0.attn.", path))
+    dim, channels, patch, _ = shapes["patch_embed.proj.weight"]
+    hidden = shapes.get("layers.0.blocks.0.mlp.fc1.weight", (4 * dim,))[0]
+    first = "layers.0.blocks.0.attn."
+    return {
+        "name": path.stem,
+        "in_channels": channels,
+        "patch_size": patch,
+        "embed_dim": dim,
+        "depths": depths,
+        "num_heads": heads,
+        "mlp_ratio": hidden / dim,
+        "extra_norm_period": _extra_norm_period(shapes, depths, path),
+        "absolute_position": "absolute_pos_embed" in shapes,
+        "similarity": "cosine" if f"{first}logit_scale" in shapes else "dot",
+        "position_bias": "table" if f"{first}relative_position_bias_table" in shapes else "log-cpb",
+    }
+
+
+def refuse_other_models(shapes: Shapes, path: Path) -> None:
+    """Refuse weights that are not those of a Swin Transformer V2.
+
+    Raises:
+        ConfigError: saying what they look like.
+    """
+    block = "layers.0.blocks.0.attn."
+    if f"{block}relative_position_bias_table" in shapes and f"{block}qkv.bias" in shapes:
+        mend = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
+        raise ConfigError("", path, f"{path} {mend}")
+    if any(key.startswith("stages.0.blocks.0.") and ".meta_mlp." in key for key in shapes):
+        mend = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
+        raise ConfigError("", path, f"{path} {mend}")
+    if any(key.startswith("features.1.0.attn.") for key in shapes):
+        mend = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
+        raise ConfigError("", path, f"{path} {mend}")
+    missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
+    if missing or len(shapes["patch_embed.proj.weight"]) != 4:
+        held = ", ".join(list(shapes)[:3]) or "nothing"
+        key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
+        raise ConfigError("", path, f"{path} is no Swin Transformer V2: it lacks {key} (it has {held}, ...)")
+
+
+def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
+    for key, dimension in (("logit_scale", 0), ("cpb_mlp.2.weight", 0), ("relative_position_bias_table", 1)):
+        if f"{place}{key}" in shapes:
+            return shapes[f"{place}{key}"][dimension]
+    raise ConfigError("", path, f"{path} has no {place}logit_scale, nor a position bias, to tell the number of heads")
+
+
+def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
+    present = {
+        (stage, block)
+        for stage, depth in enumerate(depths)
+        for block in range(depth)
+        if f"layers.{stage}.blocks.{block}.enorm.weight" in shapes
+    }
+    if not present:
+        return 0
+    period = min(block for _, block in present) + 1
+    regular = {(s, b) for s, depth in enumerate(depths) for b in range(depth) if (b + 1) % period == 0}
+    if present != regular:
+        stage, block = min(present ^ regular)
+        there = "there is one" if (stage, block) in present else "there is none"
+        mend = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
+        raise ConfigError("", path, f"{path}: {mend}")
+    return period
+
+
+@dataclasses.dataclass
+class Windows:
+    """Windows and input size of foreign weights, as far as they are known."""
+
+    window: list[Window] | None = None
+    pretrained: list[Window] | None = None
+    """Of an earlier training than that of these weights."""
+    resolution: tuple[int, int] | None = None
+    origin: str = ""
+    """Where this was found, for a person."""
+
+
+def windows_from_buffers(
+    shapes: Shapes, read: Callable[[str], list[float]], depths: list[int], patch: int
+) -> Windows | None:
+    """From the buffers of official files: the size of the table of coordinates is the window, its largest value tells
+    the window of the pretraining, and the shift mask of the first stage the size of the image.
+
+    Args:
+        shapes: of all tensors, buffers included, under canonical names.
+        read: gives a tensor as a flat list.
+        depths: blocks per stage.
+        patch: pixels per token.
+    """
+    found: list[Window] = []
+    before: list[Window] = []
+    for stage in range(len(depths)):
+        name = f"layers.{stage}.blocks.0.attn.relative_coords_table"
+        if len(shapes.get(name, ())) != 4:
+            return None
+        _, rows, columns, _ = shapes[name]
+        window = ((rows + 1) // 2, (columns + 1) // 2)
+        found.append(window)
+        last = read(name)[-2:]
+        before.append((_trained_side(window[0], last[0]), _trained_side(window[1], last[1])))
+    resolution = None
+    for stage, depth in enumerate(depths):
+        mask = shapes.get(f"layers.{stage}.blocks.1.attn_mask", ()) if depth > 1 else ()
+        side = math.isqrt(mask[0]) if mask else 0
+        if side and side * side == mask[0] and found[stage][0] == found[stage][1]:
+            pixels = side * found[stage][0] * patch * 2**stage
+            resolution = (pixels, pixels)
+            break
+    return Windows(found, before if before != found else None, resolution, "its buffers")
+
+
+def _trained_side(side: int, largest: float) -> int:
+    """The side p of the pretraining window for which log2(8 (side - 1) / (p - 1) + 1) / 3 is this largest value."""
+    if side < 2 or not largest > 0:
+        return side
+    return 1 + round(8 * (side - 1) / (2 ** (3 * largest) - 1))
+
+
+def windows_from_name(name: str) -> Windows | None:
+    """From a name in the official pattern, such as `window8_256` or `window12to16_192to256` (timm's and Hugging Face's
+    names have it as well)."""
+    match = re.search(r"window(\d+)(?:to(\d+))?[_-](\d{2,4})(?:to(\d+))?", name)
+    if not match:
+        return None
+    first, small = int(match[1]), int(match[3])
+    last, large = (int(text) if text else None for text in match.group(2, 4))
+    side = large or small
+    window = [(last or first, last or first)] * NUM_STAGES
+    pretrained = _clamped([(first, first)] * NUM_STAGES, (small, small)) if last else None
+    return Windows(window, pretrained, (side, side), f"the name {name}")
+
+
+def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
+    """From the config.json of Hugging Face, or the model arguments that timm's holds."""
+    side = config.get("window_size")
+    if not side:
+        return None
+    image = config.get("image_size") or config.get("img_size")
+    before = config.get("pretrained_window_sizes")
+    return Windows(
+        [_pair(side)] * NUM_STAGES,
+        [_pair(each) for each in before] if before and any(before) else None,
+        _pair(image) if image else None,
+        "config.json",
+    )
+
+
+def _pair(value: Any) -> Window:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
+
+
+def _clamped(sides: list[Window], resolution: tuple[int, int]) -> list[Window]:
+    model = ModelConfig(window=[list(side) for side in sides])
+    return [stage.window for stage in stage_geometry(model, *resolution)]
+
+
+def put_windows(geometry: dict[str, Any], found: Windows) -> None:
+    """Write windows and input size into a geometry; one window for all stages where clamping makes the others."""
+    model = geometry["model"]
+    sides = found.window or []
+    if found.resolution:
+        geometry["data"]["resolution"] = list(found.resolution)
+        patch = model["patch_size"]
+        rows, columns = (-(-side // patch) for side in found.resolution)
+        uniform = []
+        for _ in sides:
+            uniform.append(fit_window(sides[0], rows, columns)[0])
+            rows, columns = -(-rows // 2), -(-columns // 2)
+        if uniform == sides:
+            sides = [sides[0]] * len(sides)
+    same = len(set(sides)) == 1 and sides[0][0] == sides[0][1]
+    model["window"] = sides[0][0] if same else [plain_window(side) for side in sides]
+    if found.pretrained:
+        model["pretrained_window"] = [plain_window(side) for side in found.pretrained]

@@ -1,0 +1,169 @@
+"""One loader for everything that uses finished weights: evaluation, prediction, export, analysis."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.compose import override, to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TASK_SECTIONS, ClassificationConfig, TaskConfig
+from swinv2_train.config.validate import resolution
+from swinv2_train.interop.geometry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    model_config,
+    plain_window,
+    trained_windows,
+)
+from swinv2_train.interop.source import WeightSource, open_source
+from swinv2_train.interop.transfer import Transfer, plan_transfer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass
+class LoadedModel:
+    """A model with its weights, and what it takes to use it."""
+
+    model: nn.Module
+    """ImageClassifier or MaskedImageModel: eval mode, fp32, CPU."""
+    config: Config
+    """`model`, `task`, and of `data` what the input needs, from the source and then from the overrides."""
+    mean: list[float]
+    std: list[float]
+    """Per-channel statistics in [0, 1] that images are normalised with."""
+    class_names: list[str] | None
+    source: WeightSource
+    transfer: Transfer
+    """What happened to every tensor."""
+
+
+def load_model(
+    spec: str | Path, overrides: Sequence[str] = (), *, which: str = "newest", ema: bool = False
+) -> LoadedModel:
+    """Load weights from anywhere into the model they are for.
+
+    In memory there is the model and at most one more tensor (of a torch file besides what the system maps).
+
+    Args:
+        spec, which, ema: see `open_source`; of a checkpoint the hashes are compared.
+        overrides: `key=value` over what the source says, such as `model.window=24` or `data.resolution=384`. Under
+            another window the position bias still goes by the windows of the training.
+
+    Raises:
+        ConfigError: on a wrong override, or if the source is not a whole model or does not tell all of it.
+        CheckpointError: if the source is damaged.
+    """
+    with open_source(spec, which=which, ema=ema, verify=True) as source:
+        config = source_config(source, overrides)
+        size = resolution(config)
+        model = meta_model(config, size)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        transfer = plan_transfer(source, shapes, config.model, resolution=size)
+        if missing := transfer.of("new"):
+            mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
+            raise ConfigError("", source.path, f"{mend} with init_from={source.path}")
+        _fill(model.to_empty(device="cpu"), transfer)
+    mean, std = _statistics(config)
+    return LoadedModel(model.eval(), config, mean, std, source.class_names, source, transfer)
+
+
+def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config:
+    """The config that weights are used with: what the source says, changed by `key=value` overrides.
+
+    Raises:
+        ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
+    """
+    geometry = source.geometry
+    config = Config(task=_task(geometry["task"], source.path), model=model_config(geometry))
+    trained = trained_windows(geometry)
+    if trained is not None:
+        config.model.pretrained_window = [plain_window(window) for window in trained]
+    data, crop = geometry["data"], geometry.get("preprocess", {})
+    config.data.augment.interpolation = crop.get("interpolation", config.data.augment.interpolation)
+    config.data.crop_pct = crop.get("crop_pct", config.data.crop_pct)
+    config.data.crop_mode = crop.get("crop_mode", config.data.crop_mode)
+    given = {item.partition("=")[0] for item in overrides}
+    sides = data.get("resolution")
+    _need(source, given, "model.window", geometry["model"].get("window"), "the attention window it was trained with")
+    _need(source, given, "data.resolution", sides, "the input size")
+    if sides:
+        config.data.resolution = sides[0] if sides[0] == sides[1] else list(sides)
+    for key in ("mean", "std"):
+        value = _numbers(crop.get(key)) or _numbers(data.get(key)) or _named(key, data.get(key))
+        _need(source, given, f"data.{key}", value, "what its images were normalised with")
+        setattr(config.data, key, value or [0.0])
+    if isinstance(config.task, ClassificationConfig) and source.num_classes:
+        config.task.num_classes = source.num_classes
+        if "task.num_classes" in given:
+            mend = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
+            raise ConfigError("task.num_classes", "...", mend)
+    changed = override(to_yaml(config), overrides)
+    _statistics(changed)
+    return changed
+
+
+def _need(source: WeightSource, given: set[str], key: str, value: Any, what: str) -> None:
+    if value is None and key not in given:
+        example = {"model.window": "16", "data.resolution": "256"}.get(key, "[0.5,0.5,0.5]")
+        raise ConfigError(key, "?", f"{source.path} does not tell {what}; give it, such as {key}={example}")
+
+
+def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
+    section = TASK_SECTIONS.get(str(values.get("name")))
+    if section is None:
+        raise ConfigError("", path, f"{path} is of a task that this version does not know: {values.get('name')}")
+    known = {spec.name for spec in dataclasses.fields(section)}
+    return section(**{key: value for key, value in values.items() if key in known})
+
+
+def _numbers(value: Any) -> list[float] | None:
+    return [float(each) for each in value] if isinstance(value, (list, tuple)) else None
+
+
+def _named(key: str, value: Any) -> list[float] | None:
+    return list(IMAGENET_MEAN if key == "mean" else IMAGENET_STD) if value == "imagenet" else None
+
+
+def _statistics(config: Config) -> tuple[list[float], list[float]]:
+    found = []
+    for key in ("mean", "std"):
+        value = getattr(config.data, key)
+        numbers = _numbers(value) or _named(key, value)
+        if numbers is None or len(numbers) != config.model.in_channels:
+            mend = f"needs one number per channel, model.in_channels={config.model.in_channels}"
+            raise ConfigError(f"data.{key}", value, mend)
+        found.append(numbers)
+    return found[0], found[1]
+
+
+def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
+    """The model of a config on the meta device: names and shapes, no memory.
+
+    Args:
+        size: input (height, width) in pixels.
+    """
+    import torch
+
+    from swinv2_train.models import ImageClassifier, MaskedImageModel
+
+    with torch.device("meta"):
+        if isinstance(config.task, ClassificationConfig):
+            return ImageClassifier(config.model, max(1, config.task.num_classes), size)
+        return MaskedImageModel(config.model, size)
+
+
+def _fill(model: nn.Module, transfer: Transfer) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            value = transfer.tensor(name)
+            assert value is not None  # nothing is new
+            parameter.copy_(value)

@@ -1,0 +1,354 @@
+"""The README of an export: what is known of a model, and nothing else.
+
+Facts come from the weights and their geometry; from the run they lie in, where they do (its config, the runs it started
+from, the dataset card beside its shards, its evaluations); and from the export itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.compose import from_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import (
+    count_parameters,
+    count_simmim_parameters,
+    stage_geometry,
+)
+from swinv2_train.interop.peers import earlier_windows, version_of
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+    from swinv2_train.data.card import Card
+    from swinv2_train.interop.load import LoadedModel
+
+PAPER = "https://arxiv.org/abs/2111.09883"
+SIMMIM_PAPER = "https://arxiv.org/abs/2111.09886"
+_LONGEST_CHAIN = 16
+_LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
+_SHOWN_CLASSES = 20
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How an export was compared with the model it was made of."""
+
+    by: str
+    """Who computed it: names and versions."""
+    images: int
+    difference: float
+    """The largest of all outputs."""
+    largest: float
+    """The largest output itself."""
+    rounding: float | None
+    """How far rounding to half precision moved the outputs; None for fp32."""
+    output: str
+    """`logits` or `features`."""
+
+
+def model_card(loaded: LoadedModel, layout: str, name: str, *, dtype: str, weights: str, compared: Comparison) -> str:
+    """The card as Markdown.
+
+    Args:
+        layout: the format that was exported.
+        name: of the directory; the way to load it is shown with this.
+        weights: `raw` or `ema`.
+    """
+    run = run_directory(loaded.source.path)
+    trained = _resolved(run)
+    sections = [
+        ("Model", _table(_model_rows(loaded, layout, dtype, weights))),
+        ("Use", _usage(loaded, layout, name, compared.output)),
+        ("Input", _table(_input_rows(loaded))),
+        ("Classes", _classes(loaded)),
+        ("Training", _table(_training_rows(trained)) if trained else ""),
+        ("Started from", _chain(trained, run)),
+        ("Data", _data(trained)),
+        ("Results", _results(loaded, run, weights)),
+        ("Export", _table(_export_rows(loaded, layout, compared))),
+        ("License", "Not stated. Whoever publishes these weights has to name one here."),
+    ]
+    title = trained.run.name if trained else loaded.config.model.name
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections if text)
+    return f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n"
+
+
+def _front_matter(layout: str, output: str) -> str:
+    """The header that model hubs read."""
+    lines = [f"library_name: {_LIBRARIES[layout]}"] if layout in _LIBRARIES else []
+    task = "image-classification" if output == "logits" else "image-feature-extraction"
+    lines += [f"pipeline_tag: {task}", "tags:", "- swinv2", f"- {task}"]
+    return "---\n" + "\n".join(lines) + "\n---\n"
+
+
+def _summary(loaded: LoadedModel) -> str:
+    task = loaded.config.task.name
+    kind = {
+        "simmim": f"pretrained by masked image modelling ([SimMIM]({SIMMIM_PAPER})); it has no classes",
+        "classification": "for image classification",
+    }.get(task, f"for the task {task}")
+    return f"A Swin Transformer V2 ([paper]({PAPER})) {kind}."
+
+
+def _parameters(loaded: LoadedModel, layout: str) -> int:
+    """Of what is exported: a SimMIM model loses mask token and decoder outside of this package."""
+    model, size = loaded.config.model, resolution(loaded.config)
+    if loaded.config.task.name == "simmim" and layout == "swinv2-train":
+        return count_simmim_parameters(model, size)
+    return count_parameters(model, size, getattr(loaded.config.task, "num_classes", 0))
+
+
+def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> Rows:
+    model, size = loaded.config.model, resolution(loaded.config)
+    rows = [
+        ("parameters", f"{_parameters(loaded, layout):,}"),
+        ("channels per stage", _listed(model.embed_dim * 2**stage for stage in range(len(model.depths)))),
+        ("blocks per stage", _listed(model.depths)),
+        ("heads per stage", _listed(model.num_heads)),
+        ("windows per stage", _listed(_sides(stage.window) for stage in stage_geometry(model, *size))),
+        ("patch", f"{model.patch_size}x{model.patch_size} pixels"),
+        ("MLP ratio", f"{model.mlp_ratio:g}"),
+    ]
+    earlier = earlier_windows(model, size)
+    if any(map(any, earlier)):
+        own = [stage.window for stage in stage_geometry(model, *size)]
+        pairs = zip(earlier, own, strict=True)
+        rows.append(
+            ("windows of the pretraining", _listed(_sides(before if any(before) else now) for before, now in pairs))
+        )
+    if model.extra_norm_period:
+        rows.append(("extra norm", f"every {model.extra_norm_period} blocks of a stage"))
+    if model.absolute_position:
+        rows.append(("absolute position embedding", "yes"))
+    for key, usual in (("norm_placement", "res-post"), ("similarity", "cosine"), ("position_bias", "log-cpb")):
+        value = getattr(model, key, usual)
+        if value != usual:
+            rows.append((key.replace("_", " "), str(value)))
+    rows.append(("weights", f"{dtype}, {'moving average' if weights == 'ema' else 'as trained'}"))
+    if loaded.source.step is not None:
+        rows.append(("step", f"{loaded.source.step:,}"))
+    return rows
+
+
+def _input_rows(loaded: LoadedModel) -> Rows:
+    data = loaded.config.data
+    height, width = resolution(loaded.config)
+    if data.crop_mode == "squash":
+        crop = f"resize to {height}x{width}, whatever the aspect"
+    else:
+        crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the centre"
+    return [
+        ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
+        ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
+        ("values", "divided by the largest value of the pixel type (255 or 65535), minus mean, divided by deviation"),
+        ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
+        ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
+    ]
+
+
+def _classes(loaded: LoadedModel) -> str:
+    names = loaded.class_names or []
+    if not names:
+        return ""
+    more = f", and {len(names) - _SHOWN_CLASSES:,} more" if len(names) > _SHOWN_CLASSES else ""
+    return f"{len(names):,}: {', '.join(names[:_SHOWN_CLASSES])}{more}."
+
+
+def run_directory(path: Path) -> Path | None:
+    """The run that a checkpoint or an exported file lies in, by its `resolved.yaml`; None where it lies in none."""
+    return next((place for place in [path, *path.parents][:3] if (place / "resolved.yaml").is_file()), None)
+
+
+def _resolved(run: Path | None) -> Config | None:
+    try:
+        return from_yaml(run / "resolved.yaml") if run else None
+    except ConfigError:  # of a version with other keys; then nothing is known
+        return None
+
+
+def _training_rows(config: Config) -> Rows:
+    optim, augment = config.optim, config.data.augment
+    length = f"{optim.epochs:g} epochs" if optim.epochs is not None else f"{optim.steps:,} steps"
+    rate = f"{optim.lr:g}" + (f" per {optim.lr_reference_batch} samples" if optim.lr_reference_batch else "")
+    warmup = optim.warmup_steps if optim.warmup_epochs is None else optim.warmup_epochs
+    unit = "steps" if optim.warmup_epochs is None else "epochs"
+    rows = [
+        ("run", config.run.name),
+        ("task", config.task.name),
+        ("length", length),
+        ("global batch", f"{optim.global_batch:,}"),
+        ("learning rate", f"{rate}, {optim.schedule}" + (f", {warmup:g} {unit} of warm-up" if warmup else "")),
+        ("optimizer", f"AdamW, betas {_listed(optim.betas)}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}"),
+        ("gradient clipping", f"{optim.clip_norm:g}" if optim.clip_norm else "none"),
+        ("drop path", f"{config.model.drop_path:g}"),
+        ("precision", f"{config.engine.precision}, ZeRO {config.engine.zero_stage}"),
+        ("random crop", f"area {_listed(augment.scale)}, aspect {_listed(f'{side:.4g}' for side in augment.ratio)}"),
+        ("flips", f"horizontal {augment.hflip:g}, vertical {augment.vflip:g}"),
+    ]
+    if optim.layer_decay != 1:
+        rows.append(("layer-wise decay of the learning rate", f"{optim.layer_decay:g}"))
+    if optim.ema_decay:
+        rows.append(("moving average of the weights", f"{optim.ema_decay:g}"))
+    task = {key: value for key, value in vars(config.task).items() if key != "name" and not key.startswith("_")}
+    rows.extend((key.replace("_", " "), _value(value)) for key, value in task.items())
+    rows.append(("seed", str(config.seed)))
+    return rows
+
+
+def _chain(config: Config | None, run: Path | None) -> str:
+    """The runs and files that this one started from, nearest first."""
+    lines: list[str] = []
+    seen = {run}
+    while config is not None and config.init_from and len(lines) < _LONGEST_CHAIN:
+        place = Path(str(config.init_from)).expanduser()
+        run = run_directory(place)
+        config = _resolved(run)
+        if config is None or run in seen:
+            lines.append(f"`{place.name}`")
+            break
+        seen.add(run)
+        lines.append(f"the run {config.run.name} ({config.task.name})")
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
+
+
+def _data(config: Config | None) -> str:
+    if config is None:
+        return ""
+    card = dataset_card(config.data.shards)
+    if card is None:
+        return ""
+    rows = [(name, value) for name, value in card.rows() if name != "split"]
+    return _table(rows)
+
+
+def dataset_card(shards: Any) -> Card | None:
+    """The card beside local shards that swinv2-data packed; None for others, and for what is not there any more."""
+    from swinv2_train.data.card import Card
+    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.remote import ShardCache, is_remote
+    from swinv2_train.data.sources import expand, manifest_url, parse_manifest
+
+    listed = list(shards) if isinstance(shards, (list, tuple)) else [shards]
+    if not all(isinstance(spec, str) and spec and not is_remote(spec) for spec in listed):
+        return None
+    try:
+        found = expand(listed, ShardCache(Path("."), 0))  # local paths do not touch the cache
+        places = {manifest_url(shard) for shard in found}
+        texts = [(Path(place).read_text(), place) for place in sorted(filter(None, places))]
+        if None in places or not texts:
+            return None
+        return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
+    except (DataError, OSError, KeyError):
+        return None
+
+
+def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
+    parts = []
+    if loaded.source.metrics:
+        rows = [(name, _number(value)) for name, value in loaded.source.metrics.items()]
+        parts.append("At this step of the training:\n\n" + _table(rows))
+    found = last_evaluation(loaded, run, weights)
+    if found:
+        metrics = [(name, _number(value)) for name, value in found["metrics"].items()]
+        data = found.get("data")
+        names = [Path(str(place)).name for place in (data if isinstance(data, list) else [data])]
+        rows = [("data", _listed(names)), ("samples", f"{found.get('samples', 0):,}"), *metrics]
+        parts.append("By swinv2-eval:\n\n" + _table(rows))
+    return "\n\n".join(parts)
+
+
+def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict[str, Any] | None:
+    """The youngest `evaluations/*/results.json` of the run that is of these weights, at this resolution and window."""
+    files = run.glob("evaluations/*/results.json") if run else ()
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            content = json.loads(path.read_text())
+            place, given = Path(content["checkpoint"]), content["input"]
+            same = place.resolve() == loaded.source.path.resolve() and content["ema"] == (weights == "ema")
+            same = same and given["resolution"] == list(resolution(loaded.config))
+            if same and given["window"] == loaded.config.model.window and isinstance(content["metrics"], dict):
+                return content
+        except (OSError, ValueError, KeyError, TypeError):  # of another version
+            continue
+    return None
+
+
+def _number(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, (int, float)) else "not known"
+
+
+def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison) -> Rows:
+    rows = [
+        ("format", layout),
+        ("made from", f"{loaded.source.path.name} ({loaded.source.format})"),
+        ("made with", ", ".join(map(version_of, ("swinv2-train", "torch")))),
+        (
+            "checked with",
+            f"{compared.by}: on {compared.images} images the {compared.output} differ by at most "
+            f"{compared.difference:.2g} from those of the original model (the largest is {compared.largest:.3g})",
+        ),
+    ]
+    if compared.rounding is not None:
+        moved = (
+            f"moved the {compared.output} by at most {compared.rounding:.2g} on those images; the comparison is apart"
+        )
+        rows.append(("rounding of the weights", moved))
+    return rows
+
+
+def _usage(loaded: LoadedModel, layout: str, name: str, output: str) -> str:
+    """Code that loads this very format; `images` is the batch that "Input" describes."""
+    shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
+    code = {
+        "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model',
+        "timm": f'import timm\n\nmodel = timm.create_model("local-dir:{name}", pretrained=True).eval()\n'
+        f"{output} = model(images)",
+        "huggingface": _huggingface_code(name, output),
+        "onnx": f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}/model.onnx")\n'
+        f'({output},) = session.run(None, {{"images": images}})  # a float32 array',
+        "torch-export": f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()\n'
+        f"{output} = model(images)",
+    }[layout]
+    given = f"`images`: (batch, {shape}) float32, prepared as below."
+    return f"```python\n{code}\n```\n\n{given}"
+
+
+def _huggingface_code(name: str, output: str) -> str:
+    kind = "AutoModelForImageClassification" if output == "logits" else "AutoModel"
+    result = "logits" if output == "logits" else "pooler_output"
+    return (
+        f"from transformers import AutoImageProcessor, {kind}\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
+        f'model = {kind}.from_pretrained("{name}").eval()\n'
+        f'{output} = model(**processor(pictures, return_tensors="pt")).{result}  # pictures: a list of PIL images'
+    )
+
+
+def _table(rows: Rows) -> str:
+    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        shown = _listed(value[:8])
+        return f"{shown}, ... ({len(value)} values)" if len(value) > 8 else shown
+    return "none" if value is None else str(value)
+
+
+def _sides(window: tuple[int, int]) -> str:
+    return f"{window[0]}x{window[1]}"
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))

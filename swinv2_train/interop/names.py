@@ -1,0 +1,262 @@
+"""The names that weights of Swin Transformer V2 have elsewhere, and back.
+
+Canonical names are those of the official code without prefix: `patch_embed.proj.weight`,
+`layers.0.blocks.1.attn.qkv.weight`, `layers.0.downsample.reduction.weight`, `norm.weight`, `head.weight`, `mask_token`,
+`decoder.0.weight`. The layouts:
+
+- swinv2-train: `backbone.` before the backbone of a classifier, `encoder.` before that of a SimMIM model.
+- official (microsoft/Swin-Transformer): canonical, with buffers; SimMIM models have `encoder.` before backbone and mask
+  token, and the released ones say `rpe_mlp` for `cpb_mlp`.
+- timm (`swin_transformer_v2`): patch merging stands at the start of the next stage, the head is `head.fc`.
+- huggingface (`Swinv2Model`, `Swinv2ForImageClassification`, `Swinv2ForMaskedImageModeling`): other names throughout,
+  query, key and value apart.
+
+Torch-free: tensors are only cut and joined.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIMMIM_ONLY = ("mask_token", "decoder.0.weight", "decoder.0.bias")
+"""Canonical names of what only a SimMIM model has."""
+HEAD = ("head.weight", "head.bias")
+"""Canonical names of the classification head."""
+_BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
+_HF_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.logit_scale": "attention.self.logit_scale",
+    "attn.cpb_mlp": "attention.self.continuous_position_bias_mlp",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_HF_TOP = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "patch_embed.norm": "embeddings.norm",
+    "absolute_pos_embed": "embeddings.position_embeddings",
+    "mask_token": "embeddings.mask_token",
+    "norm": "layernorm",
+}
+_HF_SPLIT = {
+    "attn.qkv.weight": ("query.weight", "key.weight", "value.weight"),
+    "attn.q_bias": ("query.bias",),
+    "attn.v_bias": ("value.bias",),
+}
+"""Query, key and value, below `attention.self`; the key has no bias."""
+
+
+@dataclass
+class Located:
+    """Where the canonical tensors are in a file."""
+
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each canonical name the keys of the file whose tensors, joined along their first dimension, are it."""
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    """Keys that are not weights, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to name the weights."""
+
+    name: str
+    to_canonical: Callable[[str], str]
+    """Canonical name of a key, for keys that stand for one whole tensor; an unknown key comes back as it is."""
+    from_canonical: Callable[[str, bool], str]
+    """Key of a canonical name; the flag says whether the model is a SimMIM model."""
+    fused: bool = True
+    """Whether query, key and value are one tensor."""
+    plain_only: bool = False
+    """Whether it knows nothing but the plain SwinV2: no extra norms, no other norm, attention or bias."""
+
+    def locate(self, keys: Iterable[str]) -> Located:
+        """Find the canonical tensors among the keys of a file.
+
+        Raises:
+            ConfigError: if two keys mean the same tensor, or a part of a split one is missing.
+        """
+        found = Located()
+        apart: dict[str, dict[str, str]] = {}
+        for key in keys:
+            if key.rpartition(".")[2] in _BUFFERS:
+                found.dropped.append((key, "a buffer, computed anew"))
+                continue
+            name = self.to_canonical(key)
+            split = None if self.fused else _split_part(name)
+            if split:
+                apart.setdefault(split[0], {})[split[1]] = key
+                continue
+            if name in found.parts:
+                raise ConfigError("", key, f"{key} and {found.parts[name][0]} both stand for {name}")
+            found.parts[name] = (key,)
+        for name, parts in apart.items():
+            wanted = _HF_SPLIT[_in_block(name)[1]]
+            missing = [part for part in wanted if part not in parts]
+            if missing:
+                present = next(iter(parts.values()))
+                raise ConfigError("", name, f"{present} is there, but {missing[0]} beside it is missing")
+            found.parts[name] = tuple(parts[part] for part in wanted)
+        return found
+
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of this layout under canonical names; buffers are left out.
+
+        Raises:
+            ConfigError: as `locate`.
+        """
+        return {
+            name: tensors[keys[0]] if len(keys) == 1 else _joined([tensors[key] for key in keys])
+            for name, keys in self.locate(tensors).parts.items()
+        }
+
+    def write(self, tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Canonical tensors in this layout. timm knows no SimMIM model: mask token and decoder stay out of it.
+
+        Raises:
+            ConfigError: if the layout has no place for something in this model.
+        """
+        self.check(config)
+        simmim = any(name in tensors for name in SIMMIM_ONLY)
+        # Hugging Face's bare model has no prefix.
+        bare = not simmim and not any(name in tensors for name in HEAD)
+        written: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if self.name == "timm" and name in SIMMIM_ONLY:
+                continue
+            for key, part in self._pieces(name, tensor, simmim):
+                written[key.removeprefix("swinv2.") if bare else key] = part.contiguous()
+        return written
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse a model that this layout cannot hold.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        if not self.plain_only:
+            return
+        plain = ModelConfig(name="plain")
+        for key in ("extra_norm_period", "norm_placement", "similarity", "position_bias", "absolute_position"):
+            value = getattr(config, key, None)
+            if value != getattr(plain, key, None):
+                raise ConfigError(f"model.{key}", value, f"the layout of {self.name} has no place for it")
+
+    def _pieces(self, name: str, tensor: Tensor, simmim: bool) -> Iterable[tuple[str, Tensor]]:
+        place, rest = _in_block(name)
+        if self.fused or rest not in _HF_SPLIT:
+            return [(self.from_canonical(name, simmim), tensor)]
+        keys = [f"swinv2.encoder.{place}attention.self.{part}" for part in _HF_SPLIT[rest]]
+        return zip(keys, tensor.chunk(len(keys)), strict=True)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(tensors)
+
+
+def _in_block(name: str) -> tuple[str, str]:
+    """`layers.0.blocks.1.` and the rest of a name; an empty string and the name outside of blocks."""
+    match = re.match(r"(layers\.\d+\.blocks\.\d+\.)(.+)", name)
+    return (match[1], match[2]) if match else ("", name)
+
+
+def _split_part(name: str) -> tuple[str, str] | None:
+    """For a name such as `layers.0.blocks.1.attention.self.key.weight`: the canonical tensor it is a part of, and
+    `key.weight`."""
+    place, rest = _in_block(name)
+    part = rest.removeprefix("attention.self.")
+    whole = next((whole for whole, parts in _HF_SPLIT.items() if part in parts), None)
+    return (place + whole, part) if place and whole and part != rest else None
+
+
+def _swap(name: str, table: Mapping[str, str]) -> str:
+    """The name with the start that stands in the table replaced."""
+    for old, new in table.items():
+        if name == old or name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _official_to(key: str) -> str:
+    return key.removeprefix("module.").removeprefix("encoder.").replace(".rpe_mlp.", ".cpb_mlp.")
+
+
+def _official_from(name: str, simmim: bool) -> str:
+    return f"encoder.{name}" if simmim and not name.startswith("decoder.") else name
+
+
+def _own_to(key: str) -> str:
+    return key.removeprefix("backbone.").removeprefix("encoder.")
+
+
+def _own_from(name: str, simmim: bool) -> str:
+    if name in SIMMIM_ONLY or name in HEAD:
+        return name
+    return f"encoder.{name}" if simmim else f"backbone.{name}"
+
+
+def _timm_to(key: str) -> str:
+    moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) - 1}.downsample.", key)
+    return re.sub(r"^head\.fc\.", "head.", moved)
+
+
+def _timm_from(name: str, simmim: bool) -> str:
+    moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name)
+    return re.sub(r"^head\.", "head.fc.", moved)
+
+
+def _hf_to(key: str) -> str:
+    name = key.removeprefix("swinv2.").removeprefix("encoder.")
+    name = re.sub(r"^classifier\.", "head.", name)
+    place, rest = _in_block(name)
+    return place + _swap(rest, {new: old for old, new in (_HF_BLOCK if place else _HF_TOP).items()})
+
+
+def _hf_from(name: str, simmim: bool) -> str:
+    if name.startswith("decoder."):
+        return name
+    if name in HEAD:
+        return name.replace("head.", "classifier.")
+    place, rest = _in_block(name)
+    if place or name.startswith("layers."):
+        return f"swinv2.encoder.{place}{_swap(rest, _HF_BLOCK)}"
+    return f"swinv2.{_swap(name, _HF_TOP)}"
+
+
+FORMATS: dict[str, Format] = {
+    layout.name: layout
+    for layout in (
+        Format("swinv2-train", _own_to, _own_from),
+        Format("official", _official_to, _official_from),
+        Format("timm", _timm_to, _timm_from, plain_only=True),
+        Format("huggingface", _hf_to, _hf_from, fused=False, plain_only=True),
+    )
+}
+"""The layouts by name."""
+
+
+def detect(keys: Iterable[str]) -> str | None:
+    """The layout that keys belong to: a key of `FORMATS`, or None if it is none of them."""
+    names = {key.removeprefix("module.") for key in keys}
+    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
+        return "huggingface" if any(".layernorm_before." in name for name in names) else None
+    if "backbone.patch_embed.proj.weight" in names:
+        return "swinv2-train"
+    if "encoder.patch_embed.proj.weight" in names:
+        return "official" if "encoder.mask_token" in names or "mask_token" not in names else "swinv2-train"
+    if "patch_embed.proj.weight" not in names:
+        return None
+    moved = "layers.0.downsample.reduction.weight" not in names and "layers.1.downsample.reduction.weight" in names
+    return "timm" if moved or "head.fc.weight" in names else "official"

@@ -1,0 +1,149 @@
+"""Programs without Python: ONNX and `torch.export`, for one resolution and any number of images.
+
+The position bias hangs on the window alone, so its tables are computed once and become constants, as the paper has it
+for inference (section 3.3); the network that makes them is not in the program. Attention is written in plain
+operations, which every runtime knows.
+
+Input `images`: (batch, channels, height, width) float32, normalised by the mean and deviation of the model. Output:
+`logits` (batch, classes), or `features` (batch, 8C), the mean over the last stage's tokens, for a model without a head.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_train.config.model import ModelConfig, stage_geometry
+from swinv2_train.models import ImageClassifier
+from swinv2_train.models.backbone import backbone_of
+from swinv2_train.models.heads import pooled_features
+
+_LARGEST_FILE = 1_500_000_000
+"""Bytes of weights that one ONNX file holds (the format ends at 2 GiB); above, they lie in a file beside it."""
+
+
+class Inference(nn.Module):
+    """What leaves this package of a model: the logits of a classifier, the pooled features of a SimMIM model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        classifier = isinstance(model, ImageClassifier)
+        self.model = model if classifier else backbone_of(model)
+        self.output = "logits" if classifier else "features"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, num_classes) logits or (B, 8C) features."""
+        return self.model(images) if self.output == "logits" else pooled_features(self.model, images)
+
+
+def trace(inference: Inference, config: ModelConfig, images: Tensor) -> torch.export.ExportedProgram:
+    """The model as a program for images of this size.
+
+    `inference` loses what makes its position tables, so that it can only be used at this size afterwards.
+
+    Args:
+        images: (2 or more, in_channels, H, W), an example.
+    """
+    fix_tables(inference.model, config, (images.shape[-2], images.shape[-1]))
+    with torch.no_grad():
+        inference(images)  # fills the caches of masks, so that they are constants and not computed
+        batch = torch.export.Dim("batch", min=1)
+        return torch.export.export(inference, (images,), dynamic_shapes={"images": {0: batch}}, strict=False)
+
+
+def fix_tables(model: nn.Module, config: ModelConfig, resolution: tuple[int, int]) -> None:
+    """Put the position bias of the windows at this resolution into the place of what makes it, which is let go."""
+    for stage, geometry in zip(backbone_of(model).layers, stage_geometry(config, *resolution), strict=True):
+        for block in stage.blocks:
+            attention = block.attn
+            with torch.no_grad():
+                table = attention.position_table(geometry.window).contiguous().clone()
+            attention.register_buffer("fixed_table", table)
+            attention.position_table = _Fixed(attention)
+            attention.backend = "reference"
+            for part in ("cpb_mlp", "relative_position_bias_table"):
+                if hasattr(attention, part):
+                    delattr(attention, part)
+
+
+class _Fixed:
+    """Stands in for `WindowAttention.position_table`."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        self.attention = attention
+
+    def __call__(self, window: tuple[int, int]) -> Tensor:
+        return self.attention.fixed_table
+
+
+def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Save for `torch.export.load`. Raises OSError if it cannot be written."""
+    with _quiet():
+        # Takes apart what stands for a context (autocast), and nothing else: not every user of a program knows those.
+        torch.export.save(program.run_decompositions({}), path)
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram, path: Path, output: str, metadata: Mapping[str, str]
+) -> list[Path]:
+    """Write an ONNX file; weights beyond its bounds go into a second file beside it.
+
+    Args:
+        output: name of the result.
+        metadata: goes into the file's own metadata.
+
+    Returns:
+        The files. Raises OSError if they cannot be written.
+    """
+    with _quiet():
+        converted = torch.onnx.export(
+            program,
+            input_names=["images"],
+            output_names=[output],
+            dynamic_shapes={"images": {0: "batch"}},
+            dynamo=True,
+            verbose=False,
+        )
+    assert converted is not None
+    converted.model.metadata_props.update(metadata)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    converted.save(path, external_data=size > _LARGEST_FILE)
+    return sorted(path.parent.glob(f"{path.name}*"))
+
+
+def run_program(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a saved program, each (B, classes or 8C)."""
+    with _quiet(), torch.no_grad():
+        program = torch.export.load(path).module()
+        return [program(images) for images in batches]
+
+
+def run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs that onnxruntime computes on the CPU, each (B, classes or 8C)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters report on their own progress and doubts; what counts is the comparison afterwards."""
+    loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,246 @@
+"""timm and Hugging Face: the config that each loads a model by, what it cannot hold, and what it computes.
+
+Weights are named by `names.py`; here is what stands beside them. A model without a head becomes a feature extractor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import ModelConfig, StageGeometry, fit_window, pretrained_windows, stage_geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swinv2_train.interop.load import LoadedModel
+
+TIMM_ARCHITECTURE = "swinv2_tiny_window8_256"
+"""An entry point of timm's registry, which makes any SwinV2 from the arguments in its config file."""
+_PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
+
+
+def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
+    """Refuse what timm's SwinV2 would compute otherwise.
+
+    Raises:
+        ConfigError: naming the field and the mend.
+    """
+    for number, stage in enumerate(_whole_patches("timm", model, resolution), 1):
+        # timm pads after the roll, so that its shift mask is off where a shifted side is padded.
+        sides = zip(stage.shift, stage.padded, (stage.height, stage.width), strict=True)
+        if stage.depth > 1 and any(shift and padded != side for shift, padded, side in sides):
+            raise ConfigError("model.window", model.window, _padding_sentence("timm", number, stage))
+
+
+def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode: str) -> None:
+    """Refuse what Hugging Face's Swinv2 cannot hold: it has one square window, clamped to the maps.
+
+    Raises:
+        ConfigError: naming the field and the mend.
+    """
+    stages = _whole_patches("huggingface", model, resolution)
+    if any(stage.height % 2 or stage.width % 2 for stage in stages[:-1]):
+        stride = model.patch_size * 2 ** (len(stages) - 1)
+        mend = f"huggingface needs maps that halve evenly: take a data.resolution that is a multiple of {stride}"
+        raise ConfigError("data.resolution", list(resolution), mend)
+    if single_window(model, resolution) is None:
+        windows = ", ".join(f"{stage.window[0]}x{stage.window[1]}" for stage in stages)
+        mend = f"huggingface has one square window for all stages, and these are {windows}; take --format timm"
+        raise ConfigError("model.window", model.window, mend)
+    for height, width in earlier_windows(model, resolution):
+        if height != width or height == 1:
+            mend = "huggingface takes one side above 1 per stage; take --format timm"
+            raise ConfigError("model.pretrained_window", model.pretrained_window, mend)
+    if resolution[0] != resolution[1] and crop_mode == "center":
+        mend = "the image processors of huggingface crop squares only; take data.crop_mode=squash, or --format timm"
+        raise ConfigError("data.resolution", list(resolution), mend)
+
+
+def _whole_patches(peer: str, model: ModelConfig, resolution: tuple[int, int]) -> list[StageGeometry]:
+    if any(side % model.patch_size for side in resolution):
+        mend = f"{peer} does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
+        raise ConfigError("data.resolution", list(resolution), mend)
+    return stage_geometry(model, *resolution)
+
+
+def _padding_sentence(peer: str, number: int, stage: StageGeometry) -> str:
+    window, rows, columns = f"{stage.window[0]}x{stage.window[1]}", stage.height, stage.width
+    return (
+        f"{peer} computes padded shifted windows differently, and windows of {window} do not divide the "
+        f"{rows}x{columns} map of stage {number}; take a data.resolution or a model.window that fits"
+    )
+
+
+def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None:
+    """The side of one square window that, clamped to the maps, gives the windows of all stages; else None."""
+    stages = stage_geometry(model, *resolution)
+    side = max(max(stage.window) for stage in stages)
+    for stage in stages:
+        window, shift = fit_window((side, side), stage.height, stage.width)
+        if window != stage.window or shift != stage.shift or window[0] != window[1]:
+            return None
+    return side
+
+
+def earlier_windows(model: ModelConfig, resolution: tuple[int, int]) -> list[tuple[int, int]]:
+    """Per stage the window of an earlier training as both peers write it: (0, 0) where the stage still has that one."""
+    stages = stage_geometry(model, *resolution)
+    return [
+        (0, 0) if pair in ((0, 0), stage.window) else (pair[0] or stage.window[0], pair[1] or stage.window[1])
+        for pair, stage in zip(pretrained_windows(model), stages, strict=True)
+    ]
+
+
+def timm_config(loaded: LoadedModel, num_classes: int, resolution: tuple[int, int]) -> dict[str, Any]:
+    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor."""
+    model, data = loaded.config.model, loaded.config.data
+    window: Any = single_window(model, resolution)
+    if window is None:
+        window = [list(stage.window) for stage in stage_geometry(model, *resolution)]
+    image = [model.in_channels, *resolution]
+    config: dict[str, Any] = {
+        "architecture": TIMM_ARCHITECTURE,
+        "num_classes": num_classes,
+        "num_features": 8 * model.embed_dim,
+        "global_pool": "avg",
+        "model_args": {
+            "img_size": list(resolution),
+            "patch_size": model.patch_size,
+            "in_chans": model.in_channels,
+            "embed_dim": model.embed_dim,
+            "depths": list(model.depths),
+            "num_heads": list(model.num_heads),
+            "window_size": window,
+            "mlp_ratio": model.mlp_ratio,
+            "pretrained_window_sizes": [_side(pair) for pair in earlier_windows(model, resolution)],
+        },
+        "pretrained_cfg": {
+            "tag": "swinv2_train",
+            "custom_load": False,
+            "input_size": image,
+            "fixed_input_size": True,
+            "interpolation": data.augment.interpolation,
+            # timm's squash also crops, by this share; ours does not.
+            "crop_pct": 1.0 if data.crop_mode == "squash" else data.crop_pct,
+            "crop_mode": data.crop_mode,
+            "mean": loaded.mean,
+            "std": loaded.std,
+            "num_classes": num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head.fc",
+        },
+    }
+    if num_classes and loaded.class_names:
+        config["label_names"] = loaded.class_names
+    return config
+
+
+def _side(pair: tuple[int, int]) -> int | list[int]:
+    return pair[0] if pair[0] == pair[1] else list(pair)
+
+
+def huggingface_config(
+    loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], *, multi_label: bool
+) -> dict[str, Any]:
+    """The `config.json` of a Swinv2 model; `num_classes` 0 is a bare `Swinv2Model`."""
+    model = loaded.config.model
+    names = loaded.class_names or [f"LABEL_{number}" for number in range(num_classes)]
+    config: dict[str, Any] = {
+        "architectures": ["Swinv2ForImageClassification" if num_classes else "Swinv2Model"],
+        "model_type": "swinv2",
+        "image_size": resolution[0] if resolution[0] == resolution[1] else list(resolution),
+        "patch_size": model.patch_size,
+        "num_channels": model.in_channels,
+        "embed_dim": model.embed_dim,
+        "depths": list(model.depths),
+        "num_heads": list(model.num_heads),
+        "window_size": single_window(model, resolution),
+        "pretrained_window_sizes": [pair[0] for pair in earlier_windows(model, resolution)],
+        "mlp_ratio": model.mlp_ratio,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": model.drop_path,
+        "use_absolute_embeddings": False,
+        "layer_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        # Half-precision files are computed in fp32 as well, unless asked otherwise: coordinates do not survive bf16.
+        "torch_dtype": "float32",
+    }
+    if num_classes:
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
+        kind = "multi_label_classification" if multi_label else "single_label_classification"
+        config["problem_type"] = kind
+    return config
+
+
+def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int]) -> dict[str, Any]:
+    """The `preprocessor_config.json` that `AutoImageProcessor` reads."""
+    data = loaded.config.data
+    height, width = resolution
+    config: dict[str, Any] = {
+        "do_resize": True,
+        "resample": _PIL_FILTERS[data.augment.interpolation],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": loaded.mean,
+        "image_std": loaded.std,
+        "do_convert_rgb": loaded.config.model.in_channels == 3,
+    }
+    if data.crop_mode == "squash":
+        return {"image_processor_type": "ViTImageProcessor", **config, "size": {"height": height, "width": width}}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        **config,
+        "size": {"shortest_edge": int(height / data.crop_pct)},
+        "do_center_crop": True,
+        "crop_pct": data.crop_pct,  # for this package: the processor goes by the two sizes
+        "crop_size": {"height": height, "width": width},
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a config file. Raises OSError if it cannot be written."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def run_timm(directory: Path, images: Tensor) -> Tensor:
+    """What timm computes with a directory: logits (B, classes), or pooled features (B, 8C)."""
+    import timm
+    import torch
+
+    model = timm.create_model(f"local-dir:{directory}", pretrained=True).float().eval()
+    with torch.no_grad():
+        return model(images)
+
+
+def run_huggingface(directory: Path, images: Tensor) -> Tensor:
+    """What transformers computes with a directory: logits (B, classes), or pooled features (B, 8C)."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    classifier = "ForImageClassification" in AutoConfig.from_pretrained(directory).architectures[0]
+    kind = AutoModelForImageClassification if classifier else AutoModel
+    model = kind.from_pretrained(directory).eval()
+    with torch.no_grad():
+        outputs = model(images)
+    return outputs.logits if classifier else outputs.pooler_output
+
+
+def version_of(package: str) -> str:
+    """`timm 1.0.31`, or the name alone where it is not installed."""
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return package

@@ -1,0 +1,334 @@
+"""Weights from anywhere, under canonical names: what is in a run, a checkpoint or a file, found out from itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import KIND_OF, Manifest
+from swinv2_train.config.compose import from_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.interop import sidecar
+from swinv2_train.interop.geometry import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    infer_model,
+    put_windows,
+    refuse_other_models,
+    windows_from_buffers,
+    windows_from_name,
+)
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
+from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, TorchStorage, numel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OWN = "swinv2-train"
+_EXPORT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass
+class WeightSource:
+    """Weights that can be read tensor by tensor, and what is known of them. Names are canonical (`names.py`)."""
+
+    path: Path
+    """The checkpoint or file that was found."""
+    format: str
+    """A key of `names.FORMATS`."""
+    shapes: dict[str, tuple[int, ...]]
+    geometry: dict[str, Any]
+    """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std), `classes`.
+
+    The model is complete enough to be built, but for `window`, which is absent where nothing tells it.
+    """
+    class_names: list[str] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int | None = None
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    """Keys of the file that are no weights, each with the reason."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """For canonical names that the file spells otherwise: how."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know: checkpoints passed over, objects left unread, where the windows were found."""
+    _storage: Storage | None = None
+    _parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor, fp32 on the CPU, read now.
+
+        Raises:
+            CheckpointError: if it cannot be read.
+        """
+        shape = self.shapes[name]
+        return self.elements(name, 0, numel(shape)).reshape(shape)
+
+    def elements(self, name: str, start: int, stop: int) -> Tensor:
+        """The elements from `start` up to `stop` of a flattened tensor, (stop - start,) fp32 on the CPU.
+
+        Raises:
+            CheckpointError: if they cannot be read.
+        """
+        import torch
+
+        assert self._storage is not None
+        portions, begin = [], 0
+        for key in self._parts[name]:
+            end = begin + numel(self._storage.shapes[key])
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                portions.append(self._storage.elements(key, low - begin, high - begin))
+            begin = end
+        return portions[0] if len(portions) == 1 else torch.cat(portions) if portions else torch.empty(0)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._storage is not None:
+            self._storage.close()
+
+    def __enter__(self) -> WeightSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def num_classes(self) -> int:
+        """Rows of the head; 0 without one."""
+        return self.shapes["head.weight"][0] if "head.weight" in self.shapes else 0
+
+
+def open_source(
+    spec: str | Path,
+    *,
+    which: str = "newest",
+    ema: bool = False,
+    verify: bool = False,
+    skip: Mapping[str, str] | None = None,
+) -> WeightSource:
+    """Find weights and read their names and shapes; the tensors are read when asked for.
+
+    Args:
+        spec: a run directory, a directory of checkpoints, a checkpoint, a .safetensors file, a file of `torch.save`
+            (.pth, .pt, .bin), or a directory with config.json and weights, as timm and Hugging Face write it.
+        which: of several checkpoints the `newest` whole one, or the `best` by the best_metric of their run.
+        ema: the moving average instead of the weights.
+        verify: compare the hashes of a checkpoint's weights, which reads all of them.
+        skip: names of checkpoints that are known to be damaged, each with the reason.
+
+    Raises:
+        ConfigError: if there are no weights of a Swin Transformer V2 there, or no such checkpoint or average.
+        CheckpointError: if what is there is damaged.
+    """
+    path = Path(spec).expanduser()
+    if which not in ("newest", "best"):
+        raise ConfigError("", which, f"{which!r} is neither newest nor best")
+    if not path.exists():
+        raise ConfigError("", path, f"{path} does not exist")
+    export = _export_of(path)
+    if path.is_dir() and not export:
+        return _from_checkpoint(*_choose(path, which, verify=verify, ema=ema, skip=skip or {}), ema=ema)
+    if which == "best":
+        raise ConfigError("", path, f"{path} is one set of weights, so there is no best of them; leave which at newest")
+    return _from_files(path, export or [path], ema=ema)
+
+
+def _export_of(path: Path) -> list[Path]:
+    """The files of weights in an exported directory; none where it is none."""
+    for name in _EXPORT_FILES if path.is_dir() else ():
+        file = path / name
+        if file.is_file() and name.endswith(".index.json"):
+            listed = sidecar.read_json(file).get("weight_map", {})
+            return [path / part for part in sorted(set(listed.values()))]
+        if file.is_file():
+            return [file]
+    return []
+
+
+def _choose(
+    path: Path, which: str, *, verify: bool, ema: bool, skip: Mapping[str, str]
+) -> tuple[Path, Manifest, list[str]]:
+    """The checkpoint that is meant, and a line for each that was passed over."""
+    from swinv2_train.checkpoint.consolidate import checked
+    from swinv2_train.checkpoint.survey import best_of, checkpoints_of, directory_of, examine, is_checkpoint
+
+    candidates = checkpoints_of(path)
+    if not candidates:
+        raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
+    if which == "best" and not is_checkpoint(path):
+        metric, mode = _best_metric(path)
+        entries = [examine(candidate) for candidate in candidates if candidate.name not in skip]
+        best = best_of(entries, metric, mode)
+        known = sorted({name for entry in entries if entry.manifest for name in entry.manifest.metrics})
+        if best is None and metric not in known:
+            held = f"they have {', '.join(known)}" if known else "they have no metrics at all"
+            raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); take the newest")
+        candidates = [best] if best is not None else []
+    notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
+    for candidate in candidates:
+        reason = skip.get(candidate.name)
+        if reason is None:
+            entry = examine(candidate)
+            reason = entry.damage
+            try:
+                if not reason:
+                    return candidate, checked(candidate, KIND_OF["ema" if ema else "weight"], hashes=verify), notes
+            except CheckpointError as error:
+                reason = str(error)
+            notes.append(f"passed over {candidate.name}: {reason}")
+    said = f" ({'; '.join(notes)})" if notes else ""
+    raise CheckpointError(
+        f"{path} is damaged{said}" if is_checkpoint(path) else f"no checkpoint in {path} is valid{said}"
+    )
+
+
+def _best_metric(path: Path) -> tuple[str, str]:
+    """The metric that the run of these checkpoints goes by, and its better end."""
+    from swinv2_train.checkpoint.survey import directory_of
+
+    resolved = directory_of(path).parent / "resolved.yaml"
+    if not resolved.is_file():
+        return "eval/loss", "min"
+    settings = from_yaml(resolved).checkpoint
+    return settings.best_metric, settings.best_mode
+
+
+def _from_checkpoint(path: Path, manifest: Manifest, notes: list[str], *, ema: bool) -> WeightSource:
+    if ema and not manifest.has_ema:
+        raise ConfigError("", path, f"{path} holds no moving average of the weights; take the weights themselves")
+    storage = CheckpointStorage(path, manifest, "ema" if ema else "weight")
+    return _own(path, storage, manifest.geometry, manifest.metrics, manifest.step, notes)
+
+
+def _own(
+    path: Path,
+    storage: Storage,
+    geometry: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    step: int | None,
+    notes: list[str],
+) -> WeightSource:
+    located = FORMATS[OWN].locate(storage.shapes)
+    shapes = _joined_shapes(located, storage)
+    refuse_other_models(shapes, path)
+    known = {
+        key: dict(value)
+        for key in ("task", "model", "data", "preprocess")
+        if isinstance(value := geometry.get(key), Mapping)
+    }
+    if not known.get("model") or not known.get("data"):
+        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)")
+    known["classes"] = geometry.get("classes")
+    return WeightSource(
+        path=path,
+        format=OWN,
+        shapes=shapes,
+        geometry=known,
+        class_names=geometry.get("classes"),
+        metrics=dict(metrics),
+        step=step,
+        dropped=located.dropped,
+        notes=notes,
+        _storage=storage,
+        _parts=located.parts,
+    )
+
+
+def _joined_shapes(located: Located, storage: Storage) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes; parts are joined along their first dimension."""
+    shapes = {}
+    for name, keys in located.parts.items():
+        first = storage.shapes[keys[0]]
+        shapes[name] = (sum(storage.shapes[key][0] for key in keys), *first[1:]) if len(keys) > 1 else first
+    return shapes
+
+
+def _from_files(path: Path, files: list[Path], *, ema: bool) -> WeightSource:
+    if files[0].suffix == ".safetensors":
+        return _from_safetensors(path, files, ema=ema)
+    if len(files) > 1:
+        raise ConfigError("", path, f"{path}: weights in several .bin files are not read; convert them to safetensors")
+    storage = TorchStorage(files[0], ema=ema)
+    return _foreign(path, files[0], storage, storage.training_config)
+
+
+def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSource:
+    storage = SafetensorsStorage(files)
+    metadata = storage.metadata
+    if ema and metadata.get("weights") != "ema":
+        raise ConfigError("", path, f"{path} holds one set of weights and no moving average beside it")
+    if detect(storage.shapes) != OWN:
+        return _foreign(path, files[0], storage, None)
+    try:
+        geometry = json.loads(metadata["geometry"])
+        metrics = json.loads(metadata.get("metrics", "{}"))
+        step = int(metadata["step"]) if metadata.get("step", "").isdigit() else None
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)") from error
+    return _own(path, storage, geometry, metrics, step, [])
+
+
+def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:
+    """Weights of the official code, of timm or of Hugging Face."""
+    layout = detect(storage.shapes)
+    if layout is None:
+        refuse_other_models({key.removeprefix("module."): shape for key, shape in storage.shapes.items()}, path)
+        raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
+    located = FORMATS[layout].locate(storage.shapes)
+    shapes = _joined_shapes(located, storage)
+    geometry: dict[str, Any] = {
+        "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
+        "model": infer_model(shapes, path),
+        "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+        "classes": None,
+    }
+    if geometry["task"]["name"] == "classification":
+        geometry["task"]["num_classes"] = shapes[HEAD[0]][0] if HEAD[0] in shapes else 0
+    beside = sidecar.read(file.parent)
+    source = WeightSource(
+        path=path,
+        format=layout,
+        shapes=shapes,
+        geometry=geometry,
+        dropped=located.dropped,
+        renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
+        notes=list(storage.notes),
+        _storage=storage,
+        _parts=located.parts,
+    )
+    found = (
+        windows_from_buffers(*_buffers(FORMATS[layout], storage), geometry["model"]["depths"], shapes_patch(shapes))
+        or sidecar.windows(beside, training_config)
+        or windows_from_name(path.stem if path.is_file() else path.name)
+    )
+    if found is not None:
+        put_windows(geometry, found)
+        source.notes.append(f"{path.name}: windows {geometry['model']['window']} from {found.origin}")
+    sidecar.put_preprocessing(geometry, beside)
+    source.class_names = geometry["classes"] = sidecar.class_names(beside, source.num_classes)
+    return source
+
+
+def shapes_patch(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Side of a patch in pixels."""
+    return shapes["patch_embed.proj.weight"][2]
+
+
+def _buffers(layout: Format, storage: Storage) -> tuple[dict[str, tuple[int, ...]], Callable[[str], list[float]]]:
+    """Shapes of all tensors under canonical names, and a function that reads one of them as a flat list."""
+    keys = {layout.to_canonical(key): key for key in storage.shapes}
+
+    def read(name: str) -> list[float]:
+        return storage.elements(keys[name], 0, numel(storage.shapes[keys[name]])).tolist()
+
+    return {name: storage.shapes[key] for name, key in keys.items()}, read

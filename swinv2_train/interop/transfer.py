@@ -1,0 +1,327 @@
+"""How weights get from a source into a model of another kind: what is taken as it is, changed, new, or left.
+
+Nothing is done in silence: a `Transfer` has a row for every tensor of the source and of the model, and what cannot be
+meant ends in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, mlp_width
+from swinv2_train.interop.geometry import model_config
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY
+from swinv2_train.interop.source import WeightSource
+from swinv2_train.interop.storage import numel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STRUCTURE = (
+    "patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "extra_norm_period", "absolute_position",
+    "norm_placement", "similarity", "position_bias",
+)  # fmt: skip
+"""Fields of the model in which source and target must agree; some of them change no shape, only the meaning."""
+PATCHES, POSITION = "patch_embed.proj.weight", "absolute_pos_embed"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What happens to one tensor."""
+
+    key: str
+    """Canonical name; the file's own for what is dropped from it."""
+    action: str
+    """loaded, renamed, inflated, averaged, resized, rows taken, new or dropped."""
+    detail: str = ""
+
+
+@dataclass
+class Transfer:
+    """A plan that can be looked at and then read from, tensor by tensor."""
+
+    source: WeightSource
+    rows: list[Row] = field(default_factory=list)
+    _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    _make: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    """How to make a tensor that is not in the source as it is wanted, by canonical name."""
+    _kept: set[str] = field(default_factory=set)
+
+    def tensor(self, name: str) -> Tensor | None:
+        """The value of a parameter, fp32 on the CPU; None where the model keeps its initial one.
+
+        Args:
+            name: as the model's `named_parameters` has it.
+
+        Raises:
+            CheckpointError: if the source cannot be read.
+        """
+        shape = self._shapes[_canonical(name)]
+        values = self.elements(name, 0, numel(shape))
+        return None if values is None else values.reshape(shape)
+
+    def elements(self, name: str, start: int, stop: int) -> Tensor | None:
+        """The elements from `start` up to `stop` of a flattened parameter; of one that is taken as it is, no more than
+        those are read.
+
+        Raises:
+            CheckpointError: if the source cannot be read.
+        """
+        key = _canonical(name)
+        if key in self._kept:
+            return self.source.elements(key, start, stop)
+        if key in self._make:
+            return self._make[key]().reshape(-1)[start:stop]
+        return None
+
+    def of(self, action: str) -> list[Row]:
+        """The rows with an action."""
+        return [row for row in self.rows if row.action == action]
+
+    def lines(self) -> list[str]:
+        """The transfer in a few lines for a person."""
+        step = "" if self.source.step is None else f", step {self.source.step}"
+        counts = Counter(row.action for row in self.rows)
+        said = [f"{count} {action}{self._examples(action)}" for action, count in counts.items()]
+        changed = {row.detail: f"{_short(row)}: {row.detail}" for row in self.rows if row.action not in _QUIET}
+        return [
+            f"weights from {self.source.path} ({self.source.format}{step}): {', '.join(said)}",
+            *changed.values(),
+            *self.source.notes,
+        ]
+
+    def table(self) -> str:
+        """Every tensor and what happens to it, one a line."""
+        width = max((len(row.key) for row in self.rows), default=0)
+        lines = [f"{row.key:<{width}}  {row.action:<10}  {row.detail}".rstrip() for row in self.rows]
+        return "\n".join([*self.lines(), "", *lines]) + "\n"
+
+    def _examples(self, action: str) -> str:
+        if action == "loaded":
+            return ""
+        if action == "renamed":
+            return f" (from the names of {self.source.format})"
+        distinct = list(dict.fromkeys(_short(row) for row in self.of(action)))
+        return f" ({', '.join(distinct[:4])}{', ...' if len(distinct) > 4 else ''})"
+
+
+_QUIET = ("loaded", "renamed", "dropped")
+
+
+def _short(row: Row) -> str:
+    """A tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
+    if row.key in (*HEAD, *SIMMIM_ONLY):
+        return row.key.partition(".")[0]
+    return row.key.rpartition(".")[2] if row.action == "dropped" else row.key
+
+
+def _canonical(name: str) -> str:
+    return FORMATS["swinv2-train"].to_canonical(name)
+
+
+def plan_transfer(
+    source: WeightSource,
+    target: Mapping[str, tuple[int, ...]],
+    model: ModelConfig,
+    label_map: Sequence[int] | None = None,
+    *,
+    resolution: tuple[int, int] | None = None,
+) -> Transfer:
+    """Decide what happens to every tensor of the source and of a model.
+
+    Args:
+        target: shapes of the model's parameters by their names.
+        model: the section that the model was built from.
+        label_map: for each class of the model the class of the source whose row of the head it takes.
+        resolution: input (height, width) in pixels of the model; needed by an absolute position embedding of a map
+            that is not square.
+
+    Raises:
+        ConfigError: on a contradiction, naming the first tensor that shows it, and the mend.
+    """
+    wanted = {_canonical(name): tuple(shape) for name, shape in target.items()}
+    check_structure(source, model)
+    _refuse_incomplete(source, wanted)
+    transfer = Transfer(source, _shapes=wanted)
+    for key, shape in wanted.items():
+        transfer.rows.append(_row(transfer, key, shape, model, label_map, resolution))
+    for key in source.shapes:
+        if key not in wanted:
+            transfer.rows.append(Row(key, "dropped", _why_left(source, key)))
+    transfer.rows.extend(Row(key, "dropped", why) for key, why in source.dropped)
+    return transfer
+
+
+def _row(
+    transfer: Transfer,
+    key: str,
+    shape: tuple[int, ...],
+    model: ModelConfig,
+    label_map: Sequence[int] | None,
+    resolution: tuple[int, int] | None,
+) -> Row:
+    source = transfer.source
+    there = source.shapes.get(key)
+    if key in HEAD and there is not None and (label_map is not None or there != shape):
+        return _head(transfer, key, shape, label_map)
+    if there is None and key in (*HEAD, *SIMMIM_ONLY):
+        return Row(key, "new", "initial value; the source has none")
+    if there == shape:
+        transfer._kept.add(key)
+        spelled = source.renamed.get(key)
+        return Row(key, "renamed", f"from {spelled}") if spelled else Row(key, "loaded")
+    if key == PATCHES:
+        transfer._make[key] = lambda: change_channels(source.tensor(key), shape[1])
+        return _channels_row(key, there[1], shape[1])
+    if key == POSITION:
+        before = _position_map(source.geometry.get("data", {}).get("resolution"), there[1], model, source.path)
+        after = _position_map(resolution, shape[1], model, "the model")
+        transfer._make[key] = lambda: _resize_position(source.tensor(key), before, after)
+        return Row(key, "resized", f"{before[0]}x{before[1]} to {after[0]}x{after[1]} positions, bicubic")
+    if key in SIMMIM_ONLY:
+        return Row(key, "new", f"initial value; {there} in the source does not fit {shape}")
+    raise _contradiction(source, key, there, shape)
+
+
+def _head(transfer: Transfer, key: str, shape: tuple[int, ...], label_map: Sequence[int] | None) -> Row:
+    import torch
+
+    source, classes = transfer.source, transfer.source.num_classes
+    if label_map is None:
+        transfer._make[key] = lambda: torch.zeros(shape)
+        return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
+    if len(label_map) != shape[0]:
+        mend = f"it has {len(label_map)} lines, and the model {shape[0]} classes; give one line per class"
+        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", mend)
+    outside = next((row for row in label_map if not 0 <= row < classes), None)
+    if outside is not None:
+        mend = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
+        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", mend)
+    rows = list(label_map)
+    transfer._make[key] = lambda: source.tensor(key)[rows]
+    return Row(key, "rows taken", f"{len(rows)} of {classes} rows by the label map")
+
+
+def change_channels(weight: Tensor, channels: int) -> Tensor:
+    """A patch embedding (C, old, p, p) for another number of input channels, (C, channels, p, p).
+
+    New channels repeat the old ones in turn, and the copies share the old weight; surplus ones are added up in turn. So
+    an image with the same values in all channels gives the same response before and after.
+    """
+    import torch
+
+    old = weight.shape[1]
+    if channels >= old:
+        index = torch.arange(channels) % old
+        copies = torch.bincount(index, minlength=old).to(weight.dtype)
+        return weight[:, index] / copies[index][None, :, None, None]
+    folded = torch.zeros(weight.shape[0], channels, *weight.shape[2:], dtype=weight.dtype)
+    return folded.index_add_(1, torch.arange(old) % channels, weight)
+
+
+def _channels_row(key: str, old: int, new: int) -> Row:
+    if new > old:
+        share = f"scaled by {old}/{new}" if new % old == 0 else "copies share the weight of their channel"
+        return Row(key, "inflated", f"{old} input channels repeated in turn to {new}, {share}")
+    return Row(key, "averaged", f"{old} input channels added up in turn into {new}; a grey image responds as before")
+
+
+def _position_map(resolution: Any, length: int, model: ModelConfig, whose: object) -> tuple[int, int]:
+    """Rows and columns of an absolute position embedding of this length."""
+    if resolution:
+        rows, columns = (-(-side // model.patch_size) for side in resolution)
+        if rows * columns == length:
+            return rows, columns
+    side = math.isqrt(length)
+    if side * side != length:
+        mend = f"{length} positions of {whose} are no square, and nothing tells their rows and columns"
+        raise ConfigError("model.absolute_position", True, mend)
+    return side, side
+
+
+def _resize_position(embedding: Tensor, before: tuple[int, int], after: tuple[int, int]) -> Tensor:
+    from swinv2_train.models.layers import position_embedding
+
+    return position_embedding(embedding, before, *after).flatten(1, 2)
+
+
+def _why_left(source: WeightSource, key: str) -> str:
+    """Why a tensor of the source has no place in the model.
+
+    Raises:
+        ConfigError: if there is no good reason.
+    """
+    if key in SIMMIM_ONLY:
+        return "of SimMIM pretraining only"
+    if key in HEAD:
+        return "this task has no classes"
+    shape = source.shapes[key]
+    mend = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
+    raise ConfigError("init_from", source.path, mend)
+
+
+def check_structure(source: WeightSource, model: ModelConfig) -> None:
+    """Refuse weights of a model of another size or kind. Torch-free.
+
+    Raises:
+        ConfigError: naming the field, where a shape shows it the tensor and both shapes, and the mend.
+    """
+    there = model_config(source.geometry)
+    for name in STRUCTURE:
+        before, now = getattr(there, name), getattr(model, name)
+        same = math.isclose(before, now, rel_tol=1e-6) if name == "mlp_ratio" else before == now
+        if not same:
+            sizes = ("embed_dim", "depths", "num_heads")
+            known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
+            mend = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
+            shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
+            raise ConfigError(
+                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {mend}, or take others"
+            )
+
+
+def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
+    """A tensor that shows a difference, with both shapes."""
+    stage = (
+        next((s for s in range(NUM_STAGES) if getattr(there, name)[s] != getattr(model, name)[s]), 0)
+        if (name in ("depths", "num_heads"))
+        else 0
+    )
+    if name == "depths":
+        return f"{there.depths[stage]} blocks in layers.{stage}.blocks, the model {model.depths[stage]}"
+    shapes = {
+        "embed_dim": (PATCHES, lambda m: (m.embed_dim, m.in_channels, m.patch_size, m.patch_size)),
+        "patch_size": (PATCHES, lambda m: (m.embed_dim, m.in_channels, m.patch_size, m.patch_size)),
+        "num_heads": (f"layers.{stage}.blocks.0.attn.logit_scale", lambda m: (m.num_heads[stage], 1, 1)),
+        "mlp_ratio": ("layers.0.blocks.0.mlp.fc1.weight", lambda m: (mlp_width(m, m.embed_dim), m.embed_dim)),
+    }
+    if name not in shapes:
+        return ""
+    key, shape = shapes[name]
+    return f"{key} of shape {shape(there)}, the model {shape(model)}"
+
+
+def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    for key, shape in wanted.items():
+        if key not in source.shapes and key not in (*HEAD, *SIMMIM_ONLY):
+            mend = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
+            raise ConfigError("init_from", source.path, mend)
+
+
+def _written(value: Any) -> str:
+    """A value as one writes it on the command line."""
+    return str(value).replace(" ", "").lower() if isinstance(value, (list, bool)) else str(value)
+
+
+def _contradiction(
+    source: WeightSource, key: str, there: tuple[int, ...] | None, shape: tuple[int, ...]
+) -> ConfigError:
+    mend = f"{key} is {there} in {source.path} and {shape} in the model"
+    if key.endswith("relative_position_bias_table"):
+        return ConfigError("model.pretrained_window", "...", f"{mend}; leave it at 0 to take the windows of the source")
+    return ConfigError("init_from", source.path, f"{mend}; take weights of the same size")

@@ -1,0 +1,130 @@
+"""The configs of all stages, composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.compose import compose, flat
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import validate
+from swinv2_train.pipeline.spec import Pipeline, Stage
+
+SAME_IN_A_CHAIN = ("patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "extra_norm_period",
+                   "norm_placement", "similarity", "position_bias")  # fmt: skip
+"""Fields of the model that a stage must share with the one whose weights it starts from."""
+WITHOUT_EFFECT = ("run.", "init_from", "init.which", "init.ema", "resume", "replay", "launch.", "tracking.",
+                  "watchdog.", "checkpoint.", "eval.", "probe.", "data.num_workers", "data.prefetch_batches",
+                  "data.cache_", "data.eval_shards", "data.expected_samples", "engine.micro_batch", "engine.compile",
+                  "model.name", "model.attention", "model.sequential_chunk_mib", "model.checkpointing")  # fmt: skip
+"""Beginnings of keys that change how a stage runs, but not what it computes (beyond rounding)."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage with its complete config."""
+
+    stage: Stage
+    config: Config
+    config_dir: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.config.run.dir)
+
+    def recipe(self) -> dict[str, Any]:
+        """What its result hangs on, as plain data: keys of the config, and whose weights it starts from."""
+        values = {key: value for key, value in flat(self.config).items() if not key.startswith(WITHOUT_EFFECT)}
+        stage = self.stage
+        values["starts from"] = (
+            f"{stage.source} ({stage.weights}{', ema' if stage.ema else ''})"
+            if stage.source
+            else self.config.init_from or "random weights"
+        )
+        return json.loads(json.dumps(values))
+
+    def arguments(self, weights: Path | None) -> list[str]:
+        """What `swinv2-train` gets to run it."""
+        options = ["--config-dir", str(self.config_dir)] if self.config_dir else []
+        return [*_overrides(self.stage, self.config.run.name, self.run_dir, weights), *options]
+
+
+def _overrides(stage: Stage, run_name: str, run_dir: Path, weights: Path | None) -> list[str]:
+    start = []
+    if stage.source:
+        start = [f"init_from={quoted(weights)}", f"init.ema={str(stage.ema).lower()}"]
+    elif stage.random:
+        start = ["init_from=null", "init.label_map=null"]  # a baseline has the rest of the recipe
+    own = [f"run.name={run_name}", f"run.dir={quoted(run_dir)}"]
+    return [f"+experiment={stage.experiment}", *stage.overrides, *start, *own]
+
+
+def quoted(value: object) -> str:
+    """A value as a quoted string of Hydra's grammar."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStage]:
+    """Compose and check every stage.
+
+    Raises:
+        ConfigError: for the first thing that is wrong, with the name of its stage.
+    """
+    planned: dict[str, PlannedStage] = {}
+    for stage in pipeline.stages:
+        source = planned[stage.source] if stage.source else None
+        weights = source.run_dir if source else None
+        try:
+            run_name, run_dir = f"{pipeline.name}-{stage.name}", pipeline.directory / stage.name
+            config = compose(_overrides(stage, run_name, run_dir, weights), config_dir)
+            validate(config)
+        except ConfigError as error:
+            raise ConfigError("", stage.name, f"stage {stage.name}: {error}") from error
+        planned[stage.name] = PlannedStage(stage, config, config_dir)
+        if source:
+            _check_link(source, planned[stage.name])
+    return list(planned.values())
+
+
+def _check_link(source: PlannedStage, target: PlannedStage) -> None:
+    for key in SAME_IN_A_CHAIN:
+        before, after = getattr(source.config.model, key), getattr(target.config.model, key)
+        if before != after:
+            raise ConfigError(
+                f"model.{key}",
+                after,
+                f"stage {target.name} starts from {source.name}, which has {before}; make them equal",
+            )
+    checkpoint = source.config.checkpoint
+    if target.stage.weights == "best" and not checkpoint.keep_best:
+        raise ConfigError(
+            "checkpoint.keep_best",
+            0,
+            f"stage {target.name} starts from the best weights of {source.name}, which keeps none: "
+            f"stages.{source.name}.checkpoint.keep_best=1, or weights: newest",
+        )
+    if target.stage.ema and not source.config.optim.ema_decay:
+        raise ConfigError(
+            "optim.ema_decay",
+            0,
+            f"stage {target.name} starts from the averaged weights of {source.name}, which has none",
+        )
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was, a text for each; keys that only one of them knows come from another version."""
+    return [f"{key} {before[key]} -> {value}" for key, value in now.items() if key in before and before[key] != value]
+
+
+def by_name(planned: Iterable[PlannedStage]) -> dict[str, PlannedStage]:
+    """The stages by their names."""
+    return {item.name: item for item in planned}

@@ -1,0 +1,270 @@
+"""Run a chain of stages: go on where it stopped, do nothing where all is done, redo only what one is told to."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.checkpoint.survey import best_of, survey
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.status import read_status
+from swinv2_train.errors import RunError
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.pipeline.plan import PlannedStage, by_name, differences
+from swinv2_train.pipeline.process import StopSignals, run_command, train_command
+from swinv2_train.pipeline.report import chain_text, comparison_text, is_begun, is_finished, view, views
+from swinv2_train.pipeline.spec import Pipeline
+from swinv2_train.pipeline.state import Record, State, last_sign, now, read_state, settle_time, write_state
+
+_WAIT_SECONDS = 1.0
+_MOST_SHOWN = 4
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Redo:
+    """Which stages are run anew."""
+
+    stages: Collection[str] = ()
+    changed: bool = False
+    """Also those whose recipe is not what it was, and those that started from weights that were replaced since."""
+
+
+def dry_run(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> int:
+    """Have every stage say what it would do; nothing is written. Returns the exit code of the first that fails."""
+    known = by_name(planned)
+    for number, item in enumerate(planned, 1):
+        say(f"== stage {number} of {len(planned)}: {item.name} ({item.stage.experiment}) ==")
+        source = known[item.stage.source].run_dir if item.stage.source else None
+        with _signals() as signals:
+            code = run_command(train_command((), item.arguments(source)), signals)
+        if code != FINISHED:
+            return code if code > 0 else INTERRUPTED
+    return FINISHED
+
+
+def run_pipeline(pipeline: Pipeline, planned: list[PlannedStage], redo: Redo, say: Say) -> int:
+    """Run every stage that is not finished, one after the other; returns the exit code (`swinv2_train.exit_codes`).
+
+    Raises:
+        ConfigError: if the directory cannot be used, is another pipeline's, or another process works in it.
+        RunError: if a stage left no checkpoint for the next.
+    """
+    directory = pipeline.directory
+    with _locked(directory), _signals() as signals:
+        state = _begin(pipeline, planned)
+        for number, item in enumerate(planned, 1):
+            heading = f"stage {number} of {len(planned)}: {item.name} ({item.stage.experiment})"
+            code = _run_stage(pipeline, item, heading, state, redo, signals, say)
+            if code != FINISHED:
+                return code
+        shown = views(directory, state)
+        say("")
+        say(chain_text(shown))
+        comparison = comparison_text(shown)
+        if comparison:
+            say("")
+            say(comparison)
+    return FINISHED
+
+
+@contextmanager
+def _signals() -> Iterator[StopSignals]:
+    signals = StopSignals()
+    try:
+        yield signals
+    finally:
+        signals.close()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(directory)
+    except ConfigError as error:
+        mend = "another swinv2-pipeline is at work in this directory; wait for it, stop it, or take another dir"
+        raise ConfigError("dir", directory, mend) from error
+    except OSError as error:
+        raise ConfigError("dir", directory, f"cannot be written to ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _begin(pipeline: Pipeline, planned: list[PlannedStage]) -> State:
+    """The state of earlier calls, with the stages of this one in their order."""
+    before = read_state(pipeline.directory)
+    if before is not None and before.pipeline != pipeline.name:
+        raise ConfigError(
+            "dir", pipeline.directory, f"holds the pipeline {before.pipeline}, not {pipeline.name}; take another dir"
+        )
+    state = State(pipeline.name)
+    for item in planned:
+        record = before.stages.get(item.name) if before else None
+        state.stages[item.name] = _record(item, record)
+    write_state(pipeline.directory, state)
+    return state
+
+
+def _record(item: PlannedStage, before: Record | None) -> Record:
+    """What is known of a stage, brought up to the present config in what is only shown."""
+    record = before or Record(item.stage.experiment)
+    settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while it worked
+    record.title, record.baseline_of = item.stage.title, item.stage.baseline_of
+    record.metric, record.metric_mode = item.config.checkpoint.best_metric, item.config.checkpoint.best_mode
+    record.total_steps = item.config.optim.steps
+    return record
+
+
+def _run_stage(
+    pipeline: Pipeline,
+    item: PlannedStage,
+    heading: str,
+    state: State,
+    redo: Redo,
+    signals: StopSignals,
+    say: Say,
+) -> int:
+    if not _wait_for_the_run(item.run_dir, signals, say):
+        return STOPPED
+    changes = _changes(item, state)
+    if is_begun(item.run_dir) and (item.name in redo.stages or (redo.changed and changes)):
+        say(f"{item.name}: the run so far is kept in {_set_aside(item.run_dir)}")
+        state.stages[item.name] = _record(item, None)
+        write_state(pipeline.directory, state)
+        changes = []
+    record = state.stages[item.name]
+    if is_finished(item.run_dir):
+        _say_finished(item, record, changes, say)
+        if not record.recipe:  # the run is older than the state, which was removed
+            record.recipe, record.begun = item.recipe(), record.begun or now()
+        write_state(pipeline.directory, state)
+        return FINISHED
+    if signals.received:
+        say(f"stopped before stage {item.name}; {_again(redo)}")
+        return STOPPED
+    begun = bool(list_checkpoints(item.run_dir / "checkpoints"))  # without any the run starts from its weights again
+    if begun and changes:
+        say(f"{item.name}: goes on with what was changed since it began: {_listed(changes)}")
+    weights = Path(record.weights) if begun and record.weights else _weights(pipeline, item, state, say)
+    say(f"== {heading}{f', from {weights}' if weights else ''} ==")
+    if not begun:
+        record.begun, record.seconds, record.experiment = now(), 0.0, item.stage.experiment
+        record.weights, record.source = str(weights) if weights else None, item.stage.source
+        record.source_begun = state.stages[item.stage.source].begun if item.stage.source else None
+    record.recipe = item.recipe()
+    record.working_since = now()
+    write_state(pipeline.directory, state)
+    command = train_command(pipeline.launcher, item.arguments(weights))
+    try:
+        code = run_command(command, signals)
+    except OSError as error:
+        raise ConfigError("launcher", command[0], f"cannot be started ({error.strerror})") from error
+    finally:
+        settle_time(record, now())
+        write_state(pipeline.directory, state)
+    return _outcome(item, code, signals, _again(redo), say)
+
+
+def _wait_for_the_run(run_dir: Path, signals: StopSignals, say: Say) -> bool:
+    """Wait until no process trains in a directory (a stage outlives a killed pipeline a little); False on a signal."""
+    said = False
+    while run_dir.is_dir() and not signals.received:
+        try:
+            RunLock(run_dir).release()
+            break
+        except ConfigError:
+            if not said:
+                say(f"{run_dir}: another process still trains there; waiting for its end")
+                said = True
+            time.sleep(_WAIT_SECONDS)
+    return not signals.received
+
+
+def _changes(item: PlannedStage, state: State) -> list[str]:
+    """What is not as it was when a stage was begun: its recipe, and the run that its weights came from."""
+    record = state.stages[item.name]
+    changes = differences(record.recipe, item.recipe())
+    source = item.stage.source
+    if source and record.source == source and record.source_begun != state.stages[source].begun:
+        changes.append(f"{source} was redone since")
+    return changes
+
+
+def _listed(changes: list[str]) -> str:
+    more = f" and {len(changes) - _MOST_SHOWN} more" if len(changes) > _MOST_SHOWN else ""
+    return "; ".join(changes[:_MOST_SHOWN]) + more
+
+
+def _say_finished(item: PlannedStage, record: Record, changes: list[str], say: Say) -> None:
+    seen = view(item.name, record, item.run_dir)
+    metric = f", {seen.metric} {seen.last:.4g}" if seen.last is not None else ""
+    say(f"{item.name}: finished at step {seen.step}{metric}")
+    if changes:
+        say(
+            f"{item.name}: changed since it ran: {_listed(changes)}; it stays as it is, --redo {item.name} runs it anew"
+        )
+
+
+def _set_aside(run_dir: Path) -> Path:
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.old-{number}")).exists():
+        number += 1
+    os.rename(run_dir, aside)
+    return aside
+
+
+def _weights(pipeline: Pipeline, item: PlannedStage, state: State, say: Say) -> Path | None:
+    """The checkpoint that a stage starts from, by the files' sizes whole; the run that reads it checks every byte.
+
+    Raises:
+        RunError: if the source has none.
+    """
+    if item.stage.source is None:
+        return None
+    source = state.stages[item.stage.source]
+    run_dir = pipeline.directory / item.stage.source
+    entries = list(survey(run_dir)) if run_dir.is_dir() else []
+    if item.stage.weights == "best":
+        best = best_of(entries, source.metric, source.metric_mode)
+        if best is not None:
+            return best
+        say(f"{item.stage.source}: no checkpoint has {source.metric}; taking the newest")
+    newest = next((entry.path for entry in entries if entry.manifest and not entry.damage), None)
+    if newest is None:
+        raise RunError(
+            f"stage {item.name} starts from {item.stage.source}, but {run_dir} holds no whole checkpoint: "
+            f"--redo {item.stage.source} makes one"
+        )
+    return newest
+
+
+def _again(redo: Redo) -> str:
+    return f"the same command{' without --redo' if redo.stages else ''} goes on with it"
+
+
+def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, say: Say) -> int:
+    status = read_status(item.run_dir)
+    if status.get("status") == "finished" and code == FINISHED:
+        return FINISHED
+    if code == INTERRUPTED:
+        say(f"{item.name}: interrupted; {again}")
+        return INTERRUPTED
+    if code == STOPPED or signals.received:  # behind a launcher the code may be another
+        say(f"{item.name}: stopped at step {status.get('step', 0)}; {again}")
+        return STOPPED
+    if code == WRONG_USE:
+        say(f"{item.name}: could not be run; mend what it says above, and {again}")
+        return WRONG_USE
+    reason = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
+    say(f"{item.name}: {reason}; {again}")
+    return FAILED

@@ -1,0 +1,237 @@
+"""What a pipeline is: its file in `conf/pipeline/`, plus what the command line changes.
+
+    name: giant
+    dir: outputs/giant            # default outputs/NAME; every stage has its run directory in it
+    experiment: in1k_small_256    # of the stages that name none
+    launcher: ""                  # put before `swinv2-train`, such as `torchrun --nproc-per-node=8 --no-python`
+    stages:
+      - name: supervised
+        experiment: supervised_giant
+        overrides: [optim.lr=1e-3]
+        init_from: simmim         # an earlier stage; null: from random weights; left out: what the experiment says
+        weights: best             # of that stage: newest (default), or best by its checkpoint.best_metric
+        ema: false                # the moving average of its weights
+        title: the second stage   # for tables
+      - name: supervised-scratch
+        baseline_of: supervised   # its experiment and overrides, also those of the command line; init_from as given
+                                  # here, by default null
+
+The file is plain YAML: a chain has no groups and no interpolations, and its stages are composed one by one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.compose import conf_dir
+from swinv2_train.config.errors import ConfigError
+
+PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
+STAGE_KEYS = ("name", "experiment", "overrides", "init_from", "weights", "ema", "title", "baseline_of")
+OWN_KEYS = ("run.dir", "run.name", "init.which", "init.ema", "resume", "replay", "hydra", "experiment")
+"""What the pipeline decides for each stage, so that an override cannot."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the chain."""
+
+    name: str
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    """Those of the file, then those of the command line."""
+    source: str | None = None
+    """The stage whose weights it starts from."""
+    random: bool = False
+    """Start from random weights, whatever the experiment says."""
+    weights: str = "newest"
+    ema: bool = False
+    title: str = ""
+    baseline_of: str | None = None
+    """The stage that has the same recipe with pretraining."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A chain of stages in a directory."""
+
+    name: str
+    directory: Path
+    stages: tuple[Stage, ...]
+    launcher: tuple[str, ...] = ()
+
+
+@dataclass
+class Changes:
+    """What a command line changes: see `split_arguments`."""
+
+    settings: dict[str, str]
+    """dir, experiment and launcher."""
+    every_stage: list[str]
+    by_stage: dict[str, list[str]]
+
+
+def pipelines(config_dir: Path | None = None) -> list[tuple[str, str]]:
+    """The pipelines that can be run, each with the line that describes it: the first of its file."""
+    found: dict[str, str] = {}
+    for directory in _directories(config_dir):
+        for path in sorted(directory.glob("*.yaml")):
+            first = (path.read_text().splitlines() or [""])[0]
+            found.setdefault(path.stem, first.lstrip("# ") if first.startswith("#") else "")
+    return sorted(found.items())
+
+
+def _directories(config_dir: Path | None) -> list[Path]:
+    return [root / "pipeline" for root in (config_dir, conf_dir()) if root is not None]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
+    """Sort a command line: (name of the pipeline, what it changes).
+
+    `KEY=VALUE` holds for every stage, `stages.NAME.KEY=VALUE` for one; `dir`, `experiment` and `launcher` are the
+    pipeline's own.
+
+    Raises:
+        ConfigError: for what is not KEY=VALUE, and for what a pipeline decides itself.
+    """
+    name, changes = None, Changes({}, [], {})
+    for item in arguments:
+        key, equals, value = item.partition("=")
+        sign = key[: len(key) - len(key.lstrip("+~"))]
+        key = key[len(sign) :]
+        if not equals or not key:
+            raise ConfigError(
+                "", item, f"cannot read {item!r}: write KEY=VALUE, or stages.NAME.KEY=VALUE for one stage"
+            )
+        if key == "pipeline":
+            name = value
+        elif key in ("dir", "experiment", "launcher") and not sign:
+            changes.settings[key] = value
+        elif key.startswith("stages."):
+            stage, _, inner = key.removeprefix("stages.").partition(".")
+            if not inner:
+                raise ConfigError(
+                    key, value, "give the stage and a key of its config, such as stages.NAME.optim.lr=1e-3"
+                )
+            _refuse_own(inner, value)
+            changes.by_stage.setdefault(stage, []).append(f"{sign}{inner}={value}")
+        else:
+            _refuse_own(key, value)
+            changes.every_stage.append(item)
+    return name, changes
+
+
+def _refuse_own(key: str, value: str) -> None:
+    if any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS):
+        raise ConfigError(key, value, "the pipeline decides this for each stage; dir=DIR moves all of it")
+
+
+def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -> Pipeline:
+    """Read a pipeline's file and apply what the command line changes.
+
+    Raises:
+        ConfigError: naming what is wrong in it.
+    """
+    directories = _directories(config_dir)
+    path = next((found for d in directories if (found := d / f"{name}.yaml").is_file()), None)
+    if path is None or not _NAME.fullmatch(name):
+        known = ", ".join(known for known, _ in pipelines(config_dir))
+        raise ConfigError("pipeline", name, f"there is no such pipeline; take one of {known}")
+    values = _read(path)
+    _only(values, PIPELINE_KEYS, str(path))
+    name = str(values.get("name", name))
+    default = changes.settings.get("experiment") or values.get("experiment")
+    listed = values.get("stages")
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError("", path, f"{path}: stages is a list with at least one stage")
+    stages: dict[str, Stage] = {}
+    for entry in listed:
+        stage = _stage(entry, stages, default, path)
+        stages[stage.name] = stage
+    for stage in changes.by_stage:
+        if stage not in stages:
+            raise ConfigError(f"stages.{stage}", "...", f"there is no such stage; there are {', '.join(stages)}")
+    launcher = changes.settings.get("launcher", values.get("launcher") or "")
+    try:
+        prefix = tuple(shlex.split(launcher))
+    except ValueError as error:
+        raise ConfigError("launcher", launcher, f"cannot be read as a command ({error})") from error
+    directory = changes.settings.get("dir") or values.get("dir") or f"outputs/{name}"
+    return Pipeline(name, Path(directory), tuple(_changed(stage, changes) for stage in stages.values()), prefix)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError("", path, f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError("", path, f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError("", path, f"{path} is not a pipeline: it needs the keys name and stages")
+    return values
+
+
+def _only(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            mean = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise ConfigError("", key, f"{where}: there is no key {key!r}; {mean}")
+
+
+def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: Path) -> Stage:
+    if not isinstance(entry, dict) or not _NAME.fullmatch(str(entry.get("name", ""))):
+        raise ConfigError("", entry, f"{path}: a stage needs a name of letters, digits, - and _, not {entry!r}")
+    name = str(entry["name"])
+    where = f"{path}: stage {name}"
+    _only(entry, STAGE_KEYS, where)
+    if name in earlier:
+        raise ConfigError("", name, f"{where} is there twice")
+    for key in ("init_from", "baseline_of"):
+        if entry.get(key) is not None and entry[key] not in earlier:
+            raise ConfigError("", entry[key], f"{where}: {key}: {entry[key]} is not an earlier stage")
+    overrides = entry.get("overrides") or []
+    if not isinstance(overrides, list) or not all(isinstance(item, str) and "=" in item for item in overrides):
+        raise ConfigError("", overrides, f"{where}: overrides is a list of key=value")
+    for item in overrides:
+        key, _, value = item.lstrip("+~").partition("=")
+        _refuse_own(key, value)
+    if entry.get("weights", "newest") not in ("newest", "best"):
+        raise ConfigError("", entry["weights"], f"{where}: weights is newest or best")
+    if not isinstance(entry.get("ema", False), bool):
+        raise ConfigError("", entry["ema"], f"{where}: ema is true or false")
+    base = earlier[entry["baseline_of"]] if entry.get("baseline_of") else None
+    chosen = entry.get("experiment") or (base.experiment if base else experiment)
+    if not chosen:
+        raise ConfigError("", name, f"{where} names no experiment, and the pipeline has none for all")
+    source = entry.get("init_from")
+    return Stage(
+        name=name,
+        experiment=str(chosen),
+        overrides=(*(base.overrides if base else ()), *overrides),
+        source=source,
+        random=source is None and (base is not None or "init_from" in entry),
+        weights=entry.get("weights", "newest"),
+        ema=entry.get("ema", False),
+        title=str(entry.get("title", "")),
+        baseline_of=base.name if base else None,
+    )
+
+
+def _changed(stage: Stage, changes: Changes) -> Stage:
+    own = [*changes.by_stage.get(stage.baseline_of or "", []), *changes.by_stage.get(stage.name, [])]
+    added = [*changes.every_stage, *own]
+    if (stage.source or stage.random) and any(item.lstrip("+~").startswith("init_from=") for item in added):
+        start = f"the weights of {stage.source}" if stage.source else "random weights"
+        raise ConfigError("init_from", "...", f"stage {stage.name} starts from {start}; the pipeline's file says so")
+    return replace(stage, overrides=(*stage.overrides, *added))

@@ -1,0 +1,107 @@
+"""`pipeline.json`: what a pipeline knows of its stages that their run directories do not say.
+
+The truth about a stage is its run directory (`status.json`, `checkpoints/`); here stand the recipe that it was begun
+with, the weights that it started from, and the time it took. The file is replaced in one go, so that a kill at any
+moment leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.engine.status import write_text
+
+FILE = "pipeline.json"
+SIGNS_OF_LIFE = ("status.json", "metrics.jsonl", "log.txt", "resolved.yaml")
+
+
+@dataclass
+class Record:
+    """What is known of one stage."""
+
+    experiment: str
+    title: str = ""
+    baseline_of: str | None = None
+    metric: str = ""
+    """Its `checkpoint.best_metric`."""
+    metric_mode: str = "min"
+    total_steps: int | None = None
+    """Where the config gives the length in steps."""
+    begun: float | None = None
+    """When it was first started, in seconds since 1970; what is left of a redone stage does not count."""
+    working_since: float | None = None
+    """When it was last started, while it has not ended."""
+    seconds: float = 0.0
+    """How long it has run, in all its starts."""
+    source: str | None = None
+    source_begun: float | None = None
+    """`begun` of the source at that time: tells whether the source was redone since."""
+    weights: str | None = None
+    """The checkpoint that it started from."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class State:
+    """The stages of a pipeline, in order."""
+
+    pipeline: str
+    stages: dict[str, Record] = field(default_factory=dict)
+
+
+def read_state(directory: Path) -> State | None:
+    """The state in a directory; None where there is none.
+
+    Raises:
+        ConfigError: if the file cannot be understood.
+    """
+    path = directory / FILE
+    try:
+        values = json.loads(path.read_text())
+        return State(values["pipeline"], {name: _record(record) for name, record in values["stages"].items()})
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError("", path, f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            "", path, f"{path} is broken ({error}): remove it; the stages' own directories say what is done"
+        ) from error
+
+
+def _record(values: dict[str, Any]) -> Record:
+    known = {spec.name for spec in fields(Record)}  # another version may have written more
+    return Record(**{key: value for key, value in values.items() if key in known})
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Replace the state in a directory."""
+    write_text(directory / FILE, json.dumps(asdict(state), indent=1) + "\n")
+
+
+def last_sign(run_dir: Path) -> float | None:
+    """When a run last wrote something, in seconds since 1970; None if it never did."""
+    times = []
+    for name in SIGNS_OF_LIFE:
+        try:
+            times.append((run_dir / name).stat().st_mtime)
+        except OSError:
+            continue
+    return max(times, default=None)
+
+
+def settle_time(record: Record, ended: float | None) -> None:
+    """Count the time since the last start, until `ended`; None: it never gave a sign of life."""
+    if record.working_since is not None:
+        record.seconds += max(0.0, (ended or record.working_since) - record.working_since)
+        record.working_since = None
+
+
+def now() -> float:
+    """The present, in seconds since 1970."""
+    return time.time()

@@ -1,0 +1,274 @@
+"""Classification: a linear head on the pooled features, with one class per image or several.
+
+The recipe is the official one of supervised training and fine-tuning: RandAugment or colour jitter, random erasing,
+mixup and cutmix, label smoothing (arXiv 2111.09883, appendix; the order of operations is timm's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.validate import resolution
+from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_crop
+from swinv2_train.data.auto_augment import ColourAugment
+from swinv2_train.data.labels import checked_labels
+from swinv2_train.data.mix import blend, draw_mix, partner_of
+from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.models.heads import ImageClassifier
+from swinv2_train.tasks.metrics import classification_metrics, classification_sums
+from swinv2_train.tasks.pictures import prediction_sheet
+from swinv2_train.tasks.task import Batch, Losses, Sums, add_sums, depth_noise
+
+
+def mixes(task: ClassificationConfig) -> bool:
+    """Whether samples are mixed in training."""
+    return task.mix_prob > 0 and (task.mixup > 0 or task.cutmix > 0)
+
+
+class ClassificationTransform(Transform):
+    """Crop, flip, colours, erasing, and in training mixing. The entries of a batch:
+
+    - `image` (C, H, W) as decoded,
+    - `label`: int64 scalar; with several labels per image uint8 (ceil(K / 8),), a bit per class,
+    - where samples are mixed, `partner_label` in the same form and `share`, float32 scalar: how much of the sample is
+      its own and not its partner's.
+    """
+
+    texts = True
+
+    def __init__(self, config: Config, mean: Sequence[float], std: Sequence[float], *, training: bool) -> None:
+        assert isinstance(config.task, ClassificationConfig)
+        self.data, self.task = config.data, config.task
+        self.size = resolution(config)
+        self.mean, self.std = mean, std
+        self.training = training
+        task, interpolation = self.task, self.data.augment.interpolation
+        self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, mean, interpolation)
+
+    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
+        data = self.data
+        if self.training:
+            image = train_crop(sample.image, self.size, data.augment, rng)
+            image = self.colours(image, rng, sample.raw.key)
+            image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
+        else:
+            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+        packed = pack_labels(labels, self.task.num_classes) if self.task.multi_label else torch.tensor(labels[0])
+        return {"image": image, "label": packed}
+
+    def partner(self, position: int) -> int | None:
+        return partner_of(position, self.task.repeats) if self.training and mixes(self.task) else None
+
+    def mix(
+        self, own: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rng: np.random.Generator
+    ) -> dict[str, torch.Tensor]:
+        mix = draw_mix(self.task, self.size, rng)
+        return {
+            "image": blend(own["image"], other["image"], mix),
+            "label": own["label"],
+            "partner_label": other["label"],
+            "share": torch.tensor(mix.share, dtype=torch.float32),
+        }
+
+
+def pack_labels(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """Class numbers as bits, lowest first: uint8 (ceil(num_classes / 8),)."""
+    bits = np.zeros(num_classes, dtype=np.uint8)
+    bits[list(labels)] = 1
+    return torch.from_numpy(np.packbits(bits, bitorder="little"))
+
+
+def unpack_labels(packed: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """(B, ceil(num_classes / 8)) uint8 -> (B, num_classes) float32 of 0 and 1."""
+    bits = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten(1)[:, :num_classes].float()
+
+
+def balanced_weights(counts: Mapping[int, int], num_classes: int) -> list[float]:
+    """Weights inversely proportional to the number of images of a class; over all images their mean is 1.
+
+    A class without images gets 0.
+    """
+    total, present = sum(counts.values()), sum(count > 0 for count in counts.values())
+    return [total / (present * counts[k]) if counts.get(k) else 0.0 for k in range(num_classes)]
+
+
+class Classification:
+    """The classification task.
+
+    Args:
+        mean, std: per-channel statistics in [0, 1] that images are normalised with.
+        class_counts: images per class number, for `task.class_weights=balanced`; None where they are not known.
+        class_names: for the figures; None: the numbers.
+
+    Raises:
+        ConfigError: where the class weights do not fit the classes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mean: list[float],
+        std: list[float],
+        class_counts: Mapping[int, int] | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        assert isinstance(config.task, ClassificationConfig)
+        self.config, self.task = config, config.task
+        self.mean, self.std = mean, std
+        self.size = resolution(config)
+        self.class_names = class_names
+        weights = _class_weights(config.task, class_counts)
+        self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True)
+        self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False)
+
+    def build_model(self) -> nn.Module:
+        return ImageClassifier(self.config.model, self.task.num_classes, self.size)
+
+    def weight(self, batch: Batch) -> float:
+        """Samples; with one class per image and class weights, the summed weights of their classes."""
+        if self.class_weights is None or self.task.multi_label:
+            return float(len(batch["label"]))
+        return float(sum(part.double().sum() for part in self._label_weights(batch).values()))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Losses:
+        logits = self._logits(model, batch)
+        loss = self._multi_label_loss(logits, batch) if self.task.multi_label else self._label_loss(logits, batch)
+        return Losses(loss)
+
+    def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """(B, num_classes) fp32."""
+        images = normalise(batch["image"], self.mean, self.std)
+        return model(images, noise=depth_noise(self.config, model, batch["position"])).float()
+
+    def _label_weights(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """How much the loss for each of a sample's two labels counts, (B,): its share times the weight of its class."""
+        labels = batch["label"]
+        shares = {"label": torch.ones(len(labels), device=labels.device)}
+        if "share" in batch:
+            shares = {"label": batch["share"], "partner_label": 1 - batch["share"]}
+        if self.class_weights is None:
+            return shares
+        table = self.class_weights.to(labels.device)
+        return {name: share * table[batch[name]] for name, share in shares.items()}
+
+    def _label_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Summed cross-entropy with the smoothed, mixed and weighted targets, without ever making them dense."""
+        log_probs = logits.log_softmax(dim=1)
+        parts = self._label_weights(batch)
+        picked = sum(weight * -log_probs.gather(1, batch[name][:, None])[:, 0] for name, weight in parts.items())
+        smoothing = self.task.label_smoothing
+        spread = sum(parts.values()) * -log_probs.mean(dim=1)
+        return ((1 - smoothing) * picked + smoothing * spread).sum()
+
+    def _multi_label_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Per sample the (weighted) mean over classes of the binary cross-entropy, summed."""
+        targets = unpack_labels(batch["label"], self.task.num_classes)
+        if "share" in batch:
+            share = batch["share"][:, None]
+            targets = targets * share + unpack_labels(batch["partner_label"], self.task.num_classes) * (1 - share)
+        smoothing = self.task.label_smoothing
+        targets = targets * (1 - smoothing) + 0.5 * smoothing
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        if self.class_weights is None:
+            return losses.mean(dim=1).sum()
+        weights = self.class_weights.to(logits.device)
+        return (losses @ weights).sum() / weights.sum()
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Sums:
+        """See `classification_sums`; the loss is the plain one, without smoothing and class weights."""
+        sums: Sums = {}
+        for batch in batches:
+            targets = batch["label"]
+            if self.task.multi_label:
+                targets = unpack_labels(targets, self.task.num_classes)
+            logits = self._logits(model, batch)
+            sums = add_sums(sums, classification_sums(logits, targets, batch["valid"], self.task.multi_label))
+        return sums
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        return classification_metrics(sums)
+
+    @torch.no_grad()
+    def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """The images with their true and predicted classes, framed green where that is right and red where not."""
+        logits = self._logits(model, batch).cpu()
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        images = normalise(batch["image"].cpu(), self.mean, self.std) * std + mean
+        if self.task.multi_label:
+            predictions = [_named(row * (row > 0.5)) for row in logits.sigmoid()]
+        else:
+            predictions = [{int(row.argmax()): float(row.max())} for row in logits.softmax(dim=1)]
+        truths = [_named(row) for row in self._shares(batch)]
+        return prediction_sheet(
+            list(images.clamp(0, 1).numpy()), truths, predictions, self.class_names, exact=self.task.multi_label
+        )
+
+    def _shares(self, batch: Batch) -> torch.Tensor:
+        """(B, num_classes) on the host: how much of each class a sample has; for the few samples of a figure."""
+
+        def dense(labels: torch.Tensor) -> torch.Tensor:
+            if self.task.multi_label:
+                return unpack_labels(labels.cpu(), self.task.num_classes)
+            return F.one_hot(labels.cpu(), self.task.num_classes).float()
+
+        if "share" not in batch:
+            return dense(batch["label"])
+        share = batch["share"].cpu()[:, None]
+        return dense(batch["label"]) * share + dense(batch["partner_label"]) * (1 - share)
+
+    def example_batch(self, batch_size: int) -> Batch:
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
+        labels = rng.integers(0, self.task.num_classes, (2, batch_size))
+        batch: dict[str, Any] = {
+            "image": torch.from_numpy(pixels),
+            "position": torch.arange(batch_size),
+            "valid": torch.ones(batch_size, dtype=torch.bool),
+        }
+        names = ("label", "partner_label") if mixes(self.task) else ("label",)
+        for name, row in zip(names, labels, strict=False):
+            packed = torch.from_numpy(row)
+            if self.task.multi_label:
+                packed = torch.stack([pack_labels([label], self.task.num_classes) for label in row.tolist()])
+            batch[name] = packed
+        if mixes(self.task):
+            batch["share"] = torch.from_numpy(rng.random(batch_size, dtype=np.float32))
+        return batch
+
+
+def _named(row: torch.Tensor) -> dict[int, float]:
+    """The nonzero entries of a (K,) tensor by class number."""
+    return {int(label): float(row[label]) for label in row.nonzero()[:, 0]}
+
+
+def _class_weights(task: ClassificationConfig, counts: Mapping[int, int] | None) -> list[float] | None:
+    if task.class_weights is None:
+        return None
+    if task.class_weights == "balanced":
+        if not counts:
+            raise ConfigError(
+                "task.class_weights",
+                "balanced",
+                "the shards have no dataset card with class counts: pack them with swinv2-data, or give a list",
+            )
+        return balanced_weights(counts, task.num_classes)
+    if len(task.class_weights) != task.num_classes:
+        raise ConfigError(
+            "task.class_weights",
+            f"[{len(task.class_weights)} numbers]",
+            f"there are {task.num_classes} classes: give one number for each",
+        )
+    return [float(weight) for weight in task.class_weights]

@@ -1,0 +1,115 @@
+"""`swinv2-analyze` as a user meets it: figures and numbers of one or more models."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.cli.analyze import main, split_models
+from swinv2_train.cli.analyze_display import labels, model_name
+from swinv2_train.config.errors import ConfigError
+from tests.evaluated import classifier, encoder, labelled_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swinv2-analyze")
+    labelled_shards(folder / "val", 7, 3)
+    classifier(folder / "log.safetensors")
+    classifier(folder / "table.safetensors", position_bias="table", norm_placement="pre")
+    encoder(folder / "encoder.safetensors")
+    return folder
+
+
+def run(*items: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(items))
+    return int(caught.value.code or 0)
+
+
+def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [f"{folder}/log.safetensors", f"{folder}/table.safetensors"]
+    rest = [f"data={folder}/val", "windows=4,8", "workers=0", "device=cpu", f"out={tmp_path}/new"]
+    assert run("windows", *models, *rest) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["top-1", "accuracy", "(%)", "W4", "I32", "W8", "I64"]
+    assert [line.split("  ")[0] for line in printed[1:3]] == ["log-spaced CPB", "parameterised bias"]
+    written = {path.name for path in (tmp_path / "new").iterdir()}
+    assert written == {"windows.png", "windows.pdf", "windows.csv", "windows.json"}
+    rows = list(csv.DictReader((tmp_path / "new" / "windows.csv").open()))
+    assert [(row["window"], row["height"]) for row in rows] == [("4", "32"), ("8", "64")] * 2
+    content = json.loads((tmp_path / "new" / "windows.json").read_text())
+    assert [model["trained_window"] for model in content["models"]] == [4, 4]
+    assert float(rows[3]["top1"]) == content["models"][1]["points"][1]["metrics"]["top1"]
+
+
+def test_signal_draws_all_models_in_one_picture(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [f"{folder}/log.safetensors", f"V1={folder}/table.safetensors"]
+    assert run("signal", *models, "batch=2", "device=cpu", f"out={tmp_path}") == 0
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["res-post-norm", "V1"]
+    content = json.loads((tmp_path / "signal.json").read_text())
+    assert content["images"] == "normal noise, seed 0"
+    assert [len(model["blocks"]) for model in content["models"]] == [5, 5]
+    assert all(block["main"] > 0 for model in content["models"] for block in model["blocks"])
+    assert (tmp_path / "signal.png").is_file()
+    assert (tmp_path / "signal.pdf").is_file()
+
+
+def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("signal", f"{folder}/encoder.safetensors", f"data={folder}/val", "batch=4", "device=cpu") == 0
+    content = json.loads((tmp_path / "analysis" / "signal.json").read_text())
+    assert content["models"][0]["name"] == "encoder"
+    assert content["images"] == f"{folder}/val"
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        (["windows", "data=x", "windows=4"], "give at least one run"),
+        (["windows", "{log}", "windows=4"], "data= is missing"),
+        (["windows", "{log}", "data=x"], "windows= is missing"),
+        (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be a whole number"),
+        (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
+        (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
+        (["signal", "/nowhere"], "/nowhere does not exist"),
+        (["signal", "{log}", "windows=4"], "windows=4: there is no such option"),
+        (["signal", "{log}", "precision=fp16"], "needs a GPU"),
+        (["signal", "one=/nowhere"], "there is no such option"),
+    ],
+)
+def test_wrong_use_is_one_sentence(
+    folder: Path, tmp_path: Path, items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [item.replace("{log}", f"{folder}/log.safetensors") for item in items]
+    assert run(*given, "device=cpu", f"out={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_models_may_be_named_and_hold_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "lr=1").touch()
+    (tmp_path / "b").touch()
+    models, options, overrides = split_models(
+        [f"{tmp_path}/lr=1", f"mine={tmp_path}/b", "batch=3", "model.window=8"], {"batch": int}
+    )
+    assert models == [(None, f"{tmp_path}/lr=1"), ("mine", f"{tmp_path}/b")]
+    assert (options, overrides) == ({"batch": 3}, ["model.window=8"])
+    with pytest.raises(ConfigError, match="no such option"):
+        split_models([f"{tmp_path}/b", "bathc=3"], {"batch": int})
+
+
+def test_curves_are_called_what_tells_them_apart(tmp_path: Path) -> None:
+    run_dir = tmp_path / "my_run" / "checkpoints" / "step-00000001"
+    run_dir.mkdir(parents=True)
+    assert model_name(run_dir) == "my_run"
+    sources = [run_dir, tmp_path / "b"]
+    assert labels([None, None], ["pre-norm", "post-norm"], sources) == ["pre-norm", "post-norm"]
+    assert labels([None, "B"], ["pre-norm", "pre-norm"], sources) == ["my_run", "B"]
+    assert labels([None, None], ["pre-norm", "pre-norm"], [run_dir, run_dir]) == ["my_run", "my_run (2)"]

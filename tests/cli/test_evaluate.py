@@ -1,0 +1,217 @@
+"""`swinv2-eval` as a user meets it: what it prints, writes and refuses, alone and over ranks that it starts itself."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.cli.arguments import split_items, switch, whole
+from swinv2_train.cli.evaluate import main
+from swinv2_train.cli.evaluate_display import output_root
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.shards import RawSample
+from swinv2_train.engine.local_ranks import run_ranks
+from swinv2_train.engine.signals import PARENT_VARIABLE
+from swinv2_train.errors import RunError
+from tests.evaluated import classifier, encoder, labelled_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swinv2-eval")
+    labelled_shards(folder / "val", 13, 3, broken=(5,))
+    labelled_shards(folder / "train", 13, 3, seed=50)
+    classifier(folder / "model.safetensors", 3, ["cat", "dog", "elk"])
+    encoder(folder / "encoder.safetensors")
+    return folder
+
+
+def run(*items: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(list(items))
+    return int(caught.value.code or 0)
+
+
+def given(folder: Path, model: str = "model") -> list[str]:
+    return [f"checkpoint={folder / model}.safetensors", f"data={folder}/val", "workers=0", "device=cpu"]
+
+
+def test_an_evaluation_prints_a_table_and_leaves_its_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*given(folder), f"out={tmp_path}/new/place") == 0
+    printed = capsys.readouterr().out
+    for part in ("12 samples, 1 broken", "top-1 accuracy", "calibration error", "worst classes", "img00005"):
+        assert part in printed
+    place = tmp_path / "new" / "place"
+    assert sorted(path.name for path in place.iterdir()) == [
+        "confusion.pdf", "confusion.png", "per_class.csv", "reliability.pdf", "reliability.png", "results.json",
+    ]  # fmt: skip
+    results = json.loads((place / "results.json").read_text())
+    assert results["samples"] == 12
+    assert results["checkpoint"] == str(folder / "model.safetensors")
+    assert results["broken"][0]["sample"] == "val-000000.tar/img00005"
+    rows = list(csv.DictReader((place / "per_class.csv").open()))
+    assert [row["name"] for row in rows] == ["cat", "dog", "elk"]
+    right = sum(int(row["correct"]) for row in rows)
+    assert right / sum(int(row["samples"]) for row in rows) == pytest.approx(results["metrics"]["top1"])
+    assert f"{100 * results['metrics']['top1']:.2f} %" in printed
+
+
+def test_a_place_is_found_for_every_evaluation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*given(folder, "encoder"), "data.resolution=64", f"probe={folder}/train", "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["input"]["resolution"] == [64, 64]
+    assert set(results["metrics"]) == {"loss", "samples", "probe/knn_top1", "probe/linear_top1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation-encoder-val-resolution-64"]
+    assert json.loads((tmp_path / "evaluation-encoder-val-resolution-64/results.json").read_text()) == results
+
+
+def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "checkpoints" / "step-00000004"
+    step.mkdir(parents=True)
+    assert output_root(str(step)) == Path()
+    (tmp_path / "run" / "resolved.yaml").touch()
+    for place in (tmp_path / "run", step.parent, step):
+        assert output_root(str(place)) == tmp_path / "run" / "evaluations"
+
+
+@pytest.mark.parametrize(
+    ("items", "sentence"),
+    [
+        (["data=x"], "checkpoint= is missing"),
+        (["checkpoint=x"], "data= is missing"),
+        (["checkpoint=x", "data=y", "bach=3"], "bach=3: there is no such option; did you mean batch?"),
+        (["checkpoint=x", "data=y", "batch=0"], "batch=0: must be a whole number, at least 1"),
+        (["checkpoint=x", "data=y", "ema=yes"], "ema=yes: must be true or false"),
+        (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: take one of fp32, bf16, fp16"),
+        (["checkpoint=x", "data=y", "verbose"], "cannot read 'verbose': write key=value"),
+        (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=SHARDS here"),
+        (["checkpoint=x", "data=y", "probe.knn=3"], "probe.knn=3: needs probe=SHARDS"),
+        (["checkpoint=/nowhere", "data=y"], "/nowhere does not exist"),
+    ],
+)
+def test_wrong_use_is_one_sentence(items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*items, "device=cpu") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("swinv2-eval: ")
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+def test_contradictions_are_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for item, sentence in (
+        ("model.windows=8", "model.windows=8: there is no such key; did you mean model.window?"),
+        (f"data={tmp_path}/nothing", "does not exist"),
+        (f"out={tmp_path}/file", "cannot be written to"),
+        (f"label_map={tmp_path}/none.txt", "cannot be read"),
+    ):
+        assert run(*given(folder), item) == 2, item
+        error = capsys.readouterr().err
+        assert sentence in error, error
+        assert len(error.splitlines()) == 1
+
+
+def test_a_full_disk_costs_no_numbers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from swinv2_train.tracking.charts import Chart
+
+    def full(self: Chart, path: Path) -> list[Path]:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Chart, "save", full)
+    assert run(*given(folder), f"out={tmp_path}") == 1
+    printed = capsys.readouterr()
+    assert "top-1 accuracy" in printed.out
+    assert printed.err == f"swinv2-eval: {tmp_path}/confusion.png: No space left on device\n"
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_options_and_changes_to_the_model_are_told_apart() -> None:
+    known = {"batch": whole(1), "ema": switch}
+    assert split_items(["batch=3", "model.window=8", "data.crop_mode=squash", "ema=true"], known) == (
+        {"batch": 3, "ema": True},
+        ["model.window=8", "data.crop_mode=squash"],
+    )
+    with pytest.raises(ConfigError, match=r"optim\.lr=1: there is no such option"):
+        split_items(["optim.lr=1"], known)
+
+
+@pytest.mark.distributed
+def test_two_ranks_that_it_starts_agree_with_one(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*given(folder), f"out={tmp_path}/one", "--json") == 0
+    alone = json.loads(capfd.readouterr().out)
+    assert run(*given(folder), f"out={tmp_path}/two", "ranks=2", "batch=3", "--json") == 0
+    together = json.loads(capfd.readouterr().out)
+    assert together["ranks"] == 2
+    assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
+    assert (tmp_path / "two" / "per_class.csv").read_text() == (tmp_path / "one" / "per_class.csv").read_text()
+
+
+def ranks_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
+    """A module for `run_ranks` that needs nothing of ours."""
+    (tmp_path / "some_ranks.py").write_text(f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{code}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "some_ranks"
+
+
+def test_ranks_get_what_a_launcher_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ranks_that(
+        tmp_path,
+        monkeypatch,
+        f"names = ('WORLD_SIZE', 'LOCAL_RANK', {PARENT_VARIABLE!r})\n"
+        f"open(f'{tmp_path}/{{rank}}.txt', 'w').write(' '.join([*(os.environ[n] for n in names), *sys.argv[1:]]))",
+    )
+    assert run_ranks(module, ["a", "b=c"], 2, "cpu") == 0
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == [
+        f"2 {rank} {os.getpid()} a b=c" for rank in range(2)
+    ]
+
+
+def test_the_main_rank_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "rank == 0 and time.sleep(0.5)\nsys.exit(2 - rank)"
+    assert run_ranks(ranks_that(tmp_path, monkeypatch, code), [], 2, "cpu") == 2
+
+
+def test_a_rank_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid_file = tmp_path / "pid"
+    waits = f"if rank == 0:\n    open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)\n"
+    waits += f"while not os.path.exists({str(pid_file)!r}) or not open({str(pid_file)!r}).read(): time.sleep(0.01)\n"
+    assert run_ranks(ranks_that(tmp_path, monkeypatch, f"{waits}sys.exit(2)"), [], 2, "cpu") == 2
+    assert not Path(f"/proc/{pid_file.read_text()}").exists()
+    with pytest.raises(RunError, match=r"rank 1 died of SIGKILL \(the kernel sends it when memory is short\)"):
+        run_ranks(ranks_that(tmp_path, monkeypatch, f"{waits}os.kill(os.getpid(), signal.SIGKILL)"), [], 2, "cpu")
+
+
+def test_an_interrupt_is_one_sentence_and_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from swinv2_train.data.shards import ShardSet
+
+    read = ShardSet.read
+
+    def interrupted(self: ShardSet, index: int, **kwargs: bool) -> RawSample:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, index, **kwargs)
+
+    monkeypatch.setattr(ShardSet, "read", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(*given(folder), f"out={tmp_path}/out") == 130
+    assert capsys.readouterr().err == "swinv2-eval: interrupted\n"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,67 @@
+"""The command: one export end to end, and one sentence for every wrong use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.cli.export import FORMATS, main
+from swinv2_train.interop.export import EXPORTS
+from tests.interop.made import make_picture, write_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("export") / "model.safetensors")
+
+
+def _run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
+def test_the_command_knows_all_formats() -> None:
+    assert FORMATS == EXPORTS
+
+
+def test_an_export_says_what_was_written_and_how_it_was_checked(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for seed in range(3):
+        make_picture(pictures / f"{seed}.png", seed=seed)
+    out = tmp_path / "out"
+    assert _run(source, out, "--format", "timm", "model.window=8", "--images", pictures, "data.resolution=128") == 0
+    shown = capsys.readouterr().out
+    assert "model.safetensors" in shown
+    assert "the logits of 3 images differ by at most" in shown
+    assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert "| windows per stage | 8x8, 8x8, 8x8, 4x4 |" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["{source}", "{out}", "--format", "keras"], "invalid choice"),
+        (["{source}", "{out}"], "--format"),
+        (["{source}", "{tmp}", "--format", "timm"], "exists already"),
+        (["{source}", "{out}", "--format", "timm", "model.windw=8"], "did you mean model.window"),
+        (["{source}", "{out}", "--format", "timm", "window"], "write key=value"),
+        (["{source}", "{out}", "--format", "onnx", "--dtype", "fp16"], "written in fp32"),
+        (["{tmp}/gone", "{out}", "--format", "timm"], "does not exist"),
+        (["{source}", "{out}", "--format", "timm", "--ema"], "no moving average"),
+        (["{source}", "{out}", "--format", "timm", "--images", "{tmp}/*.jpg"], "matches no image"),
+    ],
+)
+def test_wrong_use_ends_in_one_sentence(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
+) -> None:
+    names = {"source": source, "out": tmp_path / "out", "tmp": tmp_path}
+    assert _run(*(argument.format(**names) for argument in arguments)) == 2
+    message = capsys.readouterr().err.strip()
+    assert says in message
+    assert message.count("\n") == 0
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,139 @@
+"""Every experiment opens with its contract, composes, and has the numbers of its source."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.compose import compose, conf_dir, experiments
+from swinv2_train.config.model import pretrained_windows, stage_geometry
+from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.validate import resolution, validate
+
+NAMES = [name for name, _ in experiments()]
+IN1K, IN22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
+
+
+def header(name: str) -> dict[str, str]:
+    """The parts of an experiment's opening comment by their first words, up to the config."""
+    parts: dict[str, str] = {}
+    word = ""
+    for line in (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        opening = re.match(r"# ([A-Z][a-z]+) {2,}(\S.*)", line)
+        if opening:
+            word = opening[1]
+        parts[word] = f"{parts.get(word, '')} {opening[2] if opening else line[1:].strip()}".strip()
+    return parts
+
+
+@pytest.fixture(scope="module")
+def recipes() -> dict[str, Config]:
+    """Every experiment, composed and valid."""
+    composed = {name: compose([f"+experiment={name}"]) for name in NAMES}
+    for config in composed.values():
+        validate(config)
+    return composed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_opens_with_its_contract(name: str, recipes: dict[str, Config]) -> None:
+    parts = header(name)
+    assert {"Recipe", "Expected", "Hardware", "Command", "Chosen"} <= parts.keys()
+    if not name.endswith("_demo"):
+        assert {"Official", "Paper"} & parts.keys()
+        assert "Derived" in parts
+        assert re.search(r"not published|was published|Not reproduced|[Nn]othing", parts["Expected"])
+    assert f"swinv2-train +experiment={name}" in parts["Command"]
+    config = recipes[name]
+    assert config.run.name == name
+    if config.optim.steps is None:
+        steps = make_plan(config, 1, config.data.expected_samples or 0).total_steps
+        same = header("simmim_base") if "see simmim_base" in parts["Recipe"] else parts
+        assert f"{steps:,} steps" in same["Recipe"]
+    if config.init_from:
+        assert f"starts from {config.init_from}" in parts["Command"]
+        assert Path(config.init_from).name in NAMES
+
+
+@pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_lines_are_not_too_long(path: Path) -> None:
+    assert [line for line in path.read_text().splitlines() if len(line) > 121] == []
+
+
+# name: samples, batch, peak, warm-up and last learning rate, warm-up steps, steps, weight decay, clip, drop path, decay
+NUMBERS = {
+    "in1k_tiny_256": (IN1K, 1024, 1e-3, 1e-6, 1e-5, 25022, 375341, 0.05, 5, 0.2, 1),
+    "in1k_small_256": (IN1K, 1024, 1e-3, 1e-6, 1e-5, 25022, 375341, 0.05, 5, 0.3, 1),
+    "in1k_base_256": (IN1K, 1024, 1e-3, 1e-6, 1e-5, 25022, 375341, 0.05, 5, 0.5, 1),
+    "supervised_base_22k": (IN22K, 4096, 1e-3, 1e-6, 1e-5, 17330, 311948, 0.1, 5, 0.2, 1),
+    "supervised_large_22k": (IN22K, 4096, 1e-3, 1e-6, 1e-5, 17330, 311948, 0.1, 5, 0.2, 1),
+    "in1k_base_256_22k": (IN1K, 1024, 4e-5, 4e-8, 4e-7, 6255, 37534, 1e-8, 5, 0.2, 1),
+    "in1k_base_384_22k": (IN1K, 1024, 4e-5, 4e-8, 4e-7, 6255, 37534, 1e-8, 5, 0.2, 1),
+    "in1k_large_256_22k": (IN1K, 1024, 4e-5, 4e-8, 4e-7, 6255, 37534, 1e-8, 5, 0.2, 1),
+    "in1k_large_384_22k": (IN1K, 1024, 4e-5, 4e-8, 4e-7, 6255, 37534, 1e-8, 5, 0.2, 1),
+    "simmim_finetune_base_224": (IN1K, 2048, 5e-3, 1e-6, 1e-6, 12511, 62556, 0.05, 5, 0.1, 0.75),
+    "supervised_giant": (EXTENDED, 9216, 1.4e-3, 5e-7, 0, 20000, 227864, 0.1, 100, 0.3, 0.87),
+    "in1k_giant_640": (IN1K, 576, 2.1e-5, 2.1e-8, 0, 4448, 22242, 0.1, 100, 0.5, 1),
+}
+
+
+def test_every_recipe_with_labels_is_listed() -> None:
+    assert NUMBERS.keys() == {name for name in NAMES if not name.endswith("_demo")} - {
+        f"simmim_{size}" for size in ("tiny", "small", "base", "large", "huge", "giant")
+    }
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_recipe_has_the_numbers_of_its_source(name: str, recipes: dict[str, Config]) -> None:
+    config = recipes[name]
+    samples, batch, peak, first, last, warmup, steps, decay, clip, drop, layers = NUMBERS[name]
+    plan = make_plan(config, 64, samples)
+    assert config.data.expected_samples == samples
+    assert (plan.global_batch, plan.warmup_steps, plan.total_steps) == (batch, warmup, steps)
+    assert (plan.peak_lr, plan.warmup_lr, plan.min_lr) == pytest.approx((peak, first, last))
+    optim = config.optim
+    assert (optim.weight_decay, optim.clip_norm, optim.schedule) == (decay, clip, "cosine")
+    assert (optim.layer_decay, config.model.drop_path) == (layers, drop)
+    task = config.task
+    assert isinstance(task, ClassificationConfig)
+    giant = "giant" in name
+    assert (task.mixup, task.cutmix) == ((0, 0) if giant else (0.8, 1.0))
+    assert (task.auto_augment, task.erase_prob, task.label_smoothing) == ("rand-m9-mstd0.5-inc1", 0.25, 0.1)
+    assert task.num_classes == (21841 if name.startswith("supervised") else 1000)
+    assert config.data.augment.scale == [0.08, 1.0]
+    assert (config.data.augment.interpolation, config.data.augment.hflip) == ("bicubic", 0.5)
+    assert config.data.crop_mode == ("squash" if "384" in name or "640" in name else "center")
+    assert config.data.crop_pct == 0.875
+    assert (config.checkpoint.best_metric, config.checkpoint.best_mode) == ("eval/top1", "max")
+    assert config.checkpoint.every_steps < steps
+
+
+@pytest.mark.parametrize(
+    ("name", "windows"),
+    [
+        ("in1k_base_256", [8, 8, 8, 8]),
+        ("in1k_base_256_22k", [16, 16, 16, 8]),
+        ("in1k_large_384_22k", [24, 24, 24, 12]),
+        ("simmim_finetune_base_224", [14, 14, 14, 7]),
+        ("supervised_giant", [12, 12, 12, 6]),
+        ("in1k_giant_640", [40, 40, 40, 20]),
+    ],
+)
+def test_windows_as_they_are_clamped(name: str, windows: list[int], recipes: dict[str, Config]) -> None:
+    config = recipes[name]
+    assert [stage.window[0] for stage in stage_geometry(config.model, *resolution(config))] == windows
+    trained = [side[0] for side in pretrained_windows(config.model)]
+    assert trained == ([12, 12, 12, 6] if config.init_from and name != "supervised_giant" else [0, 0, 0, 0])
+
+
+def test_window_16_is_one_override() -> None:
+    config = compose(["+experiment=in1k_base_256", "model.window=16", "run.name=in1k_base_256_w16"])
+    validate(config)
+    assert [stage.window[0] for stage in stage_geometry(config.model, 256, 256)] == [16, 16, 16, 8]
+    assert config.run.dir == "outputs/in1k_base_256_w16"

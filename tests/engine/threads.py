@@ -1,0 +1,53 @@
+"""Ranks that are threads of one process: the few collectives that an evaluation needs, without a start of processes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from swinv2_train.errors import MainRankError, RunError
+
+T = TypeVar("T")
+
+
+class ThreadRanks:
+    """Stands in for `engine.ranks.Ranks` in one of several threads."""
+
+    def __init__(self, rank: int, world_size: int, shared: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device("cpu")
+        self._shared, self._barrier = shared, barrier
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        self._shared[self.rank] = value
+        self._barrier.wait(60)
+        values = list(self._shared)
+        self._barrier.wait(60)
+        return values
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+    def sum_all(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        parts = self.gather(dict(sums))
+        return {name: np.sum([part[name] for part in parts], axis=0) for name in sums}
+
+    def end(self, text: str) -> RunError:
+        return RunError(text) if self.is_main else MainRankError(text)
+
+
+def on_ranks(world_size: int, work: Callable[[Any], T]) -> list[T]:
+    """What `work` returns on every rank."""
+    barrier, shared = threading.Barrier(world_size), [None] * world_size
+    with ThreadPoolExecutor(world_size) as pool:
+        futures = [pool.submit(work, ThreadRanks(rank, world_size, shared, barrier)) for rank in range(world_size)]
+        return [future.result(120) for future in futures]

@@ -1,0 +1,69 @@
+"""Weights in files and labelled shards, for the tests of evaluation and analysis: nothing has to be trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from swinv2_train.config.compose import to_dict
+from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.models import ImageClassifier, MaskedImageModel
+from tests.data.samples import jpeg, write_tar
+
+SIZE = 32
+TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "window": 4}
+
+
+def labelled_shards(folder: Path, count: int, num_classes: int, *, broken: tuple[int, ...] = (), seed: int = 0) -> Path:
+    """A tar of JPEGs named img00000, ... whose label is their number modulo `num_classes`."""
+    members = []
+    for number in range(count):
+        data = b"\xff\xd8\xff broken" if number in broken else jpeg(seed + number)
+        members += [(f"img{number:05d}.jpg", data), (f"img{number:05d}.cls", str(number % num_classes).encode())]
+    return write_tar(folder / "val-000000.tar", members)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model with weights in which every parameter has a say; fresh ones would make every block an identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.2 * values if name.endswith("norm.weight") else 0.3 * values)
+    return model.eval()
+
+
+def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, seed: int = 0, **model: Any) -> Path:
+    """A safetensors file as the package writes it, of a tiny model with random weights."""
+    config = ModelConfig(**{**TINY, **model})
+    simmim = isinstance(task, SimMIMConfig)
+    built = (
+        MaskedImageModel(config, (SIZE, SIZE)) if simmim else ImageClassifier(config, task.num_classes, (SIZE, SIZE))
+    )
+    geometry = {
+        "task": to_dict(task),
+        "model": to_dict(config),
+        "data": {"resolution": [SIZE, SIZE], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear"},
+        "classes": names,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().contiguous() for name, value in lively(built, seed).named_parameters()}
+    save_file(tensors, path, metadata={"geometry": json.dumps(geometry)})
+    return path
+
+
+def classifier(path: Path, num_classes: int = 3, names: list[str] | None = None, **model: Any) -> Path:
+    """A file of a classifier."""
+    return save_weights(path, ClassificationConfig(num_classes=num_classes), names, **model)
+
+
+def encoder(path: Path) -> Path:
+    """A file of a SimMIM model."""
+    return save_weights(path, SimMIMConfig(mask_patch_size=16))

@@ -1,0 +1,129 @@
+"""The model card holds what is known of a model and invents nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
+from swinv2_train.data.card import Card
+from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
+from swinv2_train.interop.load import LoadedModel, load_model
+from swinv2_train.interop.model_card import Comparison, dataset_card, model_card
+from tests.interop.made import CLASSES, write_model
+
+COMPARED = Comparison(by="timm 1.0", images=2, difference=1.2e-7, largest=3.4, rounding=None, output="logits")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(write_model(tmp_path_factory.mktemp("card") / "lonely.safetensors"))
+
+
+def _card(loaded: LoadedModel, layout: str = "timm", **changes: Any) -> str:
+    given: dict[str, Any] = {"dtype": "fp32", "weights": "raw", "compared": COMPARED, **changes}
+    return model_card(loaded, layout, "out", **given)
+
+
+def _run(directory: Path, name: str, task: Any, **config: Any) -> Path:
+    directory.mkdir(parents=True)
+    made = Config(task=task, **config)
+    made.run.name = name
+    made.optim.steps, made.optim.warmup_steps = 5000, 100
+    (directory / "resolved.yaml").write_text(to_yaml(made))
+    return directory
+
+
+def test_a_file_alone_tells_of_itself_and_no_training(loaded: LoadedModel) -> None:
+    card = _card(loaded)
+    total = sum(parameter.numel() for parameter in loaded.model.parameters())
+    for known in (f"{total:,}", "4x4, 4x4, 4x4, 2x2", "0.4, 0.45, 0.5", ", ".join(CLASSES), "| eval/top1 | 0.75 |"):
+        assert known in card, known
+    assert "differ by at most 1.2e-07" in card
+    headings = [line for line in card.splitlines() if line.startswith("## ")]
+    assert headings == ["## Model", "## Use", "## Input", "## Classes", "## Results", "## Export", "## License"]
+    assert "Not stated" in card
+
+
+def test_a_run_tells_how_the_weights_were_made(loaded: LoadedModel, tmp_path: Path) -> None:
+    first = _run(tmp_path / "first", "pretraining", SimMIMConfig())
+    second = _run(tmp_path / "second", "finetuning", ClassificationConfig(), init_from=str(first))
+    checkpoint = second / "checkpoints" / "step-00000040"
+    source = replace(loaded.source, path=checkpoint)
+    card = _card(replace(loaded, source=source))
+    assert card.count("# finetuning") == 1
+    for known in ("| length | 5,000 steps |", "| label smoothing | 0.1 |", "1. the run pretraining (simmim)"):
+        assert known in card, known
+
+
+def test_a_chain_that_bites_its_tail_ends(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", "round", ClassificationConfig(), init_from=str(tmp_path / "run"))
+    card = _card(replace(loaded, source=replace(loaded.source, path=run / "checkpoints" / "step-00000040")))
+    assert "1. `run`" in card
+    assert "2. " not in card
+
+
+def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", "mine", ClassificationConfig())
+    checkpoint = run / "checkpoints" / "step-00000040"
+    mine = replace(loaded, source=replace(loaded.source, path=checkpoint))
+    found = {
+        "checkpoint": str(checkpoint),
+        "ema": False,
+        "data": "shards/val-*.tar",
+        "samples": 1234,
+        "metrics": {"top1": 0.8125, "unknown": None},
+        "input": {"resolution": [64, 64], "window": 4},
+    }
+    others: list[dict[str, Any]] = [
+        {"checkpoint": str(checkpoint.with_name("step-00000020"))},
+        {"ema": True},
+        {"input": {"resolution": [128, 128], "window": 4}},
+        {"input": None},
+    ]
+    for number, change in enumerate([{}, *others]):
+        place = run / "evaluations" / str(number)
+        place.mkdir(parents=True)
+        metrics = {"metrics": {"top1": 0.0625}} if number else {}
+        (place / "results.json").write_text(json.dumps({**found, **metrics, **change}))
+    card = _card(mine)
+    assert "| top1 | 0.8125 |" in card
+    assert "| samples | 1,234 |" in card
+    assert "| unknown | not known |" in card
+    assert "0.0625" not in card
+
+
+def test_the_dataset_card_is_read_beside_local_shards(tmp_path: Path) -> None:
+    card = Card(num_samples=1, bytes=1000)
+    (tmp_path / "train-000000.tar").write_bytes(b"")
+    (tmp_path / "train.dataset.json").write_text(
+        manifest_text(Manifest(card.to_json(), {"train-000000.tar": ListedShard(1, 0, "x")}))
+    )
+    found = dataset_card(f"{tmp_path}/train-*.tar")
+    assert found is not None
+    assert found.num_samples == 1
+    for absent in ("https://example.org/train-000000.tar", str(tmp_path / "gone"), "", None):
+        assert dataset_card(absent) is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "code"),
+    [
+        ("swinv2-train", 'load_model("out")'),
+        ("timm", 'timm.create_model("local-dir:out", pretrained=True)'),
+        ("huggingface", 'AutoModelForImageClassification.from_pretrained("out")'),
+        ("onnx", 'onnxruntime.InferenceSession("out/model.onnx")'),
+        ("torch-export", 'torch.export.load("out/model.pt2")'),
+    ],
+)
+def test_every_format_says_how_to_load_it(loaded: LoadedModel, layout: str, code: str) -> None:
+    card = _card(loaded, layout)
+    assert code in card
+    python = card.split("```python\n")[1].split("```")[0]
+    compile(python, "card", "exec")

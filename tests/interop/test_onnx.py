@@ -1,0 +1,112 @@
+"""Programs: the same outputs for any batch, fixed position tables, and what a reader must know inside the file."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from swinv2_train.config.model import CPB_HIDDEN
+from swinv2_train.interop import onnx
+from swinv2_train.interop.export import export
+from swinv2_train.interop.load import load_model
+from tests.interop.made import CLASSES, write_model
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Extra norms, an absolute position embedding, maps that need padding, and the memory-saving attention."""
+    path = tmp_path_factory.mktemp("onnx") / "model.safetensors"
+    model: dict[str, Any] = {"depths": [1, 2, 1, 1], "extra_norm_period": 2, "absolute_position": True, "window": 3}
+    return write_model(path, attention="sequential", drop_path=0.3, **model)
+
+
+@pytest.fixture(scope="module")
+def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with both programs of the model, which is traced once for both: that takes most of the time."""
+    traced = []
+    trace = onnx.trace
+
+    def once(*arguments: Any) -> torch.export.ExportedProgram:
+        traced.append(trace(*arguments) if not traced else traced[0])
+        return traced[0]
+
+    place = tmp_path_factory.mktemp("onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx, "trace", once)
+        for layout, name in (("onnx", "model.onnx"), ("torch-export", "model.pt2")):
+            done = export(load_model(source), place / layout, layout)
+            assert set(done.files) == {"README.md", name}
+            assert done.compared.difference < 1e-5
+        yield place
+
+
+BATCHES = [torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(count)) for count in (1, 3, 4)]
+
+
+def test_onnx_takes_any_number_of_images(source: Path, exported: Path) -> None:
+    model = load_model(source).model
+    for images, computed in zip(BATCHES, onnx.run_onnx(exported / "onnx" / "model.onnx", BATCHES), strict=True):
+        with torch.no_grad():
+            expected = model(images)
+        assert computed.shape == expected.shape
+        assert (computed - expected).abs().max() < 1e-5
+
+
+def test_onnx_says_how_to_prepare_images(exported: Path) -> None:
+    import onnx as onnx_format
+
+    model = onnx_format.load(exported / "onnx" / "model.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["mean"]) == [0.4, 0.45, 0.5]
+    assert json.loads(facts["resolution"]) == [64, 64]
+    assert json.loads(facts["classes"]) == CLASSES
+    assert (facts["crop_mode"], facts["crop_pct"]) == ("center", "0.8")
+    (given,), (result,) = model.graph.input, model.graph.output
+    assert (given.name, result.name) == ("images", "logits")
+    assert given.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_bias_network_is_not_in_the_onnx_file(exported: Path) -> None:
+    """Its hidden width is that of no other weight of this model."""
+    import onnx as onnx_format
+
+    tensors = onnx_format.load(exported / "onnx" / "model.onnx").graph.initializer
+    assert any(list(tensor.dims) == [8, 3, 4, 4] for tensor in tensors)  # the patch embedding, under whatever name
+    assert not [tensor.name for tensor in tensors if CPB_HIDDEN in tensor.dims]
+
+
+def test_a_torch_program_holds_plain_operations_and_its_weights_alone(exported: Path) -> None:
+    with zipfile.ZipFile(exported / "torch-export" / "model.pt2") as archive:
+        listed = b"".join(archive.read(name) for name in archive.namelist() if name.endswith(".json"))
+    for present in (b"patch_embed.proj.weight", b"fixed_table", b"torch.ops.aten.linear"):
+        assert present in listed
+    for absent in (b"cpb_mlp", b"torch.ops.higher_order", b"swinv2_train::"):
+        assert absent not in listed
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"simmim": True},
+        {"similarity": "dot", "position_bias": "table", "norm_placement": "pre"},
+        {"position_bias": "linear-cpb", "norm_placement": "sandwich", "window": 5},
+    ],
+)
+def test_fixed_tables_change_nothing(tmp_path: Path, variant: dict[str, Any]) -> None:
+    loaded = load_model(write_model(tmp_path / "variant.safetensors", attention="reference", **variant))
+    inference = onnx.Inference(loaded.model).eval()
+    assert inference.output == ("features" if "simmim" in variant else "logits")
+    with torch.no_grad():
+        expected = onnx.Inference(load_model(tmp_path / "variant.safetensors").model).eval()(BATCHES[1])
+        onnx.fix_tables(inference.model, loaded.config.model, (64, 64))
+        assert (inference(BATCHES[1]) - expected).abs().max() < 1e-5
+    names = set(inference.state_dict())
+    assert len([name for name in names if name.endswith("fixed_table")]) == sum(loaded.config.model.depths)
+    for absent in ("cpb_mlp", "relative_position_bias_table", "decoder", "mask_token"):
+        assert not [name for name in names if absent in name]

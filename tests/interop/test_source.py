@@ -1,0 +1,254 @@
+"""Any file of weights is understood for what it is, or refused in one sentence, and nothing in it is ever run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swinv2_train.checkpoint.consolidate import write_weights
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.interop.geometry import trained_windows
+from swinv2_train.interop.names import FORMATS
+from swinv2_train.interop.source import open_source
+from tests.interop.files import canonical, classifier, official_file, official_simmim_file, v1_file
+from tests.models.golden import golden_config
+
+RELEASES = [  # file, resolution, window, windows of the pretraining, classes, depth of stage 3
+    ("swinv2_tiny_patch4_window8_256", 256, 8, None, 1000, 6),
+    ("swinv2_small_patch4_window8_256", 256, 8, None, 1000, 18),
+    ("swinv2_base_patch4_window8_256", 256, 8, None, 1000, 18),
+    ("swinv2_tiny_patch4_window16_256", 256, 16, None, 1000, 6),
+    ("swinv2_small_patch4_window16_256", 256, 16, None, 1000, 18),
+    ("swinv2_base_patch4_window16_256", 256, 16, None, 1000, 18),
+    ("swinv2_base_patch4_window12_192_22k", 192, 12, None, 21841, 18),
+    ("swinv2_base_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000, 18),
+    ("swinv2_base_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000, 18),
+    ("swinv2_large_patch4_window12_192_22k", 192, 12, None, 21841, 18),
+    ("swinv2_large_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000, 18),
+    ("swinv2_large_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000, 18),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "window", "before", "classes", "depth", "buffers"),
+    [*((*release, True) for release in RELEASES), *((*release, False) for release in RELEASES[5:9])],
+)
+def test_every_released_file_tells_its_model(
+    tmp_path: Path, name: str, resolution: int, window: int, before: Any, classes: int, depth: int, buffers: bool
+) -> None:
+    content = official_file(resolution, classes, depth, window=window, pretrained_window=before or 0)
+    if not buffers:
+        content["model"] = {key: value for key, value in content["model"].items() if "relative_" not in key}
+    torch.save(content, tmp_path / f"{name}.pth")
+    with open_source(tmp_path / f"{name}.pth") as source:
+        assert source.format == "official"
+        model = source.geometry["model"]
+        assert (model["window"], source.num_classes) == (window, classes)
+        assert source.geometry["data"]["resolution"] == [resolution, resolution]
+        assert [model[key] for key in ("embed_dim", "depths", "num_heads", "mlp_ratio")] == [
+            8, [2, 2, depth, 2], [1, 2, 4, 8], 4.0,
+        ]  # fmt: skip
+        own = [min(window, resolution // (4 * 2**stage)) for stage in range(4)]
+        assert trained_windows(source.geometry) == [(side, side) for side in before or own]
+        assert source.geometry["preprocess"]["crop_mode"] == ("squash" if resolution == 384 else "center")
+        assert ("its buffers" if buffers else f"the name {name}") in source.notes[-1]
+        key = "layers.2.blocks.1.attn.qkv.weight"
+        assert torch.equal(source.tensor(key), content["model"][key])
+        dropped = {key for key, _ in source.dropped}
+        assert source.shapes.keys() | dropped == content["model"].keys()
+
+
+def test_a_released_simmim_file_needs_its_windows_told(tmp_path: Path) -> None:
+    content = official_simmim_file(window=12)
+    torch.save(content, tmp_path / "swinv2_base_1k_500k.pth")
+    with open_source(tmp_path / "swinv2_base_1k_500k.pth") as source:
+        assert source.geometry["task"] == {"name": "simmim"}
+        assert "window" not in source.geometry["model"]
+        assert trained_windows(source.geometry) is None
+        key = "layers.0.blocks.0.attn.cpb_mlp.0.weight"
+        assert source.renamed[key] == "encoder.layers.0.blocks.0.attn.rpe_mlp.0.weight"
+        assert torch.equal(source.tensor(key), content["model"][source.renamed[key]])
+        assert {"mask_token", "decoder.0.weight"} < source.shapes.keys()
+
+
+class Runs:
+    """Does something when it is unpickled by somebody careless."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    module.CfgNode = node
+    content = official_simmim_file()
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "yacs", package)
+        patched.setitem(sys.modules, "yacs.config", module)
+        config = node(MODEL=node(SWINV2=node(WINDOW_SIZE=12)), DATA=node(IMG_SIZE=192))
+        config.__dict__["__immutable__"] = True
+        more = {"config": config, "best": np.float64(83.5), "evil": Runs(tmp_path / "done")}
+        torch.save({**content, **more}, tmp_path / "ckpt.pth")
+    with open_source(tmp_path / "ckpt.pth") as source:
+        assert not (tmp_path / "done").exists()
+        assert f"{os.mkdir.__module__}.mkdir" in source.notes[0]
+        assert "yacs.config.CfgNode" in source.notes[0]
+        assert "yacs" not in sys.modules
+        assert source.geometry["model"]["window"] == 12, "plain data of the config inside is read"
+        for key in ("mask_token", "layers.3.blocks.1.mlp.fc2.bias"):
+            assert torch.equal(source.tensor(key), content["model"][source.renamed[key]])
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+def bad_file(directory: Path, kind: str) -> Path:
+    path = directory / "weights.pth"
+    if kind == "v1":
+        torch.save(v1_file(), path)
+    elif kind == "cut pth":
+        torch.save(official_file(64, window=4), path)
+        cut(path, 0.9)
+    elif kind == "cut safetensors":
+        path = directory / "model.safetensors"
+        save_file(FORMATS["timm"].write(canonical(classifier()), golden_config()), path)
+        cut(path, 0.9)
+    elif kind == "no header":
+        path = directory / "model.safetensors"
+        path.write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("readme.txt", "no weights")
+    elif kind == "keys":
+        torch.save({"epoch": 3, "optimizer": {}}, path)
+    elif kind == "other model":
+        torch.save({"conv1.weight": torch.zeros(3, 3)}, path)
+    elif kind == "torchvision":
+        torch.save({"features.1.0.attn.qkv.weight": torch.zeros(3, 3)}, path)
+    elif kind == "cr":
+        torch.save({"stages.0.blocks.0.attn.meta_mlp.fc1.weight": torch.zeros(3, 3)}, path)
+    elif kind == "list":
+        torch.save([torch.zeros(3)], path)
+    else:
+        texts = {
+            "empty": b"", "html": b"<!DOCTYPE html><html>Not found</html>", "text": b"see https://example.org\n",
+            "lfs": b"version https://git-lfs.github.com/spec/v1\n", "noise": bytes(range(256)) * 4,
+        }  # fmt: skip
+        path.write_bytes(texts[kind])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("v1", "holds a Swin Transformer V1"),
+        ("cut pth", "is cut off or damaged"),
+        ("cut safetensors", "is cut off: it has"),
+        ("no header", "is no whole safetensors file"),
+        ("zip", "zip archive without weights"),
+        ("keys", "holds no named tensors .it has epoch, optimizer"),
+        ("other model", "is no Swin Transformer V2: it lacks patch_embed.proj.weight"),
+        ("torchvision", "torchvision's Swin"),
+        ("cr", "swinv2_cr"),
+        ("list", "holds a list, not named tensors"),
+        ("empty", "is empty"),
+        ("html", "is a web page"),
+        ("text", "is a text file"),
+        ("lfs", "Git LFS pointer"),
+        ("noise", "is broken or no file of weights"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, kind: str, sentence: str) -> None:
+    path = bad_file(tmp_path, kind)
+    with pytest.raises((ConfigError, CheckpointError), match=sentence) as caught:
+        open_source(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_of_timm_tells_windows_statistics_and_names(tmp_path: Path) -> None:
+    save_file(FORMATS["timm"].write(canonical(classifier(2)), golden_config()), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "swinv2_tiny_window8_256", "label_names": ["cat", "dog"],
+        "model_args": {"window_size": 4, "pretrained_window_sizes": [3, 3, 3, 2]},
+        "pretrained_cfg": {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6],
+                           "crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open_source(tmp_path) as source:
+        assert source.format == "timm"
+        assert source.geometry["data"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resolution": [64, 64]}
+        assert source.geometry["preprocess"]["crop_pct"] == 0.9
+        assert (source.geometry["model"]["window"], source.geometry["model"]["pretrained_window"]) == (4, [3, 3, 3, 2])
+        assert source.class_names == ["cat", "dog"]
+
+
+def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
+    weights = canonical(classifier(2))
+    save_file(FORMATS["huggingface"].write(weights, golden_config()), tmp_path / "model.safetensors")
+    config = {
+        "window_size": 4,
+        "image_size": 64,
+        "pretrained_window_sizes": [0, 0, 0, 0],
+        "id2label": {"0": "a", "1": "b"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    with open_source(tmp_path) as source:
+        assert source.format == "huggingface"
+        assert source.geometry["data"]["mean"] == [0.5] * 3
+        assert source.geometry["preprocess"]["crop_mode"] == "squash"
+        assert source.class_names == ["a", "b"]
+        assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
+        key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
+        assert torch.equal(source.elements(key, 500, 1500), weights[key].flatten()[500:1500])
+
+
+def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tmp_path: Path) -> None:
+    newest, older = list_checkpoints(finished_run / "checkpoints")[:2]
+    with open_source(finished_run) as source:
+        assert (source.path, source.step, source.format) == (newest, 8, "swinv2-train")
+        assert source.metrics == read_manifest(newest).metrics
+        assert source.geometry["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+        write_weights(newest, tmp_path / "weights.safetensors")
+        with open_source(tmp_path / "weights.safetensors") as one:
+            assert one.shapes == source.shapes
+            assert one.geometry == source.geometry
+            assert all(torch.equal(one.tensor(name), source.tensor(name)) for name in one.shapes)
+    losses = {path: read_manifest(path).metrics["eval/loss"] for path in (newest, older)}
+    with open_source(finished_run, which="best") as source:
+        assert source.path == min(losses, key=losses.__getitem__)
+    with open_source(finished_run, skip={newest.name: "its hash differs"}) as source:
+        assert source.path == older
+        assert source.notes == [f"passed over {newest.name}: its hash differs"]
+    with pytest.raises(ConfigError, match="no moving average"):
+        open_source(finished_run, ema=True)
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        open_source(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match="is neither a run directory"):
+        open_source(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"there is no checkpoint in .* yet"):
+        open_source(tmp_path)
