@@ -11,4 +11,5 @@ python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || export
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+# Two at a time: many tests wait for processes to start. A file stays with one worker, for its fixtures' sake.
+python -m pytest -n "${SWINV2_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -186,7 +186,7 @@ class EvalConfig(Section):
     every_steps: int = 1000
     """Evaluate every so many steps and at the end; 0: never."""
     at_start: bool = False
-    """Also evaluate before the first step."""
+    """Also evaluate (and probe) before the first step."""
     max_samples: int | None = None
     """Evaluate on the first so many held-out samples; null: all."""
     figure_every_steps: int = 1000

@@ -10,8 +10,11 @@ import torch
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.augment import normalise
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.probes import Probe
+from swinv2_train.engine.propagation import measure_signal, signal_chart, signal_metrics
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.watchdog import Watchdog
@@ -21,6 +24,29 @@ from swinv2_train.tracking.tracker import Tracker
 
 class Interrupted(Exception):  # noqa: N818 -- not an error
     """A stop signal came to a rank during an evaluation; every rank raises it at the same batch."""
+
+
+def check_stop(ranks: Ranks, stop: StopRequest) -> None:
+    """Raise `Interrupted` on every rank if a stop signal has reached any; all ranks call it, before every batch."""
+    # An evaluation can take longer than a stop signal leaves time for. Every rank has equally many batches.
+    if ranks.sum([float(stop.requested)])[0]:
+        raise Interrupted
+
+
+def due(config: Config, step: int, *, last: bool) -> set[str]:
+    """What has its turn after a step: `evaluate`, `probe`, `draw`, `signal`. What is on has it after the last step."""
+
+    def turn(every: int) -> bool:
+        return every > 0 and (last or step % every == 0)
+
+    turns = set()
+    if config.data.eval_shards:
+        every = {"evaluate": config.eval.every_steps, "draw": config.eval.figure_every_steps}
+        every["signal"] = config.eval.signal_every_steps
+        turns = {name for name, steps in every.items() if turn(steps)}
+    if config.probe.shards and (last or turn(config.probe.every_steps)):
+        turns.add("probe")
+    return turns
 
 
 @dataclass
@@ -37,6 +63,25 @@ class Evaluation:
     tracker: Tracker
     watchdog: Watchdog
     stop: StopRequest
+    probe: Probe | None = None
+    """Scores the frozen features on labelled images; None without any."""
+
+    def look(self, step: int, what: set[str]) -> dict[str, float]:
+        """Do what is due at a step; returns the metrics of the evaluation and the probes.
+
+        Raises:
+            Interrupted: on every rank, if a stop signal reached any; what was under way is not recorded then.
+        """
+        metrics: dict[str, float] = {}
+        if "evaluate" in what:
+            metrics |= self.evaluate(step)
+        if "probe" in what:
+            metrics |= self.score_features(step)
+        if "draw" in what:
+            self.draw(step)
+        if "signal" in what:
+            self.draw_signal(step)
+        return metrics
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
@@ -45,8 +90,6 @@ class Evaluation:
         Raises:
             Interrupted: on every rank, if a stop signal reached any; nothing is recorded then.
         """
-        if self.open_held_out is None or not self.config.eval.every_steps:
-            return {}
         metrics = {f"eval/{name}": value for name, value in self._measure(step).items()}
         if self.config.optim.ema_decay and self.config.eval.ema:
             with self.engine.averaged(Interrupted):
@@ -63,8 +106,6 @@ class Evaluation:
     @torch.no_grad()
     def draw(self, step: int) -> None:
         """The task's picture of the first held-out samples, by the averaged weights where there are any."""
-        if self.open_held_out is None or not self.config.eval.figure_every_steps:
-            return
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
         # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; the main rank's is kept.
@@ -79,6 +120,26 @@ class Evaluation:
             figure = self.task.figure(self.engine.model, shown if valid.any() else batch)
         self.tracker.log_figure(step, self.config.task.name, figure)
 
+    def score_features(self, step: int) -> dict[str, float]:
+        """k-NN and linear probe of the present weights; recorded and returned."""
+        assert self.probe is not None
+        self.watchdog.now("evaluation", step)
+        scores = {f"eval/{name}": value for name, value in self.probe.measure(self.engine.model, step).items()}
+        self.tracker.log_evaluation(step, scores)
+        return scores
+
+    @torch.no_grad()
+    def draw_signal(self, step: int) -> None:
+        """The activation amplitude of every block on the first held-out samples, as a figure and as numbers."""
+        self.watchdog.now("evaluation", step)
+        samples = self.config.eval.figure_samples
+        with self._batches(samples * self.ranks.world_size, samples) as batches:
+            images = normalise(next(iter(batches))["image"], self.task.mean, self.task.std)
+            blocks = measure_signal(self.engine.model, images)
+        self.tracker.log_evaluation(step, signal_metrics(blocks))
+        if self.ranks.is_main:
+            self.tracker.log_figure(step, "signal", signal_chart({f"step {step}": blocks}).image)
+
     @contextmanager
     def _batches(self, num_samples: int | None, micro_batch: int) -> Iterator[Iterator[Batch]]:
         """Held-out batches on the device, with the model in eval mode while they are open."""
@@ -92,9 +153,7 @@ class Evaluation:
 
     def _each(self, loader: EvalLoader) -> Iterator[Batch]:
         for batch in loader:
-            # An evaluation can take longer than a stop signal leaves time for. Every rank has equally many batches.
-            if self.ranks.sum([float(self.stop.requested)])[0]:
-                raise Interrupted
+            check_stop(self.ranks, self.stop)
             for position, key, reason in batch.pop("broken", []):
                 self.tracker.warn(f"held-out sample {key} (number {position}) is broken and left out: {reason}")
             yield to_device(batch, self.ranks.device)

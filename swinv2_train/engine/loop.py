@@ -20,7 +20,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.evaluation import Evaluation, Interrupted
+from swinv2_train.engine.evaluation import Evaluation, Interrupted, due
 from swinv2_train.engine.guard import Guard, Refusal
 from swinv2_train.engine.incidents import IncidentLog
 from swinv2_train.engine.ranks import Ranks
@@ -79,7 +79,7 @@ class Trainer:
     watchdog: Watchdog
     stop: StopRequest
     missed: set[str] = field(default_factory=set)
-    """`evaluate`, `draw`: what was due at the present step when the run ended there."""
+    """What was due at the present step when the run ended there (see `due`)."""
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.guard)
@@ -102,7 +102,7 @@ class Trainer:
 
     def _run(self) -> int:
         at_start = self.state.step == 0 and self.config.eval.at_start
-        self.evaluate_and_draw(evaluate=at_start or "evaluate" in self.missed, draw="draw" in self.missed)
+        self.look(self.missed | (due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()))
         if self.state.step == 0 and self.config.guard.policy == "rollback":
             self.save()  # something to go back to
         self.watchdog.now("start", self.state.step)
@@ -121,10 +121,7 @@ class Trainer:
             last = self.state.step == self.plan.total_steps
             if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
-            self.evaluate_and_draw(
-                evaluate=last or self.is_turn(self.config.eval.every_steps),
-                draw=last or self.is_turn(self.config.eval.figure_every_steps),
-            )
+            self.look(due(self.config, self.state.step, last=last))
             save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)
             # Weights from which step after step is refused may be bad themselves: they must not push good ones out.
             if save_due and not last and self.state.skipped_in_row < 2:
@@ -297,18 +294,15 @@ class Trainer:
         self.records.clear()
         self.tracker.log_steps(rows)
 
-    def evaluate_and_draw(self, *, evaluate: bool, draw: bool) -> None:
-        """Evaluate, draw, or both."""
-        if not (evaluate or draw):
+    def look(self, what: set[str]) -> None:
+        """Evaluate, probe and draw, as far as it is due."""
+        if not what:
             return
+        self.doing = f"evaluation ({', '.join(sorted(what))})"
         with self.clock.paused():
-            if evaluate:
-                self.doing = "evaluation"
-                self.metrics = self.evaluation.evaluate(self.state.step)
-                self.check_best_metric()
-            if draw:
-                self.doing = "drawing a figure"
-                self.evaluation.draw(self.state.step)
+            self.metrics |= self.evaluation.look(self.state.step, what)
+        if "evaluate" in what:
+            self.check_best_metric()
 
     def check_best_metric(self) -> None:
         """End a run whose best checkpoints are to be told by a metric that there is not."""

@@ -25,6 +25,7 @@ from swinv2_train.config.compose import override
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.checkpoints import load
 from swinv2_train.engine.incidents import Incident, base_checkpoint, read_incident
+from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.loop import Did, Trainer
 from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
@@ -73,6 +74,9 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
             f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
             "weights come first, as the config of the incident would have run them"
         )
+        if trainer.config.init_from:
+            for line in start_from(trainer.config, trainer.engine, trainer.ranks):
+                trainer.tracker.message(line)
         state = TrainState()
     else:
         found = load(base, trainer.engine, trainer.ranks)

@@ -26,15 +26,17 @@ from swinv2_train.engine.build import (
     open_shards,
     sample_order,
     train_loader,
+    worker_modules,
 )
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.evaluation import Evaluation
+from swinv2_train.engine.evaluation import Evaluation, check_stop
 from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.loop import Trainer
+from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave, pick_device
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.signals import StopRequest
@@ -64,7 +66,7 @@ def train(config: Config, stop: StopRequest) -> int:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
     if config.data.num_workers:
-        start_server()  # imports what the workers need while this process builds the model
+        start_server(worker_modules(config))  # imports what the workers need while this process builds the model
     alone = False
     try:
         ranks = join(
@@ -226,6 +228,7 @@ def _train_with(
                 tracker=tracker,
                 watchdog=watchdog,
                 stop=stop,
+                probe=_probe(config, plan, task, ranks, tracker, stop),
             ),
             checkpoints=Checkpoints(directory, engine, ranks, _geometry(config, shards), tracker, saver),
             incidents=IncidentLog(directory, config, plan, ranks, lambda position: shards.name(order.at(position)[1])),
@@ -246,6 +249,20 @@ def _train_with(
         finally:
             saver.close()
     return end.code
+
+
+def _probe(config: Config, plan: Plan, task: Task, ranks: Ranks, tracker: Tracker, stop: StopRequest) -> Probe | None:
+    if not config.probe.shards:
+        return None
+    return Probe(
+        config,
+        ranks,
+        mean=task.mean,
+        std=task.std,
+        micro_batch=plan.micro_batch,
+        warn=tracker.warn,
+        check=lambda: check_stop(ranks, stop),
+    )
 
 
 def _geometry(config: Config, shards: ShardSet) -> dict[str, Any]:

@@ -11,35 +11,33 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
-    """What was due at a step that a stop signal came before: `evaluate`, `draw`.
+    """What was due at a step that a stop signal came before (see `due`).
 
     Args:
-        last: whether the run ends at this step, where both are always due.
+        last: whether the run ends at this step.
     """
-    missed = set()
-    if not config.data.eval_shards:
-        return missed
+    try:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        lines = []
+    here = [line for line in lines if f'"step": {step},' in line]
 
-    def due(every: int) -> bool:
-        return every > 0 and (last or step % every == 0)
+    def recorded(prefix: str) -> bool:
+        return any(f'"{prefix}' in line for line in here)
 
-    if due(config.eval.every_steps):
-        try:
-            lines = (directory / "metrics.jsonl").read_text().splitlines()
-        except OSError:
-            lines = []
-        if not any(f'"step": {step},' in line and '"eval/' in line for line in lines):
-            missed.add("evaluate")
-    if due(config.eval.figure_every_steps):
-        figures = (directory / "figures").glob(f"*-step-{step:08d}.png")
-        if not any(figures):
-            missed.add("draw")
-    return missed
+    done = {
+        "evaluate": recorded("eval/loss"),
+        "probe": recorded("eval/probe/"),
+        "signal": recorded("eval/signal/"),
+        "draw": (directory / "figures" / f"{config.task.name}-step-{step:08d}.png").exists(),
+    }
+    return {name for name in due(config, step, last=last) if not done[name]}
 
 
 def changed_since(resolved: Path, config: Config) -> list[str]:

@@ -209,10 +209,11 @@ def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
     side = config.get("window_size")
     if not side:
         return None
+    each_stage = isinstance(side, (list, tuple)) and len(side) == NUM_STAGES
     image = config.get("image_size") or config.get("img_size")
     before = config.get("pretrained_window_sizes")
     return Windows(
-        [_pair(side)] * NUM_STAGES,
+        [_pair(each) for each in side] if each_stage else [_pair(side)] * NUM_STAGES,
         [_pair(each) for each in before] if before and any(before) else None,
         _pair(image) if image else None,
         "config.json",

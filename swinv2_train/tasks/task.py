@@ -72,6 +72,10 @@ class Task(Protocol):
 
     train_transform: Transform
     eval_transform: Transform
+    mean: list[float]
+    """Per-channel mean in [0, 1] that images are normalised with."""
+    std: list[float]
+    """Per-channel standard deviation in [0, 1]."""
 
     def build_model(self) -> nn.Module:
         """The model with its head; on the meta device inside `torch.device("meta")`."""

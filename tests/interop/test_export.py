@@ -169,6 +169,7 @@ def test_what_a_format_cannot_hold_is_refused(
 def test_oblong_windows_per_stage_go_to_timm(sources: Path, tmp_path: Path) -> None:
     loaded = load_model(sources / "plain.safetensors", ["model.window=[[2,4],4,2,2]"])
     assert export(loaded, tmp_path / "out", "timm").compared.difference < 1e-5
+    assert load_model(tmp_path / "out").config.model.window == [[2, 4], 4, 2, 2]
 
 
 def test_a_difference_leaves_nothing(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""What a run looks at on its way beside the loss: probes of the features, and the signal of every block."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.engine.evaluation import due
+from swinv2_train.exit_codes import FINISHED
+from tests.runs import make_labelled_shard, metrics, run_here, tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("probed")
+    for seed, name in enumerate(("learn", "score")):
+        make_labelled_shard(directory / f"{name}-0.tar", 12, seed)
+    more = [
+        f"probe.shards={directory}/learn-0.tar", f"probe.eval_shards={directory}/score-0.tar", "probe.every_steps=4",
+        "probe.knn=3", "eval.signal_every_steps=4", "checkpoint.keep_best=1", "checkpoint.best_mode=max",
+        "checkpoint.best_metric=eval/probe/knn_top1",
+    ]  # fmt: skip
+    assert run_here(tiny_run(shards, directory / "run", *more)) == FINISHED
+    return directory / "run"
+
+
+def test_probes_score_the_features_when_it_is_their_turn(run: Path) -> None:
+    scored = [row for row in metrics(run) if "eval/probe/knn_top1" in row]
+    assert [row["step"] for row in scored] == [0, 4, 8]
+    assert all(0 <= row[f"eval/probe/{kind}_top1"] <= 1 for row in scored for kind in ("knn", "linear"))
+
+
+def test_the_signal_is_drawn_and_recorded(run: Path) -> None:
+    rows = [row for row in metrics(run) if "eval/signal/largest" in row]
+    assert [row["step"] for row in rows] == [4, 8]
+    assert all(row["eval/signal/discrepancy"] >= 1 for row in rows)
+    figures = sorted(path.name for path in (run / "figures").glob("signal-*"))
+    assert figures == ["signal-step-00000004.png", "signal-step-00000008.png"]
+
+
+def test_looking_changes_nothing_of_the_training(run: Path, finished_run: Path) -> None:
+    def trained(directory: Path) -> list[float]:
+        return [row["loss"] for row in metrics(directory) if "loss" in row]
+
+    assert trained(run) == trained(finished_run)
+
+
+def test_what_is_on_has_its_turn_at_the_end(run: Path) -> None:
+    from swinv2_train.config.compose import from_yaml
+
+    config = from_yaml(run / "resolved.yaml")
+    assert due(config, 7, last=False) == set()
+    assert due(config, 4, last=False) == {"evaluate", "probe", "signal"}
+    assert due(config, 7, last=True) == {"evaluate", "probe", "signal", "draw"}
