@@ -25,6 +25,8 @@ def test_the_first_block_names_the_two_commands() -> None:
 @pytest.mark.distributed
 def test_every_other_block_runs(tmp_path: Path) -> None:
     make_images(tmp_path / "my-images", 40, 0)
+    for seed, name in enumerate(("cats", "dogs"), start=1):
+        make_images(tmp_path / "my-classes" / name, 20, seed)
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     assert len(BLOCKS) > 3
     for block in BLOCKS[1:]:
@@ -39,6 +41,9 @@ def test_every_other_block_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
     assert len(losses(tmp_path / "runs" / "mine")) == 20
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert len(losses(tmp_path / "runs" / "classes")) == 10
+    assert "dogs" in (tmp_path / "sheet.html").read_text()
+    assert (tmp_path / "export" / "timm" / "model.safetensors").is_file()
 
 
 def test_every_experiment_is_in_the_table() -> None:

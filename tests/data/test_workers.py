@@ -50,8 +50,14 @@ def test_batches_come_in_order_from_single_threaded_workers() -> None:
     pool.close()
 
 
+@pytest.fixture
+def own_server() -> None:
+    """The worker server of this file: one that other tests have started does not hold signals back."""
+    multiprocessing.forkserver._forkserver._stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_workers_outlive_stop_signals(number: int) -> None:
+def test_workers_outlive_stop_signals(own_server: None, number: int) -> None:
     pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
     for pid in pool.worker_pids:
         os.kill(pid, number)
