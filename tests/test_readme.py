@@ -43,7 +43,7 @@ def test_every_other_block_runs(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert len(losses(tmp_path / "runs" / "classes")) == 10
     assert "dogs" in (tmp_path / "sheet.html").read_text()
-    assert (tmp_path / "export" / "timm" / "model.safetensors").is_file()
+    assert (tmp_path / "timm-export" / "model.safetensors").is_file()
 
 
 def test_every_experiment_is_in_the_table() -> None:
