@@ -33,3 +33,19 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     if not ranks.is_main:
         raise MainRankError(failures[first])
     raise failure or RunError(f"rank {first}: {failures[first]}")
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
+    """Do something on the main rank alone; what goes wrong there ends all ranks, instead of leaving them waiting."""
+    result, failure = None, None
+    if ranks.is_main:
+        try:
+            result = work()
+        except (ConfigError, OSError) as error:
+            failure = error
+    message = ranks.broadcast(str(failure) if failure else None)
+    if failure is not None:
+        raise failure
+    if message is not None:
+        raise MainRankError(message)
+    return result

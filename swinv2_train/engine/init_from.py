@@ -5,33 +5,27 @@ Every rank reads what it owns of the fp32 weights and no more; the optimizer sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
 
-from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF
 from swinv2_train.checkpoint.survey import is_checkpoint
 from swinv2_train.checkpoint.verify import damage
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.errors import DataError
+from swinv2_train.engine.agree import together
 from swinv2_train.engine.complete import read_map
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.status import write_text
-from swinv2_train.errors import MainRankError
 from swinv2_train.interop.load import meta_model
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 
 REPORT = "init_from.txt"
 """In the run directory: every tensor and what happened to it."""
-_T = TypeVar("_T")
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -63,7 +57,7 @@ def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
             _fill(engine, transfer)
         return transfer
 
-    transfer = _together(ranks, load)
+    transfer = together(ranks, load)
     engine.publish()
     if ranks.is_main:
         write_text(Path(config.run.dir) / REPORT, transfer.table())
@@ -108,25 +102,10 @@ def _whole_source(config: Config, ranks: Ranks) -> tuple[Path, list[str]]:
             return source.path, source.notes
 
     while True:
-        path, notes = ranks.broadcast(_together(ranks, find))
+        path, notes = ranks.broadcast(together(ranks, find))
         if not is_checkpoint(path):
             return path, []  # the notes on a file come again when it is opened
         reason = damage(path, ranks, KIND_OF["ema" if config.init.ema else "weight"])
         if reason is None:
             return path, notes
         skipped[path.name] = reason
-
-
-def _together(ranks: Ranks, work: Callable[[], _T]) -> _T:
-    """Do something on every rank; if it fails on one, it fails on all, instead of leaving the others waiting."""
-    result, failure = None, None
-    try:
-        result = work()
-    except (ConfigError, CheckpointError, DataError, OSError) as error:
-        failure = error
-    failed = [rank for rank, text in enumerate(ranks.gather(str(failure) if failure else None)) if text is not None]
-    if failed and failed[0] == ranks.rank and failure is not None:
-        raise failure
-    if failed:
-        raise MainRankError(f"rank {failed[0]} could not read the weights to start from")
-    return result  # type: ignore[return-value]

@@ -25,7 +25,7 @@ import psutil
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.signals import PARENT_VARIABLE, give_back_signals, take_signals
+from swinv2_train.engine.signals import PARENT_VARIABLE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
@@ -206,10 +206,10 @@ def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> None:
 
 def _killed(first_dead: list[_Rank], code: int) -> str:
     """Which ranks a signal ended and which, in words; empty if none, as far as that was seen."""
-    known = [f"rank {rank.number} died of {_signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
+    known = [f"rank {rank.number} died of {signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
     if not known and code > 256 - signal.NSIG:  # the launcher ends with the negative signal of its rank, in a byte
         who = f"rank {first_dead[0].number}" if len(first_dead) == 1 else "a rank"
-        known = [f"{who} died of {_signal_name(256 - code)}"]
+        known = [f"{who} died of {signal_name(256 - code)}"]
     return " and ".join(known)
 
 
@@ -229,14 +229,6 @@ def _outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
         _say(f"{what}; the same command continues from the newest checkpoint")
         return FAILED
     return code
-
-
-def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name
 
 
 def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:

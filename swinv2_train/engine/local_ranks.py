@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.engine.launcher import launch_environment
 from swinv2_train.engine.ranks import free_port
-from swinv2_train.engine.signals import PARENT_VARIABLE
+from swinv2_train.engine.signals import PARENT_VARIABLE, signal_name
 from swinv2_train.errors import RunError
 
 _POLL_SECONDS = 0.05
@@ -84,7 +83,7 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code < 0:
-                raise RunError(f"rank {rank} died of {_signal_name(-code)}, and the others were ended; run it again")
+                raise RunError(f"rank {rank} died of {signal_name(-code)}, and the others were ended; run it again")
         failed = next((code for code in codes if code), None)
         if failed is not None:
             deadline = time.monotonic() + _GRACE_SECONDS
@@ -94,11 +93,3 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         if all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_SECONDS)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name

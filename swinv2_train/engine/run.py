@@ -19,6 +19,7 @@ from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
+from swinv2_train.engine.agree import on_main
 from swinv2_train.engine.build import (
     build_model,
     build_task,
@@ -96,27 +97,11 @@ def _same_everywhere(config: Config, ranks: Ranks) -> None:
             raise ConfigError("", line, f"rank {rank} was started with another config than rank 0: {line.strip()}")
 
 
-def _on_main(ranks: Ranks, work: Callable[[], Any]) -> Any:
-    """Do something on the main rank alone; what goes wrong there ends all ranks, instead of leaving them waiting."""
-    result, failure = None, None
-    if ranks.is_main:
-        try:
-            result = work()
-        except (ConfigError, OSError) as error:
-            failure = error
-    message = ranks.broadcast(str(failure) if failure else None)
-    if failure is not None:
-        raise failure
-    if message is not None:
-        raise MainRankError(message)
-    return result
-
-
 def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
     _same_everywhere(config, ranks)
     directory = Path(config.run.dir)
     with ExitStack() as stack:
-        lock = _on_main(ranks, lambda: _take_directory(directory))
+        lock = on_main(ranks, lambda: _take_directory(directory))
         if lock is not None:
             stack.callback(lock.release)
         trainers: list[Trainer] = []
@@ -197,7 +182,7 @@ def _train_with(
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
 
-    _on_main(ranks, describe_start)
+    on_main(ranks, describe_start)
     with _tracking(config, plan, state, ranks) as (tracker, end):
         for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
             tracker.message(line)
@@ -292,7 +277,7 @@ def _tracking(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> It
     handler: logging.Handler | None = None
     try:
         # The main rank's tracker is the one that can fail; the others' does nothing.
-        _on_main(ranks, lambda: trackers.append(Tracker(directory, config, is_main=True, **progress)))
+        on_main(ranks, lambda: trackers.append(Tracker(directory, config, is_main=True, **progress)))
         tracker = trackers[0] if trackers else Tracker(directory, config, is_main=False, **progress)
         handler = _ToTracker(tracker)
         logger.addHandler(handler)

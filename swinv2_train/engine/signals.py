@@ -126,3 +126,12 @@ def _runs(process: int) -> bool:
         return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
+
+
+def signal_name(number: int) -> str:
+    """A signal by its name, for a person."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name
