@@ -22,3 +22,14 @@ def finished_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert run_here(tiny_run(shards, run_dir)) == 0
     assert len(comparable(run_dir)) == 8 + 3
     return run_dir
+
+
+SLOW_FIRST = ("distributed/test_launch.py", "test_readme.py", "distributed/test_faults.py")
+"""The files that take longest: started last, one of them would have the other worker wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((place for place, name in enumerate(SLOW_FIRST) if str(item.path).endswith(name)), len(SLOW_FIRST))
+
+    items.sort(key=place)

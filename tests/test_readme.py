@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.runs import environment, losses, make_images
+from tests.documents import blocks, run_block
+from tests.runs import losses, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+BLOCKS = blocks(ROOT / "README.md")
 
 
 def test_the_first_block_names_the_two_commands() -> None:
@@ -23,22 +22,13 @@ def test_the_first_block_names_the_two_commands() -> None:
 
 
 @pytest.mark.distributed
-def test_every_other_block_runs(tmp_path: Path) -> None:
+def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_images(tmp_path / "my-images", 40, 0)
     for seed, name in enumerate(("cats", "dogs"), start=1):
         make_images(tmp_path / "my-classes" / name, 20, seed)
-    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     assert len(BLOCKS) > 3
     for block in BLOCKS[1:]:
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block],
-            cwd=tmp_path,
-            env=environment(PATH=path),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+        run_block(block, tmp_path, monkeypatch)
     assert len(losses(tmp_path / "runs" / "mine")) == 20
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert len(losses(tmp_path / "runs" / "classes")) == 10

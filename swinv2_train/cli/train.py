@@ -246,9 +246,11 @@ def run(config: Config, *, launched: bool) -> int:
 
 def _accelerators(launch: LaunchConfig) -> tuple[str, int]:
     """The device type of a run without a launcher, and how many ranks this machine has for it."""
+    if launch.device == "cpu":
+        return "cpu", 1  # known without importing torch, which takes seconds
     import torch
 
-    available = torch.cuda.device_count() if launch.device != "cpu" else 0
+    available = torch.cuda.device_count()
     if launch.device == "cuda" and not available:
         raise ConfigError("launch.device", "cuda", "no CUDA device is visible here; take launch.device=cpu")
     if available and (launch.nproc_per_node or 1) > available and not launch.dry_run:

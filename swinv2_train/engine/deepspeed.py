@@ -8,6 +8,7 @@ and the fragments that checkpoints are made of.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -77,7 +78,20 @@ def _import_deepspeed(device: str) -> Any:
     if device == "cpu":
         # Used by inference only, but init_distributed would compile it for about a minute without a word.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon(deepspeed)
     return deepspeed
+
+
+def _import_muon(deepspeed: Any) -> None:
+    # `initialize` imports DeepSpeed's Muon, whose functions go through torch.compile on import: four seconds of every
+    # rank's start, most of them for TorchInductor, for an optimizer that is not used here.
+    original = deepspeed.runtime.compiler.compile
+    deepspeed.runtime.compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        with contextlib.suppress(ImportError):  # a version of DeepSpeed without it
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        deepspeed.runtime.compiler.compile = original
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -1,14 +1,17 @@
-"""Start the ranks of a run on this machine through the `deepspeed` launcher, pass signals on to them, and see them end.
+"""Start the ranks of a run on this machine through DeepSpeed's launcher, pass signals on to them, and see them end.
 
-The launcher itself dies of a SIGTERM and leaves its ranks behind, and it may exit with 0 when its helper was killed; so
-the signals go to the ranks directly, success is what the run directory says, and ranks that are left behind are ended.
-When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after 30 seconds, which a stopped process
-does not outlive either.
+On one machine this is `deepspeed.launcher.launch`, which the `deepspeed` command would start as well, four seconds later
+and with a process in between. It passes a SIGTERM on to one rank after the other, with 30 seconds for each, and leaves
+its ranks behind when it is killed; so the signals go to the ranks directly, success is what the run directory says, and
+ranks that are left behind are ended. When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after
+30 seconds, which a stopped process does not outlive either.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -37,7 +40,10 @@ _POLL_SECONDS = 0.2
 
 def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[str]:
     """The command that starts `num_ranks` ranks on this machine from a complete config."""
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", str(num_ranks)]
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    devices = visible[:num_ranks] if len(visible) >= num_ranks else list(range(num_ranks))
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
     options = ["--no_local_rank", "--master_port", str(port), "--log_level", "critical"]
     return [*launcher, *options, "--module", RANK_MODULE, "--resolved", str(config_file)]
 
@@ -157,15 +163,10 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """
     directory = Path(config.run.dir)
     config_file = directory / LAUNCH_FILE
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(to_yaml(config))
-        write_status(directory, "starting", read_status(directory).get("step", 0))
-    except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
     environment = {**os.environ, **launch_environment(device, num_ranks), PARENT_VARIABLE: str(os.getpid())}
     signals = _Signals()
     try:
+        _announce(directory, config, config_file)
         # In a session of its own a Ctrl-C on the terminal reaches the ranks once, through us, and not the launcher.
         command = launch_command(num_ranks, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -188,6 +189,15 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     if read_status(directory).get("status") == "finished" and (left_behind or code == FINISHED):
         return FINISHED
     return _outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
+
+
+def _announce(directory: Path, config: Config, config_file: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(to_yaml(config))
+        write_status(directory, "starting", read_status(directory).get("step", 0))
+    except OSError as error:
+        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
 
 
 def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> None:

@@ -17,6 +17,8 @@ from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from tests.runs import comparable, losses, run_command, run_here, start, tiny_run
 
 pytestmark = pytest.mark.distributed
+PLAIN = "data.num_workers=0"
+"""Two ranks with workers are `two_ranks`; elsewhere they would only cost time."""
 LENGTH = ("optim.steps=30", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=15")
 
 
@@ -54,7 +56,7 @@ def test_two_ranks_follow_one_process(one_process: Path, two_ranks: Path) -> Non
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_every_launcher_gives_the_same_run(shards: Path, two_ranks: Path, tmp_path: Path, launcher: str) -> None:
-    code, output = run_command(ways(tiny_run(shards, tmp_path / "run", *LENGTH))[launcher])
+    code, output = run_command(ways(tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN))[launcher])
     assert code == FINISHED, output
     assert comparable(tmp_path / "run") == comparable(two_ranks)
 
@@ -69,39 +71,37 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def start_and_wait(command: list[str], run_dir: Path) -> subprocess.Popen[str]:
-    """Start a run and let it get through its third step."""
+def start_and_wait(command: list[str], run_dir: Path, step: int = 3) -> subprocess.Popen[str]:
+    """Start a run and let it get through a step."""
     process, record = start(command), run_dir / "metrics.jsonl"
-    while process.poll() is None and not (record.exists() and '"step": 3,' in record.read_text()):
+    while process.poll() is None and not (record.exists() and f'"step": {step},' in record.read_text()):
         time.sleep(0.05)
     return process
 
 
-@pytest.mark.parametrize("receiver", ["the command", "one rank"])
-def test_a_signal_stops_all_ranks_and_the_same_command_goes_on(
-    shards: Path, two_ranks: Path, tmp_path: Path, receiver: str
-) -> None:
-    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH))["own"]
-    process = start_and_wait(command, tmp_path / "run")
-    if receiver == "the command":
-        process.send_signal(signal.SIGTERM)
-    else:
-        ranks_of(process)[1].send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == STOPPED, output
-    status = json.loads((tmp_path / "run" / "status.json").read_text())
-    assert status["status"] == "stopped"
-    assert 3 <= status["step"] < 30
-    assert (tmp_path / "run" / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+def test_a_signal_stops_all_ranks_and_the_same_command_goes_on(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
+    """Once sent to the command, and once to one rank."""
+    run_dir, stopped = tmp_path / "run", 0
+    command = ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["own"]
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = start_and_wait(command, run_dir, stopped + 3)
+        (process if number == signal.SIGTERM else ranks_of(process)[1]).send_signal(number)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == STOPPED, output
+        status = json.loads((run_dir / "status.json").read_text())
+        assert status["status"] == "stopped"
+        assert stopped + 3 <= status["step"] < 30
+        stopped = status["step"]
+        assert (run_dir / "checkpoints" / f"step-{stopped:08d}").is_dir()
     code, output = run_command(command)
     assert code == FINISHED, output
-    assert f"resuming from {tmp_path / 'run' / 'checkpoints'}/step-{status['step']:08d}" in output
-    assert comparable(tmp_path / "run") == comparable(two_ranks)
+    assert f"resuming from {run_dir / 'checkpoints'}/step-{stopped:08d}" in output
+    assert comparable(run_dir) == comparable(two_ranks)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
 def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = start(ways(tiny_run(shards, tmp_path / "run", "optim.steps=2000"))["own"])
+    process = start(ways(tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000"))["own"])
     while process.poll() is None and not (tmp_path / "run" / "status.json").exists():
         time.sleep(0.05)
     process.send_signal(number)
@@ -134,7 +134,7 @@ def end_launcher(process: subprocess.Popen[str]) -> None:
 def test_ranks_that_are_left_alone_save_and_end(
     shards: Path, tmp_path: Path, way: str, end: Callable[[subprocess.Popen[str]], None], code: int
 ) -> None:
-    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    overrides = tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000", "tracking.log_every_steps=1")
     process = start_and_wait(ways(overrides)[way], tmp_path / "run")
     end(process)
     # The ranks hold the other end of the pipe: it closes with the last of them.
@@ -146,7 +146,7 @@ def test_ranks_that_are_left_alone_save_and_end(
 
 
 def test_a_rank_that_is_killed_ends_the_command_in_a_sentence(shards: Path, tmp_path: Path) -> None:
-    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    overrides = tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000", "tracking.log_every_steps=1")
     process = start_and_wait(ways(overrides)["own"], tmp_path / "run")
     ranks_of(process)[1].kill()
     output, _ = process.communicate(timeout=200)
@@ -158,7 +158,7 @@ def test_a_rank_that_is_killed_ends_the_command_in_a_sentence(shards: Path, tmp_
 
 
 def test_torchrun_starts_the_ranks_again_after_one_was_killed(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
-    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH, "checkpoint.every_steps=2"))["torchrun"]
+    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN, "checkpoint.every_steps=2"))["torchrun"]
     process = start_and_wait([command[0], "--max-restarts", "1", *command[1:]], tmp_path / "run")
     ranks_of(process)[1].kill()
     output, _ = process.communicate(timeout=200)
@@ -169,7 +169,7 @@ def test_torchrun_starts_the_ranks_again_after_one_was_killed(shards: Path, two_
 
 def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards: Path, tmp_path: Path) -> None:
     """The main rank, at that. It takes a minute, most of it what the launcher waits before it kills the stopped one."""
-    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
+    overrides = tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000", "tracking.log_every_steps=1")
     process = start_and_wait(ways([*overrides, "watchdog.step_minutes=0.1"])["own"], tmp_path / "run")
     main = ranks_of(process)[0]
     main.suspend()
@@ -184,11 +184,11 @@ def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards
 
 
 def test_a_checkpoint_of_two_ranks_continues_on_one(shards: Path, one_process: Path, tmp_path: Path) -> None:
-    first = tiny_run(shards, tmp_path / "run", *LENGTH, "optim.steps=10", "optim.schedule=constant")
+    first = tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN, "optim.steps=10", "optim.schedule=constant")
     code, output = run_command(ways(first)["own"])
     assert code == FINISHED, output
-    then = tiny_run(shards, tmp_path / "run", *LENGTH, "optim.steps=20", "optim.schedule=constant")
-    twin = tiny_run(shards, tmp_path / "twin", *LENGTH, "optim.steps=20", "optim.schedule=constant")
+    then = tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN, "optim.steps=20", "optim.schedule=constant")
+    twin = tiny_run(shards, tmp_path / "twin", *LENGTH, PLAIN, "optim.steps=20", "optim.schedule=constant")
     assert run_here(then) == run_here(twin) == FINISHED
     assert "saved by 2 ranks" in (tmp_path / "run" / "log.txt").read_text()
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "twin"), rel=1e-4)

@@ -1,0 +1,63 @@
+"""Run the command blocks of the documentation: bash reads every line, and what it would start is called in here.
+
+A line is read by a real bash, with its quoting, patterns and line ends. Our own commands are functions there that write
+down their arguments; the entry points then run in this process, which spares each of them seconds of imports. Whatever
+else a line does, bash does.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pytest
+
+_PREAMBLE = """
+set -euo pipefail
+{functions}
+{line}
+"""
+_FUNCTION = '{name}() {{ printf "%s\\0" {name} "$@" >"$RECORD"; }}'
+
+
+def blocks(document: Path) -> list[str]:
+    """The text of every block fenced as bash."""
+    return re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def lines(block: str) -> Iterator[str]:
+    """The commands of a block, one that goes over several lines as one."""
+    yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def our_commands() -> dict[str, EntryPoint]:
+    """Every command of the package by its name."""
+    return {entry.name: entry for entry in entry_points(group="console_scripts") if entry.name.startswith("swinv2-")}
+
+
+def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every line of a block in `directory`.
+
+    Raises:
+        AssertionError: if a line ends with another exit code than 0.
+    """
+    commands = our_commands()
+    functions = "\n".join(_FUNCTION.format(name=name) for name in commands)
+    record = directory / ".record"
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("RECORD", str(record))
+    for line in lines(block):
+        record.unlink(missing_ok=True)
+        script = _PREAMBLE.format(functions=functions, line=line)
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        if record.exists():
+            name, *arguments = record.read_text().split("\0")[:-1]
+            record.unlink()
+            try:
+                commands[name].load()(arguments)
+            except SystemExit as end:
+                assert not end.code, f"{line}: exit code {end.code}"
