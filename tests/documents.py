@@ -57,7 +57,9 @@ def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> N
         if record.exists():
             name, *arguments = record.read_text().split("\0")[:-1]
             record.unlink()
+            code: int | str | None = 0
             try:
                 commands[name].load()(arguments)
             except SystemExit as end:
-                assert not end.code, f"{line}: exit code {end.code}"
+                code = end.code
+            assert not code, f"{line}: exit code {code}"

@@ -16,7 +16,8 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
-from swinv2_train.engine.signals import StopRequest
+from swinv2_train.engine.signals import STOP_FILE, StopRequest
+from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 
@@ -143,12 +144,16 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
     config.freeze()
 
 
-def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
+def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
     from swinv2_train.engine.launcher import LAUNCH_FILE, launch_command, launch_environment, shown
     from swinv2_train.planner.describe import describe
 
     print(describe(config, plan, samples.source))
-    if plan.world_size == 1:
+    if config.launch.hostfile:
+        from swinv2_train.engine.hosts import describe_hosts, read_hostfile
+
+        print("\n".join(describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)))
+    elif plan.world_size == 1:
         print("commands       none: one rank runs inside this command")
     else:
         port = config.launch.master_port or "PORT"
@@ -156,7 +161,7 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str) -> None:
         print(f"commands       {shown(command, launch_environment(device, plan.world_size))}")
 
 
-def show(config: Config, *, print_config: bool) -> int:
+def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     """Print what would happen; under a launcher one rank prints."""
     samples = count_samples(config, required=False)
     # A recipe may be looked at before there are weights for it.
@@ -167,17 +172,25 @@ def show(config: Config, *, print_config: bool) -> int:
 
         card = ShardSet.open(config.data.shards, config.data.cache_dir, config.data.cache_gib).card
         resolve_statistics(config.data, card, config.model.in_channels)  # refuses what the run would refuse
-    joined = "RANK" in os.environ
-    device, available = _accelerators(config.launch)
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1")) if joined else config.launch.nproc_per_node or available
+    device, num_ranks = _planned_ranks(config.launch)
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
         if print_config:
             print(to_yaml(config))
-        _show(config, plan, samples, device)
+        _show(config, plan, samples, device, overrides)
         for line in _init_lines(config):
             print(f"init_from      {line}")
     return FINISHED
+
+
+def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
+    """The device type and the number of ranks of the run that a command line means."""
+    if launch.hostfile and not joined():
+        from swinv2_train.engine.hosts import read_hostfile
+
+        return launch.device, sum(host.slots for host in read_hostfile(Path(launch.hostfile)))
+    device, available = _accelerators(launch)
+    return device, int(os.environ["WORLD_SIZE"]) if joined() else launch.nproc_per_node or available
 
 
 def _init_lines(config: Config) -> list[str]:
@@ -203,6 +216,39 @@ def run(config: Config, *, launched: bool) -> int:
     directory = Path(config.run.dir)
     if directory.exists() and not directory.is_dir():
         raise ConfigError("run.dir", directory, "is a file; give a directory")
+    problem = samples = None
+    try:
+        samples = _check(config, launched=launched)
+    except Exception as error:
+        if exit_code(error) is None or not joined():
+            raise
+        problem = error  # the other ranks have to hear of it
+    if samples is not None and not joined():
+        code = _launch(config, samples)
+        if code is not None:
+            return code
+    if not launched and os.environ.get("RANK", "0") == "0":
+        (directory / STOP_FILE).unlink(missing_ok=True)
+    surroundings = prepare(config.launch)
+    stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
+    try:
+        from swinv2_train.engine.ranks import LostRanks
+        from swinv2_train.engine.run import train
+
+        try:
+            return train(config, stop, surroundings, problem)
+        except LostRanks as error:
+            # Everything is closed; taking down collectives whose other end is gone may hang for ever.
+            _complain(error)
+            sys.stdout.flush()
+            os._exit(FAILED)
+    finally:
+        stop.restore()
+
+
+def _check(config: Config, *, launched: bool) -> Samples:
+    """Complete and freeze a config, and see that its data is there and its directory is this run's."""
+    directory = Path(config.run.dir)
     samples = count_samples(config, required=True)
     # A rank of our own finds what the command that started it has just written.
     if config.resume == "never" and not launched and is_used(directory):
@@ -216,32 +262,29 @@ def run(config: Config, *, launched: bool) -> int:
     else:
         finish(config, samples.card)
     check_same_run(directory, config, samples.digest)
-    if not (launched or "RANK" in os.environ):
-        if config.launch.nproc_per_node:
-            make_plan(config, config.launch.nproc_per_node, samples.count)  # refused before torch is imported
-        device, available = _accelerators(config.launch)
-        num_ranks = config.launch.nproc_per_node or available
-        make_plan(config, num_ranks, samples.count)
-        if num_ranks > 1:
-            from swinv2_train.engine.launcher import launch
-            from swinv2_train.engine.ranks import free_port
+    return samples
 
-            return launch(config, num_ranks, device, config.launch.master_port or free_port())
 
-    stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
-    try:
-        from swinv2_train.engine.ranks import LostRanks
-        from swinv2_train.engine.run import train
+def _launch(config: Config, samples: Samples) -> int | None:
+    """Start the ranks where there are to be several; their exit code. None: this process is the only rank."""
+    launch = config.launch
+    if launch.hostfile:
+        from swinv2_train.engine.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
 
-        try:
-            return train(config, stop)
-        except LostRanks as error:
-            # Everything is closed; taking down collectives whose other end is gone may hang for ever.
-            _complain(error)
-            sys.stdout.flush()
-            os._exit(FAILED)
-    finally:
-        stop.restore()
+        hosts = read_hostfile(Path(launch.hostfile))
+        make_plan(config, sum(host.slots for host in hosts), samples.count)
+        return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
+    if launch.nproc_per_node:
+        make_plan(config, launch.nproc_per_node, samples.count)  # refused before torch is imported
+    device, available = _accelerators(launch)
+    num_ranks = launch.nproc_per_node or available
+    make_plan(config, num_ranks, samples.count)
+    if num_ranks == 1:
+        return None
+    from swinv2_train.engine.launcher import launch as launch_here
+    from swinv2_train.engine.ranks import free_port
+
+    return launch_here(config, num_ranks, device, launch.master_port or free_port())
 
 
 def _accelerators(launch: LaunchConfig) -> tuple[str, int]:
@@ -263,9 +306,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-train`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
+        if arguments.resolved:
+            adopt_forwarded(arguments.resolved)
+        adopt_slurm()
         config = load(arguments)
         if arguments.cfg == "job" or config.launch.dry_run:
-            code = show(config, print_config=arguments.cfg == "job")
+            code = show(config, arguments.overrides, print_config=arguments.cfg == "job")
         else:
             code = run(config, launched=arguments.resolved is not None)
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Start the ranks of a run on this machine through DeepSpeed's launcher, pass signals on to them, and see them end.
 
-On one machine this is `deepspeed.launcher.launch`, which the `deepspeed` command would start as well, four seconds later
-and with a process in between. It passes a SIGTERM on to one rank after the other, with 30 seconds for each, and leaves
+On one machine this is `deepspeed.launcher.launch`, which the `deepspeed` command would start as well, seconds later and
+with a process in between. It passes a SIGTERM on to one rank after the other, with 30 seconds for each, and leaves
 its ranks behind when it is killed; so the signals go to the ranks directly, success is what the run directory says, and
 ranks that are left behind are ended. When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after
 30 seconds, which a stopped process does not outlive either.
@@ -128,7 +128,7 @@ def _rank_number(process: psutil.Process) -> int | None:
         return None
 
 
-class _Signals:
+class Signals:
     """Stop signals that came to this command, for the ranks; a signal may come before there are any."""
 
     def __init__(self) -> None:
@@ -164,9 +164,9 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     directory = Path(config.run.dir)
     config_file = directory / LAUNCH_FILE
     environment = {**os.environ, **launch_environment(device, num_ranks), PARENT_VARIABLE: str(os.getpid())}
-    signals = _Signals()
+    signals = Signals()
     try:
-        _announce(directory, config, config_file)
+        announce(directory, config, config_file)
         # In a session of its own a Ctrl-C on the terminal reaches the ranks once, through us, and not the launcher.
         command = launch_command(num_ranks, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -186,21 +186,29 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     finally:
         signals.restore()
         config_file.unlink(missing_ok=True)
+    if config.launch.preflight_only and not killed:
+        return code
     if read_status(directory).get("status") == "finished" and (left_behind or code == FINISHED):
         return FINISHED
-    return _outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
+    return outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
 
 
-def _announce(directory: Path, config: Config, config_file: Path) -> None:
+def announce(directory: Path, config: Config, config_file: Path) -> None:
+    """Write the config for the ranks, and that the run is starting.
+
+    Raises:
+        ConfigError: if `run.dir` cannot be written to.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         config_file.write_text(to_yaml(config))
-        write_status(directory, "starting", read_status(directory).get("step", 0))
+        if not config.launch.preflight_only:
+            write_status(directory, "starting", read_status(directory).get("step", 0))
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
 
 
-def _end_the_rest(family: _Family, signals: _Signals, patience: float) -> None:
+def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:
     """Ask ranks that outlived their launcher to save and end, and end those that do not within `patience` seconds."""
     _say("the launcher died; its ranks finish the step, save and end")
     signals.received.append(signal.SIGTERM)
@@ -223,7 +231,7 @@ def _killed(first_dead: list[_Rank], code: int) -> str:
     return " and ".join(known)
 
 
-def _outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
+def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
     """The exit code of a run that is not finished; says a last word where the ranks could not."""
     status = read_status(directory)
     state = status.get("status")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
+from swinv2_train.engine import preflight
 from swinv2_train.engine.agree import on_main
 from swinv2_train.engine.build import (
     build_model,
@@ -40,10 +42,11 @@ from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave, pick_device
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.signals import StopRequest
+from swinv2_train.engine.signals import STOP_FILE, StopRequest
 from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines, truncated_shards
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
+from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED, STOPPED
@@ -60,13 +63,19 @@ def collective_minutes(limits: WatchdogConfig) -> float:
     return 1.5 * max(limits.start_minutes, limits.step_minutes, limits.eval_minutes, limits.save_minutes)
 
 
-def train(config: Config, stop: StopRequest) -> int:
+def train(
+    config: Config, stop: StopRequest, surroundings: Surroundings | None = None, problem: Exception | None = None
+) -> int:
     """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
+
+    Args:
+        surroundings: what the launcher and the environment gave.
+        problem: what went wrong on this rank already. It joins the others all the same, to tell them.
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
-    if config.data.num_workers:
+    if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(worker_modules(config))  # imports what the workers need while this process builds the model
     alone = False
     try:
@@ -74,7 +83,7 @@ def train(config: Config, stop: StopRequest) -> int:
             pick_device(config.launch.device), collective_minutes(config.watchdog), config.watchdog.start_minutes
         )
         alone = ranks.world_size == 1
-        code = _train(config, ranks, stop)
+        code = _train(config, ranks, stop, surroundings, problem)
         # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
         ranks.barrier()
         leave()
@@ -89,33 +98,38 @@ def train(config: Config, stop: StopRequest) -> int:
         raise
 
 
-def _same_everywhere(config: Config, ranks: Ranks) -> None:
-    texts = ranks.gather(to_yaml(config))
-    for rank, text in enumerate(texts):
-        if text != texts[0]:
-            line = next(a for a, b in zip(text.splitlines(), texts[0].splitlines(), strict=False) if a != b)
-            raise ConfigError("", line, f"rank {rank} was started with another config than rank 0: {line.strip()}")
-
-
-def _train(config: Config, ranks: Ranks, stop: StopRequest) -> int:
-    _same_everywhere(config, ranks)
+def _train(
+    config: Config, ranks: Ranks, stop: StopRequest, surroundings: Surroundings | None, problem: Exception | None
+) -> int:
     directory = Path(config.run.dir)
+    only = config.launch.preflight_only
     with ExitStack() as stack:
-        lock = on_main(ranks, lambda: _take_directory(directory))
+        lock = on_main(ranks, lambda: None if only else _take_directory(directory))
         if lock is not None:
             stack.callback(lock.release)
+            stop.watch(directory / STOP_FILE)
+            stack.callback((directory / STOP_FILE).unlink, missing_ok=True)
         trainers: list[Trainer] = []
         watchdog = Watchdog(
             config.watchdog, directory, ranks, where=lambda: trainers[0].doing if trainers else "starting"
         )
         stack.enter_context(watchdog)
         watchdog.now("start", 0)
-        shards, held_out = open_shards(config)
+        (shards, held_out), everyone = preflight.compare(config, ranks, problem, lambda: open_shards(config))
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
+        lines = surroundings.lines if surroundings else []
+        if ranks.world_size > 1 or only:
+            parts = [part for part in (shards, held_out) if part]
+            read = partial(preflight.first_batch, config, plan, task, shards, ranks)
+            lines = [*preflight.report(everyone, parts, task), *preflight.measure(ranks, read), *lines]
+        if only:
+            if ranks.is_main:
+                print("\n".join(f"preflight      {line}" for line in lines), flush=True)
+            return FINISHED
         engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
         stack.push(_closing(engine, ranks))
-        return _train_with(engine, task, config, plan, shards, held_out, ranks, stop, watchdog, trainers)
+        return _train_with(engine, task, config, plan, shards, held_out, ranks, stop, watchdog, trainers, lines)
 
 
 def _take_directory(directory: Path) -> RunLock:
@@ -146,6 +160,7 @@ def _train_with(
     stop: StopRequest,
     watchdog: Watchdog,
     trainers: list[Trainer],
+    preflight_lines: list[str],
 ) -> int:
     directory = Path(config.run.dir)
     found = load_newest(directory / "checkpoints", engine, ranks)
@@ -184,6 +199,8 @@ def _train_with(
 
     on_main(ranks, describe_start)
     with _tracking(config, plan, state, ranks) as (tracker, end):
+        for line in preflight_lines:
+            tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
             tracker.message(line)
         saver = Saver(

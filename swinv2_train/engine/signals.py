@@ -19,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,6 +32,10 @@ from swinv2_train.exit_codes import INTERRUPTED
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
 """Process id of the command that started this rank, where one did."""
+STOP_FILE = "STOP"
+"""A file of this name in the run directory stops the run like a signal; the way to stop ranks on other hosts."""
+_LOOK_SECONDS = 1.0
+"""How often the main rank looks for it."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")
 
 
@@ -41,6 +47,8 @@ class StopRequest:
         self._command = int(os.environ.get(PARENT_VARIABLE, "0"))
         self._launchers = _launchers()
         self._left_alone = False
+        self._file: Path | None = None
+        self._looked = 0.0
         self._previous = take_signals(self._receive)
 
     @property
@@ -49,7 +57,20 @@ class StopRequest:
         if self.signal is None and not self._left_alone and self._orphaned():
             self._left_alone = True
             _say("the launcher of this rank has died: finishing the step and saving")
+        if self.signal is None and self._file_appeared():
+            self.signal = signal.SIGTERM
+            _say(f"{self._file}: finishing the step and saving")
         return self.signal is not None or self._left_alone
+
+    def watch(self, file: Path) -> None:
+        """Take a file of this name, once it is there, for a request. One rank is to look."""
+        self._file = file
+
+    def _file_appeared(self) -> bool:
+        if self._file is None or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        return self._file.exists()
 
     def _orphaned(self) -> bool:
         if self._command and not _runs(self._command):

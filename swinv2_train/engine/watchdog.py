@@ -26,15 +26,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import psutil
 
 from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.config.schema import WatchdogConfig
-from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED
+
+if TYPE_CHECKING:
+    from swinv2_train.engine.ranks import Ranks
 
 STACKS = "stacks"
 """The directory of a run for what its watchdogs write."""

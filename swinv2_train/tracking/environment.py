@@ -52,7 +52,7 @@ def describe_environment() -> dict[str, Any]:
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "cuda": _cuda_version(),
         "git": _source_commit(_PACKAGE_DIR),
         "accelerators": _accelerators(),
@@ -85,7 +85,7 @@ def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
     return entry
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
