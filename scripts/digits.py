@@ -43,7 +43,7 @@ QUALITY = 92
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write real digits on real photographs, in folders by class.")
-    parser.add_argument("dest", type=Path, help="gets the folders unlabelled, train and heldout")
+    parser.add_argument("dest", type=Path, help="gets the folders pretrain, train and heldout")
     dest = parser.parse_args().dest
     try:
         classes = read_digits(locate(DIGITS))

@@ -7,17 +7,20 @@ Exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import SECTIONS, required, shards, split_items, whole, wholes
+from swinv2_train.cli.arguments import SECTIONS, Parser, required, shards, split_items, whole, wholes
+from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.evaluate import (
     MACHINE_HELP,
     MACHINE_OPTIONS,
     MODEL_HELP,
     batches_shown,
+    choose_device,
     eval_options,
     guarded,
     ranks_of,
@@ -88,7 +91,7 @@ _SIGNAL_OPTIONS: dict[str, Callable[[str], Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="swinv2-analyze", description="Figures of the Swin V2 paper for your own models.", epilog=_STATUS
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -107,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         command.add_argument("items", nargs="*", metavar="ITEM", help="see below")
         command.set_defaults(run=run)
+    offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}, SECTIONS))
     arguments = parser.parse_args(given)
     sys.exit(guarded("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
 
@@ -123,19 +127,30 @@ def split_models(
     others = []
     for item in items:
         key, equals, path = item.partition("=")
+        unknown = key not in known and key.partition(".")[0] not in SECTIONS
         if not equals or (key not in known and Path(item).exists()):
             models.append((None, item))
-        elif key not in known and key.partition(".")[0] not in SECTIONS and Path(path).exists():
+        elif unknown and (_exists(path) or _looks_like_a_path(path)):
             models.append((key, path))
         else:
             others.append(item)
     options, overrides = split_items(others, known)
     if not models:
         raise ConfigError("", "", "give at least one run, checkpoint or file of weights")
-    missing = next((path for _, path in models if not Path(path).exists()), None)
+    name, missing = next((model for model in models if not _exists(model[1])), (None, None))
     if missing is not None:
-        raise ConfigError("", missing, f"{missing} does not exist")
+        meant = difflib.get_close_matches(name or "", known, n=1, cutoff=0.75)
+        hint = f", and {name} is no option; did you mean {meant[0]}?" if meant else ""
+        raise ConfigError("", missing, f"{missing} does not exist{hint}")
     return models, options, overrides
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return "/" in text or Path(text).suffix in (".pth", ".pt", ".bin", ".safetensors")
 
 
 def _place(models: Sequence[tuple[str | None, str]], out: Path | None) -> Path:
@@ -154,20 +169,21 @@ def _windows(items: Sequence[str], given: Sequence[str]) -> int:
     if sides is not None and len(sides) != len(test_windows):
         mend = f"{len(sides)} resolutions for {len(test_windows)} windows"
         raise ConfigError("resolutions", ",".join(map(str, sides)), mend)
-    directory = _place(models, options.get("out"))
     started = start_if_alone(MODULE, given, options)
     if started is not None:
         return started
 
     from swinv2_train.cli.analyze_display import BIAS_NAMES, labels, windows_text, write_windows
+    from swinv2_train.engine.agree import together
     from swinv2_train.engine.window_transfer import window_curve
 
     found = []
     with ranks_of(options) as ranks, batches_shown(ranks) as progress:
+        directory = together(ranks, lambda: _place(models, options.get("out")) if ranks.is_main else None)
         for _, path in models:
             request = eval_options(options, overrides, checkpoint=path)
             found.append(window_curve(request, test_windows, sides, ranks, progress))
-        if ranks.is_main:
+        if directory is not None:
             kinds = [BIAS_NAMES[curve.config.model.position_bias] for curve in found]
             names = labels([name for name, _ in models], kinds, [curve.source for curve in found])
             curves = dict(zip(names, found, strict=True))
@@ -201,13 +217,10 @@ def _signal(items: Sequence[str], given: Sequence[str]) -> int:
 
 
 def _measured(loaded: LoadedModel, options: Mapping[str, Any]) -> list[BlockSignal]:
-    import torch
-
     from swinv2_train.engine.deepspeed import PRECISIONS
-    from swinv2_train.engine.local_ranks import choose_ranks
     from swinv2_train.engine.propagation import measure_signal
 
-    device = torch.device(choose_ranks(options.get("device", "auto"), 1)[0])
+    device = choose_device(options.get("device", "auto"))
     precision = options.get("precision", "fp32")
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("precision", "fp16", "needs a GPU; take bf16 or fp32")
@@ -219,7 +232,7 @@ def _images(loaded: LoadedModel, options: Mapping[str, Any]) -> Tensor:
     """The first images of the shards, or random ones: (B, C, H, W), normalised."""
     import torch
 
-    from swinv2_train.config.validate import resolution
+    from swinv2_train.config.checks import resolution
 
     config, count = loaded.config, options.get("batch", 32)
     if not options.get("data"):

@@ -1,19 +1,41 @@
-"""Command lines of plain `key=value` items: a few options of the command, and changes to the model (`model.window=24`).
+"""Command lines of plain `key=value` items: a few options of the command, and changes to the model (`model.window=24`);
+and the parser of those that have other arguments as well.
 
 Torch-free, like every command before it knows what it is asked for.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.exit_codes import WRONG_USE
 
 SECTIONS = ("model", "data", "task")
 """Sections of the config that can be changed for finished weights."""
-_SHARDS = ("data.shards", "data.eval_shards")
+_OPTION_OF = {
+    "data.shards": "data",
+    "data.eval_shards": "data",
+    "data.num_workers": "workers",
+    "data.cache_dir": "cache_dir",
+    "data.cache_gib": "cache_gib",
+}
+"""Keys of the config that are options where finished weights are used."""
+_OF_TRAINING = (
+    "data.max_broken_share", "data.expected_samples", "data.shuffle_samples", "data.prefetch_batches",
+    "data.augment.scale", "data.augment.ratio", "data.augment.hflip", "data.augment.vflip",
+)  # fmt: skip
+"""Keys of the config that would change nothing there."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers wrong use in one sentence instead of the whole usage."""
+
+    def error(self, message: str) -> Any:
+        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -37,8 +59,10 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
                 options[key] = known[key](text)
             except ValueError as error:
                 raise ConfigError(key, text, str(error)) from None
-        elif key in _SHARDS:
-            raise ConfigError(key, text, "write data=SHARDS here")
+        elif _OPTION_OF.get(key) in known:
+            raise ConfigError(key, text, f"write {_OPTION_OF[key]}={text} here")
+        elif key in _OF_TRAINING or key in _OPTION_OF:
+            raise ConfigError(key, text, "is of a training, and would change nothing here")
         elif "." in key and key.partition(".")[0] in SECTIONS:
             overrides.append(item)
         else:

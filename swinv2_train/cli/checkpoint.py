@@ -18,6 +18,7 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
+from swinv2_train.cli.completion import offer
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 
@@ -39,7 +40,9 @@ swinv2-checkpoint COMMAND --help says more."""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    offer(parser)
+    arguments = parser.parse_args(argv)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half a file is removed then as well
     try:
         code = _guarded(arguments.run, arguments)

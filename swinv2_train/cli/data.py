@@ -24,7 +24,9 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    offer(parser)
+    arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     sys.exit(_guarded(arguments.run, arguments))
 

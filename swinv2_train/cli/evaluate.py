@@ -17,13 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import above_zero, one_of, required, shards, split_items, switch, whole
+from swinv2_train.cli.arguments import SECTIONS, Parser, above_zero, one_of, required, shards, split_items, switch, whole
+from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 
-if TYPE_CHECKING:  # imports torch
+if TYPE_CHECKING:  # these import torch
+    import torch
+
     from swinv2_train.engine.ranks import Ranks
     from swinv2_train.engine.standalone import EvalOptions
 
@@ -56,7 +59,9 @@ the model:
 labels:
   label_map=FILE           a line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
                            the official map22kto1k.txt)
-  label_map=names          match classes by their names (ImageNet-V2, whose folders 0 to 999 are sorted as text)
+  label_map=names          match classes by their names; names 0, 1, ... of the data that are none of the model's are
+                           the numbers of its classes (ImageNet-V2, whose folders 0 to 999 are sorted as text)
+  label_map=numbers        class n of the data is class n of the model, whatever either is called
   real_labels=FILE         ReaL labels: a list of lists; an image may have several right classes, or none (left out)
 
 features, for a SimMIM encoder:
@@ -103,7 +108,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="swinv2-eval",
         usage="swinv2-eval checkpoint=PATH data=SHARDS [KEY=VALUE ...] [--json]",
         description="Evaluate weights on labelled shards; of a SimMIM checkpoint the masked loss on any images.",
@@ -114,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="see below")
     parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    offer(parser, option_words(_OPTIONS, SECTIONS))
     arguments = parser.parse_intermixed_args(given)
     sys.exit(guarded("swinv2-eval", lambda: _run(arguments, given)))
 
@@ -219,12 +225,25 @@ def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]
     return None if num_ranks == 1 else run_ranks(module, given, num_ranks, device)
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of one process, for auto, cuda or cpu.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    import torch
+
+    from swinv2_train.engine.local_ranks import choose_ranks
+
+    return torch.device(choose_ranks(name, 1)[0])
+
+
 @contextmanager
 def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
     """This process among the ranks of the command; left in order where all went well."""
-    from swinv2_train.engine.ranks import join, leave, pick_device
+    from swinv2_train.engine.ranks import join, leave
 
-    ranks = join(pick_device(options.get("device", "auto")), _COLLECTIVE_MINUTES, _JOIN_MINUTES)
+    ranks = join(choose_device(options.get("device", "auto")).type, _COLLECTIVE_MINUTES, _JOIN_MINUTES)
     try:
         yield ranks
         ranks.barrier()

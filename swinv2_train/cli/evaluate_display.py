@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from swinv2_train.cli.checkpoint_display import table
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.config.validate import resolution
+from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.engine.status import write_text
 
 if TYPE_CHECKING:  # both import torch
@@ -33,6 +36,7 @@ _NAMES = {
 _PLAIN = ("loss",)
 _WORST = 5
 _SHOWN_BROKEN = 10
+_LONGEST_NAME = 150
 
 
 def metric_text(name: str, value: float) -> str:
@@ -109,7 +113,9 @@ def _most_confused(found: Evaluated, number: int) -> int | None:
 
 def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
     """The whole outcome for a program; shares go from 0 to 1, and what is not known is null."""
-    data, model = found.config.data, found.config.model
+    from swinv2_train.interop.model_card import evaluated_input
+
+    data = found.config.data
     metrics = {name: value if math.isfinite(value) else None for name, value in found.metrics.items()}
     return {
         "checkpoint": str(found.source.resolve()),
@@ -119,19 +125,11 @@ def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
         "data": options.data,
         "samples": found.samples,
         "metrics": metrics,
-        "input": {
-            "resolution": list(resolution(found.config)),
-            "window": model.window,
-            "pretrained_window": model.pretrained_window,
-            "crop_pct": data.crop_pct,
-            "crop_mode": data.crop_mode,
-            "interpolation": data.augment.interpolation,
-            "mean": data.mean,
-            "std": data.std,
-        },
+        "input": evaluated_input(found.config, data.mean, data.std),
         "overrides": list(options.overrides),
         "label_map": options.label_map,
         "real_labels": None if options.real_labels is None else str(options.real_labels),
+        "max_samples": options.max_samples,
         "probe": None if options.probe is None else vars(options.probe),
         "precision": options.precision,
         "device": found.device,
@@ -154,7 +152,8 @@ def output_root(checkpoint: str) -> Path:
 
 
 def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
-    """A name that tells what was evaluated on what: the same evaluation takes the place of an earlier one."""
+    """A name that tells what was evaluated on what, and ends in a digest of all that the numbers hang on: the same
+    evaluation takes the place of an earlier one, and no other does."""
     stem = found.source.stem if found.source.is_file() else found.source.name
     first = options.data[0] if isinstance(options.data, list) else str(options.data)
     places = [part for part in first.partition("?")[0].split("/") if part and not set(part) & set("*{[")]
@@ -162,9 +161,34 @@ def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
     changes = [item.partition(".")[2].replace("=", "-") for item in options.overrides]
     pieces = [stem, "ema" if options.ema else "", data, *changes]
     pieces += ["label-map" if options.label_map else "", "real" if options.real_labels else ""]
+    pieces += [f"first-{options.max_samples}" if options.max_samples else ""]
+    pieces += [options.precision if options.precision != "fp32" else ""]
     name = "-".join(piece for piece in pieces if piece)
-    cleaned = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-    return cleaned if root.name == "evaluations" else f"evaluation-{cleaned}"
+    cleaned = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:_LONGEST_NAME]
+    return f"{'' if root.name == 'evaluations' else 'evaluation-'}{cleaned}-{_digest(found, options)}"
+
+
+def _digest(found: Evaluated, options: EvalOptions) -> str:
+    """What the numbers of an evaluation hang on, in short; how fast they were computed is no part of it."""
+    labels = None if options.label_map in (None, NAMES, NUMBERS) else os.path.abspath(options.label_map)
+    request = [
+        str(found.source.resolve()),
+        options.ema,
+        _absolute(options.data),
+        dict(item.partition("=")[::2] for item in options.overrides),
+        labels or options.label_map,
+        options.real_labels and os.path.abspath(options.real_labels),
+        options.max_samples,
+        options.precision,
+        options.probe and {**vars(options.probe), "shards": _absolute(options.probe.shards), "eval_shards": ""},
+    ]
+    return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()[:6]
+
+
+def _absolute(shards: Any) -> list[str]:
+    """Shards in one spelling, wherever the command was started."""
+    listed = shards if isinstance(shards, list) else [str(shards)]
+    return [place if "://" in place else os.path.abspath(os.path.expanduser(place)) for place in listed]
 
 
 def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> list[Path]:

@@ -10,10 +10,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from swinv2_train.cli.arguments import split_items
-from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
+from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
     from torch import Tensor
@@ -50,15 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
     from swinv2_train.cli.evaluate import guarded
 
-    arguments = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    offer(parser, option_words((), SECTIONS))
+    arguments = parser.parse_intermixed_args(argv)
     sys.exit(guarded("swinv2-export", lambda: _run(arguments)))
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that answers wrong use in one sentence instead of the whole usage."""
-
-    def error(self, message: str) -> Any:
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +83,7 @@ def _parser() -> Parser:
         allow_abbrev=False,
     )
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory; folders above it are made")
     parser.add_argument("changes", metavar="KEY=VALUE", nargs="*", help="changes to the model, such as model.window=16")
     parser.add_argument("--format", choices=FORMATS, required=True, help="see below")
     parser.add_argument(

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.completion import offer, pipeline_words
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
@@ -43,16 +45,10 @@ changed since it ran stays as it is until --redo or --redo-changed; what it left
 Exit codes: 0 finished, 1 a stage failed, 2 wrong use, 75 stopped by a signal after saving, 130 interrupted at once."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One sentence instead of the whole usage."""
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; prints help and exits where that is asked for."""
     listed = "\n".join(f"  {name:<12} {line}" for name, line in pipelines())
-    parser = _Parser(
+    parser = Parser(
         prog="swinv2-pipeline",
         usage=USAGE,
         description="Run a chain of stages, such as SimMIM, supervised training and a task.",
@@ -69,6 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/pipeline, DIR/experiment)"
     )
     parser.add_argument("--json", action="store_true", help="status: for scripts")
+    offer(parser, pipeline_words)
     return parser.parse_intermixed_args(argv)
 
 
@@ -184,6 +181,7 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
     from swinv2_train.cli.train import count_samples, finish
     from swinv2_train.config.plan import make_plan
     from swinv2_train.data.errors import DataError
+    from swinv2_train.engine.classes import check_held_out_classes
     from swinv2_train.pipeline.report import is_begun
 
     config = deepcopy(item.config)
@@ -197,6 +195,7 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         if required and label_map and not is_begun(item.run_dir) and not Path(label_map).is_file():
             raise ConfigError("init.label_map", label_map, "there is no such file")
         finish(config, samples.card, weights=required and start is not None)
+        check_held_out_classes(config, samples.card)
     except (ConfigError, DataError, CheckpointError) as error:
         raise ConfigError("", item.name, f"stage {item.name}: {error}") from error
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import SECTIONS, split_items
-from swinv2_train.cli.export import Parser, add_source
+from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
+from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.export import add_source
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
 if TYPE_CHECKING:  # imports torch
-    import torch
     from torch import Tensor
 
     from swinv2_train.cli.sheet import Entry
@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
     from swinv2_train.cli.evaluate import guarded
 
-    arguments = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    offer(parser, option_words((), SECTIONS))
+    arguments = parser.parse_intermixed_args(argv)
     sys.exit(guarded("swinv2-predict", lambda: _run(arguments)))
 
 
@@ -206,8 +208,9 @@ def predict(
     import torch
 
     from swinv2_train.cli.data_display import Progress
+    from swinv2_train.cli.evaluate import choose_device
 
-    place = _device(device)
+    place = choose_device(device)
     model = loaded.model.to(place)
     several = bool(getattr(loaded.config.task, "multi_label", False))
     done = Predictions()
@@ -222,14 +225,6 @@ def predict(
     for entry in done.pictures:
         entry.bars = [(name, share) for _, name, share in by_path[entry.path].classes]
     return done
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device", name, "there is no GPU that torch can use here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _batches(

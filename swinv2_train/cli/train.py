@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    offer(parser, run_words)
     return parser.parse_intermixed_args(argv)
 
 
@@ -163,9 +165,12 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     """Print what would happen; under a launcher one rank prints."""
+    from swinv2_train.engine.classes import check_held_out_classes
+
     samples = count_samples(config, required=False)
     # A recipe may be looked at before there are weights for it.
     finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
+    check_held_out_classes(config, samples.card)
     if config.data.shards:
         from swinv2_train.data.augment import resolve_statistics
         from swinv2_train.data.shards import ShardSet

@@ -84,7 +84,7 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
             f"the warm-up of {warmup} steps is not shorter than the run of {total}",
         )
     milestones = tuple(int(mark) if optim.steps is not None else to_steps(mark) for mark in optim.milestones)
-    scale = optim.global_batch / optim.lr_reference_batch if optim.lr_reference_batch else 1.0
+    scale = optim.lr_scale * (optim.global_batch / optim.lr_reference_batch if optim.lr_reference_batch else 1.0)
     return Plan(
         world_size=world_size,
         num_samples=num_samples,

@@ -11,6 +11,7 @@ from typing import Any
 
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.section import Section
+from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.tasks import SimMIMConfig, TaskConfig
 
 
@@ -102,6 +103,8 @@ class OptimConfig(Section):
     """Peak learning rate for `lr_reference_batch` samples per step; scaled linearly to `global_batch`."""
     lr_reference_batch: int = 512
     """The batch that `lr`, `warmup_lr` and `min_lr` are given for; 0: no scaling."""
+    lr_scale: float = 1.0
+    """Multiplies `lr`, `warmup_lr` and `min_lr`, for comparisons at a share of a recipe's rate."""
     warmup_lr: float = 5e-7
     """Learning rate that the warm-up starts from, scaled like `lr`."""
     min_lr: float = 0.0
@@ -168,7 +171,10 @@ class CheckpointConfig(Section):
     keep_best: int = 0
     """Also keep this many with the best `best_metric`, of those that were evaluated at their own step."""
     best_metric: str = "eval/loss"
-    """The evaluation metric that `keep_best` goes by, as metrics.jsonl names it."""
+    """The evaluation metric that `keep_best` goes by, as metrics.jsonl names it.
+
+    One of the probes (eval/probe/...) needs `probe.every_steps` to divide `eval.every_steps`.
+    """
     best_mode: str = "min"
     """min or max: which end of `best_metric` is the best."""
     background: bool = True
@@ -288,7 +294,19 @@ class LaunchConfig(Section):
     dry_run: bool = False
     """Print everything that would happen, and stop."""
     master_port: int | None = None
-    """Port of the ranks' rendezvous; null: a free one."""
+    """Port of the ranks' rendezvous; null: a free one, and 29500 with a hostfile."""
+    master_addr: str | None = None
+    """Address of rank 0, with a hostfile; null: that of the first host."""
+    hostfile: str | None = None
+    """A file of `NAME slots=N` lines: start N ranks on each of these hosts, through `deepspeed`, pdsh and ssh."""
+    ssh_port: int | None = None
+    """Port of the hosts' ssh, with a hostfile; null: what ssh takes."""
+    interface: str | None = None
+    """Network interface of NCCL's and gloo's sockets; null: the one that leads to rank 0."""
+    env_file: str | None = None
+    """A file of KEY=VALUE lines that every rank reads before it starts; what is set already stays."""
+    preflight_only: bool = False
+    """Compare the ranks, time the network and a batch, say so, and stop."""
 
 
 @dataclass
@@ -320,3 +338,4 @@ class Config(Section):
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -5,13 +5,15 @@ Every check raises a `ConfigError` that names the field, the value and the mend.
 
 from __future__ import annotations
 
+import math
+
 from swinv2_train.config.checks import at_least, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate_task import validate_task
 
-__all__ = ["resolution", "validate"]
+__all__ = ["resolution", "validate", "validate_data"]
 
 
 DERIVED_DEEPSPEED_KEYS = {
@@ -28,9 +30,16 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
+PROBE_METRICS = "eval/probe/"
+"""Beginning of the names that metrics.jsonl has for the metrics of the probes."""
 
 
-def _validate_data(config: Config) -> None:
+def validate_data(config: Config) -> None:
+    """Check how images are read and prepared; the shards themselves are for whoever opens them.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
     data = config.data
     one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
     for key in ("scale", "ratio"):
@@ -98,9 +107,9 @@ def _validate_optim(config: Config) -> None:
     for key in ("warmup_steps", "warmup_epochs"):
         if getattr(optim, key) is not None:
             at_least(f"optim.{key}", getattr(optim, key), 0)
-    for key in ("lr", "eps", "layer_decay", "gamma"):
-        if not getattr(optim, key) > 0:
-            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
+    for key in ("lr", "lr_scale", "eps", "layer_decay", "gamma"):
+        if not 0 < getattr(optim, key) < math.inf:
+            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0 and finite")
     for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
         at_least(f"optim.{key}", getattr(optim, key), 0)
     if not 0 <= optim.ema_decay < 1:
@@ -174,6 +183,12 @@ def _validate_schedules(config: Config) -> None:
     at_least("eval.figure_samples", config.eval.figure_samples, 1)
     if config.eval.max_samples is not None:
         at_least("eval.max_samples", config.eval.max_samples, 1)
+    if config.eval.signal_every_steps and not config.data.eval_shards:
+        raise ConfigError(
+            "eval.signal_every_steps",
+            config.eval.signal_every_steps,
+            "there are no images to measure the signal with: set data.eval_shards",
+        )
     at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     one_of("resume", config.resume, ("auto", "never"))
@@ -214,6 +229,26 @@ def _validate_probe(config: Config) -> None:
         raise ConfigError("probe.knn", 0, "with probe.linear=false nothing is measured; switch one of them on")
 
 
+def _validate_best_metric(config: Config) -> None:
+    """A metric of the probes is there only where they had their turn, and every evaluation looks it up."""
+    checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
+    metric = checkpoint.best_metric
+    if not checkpoint.keep_best or not metric.startswith(PROBE_METRICS):
+        return
+    if not probe.shards:
+        raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")
+    known = [f"{PROBE_METRICS}{kind}_top1" for kind in ("knn", "linear") if getattr(probe, kind)]
+    if metric not in known:
+        raise ConfigError("checkpoint.best_metric", metric, f"the probes give {' and '.join(known)} as they are set")
+    if not probe.every_steps or every % probe.every_steps:
+        raise ConfigError(
+            "probe.every_steps",
+            probe.every_steps,
+            f"checkpoint.best_metric={metric} needs a probe at every evaluation: take {every}, as eval.every_steps, "
+            "or a divisor of it",
+        )
+
+
 def validate(config: Config) -> None:
     """Check everything that needs neither data nor devices.
 
@@ -223,10 +258,11 @@ def validate(config: Config) -> None:
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
     validate_task(config)
-    _validate_data(config)
+    validate_data(config)
     _validate_optim(config)
     _validate_engine(config)
     _validate_safety(config)
     _validate_schedules(config)
     _validate_init(config)
     _validate_probe(config)
+    _validate_best_metric(config)

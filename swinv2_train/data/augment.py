@@ -72,9 +72,14 @@ def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: 
         crop_mode: `center`: resize so that the crop covers that share, then take the centre; for square sizes this is
             the official transform, Resize(int(S / 0.875)) and CenterCrop(S). `squash`: resize to `size`, whatever the
             aspect, and ignore `crop_pct`, as the official 384-pixel models do.
+
+    Raises:
+        ConfigError: for another `crop_mode`.
     """
     if crop_mode == "squash":
         return resize(image, size, interpolation)
+    if crop_mode != "center":
+        raise ConfigError("data.crop_mode", crop_mode, "take one of center, squash")
     height, width = image.shape[-2:]
     tall, wide = (int(side / crop_pct) for side in size)
     if tall * width >= wide * height:

@@ -5,9 +5,12 @@ Test sets of ImageNet models do not all number their classes alike:
 - A model of ImageNet-22K on ImageNet-1K data: the official `map22kto1k.txt` has one line per class of the data, the
   number of that class in the model. The other rows of its head are left out, so it chooses among the 1000.
 - ImageNet-V2 comes as folders `0` to `999`. Folders become classes in the order of their names as text (0, 1, 10, 100,
-  ...), so class 2 of the shards is folder `10`. `NAMES` goes by the names instead and puts that right.
+  ...), so class 2 of the shards is folder `10`. `NAMES` goes by the names instead and puts that right: where they are
+  none of the model's names, numbers are the numbers of its classes.
 - ImageNet-A, -R and others have the folders of a part of the classes (n01498041, ...): `NAMES` as well, where the model
   knows the names of its classes.
+- A model of Hugging Face calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` says that the
+  classes are the same ones in the same order, whatever they are called.
 - ReaL labels (arXiv 2006.07159): `real.json` has a list of right classes for each image of the validation set, in the
   order of the file names, some of them empty.
 """
@@ -24,6 +27,8 @@ from swinv2_train.data.errors import DataError
 
 NAMES = "names"
 """In the place of a file: classes of data and model are the same where their names are."""
+NUMBERS = "numbers"
+"""In the place of a file: classes of data and model are the same where their numbers are; their names may differ."""
 _NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
 
 
@@ -51,24 +56,40 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
 
 
 def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_classes: int) -> list[int]:
-    """The class of the model for each class of the data, by name; a model without names has `0`, `1`, ...
+    """The class of the model for each class of the data, by name.
+
+    Where no class of the model is called by a number, and all of the data are, from 0 to `num_classes` - 1, these are
+    the numbers of the model's classes.
 
     Raises:
         DataError: if the names of the data are not known, or one of them is none of the model's.
     """
     if data is None:
         raise DataError("the shards do not say how their classes are called: pack them with swinv2-data pack --classes")
-    known = {name: number for number, name in enumerate(model or map(str, range(num_classes)))}
+    known = {name: number for number, name in enumerate(model or ())}
     missing = [name for name in data if name not in known]
-    if missing:
-        whose = "none of the model's names" if model else f"no number from 0 to {num_classes - 1}"
-        unnamed = "" if model else " (the model has no names for its classes)"
-        raise DataError(f"class {missing[0]!r} of the data is {whose}{unnamed}: give a label map as a file")
-    return [known[name] for name in data]
+    if not missing:
+        return [known[name] for name in data]
+    numbers = [int(name) if name.isdecimal() else num_classes for name in data]
+    if max(numbers) < num_classes and not any(map(str.isdecimal, known)):
+        if len(set(numbers)) < len(numbers):
+            raise DataError("two classes of the data are the same number: give a label map as a file")
+        return numbers
+    wrong, whose = missing[0], "none of the model's names"
+    if not model:
+        wrong = data[numbers.index(max(numbers))]
+        whose = f"no number from 0 to {num_classes - 1} (the model has no names for its classes)"
+    raise DataError(
+        f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} takes the classes to be the same in the same "
+        "order, label_map=FILE goes by a list of numbers"
+    )
 
 
 def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) -> None:
     """Refuse shards whose classes are numbered in another way than the model's, as far as names tell.
+
+    Args:
+        model: None where its names are not known, or not to be gone by.
 
     Raises:
         DataError: naming the first class that differs.
@@ -88,8 +109,15 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
         if ours != theirs:
             raise DataError(
                 f"class {number} is {ours!r} in the shards and {theirs!r} in the model: "
-                f"label_map={NAMES} goes by the names, label_map=FILE by a list of numbers"
+                f"{_advice(data, model)}, label_map=FILE by a list of numbers"
             )
+
+
+def _advice(data: Sequence[str], model: Sequence[str]) -> str:
+    """What is likely to put right that classes are called differently."""
+    if all(map(str.isdecimal, data)) or not set(data).isdisjoint(model):
+        return f"label_map={NAMES} goes by the names"
+    return f"label_map={NUMBERS} goes by their numbers, if the same ones are only called otherwise"
 
 
 def read_real_labels(path: Path) -> dict[str, list[int]]:

@@ -12,6 +12,8 @@ from swinv2_train.engine.ranks import Ranks
 from swinv2_train.errors import MainRankError, RunError
 
 T = TypeVar("T")
+_SAID = (ConfigError, DataError, CheckpointError, RunError, OSError)
+"""What is a sentence for a person; anything else is a mistake of the program, and ends its rank with a traceback."""
 
 
 def together(ranks: Ranks, work: Callable[[], T]) -> T:
@@ -24,7 +26,7 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     result, failure = None, None
     try:
         result = work()
-    except (ConfigError, DataError, CheckpointError, RunError, OSError) as error:
+    except _SAID as error:
         failure = error
     failures = ranks.gather(None if failure is None else str(failure))
     first = next((rank for rank, text in enumerate(failures) if text is not None), None)
@@ -36,12 +38,16 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
-    """Do something on the main rank alone; what goes wrong there ends all ranks, instead of leaving them waiting."""
+    """Do something on the main rank alone; None on the others. A collective; `work` may hold none.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong there; the other ranks end silently.
+    """
     result, failure = None, None
     if ranks.is_main:
         try:
             result = work()
-        except (ConfigError, OSError) as error:
+        except _SAID as error:
             failure = error
     message = ranks.broadcast(str(failure) if failure else None)
     if failure is not None:

@@ -15,10 +15,10 @@ from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.auto_augment import POLICY_MODULE
 from swinv2_train.data.card import Card
-from swinv2_train.data.errors import DataError
 from swinv2_train.data.loader import EvalLoader, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.classes import check_classes
 from swinv2_train.engine.deepspeed import PRECISIONS
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
@@ -71,35 +71,6 @@ def worker_modules(config: Config) -> list[str]:
     if isinstance(config.task, ClassificationConfig) and config.task.auto_augment is not None:
         modules.append(POLICY_MODULE)
     return modules
-
-
-def check_classes(num_classes: int, card: Card | None, held_out: Card | None) -> None:
-    """Refuse shards that number their classes differently or have more of them than the head.
-
-    Args:
-        num_classes: of the head; 0: not known yet.
-
-    Raises:
-        DataError: naming the shards and what differs.
-    """
-    for key, one in (("data.shards", card), ("data.eval_shards", held_out)):
-        if one is None:
-            continue
-        if one.class_lists_differ:
-            raise DataError(
-                f"the shards of {key} number their classes differently, because they were packed apart: pack them "
-                "again with --class-names, or together"
-            )
-        if num_classes and (one.num_classes or 0) > num_classes:
-            raise DataError(f"{key} has {one.num_classes} classes, and task.num_classes={num_classes}")
-    names = [one.class_names for one in (card, held_out) if one is not None and one.class_names]
-    if len(names) == 2 and names[0] != names[1]:
-        pairs = enumerate(zip(*names, strict=False))
-        first = next((f"class {k} is {a!r} and {b!r}" for k, (a, b) in pairs if a != b), "one list is longer")
-        raise DataError(
-            f"held-out shards number their classes differently from data.shards ({first}): pack them again with "
-            "--class-names of the training shards (TRAIN.dataset.json)"
-        )
 
 
 def build_task(config: Config, shards: ShardSet) -> Task:

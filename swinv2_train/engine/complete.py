@@ -15,7 +15,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.label_map import read_label_map
 from swinv2_train.engine.identity import saved_geometry
-from swinv2_train.interop.geometry import plain_window, trained_windows
+from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
 
@@ -93,17 +93,27 @@ def _classes_of(card: Card | None) -> int:
 
 
 def _take_windows(config: Config, source: WeightSource) -> None:
-    """Record the windows that the weights were trained with, where the config leaves them open."""
+    """Record the windows that the weights were trained with where the config leaves them open, and refuse others."""
     given = pretrained_windows(config.model)
-    if all(map(all, given)):
-        return
     trained = trained_windows(source.geometry)
     if trained is None:
+        if all(map(all, given)):
+            return
         mend = (
             f"nothing tells which window the weights in {source.path} were trained with; give it, such as "
             "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
         )
         raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
-    config.model.pretrained_window = [
-        plain_window((own[0] or known[0], own[1] or known[1])) for own, known in zip(given, trained, strict=True)
-    ]
+    taken = put_trained(given, trained)
+    if taken != trained:
+        mend = (
+            f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 takes "
+            "the windows of the source"
+        )
+        raise ConfigError("model.pretrained_window", _written(given), mend)
+    config.model.pretrained_window = plain_windows(taken)
+
+
+def _written(windows: list[Window]) -> str:
+    """Windows as one writes them on the command line."""
+    return str(plain_windows(windows)).replace(" ", "")

@@ -13,8 +13,8 @@ from torch import nn
 from swinv2_train.checkpoint.layout import KIND_OF
 from swinv2_train.checkpoint.survey import is_checkpoint
 from swinv2_train.checkpoint.verify import damage
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
-from swinv2_train.config.validate import resolution
 from swinv2_train.engine.agree import together
 from swinv2_train.engine.complete import read_map
 from swinv2_train.engine.deepspeed import Engine

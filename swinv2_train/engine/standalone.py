@@ -25,6 +25,7 @@ from swinv2_train.data.augment import normalise
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import (
     NAMES,
+    NUMBERS,
     check_same_classes,
     match_names,
     read_label_map,
@@ -68,7 +69,7 @@ class EvalOptions:
     cache_dir: str = "~/.cache/swinv2_train/shards"
     cache_gib: float = 50.0
     label_map: str | None = None
-    """A file of class numbers, or `names`; see `data.label_map`."""
+    """A file of class numbers, `names` or `numbers`; see `data.label_map`."""
     real_labels: Path | None = None
     """ReaL labels in the place of those of the shards."""
     probe: ProbeConfig | None = None
@@ -195,9 +196,9 @@ class _Bench:
         spec = self.options.label_map
         if spec == NAMES:
             columns = match_names(names, self.class_names, task.num_classes)
-            self.class_names = names
+            self.class_names = [self.class_names[column] for column in columns] if self.class_names else names
             return columns
-        if spec is not None:
+        if spec not in (None, NUMBERS):
             columns = read_label_map(Path(spec), task.num_classes)
             model_names = self.class_names
             self.class_names = names if names and len(names) == len(columns) else None
@@ -205,11 +206,11 @@ class _Bench:
                 self.class_names = [model_names[column] for column in columns]
         else:
             columns = None
-            check_same_classes(names, self.class_names)
+            check_same_classes(names, None if spec == NUMBERS else self.class_names)
             self.class_names = self.class_names or (names if names and len(names) == task.num_classes else None)
         most, known = task.num_classes if columns is None else len(columns), card.class_counts if card else {}
         if known and max(known) >= most:
-            what = f"the label map has {most} lines" if columns else f"the model has {most} classes"
+            what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
             raise DataError(f"the shards have labels up to {max(known)}, and {what} (0 to {most - 1})")
         return columns
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import total_stride, windows
+from swinv2_train.config.model import table_windows, total_stride, windows
 from swinv2_train.config.schema import Config
-from swinv2_train.config.validate import resolution
 from swinv2_train.engine.agree import together
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.standalone import EvalOptions, Progress, evaluate
+from swinv2_train.interop.geometry import plain_windows
 from swinv2_train.interop.load import source_config
 from swinv2_train.interop.source import open_source
 
@@ -86,9 +87,11 @@ def window_curve(
         return config, [resolution_for(config, window) for window in test_windows]
 
     config, sizes = together(ranks, trained)
+    # The windows of the training stay those that they are before the sweep changes window and resolution.
+    before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
     points = []
     for window, (height, width) in zip(test_windows, sizes, strict=True):
-        overrides = [*options.overrides, f"model.window={window}", f"data.resolution=[{height},{width}]"]
+        overrides = [*options.overrides, before, f"model.window={window}", f"data.resolution=[{height},{width}]"]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
         points.append(Point(window, (height, width), found.metrics, found.images_per_second))
     return Curve(config, found.source, found.step, points)

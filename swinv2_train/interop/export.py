@@ -108,8 +108,9 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
         raise ConfigError("", layout, f"there is no format {layout!r}; take one of {', '.join(EXPORTS)}")
     if out.exists():
         raise ConfigError("", out, f"{out} exists already; remove it or take another name")
-    if not out.parent.is_dir():
-        raise ConfigError("", out, f"{out.parent} is not a directory")
+    above = next(place for place in out.absolute().parents if place.exists())
+    if not above.is_dir():
+        raise ConfigError("", out, f"{above} is not a directory")
     if layout in PROGRAM_FILES and dtype != "fp32":
         mend = f"{layout} programs are written in fp32: runtimes convert them as they load, so leave --dtype away"
         raise ConfigError("", dtype, mend)
@@ -132,10 +133,11 @@ def export(
 
     Args:
         loaded: it is used up: its weights are rounded to `dtype`, and for a program its position tables fixed.
-        out: the directory; must not exist.
+        out: the directory; must not exist. Folders above it are made.
         layout: one of `EXPORTS`.
         dtype: of the stored weights; a key of `DTYPES`. They are rounded to nearest.
-        images: (B, C, H, W) normalised float32 to compare on; None makes some.
+        images: (B, C, H, W) normalised float32 to compare on; None makes some. For a program they are repeated until
+            there are enough for every batch size that it is tried with.
         weights: `raw`, or `ema` where the moving average was loaded, for the records.
 
     Raises:
@@ -145,9 +147,16 @@ def export(
     check_request(loaded, out, layout, dtype)
     inference = onnx.Inference(loaded.model).eval()
     size = sum(parameter.numel() for parameter in loaded.model.parameters()) * DTYPES[dtype][1]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
     disk.check_space(out.parent, size, "another directory")
-    if images is None:
-        images = made_images(loaded, sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE)
+    count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
+    images = made_images(loaded, count) if images is None else images
+    different = len(images)
+    if layout in PROGRAM_FILES and different < count:
+        images = images[torch.arange(count) % different]
     original = _outputs(inference, images)
     rounding = _round(loaded.model, dtype)
     expected = _outputs(inference, images) if rounding else original
@@ -158,7 +167,7 @@ def export(
         computed = _loaded_back(partial, layout, images)
         compared = Comparison(
             by=", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",)))),
-            images=len(images),
+            images=different,
             difference=_difference(computed, expected, layout),
             largest=float(expected.abs().max()),
             rounding=float((expected - original).abs().max()) if rounding else None,

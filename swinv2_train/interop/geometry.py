@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ Window = tuple[int, int]
 def plain_window(window: Window) -> int | list[int]:
     """A window as a config writes it: one side where both are the same."""
     return window[0] if window[0] == window[1] else list(window)
+
+
+def plain_windows(windows: Sequence[Window]) -> list[int | list[int]]:
+    """The windows of all stages as a config writes them."""
+    return [plain_window(window) for window in windows]
+
+
+def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Window]:
+    """Per stage the window of the training that is given, with the known one in the place of sides that are 0."""
+    return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
 
 
 def model_config(geometry: Mapping[str, Any]) -> ModelConfig:
@@ -49,7 +59,7 @@ def trained_windows(geometry: Mapping[str, Any]) -> list[Window] | None:
     if not resolution:
         return None
     used = [stage.window for stage in stage_geometry(model, *resolution)]
-    return [(before[0] or own[0], before[1] or own[1]) for before, own in zip(given, used, strict=True)]
+    return put_trained(given, used)
 
 
 def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
@@ -244,6 +254,6 @@ def put_windows(geometry: dict[str, Any], found: Windows) -> None:
         if uniform == sides:
             sides = [sides[0]] * len(sides)
     same = len(set(sides)) == 1 and sides[0][0] == sides[0][1]
-    model["window"] = sides[0][0] if same else [plain_window(side) for side in sides]
+    model["window"] = sides[0][0] if same else plain_windows(sides)
     if found.pretrained:
-        model["pretrained_window"] = [plain_window(side) for side in found.pretrained]
+        model["pretrained_window"] = plain_windows(found.pretrained)

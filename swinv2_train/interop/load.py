@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import pretrained_windows, stage_geometry, validate_model
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, ClassificationConfig, TaskConfig
-from swinv2_train.config.validate import resolution
+from swinv2_train.config.validate import validate_data
 from swinv2_train.interop.geometry import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     model_config,
-    plain_window,
+    plain_windows,
+    put_trained,
     trained_windows,
 )
 from swinv2_train.interop.source import WeightSource, open_source
@@ -83,36 +86,73 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     geometry = source.geometry
     config = Config(task=_task(geometry["task"], source.path), model=model_config(geometry))
     trained = trained_windows(geometry)
-    if trained is not None:
-        config.model.pretrained_window = [plain_window(window) for window in trained]
     data, crop = geometry["data"], geometry.get("preprocess", {})
     config.data.augment.interpolation = crop.get("interpolation", config.data.augment.interpolation)
     config.data.crop_pct = crop.get("crop_pct", config.data.crop_pct)
     config.data.crop_mode = crop.get("crop_mode", config.data.crop_mode)
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
-    _need(source, given, "model.window", geometry["model"].get("window"), "the attention window it was trained with")
-    _need(source, given, "data.resolution", sides, "the input size")
+    known: dict[str, Any] = {
+        "model.window": geometry["model"].get("window"),
+        "data.resolution": sides,
+        "model.pretrained_window": trained,
+    }
     if sides:
         config.data.resolution = sides[0] if sides[0] == sides[1] else list(sides)
     for key in ("mean", "std"):
         value = _numbers(crop.get(key)) or _numbers(data.get(key)) or _named(key, data.get(key))
-        _need(source, given, f"data.{key}", value, "what its images were normalised with")
+        known[f"data.{key}"] = value
         setattr(config.data, key, value or [0.0])
+    _ask_for_the_rest(source, given, known)
     if isinstance(config.task, ClassificationConfig) and source.num_classes:
         config.task.num_classes = source.num_classes
         if "task.num_classes" in given:
             mend = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
             raise ConfigError("task.num_classes", "...", mend)
     changed = override(to_yaml(config), overrides)
-    _statistics(changed)
+    _validate(changed, source, given)
+    if trained is not None:
+        own = put_trained(pretrained_windows(changed.model), trained)
+        changed.model.pretrained_window = plain_windows(own)
     return changed
 
 
-def _need(source: WeightSource, given: set[str], key: str, value: Any, what: str) -> None:
-    if value is None and key not in given:
-        example = {"model.window": "16", "data.resolution": "256"}.get(key, "[0.5,0.5,0.5]")
-        raise ConfigError(key, "?", f"{source.path} does not tell {what}; give it, such as {key}={example}")
+_UNTOLD = {
+    "model.window": ("the attention window", "12"),
+    "data.resolution": ("the input size", "192"),
+    "model.pretrained_window": (
+        "the windows it was trained with (0: those that model.window has at data.resolution)",
+        "[12,12,12,6]",
+    ),
+    "data.mean": ("the mean of its images", "[0.5,0.5,0.5]"),
+    "data.std": ("the deviation of its images", "[0.25,0.25,0.25]"),
+}
+"""What nothing may tell of weights from elsewhere: what it is, and how it is given."""
+
+
+def _ask_for_the_rest(source: WeightSource, given: set[str], known: Mapping[str, Any]) -> None:
+    missing = [key for key, value in known.items() if value is None and key not in given]
+    if missing:
+        what = ", nor ".join(_UNTOLD[key][0] for key in missing)
+        examples = " ".join(f"{key}={_UNTOLD[key][1]}" for key in missing)
+        raise ConfigError(missing[0], "?", f"{source.path} does not tell {what}; give it, such as {examples}")
+
+
+def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
+    """Check the model and the input.
+
+    Raises:
+        ConfigError: naming the key, and the source where the value is from there.
+    """
+    try:
+        validate_model(config.model)
+        stage_geometry(config.model, *resolution(config))
+        validate_data(config)
+        _statistics(config)
+    except ConfigError as error:
+        if error.key in given:
+            raise
+        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.mend}") from error
 
 
 def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:

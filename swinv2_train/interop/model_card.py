@@ -175,7 +175,9 @@ def _resolved(run: Path | None) -> Config | None:
 def _training_rows(config: Config) -> Rows:
     optim, augment = config.optim, config.data.augment
     length = f"{optim.epochs:g} epochs" if optim.epochs is not None else f"{optim.steps:,} steps"
-    rate = f"{optim.lr:g}" + (f" per {optim.lr_reference_batch} samples" if optim.lr_reference_batch else "")
+    rate = f"{optim.lr * optim.lr_scale:g}" + (
+        f" per {optim.lr_reference_batch} samples" if optim.lr_reference_batch else ""
+    )
     warmup = optim.warmup_steps if optim.warmup_epochs is None else optim.warmup_epochs
     unit = "steps" if optim.warmup_epochs is None else "epochs"
     rows = [
@@ -258,21 +260,44 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
         metrics = [(name, _number(value)) for name, value in found["metrics"].items()]
         data = found.get("data")
         names = [Path(str(place)).name for place in (data if isinstance(data, list) else [data])]
-        rows = [("data", _listed(names)), ("samples", f"{found.get('samples', 0):,}"), *metrics]
+        broken = f", and {len(found['broken']):,} broken" if found.get("broken") else ""
+        rows = [
+            ("data", _listed(names)),
+            ("samples", f"{found.get('samples', 0):,}{broken}"),
+            ("computed in", str(found.get("precision", "not known"))),
+            *metrics,
+        ]
         parts.append("By swinv2-eval:\n\n" + _table(rows))
     return "\n\n".join(parts)
 
 
+def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """What results.json of an evaluation says of its input: all that the numbers hang on besides weights and data."""
+    data, model = config.data, config.model
+    return {
+        "resolution": list(resolution(config)),
+        "window": model.window,
+        "pretrained_window": model.pretrained_window,
+        "crop_pct": data.crop_pct,
+        "crop_mode": data.crop_mode,
+        "interpolation": data.augment.interpolation,
+        "mean": mean,
+        "std": std,
+    }
+
+
 def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict[str, Any] | None:
-    """The youngest `evaluations/*/results.json` of the run that is of these weights, at this resolution and window."""
+    """The youngest `evaluations/*/results.json` of the run that is of this model: of these weights, with its own input
+    and classes, on all samples of some data."""
     files = run.glob("evaluations/*/results.json") if run else ()
+    own = evaluated_input(loaded.config, loaded.mean, loaded.std)
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             content = json.loads(path.read_text())
-            place, given = Path(content["checkpoint"]), content["input"]
-            same = place.resolve() == loaded.source.path.resolve() and content["ema"] == (weights == "ema")
-            same = same and given["resolution"] == list(resolution(loaded.config))
-            if same and given["window"] == loaded.config.model.window and isinstance(content["metrics"], dict):
+            same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
+            same = same and content["ema"] == (weights == "ema") and content["input"] == own
+            partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
+            if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content
         except (OSError, ValueError, KeyError, TypeError):  # of another version
             continue

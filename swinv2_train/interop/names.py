@@ -31,6 +31,8 @@ SIMMIM_ONLY = ("mask_token", "decoder.0.weight", "decoder.0.bias")
 """Canonical names of what only a SimMIM model has."""
 HEAD = ("head.weight", "head.bias")
 """Canonical names of the classification head."""
+HOLD_ANY = ("swinv2-train", "onnx", "torch-export")
+"""Formats of an export that hold every model."""
 _BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
 _HF_BLOCK = {
     "norm1": "layernorm_before",
@@ -150,7 +152,10 @@ class Format:
         for key in ("extra_norm_period", "norm_placement", "similarity", "position_bias", "absolute_position"):
             value = getattr(config, key, None)
             if value != getattr(plain, key, None):
-                raise ConfigError(f"model.{key}", value, f"the layout of {self.name} has no place for it")
+                mend = (
+                    f"the layout of {self.name} has no place for it; {', '.join(HOLD_ANY[:-1])} and {HOLD_ANY[-1]} have"
+                )
+                raise ConfigError(f"model.{key}", value, mend)
 
     def _pieces(self, name: str, tensor: Tensor, simmim: bool) -> Iterable[tuple[str, Tensor]]:
         place, rest = _in_block(name)

@@ -11,7 +11,7 @@ from typing import Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
 
-_RESAMPLING = {2: "bilinear", 3: "bicubic"}
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """PIL's numbers."""
 
 
@@ -85,7 +85,8 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> None:
     """Write mean, deviation, crop and interpolation of a model into its geometry, as far as they are known.
 
     timm says all of it. Hugging Face's preprocessor resizes to the input without a crop, unless it says otherwise. The
-    official code takes the centre, and no crop from 384 pixels on.
+    official code takes the centre, and no crop from 384 pixels on. What this program has no such crop or interpolation
+    for is written down under its own name, and refused where images are to be prepared.
     """
     data, crop = geometry["data"], geometry["preprocess"]
     timm, processor = beside.config.get("pretrained_cfg") or {}, beside.preprocessor
@@ -97,12 +98,15 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> None:
         data["std"] = list(processor.get("image_std") or data["std"])
         crop["crop_mode"] = "center" if processor.get("do_center_crop") else "squash"
         crop["crop_pct"] = float(processor.get("crop_pct") or crop["crop_pct"])
-        crop["interpolation"] = _RESAMPLING.get(processor.get("resample"), "bicubic")
+        resample = processor.get("resample")
+        crop["interpolation"] = _RESAMPLING.get(resample, str(resample)) if resample is not None else "bicubic"
     if timm:
         data["mean"] = list(timm.get("mean") or data["mean"])
         data["std"] = list(timm.get("std") or data["std"])
         crop["crop_pct"] = float(timm.get("crop_pct") or crop["crop_pct"])
         crop["crop_mode"] = timm.get("crop_mode") or "center"
+        if crop["crop_mode"] == "squash" and crop["crop_pct"] != 1:
+            crop["crop_mode"] = "squash-and-crop"  # timm's squash also crops, by this share; ours does not
         crop["interpolation"] = timm.get("interpolation") or "bicubic"
         if timm.get("input_size"):
             data.setdefault("resolution", list(timm["input_size"][1:]))

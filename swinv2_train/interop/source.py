@@ -159,21 +159,18 @@ def _choose(
 ) -> tuple[Path, Manifest, list[str]]:
     """The checkpoint that is meant, and a line for each that was passed over."""
     from swinv2_train.checkpoint.consolidate import checked
-    from swinv2_train.checkpoint.survey import best_of, checkpoints_of, directory_of, examine, is_checkpoint
+    from swinv2_train.checkpoint.survey import checkpoints_of, directory_of, examine, is_checkpoint
 
     candidates = checkpoints_of(path)
     if not candidates:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
+    notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
+    wanted = ""
     if which == "best" and not is_checkpoint(path):
         metric, mode = _best_metric(path)
-        entries = [examine(candidate) for candidate in candidates if candidate.name not in skip]
-        best = best_of(entries, metric, mode)
-        known = sorted({name for entry in entries if entry.manifest for name in entry.manifest.metrics})
-        if best is None and metric not in known:
-            held = f"they have {', '.join(known)}" if known else "they have no metrics at all"
-            raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); take the newest")
-        candidates = [best] if best is not None else []
-    notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
+        candidates, unreadable = _best_first(path, candidates, metric, mode)
+        notes += [f"passed over {name}: {reason}" for name, reason in unreadable.items() if name not in skip]
+        wanted = f" with {metric}"
     for candidate in candidates:
         reason = skip.get(candidate.name)
         if reason is None:
@@ -187,8 +184,22 @@ def _choose(
             notes.append(f"passed over {candidate.name}: {reason}")
     said = f" ({'; '.join(notes)})" if notes else ""
     raise CheckpointError(
-        f"{path} is damaged{said}" if is_checkpoint(path) else f"no checkpoint in {path} is valid{said}"
+        f"{path} is damaged{said}" if is_checkpoint(path) else f"no checkpoint in {path}{wanted} is valid{said}"
     )
+
+
+def _best_first(path: Path, candidates: list[Path], metric: str, mode: str) -> tuple[list[Path], dict[str, str]]:
+    """The checkpoints that have a metric, best first, and the names of those that cannot tell, each with the reason."""
+    from swinv2_train.checkpoint.survey import examine, ranked
+
+    entries = [examine(candidate) for candidate in candidates]
+    manifests = [(entry.path, entry.manifest) for entry in entries if entry.manifest is not None]
+    found = ranked(manifests, metric, mode)
+    if manifests and not found:
+        known = sorted({name for _, manifest in manifests for name in manifest.metrics} - {metric})
+        held = f"they have {', '.join(known)}" if known else "they have no metrics at all"
+        raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); take the newest")
+    return found, {entry.path.name: str(entry.damage) for entry in entries if entry.manifest is None}
 
 
 def _best_metric(path: Path) -> tuple[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import pickle
+import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -222,6 +223,9 @@ class _Inert:
         replaced = self.replaced
 
         class Unpickler(pickle.Unpickler):
+            def __setattr__(self, name: str, value: Any) -> None:
+                super().__setattr__(name, _only_storages(value) if name == "persistent_load" else value)
+
             def find_class(self, module: str, name: str) -> Any:
                 if (module, name) in allowed:
                     return allowed[module, name]
@@ -229,7 +233,24 @@ class _Inert:
                 # A class of its own for each: what a pickle does to one does not reach the others.
                 return type("Placeholder", (Placeholder,), {})
 
-        return SimpleNamespace(Unpickler=Unpickler, __name__="inert")
+        def load(file: Any, **options: Any) -> Any:
+            return Unpickler(file, **options).load()
+
+        return SimpleNamespace(Unpickler=Unpickler, load=load, __name__="inert")
+
+
+def _only_storages(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What torch makes of a persistent id, but for whole modules in files of the old format.
+
+    For these torch compares the source code, and writes the difference into a file whose name the pickle may choose.
+    """
+
+    def persistent(identifier: Any) -> Any:
+        if isinstance(identifier, tuple) and identifier[:1] in (("module",), (b"module",)):
+            return identifier[1] if len(identifier) > 1 else None
+        return load(identifier)
+
+    return persistent
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -250,6 +271,8 @@ def _refuse_foreign(path: Path) -> None:
         _check_archive(path)
     elif all(byte in b"\t\n\r\f" or byte >= 32 for byte in start):
         raise CheckpointError(f"{path} is a text file, not a file of weights")
+    elif tarfile.is_tarfile(path):  # torch would unpack one of its own first format
+        raise CheckpointError(f"{path} is a tar archive, not a file of weights")
 
 
 def _check_archive(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, mlp_width
+from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.interop.geometry import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY
 from swinv2_train.interop.source import WeightSource
@@ -22,11 +23,6 @@ from swinv2_train.interop.storage import numel
 if TYPE_CHECKING:
     from torch import Tensor
 
-STRUCTURE = (
-    "patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "extra_norm_period", "absolute_position",
-    "norm_placement", "similarity", "position_bias",
-)  # fmt: skip
-"""Fields of the model in which source and target must agree; some of them change no shape, only the meaning."""
 PATCHES, POSITION = "patch_embed.proj.weight", "absolute_pos_embed"
 
 
@@ -171,6 +167,10 @@ def _row(
         return _head(transfer, key, shape, label_map)
     if there is None and key in (*HEAD, *SIMMIM_ONLY):
         return Row(key, "new", "initial value; the source has none")
+    if key == POSITION and (maps := _other_map(source, there, shape, model, resolution)):
+        before, after = maps
+        transfer._make[key] = lambda: _resize_position(source.tensor(key), before, after)
+        return Row(key, "resized", f"{before[0]}x{before[1]} to {after[0]}x{after[1]} positions, bicubic")
     if there == shape:
         transfer._kept.add(key)
         spelled = source.renamed.get(key)
@@ -178,11 +178,6 @@ def _row(
     if key == PATCHES:
         transfer._make[key] = lambda: change_channels(source.tensor(key), shape[1])
         return _channels_row(key, there[1], shape[1])
-    if key == POSITION:
-        before = _position_map(source.geometry.get("data", {}).get("resolution"), there[1], model, source.path)
-        after = _position_map(resolution, shape[1], model, "the model")
-        transfer._make[key] = lambda: _resize_position(source.tensor(key), before, after)
-        return Row(key, "resized", f"{before[0]}x{before[1]} to {after[0]}x{after[1]} positions, bicubic")
     if key in SIMMIM_ONLY:
         return Row(key, "new", f"initial value; {there} in the source does not fit {shape}")
     raise _contradiction(source, key, there, shape)
@@ -229,6 +224,25 @@ def _channels_row(key: str, old: int, new: int) -> Row:
         share = f"scaled by {old}/{new}" if new % old == 0 else "copies share the weight of their channel"
         return Row(key, "inflated", f"{old} input channels repeated in turn to {new}, {share}")
     return Row(key, "averaged", f"{old} input channels added up in turn into {new}; a grey image responds as before")
+
+
+def _other_map(
+    source: WeightSource,
+    there: tuple[int, ...],
+    shape: tuple[int, ...],
+    model: ModelConfig,
+    resolution: tuple[int, int] | None,
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The maps of the position embeddings of source and model; None where they are the same.
+
+    They may differ though the lengths are the same: 16 by 64 tokens are as many as 32 by 32.
+    """
+    trained = source.geometry.get("data", {}).get("resolution")
+    if there == shape and not (trained and resolution):  # nothing tells them apart
+        return None
+    before = _position_map(trained, there[1], model, source.path)
+    after = _position_map(resolution, shape[1], model, "the model")
+    return None if before == after else (before, after)
 
 
 def _position_map(resolution: Any, length: int, model: ModelConfig, whose: object) -> tuple[int, int]:

@@ -11,12 +11,10 @@ from typing import Any
 from swinv2_train.config.compose import compose, flat
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.validate import validate
 from swinv2_train.pipeline.spec import Pipeline, Stage
 
-SAME_IN_A_CHAIN = ("patch_size", "embed_dim", "depths", "num_heads", "mlp_ratio", "extra_norm_period",
-                   "norm_placement", "similarity", "position_bias")  # fmt: skip
-"""Fields of the model that a stage must share with the one whose weights it starts from."""
 WITHOUT_EFFECT = ("run.", "init_from", "init.which", "init.ema", "resume", "replay", "launch.", "tracking.",
                   "watchdog.", "checkpoint.", "eval.", "probe.", "data.num_workers", "data.prefetch_batches",
                   "data.cache_", "data.eval_shards", "data.expected_samples", "engine.micro_batch", "engine.compile",
@@ -96,7 +94,7 @@ def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStag
 
 
 def _check_link(source: PlannedStage, target: PlannedStage) -> None:
-    for key in SAME_IN_A_CHAIN:
+    for key in STRUCTURE:
         before, after = getattr(source.config.model, key), getattr(target.config.model, key)
         if before != after:
             raise ConfigError(

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from swinv2_train.checkpoint.layout import list_checkpoints
-from swinv2_train.checkpoint.survey import best_of, survey
+from swinv2_train.checkpoint.consolidate import checked
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import KIND_OF, list_checkpoints
+from swinv2_train.checkpoint.survey import Entry, ranked, survey
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status
@@ -157,22 +159,45 @@ def _run_stage(
         say(f"{item.name}: goes on with what was changed since it began: {_listed(changes)}")
     weights = Path(record.weights) if begun and record.weights else _weights(pipeline, item, state, say)
     say(f"== {heading}{f', from {weights}' if weights else ''} ==")
+    code, accepted = _start(pipeline, item, state, weights, signals, begun=begun)
+    anew = f"; --redo {item.name} runs it anew, with whatever was changed"
+    refused = begun and not accepted and (changes or code == WRONG_USE)
+    return _outcome(item, code, signals, _again(redo), anew if refused else "", say)
+
+
+def _start(
+    pipeline: Pipeline, item: PlannedStage, state: State, weights: Path | None, signals: StopSignals, *, begun: bool
+) -> tuple[int, bool]:
+    """Run a stage to its end: (exit code, whether it accepted its config). Only then is what it was begun with kept."""
+    before, config_before = state.stages[item.name], _last_config(item.run_dir)
+    record = state.stages[item.name] = replace(before, recipe=item.recipe(), working_since=now())
     if not begun:
         record.begun, record.seconds, record.experiment = now(), 0.0, item.stage.experiment
         record.weights, record.source = str(weights) if weights else None, item.stage.source
         record.source_begun = state.stages[item.stage.source].begun if item.stage.source else None
-    record.recipe = item.recipe()
-    record.working_since = now()
     write_state(pipeline.directory, state)
     command = train_command(pipeline.launcher, item.arguments(weights))
+    accepted = False
     try:
         code = run_command(command, signals)
+        accepted = _last_config(item.run_dir) != config_before  # behind a launcher the exit code does not tell
     except OSError as error:
         raise ConfigError("launcher", command[0], f"cannot be started ({error.strerror})") from error
     finally:
         settle_time(record, now())
+        if not accepted:
+            state.stages[item.name] = before
         write_state(pipeline.directory, state)
-    return _outcome(item, code, signals, _again(redo), say)
+    return code, accepted
+
+
+def _last_config(run_dir: Path) -> tuple[int, int] | None:
+    """Tells one writing of the run's config from another; a run writes it when it has accepted it and begins."""
+    try:
+        found = (run_dir / "resolved.yaml").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _wait_for_the_run(run_dir: Path, signals: StopSignals, say: Say) -> bool:
@@ -224,35 +249,57 @@ def _set_aside(run_dir: Path) -> Path:
 
 
 def _weights(pipeline: Pipeline, item: PlannedStage, state: State, say: Say) -> Path | None:
-    """The checkpoint that a stage starts from, by the files' sizes whole; the run that reads it checks every byte.
+    """The checkpoint that a stage starts from: the first in the order that is asked for whose weights verify.
 
     Raises:
         RunError: if the source has none.
     """
     if item.stage.source is None:
         return None
-    source = state.stages[item.stage.source]
     run_dir = pipeline.directory / item.stage.source
     entries = list(survey(run_dir)) if run_dir.is_dir() else []
-    if item.stage.weights == "best":
-        best = best_of(entries, source.metric, source.metric_mode)
-        if best is not None:
-            return best
+    passed_over = False
+    for entry in _candidates(item, entries, state.stages[item.stage.source], say):
+        fault = entry.damage or _fault(entry.path, ema=item.stage.ema)
+        if fault is None:
+            if passed_over:
+                say(f"{item.name}: starts from {entry.path.name} instead")
+            return entry.path
+        passed_over = True
+        say(f"{item.stage.source}: passed over {entry.path.name}: {fault}")
+    raise RunError(
+        f"stage {item.name} starts from {item.stage.source}, but {run_dir} holds no whole checkpoint: "
+        f"--redo {item.stage.source} makes one"
+    )
+
+
+def _candidates(item: PlannedStage, entries: list[Entry], source: Record, say: Say) -> list[Entry]:
+    """The checkpoints of the source in the order in which a stage takes them."""
+    if item.stage.weights != "best":
+        return entries
+    known = {entry.path: entry for entry in entries if entry.manifest}
+    best = ranked([(path, entry.manifest) for path, entry in known.items()], source.metric, source.metric_mode)
+    if not best:
         say(f"{item.stage.source}: no checkpoint has {source.metric}; taking the newest")
-    newest = next((entry.path for entry in entries if entry.manifest and not entry.damage), None)
-    if newest is None:
-        raise RunError(
-            f"stage {item.name} starts from {item.stage.source}, but {run_dir} holds no whole checkpoint: "
-            f"--redo {item.stage.source} makes one"
-        )
-    return newest
+    unknown = [entry for entry in entries if not entry.manifest]  # any of them may have been the best
+    rest = [path for path in known if path not in best]
+    return [*unknown, *(known[path] for path in (*best, *rest))]
+
+
+def _fault(path: Path, *, ema: bool) -> str | None:
+    """What is wrong with the weights, or their averages, in a checkpoint, by their hashes; None if nothing is."""
+    try:
+        manifest = checked(path, KIND_OF["ema" if ema else "weight"])
+    except CheckpointError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return "it holds no moving average of the weights" if ema and not manifest.has_ema else None
 
 
 def _again(redo: Redo) -> str:
     return f"the same command{' without --redo' if redo.stages else ''} goes on with it"
 
 
-def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, say: Say) -> int:
+def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, anew: str, say: Say) -> int:
     status = read_status(item.run_dir)
     if status.get("status") == "finished" and code == FINISHED:
         return FINISHED
@@ -263,8 +310,8 @@ def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, sa
         say(f"{item.name}: stopped at step {status.get('step', 0)}; {again}")
         return STOPPED
     if code == WRONG_USE:
-        say(f"{item.name}: could not be run; mend what it says above, and {again}")
+        say(f"{item.name}: could not be run; mend what it says above, and {again}{anew}")
         return WRONG_USE
     reason = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
-    say(f"{item.name}: {reason}; {again}")
+    say(f"{item.name}: {reason}; {again}{anew}")
     return FAILED

@@ -27,6 +27,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from swinv2_train.config.compose import conf_dir
@@ -146,7 +147,10 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
         raise ConfigError("pipeline", name, f"there is no such pipeline; take one of {known}")
     values = _read(path)
     _only(values, PIPELINE_KEYS, str(path))
-    name = str(values.get("name", name))
+    _texts(values, ("name", "dir", "experiment", "launcher"), str(path))
+    name = values.get("name") or name
+    if not _NAME.fullmatch(name):
+        raise ConfigError("", name, f"{path}: name is made of letters, digits, - and _, not {name!r}")
     default = changes.settings.get("experiment") or values.get("experiment")
     listed = values.get("stages")
     if not isinstance(listed, list) or not listed:
@@ -189,18 +193,25 @@ def _only(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
             raise ConfigError("", key, f"{where}: there is no key {key!r}; {mean}")
 
 
+def _texts(values: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
+    for key in keys:
+        if not isinstance(values.get(key), (str, NoneType)):
+            raise ConfigError("", values[key], f"{where}: {key} is a text, not {values[key]!r}; put it in quotes")
+
+
 def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: Path) -> Stage:
-    if not isinstance(entry, dict) or not _NAME.fullmatch(str(entry.get("name", ""))):
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError("", entry, f"{path}: a stage needs a name of letters, digits, - and _, not {entry!r}")
-    name = str(entry["name"])
     where = f"{path}: stage {name}"
     _only(entry, STAGE_KEYS, where)
+    _texts(entry, ("experiment", "init_from", "title", "baseline_of"), where)
     if name in earlier:
         raise ConfigError("", name, f"{where} is there twice")
     for key in ("init_from", "baseline_of"):
         if entry.get(key) is not None and entry[key] not in earlier:
             raise ConfigError("", entry[key], f"{where}: {key}: {entry[key]} is not an earlier stage")
-    overrides = entry.get("overrides") or []
+    overrides = [] if entry.get("overrides") is None else entry["overrides"]
     if not isinstance(overrides, list) or not all(isinstance(item, str) and "=" in item for item in overrides):
         raise ConfigError("", overrides, f"{where}: overrides is a list of key=value")
     for item in overrides:
@@ -210,20 +221,23 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
         raise ConfigError("", entry["weights"], f"{where}: weights is newest or best")
     if not isinstance(entry.get("ema", False), bool):
         raise ConfigError("", entry["ema"], f"{where}: ema is true or false")
-    base = earlier[entry["baseline_of"]] if entry.get("baseline_of") else None
+    for key, unset in (("weights", "newest"), ("ema", False)):
+        if entry.get(key, unset) != unset and entry.get("init_from") is None:
+            raise ConfigError("", entry[key], f"{where}: {key} says how init_from is read; name an earlier stage there")
+    base = earlier[entry["baseline_of"]] if entry.get("baseline_of") is not None else None
     chosen = entry.get("experiment") or (base.experiment if base else experiment)
     if not chosen:
         raise ConfigError("", name, f"{where} names no experiment, and the pipeline has none for all")
     source = entry.get("init_from")
     return Stage(
         name=name,
-        experiment=str(chosen),
+        experiment=chosen,
         overrides=(*(base.overrides if base else ()), *overrides),
         source=source,
         random=source is None and (base is not None or "init_from" in entry),
         weights=entry.get("weights", "newest"),
         ema=entry.get("ema", False),
-        title=str(entry.get("title", "")),
+        title=entry.get("title") or "",
         baseline_of=base.name if base else None,
     )
 

@@ -72,6 +72,7 @@ def _schedule(config: Config, plan: Plan) -> str:
         "constant": "constant",
     }[optim.schedule]
     scaled = f"{optim.lr:.4g} per {optim.lr_reference_batch}" if optim.lr_reference_batch else "not scaled"
+    scaled += f", times {optim.lr_scale:g}" if optim.lr_scale != 1 else ""
     return f"{plan.peak_lr:.4g} ({scaled}), {plan.warmup_steps} warm-up steps from {plan.warmup_lr:.4g}, then {end}"
 
 

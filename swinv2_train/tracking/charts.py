@@ -56,8 +56,6 @@ class Series:
     """Values that are not finite leave a gap."""
     dashed: bool = False
     """Dashed, thin and without markers: for what accompanies another curve."""
-    like: int | None = None
-    """Take the colour and the marker of the curve of this number instead of its own."""
 
 
 class Chart:
@@ -129,9 +127,8 @@ def line_chart(
                 raise ValueError(f"{one.name}: {len(one.x)} places for {len(one.y)} values")
             y = np.asarray(one.y, dtype=np.float64)
             y = np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
-            look = number if one.like is None else one.like
-            marks = {"linestyle": (0, (4, 2)), "linewidth": 1.0} if one.dashed else {"marker": _pick(MARKERS, look)}
-            axes.plot(one.x, y, color=_pick(PALETTE, look), label=one.name, clip_on=False, zorder=3, **marks)
+            marks = {"linestyle": (0, (4, 2)), "linewidth": 1.0} if one.dashed else {"marker": _pick(MARKERS, number)}
+            axes.plot(one.x, y, color=_pick(PALETTE, number), label=one.name, clip_on=False, zorder=3, **marks)
         if log_y:
             _logarithmic(axes)
         if x_ticks is not None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from swinv2_train.cli import analyze
 from swinv2_train.cli.analyze import main, split_models
 from swinv2_train.cli.analyze_display import labels, model_name
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.errors import MainRankError
+from tests.engine.threads import on_ranks
 from tests.evaluated import classifier, encoder, labelled_shards
 
 
@@ -68,6 +75,40 @@ def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monke
     assert content["images"] == f"{folder}/val"
 
 
+def test_under_a_launcher_the_main_rank_alone_makes_the_place(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    own = threading.local()
+    honest = analyze.writable
+
+    def writable(key: str, directory: Path) -> None:
+        asked.append(own.ranks.rank)
+        honest(key, directory)
+
+    @contextlib.contextmanager
+    def ranks_of(_: object) -> Iterator[Any]:
+        yield own.ranks
+
+    monkeypatch.setattr(analyze, "start_if_alone", lambda *_: None)
+    monkeypatch.setattr(analyze, "ranks_of", ranks_of)
+    monkeypatch.setattr(analyze, "writable", writable)
+    items = [f"{folder}/log.safetensors", f"data={folder}/val", "windows=4", "workers=0"]
+
+    def on_rank(ranks: Any, out: Path) -> object:
+        own.ranks = ranks
+        try:
+            return analyze._windows([*items, f"out={out}"], [])
+        except (ConfigError, MainRankError) as error:
+            return type(error)
+
+    assert on_ranks(2, lambda ranks: on_rank(ranks, tmp_path / "out")) == [0, 0]
+    assert (tmp_path / "out" / "windows.json").is_file()
+    (tmp_path / "file").touch()
+    assert on_ranks(2, lambda ranks: on_rank(ranks, tmp_path / "file")) == [ConfigError, MainRankError]
+    assert asked == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
@@ -80,7 +121,10 @@ def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monke
         (["signal", "/nowhere"], "/nowhere does not exist"),
         (["signal", "{log}", "windows=4"], "windows=4: there is no such option"),
         (["signal", "{log}", "precision=fp16"], "needs a GPU"),
-        (["signal", "one=/nowhere"], "there is no such option"),
+        (["signal", "pre=outputs/typo"], "outputs/typo does not exist"),
+        (["signal", "pre=typo.pth"], "typo.pth does not exist"),
+        (["signal", "{log}", "dta=/nowhere"], "/nowhere does not exist, and dta is no option; did you mean data?"),
+        (["signal", "{log}", "bathc=3"], "bathc=3: there is no such option; did you mean batch?"),
     ],
 )
 def test_wrong_use_is_one_sentence(

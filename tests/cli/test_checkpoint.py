@@ -1,3 +1,5 @@
+"""The command `swinv2-checkpoint`: what it shows, checks and writes, and wrong use in one sentence."""
+
 from __future__ import annotations
 
 import json
@@ -11,41 +13,15 @@ import pytest
 from safetensors import safe_open
 
 from swinv2_train.checkpoint import consolidate
-from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
-from swinv2_train.cli.checkpoint import main
-from swinv2_train.engine.incidents import Incident, write_incident
+from swinv2_train.checkpoint.layout import MANIFEST, read_manifest
 from swinv2_train.engine.lock import RunLock
-from swinv2_train.engine.state import TrainState
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
 from tests.checkpoint.written import read, write
+from tests.cli.checkpoints import flip_a_byte, run
+from tests.cli.checkpoints import made as made
+from tests.cli.checkpoints import refused as refused
 
 COMMANDS = ("ls", "verify", "show", "prune", "reshape", "weights")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return int(caught.value.code or 0), output.out, output.err
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> Path:
-    """A run directory with the checkpoints of four steps."""
-    for step, loss in ((10, 0.4), (20, 0.2), (30, 0.3)):
-        write(tmp_path / "run" / "checkpoints", step, metrics={"eval/loss": loss}, ema=step != 10)
-    write(tmp_path / "run" / "checkpoints", 40)
-    return tmp_path / "run"
-
-
-def steps(directory: Path) -> list[int]:
-    return [int(path.name.removeprefix("step-")) for path in list_checkpoints(directory / "checkpoints")]
-
-
-def flip_a_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
 
 
 WITHOUT_TORCH = (
@@ -195,113 +171,6 @@ def test_show_of_a_damaged_checkpoint_says_so(made: Path, capsys: pytest.Capture
     assert code == FAILED
     assert "damaged: model/rank-0000" in out
     assert "train.step" in out
-
-
-def test_prune_lists_and_with_yes_removes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (made / "checkpoints" / ".saving-step-00000050").mkdir()
-    options = ("prune", made, "--keep-last", 1, "--keep-best", 1)
-    code, out, err = run(capsys, *options)
-    assert (code, err) == (FINISHED, "")
-    assert [line.split(":")[0] for line in out.splitlines()[:3]] == [
-        "step-00000030",
-        "step-00000010",
-        ".saving-step-00000050",
-    ]
-    assert out.splitlines()[3].startswith("3 to remove, ")
-    assert "--yes removes them" in out
-    assert steps(made) == [40, 30, 20, 10]
-    assert not (made / ".lock").exists()
-    code, out, err = run(capsys, *options, "--yes")
-    assert (code, err) == (FINISHED, "")
-    assert out.splitlines()[3].startswith("3 removed, ")
-    assert steps(made) == [40, 20]
-    assert not list((made / "checkpoints").glob(".*"))
-    assert run(capsys, *options, "--yes")[1] == f"nothing to remove in {made / 'checkpoints'}\n"
-    assert run(capsys, "verify", made)[0] == FINISHED
-    RunLock(made).release()
-
-
-def test_prune_keeps_every_kth(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(capsys, "prune", made, "--keep-last", 1, "--keep-every-steps", 20, "--yes")[0] == FINISHED
-    assert steps(made) == [40, 20]
-
-
-def test_prune_waits_for_no_run(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lock = RunLock(made)
-    for path in (made, made / "checkpoints"):
-        code, out, err = run(capsys, "prune", path, "--keep-last", 1, "--yes")
-        assert (code, out) == (WRONG_USE, "")
-        assert err == f"swinv2-checkpoint: a run is training in {made}; stop it first, or wait for its end\n"
-    assert steps(made) == [40, 30, 20, 10]
-    lock.release()
-
-
-def test_prune_leaves_a_valid_checkpoint_or_does_nothing(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flip_a_byte(next((made / "checkpoints" / "step-00000040").glob("model/*")))
-    code, _, err = run(capsys, "prune", made, "--keep-last", 1, "--yes")
-    assert code == FAILED
-    assert "nothing was removed, because no valid checkpoint would stay: step-00000040 is damaged: model/" in err
-    assert err.count("\n") == 1
-    assert steps(made) == [40, 30, 20, 10]
-    code, _, err = run(capsys, "prune", made, "--keep-last", 2, "--yes")
-    assert code == FINISHED
-    assert err.startswith("warning: step-00000040 is damaged: ")
-    assert steps(made) == [40, 30]
-
-
-def test_prune_brings_back_what_a_crash_left_half_replaced(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoints = made / "checkpoints"
-    (checkpoints / "step-00000040").rename(checkpoints / ".replaced-step-00000040")
-    out = run(capsys, "ls", made)[1]
-    assert ".replaced-step-00000040: " in out
-    assert run(capsys, "prune", made, "--keep-last", 1, "--yes")[0] == FINISHED
-    assert steps(made) == [40]
-
-
-@pytest.fixture
-def refused(tmp_path: Path) -> Path:
-    """A run directory with checkpoints and two incidents: a replay of the later one starts from step 20."""
-    directory = tmp_path / "refused"
-    for step in (10, 20, 30, 40):
-        write(directory / "checkpoints", step, train=TrainState(step=step).to_dict())
-    for step in (15, 25):
-        incident = Incident(
-            step=step + 1, reason="", action="skip", batch=step, loss=1.0, grad_norm=1.0, world_size=1, micro_batch=1,
-            micro_losses=[[1.0]], seed=0, samples=[], state=TrainState(step=step).to_dict(), config="",
-        )  # fmt: skip
-        write_incident(directory, incident)
-    return directory
-
-
-@pytest.mark.parametrize("where", ["", "checkpoints"])
-def test_prune_keeps_what_a_replay_needs(refused: Path, capsys: pytest.CaptureFixture[str], where: str) -> None:
-    kept = "step-00000020: kept for a replay of the latest incident"
-    options = ("prune", refused / where, "--keep-last", 1)
-    for more, end in (((), "2 to remove, "), (("--yes",), "2 removed, ")):
-        code, out, err = run(capsys, *options, *more)
-        assert (code, err) == (FINISHED, "")
-        lines = out.splitlines()
-        assert lines[0] == kept
-        assert [line.split(":")[0] for line in lines[1:3]] == ["step-00000030", "step-00000010"]
-        assert lines[3].startswith(end)
-    assert steps(refused) == [40, 20]
-    assert run(capsys, *options, "--yes")[1].splitlines() == [kept, f"nothing to remove in {refused / 'checkpoints'}"]
-    assert kept not in run(capsys, "prune", refused, "--keep-last", 2)[1]  # the policy keeps it anyway
-
-
-def test_prune_elsewhere_knows_of_no_incident(refused: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = (refused / "checkpoints").rename(refused / "archive")
-    out = run(capsys, "prune", archive, "--keep-last", 1)[1]
-    assert "kept" not in out
-    assert "3 to remove" in out
-
-
-def test_prune_by_an_unknown_metric_removes_nothing(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("prune", made, "--keep-last", 1, "--keep-best", 1, "--best-metric", "eval/los", "--yes")
-    code, _, err = run(capsys, *options)
-    assert code == WRONG_USE
-    assert f"no checkpoint in {made / 'checkpoints'} has it; they have eval/loss" in err
-    assert steps(made) == [40, 30, 20, 10]
 
 
 def test_reshape_writes_the_same_for_fewer_ranks(

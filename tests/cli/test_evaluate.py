@@ -5,18 +5,23 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from swinv2_train.cli.arguments import split_items, switch, whole
 from swinv2_train.cli.evaluate import main
-from swinv2_train.cli.evaluate_display import output_root
+from swinv2_train.cli.evaluate_display import output_name, output_root
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.data.shards import RawSample
 from swinv2_train.engine.local_ranks import run_ranks
 from swinv2_train.engine.signals import PARENT_VARIABLE
+from swinv2_train.engine.standalone import EvalOptions
 from swinv2_train.errors import RunError
 from tests.evaluated import classifier, encoder, labelled_shards
 
@@ -71,8 +76,31 @@ def test_a_place_is_found_for_every_evaluation(
     results = json.loads(capsys.readouterr().out)
     assert results["input"]["resolution"] == [64, 64]
     assert set(results["metrics"]) == {"loss", "samples", "probe/knn_top1", "probe/linear_top1"}
-    assert [path.name for path in tmp_path.iterdir()] == ["evaluation-encoder-val-resolution-64"]
-    assert json.loads((tmp_path / "evaluation-encoder-val-resolution-64/results.json").read_text()) == results
+    (place,) = tmp_path.iterdir()
+    assert re.fullmatch(r"evaluation-encoder-val-resolution-64-[0-9a-f]{6}", place.name)
+    assert json.loads((place / "results.json").read_text()) == results
+
+
+def test_another_evaluation_never_takes_the_place_of_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def name(source: str = "/runs/a/checkpoints/step-00000004", data: Any = "/a/val", **changes: Any) -> str:
+        found: Any = SimpleNamespace(source=Path(source))
+        return output_name(found, EvalOptions(checkpoint="run", data=data, **changes), Path("run/evaluations"))
+
+    names = [
+        name(), name("/runs/b/checkpoints/step-00000004"), name(data="/b/val"), name(data=["/a/val", "/b/val"]),
+        name(max_samples=100), name(max_samples=200), name(precision="bf16"), name(ema=True),
+        name(label_map="names"), name(label_map="numbers"), name(label_map="/a/map.txt"), name(label_map="/b/map.txt"),
+        name(real_labels=Path("/a/real.json")), name(real_labels=Path("/b/real.json")),
+        name(overrides=["data.crop_pct=0.9"]), name(overrides=["data.mean=[0.9]"]), name(overrides=["data.std=[0.9]"]),
+        name(probe=ProbeConfig(shards="/a/train")), name(probe=ProbeConfig(shards="/b/train")),
+        name(overrides=[f"data.mean={[0.123456789] * 40}"]), name(overrides=[f"data.mean={[0.123456789] * 39 + [1]}"]),
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) < 200, "a file system has its limits"
+    assert re.fullmatch(r"step-00000004-val-first-100-[0-9a-f]{6}", names[4])
+    assert name(batch=3, workers=0) == names[0]
+    monkeypatch.chdir(tmp_path)
+    assert name(data="val") == name(data=f"{tmp_path}/val")
 
 
 def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
@@ -94,7 +122,11 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
         (["checkpoint=x", "data=y", "ema=yes"], "ema=yes: must be true or false"),
         (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: take one of fp32, bf16, fp16"),
         (["checkpoint=x", "data=y", "verbose"], "cannot read 'verbose': write key=value"),
-        (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=SHARDS here"),
+        (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=y here"),
+        (["checkpoint=x", "data=y", "data.num_workers=8"], "data.num_workers=8: write workers=8 here"),
+        (["checkpoint=x", "data=y", "data.cache_dir=/c"], "data.cache_dir=/c: write cache_dir=/c here"),
+        (["checkpoint=x", "data=y", "data.max_broken_share=1"], "data.max_broken_share=1: is of a training, and would"),
+        (["checkpoint=x", "data=y", "--fast"], "unrecognized arguments: --fast"),
         (["checkpoint=x", "data=y", "probe.knn=3"], "probe.knn=3: needs probe=SHARDS"),
         (["checkpoint=/nowhere", "data=y"], "/nowhere does not exist"),
     ],
@@ -112,6 +144,7 @@ def test_contradictions_are_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     for item, sentence in (
+        ("data.crop_mode=sqash", "data.crop_mode=sqash: take one of center, squash"),
         ("model.windows=8", "model.windows=8: there is no such key; did you mean model.window?"),
         (f"data={tmp_path}/nothing", "does not exist"),
         (f"out={tmp_path}/file", "cannot be written to"),

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.pipeline.spec import pipelines
 from tests.pipeline.conftest import Chain, call
 from tests.pipeline.conftest import _compose_once as _compose_once
 from tests.pipeline.conftest import chain as chain
-from tests.runs import environment
+from tests.runs import environment, make_images
 
 WITHOUT_TORCH = """
 import sys
@@ -87,6 +88,23 @@ def test_a_mistake_in_the_last_stage_shows_before_the_first(
     assert chain.run(item) == 2
     assert part in capsys.readouterr().err
     assert chain.started() == []
+
+
+def test_classes_that_differ_show_before_the_first_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, names in (("train", ("cat", "dog")), ("eval", ("cat", "owl"))):
+        for name in names:
+            make_images(tmp_path / split / name, 2, 0)
+        pack(str(tmp_path / split), tmp_path / "shards", PackOptions(), split=split, classes=True)
+    Path("conf/pipeline").mkdir(parents=True)
+    Path("conf/pipeline/one.yaml").write_text("stages: [{name: a, experiment: classify_demo, init_from: null}]")
+    shards = ["data.shards=shards/train-*.tar", "data.eval_shards=shards/eval-*.tar", "task.num_classes=2"]
+    for more in ([], ["launch.dry_run=true"]):
+        assert call(["pipeline=one", "--config-dir", "conf", *shards, *more]) == 2
+        assert "stage a: held-out shards number their classes differently from data.shards" in capsys.readouterr().err
+    assert not Path("outputs").exists()
 
 
 def test_the_status_shows_the_chain(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,13 @@ def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
         split_batch(compose(["optim.global_batch=32"]), 3)
 
 
+def test_a_share_of_the_rate_is_a_share_of_all_its_ends() -> None:
+    recipe = ["+experiment=in1k_base_256"]
+    whole, part = (make_plan(compose([*recipe, *more]), 1, 1_281_167) for more in ([], ["optim.lr_scale=0.25"]))
+    assert (whole.peak_lr, whole.warmup_lr, whole.min_lr) == pytest.approx((1e-3, 1e-6, 1e-5))
+    assert (part.peak_lr, part.warmup_lr, part.min_lr) == pytest.approx((2.5e-4, 2.5e-7, 2.5e-6))
+
+
 def test_a_run_without_a_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="less than one step"):
         make_plan(compose(["optim.epochs=1", "optim.global_batch=64"]), 1, 10)

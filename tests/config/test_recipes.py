@@ -112,6 +112,9 @@ def test_a_recipe_has_the_numbers_of_its_source(name: str, recipes: dict[str, Co
     assert config.data.crop_pct == 0.875
     assert (config.checkpoint.best_metric, config.checkpoint.best_mode) == ("eval/top1", "max")
     assert config.checkpoint.every_steps < steps
+    chosen = header(name)["Chosen"]
+    assert ("Mixing is drawn per sample (official: per batch)" in chosen) is not giant  # the giant has none
+    assert "noise of erasing is clipped" in chosen
 
 
 @pytest.mark.parametrize(

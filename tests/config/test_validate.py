@@ -105,6 +105,9 @@ SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "o
         (["probe.knn=-1"], ["probe.knn=-1"]),
         (["probe.shards=a", "probe.eval_shards=b", "probe.knn=0", "probe.linear=false"], ["probe.knn=0"]),
         (["eval.signal_every_steps=-1"], ["eval.signal_every_steps=-1"]),
+        (["eval.signal_every_steps=5"], ["eval.signal_every_steps=5", "set data.eval_shards"]),
+        (["optim.lr_scale=0"], ["optim.lr_scale=0"]),
+        (["optim.lr_scale=inf"], ["optim.lr_scale=inf", "finite"]),
     ],
 )
 def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
@@ -137,6 +140,43 @@ def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts
 )
 def test_what_can_be_run_is_not_refused(overrides: list[str]) -> None:
     validate(compose([*SUPERVISED, *overrides]))
+
+
+PROBED = ["data.eval_shards=x", "probe.shards=a", "probe.eval_shards=b", "checkpoint.keep_best=1"]
+PROBED += ["checkpoint.best_metric=eval/probe/knn_top1", "checkpoint.every_steps=24", "eval.every_steps=12"]
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 12])
+def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
+    validate(compose([*SUPERVISED, *PROBED, f"probe.every_steps={every}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([], ["probe.every_steps=0", "eval/probe/knn_top1", "take 12, as eval.every_steps"]),
+        (["probe.every_steps=5"], ["probe.every_steps=5", "take 12"]),
+        (["probe.every_steps=24"], ["probe.every_steps=24"]),
+        (["probe.every_steps=8", "checkpoint.every_steps=0"], ["probe.every_steps=8"]),
+        (["probe.every_steps=12", "checkpoint.every_steps=30"], ["checkpoint.every_steps=30"]),
+        (
+            ["probe.every_steps=12", "probe.knn=0"],
+            ["knn_top1", "give eval/probe/linear_top1 as they"],
+        ),
+        (["probe.every_steps=12", "checkpoint.best_metric=eval/probe/top1"], ["knn_top1 and eval/probe/linear_top1"]),
+        (["probe.shards=''", "probe.eval_shards=''"], ["checkpoint.best_metric=eval/probe/knn_top1", "probe.shards"]),
+    ],
+)
+def test_a_best_metric_that_would_be_missing_later_is_refused_at_once(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(compose([*SUPERVISED, *PROBED, *overrides]))
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_without_keep_best_no_probe_is_asked_for() -> None:
+    validate(compose([*SUPERVISED, *PROBED, "checkpoint.keep_best=0", "probe.every_steps=5"]))
 
 
 POLICIES = ["rand-m9-mstd0.5-inc1", "rand-m9-n3-mstd0.5", "rand-mstd1-tweights", "rand", "rand-m5-p0.3-mmax20-t3aw"]

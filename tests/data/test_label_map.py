@@ -58,6 +58,20 @@ def test_a_part_of_the_classes_is_matched_by_name() -> None:
     assert match_names(["elk", "cat"], ["cat", "dog", "elk"], 3) == [2, 0]
 
 
+def test_numbers_are_the_classes_of_a_model_with_other_names() -> None:
+    folders = sorted(map(str, range(12)))
+    wnids = [f"n{number:08d}" for number in range(12)]
+    assert match_names(folders, wnids, 12) == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert match_names(["7", "3"], wnids, 12) == [7, 3]
+    assert match_names(folders, folders, 12) == list(range(12)), "names go before numbers"
+    with pytest.raises(DataError, match="class '12' of the data is none of the model's names"):
+        match_names(["12", "0"], [*wnids[:11], "0"], 12)
+    with pytest.raises(DataError, match="class '0' of the data is none of the model's names"):
+        match_names(["0", "2"], ["1", "2", "3"], 3)  # a model of numbered folders has no class for it
+    with pytest.raises(DataError, match="two classes of the data are the same number"):
+        match_names(["7", "07"], wnids, 12)
+
+
 def test_names_that_do_not_match_are_named() -> None:
     with pytest.raises(DataError, match="class 'fox' of the data is none of the model's names"):
         match_names(["cat", "fox"], ["cat", "dog"], 2)
@@ -70,8 +84,12 @@ def test_names_that_do_not_match_are_named() -> None:
 def test_folders_sorted_as_text_are_refused_without_a_map() -> None:
     with pytest.raises(DataError, match="class 2 of the shards is the folder '10'"):
         check_same_classes(sorted(map(str, range(12))), None)
-    with pytest.raises(DataError, match="class 1 is 'elk' in the shards and 'dog' in the model"):
+    with pytest.raises(DataError, match="class 1 is 'elk' in the shards and 'dog' in the model: label_map=names goes"):
         check_same_classes(["cat", "elk"], ["cat", "dog", "elk"])
+    with pytest.raises(DataError, match="'0' in the shards and 'n0' in the model: label_map=names goes by the names"):
+        check_same_classes(["0", "1"], ["n0", "n1"])
+    with pytest.raises(DataError, match="and 'tench, Tinca tinca' in the model: label_map=numbers goes by their num"):
+        check_same_classes(["n01440764"], ["tench, Tinca tinca"])
 
 
 @pytest.mark.parametrize(

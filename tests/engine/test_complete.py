@@ -36,10 +36,33 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
 def test_the_source_tells_the_windows_it_was_trained_with(finished_run: Path, tmp_path: Path) -> None:
     given = ["task.num_classes=2", f"init_from={finished_run}", "model.window=8", "data.resolution=128"]
     assert complete(config(tmp_path, *given), None).model.pretrained_window == [4, 4, 4, 2]
-    mixed = complete(config(tmp_path, *given, "model.pretrained_window=[6,0,0,3]"), None)
-    assert mixed.model.pretrained_window == [6, 4, 4, 3]
+    mixed = complete(config(tmp_path, *given, "model.pretrained_window=[4,0,0,2]"), None)
+    assert mixed.model.pretrained_window == [4, 4, 4, 2]
     untouched = complete(config(tmp_path, *given), None, weights=False)
     assert untouched.model.pretrained_window == 0
+
+
+@pytest.mark.parametrize("windows", ["[6,6,6,3]", "4", "[4,0,0,4]"])
+def test_windows_that_the_source_was_not_trained_with_are_refused(
+    finished_run: Path, tmp_path: Path, windows: str
+) -> None:
+    given = ["task.num_classes=2", f"init_from={finished_run}", f"model.pretrained_window={windows}"]
+    sentence = r"model.pretrained_window=\[.*\]: the weights in .* were trained with \[4,4,4,2\]; .*window=0 takes"
+    with pytest.raises(ConfigError, match=sentence):
+        complete(config(tmp_path, *given), None)
+
+
+def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
+    import torch
+
+    from tests.interop.files import official_simmim_file
+
+    torch.save(official_simmim_file(window=4), tmp_path / "weights.pth")
+    given = ["task.num_classes=2", "model.embed_dim=8", "model.depths=[2,2,2,2]", f"init_from={tmp_path}/weights.pth"]
+    with pytest.raises(ConfigError, match=r"nothing tells which window .* model.pretrained_window=\[12,12,12,6\]"):
+        complete(config(tmp_path, *given), None)
+    told = complete(config(tmp_path, *given, "model.pretrained_window=[3,3,3,2]"), None)
+    assert told.model.pretrained_window == [3, 3, 3, 2]
 
 
 def test_a_run_that_has_begun_is_completed_from_itself(finished_run: Path) -> None:

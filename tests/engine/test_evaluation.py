@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.engine.evaluation import due
 from swinv2_train.exit_codes import FINISHED
 from tests.runs import make_labelled_shard, metrics, run_here, tiny_run
@@ -17,7 +18,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("learn", "score")):
         make_labelled_shard(directory / f"{name}-0.tar", 12, seed)
     more = [
-        f"probe.shards={directory}/learn-0.tar", f"probe.eval_shards={directory}/score-0.tar", "probe.every_steps=4",
+        f"probe.shards={directory}/learn-0.tar", f"probe.eval_shards={directory}/score-0.tar", "probe.every_steps=2",
         "probe.knn=3", "eval.signal_every_steps=4", "checkpoint.keep_best=1", "checkpoint.best_mode=max",
         "checkpoint.best_metric=eval/probe/knn_top1",
     ]  # fmt: skip
@@ -27,8 +28,13 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_probes_score_the_features_when_it_is_their_turn(run: Path) -> None:
     scored = [row for row in metrics(run) if "eval/probe/knn_top1" in row]
-    assert [row["step"] for row in scored] == [0, 4, 8]
+    assert [row["step"] for row in scored] == [0, 2, 4, 6, 8]
     assert all(0 <= row[f"eval/probe/{kind}_top1"] <= 1 for row in scored for kind in ("knn", "linear"))
+
+
+def test_a_probe_more_often_than_evaluations_chooses_the_best(run: Path) -> None:
+    for path in list_checkpoints(run / "checkpoints"):
+        assert {"eval/loss", "eval/probe/knn_top1"} <= read_manifest(path).metrics.keys()
 
 
 def test_the_signal_is_drawn_and_recorded(run: Path) -> None:
@@ -51,5 +57,6 @@ def test_what_is_on_has_its_turn_at_the_end(run: Path) -> None:
 
     config = from_yaml(run / "resolved.yaml")
     assert due(config, 7, last=False) == set()
+    assert due(config, 6, last=False) == {"probe"}
     assert due(config, 4, last=False) == {"evaluate", "probe", "signal"}
     assert due(config, 7, last=True) == {"evaluate", "probe", "signal", "draw"}

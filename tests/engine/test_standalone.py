@@ -27,6 +27,7 @@ from swinv2_train.interop.load import load_model
 from tests.data.samples import jpeg, write_shards, write_tar
 from tests.engine.threads import on_ranks
 from tests.evaluated import SIZE, classifier, encoder, labelled_shards, save_weights
+from tests.interop.files import official_simmim_file
 
 NAMES = ["cat", "dog", "elk"]
 
@@ -274,3 +275,54 @@ def test_a_curve_holds_the_evaluations_that_it_is_made_of(folder: Path) -> None:
     assert curve.points[1].metrics == changed.metrics
     assert changed.metrics["loss"] != curve.points[0].metrics["loss"]
     assert curve.config.model.window == 4
+
+
+def test_a_curve_goes_by_the_windows_of_the_training_where_the_file_does_not_tell(tmp_path: Path, folder: Path) -> None:
+    content = official_simmim_file(window=4)
+    generator = torch.Generator().manual_seed(0)
+    content["model"] = {  # fresh weights have the same bias at any offset
+        key: 0.3 * torch.randn(value.shape, generator=generator) if "rpe_mlp" in key or "norm" in key else value
+        for key, value in content["model"].items()
+    }
+    torch.save(content, tmp_path / "weights.pth")
+    trained = ["model.window=4", "data.resolution=64", "model.pretrained_window=0"]
+    request = options(folder, checkpoint=str(tmp_path / "weights.pth"), max_samples=4, overrides=trained)
+    (curve,) = on_ranks(1, lambda ranks: window_curve(request, [4, 8], None, ranks))
+    assert [point.resolution for point in curve.points] == [(64, 64), (128, 128)]
+
+    def with_windows(before: str) -> dict[str, float]:
+        given = ["model.window=8", "data.resolution=128", f"model.pretrained_window={before}"]
+        return one(replace(request, overrides=given)).metrics
+
+    assert curve.points[1].metrics == with_windows("[4,4,4,2]")
+    assert curve.points[1].metrics != with_windows("0")
+
+
+def test_the_same_classes_under_other_words_go_by_their_numbers(folder: Path, tmp_path: Path) -> None:
+    data = str(packed_folders(tmp_path, ["n1", "n2", "n3"]))
+    with pytest.raises(DataError, match="class 0 is 'n1' in the shards and 'cat' in the model: label_map=numbers"):
+        one(options(folder, data=data))
+    with pytest.raises(DataError, match="class 'n1' of the data is none of the model's names: label_map=numbers"):
+        one(options(folder, data=data, label_map="names"))
+    found = one(options(folder, data=data, label_map="numbers"))
+    assert (found.samples, found.class_names) == (3, NAMES)
+    nameless = one(options(folder, data=data, label_map=str(label_file(tmp_path, "0\n1\n2\n"))))
+    np.testing.assert_array_equal(found.sums["confusion"], nameless.sums["confusion"])
+
+
+def test_numbered_folders_find_the_classes_of_a_model_with_names(tmp_path: Path) -> None:
+    wnids = [f"n{number:08d}" for number in range(12)]
+    classifier(tmp_path / "model.safetensors", 12, wnids)
+    request = options(tmp_path, data=str(packed_folders(tmp_path, [str(number) for number in range(12)])))
+    with pytest.raises(DataError, match="class 0 is '0' in the shards and 'n00000000' in the model: label_map=names"):
+        one(request)
+    with pytest.raises(DataError, match=r"class 2 of the shards is the folder '10', .* with label_map=names"):
+        one(replace(request, label_map="numbers"))
+    found = one(replace(request, label_map="names"))
+    assert found.class_names == [wnids[int(name)] for name in sorted(map(str, range(12)))]
+    assert np.asarray(found.sums["class_samples"]).tolist() == [1.0] * 12
+
+
+def label_file(folder: Path, text: str) -> Path:
+    (folder / "map.txt").write_text(text)
+    return folder / "map.txt"

@@ -1,14 +1,19 @@
-"""Files of weights in the layouts of the public releases, with small random tensors under the real names."""
+"""Files of weights in the layouts of the public releases.
+
+Those called released have every name and shape of the real file; a tensor that nobody computes with is a single value
+in storage. The small ones, with 8 channels, are for tests that compare numbers.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from swinv2_train.config.model import ModelConfig, stage_geometry
+from swinv2_train.config.model import ModelConfig, stage_geometry, variant
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.models import ImageClassifier, MaskedImageModel
 from swinv2_train.models.geometry import relative_coordinates
@@ -73,8 +78,57 @@ def official_simmim_file(**fields: Any) -> dict[str, Any]:
     return {"model": {key.replace("cpb_mlp", "rpe_mlp"): value for key, value in named.items()}}
 
 
-def v1_file() -> dict[str, Any]:
-    """The keys that tell a Swin Transformer V1."""
-    place = "layers.0.blocks.0.attn."
-    keys = ["patch_embed.proj.weight", f"{place}relative_position_bias_table", f"{place}qkv.weight", f"{place}qkv.bias"]
-    return {"model": {key: torch.zeros(4, 4) for key in [*keys, "layers.0.downsample.reduction.weight", "norm.weight"]}}
+def _hollow(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of these shapes, each with one value of its own in storage."""
+    return {key: torch.full((1,), 1.0 + number).expand(shape) for number, (key, shape) in enumerate(shapes.items())}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def released_file(size: str, resolution: int, classes: int, **fields: Any) -> dict[str, Any]:
+    """What a released supervised file holds: the weights and the buffers of a size such as swinv2_tiny."""
+    model = variant(size, **fields)
+    with torch.device("meta"):
+        weights = ImageClassifier(model, classes)
+    return {"model": {**official_buffers(model, resolution), **_hollow(_shapes(canonical(weights)))}}
+
+
+def released_simmim_file() -> dict[str, Any]:
+    """What the released SimMIM file of SwinV2-B holds: `encoder.` and `rpe_mlp`, no buffers."""
+    model = variant("swinv2_base", window=12)
+    with torch.device("meta"):
+        weights = MaskedImageModel(model)
+    shapes = _shapes(FORMATS["official"].write(canonical(weights), model))
+    return {"model": _hollow({key.replace("cpb_mlp", "rpe_mlp"): shape for key, shape in shapes.items()})}
+
+
+def released_v1_file() -> dict[str, Any]:
+    """What swin_tiny_patch4_window7_224.pth holds, a Swin Transformer V1: 96 channels, window 7 at 224 pixels."""
+    shapes: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (96, 3, 4, 4)}
+    shapes |= dict.fromkeys(("patch_embed.proj.bias", "patch_embed.norm.weight", "patch_embed.norm.bias"), (96,))
+    for stage, (depth, heads) in enumerate(zip((2, 2, 6, 2), (3, 6, 12, 24), strict=True)):
+        dim, place = 96 * 2**stage, f"layers.{stage}."
+        for block in range(depth):
+            own = f"{place}blocks.{block}."
+            if block % 2 and stage < 3:
+                shapes[f"{own}attn_mask"] = (64 // 4**stage, 49, 49)
+            shapes |= {
+                f"{own}attn.relative_position_bias_table": (169, heads),
+                f"{own}attn.relative_position_index": (49, 49),
+                f"{own}attn.qkv.weight": (3 * dim, dim),
+                f"{own}attn.qkv.bias": (3 * dim,),
+                f"{own}attn.proj.weight": (dim, dim),
+                f"{own}attn.proj.bias": (dim,),
+                f"{own}mlp.fc1.weight": (4 * dim, dim),
+                f"{own}mlp.fc1.bias": (4 * dim,),
+                f"{own}mlp.fc2.weight": (dim, 4 * dim),
+                f"{own}mlp.fc2.bias": (dim,),
+            }
+            shapes |= {f"{own}{norm}.{part}": (dim,) for norm in ("norm1", "norm2") for part in ("weight", "bias")}
+        if stage < 3:
+            shapes[f"{place}downsample.reduction.weight"] = (2 * dim, 4 * dim)
+            shapes |= dict.fromkeys((f"{place}downsample.norm.weight", f"{place}downsample.norm.bias"), (4 * dim,))
+    shapes |= {"norm.weight": (768,), "norm.bias": (768,), "head.weight": (1000, 768), "head.bias": (1000,)}
+    return {"model": _hollow(shapes)}

@@ -26,13 +26,14 @@ SMALL: dict[str, Any] = {
 }
 
 
-def write_model(path: Path, *, simmim: bool = False, size: int = 64, seed: int = 0, **model: Any) -> Path:
+def write_model(
+    path: Path, *, simmim: bool = False, size: int | tuple[int, int] = 64, seed: int = 0, **model: Any
+) -> Path:
     """A model whose every parameter is random, so that none can be lost unseen; returns the path."""
     torch.manual_seed(seed)
+    sides = (size, size) if isinstance(size, int) else size
     config = ModelConfig(**{**SMALL, **model})
-    built: torch.nn.Module = (
-        MaskedImageModel(config, (size, size)) if simmim else ImageClassifier(config, len(CLASSES), (size, size))
-    )
+    built: torch.nn.Module = MaskedImageModel(config, sides) if simmim else ImageClassifier(config, len(CLASSES), sides)
     tensors = {}
     for name, parameter in built.named_parameters():
         noise = torch.randn_like(parameter)
@@ -42,7 +43,7 @@ def write_model(path: Path, *, simmim: bool = False, size: int = 64, seed: int =
     geometry = {
         "task": to_dict(task),
         "model": to_dict(config),
-        "data": {"resolution": [size, size], "mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
+        "data": {"resolution": list(sides), "mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
         "classes": None if simmim else CLASSES,
         "preprocess": {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
     }

@@ -172,6 +172,28 @@ def test_oblong_windows_per_stage_go_to_timm(sources: Path, tmp_path: Path) -> N
     assert load_model(tmp_path / "out").config.model.window == [[2, 4], 4, 2, 2]
 
 
+def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(sources / "plain.safetensors").model
+    tried = []
+
+    def run(_: Path, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        tried.append([len(batch) for batch in batches])
+        with torch.no_grad():
+            return [model(batch) for batch in batches]
+
+    monkeypatch.setattr(exporting.onnx, "trace", lambda *_: None)
+    monkeypatch.setattr(exporting.onnx, "write_program", lambda _, path: path.write_bytes(b"program"))
+    monkeypatch.setattr(exporting.onnx, "run_program", run)
+    for count in (1, 3, 9):
+        images = torch.randn(count, 3, 64, 64)
+        loaded = load_model(sources / "plain.safetensors")
+        done = export(loaded, tmp_path / "new" / "folder" / str(count), "torch-export", images=images)
+        assert done.compared.images == count
+    assert tried == [[1, 2, 5], [1, 2, 5], [1, 2, 5, 1]]
+
+
 def test_a_difference_leaves_nothing(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = peers.run_timm
     monkeypatch.setattr(peers, "run_timm", lambda directory, images: honest(directory, images) + 1e-3)
@@ -206,7 +228,8 @@ def test_targets_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return str(caught.value)
 
     assert "exists already" in refused(tmp_path, "timm")
-    assert "is not a directory" in refused(tmp_path / "a" / "b", "timm")
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file is not a directory" in refused(tmp_path / "file" / "a" / "b", "timm")
     assert "there is no format 'keras'" in refused(tmp_path / "a", "keras")
     assert "written in fp32" in refused(tmp_path / "a", "onnx", "bf16")
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)

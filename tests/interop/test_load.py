@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop.load import load_model
+from swinv2_train.interop.names import FORMATS
 from swinv2_train.models import MaskedImageModel
 from tests.interop.files import canonical, classifier, official_buffers, official_simmim_file
 from tests.models.golden import golden_config, golden_images
@@ -62,6 +65,14 @@ def test_a_run_gives_its_own_model(finished_run: Path) -> None:
         (["model.embed_dim=32"], "set model.embed_dim=24"),
         (["data.mean=[0.5]"], "needs one number per channel, model.in_channels=3"),
         (["data.resolution=0"], "is a number of pixels"),
+        (["data.crop_mode=sqash"], "data.crop_mode=sqash: take one of center, squash"),
+        (["data.crop_pct=2"], "data.crop_pct=2.0: is a share above 0 and up to 1"),
+        (["data.crop_pct=0"], "data.crop_pct=0.0: is a share above 0"),
+        (["data.augment.interpolation=foo"], "data.augment.interpolation=foo: take one of bilinear, bicubic"),
+        (["data.std=[1,0,1]"], "data.std=.*: every standard deviation must be above 0"),
+        (["data.mean=[a,b,c]"], "data.mean=.*: needs numbers"),
+        (["model.window=0"], "a window side is a whole number of at least 1"),
+        (["model.attention=fast"], "model.attention=fast: take one of"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(weights: Path, overrides: list[str], sentence: str) -> None:
@@ -71,16 +82,55 @@ def test_a_wrong_override_is_one_sentence(weights: Path, overrides: list[str], s
 
 def test_what_nobody_tells_is_asked_for(tmp_path: Path) -> None:
     torch.save(official_simmim_file(window=12), tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=r"model.window=\?: .* does not tell the attention window .* model.window=16"):
+    whole = (
+        r"model.window=\?: .* does not tell the attention window, nor the input size, nor the windows it was trained"
+    )
+    example = r"model.window=12 data.resolution=192 model.pretrained_window=\[12,12,12,6\]"
+    with pytest.raises(ConfigError, match=f"{whole} with .*such as {example}"):
         load_model(tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=r"data.resolution=\?: .* does not tell the input size"):
-        load_model(tmp_path / "weights.pth", ["model.window=12"])
-    loaded = load_model(tmp_path / "weights.pth", ["model.window=12", "data.resolution=96"])
+    given = ["model.window=24", "data.resolution=384"]
+    with pytest.raises(ConfigError, match=r"model.pretrained_window=\?: .* does not tell the windows it was trained"):
+        load_model(tmp_path / "weights.pth", given)
+    loaded = load_model(tmp_path / "weights.pth", [*given, "model.pretrained_window=[12,12,12,6]"])
     assert isinstance(loaded.model, MaskedImageModel)
+    assert loaded.config.model.pretrained_window == [12, 12, 12, 6]
+
+
+def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
+    for given, taken in (("0", [6, 6, 6, 3]), ("[0,5,0,0]", [6, 5, 6, 3])):
+        loaded = load_model(weights, ["model.window=16", "data.resolution=256", f"model.pretrained_window={given}"])
+        assert loaded.config.model.pretrained_window == taken
+
+
+@pytest.mark.parametrize(
+    ("cfg", "sentence", "mend"),
+    [
+        (
+            {"crop_mode": "border"},
+            "data.crop_mode=border: so says .*; take one of center, squash",
+            "data.crop_mode=center",
+        ),
+        ({"crop_mode": "squash", "crop_pct": 0.9}, "data.crop_mode=squash-and-crop: so says", "data.crop_mode=squash"),
+        (
+            {"interpolation": "lanczos"},
+            "data.augment.interpolation=lanczos: so says .*; take one of bilinear, bicubic",
+            "data.augment.interpolation=bicubic",
+        ),
+    ],
+)
+def test_a_preparation_that_this_program_has_not_is_refused_until_another_is_chosen(
+    tmp_path: Path, cfg: dict[str, object], sentence: str, mend: str
+) -> None:
+    save_file(FORMATS["timm"].write(canonical(classifier(2)), golden_config()), tmp_path / "model.safetensors")
+    content = {"model_args": {"window_size": 4}, "pretrained_cfg": {"input_size": [3, 64, 64], **cfg}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=sentence):
+        load_model(tmp_path)
+    assert load_model(tmp_path, [mend]).config.data.resolution == 64
 
 
 def test_a_headless_classifier_cannot_be_used_but_started_from(tmp_path: Path) -> None:
     state = {key: value for key, value in canonical(classifier()).items() if not key.startswith("head.")}
     torch.save({"model": state}, tmp_path / "weights.pth")
     with pytest.raises(ConfigError, match=r"has no head.weight that fits .* init_from="):
-        load_model(tmp_path / "weights.pth", ["model.window=4", "data.resolution=64"])
+        load_model(tmp_path / "weights.pth", ["model.window=4", "data.resolution=64", "model.pretrained_window=0"])

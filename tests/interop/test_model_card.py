@@ -15,7 +15,7 @@ from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
 from swinv2_train.interop.load import LoadedModel, load_model
-from swinv2_train.interop.model_card import Comparison, dataset_card, model_card
+from swinv2_train.interop.model_card import Comparison, dataset_card, evaluated_input, model_card
 from tests.interop.made import CLASSES, write_model
 
 COMPARED = Comparison(by="timm 1.0", images=2, difference=1.2e-7, largest=3.4, rounding=None, output="logits")
@@ -73,19 +73,32 @@ def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel
     run = _run(tmp_path / "run", "mine", ClassificationConfig())
     checkpoint = run / "checkpoints" / "step-00000040"
     mine = replace(loaded, source=replace(loaded.source, path=checkpoint))
+    own = json.loads(json.dumps(evaluated_input(mine.config, mine.mean, mine.std)))
     found = {
         "checkpoint": str(checkpoint),
         "ema": False,
         "data": "shards/val-*.tar",
         "samples": 1234,
         "metrics": {"top1": 0.8125, "unknown": None},
-        "input": {"resolution": [64, 64], "window": 4},
+        "input": own,
+        "label_map": None,
+        "real_labels": None,
+        "max_samples": None,
+        "precision": "bf16",
     }
     others: list[dict[str, Any]] = [
         {"checkpoint": str(checkpoint.with_name("step-00000020"))},
         {"ema": True},
-        {"input": {"resolution": [128, 128], "window": 4}},
+        {"input": {**own, "resolution": [128, 128]}},
+        {"input": {**own, "window": 8}},
+        {"input": {**own, "pretrained_window": 0}},
+        {"input": {**own, "crop_pct": 1.0}},
+        {"input": {**own, "crop_mode": "squash"}},
+        {"input": {**own, "mean": [0.5, 0.5, 0.5]}},
         {"input": None},
+        {"label_map": "map22kto1k.txt"},
+        {"real_labels": "real.json"},
+        {"max_samples": 100},
     ]
     for number, change in enumerate([{}, *others]):
         place = run / "evaluations" / str(number)
@@ -95,6 +108,7 @@ def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel
     card = _card(mine)
     assert "| top1 | 0.8125 |" in card
     assert "| samples | 1,234 |" in card
+    assert "| computed in | bf16 |" in card
     assert "| unknown | not known |" in card
     assert "0.0625" not in card
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import shutil
 import sys
+import tarfile
 import types
 import zipfile
 from pathlib import Path
@@ -19,36 +22,46 @@ from swinv2_train.checkpoint.consolidate import write_weights
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import VARIANTS
 from swinv2_train.interop.geometry import trained_windows
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
-from tests.interop.files import canonical, classifier, official_file, official_simmim_file, v1_file
+from tests.interop.files import (
+    canonical,
+    classifier,
+    official_file,
+    official_simmim_file,
+    released_file,
+    released_simmim_file,
+    released_v1_file,
+)
 from tests.models.golden import golden_config
 
-RELEASES = [  # file, resolution, window, windows of the pretraining, classes, depth of stage 3
-    ("swinv2_tiny_patch4_window8_256", 256, 8, None, 1000, 6),
-    ("swinv2_small_patch4_window8_256", 256, 8, None, 1000, 18),
-    ("swinv2_base_patch4_window8_256", 256, 8, None, 1000, 18),
-    ("swinv2_tiny_patch4_window16_256", 256, 16, None, 1000, 6),
-    ("swinv2_small_patch4_window16_256", 256, 16, None, 1000, 18),
-    ("swinv2_base_patch4_window16_256", 256, 16, None, 1000, 18),
-    ("swinv2_base_patch4_window12_192_22k", 192, 12, None, 21841, 18),
-    ("swinv2_base_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000, 18),
-    ("swinv2_base_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000, 18),
-    ("swinv2_large_patch4_window12_192_22k", 192, 12, None, 21841, 18),
-    ("swinv2_large_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000, 18),
-    ("swinv2_large_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000, 18),
+RELEASES = [  # file, resolution, window, windows of the pretraining, classes
+    ("swinv2_tiny_patch4_window8_256", 256, 8, None, 1000),
+    ("swinv2_small_patch4_window8_256", 256, 8, None, 1000),
+    ("swinv2_base_patch4_window8_256", 256, 8, None, 1000),
+    ("swinv2_tiny_patch4_window16_256", 256, 16, None, 1000),
+    ("swinv2_small_patch4_window16_256", 256, 16, None, 1000),
+    ("swinv2_base_patch4_window16_256", 256, 16, None, 1000),
+    ("swinv2_base_patch4_window12_192_22k", 192, 12, None, 21841),
+    ("swinv2_base_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000),
+    ("swinv2_base_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000),
+    ("swinv2_large_patch4_window12_192_22k", 192, 12, None, 21841),
+    ("swinv2_large_patch4_window12to16_192to256_22kto1k_ft", 256, 16, [12, 12, 12, 6], 1000),
+    ("swinv2_large_patch4_window12to24_192to384_22kto1k_ft", 384, 24, [12, 12, 12, 6], 1000),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "resolution", "window", "before", "classes", "depth", "buffers"),
+    ("name", "resolution", "window", "before", "classes", "buffers"),
     [*((*release, True) for release in RELEASES), *((*release, False) for release in RELEASES[5:9])],
 )
 def test_every_released_file_tells_its_model(
-    tmp_path: Path, name: str, resolution: int, window: int, before: Any, classes: int, depth: int, buffers: bool
+    tmp_path: Path, name: str, resolution: int, window: int, before: Any, classes: int, buffers: bool
 ) -> None:
-    content = official_file(resolution, classes, depth, window=window, pretrained_window=before or 0)
+    size = name.partition("_patch4")[0]
+    content = released_file(size, resolution, classes, window=window, pretrained_window=before or 0)
     if not buffers:
         content["model"] = {key: value for key, value in content["model"].items() if "relative_" not in key}
     torch.save(content, tmp_path / f"{name}.pth")
@@ -57,9 +70,8 @@ def test_every_released_file_tells_its_model(
         model = source.geometry["model"]
         assert (model["window"], source.num_classes) == (window, classes)
         assert source.geometry["data"]["resolution"] == [resolution, resolution]
-        assert [model[key] for key in ("embed_dim", "depths", "num_heads", "mlp_ratio")] == [
-            8, [2, 2, depth, 2], [1, 2, 4, 8], 4.0,
-        ]  # fmt: skip
+        assert {key: model[key] for key in VARIANTS[size]} == VARIANTS[size]
+        assert (model["in_channels"], model["patch_size"], model["mlp_ratio"]) == (3, 4, 4.0)
         own = [min(window, resolution // (4 * 2**stage)) for stage in range(4)]
         assert trained_windows(source.geometry) == [(side, side) for side in before or own]
         assert source.geometry["preprocess"]["crop_mode"] == ("squash" if resolution == 384 else "center")
@@ -71,7 +83,7 @@ def test_every_released_file_tells_its_model(
 
 
 def test_a_released_simmim_file_needs_its_windows_told(tmp_path: Path) -> None:
-    content = official_simmim_file(window=12)
+    content = released_simmim_file()
     torch.save(content, tmp_path / "swinv2_base_1k_500k.pth")
     with open_source(tmp_path / "swinv2_base_1k_500k.pth") as source:
         assert source.geometry["task"] == {"name": "simmim"}
@@ -93,7 +105,8 @@ class Runs:
         return os.mkdir, (str(self.mark),)
 
 
-def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
     package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
     node = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     module.CfgNode = node
@@ -104,7 +117,8 @@ def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytes
         config = node(MODEL=node(SWINV2=node(WINDOW_SIZE=12)), DATA=node(IMG_SIZE=192))
         config.__dict__["__immutable__"] = True
         more = {"config": config, "best": np.float64(83.5), "evil": Runs(tmp_path / "done")}
-        torch.save({**content, **more}, tmp_path / "ckpt.pth")
+        path = tmp_path / "ckpt.pth"
+        torch.save({**content, **more}, path, _use_new_zipfile_serialization=zipped)
     with open_source(tmp_path / "ckpt.pth") as source:
         assert not (tmp_path / "done").exists()
         assert f"{os.mkdir.__module__}.mkdir" in source.notes[0]
@@ -115,6 +129,21 @@ def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytes
             assert torch.equal(source.tensor(key), content["model"][source.renamed[key]])
 
 
+def test_a_module_in_a_file_of_the_old_format_writes_nothing(tmp_path: Path) -> None:
+    """torch writes a patch file where the source of a pickled module has changed; the pickle may name the file."""
+
+    def text(value: str) -> bytes:
+        return b"X" + len(value.encode()).to_bytes(4, "little") + value.encode()
+
+    state = b"N}(" + text("dump_patches") + b"\x88" + text("__name__") + text(f"{tmp_path}/planted") + b"u\x86"
+    module = b"(" + text("module") + b"ctorch\nSize\n" + state + b"b" + text("source.py") + text("planted") + b"t"
+    head = [pickle.dumps(value, 2) for value in (0x1950A86A20F9469CFC6C, 1001, {})]
+    (tmp_path / "file.pth").write_bytes(b"".join([*head, b"\x80\x02", module, b"Q.", pickle.dumps([], 2)]))
+    with pytest.raises(CheckpointError, match=r"file\.pth"):
+        open_source(tmp_path / "file.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
 def cut(path: Path, share: float) -> Path:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     return path
@@ -123,7 +152,7 @@ def cut(path: Path, share: float) -> Path:
 def bad_file(directory: Path, kind: str) -> Path:
     path = directory / "weights.pth"
     if kind == "v1":
-        torch.save(v1_file(), path)
+        torch.save(released_v1_file(), path)
     elif kind == "cut pth":
         torch.save(official_file(64, window=4), path)
         cut(path, 0.9)
@@ -145,6 +174,9 @@ def bad_file(directory: Path, kind: str) -> Path:
         torch.save({"features.1.0.attn.qkv.weight": torch.zeros(3, 3)}, path)
     elif kind == "cr":
         torch.save({"stages.0.blocks.0.attn.meta_mlp.fc1.weight": torch.zeros(3, 3)}, path)
+    elif kind == "tar":
+        with tarfile.open(path, "w") as archive:
+            archive.add(__file__, "storages")
     elif kind == "list":
         torch.save([torch.zeros(3)], path)
     else:
@@ -168,6 +200,7 @@ def bad_file(directory: Path, kind: str) -> Path:
         ("other model", "is no Swin Transformer V2: it lacks patch_embed.proj.weight"),
         ("torchvision", "torchvision's Swin"),
         ("cr", "swinv2_cr"),
+        ("tar", "is a tar archive, not a file of weights"),
         ("list", "holds a list, not named tensors"),
         ("empty", "is empty"),
         ("html", "is a web page"),
@@ -242,6 +275,27 @@ def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tm
         assert source.notes == [f"passed over {newest.name}: its hash differs"]
     with pytest.raises(ConfigError, match="no moving average"):
         open_source(finished_run, ema=True)
+
+
+def test_the_best_that_is_damaged_is_passed_over_for_the_next(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    checkpoints = list_checkpoints(run / "checkpoints")
+    best, next_best = sorted(checkpoints, key=lambda path: read_manifest(path).metrics["eval/loss"])[:2]
+    weights = next((best / "model").iterdir())
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with open_source(run, which="best") as source:
+        assert source.path == next_best
+        assert source.notes == [f"passed over {best.name}: model/{weights.name} has {weights.stat().st_size} bytes "
+                                f"instead of {weights.stat().st_size + 1}"]  # fmt: skip
+    (best / "manifest.json").write_text("{")
+    with open_source(run, which="best") as source:
+        assert source.path == next_best
+        assert source.notes[0].startswith(f"passed over {best.name}: ")
+    for other in checkpoints:
+        (other / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=rf"no checkpoint in {run} with eval/loss is valid \(passed over step-"):
+        open_source(run, which="best")
 
 
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from swinv2_train.config.model import ModelConfig, variant
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, change_channels, check_structure, plan_transfer
 from swinv2_train.models import ImageClassifier, MaskedImageModel
-from tests.interop.files import SMALL, official_buffers, official_file, official_simmim_file
+from swinv2_train.models.layers import position_embedding
+from tests.interop.files import SMALL, official_buffers, official_file, official_simmim_file, released_simmim_file
+from tests.interop.made import SMALL as MADE
+from tests.interop.made import write_model
 
 DEPTHS = [2, 2, 2, 2]
 
@@ -126,6 +130,40 @@ def test_an_absolute_position_embedding_follows_the_resolution(tmp_path: Path) -
     inner = resized.reshape(32, 32, 8)[6:-6, 6:-6]
     plane = (torch.arange(32.0)[6:-6] + 0.5) / 2 - 0.5
     torch.testing.assert_close(inner, plane[:, None, None].expand(inner.shape), atol=0.06, rtol=0)
+
+
+def test_a_position_embedding_of_the_same_length_but_another_shape_is_resized(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "wide.safetensors", size=(64, 256), absolute_position=True)
+    config = ModelConfig(**{**MADE, "absolute_position": True})
+
+    def into(size: tuple[int, int]) -> tuple[str, torch.Tensor]:
+        with torch.device("meta"):
+            model = ImageClassifier(config, 6, size)
+        with open_source(path) as source:
+            transfer = plan_transfer(source, shapes(model), config, resolution=size)
+            return actions(transfer)["absolute_pos_embed"], transfer.tensor("backbone.absolute_pos_embed")
+
+    action, kept = into((64, 256))
+    assert action == "loaded"
+    action, square = into((128, 128))
+    assert action == "resized"
+    expected = position_embedding(kept, (16, 64), 32, 32).flatten(1, 2)
+    assert torch.equal(square, expected)
+    assert not torch.equal(square, kept)
+    assert into((256, 64))[0] == "resized"
+
+
+def test_every_tensor_of_a_released_file_has_its_place(tmp_path: Path) -> None:
+    """The released SwinV2-B SimMIM weights, into the official fine-tuning at 224 pixels."""
+    config = variant("swinv2_base", window=7, pretrained_window=[12, 12, 12, 6])
+    with torch.device("meta"):
+        model = ImageClassifier(config, 1000, (224, 224))
+    content = released_simmim_file()
+    transfer = plan_transfer(saved(tmp_path, content), shapes(model), config, resolution=(224, 224))
+    counted = Counter(row.action for row in transfer.rows)
+    assert counted == {"renamed": len(content["model"]) - 3, "new": 2, "dropped": 3}
+    key = "layers.2.blocks.17.attn.cpb_mlp.2.weight"
+    assert torch.equal(transfer.tensor(f"backbone.{key}"), content["model"][f"encoder.{key}".replace("cpb", "rpe")])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status
 from tests.pipeline.conftest import Chain
+from tests.pipeline.train_stub import WEIGHTS
 from tests.runs import environment
 
 
@@ -30,9 +31,9 @@ def waiting(chain: Chain, *more: str) -> subprocess.Popen[str]:
     return process
 
 
-def until(happens: object) -> None:
+def until(happens: object, seconds: float = 60) -> None:
     """Wait for something that another process does."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + seconds
     while not happens():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never happened"
         time.sleep(0.02)
@@ -172,6 +173,76 @@ def test_without_its_state_the_directories_still_say_what_is_done(
     assert len(chain.started()) == 3
     assert chain.run("stages.second.optim.weight_decay=0.1") == 0
     assert "second: changed since it ran" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("does", "code"), [("refuse", 2), ("refuse behind torchrun", 1)])
+def test_a_refused_change_is_not_taken_for_the_recipe(
+    chain: Chain, capsys: pytest.CaptureFixture[str], does: str, code: int
+) -> None:
+    chain.does("second", "die")
+    assert chain.run() == 1
+    assert "--redo" not in capsys.readouterr().out  # what died is gone on with
+    before = json.loads((chain.directory / "pipeline.json").read_text())["stages"]["second"]
+    changed = "stages.second.seed=3"
+    chain.does("second", does)
+    assert chain.run(changed) == code
+    output = capsys.readouterr().out
+    assert "seed 0 -> 3" in output
+    assert "--redo second runs it anew" in output
+    assert json.loads((chain.directory / "pipeline.json").read_text())["stages"]["second"] == before
+
+    chain.does("second", "finish")
+    assert chain.run(changed, "--redo-changed") == 0
+    assert (chain.directory / "second.old-1").is_dir()
+    assert json.loads((chain.directory / "pipeline.json").read_text())["stages"]["second"]["recipe"]["seed"] == 3
+
+
+def test_a_change_that_the_run_accepts_is_its_recipe(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    chain.does("second", "die")
+    assert chain.run() == 1
+    chain.does("second", "finish")
+    assert chain.run("stages.second.optim.weight_decay=0.1") == 0
+    assert "second: goes on with what was changed since it began: optim.weight_decay 0.05 -> 0.1" in (
+        capsys.readouterr().out
+    )
+    assert chain.run("stages.second.optim.weight_decay=0.1", "--redo-changed") == 0
+    assert not (chain.directory / "second.old-1").exists()
+
+
+def test_damaged_weights_are_passed_over_for_the_next_best(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    """A changed byte in the best, a file cut off in the next: neither the sizes nor the newest are all there is."""
+    chain.does("second", "refuse")
+    assert chain.run() == 2
+    checkpoints = chain.directory / "first" / "checkpoints"
+    chain.does("second", "finish")
+    (checkpoints / "step-00000020" / WEIGHTS).write_text("[]")
+    capsys.readouterr()
+    assert chain.run("--redo", "plain") == 0
+    assert value(chain.started()[2], "init_from") == str(checkpoints / "step-00000030")
+    output = capsys.readouterr().out
+    assert f"first: passed over step-00000020: {WEIGHTS} has been changed (its hash differs)" in output
+    assert "second: starts from step-00000030 instead" in output
+
+    (checkpoints / "step-00000030" / WEIGHTS).write_text("")
+    assert chain.run("--redo", "second") == 0
+    assert value(chain.started()[-1], "init_from") == str(checkpoints / "step-00000010")
+    assert f"first: passed over step-00000030: {WEIGHTS} has 0 bytes instead of 2" in capsys.readouterr().out
+
+
+def test_the_newest_weights_are_passed_over_likewise(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    path = chain.root / "conf" / "pipeline" / "chain.yaml"
+    path.write_text(path.read_text().replace("weights: best", "weights: newest"))
+    chain.does("second", "refuse")
+    assert chain.run() == 2
+    checkpoints = chain.directory / "first" / "checkpoints"
+    (checkpoints / "step-00000030" / WEIGHTS).write_text("[]")
+    (checkpoints / "step-00000010" / "manifest.json").write_text("{}")
+    chain.does("second", "finish")
+    assert chain.run() == 0
+    assert value(chain.started()[2], "init_from") == str(checkpoints / "step-00000020")
+    output = capsys.readouterr().out
+    assert "passed over step-00000030" in output
+    assert "step-00000010" not in output  # nobody asked for it
 
 
 def test_a_source_without_a_whole_checkpoint_is_one_sentence(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import make_plan
 from swinv2_train.pipeline.plan import plan
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
 from tests.pipeline.conftest import CHAIN
@@ -56,6 +57,17 @@ def test_the_ablation_has_the_rows_of_the_tables() -> None:
     assert {stage.experiment for stage in load("ablation", "experiment=in1k_small_256").stages} == {"in1k_small_256"}
 
 
+@pytest.mark.parametrize(("arguments", "peak"), [([], 3e-3), (["experiment=in1k_small_256"], 1e-3)])
+def test_the_ablation_trains_post_norm_at_a_quarter_of_the_rate(arguments: list[str], peak: float) -> None:
+    plans = {item.name: make_plan(item.config, 1, 1_281_167) for item in plan(load("ablation", *arguments))}
+    assert len(plans) == 7
+    usual = plans["v1"]
+    for name, row in plans.items():
+        share = 0.25 if name == "post" else 1.0
+        assert row.peak_lr == pytest.approx(share * peak)
+        assert (row.warmup_lr, row.min_lr) == pytest.approx((share * usual.warmup_lr, share * usual.min_lr))
+
+
 def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
     config_dir = written(tmp_path, CHAIN)
     items = ["seed=3", "stages.second.seed=4", "+engine.deepspeed.wall_clock_breakdown=true", "dir=somewhere/else"]
@@ -86,6 +98,10 @@ def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
             ["stage plain: model.window=0"],
         ),
         (["stages.second.model.embed_dim=96"], ["model.embed_dim=96", "second starts from first, which has 48"]),
+        (
+            ["stages.second.model.absolute_position=true"],
+            ["model.absolute_position=True", "second starts from first, which has False"],
+        ),
         ([], ["second starts from the best weights of first, which keeps none"]),
     ],
 )
@@ -119,6 +135,23 @@ STAGES = "stages: [{name: a, experiment: simmim_demo}"
         (f"{STAGES}, {{name: b, experiment: simmim_demo, init_from: a, ema: true}}]", ["averaged weights of a"]),
         ("stages: [{name: a, experiment: simmim_demo, overrides: [seed]}]", ["a list of key=value"]),
         ("stages: [{name: a, experiment: simmim_demo, overrides: [run.dir=x]}]", ["the pipeline decides"]),
+        (f"{STAGES}, {{name: b, experiment: simmim_demo, weights: best}}]", ["stage b: weights says how init_from"]),
+        (f"{STAGES}, {{name: b, baseline_of: a, ema: true}}]", ["stage b: ema says how init_from"]),
+        ("stages: [{name: 1, experiment: simmim_demo}]", ["a stage needs a name"]),
+        ("stages: [{name: a, experiment: [x]}]", ["stage a: experiment is a text, not ['x']"]),
+        ("stages: [{name: a, experiment: simmim_demo, title: 5}]", ["stage a: title is a text, not 5"]),
+        (f"{STAGES}, {{name: b, experiment: simmim_demo, init_from: [a]}}]", ["init_from is a text, not ['a']"]),
+        (f"{STAGES}, {{name: b, baseline_of: {{a: 1}}}}]", ["baseline_of is a text, not {'a': 1}"]),
+        (f"{STAGES}, {{name: b, experiment: simmim_demo, weights: [best]}}]", ["newest or best"]),
+        ("stages: [{name: a, experiment: simmim_demo, overrides: seed=1}]", ["a list of key=value"]),
+        ("stages: [{name: a, experiment: simmim_demo, overrides: 0}]", ["a list of key=value"]),
+        (f"name: 5\n{STAGES}]", ["name is a text, not 5"]),
+        (f"name: a b\n{STAGES}]", ["name is made of letters", "not 'a b'"]),
+        (f"dir: 5\n{STAGES}]", ["dir is a text, not 5"]),
+        (f"dir: [x]\n{STAGES}]", ["dir is a text, not ['x']"]),
+        (f"launcher: [torchrun]\n{STAGES}]", ["launcher is a text, not ['torchrun']"]),
+        ("experiment: 5\nstages: [{name: a}]", ["experiment is a text, not 5"]),
+        ("stages: {a: b}", ["stages is a list"]),
         ("stages: [{name: a, experiment: simim_demo}]", ["stage a: experiment=simim_demo"]),
     ],
 )

@@ -1,7 +1,8 @@
 """Stands in for `swinv2-train` behind a pipeline's launcher: leaves what a run leaves, in no time.
 
 What it does is told by a file beside the run directory, `<run dir>.does`: `finish` (also without such a file), `die`
-(of SIGKILL, after a first checkpoint), `wait` (for a stop signal, then save and exit with 75), `refuse` (exit with 2).
+(of SIGKILL, after a first checkpoint), `wait` (for a stop signal, then save and exit with 75), `refuse` (exit with 2),
+`refuse behind torchrun` (which makes a 1 of the 2).
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import signal
 import sys
 from pathlib import Path
 
-from swinv2_train.checkpoint.layout import MANIFEST, Manifest, manifest_text, step_name
-from swinv2_train.engine.status import read_status, write_status
+from swinv2_train.checkpoint.disk import sha256
+from swinv2_train.checkpoint.layout import MANIFEST, STATE, FileRecord, Manifest, manifest_text, rank_file, step_name
+from swinv2_train.engine.status import read_status, write_status, write_text
 
 SCORES = {10: 0.5, 20: 0.4, 30: 0.45}
 """eval/loss by step: the best is not the last."""
+WEIGHTS = rank_file("model", 0, 1)
+REFUSES = {"refuse": 2, "refuse behind torchrun": 1}
 
 
 def save(run_dir: Path, step: int) -> None:
-    """A checkpoint without tensors."""
+    """A checkpoint that verifies, without tensors."""
     path = run_dir / "checkpoints" / step_name(step)
-    path.mkdir(parents=True, exist_ok=True)
+    (path / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name in (STATE, WEIGHTS):
+        (path / name).write_text("{}")
+        files.append(FileRecord(name, 2, sha256(path / name)))
     metrics = {"eval/loss": SCORES[step]}
-    (path / MANIFEST).write_text(manifest_text(Manifest(step, 1, {}, {}, [], [], metrics)))
+    (path / MANIFEST).write_text(manifest_text(Manifest(step, 1, {}, {}, [], files, metrics)))
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
 
@@ -36,9 +44,10 @@ def main(arguments: list[str]) -> int:
     does = plan.read_text() if plan.exists() else "finish"
     with (run_dir.parent / "started.jsonl").open("a") as file:
         file.write(json.dumps(arguments) + "\n")
-    if does == "refuse":
-        return 2
+    if does in REFUSES:
+        return REFUSES[does]
     run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "resolved.yaml", "\n".join(arguments))  # as a run that accepts its config
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     done = read_status(run_dir).get("step", 0)
     for step in SCORES:
