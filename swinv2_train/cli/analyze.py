@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         command.add_argument("items", nargs="*", metavar="ITEM", help="see below")
         command.set_defaults(run=run)
-    offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}, SECTIONS))
+    offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}))
     arguments = parser.parse_args(given)
     sys.exit(guarded("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.cli.completion import offer
+
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
     "exit status: 0 all is well; 1 done, but some images are broken and were left out; 2 it could not be done; "

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import SECTIONS, Parser, above_zero, one_of, required, shards, split_items, switch, whole
+from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="see below")
     parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    offer(parser, option_words(_OPTIONS, SECTIONS))
+    offer(parser, option_words(_OPTIONS))
     arguments = parser.parse_intermixed_args(given)
     sys.exit(guarded("swinv2-eval", lambda: _run(arguments, given)))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
+from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.exit_codes import FINISHED
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from swinv2_train.cli.evaluate import guarded
 
     parser = _parser()
-    offer(parser, option_words((), SECTIONS))
+    offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
     sys.exit(guarded("swinv2-export", lambda: _run(arguments)))
 

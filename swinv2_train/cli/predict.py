@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from swinv2_train.cli.evaluate import guarded
 
     parser = _parser()
-    offer(parser, option_words((), SECTIONS))
+    offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
     sys.exit(guarded("swinv2-predict", lambda: _run(arguments)))
 

@@ -1,0 +1,154 @@
+"""Completion of command lines in bash, zsh and fish, through argcomplete: options, subcommands, and what is KEY=VALUE.
+
+The shell starts the command itself with `_ARGCOMPLETE` set at every press of the key, so nothing slow is imported here,
+and argcomplete not at all when nobody asks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from swinv2_train.cli.arguments import SECTIONS
+from swinv2_train.config.compose import conf_dir, flat, schema_keys
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TASK_SECTIONS
+
+Completer = Callable[..., list[str]]
+"""Called with `prefix`, the word so far, and `parsed_args`; gives whole words."""
+_OF_OTHERS = ("pipeline", "hydra")
+"""Folders of conf/ that are not for the overrides of a run."""
+
+
+def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -> None:
+    """Where a shell asks for completions, print them and end the process; otherwise do nothing.
+
+    Args:
+        parser: the whole parser of the command.
+        completer: for its positional arguments, and those of its subcommands; by default paths.
+    """
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    import argcomplete
+
+    for action in _positionals(parser):
+        action.completer = completer or _path_words  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, always_complete_options=False, default_completer=_path_words)
+
+
+def _positionals(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _positionals(command)
+        elif not action.option_strings and not action.choices:
+            yield action
+
+
+def run_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """The overrides of `swinv2-train`: `+experiment=NAME`, groups, keys of the config, values."""
+    places = _places(parsed_args)
+    groups = _groups(places)
+    key, equals, value = prefix.partition("=")
+    if equals:
+        names = _names(places, key.lstrip("+")) if key in groups else []
+        return _values(key, names) or _values_of_key(key, value)
+    return _keys(prefix, [*groups, *_leaves()])
+
+
+def pipeline_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """The items of `swinv2-pipeline`: `status`, `pipeline=NAME`, keys for all stages and for one."""
+    key, equals, value = prefix.partition("=")
+    if equals:
+        if key in ("pipeline", "experiment"):
+            return _values(key, _names(_places(parsed_args), key))
+        return _values_of_key(key, value)
+    if "status" in (getattr(parsed_args, "items", None) or []):
+        return [*_keys(prefix, ["pipeline"]), *_path_words(prefix)]
+    stage = re.match(r"stages\.[^.]+\.", prefix)
+    inside = [stage[0] + leaf for leaf in _leaves()] if stage else []
+    return [*_keys(prefix, ["pipeline", "dir", "experiment", "launcher", *_leaves(), *inside]), "status"]
+
+
+def option_words(options: Collection[str]) -> Completer:
+    """A completer of `key=value` items and paths, for finished weights.
+
+    Args:
+        options: keys of the command's own, beside those of the config that can be changed.
+    """
+
+    def words(prefix: str, **_: object) -> list[str]:
+        key, equals, value = prefix.partition("=")
+        if equals:
+            return _values_of_key(key, value)
+        inside = [leaf for leaf in _leaves() if leaf.partition(".")[0] in SECTIONS]
+        return [*_keys(prefix, [*options, *inside]), *_path_words(prefix)]
+
+    return words
+
+
+def _places(parsed_args: argparse.Namespace) -> list[Path]:
+    """The user's configs and ours."""
+    given = getattr(parsed_args, "config_dir", None)
+    try:
+        return [place for place in (given, conf_dir()) if place and Path(place).is_dir()]
+    except ConfigError:  # a broken installation; the command itself will say so
+        return []
+
+
+def _groups(places: Collection[Path]) -> list[str]:
+    """The groups of configs as one writes them: with a plus where the defaults of config.yaml do not name them."""
+    chosen = re.findall(r"^ *- (\w+):", (conf_dir() / "config.yaml").read_text(), re.MULTILINE) if places else []
+    names = {path.name for place in places for path in Path(place).iterdir() if path.is_dir()}
+    return sorted(name if name in chosen else f"+{name}" for name in names.difference(_OF_OTHERS))
+
+
+def _names(places: Collection[Path], group: str) -> list[str]:
+    if "/" in group or not group:
+        return []
+    return sorted({path.stem for place in places for path in (Path(place) / group).glob("*.yaml")})
+
+
+def _leaves() -> list[str]:
+    """Every key of the config that holds a value."""
+    keys = list(dict.fromkeys(schema_keys()))
+    sections = {key.rpartition(".")[0] for key in keys}
+    return [key for key in keys if key not in sections]
+
+
+def _keys(prefix: str, keys: Collection[str]) -> list[str]:
+    # Without a letter the hundreds of dotted keys would bury the rest.
+    return [f"{key}=" for key in keys if key.startswith(prefix) and (prefix or "." not in key)]
+
+
+def _values(key: str, values: Collection[str]) -> list[str]:
+    return [f"{key}={value}" for value in values]
+
+
+def _values_of_key(key: str, value: str) -> list[str]:
+    """true and false for a switch, else paths."""
+    leaf = re.sub(r"^(\+|stages\.[^.]+\.)", "", key)
+    defaults = flat(Config()) | {name: item for task in TASK_SECTIONS.values() for name, item in _task(task).items()}
+    if isinstance(defaults.get(leaf), bool):
+        return _values(key, ("true", "false"))
+    return _values(key, _path_words(value))
+
+
+def _task(section: type) -> dict[str, object]:
+    return flat(section(), "task.")
+
+
+def _path_words(prefix: str, **_: object) -> list[str]:
+    """Files and directories that go on from a path, the latter with a slash at the end."""
+    above, slash, start = prefix.rpartition("/")
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(above + slash) or "."), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    hidden = start.startswith(".")
+    shown = [entry for entry in entries if entry.name.startswith(start) and (hidden or entry.name[0] != ".")]
+    return [f"{above}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
