@@ -1,4 +1,4 @@
-"""Every command block of the README runs, in order, in an empty folder with images in it."""
+"""Every command block of README.md and conf/README.md runs, in order, in a folder with images in it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(losses(tmp_path / "runs" / "classes")) == 10
     assert "dogs" in (tmp_path / "sheet.html").read_text()
     assert (tmp_path / "timm-export" / "model.safetensors").is_file()
+
+
+def test_the_blocks_of_the_page_on_configs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "conf" / "README.md").read_text()
+    (tmp_path / "my-configs" / "experiment").mkdir(parents=True)
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my-configs" / "experiment" / "tiles.yaml").write_text(recipe)
+    for block in blocks(ROOT / "conf" / "README.md"):
+        run_block(block, tmp_path, monkeypatch)
+    last = capsys.readouterr().out.rpartition("\nrun ")[2]
+    assert "tiles in outputs/tiles" in last
+    assert "13 channels, 96x96 pixels" in last
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("*/README.md"), ROOT / "conf" / "REFERENCE.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
 def test_every_experiment_is_in_the_table() -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
+from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare
 from swinv2_train.errors import MainRankError, RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -33,6 +35,8 @@ examples:
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
   swinv2-train +experiment=in1k_base_256 data.shards=... init_from=outputs/supervised_base_22k
+  swinv2-train -m +sweep=lr_wd +experiment=simmim_demo
+  swinv2-train -m +experiment=simmim_demo optim.lr=1e-3,5e-4 seed=0,1
   swinv2-train replay=outputs/simmim_demo/incidents/step-00000123-batch-00000122.json
 
 The same command again continues the run in its run.dir (default outputs/NAME).
@@ -42,7 +46,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after savi
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; prints help and exits where that is asked for."""
-    listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments())
+    listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
     parser = argparse.ArgumentParser(
         prog="swinv2-train",
         usage=USAGE,
@@ -54,11 +58,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, and +experiment=NAME")
     parser.add_argument("--cfg", choices=["job"], help="print the whole config and what follows from it, and stop")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/experiment/*.yaml)")
+    parser.add_argument(
+        "-m", "--multirun", action="store_true", help="a sweep: several runs, one for each of the values KEY=A,B,..."
+    )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     offer(parser, run_words)
     return parser.parse_intermixed_args(argv)
+
+
+def _own_configs(argv: Sequence[str]) -> Path | None:
+    """What --config-dir says, before the command line is parsed, for its help."""
+    values = [*argv, ""]
+    given = [after for before, after in pairwise(values) if before == "--config-dir"]
+    given += [item.partition("=")[2] for item in argv if item.startswith("--config-dir=")]
+    return Path(given[-1]) if given else None
 
 
 def _version() -> str:
@@ -85,6 +100,11 @@ def load(arguments: argparse.Namespace) -> Config:
         config = replay_config(Path(incident[-1]), others)
     else:
         config = compose(arguments.overrides, arguments.config_dir)
+        of_sweep = next(
+            (item for item in arguments.overrides if item.lstrip("+").startswith(("sweep=", "sweep."))), None
+        )
+        if of_sweep and config.sweep.job is None:
+            raise ConfigError("", of_sweep, f"{of_sweep} is for several runs: add -m")
     validate(config)
     return config
 
@@ -221,6 +241,8 @@ def run(config: Config, *, launched: bool) -> int:
     directory = Path(config.run.dir)
     if directory.exists() and not directory.is_dir():
         raise ConfigError("run.dir", directory, "is a file; give a directory")
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and read_status(directory).get("status") == "stopped":
+        return STOPPED  # torchrun takes the end of a stopped run for a failure, and starts it again
     problem = samples = None
     try:
         samples = _check(config, launched=launched)
@@ -234,6 +256,8 @@ def run(config: Config, *, launched: bool) -> int:
             return code
     if not launched and os.environ.get("RANK", "0") == "0":
         (directory / STOP_FILE).unlink(missing_ok=True)
+        if read_status(directory).get("status") == "stopped" and not config.launch.preflight_only:
+            write_status(directory, "starting", read_status(directory).get("step", 0))
     surroundings = prepare(config.launch)
     stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
     try:
@@ -314,6 +338,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.resolved:
             adopt_forwarded(arguments.resolved)
         adopt_slurm()
+        if arguments.multirun:
+            from swinv2_train.cli.sweep import run as run_sweep
+
+            sys.exit(run_sweep(arguments))
         config = load(arguments)
         if arguments.cfg == "job" or config.launch.dry_run:
             code = show(config, arguments.overrides, print_config=arguments.cfg == "job")

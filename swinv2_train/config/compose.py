@@ -28,13 +28,18 @@ def conf_dir() -> Path:
     )
 
 
-def experiments(directory: Path | None = None) -> list[tuple[str, str]]:
-    """The experiments that can be run, each with the line that describes it: the second line of its file."""
-    found = []
-    for path in sorted(((directory or conf_dir()) / "experiment").glob("*.yaml")):
-        comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
-        found.append((path.stem, comments[0].lstrip("# ") if comments else ""))
-    return found
+def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
+    """The experiments that can be run, each with the line that describes it: the first comment of its file.
+
+    Args:
+        config_dir: a directory of the user's own configs; theirs go before ours of the same name.
+    """
+    found = {}
+    for place in (conf_dir(), config_dir):
+        for path in sorted((place / "experiment").glob("*.yaml")) if place else ():
+            lines = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+            found[path.stem] = lines[0].lstrip("# ") if lines else ""
+    return sorted(found.items())
 
 
 def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
@@ -73,14 +78,30 @@ def _given(key: str, overrides: Sequence[str]) -> str:
     return next(given, "?")
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+def _options(group: str, config_dir: Path | None) -> list[str]:
+    """The names of a group, the user's among them."""
+    return sorted({path.stem for place in (config_dir, conf_dir()) if place for path in (place / group).glob("*.yaml")})
+
+
+def _file_of(text: str, config_dir: Path | None) -> Path | None:
+    """The file that Hydra's message says it has trouble with; the user's directory goes before ours."""
+    named = re.match(r"In '([^']+)'", text)
+    files = [place / f"{named[1]}.yaml" for place in (config_dir, conf_dir()) if place] if named else []
+    return next((file for file in files if file.is_file()), None)
+
+
+def _explain(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
     """Hydra's or OmegaConf's error as one sentence."""
     text = str(error)
     cause = str(error.__cause__ or "")
+    file = _file_of(text, config_dir)
+    absent = re.search(r"Could not load '([^']+)'", text)
+    if file and absent:
+        return ConfigError("", absent[1], f"{file}: its defaults name {absent[1]}, and there is no such config")
     missing = re.search(r"Could not find '([^']+?)/([^'/]+)'", text)
     if missing:
         group, name = missing[1], missing[2]
-        options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        options = _options(group, config_dir)
         if not options:
             return ConfigError(group, name, f"there is no config group '{group}'{_closest(group)}")
         return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
@@ -98,7 +119,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     if "Config group override must be" in text:
         for item in overrides:
             group, _, name = item.lstrip("+~").partition("=")
-            options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) if group else []
+            options = _options(group, config_dir) if group else []
             if options and name not in options:
                 return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
     for source in (cause, text):
@@ -107,6 +128,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
             value = _given(invalid[1], overrides)
+            if file and value == "?":
+                mend = _no_such_key(invalid[1]) if "not in" in source else reason
+                return ConfigError("", invalid[1], f"{file}: {invalid[1]}: {mend}")
             return ConfigError(invalid[1], value, _no_such_key(invalid[1]) if unknown_key else reason)
     if type(error).__name__ == "OverrideParseException":
         wrong = re.search(r"Error parsing override '(.*)'", text)
@@ -160,6 +184,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     Raises:
         ConfigError: on any wrong key, value or choice.
     """
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -176,10 +201,12 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return _typed(hydra_compose("config", overrides=[*overrides, *search]))
+    except yaml.YAMLError as error:
+        raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _explain(error, overrides) from error
+        raise _explain(error, overrides, config_dir) from error
 
 
 def to_yaml(config: Config) -> str:

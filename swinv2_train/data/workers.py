@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from swinv2_train.data.errors import DataError
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
 
 

@@ -212,7 +212,6 @@ def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
     signals = Signals()
     try:
         announce(directory, config, config_file)
-        stop_file.unlink(missing_ok=True)
         environment = {
             **os.environ,
             "DS_ENV_FILE": str(_write_environment(directory, config.launch.device)),

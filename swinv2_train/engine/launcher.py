@@ -28,7 +28,7 @@ import psutil
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.signals import PARENT_VARIABLE, give_back_signals, signal_name, take_signals
+from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
@@ -202,6 +202,7 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         config_file.write_text(to_yaml(config))
+        (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
         if not config.launch.preflight_only:
             write_status(directory, "starting", read_status(directory).get("step", 0))
     except OSError as error:

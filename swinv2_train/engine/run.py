@@ -108,7 +108,6 @@ def _train(
         if lock is not None:
             stack.callback(lock.release)
             stop.watch(directory / STOP_FILE)
-            stack.callback((directory / STOP_FILE).unlink, missing_ok=True)
         trainers: list[Trainer] = []
         watchdog = Watchdog(
             config.watchdog, directory, ranks, where=lambda: trainers[0].doing if trainers else "starting"

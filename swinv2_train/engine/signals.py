@@ -33,7 +33,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
 """Process id of the command that started this rank, where one did."""
 STOP_FILE = "STOP"
-"""A file of this name in the run directory stops the run like a signal; the way to stop ranks on other hosts."""
+"""A file of this name in the run directory stops the run like a signal; the way to stop ranks on other hosts.
+
+It stays until the next start, so that whoever starts runs again can tell this from a stop by the batch system.
+"""
 _LOOK_SECONDS = 1.0
 """How often the main rank looks for it."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")

@@ -10,6 +10,7 @@ from typing import Any
 
 from swinv2_train.config.compose import compose, flat
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.multirun import quoted
 from swinv2_train.config.schema import Config
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.validate import validate
@@ -63,12 +64,6 @@ def _overrides(stage: Stage, run_name: str, run_dir: Path, weights: Path | None)
         start = ["init_from=null", "init.label_map=null"]  # a baseline has the rest of the recipe
     own = [f"run.name={run_name}", f"run.dir={quoted(run_dir)}"]
     return [f"+experiment={stage.experiment}", *stage.overrides, *start, *own]
-
-
-def quoted(value: object) -> str:
-    """A value as a quoted string of Hydra's grammar."""
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStage]:

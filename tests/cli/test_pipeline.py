@@ -40,7 +40,7 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "give the pipeline, such as pipeline=demo; there are ablation, demo, giant"),
+        ([], "give the pipeline, such as pipeline=demo; there are demo, giant"),
         (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: there is no such stage"),
         (["pipeline=demo", "--json"], "--json goes with status"),
         (["pipeline=demo", "--config-dir", "/no/such"], "--config-dir /no/such"),

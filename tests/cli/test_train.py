@@ -69,6 +69,16 @@ def test_another_model_in_a_used_directory_is_refused_before_torch(finished_run:
     assert "model.embed_dim=32: the run in" in errors[0]
 
 
+def test_help_lists_the_experiments_of_the_user(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "tiles.yaml").write_text("# @package _global_\n# SimMIM on tiles.\n")
+    with pytest.raises(SystemExit):
+        train.main(["--config-dir", str(tmp_path), "--help"])
+    output = capsys.readouterr().out
+    assert "  tiles            SimMIM on tiles." in output
+    assert "simmim_giant" in output
+
+
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(SystemExit) as caught:
         train.main(["--no-such-option"])

@@ -19,7 +19,7 @@ GROUP_FILES = sorted(path for path in conf_dir().glob("*/*.yaml") if path.parent
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_group_file_composes_and_says_what_it_is_for(path: Path) -> None:
     group = path.parent.name
-    override = f"+{group}={path.stem}" if group == "experiment" else f"{group}={path.stem}"
+    override = f"+{group}={path.stem}" if group in ("experiment", "sweep", "variant") else f"{group}={path.stem}"
     compose([override])
     comments = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
     assert comments, f"{path} opens with no line that says what it is for"
@@ -121,3 +121,19 @@ def test_schema_keys_reach_every_section() -> None:
     keys = set(schema_keys())
     assert {"seed", "model.window", "data.augment.scale", "optim.lr", "tracking.wandb", "eval.max_samples"} <= keys
     assert {"task.mask_ratio", "task.mixup"} <= keys
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data:\n  resolutoin: 96\n", "mine.yaml: data.resolutoin: there is no such key; did you mean data.resolution?"),
+        ("defaults:\n  - /model: nothing_like_it\n", "there is no such"),
+        ("data: [\n", "a config is not YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_of_the_user_names_it(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    with pytest.raises(ConfigError) as caught:
+        compose(["+experiment=mine"], tmp_path)
+    assert sentence in str(caught.value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,28 @@ def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, t
     ]
     assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FINISHED
     assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-5)
+
+
+def test_a_file_stops_the_run_and_the_next_start_removes_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swinv2_train.engine import signals
+
+    monkeypatch.setattr(signals, "_LOOK_SECONDS", 0.0)
+    run_dir = tmp_path / "run"
+    overrides = tiny_run(shards, run_dir, "data.num_workers=0", "optim.steps=400", "tracking.log_every_steps=1")
+
+    def ask() -> None:
+        while not (run_dir / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        (run_dir / "STOP").touch()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert run_here(overrides) == STOPPED
+    thread.join()
+    stopped = json.loads((run_dir / "status.json").read_text())
+    assert stopped["status"] == "stopped"
+    assert (run_dir / "STOP").exists()
+    assert run_here([*overrides, f"optim.steps={stopped['step'] + 1}", "optim.warmup_steps=0"]) == FINISHED
+    assert not (run_dir / "STOP").exists()

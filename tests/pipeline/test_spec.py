@@ -47,27 +47,6 @@ def test_the_demo_compares_the_same_task_with_and_without_pretraining() -> None:
     assert stages["task-scratch"].config.init_from is None
 
 
-def test_the_ablation_has_the_rows_of_the_tables() -> None:
-    models = [item.config.model for item in plan(load("ablation"))]
-    rows = [(model.norm_placement, model.similarity, model.position_bias) for model in models]
-    assert rows == [
-        ("pre", "dot", "table"), ("sandwich", "dot", "table"), ("post", "dot", "table"), ("res-post", "dot", "table"),
-        ("res-post", "cosine", "table"), ("res-post", "cosine", "linear-cpb"), ("res-post", "cosine", "log-cpb"),
-    ]  # fmt: skip
-    assert {stage.experiment for stage in load("ablation", "experiment=in1k_small_256").stages} == {"in1k_small_256"}
-
-
-@pytest.mark.parametrize(("arguments", "peak"), [([], 3e-3), (["experiment=in1k_small_256"], 1e-3)])
-def test_the_ablation_trains_post_norm_at_a_quarter_of_the_rate(arguments: list[str], peak: float) -> None:
-    plans = {item.name: make_plan(item.config, 1, 1_281_167) for item in plan(load("ablation", *arguments))}
-    assert len(plans) == 7
-    usual = plans["v1"]
-    for name, row in plans.items():
-        share = 0.25 if name == "post" else 1.0
-        assert row.peak_lr == pytest.approx(share * peak)
-        assert (row.warmup_lr, row.min_lr) == pytest.approx((share * usual.warmup_lr, share * usual.min_lr))
-
-
 def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
     config_dir = written(tmp_path, CHAIN)
     items = ["seed=3", "stages.second.seed=4", "+engine.deepspeed.wall_clock_breakdown=true", "dir=somewhere/else"]
@@ -165,5 +144,5 @@ def test_a_wrong_file_is_one_sentence(text: str, parts: list[str], tmp_path: Pat
 
 
 def test_an_unknown_pipeline_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="pipeline=gigant: there is no such pipeline; take one of ablation, demo"):
+    with pytest.raises(ConfigError, match="pipeline=gigant: there is no such pipeline; take one of demo"):
         load("gigant")

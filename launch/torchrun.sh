@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# torchrun over several nodes: the same line on every node, at about the same time.
+#   MASTER=node001 NNODES=4 launch/torchrun.sh run.dir=/shared/runs/base +experiment=simmim_base data.shards=/data/in1k/train
+# MASTER is the node where the ranks meet (a name or address that the others reach), NNODES the number of nodes. May be set:
+# NPROC ranks per node (default: one per GPU), MASTER_PORT (29500), NODE_RANK (0 on MASTER; found out where it is not set).
+# A rank that dies is started again with all others, three times, from the newest checkpoint.
+# Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (the same line continues).
+set -uo pipefail
+
+fail() { echo "torchrun.sh: $1" >&2 && exit 2; }
+[ -n "${MASTER:-}" ] || fail "set MASTER to the name or address of the node where the ranks meet"
+[[ "${NNODES:-}" =~ ^[1-9][0-9]*$ ]] || fail "set NNODES to the number of nodes, not '${NNODES:-}'"
+run_dir=
+for argument in "$@"; do [[ "$argument" != run.dir=* ]] || run_dir=${argument#run.dir=}; done
+[ -n "$run_dir" ] || fail "give run.dir=DIR, on a file system that all nodes see"
+# torchrun would start a wrong command line three times more, and end with 1.
+swinv2-train "$@" launch.dry_run=true >/dev/null || exit
+
+node=${NODE_RANK:-${JOB_COMPLETION_INDEX:-}} # the latter: of a Kubernetes job
+meet=(--rdzv-backend=c10d --rdzv-id=swinv2 --rdzv-endpoint="$MASTER:${MASTER_PORT:-29500}")
+[ -z "$node" ] || meet+=(--rdzv-conf="is_host=$([ "$node" = 0 ] && echo true || echo false)")
+status_file=$run_dir/status.json
+written() { stat -c %y "$status_file" 2>/dev/null; }
+before=$(written)
+
+torchrun --nnodes="$NNODES" --nproc-per-node="${NPROC:-gpu}" --max-restarts=3 "${meet[@]}" \
+    --no-python swinv2-train "$@" &
+torchrun=$!
+# torchrun would kill its ranks 30 seconds after a signal; this file lets them finish the step and save, however long.
+trap 'touch "$run_dir/STOP"' TERM INT HUP USR1 USR2
+while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun"; done # a trapped signal ends a `wait`
+wait "$torchrun"
+code=$?
+
+# torchrun ends with 1 whatever its ranks ended with; the run says how it went. Rank 0 may be on a slower node.
+if [ "$code" -ne 0 ]; then
+    for _ in {1..30}; do
+        status=$(cat "$status_file" 2>/dev/null)
+        [[ "$status" == *'"running"'* && "$(written)" != "$before" ]] || break
+        sleep 1
+    done
+    [[ "$status" == *'"stopped"'* && "$(written)" != "$before" ]] && exit 75
+fi
+exit "$code"

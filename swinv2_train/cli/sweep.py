@@ -1,0 +1,136 @@
+"""The command `swinv2-sweep`: what the jobs of a sweep came to, as tables, CSV and figures; and the door of
+`swinv2-train -m`, which runs them.
+
+Exit status: 0 done; 1 the output could not be written; 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.completion import offer
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+
+EXAMPLES = """\
+examples:
+  swinv2-train -m +sweep=lr_wd +experiment=simmim_demo
+  swinv2-sweep status outputs/sweeps/lr_wd
+  swinv2-sweep report outputs/sweeps/lr_wd
+
+status shows the jobs; report compares the values that were swept over, with mean and sample standard deviation over the
+seeds, and writes report.csv and figures into DIR. Both only read what the jobs have left, also while they run."""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; prints help and exits where that is asked for."""
+    parser = Parser(
+        prog="swinv2-sweep",
+        description="Look at a sweep, several runs that `swinv2-train -m` has started.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("what", choices=("status", "report"), help="the jobs, or what their values say")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the directory of the sweep")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--metric", metavar="NAME", help="report another metric than the sweep's own")
+    parser.add_argument("--direction", choices=("minimize", "maximize"), help="which end of it is the good one")
+    offer(parser)
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `swinv2-sweep`."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        code = show_status(arguments) if arguments.what == "status" else report(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except ConfigError as error:
+        code = _complain(error, WRONG_USE)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _complain(f"{where}{error.strerror or error}", FAILED)
+    sys.exit(code)
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"swinv2-sweep: {error}", file=sys.stderr, flush=True)
+    return code
+
+
+def show_status(arguments: argparse.Namespace) -> int:
+    """Print the jobs of a sweep."""
+    from swinv2_train.sweep.show import as_json, counts_text, jobs_text
+    from swinv2_train.sweep.survey import survey
+
+    if arguments.metric or arguments.direction:
+        raise ConfigError("", "", "--metric and --direction go with report")
+    sweep, jobs = survey(arguments.dir)
+    if arguments.json:
+        print(as_json(arguments.dir, sweep, jobs))
+        return FINISHED
+    print(f"sweep {sweep.name} in {arguments.dir}: {sweep.metric}, {sweep.direction}")
+    print(jobs_text(jobs, sweep.metric))
+    print(counts_text(jobs))
+    return FINISHED
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Print the combinations of swept values, and write report.csv and the figures."""
+    from swinv2_train.sweep.report import as_json, make_report, report_text, write_csv, write_figures
+    from swinv2_train.sweep.survey import survey
+
+    sweep, jobs = survey(arguments.dir, arguments.metric, arguments.direction)
+    found = make_report(sweep, jobs, arguments.dir)
+    written = [write_csv(arguments.dir, found), *write_figures(arguments.dir, found)]
+    if arguments.json:
+        print(as_json(arguments.dir, found, written))
+        return FINISHED
+    print(report_text(found))
+    for path in written:
+        print(f"wrote {path}")
+    return FINISHED
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the sweep of a `swinv2-train -m` command line; returns the exit code.
+
+    Raises:
+        ConfigError, DataError, RunError: if it cannot be run.
+    """
+    from swinv2_train.engine.surroundings import joined
+    from swinv2_train.sweep.call import run_sweep
+
+    if arguments.cfg:
+        raise ConfigError("", "", "--cfg shows the config of one run: leave -m out, or take launch.dry_run=true")
+    if arguments.config_dir and not arguments.config_dir.is_dir():
+        raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
+    if joined():
+        mend = "start swinv2-train -m once, without torchrun, deepspeed or srun; every job starts its own ranks"
+        raise ConfigError("", "", mend)
+    return run_sweep(arguments.overrides, arguments.config_dir, _check_start)
+
+
+def _check_start(config: Config) -> None:
+    """See that a job's shards and length are usable now, and not only when its turn comes."""
+    from swinv2_train.cli.train import count_samples
+    from swinv2_train.config.plan import make_plan
+
+    samples = count_samples(config, required=not config.launch.dry_run)
+    make_plan(config, config.launch.nproc_per_node or 1, samples.count)
+
+
+if __name__ == "__main__":
+    main()

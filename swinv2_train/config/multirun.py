@@ -1,0 +1,287 @@
+"""Several runs of one command line: Hydra's sweepers say which, its launchers say where.
+
+The only place besides `compose.py` that knows Hydra. First the jobs are listed and composed one by one, as the runs
+themselves will compose them, so that a wrong value is found before the first one starts. Then Hydra's own multirun
+calls back for every job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.compose import _explain, compose, conf_dir
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.errors import RunError
+
+OWN_KEYS = {
+    "run.dir": "the sweep decides this for each job; sweep.dir=DIR moves all of it",
+    "run.name": "the sweep decides this for each job; sweep.name=NAME names all of it",
+    "resume": "a sweep goes on with every job that has begun; take another sweep.dir to begin anew",
+    "replay": "is for one run; leave -m out",
+    "sweep.job": "the sweep sets it",
+    "hydra.sweep": "sweep.dir=DIR says where the jobs are",
+    "hydra.run": "sweep.dir=DIR says where the jobs are",
+    "hydra.output_subdir": "the jobs' own directories say what they were; there is nothing to add",
+    "hydra.job.chdir": "jobs run where the command runs",
+    "hydra.mode": "-m says it",
+    "hydra.searchpath": "--config-dir DIR says it",
+}
+"""What the sweep decides itself, so that an override cannot."""
+FIRST_GROUPS = ("experiment", "sweep")
+"""What these choose comes before everything else: groups and values that are swept over change it."""
+
+
+@dataclass(frozen=True)
+class Multirun:
+    """A command line of several jobs."""
+
+    config: Config
+    """The config of the first job, or of the first that a search may propose."""
+    jobs: tuple[tuple[str, ...], ...]
+    """The overrides of every job; empty where a search proposes them."""
+    first: tuple[str, ...]
+    """The overrides of the first one, or of one that a search may propose."""
+    fixed: frozenset[str]
+    """The keys that every job has the same value of."""
+    arguments: tuple[str, ...]
+    """The overrides for Hydra's multirun."""
+    sweep_file: str | None
+    search: bool
+    """Whether a sweeper proposes values from those of earlier jobs."""
+    trials: int | None
+    """How many jobs the search proposes."""
+    submitit: bool
+    """Whether the jobs run in processes that submitit starts."""
+    minutes: int | None
+    """How long submitit lets a job run."""
+
+
+def quoted(value: object) -> str:
+    """A value as a quoted string of Hydra's grammar."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def key_of(item: str) -> str:
+    """The key of an override, without its sign."""
+    return item.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def in_order(items: Sequence[str]) -> list[str]:
+    """Overrides in the order in which a run takes them: the experiment, the sweep file, then the rest."""
+    places = {name: place for place, name in enumerate(FIRST_GROUPS)}
+    return sorted(items, key=lambda item: places.get(key_of(item), len(places)))
+
+
+def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> Multirun:
+    """Find out which jobs a command line means.
+
+    Raises:
+        ConfigError: for the first thing that is wrong in what they share.
+    """
+    _refuse_own(overrides)
+    of_hydra = [item for item in overrides if key_of(item).startswith(("hydra.", "hydra/"))]
+    items = in_order([item for item in overrides if item not in of_hydra])
+    try:
+        config = compose([*_first_values(items), *of_hydra], config_dir)
+        if config.sweep.experiment and "experiment" not in map(key_of, items):
+            items = [f"+experiment={config.sweep.experiment}", *items]
+        node = _hydra_section([*_first_values(items), *of_hydra], config_dir)
+    except ConfigError as error:
+        if error.key.startswith("hydra/"):
+            mend = "is not there; the searches and Slurm come with: pip install 'swinv2-train[sweep]'"
+            raise ConfigError(error.key, error.value, mend) from error
+        raise
+    sweeper, launcher = node["sweeper"], node["launcher"]
+    search = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
+    swept_by_file = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    # As in Hydra's sweepers, what comes later replaces what has the same key.
+    parsed = {each.get_key_element(): each for each in _parse([*swept_by_file, *items])}
+    fixed = frozenset(key_of(key) for key, each in parsed.items() if not each.is_sweep_override())
+    choices = [_choices(key, each, search=search) for key, each in parsed.items()]
+    first = tuple(in_order([each[0] for each in choices]))
+    submitit = "submitit" in str(launcher.get("_target_"))
+    sweep_file = next((item.partition("=")[2] for item in items if key_of(item) == "sweep"), None)
+    config = compose(first, config_dir)
+    _check_direction(sweeper.get("direction"), config.sweep.direction)
+    return Multirun(
+        config=config,
+        jobs=() if search else tuple(tuple(in_order(each)) for each in itertools.product(*choices)),
+        first=first,
+        fixed=fixed,
+        arguments=(*items, *of_hydra),
+        sweep_file=sweep_file,
+        search=search,
+        trials=sweeper.get("n_trials") if search else None,
+        submitit=submitit,
+        minutes=launcher.get("timeout_min") if submitit else None,
+    )
+
+
+def run_multirun(
+    multirun: Multirun, name: str, directory: Path, config_dir: Path | None, run_job: Callable[[list[str]], Any]
+) -> None:
+    """Have Hydra call `run_job` with the overrides of every job, here or wherever its launcher puts it.
+
+    Args:
+        run_job: returns the job's value, None if it has none; can be pickled. A `SystemExit` from it ends the sweep.
+
+    Raises:
+        ConfigError: if Hydra refuses the command line.
+        RunError: if submitit cannot start the jobs, or loses one.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    def task(_: object) -> Any:
+        return run_job(list(HydraConfig.get().overrides.task))
+
+    options = [
+        f"hydra.sweep.dir={quoted(directory)}", "hydra.sweep.subdir=.", "hydra.output_subdir=null",
+        "hydra.job.chdir=false", f"hydra.job.name={quoted(name)}", "hydra/job_logging=disabled",
+        "hydra/hydra_logging=disabled", *_search_path(config_dir),
+    ]  # fmt: skip
+    if multirun.search and "hydra.sweeper.study_name" not in map(key_of, multirun.arguments):
+        options.append(f"hydra.sweeper.study_name={quoted(name)}")
+    given = set(map(key_of, multirun.arguments))
+    options = [item for item in options if key_of(item) not in given]
+    door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+    try:
+        with _command_line([*options, *multirun.arguments]), _quiet_search(multirun):
+            door()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, multirun.arguments) from error
+    except Exception as error:
+        if multirun.submitit:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise RunError(f"submitit: {lines[-1].strip()}; the jobs' own logs are in {directory}/.submitit") from error
+        if "No trials are completed" not in str(error):  # what Optuna says where every job has failed
+            raise
+
+
+@contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Hydra's door reads `sys.argv`, and hands errors on only where it is told to."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0], "--multirun", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def _quiet_search(multirun: Multirun) -> Iterator[None]:
+    """What Optuna and its plugin say of every trial, the sweep says in its own words."""
+    if not multirun.search:
+        yield
+        return
+    with contextlib.suppress(ImportError):  # another search than Optuna's
+        import optuna  # noqa: F401  # sets the level of its logger when it is imported
+    levels = {"optuna": logging.ERROR, "hydra_plugins.hydra_optuna_sweeper": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in levels}
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _refuse_own(overrides: Sequence[str]) -> None:
+    for item in overrides:
+        key, value = key_of(item), item.partition("=")[2]
+        mend = next((why for own, why in OWN_KEYS.items() if key == own or key.startswith(f"{own}.")), None)
+        if mend:
+            raise ConfigError(key, value, mend)
+
+
+def _search_path(config_dir: Path | None) -> list[str]:
+    return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+
+
+def _parse(items: Sequence[str]) -> list[Any]:
+    """Hydra's parsed overrides.
+
+    Raises:
+        ConfigError: for what it cannot read.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(items))
+    except (HydraException, ValueError) as error:
+        raise _explain(error, items) from error
+
+
+def _first_values(items: Sequence[str]) -> list[str]:
+    """The overrides with the first value of what is swept over, as one run could have them."""
+    return [_choices(each.get_key_element(), each, search=True)[0] for each in _parse(items)]
+
+
+def _choices(key: str, override: Any, *, search: bool) -> list[str]:
+    """An override as those of the jobs: one for each value of a sweep; of an interval its beginning."""
+    if not override.is_sweep_override():
+        # A deletion without a value has to stay one.
+        return [override.input_line if override.is_delete() else f"{key}={override.get_value_element_as_str()}"]
+    value = (override.input_line or "").partition("=")[2]
+    if override.is_discrete_sweep():
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        if values:
+            return values
+        raise ConfigError(key_of(key), value, "gives no value at all")
+    if search:
+        return [f"{key}={override.value().start}"]
+    mend = "an interval is for a search, such as hydra/sweeper=optuna (see conf/sweep/optuna.yaml)"
+    raise ConfigError(key_of(key), value, mend)
+
+
+def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[str, Any]:
+    """What the overrides make of Hydra's own section: sweeper and launcher, as plain data."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            items = [*overrides, *_search_path(config_dir)]
+            composed = hydra_compose("config", overrides=items, return_hydra_config=True)
+            direction = OmegaConf.select(composed, "hydra.sweeper.direction")
+            found = {
+                key: OmegaConf.to_container(OmegaConf.select(composed, f"hydra.{key}"), resolve=False)
+                for key in ("sweeper", "launcher")
+            }
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, overrides) from error
+    if direction is not None:
+        found["sweeper"]["direction"] = getattr(direction, "name", direction)
+    return found
+
+
+def _check_direction(of_sweeper: Any, direction: str) -> None:
+    if of_sweeper is not None and of_sweeper != direction:
+        raise ConfigError("hydra.sweeper.direction", of_sweeper, f"sweep.direction is {direction}; make them equal")

@@ -1,0 +1,289 @@
+"""Run one job of a sweep: skip it where it is done, go on where it stopped, try again where it failed.
+
+The same code runs here, under submitit on this machine, and inside a Slurm job; what a job came to is in its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.multirun import key_of, quoted
+from swinv2_train.config.sweep import SweepConfig
+from swinv2_train.engine.child import StopSignals, run_command, train_command
+from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.signals import STOP_FILE, signal_name
+from swinv2_train.engine.status import read_status
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.sweep.job import DONE, Job, JobRecord, make_job, new_record, read_job, write_job
+from swinv2_train.sweep.values import Pruner, judged, metric_names, metric_values, missing_metric
+
+LOCKS = ".locks"
+_WAIT_SECONDS = 0.5
+_KEPT_LINES = 50
+_REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
+"""What Slurm sends ahead of a job's end, for submitit to put it into the queue again."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all jobs of a sweep share. Can be pickled: jobs may run in other processes, on other hosts."""
+
+    name: str
+    directory: Path
+    settings: SweepConfig
+    fixed: frozenset[str]
+    """The keys of the overrides that all jobs share."""
+    planned: tuple[str, ...] = ()
+    """The ids of the jobs, in order, where they are known."""
+    search: bool = False
+    """Whether the values of jobs decide what the next one is."""
+    config_dir: Path | None = None
+    main: str = ""
+    """The process that the sweep was started as; see `this_process`."""
+
+    def run_dir(self, job: Job) -> Path:
+        """The run directory of a job."""
+        return self.directory / job.id
+
+    def arguments(self, job: Job) -> list[str]:
+        """What `swinv2-train` gets to run a job."""
+        own = {
+            "run.name": job.id,
+            "run.dir": self.run_dir(job),
+            "tracking.wandb_group": self.name,
+            "sweep.name": self.name,
+            "sweep.job": job.id,
+        }
+        given = [key_of(item) for item in job.overrides]
+        added = [f"{key}={quoted(value)}" for key, value in own.items() if key not in given]
+        options = ["--config-dir", str(self.config_dir)] if self.config_dir else []
+        return [*job.overrides, *added, *options]
+
+    def __call__(self, overrides: Sequence[str]) -> float | None:
+        """Run the job of some overrides to its end.
+
+        Returns:
+            Its value; None if it has none, and counts as failed.
+
+        Raises:
+            SystemExit: in the process of the sweep, if a signal stops it, or no search is possible.
+        """
+        job = make_job(overrides, self.fixed)
+        here = self.main == this_process()
+        if _is_further_task():
+            _follow(self, job)
+            return None
+        signals = StopSignals()
+        try:
+            record = run_job(self, job, signals)
+        finally:
+            signals.close()
+        if here and (signals.received or _stop_file(self).exists()):
+            raise SystemExit(STOPPED)
+        if not here:
+            _requeue(signals.received)
+        if record is None or record.status not in DONE:
+            return None
+        if here and self.search and record.metric is None:
+            raise SystemExit(FAILED)  # a search without values is none; the job's message has said why
+        return record.metric
+
+
+def this_process() -> str:
+    """A name of this process among those of a cluster."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def say(text: str) -> None:
+    """A line for whoever watches; the terminal may be gone, which is no reason to leave a job alone."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
+
+
+def run_job(sweep: Sweep, job: Job, signals: StopSignals) -> JobRecord | None:
+    """Bring a job to its end, as far as that goes; None if another process is at it."""
+    with _held(sweep, job) as free:
+        if not free:
+            say(f"{job.id}: runs elsewhere")
+            return None
+        run_dir = sweep.run_dir(job)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        record = read_job(run_dir) or new_record(job)
+        tries = 0
+        while _wait_for_the_run(run_dir, signals):
+            if _settled(sweep, job, record):
+                say(f"{job.id}: {'' if tries else 'was '}{_result(sweep, record)}")
+                break
+            if _stop_file(sweep).exists():
+                break
+            _try(sweep, job, record, signals)
+            tries += 1
+            if record.status not in ("failed", *DONE):
+                say(f"{job.id}: {_result(sweep, record)}")
+                break
+            if record.status == "failed":
+                again = tries <= sweep.settings.retries
+                say(f"{job.id}: {record.message}{'; trying again' if again else ''}")
+                if not again:
+                    break
+        return record
+
+
+@contextmanager
+def _held(sweep: Sweep, job: Job) -> Iterator[bool]:
+    """Keep other processes of the same sweep away from a job."""
+    directory = sweep.directory / LOCKS / job.id
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = RunLock(directory)
+    except ConfigError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _wait_for_the_run(run_dir: Path, signals: StopSignals) -> bool:
+    """Wait until no run is at work in a directory (one outlives a killed sweep a little); False on a signal."""
+    said = False
+    while not signals.received:
+        try:
+            RunLock(run_dir).release()
+            return True
+        except ConfigError:
+            if not said:
+                say(f"{run_dir}: a run is still at work there; waiting for its end")
+                said = True
+            time.sleep(_WAIT_SECONDS)
+    return False
+
+
+def _value(sweep: Sweep, run_dir: Path) -> float | None:
+    settings = sweep.settings
+    return judged(metric_values(run_dir, settings.metric), settings.value, settings.direction)
+
+
+def _is_finished(run_dir: Path) -> bool:
+    return read_status(run_dir).get("status") == "finished"
+
+
+def _is_done(sweep: Sweep, job: Job, record: JobRecord) -> bool:
+    return _is_finished(sweep.run_dir(job)) or (record.status == "pruned" and sweep.settings.prune != "off")
+
+
+def _settled(sweep: Sweep, job: Job, record: JobRecord) -> bool:
+    """Whether there is nothing left to do; brings the record up to what the run's directory says."""
+    run_dir, metric = sweep.run_dir(job), sweep.settings.metric
+    if not _is_done(sweep, job, record):
+        return False
+    if _is_finished(run_dir):
+        record.status, record.message = "finished", ""
+    record.metric = _value(sweep, run_dir)
+    if record.metric is None:
+        record.message = missing_metric(metric, metric_names(run_dir))
+    write_job(run_dir, record)
+    return True
+
+
+def _try(sweep: Sweep, job: Job, record: JobRecord, signals: StopSignals) -> None:
+    """Start the run of a job once, see it end, and put down what came of it."""
+    run_dir = sweep.run_dir(job)
+    record.status, record.message = "running", ""
+    record.tries += 1
+    write_job(run_dir, record)
+    place = sweep.planned.index(job.id) + 1 if job.id in sweep.planned else 0
+    say(f"== job {f'{place} of {len(sweep.planned)}: ' if place else ''}{job.id} ==")
+    pruner = Pruner(job, sweep.directory, sweep.settings) if sweep.settings.prune == "median" else None
+    stop_file, begun, asked = _stop_file(sweep), time.time(), ""
+
+    def stop() -> bool:
+        nonlocal asked
+        if stop_file.exists():
+            asked = "stopped"
+        elif pruner is not None and pruner.falls_behind():
+            asked = "pruned"
+        return bool(asked)
+
+    errors: deque[str] = deque(maxlen=_KEPT_LINES)
+    command = train_command((), sweep.arguments(job))
+    code = run_command(command, signals, stop=stop, last_errors=errors)
+    record.seconds += time.time() - begun
+    if code == FINISHED and _is_finished(run_dir):
+        record.status = "finished"
+    elif signals.received or code in (STOPPED, INTERRUPTED) or asked:
+        record.status = "pruned" if asked == "pruned" and not signals.received else "stopped"
+        record.message = pruner.reason if pruner and record.status == "pruned" else ""
+    elif code == WRONG_USE:
+        record.status, record.message = "refused", _sentence(errors) or "ended with code 2"
+    else:
+        what = f"died of {signal_name(-code)}" if code < 0 else f"ended with code {code}"
+        record.status, record.message = "failed", ": ".join(part for part in (what, _sentence(errors)) if part)
+    record.metric = judged(
+        metric_values(run_dir, sweep.settings.metric), sweep.settings.value, sweep.settings.direction
+    )
+    write_job(run_dir, record)
+
+
+def _sentence(lines: Sequence[str]) -> str:
+    """What a run has said about its end: its own last sentence, else the last line."""
+    own = [line.removeprefix("swinv2-train: ") for line in lines if line.startswith("swinv2-train: ")]
+    return (own or [line.strip() for line in lines if line.strip()] or [""])[-1]
+
+
+def _result(sweep: Sweep, record: JobRecord) -> str:
+    """What a job came to, for a line."""
+    value = f", {sweep.settings.metric} {record.metric:.6g}" if record.metric is not None else ""
+    return f"{record.status}{value}" + (f" ({record.message})" if record.message else "")
+
+
+def _stop_file(sweep: Sweep) -> Path:
+    """A file that stops every job of the sweep, wherever it runs."""
+    return sweep.directory / STOP_FILE
+
+
+def _is_further_task() -> bool:
+    """Whether this is not the first task of a Slurm job of several: then it is one rank of the job's run."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    return tasks.isdecimal() and int(tasks) > 1 and os.environ.get("SLURM_PROCID", "0") != "0"
+
+
+def _follow(sweep: Sweep, job: Job) -> None:
+    """Be a further rank of a job that the first task of the Slurm job looks after."""
+    signals = StopSignals()
+    try:
+        for _ in range(1 + sweep.settings.retries):
+            record = read_job(sweep.run_dir(job)) or new_record(job)
+            if _is_done(sweep, job, record) or signals.received or _stop_file(sweep).exists():
+                return
+            code = run_command(train_command((), sweep.arguments(job)), signals)
+            if code in (FINISHED, STOPPED, INTERRUPTED, WRONG_USE):
+                return
+    finally:
+        signals.close()
+
+
+def _requeue(received: Sequence[int]) -> None:
+    """Hand on to submitit what its own handlers would have got: it puts the job into the queue again, or not."""
+    for number in received:
+        if number in _REQUEUE and callable(signal.getsignal(number)):
+            with contextlib.suppress(Exception):  # why it does not is in its log; the job is saved either way
+                signal.raise_signal(number)
+
+
+def shown_command(sweep: Sweep, job: Job) -> str:
+    """The command of a job, for a shell; as it is run, not as it is only shown."""
+    items = [item for item in sweep.arguments(job) if key_of(item) != "launch.dry_run"]
+    return shlex.join(["swinv2-train", *items])

@@ -1,0 +1,44 @@
+"""A sweep as text: its jobs and what they came to."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from swinv2_train.sweep.job import DONE, JobRecord, SweepRecord
+
+
+def number(value: float | None) -> str:
+    """A metric for a table."""
+    return "" if value is None else f"{value:.5g}"
+
+
+def jobs_text(records: Sequence[JobRecord], metric: str) -> str:
+    """The jobs as a table: id, status, metric, tries, and what was wrong."""
+    rows = [["job", "status", metric, "tries", ""]]
+    rows += [[r.id, r.status, number(r.metric), str(r.tries or ""), r.message] for r in records]
+    return table(rows)
+
+
+def counts_text(records: Iterable[JobRecord]) -> str:
+    """How many jobs have which status."""
+    counts = Counter(record.status for record in records)
+    order = (*DONE, *sorted(status for status in counts if status not in DONE))
+    return ", ".join(f"{counts[status]} {status}" for status in order if counts[status]) or "no jobs"
+
+
+def as_json(directory: Path, sweep: SweepRecord, records: Sequence[JobRecord]) -> str:
+    """The jobs for scripts."""
+    values = {"dir": str(directory), **asdict(sweep), "jobs": [asdict(record) for record in records]}
+    return json.dumps(values, indent=1)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as aligned columns; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

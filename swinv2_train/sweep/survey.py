@@ -1,0 +1,51 @@
+"""Look at a sweep from outside, also while it runs or after it was killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.engine.lock import RunLock
+from swinv2_train.sweep.job import SWEEP_FILE, JobRecord, SweepRecord, read_jobs, read_sweep
+from swinv2_train.sweep.run import LOCKS
+from swinv2_train.sweep.values import judged, metric_values
+
+
+def survey(
+    directory: Path, metric: str | None = None, direction: str | None = None
+) -> tuple[SweepRecord, list[JobRecord]]:
+    """A sweep and its jobs, with the metric as their files have it now.
+
+    Args:
+        metric: another one than the sweep's own.
+        direction: which end of it is the good one.
+
+    Raises:
+        ConfigError: if no sweep has run there, or a file of it cannot be understood.
+    """
+    if not directory.is_dir():
+        raise ConfigError("", directory, f"there is no directory {directory}")
+    sweep, jobs = read_sweep(directory), read_jobs(directory)
+    if sweep is None:
+        raise ConfigError("", directory, f"there is no {SWEEP_FILE} in {directory}: no sweep has run there")
+    if not jobs:
+        raise ConfigError("", directory, f"the sweep in {directory} has no job yet")
+    sweep.metric, sweep.direction = metric or sweep.metric, direction or sweep.direction
+    for job in jobs:
+        if job.status == "running" and not _is_at_work(directory, job.id):
+            job.status, job.message = "stopped", "its sweep was killed"
+        job.metric = judged(metric_values(directory / job.id, sweep.metric), sweep.value, sweep.direction)
+    return sweep, jobs
+
+
+def _is_at_work(directory: Path, name: str) -> bool:
+    lock = directory / LOCKS / name
+    try:
+        RunLock(lock).release()
+    except ConfigError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:  # somebody else's sweep: believe what it says
+        return True
+    return False

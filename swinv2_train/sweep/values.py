@@ -1,0 +1,134 @@
+"""The metric of a job: read from its `metrics.jsonl`, judged, and compared with that of the others while it runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from swinv2_train.config.sweep import SweepConfig
+from swinv2_train.sweep.job import Job, read_jobs
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricReader:
+    """Reads a metric from a file that grows; every `read` looks only at what is new.
+
+    A run that goes back to a checkpoint replaces its file by a shorter one; then it is read anew.
+    """
+
+    def __init__(self, run_dir: Path, metric: str) -> None:
+        self._path, self._metric = run_dir / METRICS_FILE, metric
+        self._offset, self._inode = 0, 0
+        self.values: dict[int, float] = {}
+        """The finite values by step, in the order of the file."""
+
+    def read(self) -> bool:
+        """Take in what is new; whether there was a value among it."""
+        try:
+            with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._offset, self._inode, self.values = 0, status.st_ino, {}
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return False
+        whole = data.rfind(b"\n") + 1  # half a line is read when it is whole
+        self._offset += whole
+        new = [pair for line in data[:whole].splitlines() if (pair := self._value_of(line))]
+        self.values.update(new)
+        return bool(new)
+
+    def _value_of(self, line: bytes) -> tuple[int, float] | None:
+        if self._metric.encode() not in line:
+            return None
+        try:
+            record = json.loads(line)
+            step, value = record["step"], record[self._metric]
+        except (ValueError, KeyError, TypeError):
+            return None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return (step, float(value)) if number and isinstance(step, int) else None
+
+
+def metric_values(run_dir: Path, metric: str) -> dict[int, float]:
+    """The finite values of a metric by step; empty where there are none."""
+    reader = MetricReader(run_dir, metric)
+    reader.read()
+    return reader.values
+
+
+def metric_names(run_dir: Path) -> list[str]:
+    """The names of all numbers in a run's metrics."""
+    names: set[str] = set()
+    try:
+        with (run_dir / METRICS_FILE).open() as file:
+            for line in file:
+                try:
+                    names.update(json.loads(line))
+                except (ValueError, TypeError):
+                    continue
+    except OSError:
+        pass
+    return sorted(names - {"step"})
+
+
+def judged(values: dict[int, float], which: str, direction: str) -> float | None:
+    """What counts of a job's values: the `last`, or the `best`; None where there are none."""
+    if not values:
+        return None
+    if which == "last":
+        return values[max(values)]
+    return (max if direction == "maximize" else min)(values.values())
+
+
+def missing_metric(metric: str, names: Sequence[str]) -> str:
+    """The sentence about a metric that nobody has written."""
+    evaluated = [name for name in names if name.startswith("eval/")] or list(names)
+    known = f"there are {', '.join(evaluated)}" if evaluated else "it has none at all"
+    return f"sweep.metric={metric}: the job has no such metric; {known}"
+
+
+class Pruner:
+    """Says when a job has fallen behind the median of the others."""
+
+    def __init__(self, job: Job, directory: Path, settings: SweepConfig) -> None:
+        self._job, self._directory, self._settings = job, directory, settings
+        self._own = MetricReader(directory / job.id, settings.metric)
+        self._others: dict[str, MetricReader] = {}
+        self._own.read()
+        self._seen = set(self._own.values)
+        self.reason = ""
+        """What it was pruned for."""
+
+    def falls_behind(self) -> bool:
+        """Whether a value that is new since the last time is worse than the median of the others at its step."""
+        if not self._own.read():
+            return False
+        new = [step for step in self._own.values if step not in self._seen]
+        self._seen.update(new)
+        return any(self._is_behind(step) for step in new if step >= self._settings.prune_after_steps)
+
+    def _is_behind(self, step: int) -> bool:
+        others = self._values_at(step)
+        if len(others) < self._settings.prune_min_jobs:
+            return False
+        middle, value = median(others), self._own.values[step]
+        if not (value < middle if self._settings.direction == "maximize" else value > middle):
+            return False
+        self.reason = f"{self._settings.metric} {value:.4g} at step {step}; the median of {len(others)} is {middle:.4g}"
+        return True
+
+    def _values_at(self, step: int) -> list[float]:
+        for record in read_jobs(self._directory):
+            if record.family == self._job.family and record.id != self._job.id:
+                run_dir = self._directory / record.id
+                self._others.setdefault(record.id, MetricReader(run_dir, self._settings.metric))
+        for reader in self._others.values():
+            reader.read()
+        return [reader.values[step] for reader in self._others.values() if step in reader.values]

@@ -1,0 +1,81 @@
+"""Ids are stable, safe and short; what is kept of a job is read back, or refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.sweep.job import JOB_FILE, make_job, new_record, read_job, read_jobs, write_job
+
+FIXED = ("+experiment=simmim_demo", "optim.steps=8", "launch.nproc_per_node=2", "sweep.retries=1")
+KEYS = frozenset({"experiment", "optim.steps", "launch.nproc_per_node", "sweep.retries"})
+
+
+def test_an_id_is_readable_and_does_not_hang_on_the_order() -> None:
+    swept = ["optim.lr=0.001", "optim.weight_decay=0.05"]
+    job = make_job([*FIXED, *swept], KEYS)
+    assert re.fullmatch(r"lr=0\.001,weight_decay=0\.05-[0-9a-f]{8}", job.id)
+    assert make_job([*reversed(swept), *reversed(FIXED)], KEYS).id == job.id
+    assert make_job([*FIXED, "optim.lr=1e-3", "optim.weight_decay=5.0e-2"], KEYS).id == job.id
+    assert job.swept == {"optim.lr": "0.001", "optim.weight_decay": "0.05"}
+
+
+def test_every_override_is_in_the_hash_save_those_that_change_nothing() -> None:
+    def name(*overrides: str) -> str:
+        return make_job([*overrides, "optim.lr=0.001"], KEYS).id
+
+    assert name(*FIXED) == name(*FIXED[:2], "launch.nproc_per_node=8", "sweep.retries=0")
+    assert name(*FIXED) != name(FIXED[0], "optim.steps=9")
+    assert make_job([*FIXED, "optim.lr=0.001", "seed=0"], KEYS).id != name(*FIXED)
+    ranks = [make_job([*FIXED[:2], f"launch.nproc_per_node={n}"], frozenset(KEYS - {"launch.nproc_per_node"})).id
+             for n in (1, 2)]  # fmt: skip
+    assert ranks[0] != ranks[1]  # swept over, it tells jobs apart
+
+
+def test_jobs_that_differ_only_in_what_is_swept_are_a_family() -> None:
+    first, second = (make_job([*FIXED, f"optim.lr={rate}"], KEYS) for rate in (1, 2))
+    assert first.family == second.family
+    assert make_job([FIXED[0], "optim.steps=9", "optim.lr=1"], KEYS).family != first.family
+
+
+@pytest.mark.parametrize(
+    ("swept", "readable"),
+    [
+        (["+variant=res-post", "seed=1"], "variant=res-post,seed=1"),
+        (["data.shards='/data/a b/{0..3}.tar'"], "shards=data-a-b-0..3-.tar"),
+        (["a.x=1", "b.x=2"], "a.x=1,b.x=2"),
+        (["optim.betas=[0.9,0.99]"], "betas=0.9-0.99"),
+        (["optim.lr=0.001263559813738167"], "lr=0.00126356"),
+        ([f"model.name={'x' * 300}"], f"name={'x' * 75}"),
+        (["model.name=../../etc"], "name=etc"),
+        ([], "job"),
+    ],
+)
+def test_the_readable_part_is_a_file_name(swept: list[str], readable: str) -> None:
+    name, _, digest = make_job([*FIXED, *swept], KEYS).id.rpartition("-")
+    assert name == readable
+    assert len(digest) == 8
+
+
+def test_a_run_gets_the_experiment_before_the_sweep_and_what_is_swept() -> None:
+    job = make_job(["+variant=post", "seed=0", "+sweep=ablation", "+experiment=classify_demo"], {"sweep", "experiment"})
+    assert job.overrides == ("+experiment=classify_demo", "+sweep=ablation", "+variant=post", "seed=0")
+
+
+def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+    record = new_record(make_job([*FIXED, "seed=3"], KEYS))
+    (tmp_path / record.id).mkdir()
+    record.status, record.metric = "finished", 0.5
+    write_job(tmp_path / record.id, record)
+    assert read_jobs(tmp_path) == [record]
+    assert read_job(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": 1}'])
+def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / JOB_FILE).write_text(text)
+    with pytest.raises(ConfigError, match=r"job\.json is broken .*: remove it"):
+        read_job(tmp_path)
