@@ -17,8 +17,8 @@ from swinv2_train.config.tasks import TASK_SECTIONS
 HEADER = """\
 # Every key of the config
 
-Made from the schema (`swinv2_train/config/`) by `python scripts/config_reference.py > conf/REFERENCE.md`; a test holds it
-to that. Defaults are those of the schema: an experiment and the files of `conf/` set many of them. `swinv2-train
+Made from the schema in `swinv2_train/config/` by `python scripts/config_reference.py > conf/REFERENCE.md`; a test holds
+it to that. Defaults are those of the schema: an experiment and the files of `conf/` set many of them. `swinv2-train
 +experiment=NAME --cfg job` prints what holds for a run. How to set a key is in [README.md](README.md).
 """
 

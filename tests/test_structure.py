@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "interop",
         "pipeline",
         "sweep",
-    },  # fmt: skip
+    },
 }
 """Imports run one way. The modules directly in the package (errors, exit codes) are everyone's."""
 FILES = sorted(PACKAGE.rglob("*.py"))

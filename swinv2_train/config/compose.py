@@ -90,7 +90,7 @@ def _file_of(text: str, config_dir: Path | None) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _explain(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
+def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
     """Hydra's or OmegaConf's error as one sentence."""
     text = str(error)
     cause = str(error.__cause__ or "")
@@ -206,7 +206,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise _explain(error, overrides, config_dir) from error
+        raise explain(error, overrides, config_dir) from error
 
 
 def to_yaml(config: Config) -> str:
@@ -251,7 +251,7 @@ def override(text: str, overrides: Sequence[str]) -> Config:
             raise ConfigError("", wrong, f"cannot read the override {wrong!r}: here only key=value can be given")
         return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
+        raise explain(error, overrides) from error
 
 
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:

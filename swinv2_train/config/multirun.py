@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.compose import _explain, compose, conf_dir
+from swinv2_train.config.compose import compose, conf_dir, explain
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
@@ -162,7 +162,7 @@ def run_multirun(
         with _command_line([*options, *multirun.arguments]), _quiet_search(multirun):
             door()
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, multirun.arguments) from error
+        raise explain(error, multirun.arguments) from error
     except Exception as error:
         if multirun.submitit:
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -233,7 +233,7 @@ def _parse(items: Sequence[str]) -> list[Any]:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(items))
     except (HydraException, ValueError) as error:
-        raise _explain(error, items) from error
+        raise explain(error, items) from error
 
 
 def _first_values(items: Sequence[str]) -> list[str]:
@@ -276,7 +276,7 @@ def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[st
                 for key in ("sweeper", "launcher")
             }
     except (HydraException, OmegaConfBaseException) as error:
-        raise _explain(error, overrides) from error
+        raise explain(error, overrides) from error
     if direction is not None:
         found["sweeper"]["direction"] = getattr(direction, "name", direction)
     return found

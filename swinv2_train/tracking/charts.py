@@ -118,8 +118,8 @@ def line_chart(
     """
     if not series:
         raise ValueError("a chart needs at least one curve")
-    figure, axes = _axes(size)
-    with _style():
+    figure, axes = empty_axes(size)
+    with house_style():
         for place in separators:
             axes.axvline(place, color="#B0B0B0", linewidth=0.7, linestyle=(0, (2, 2)), zorder=0)
         for number, one in enumerate(series):
@@ -167,9 +167,9 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> C
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
     side = min(9.0, max(3.6, 1.8 + 0.3 * num_classes))
-    figure, axes = _axes((side + 0.8, side))
+    figure, axes = empty_axes((side + 0.8, side))
     large = num_classes > _NAMED_CLASSES
-    with _style():
+    with house_style():
         axes.grid(False)
         shown, scale, colours = shares, Normalize(0.0, 1.0), colormaps["Blues"]
         if large:
@@ -214,7 +214,7 @@ def reliability_chart(bins: np.ndarray, error: float) -> Chart:
     centres = (np.arange(len(bins)) + 0.5) * width
     accuracy = np.divide(correct, count, out=np.zeros(len(bins)), where=full)
     mean = np.divide(confidence, count, out=centres.copy(), where=full)
-    with _style():
+    with house_style():
         upper.bar(centres[full], accuracy[full], 0.92 * width, color=PALETTE[0], label="accuracy", zorder=2)
         upper.plot(mean[full], accuracy[full], "o", color=PALETTE[1], markersize=3.5, label="mean confidence", zorder=4)
         upper.plot([0, 1], [0, 1], color="#404040", linewidth=1.0, linestyle=(0, (4, 2)), label="calibrated", zorder=3)
@@ -226,13 +226,13 @@ def reliability_chart(bins: np.ndarray, error: float) -> Chart:
     return Chart(figure)
 
 
-def _style() -> Any:
+def house_style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
 
 
-def _axes(size: tuple[float, float]) -> tuple[Figure, Any]:
+def empty_axes(size: tuple[float, float]) -> tuple[Figure, Any]:
     figure, (axes,) = _rows(size, (1,))
     return figure, axes
 
@@ -242,7 +242,7 @@ def _rows(size: tuple[float, float], heights: tuple[int, ...]) -> tuple[Figure, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with _style():
+    with house_style():
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]

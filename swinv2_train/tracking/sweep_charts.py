@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean
 
-from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, _axes, _style
+from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, empty_axes, house_style
 
 _DECADE = 10.0
 _LONG = 6
@@ -27,8 +27,8 @@ def sweep_chart(points: Sequence[tuple[str, float]], *, x_label: str, y_label: s
     if not points:
         raise ValueError("a chart needs at least one point")
     places, ticks = _places([text for text, _ in points])
-    figure, axes = _axes((5.2, 3.4))
-    with _style():
+    figure, axes = empty_axes((5.2, 3.4))
+    with house_style():
         at: dict[float, list[float]] = {}
         for text, value in points:
             at.setdefault(places[text], []).append(value)

@@ -126,7 +126,7 @@ def test_schema_keys_reach_every_section() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("data:\n  resolutoin: 96\n", "mine.yaml: data.resolutoin: there is no such key; did you mean data.resolution?"),
+        ("data:\n  resolutoin: 96\n", "mine.yaml: data.resolutoin: there is no such key; did you mean data.resol"),
         ("defaults:\n  - /model: nothing_like_it\n", "there is no such"),
         ("data: [\n", "a config is not YAML"),
     ],

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.plan import make_plan
 from swinv2_train.pipeline.plan import plan
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
 from tests.pipeline.conftest import CHAIN

@@ -235,5 +235,5 @@ def test_the_ablation_has_the_rows_of_the_tables_with_two_seeds_each(given: list
         ("pre", "dot", "table"), ("sandwich", "dot", "table"), ("post", "dot", "table"), ("res-post", "dot", "table"),
         ("res-post", "cosine", "table"), ("res-post", "cosine", "linear-cpb"), ("res-post", "cosine", "log-cpb"),
     ]  # fmt: skip
-    rates = [make_plan(config, 1, 1_281_167).lr for config in configs]
+    rates = [make_plan(config, 1, 1_281_167).peak_lr for config in configs]
     assert rates == pytest.approx([peak, peak, peak / 4, peak, peak, peak, peak])
