@@ -4,7 +4,9 @@
 # MASTER is the node where the ranks meet (a name or address that the others reach), NNODES the number of nodes. May be set:
 # NPROC ranks per node (default: one per GPU), MASTER_PORT (29500), NODE_RANK (0 on MASTER; found out where it is not set).
 # A rank that dies is started again with all others, three times, from the newest checkpoint.
-# Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (the same line continues).
+# Unless OMP_NUM_THREADS is set, every rank gets its share of the node's cores.
+# Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (the same line continues), 76 the same
+# by a file STOP that somebody put into run.dir (start it again only if that is wanted), 130 a second Ctrl-C.
 set -uo pipefail
 
 fail() { echo "torchrun.sh: $1" >&2 && exit 2; }
@@ -19,18 +21,46 @@ swinv2-train "$@" launch.dry_run=true >/dev/null || exit
 node=${NODE_RANK:-${JOB_COMPLETION_INDEX:-}} # the latter: of a Kubernetes job
 meet=(--rdzv-backend=c10d --rdzv-id=swinv2 --rdzv-endpoint="$MASTER:${MASTER_PORT:-29500}")
 [ -z "$node" ] || meet+=(--rdzv-conf="is_host=$([ "$node" = 0 ] && echo true || echo false)")
+ranks=${NPROC:-gpu}
+[ "$ranks" != gpu ] || ranks=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ')
+if [ -z "${OMP_NUM_THREADS:-}" ] && [[ "$ranks" =~ ^[1-9][0-9]*$ ]]; then
+    unset OMP_NUM_THREADS # nproc heeds it
+    threads=$(($(nproc) / ranks))
+    export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) # torchrun would make it 1
+fi
+
+stop_file=$run_dir/STOP
+# Here, as only one node may do it and not when dead ranks are started again; that variable has the ranks leave it alone.
+[ "${node:-0}" != 0 ] || rm -f "$stop_file"
+export SWINV2_KEEP_STOP=1
 status_file=$run_dir/status.json
 written() { stat -c %y "$status_file" 2>/dev/null; }
 before=$(written)
 
-torchrun --nnodes="$NNODES" --nproc-per-node="${NPROC:-gpu}" --max-restarts=3 "${meet[@]}" \
+# torchrun would kill its ranks 30 seconds after a signal; this file lets them finish the step and save, however long.
+# The word tells it from a file that somebody has made, which stays as it is.
+# shellcheck disable=SC2329 # called by the traps
+stop() { [ -e "$stop_file" ] || { mkdir -p "$run_dir" && echo signal >"$stop_file"; }; }
+torchrun=
+interrupts=0
+# shellcheck disable=SC2329
+interrupt() {
+    interrupts=$((interrupts + 1))
+    stop
+    # torchrun passes it on; ranks that are stopping already end at once.
+    [ "$interrupts" -eq 1 ] || [ -z "$torchrun" ] || kill -INT "$torchrun" 2>/dev/null
+}
+trap stop TERM HUP USR1 USR2
+trap interrupt INT
+# In a session of its own: Ctrl-C and the end of a terminal go to the whole process group. A job in the background leads no
+# group, so setsid becomes torchrun itself, under the same process id.
+setsid torchrun --nnodes="$NNODES" --nproc-per-node="${NPROC:-gpu}" --max-restarts=3 "${meet[@]}" \
     --no-python swinv2-train "$@" &
 torchrun=$!
-# torchrun would kill its ranks 30 seconds after a signal; this file lets them finish the step and save, however long.
-trap 'touch "$run_dir/STOP"' TERM INT HUP USR1 USR2
 while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun"; done # a trapped signal ends a `wait`
 wait "$torchrun"
 code=$?
+[ "$interrupts" -lt 2 ] || exit 130
 
 # torchrun ends with 1 whatever its ranks ended with; the run says how it went. Rank 0 may be on a slower node.
 if [ "$code" -ne 0 ]; then
@@ -39,6 +69,9 @@ if [ "$code" -ne 0 ]; then
         [[ "$status" == *'"running"'* && "$(written)" != "$before" ]] || break
         sleep 1
     done
-    [[ "$status" == *'"stopped"'* && "$(written)" != "$before" ]] && exit 75
+    if [[ "$status" == *'"stopped"'* && "$(written)" != "$before" ]]; then
+        [ -e "$stop_file" ] && [ "$(cat "$stop_file")" != signal ] && exit 76
+        exit 75
+    fi
 fi
 exit "$code"

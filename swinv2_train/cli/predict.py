@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
@@ -113,6 +114,8 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("", None, "no images are given, only changes to the model; name files, folders or patterns")
     _keep_inputs(paths, targets)
     loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
+    for note in loaded.source.notes:
+        print(f"swinv2-predict: {note}", file=sys.stderr)
     names = class_names(loaded, arguments.labels)
     most = max((MOST_ON_SHEET[path.suffix] for path in targets["sheet"]), default=0)
     done = predict(
@@ -218,6 +221,8 @@ def predict(
         for number, (readable, images) in enumerate(_batches(loaded, paths, batch, done, pictures), 1):
             if readable:
                 logits = model(torch.stack(images).to(place)).float().cpu()
+                if not logits.isfinite().all():
+                    raise CheckpointError(f"the outputs of {loaded.source.path} are not finite: its weights are broken")
                 shares = logits.sigmoid() if several else logits.softmax(dim=1)
                 done.found.extend(_best(path, row, names, top) for path, row in zip(readable, shares, strict=True))
             progress.show("images", min(number * batch, len(paths)), len(paths))
@@ -313,7 +318,7 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
         path.write_text(csv_text(done.found), encoding="utf-8")
     for path in targets["jsonl"]:
         path.write_text(jsonl_text(done.found), encoding="utf-8")
-    model = f"{loaded.config.model.name}, {loaded.source.path}"
+    model = str(loaded.source.path)
     for path in targets["sheet"]:
         entries = done.pictures[: MOST_ON_SHEET[path.suffix]]
         more = len(done.found) - len(entries)

@@ -18,7 +18,7 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
-from swinv2_train.engine.signals import STOP_FILE, StopRequest
+from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare
 from swinv2_train.errors import MainRankError, RunError
@@ -167,11 +167,13 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
-    from swinv2_train.engine.launcher import LAUNCH_FILE, launch_command, launch_environment, shown
+    from swinv2_train.engine.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
     print(describe(config, plan, samples.source))
-    if config.launch.hostfile:
+    if joined():
+        print("commands       none: a launcher has started the ranks")
+    elif config.launch.hostfile:
         from swinv2_train.engine.hosts import describe_hosts, read_hostfile
 
         print("\n".join(describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)))
@@ -179,8 +181,8 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
         print("commands       none: one rank runs inside this command")
     else:
         port = config.launch.master_port or "PORT"
-        command = launch_command(plan.world_size, Path(config.run.dir) / LAUNCH_FILE, port)
-        print(f"commands       {shown(command, launch_environment(device, plan.world_size))}")
+        command = launch_command(plan.world_size, launch_file(Path(config.run.dir)), port)
+        print(f"commands       {shown(command, launch_environment(device))}")
 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
@@ -232,17 +234,20 @@ def _init_lines(config: Config) -> list[str]:
     return preview(config)
 
 
-def run(config: Config, *, launched: bool) -> int:
+def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     """Do what a checked config asks for; returns the exit code.
 
     Args:
+        stop: the stop requests to this rank, where a launcher has started it.
         launched: whether this is a rank that the command itself has started.
     """
     directory = Path(config.run.dir)
     if directory.exists() and not directory.is_dir():
         raise ConfigError("run.dir", directory, "is a file; give a directory")
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and read_status(directory).get("status") == "stopped":
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if again and read_status(directory).get("status") == "stopped":
         return STOPPED  # torchrun takes the end of a stopped run for a failure, and starts it again
+    surroundings = prepare(config.launch) if joined() else None
     problem = samples = None
     try:
         samples = _check(config, launched=launched)
@@ -254,25 +259,32 @@ def run(config: Config, *, launched: bool) -> int:
         code = _launch(config, samples)
         if code is not None:
             return code
-    if not launched and os.environ.get("RANK", "0") == "0":
-        (directory / STOP_FILE).unlink(missing_ok=True)
-        if read_status(directory).get("status") == "stopped" and not config.launch.preflight_only:
-            write_status(directory, "starting", read_status(directory).get("step", 0))
-    surroundings = prepare(config.launch)
-    stop = StopRequest()  # before the slow imports: a signal that comes meanwhile is not lost
+    if not (launched or again or config.launch.preflight_only) and os.environ.get("RANK", "0") == "0":
+        _begin(directory)
+    surroundings = surroundings or prepare(config.launch)
+    requests = stop or StopRequest()
     try:
         from swinv2_train.engine.ranks import LostRanks
         from swinv2_train.engine.run import train
 
         try:
-            return train(config, stop, surroundings, problem)
+            return train(config, requests, surroundings, problem)
         except LostRanks as error:
             # Everything is closed; taking down collectives whose other end is gone may hang for ever.
             _complain(error)
             sys.stdout.flush()
             os._exit(FAILED)
     finally:
-        stop.restore()
+        if stop is None:
+            requests.restore()
+
+
+def _begin(directory: Path) -> None:
+    """Forget what stopped the run before, where no command of ours has done so."""
+    if KEEP_STOP_VARIABLE not in os.environ:
+        (directory / STOP_FILE).unlink(missing_ok=True)
+    if read_status(directory).get("status") == "stopped":
+        write_status(directory, "starting", read_status(directory).get("step", 0))
 
 
 def _check(config: Config, *, launched: bool) -> Samples:
@@ -334,19 +346,23 @@ def _accelerators(launch: LaunchConfig) -> tuple[str, int]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-train`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    stop: StopRequest | None = None
     try:
         if arguments.resolved:
             adopt_forwarded(arguments.resolved)
         adopt_slurm()
+        if joined() and not arguments.multirun:
+            stop = StopRequest()  # before anything slow: a signal that comes meanwhile is not lost
         if arguments.multirun:
             from swinv2_train.cli.sweep import run as run_sweep
 
             sys.exit(run_sweep(arguments))
         config = load(arguments)
         if arguments.cfg == "job" or config.launch.dry_run:
-            code = show(config, arguments.overrides, print_config=arguments.cfg == "job")
+            place = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
+            code = show(config, [*place, *arguments.overrides], print_config=arguments.cfg == "job")
         else:
-            code = run(config, launched=arguments.resolved is not None)
+            code = run(config, stop, launched=arguments.resolved is not None)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
@@ -354,6 +370,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if code is None:
             raise
         _complain(error)
+    finally:
+        if stop is not None:
+            stop.restore()
     sys.exit(code)
 
 

@@ -15,6 +15,10 @@ class TaskConfig(Section):
     name: str = ""
     """Which task this section is for."""
 
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what an evaluation measures, besides the number of samples."""
+        return ("loss",)
+
 
 @dataclass
 class SimMIMConfig(TaskConfig):
@@ -74,6 +78,10 @@ class ClassificationConfig(TaskConfig):
 
     Epochs count copies: a run over one epoch then sees one in `repeats` of the samples.
     """
+
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what an evaluation measures, besides the number of samples."""
+        return ("loss", "mAP", "f1") if self.multi_label else ("loss", "top1", "top5", "mean_class_accuracy", "ece")
 
 
 TASK_SECTIONS: dict[str, type[TaskConfig]] = {"simmim": SimMIMConfig, "classification": ClassificationConfig}

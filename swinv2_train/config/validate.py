@@ -10,7 +10,7 @@ import math
 from swinv2_train.config.checks import at_least, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry, validate_model
-from swinv2_train.config.schema import Config
+from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate_task import validate_task
 
 __all__ = ["resolution", "validate", "validate_data"]
@@ -193,10 +193,7 @@ def _validate_schedules(config: Config) -> None:
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
     one_of("resume", config.resume, ("auto", "never"))
     one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
-    if config.launch.master_port is not None and not 0 < config.launch.master_port < 65536:
-        raise ConfigError("launch.master_port", config.launch.master_port, "is a port from 1 to 65535")
-    if config.launch.nproc_per_node is not None:
-        at_least("launch.nproc_per_node", config.launch.nproc_per_node, 1)
+    _validate_launch(config.launch)
     if not config.run.dir:
         raise ConfigError("run.dir", config.run.dir, "give the directory of the run")
 
@@ -229,11 +226,34 @@ def _validate_probe(config: Config) -> None:
         raise ConfigError("probe.knn", 0, "with probe.linear=false nothing is measured; switch one of them on")
 
 
+def _validate_launch(launch: LaunchConfig) -> None:
+    for key in ("master_port", "ssh_port"):
+        port = getattr(launch, key)
+        if port is not None and not 0 < port < 65536:
+            raise ConfigError(f"launch.{key}", port, "is a port from 1 to 65535")
+    if launch.nproc_per_node is not None:
+        at_least("launch.nproc_per_node", launch.nproc_per_node, 1)
+        if launch.hostfile:
+            mend = "the slots in launch.hostfile say how many ranks a host has; leave one of the two away"
+            raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
+    for key in ("ssh_port", "master_addr"):
+        if getattr(launch, key) is not None and not launch.hostfile:
+            raise ConfigError(f"launch.{key}", getattr(launch, key), "is for launch.hostfile, which is not set")
+
+
 def _validate_best_metric(config: Config) -> None:
     """A metric of the probes is there only where they had their turn, and every evaluation looks it up."""
     checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
     metric = checkpoint.best_metric
-    if not checkpoint.keep_best or not metric.startswith(PROBE_METRICS):
+    if not checkpoint.keep_best:
+        return
+    if not metric.startswith(PROBE_METRICS):
+        given = [f"eval/{name}" for name in (*config.task.metrics(), "samples")]
+        given += [f"eval/ema_{name.removeprefix('eval/')}" for name in given] if config.optim.ema_decay else []
+        if config.data.eval_shards and metric not in given:
+            raise ConfigError(
+                "checkpoint.best_metric", metric, f"no evaluation gives it; take one of {', '.join(given)}"
+            )
         return
     if not probe.shards:
         raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")

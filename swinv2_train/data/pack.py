@@ -14,7 +14,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from swinv2_train.data.augment import resize
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import decode, image_facts
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import write_atomically
+from swinv2_train.data.index import INDEX_SUFFIX, read_header, write_atomically
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
@@ -145,6 +145,8 @@ def pack(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
+            if not overwrite:
+                _refuse_overlap(out, found.root, splits)
             prepare = ParallelMap(_Prepare(found, options), workers)
             try:
                 for name, entries in splits.items():
@@ -179,6 +181,19 @@ def _split(source: Source, split: str, eval_share: float, seed: int) -> dict[str
         if not entries:
             raise DataError(f"--eval-share {eval_share:g} of {len(source.entries)} images leaves none for {name}")
     return splits
+
+
+def _refuse_overlap(out: Path, root: str, splits: Collection[str]) -> None:
+    """See that no other split in `out` was made from this source: its images would be in this one as well."""
+    for index in sorted(out.glob(f"*.tar{INDEX_SUFFIX}")):
+        header = read_header(index)
+        record = header["extra"].get("pack") if header else None
+        name = index.name.rpartition("-")[0]
+        if record and record["source"] == root and name not in splits:
+            raise DataError(
+                f"{out} holds {name} of {root}, and its images would be in {' and '.join(splits)} as well: give the "
+                "--eval-share of before, or choose another directory (--overwrite packs all the same)"
+            )
 
 
 @contextlib.contextmanager

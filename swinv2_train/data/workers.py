@@ -68,23 +68,24 @@ class WorkerPool:
     def __init__(
         self, dataset: Dataset[Any], batches: Iterable[Sequence[int]], *, num_workers: int, prefetch_batches: int
     ) -> None:
-        loader = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_start_worker,
-            prefetch_factor=prefetch_batches if num_workers else None,
-            multiprocessing_context="forkserver" if num_workers else None,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or the loader would draw a seed from the global one, which the model uses
-        )
         if num_workers:
             start_server()
-        with _signals_held_back(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             # More workers than cores are the user's choice, made in data.num_workers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
-            self._iterator: Iterator[Any] | None = iter(loader)
+            loader = DataLoader(
+                dataset,
+                batch_sampler=batches,
+                num_workers=num_workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_start_worker,
+                prefetch_factor=prefetch_batches if num_workers else None,
+                multiprocessing_context="forkserver" if num_workers else None,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # or the loader would draw a seed from the global one of the model
+            )
+            with _signals_held_back():
+                self._iterator: Iterator[Any] | None = iter(loader)
         self._workers = list(getattr(self._iterator, "_workers", []))
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)

@@ -28,23 +28,18 @@ from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, LaunchConfig
-from swinv2_train.engine.launcher import (
-    LAUNCH_FILE,
-    RANK_MODULE,
-    Signals,
-    announce,
-    outcome,
-    shown,
-)
+from swinv2_train.engine.launcher import RANK_MODULE, Signals, announce, launch_file, outcome, shown
 from swinv2_train.engine.signals import STOP_FILE
-from swinv2_train.engine.status import read_status
-from swinv2_train.engine.surroundings import FORWARDED_FILE
+from swinv2_train.engine.surroundings import FORWARDED_SUFFIX
 from swinv2_train.engine.watchdog import STACKS
-from swinv2_train.exit_codes import FINISHED
+from swinv2_train.exit_codes import INTERRUPTED
 
 DEFAULT_PORT = 29500
-_DEEPSPEED_FILE = ".launch.deepspeed_env"
-_FOR_PYTHON = ("PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX")
+_DEEPSPEED_SUFFIX = ".env"
+_FOR_PYTHON = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
+"""What has to be there before Python starts."""
+_PLAIN = re.compile(r"[\w@+=:,./-]+")
+"""What pdsh and the shells behind it leave as it is."""
 _FORWARDED = re.compile(
     r"(NCCL|GLOO|TORCH|PYTORCH|OMP|MKL|KMP|CUDA|DS|UCX|FI|WANDB|HF|AWS|AZURE|GOOGLE|GCS|S3|FSSPEC|SWINV2)_\w+"
     r"|(https?|ftp|all|no)_proxy|TMPDIR|XDG_CACHE_HOME|TRITON_CACHE_DIR|REQUESTS_CA_BUNDLE|SSL_CERT_FILE|CURL_CA_BUNDLE",
@@ -99,7 +94,7 @@ def main_address(hosts: list[Host], launch: LaunchConfig) -> str | None:
         return launch.master_addr
     try:
         address = socket.gethostbyname(hosts[0].name.rpartition("@")[2])
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     return None if ipaddress.ip_address(address).is_loopback else address
 
@@ -142,28 +137,45 @@ def forwarded_variables() -> dict[str, str]:
 
 def _deepspeed_env_files() -> dict[str, str]:
     # DeepSpeed reads these by itself, but not beside the file that it is given here.
+    given = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     found: dict[str, str] = {}
     for directory in (Path.home(), Path.cwd()):
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            for line in (directory / ".deepspeed_env").read_text().splitlines():
+            for line in (directory / given).read_text().splitlines():
                 key, equals, value = line.strip().partition("=")
                 if equals and not key.startswith("#"):
                     found[key.strip()] = value.strip().strip('"')
     return found
 
 
-def _write_environment(directory: Path, device: str) -> Path:
-    secret = directory / FORWARDED_FILE
-    descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+def _write_environment(config_file: Path, device: str) -> Path:
+    """Write both files; returns DeepSpeed's."""
+    forwarded = forwarded_variables()
+    secret = config_file.with_suffix(FORWARDED_SUFFIX)
+    descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump({key: value for key, value in forwarded_variables().items() if key not in _FOR_PYTHON}, file)
-    plain = {key: os.environ[key] for key in _FOR_PYTHON if os.environ.get(key)}
+        json.dump({key: value for key, value in forwarded.items() if key not in _FOR_PYTHON}, file)
+    known = {**os.environ, **forwarded}
+    plain = {key: known[key] for key in _FOR_PYTHON if known.get(key)}
     if device != "auto":
         plain["DS_ACCELERATOR"] = device
-    path = directory / _DEEPSPEED_FILE
+    path = config_file.with_suffix(_DEEPSPEED_SUFFIX)
     # DeepSpeed splits every line at its first "=", and fails on an empty one.
     path.write_text("".join(f"{key}={value}\n" for key, value in plain.items()))
     return path.resolve()
+
+
+def _check_paths(config: Config) -> None:
+    places = {
+        "run.dir": Path(config.run.dir).resolve(), "launch.hostfile": Path(config.launch.hostfile or "").resolve(),
+        "": Path.cwd(), "python": sys.executable,
+    }  # fmt: skip
+    for key, place in places.items():
+        if not _PLAIN.fullmatch(str(place)):
+            mend = (
+                "pdsh and the shells behind it would change this path: take one of letters, digits and @+=:,./-_ alone"
+            )
+            raise ConfigError(key, place, mend)
 
 
 def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
@@ -206,20 +218,17 @@ def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
         ConfigError: if a host cannot be reached, or `run.dir` cannot be written to.
     """
     directory = Path(config.run.dir)
-    config_file, stop_file = directory / LAUNCH_FILE, directory / STOP_FILE
+    config_file = launch_file(directory)
+    _check_paths(config)
     check_hosts(hosts, config.launch)
     begun = time.time()
     signals = Signals()
     try:
         announce(directory, config, config_file)
-        environment = {
-            **os.environ,
-            "DS_ENV_FILE": str(_write_environment(directory, config.launch.device)),
-            "PDSH_SSH_ARGS_APPEND": f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {_ALIVE_OPTIONS}".strip(),
-        }
+        environment = {**os.environ, **_launcher_environment(_write_environment(config_file, config.launch.device))}
         command = hosts_command(config, hosts, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        handled = 0
+        handled, interrupted = 0, False
         while True:
             try:
                 code = process.wait(_POLL_SECONDS)
@@ -228,18 +237,52 @@ def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
                 new = signals.received[handled:]
                 handled += len(new)
                 if handled > 1 and signal.SIGINT in new:
-                    process.send_signal(signal.SIGINT)  # DeepSpeed ends its processes on every host
+                    interrupted = True
+                    _end_at_once(hosts, config.launch, config_file, process, environment)
                 elif new:
-                    stop_file.touch()
+                    _ask_to_stop(directory)
     finally:
         signals.restore()
-        for name in (LAUNCH_FILE, FORWARDED_FILE, _DEEPSPEED_FILE, STOP_FILE):
-            (directory / name).unlink(missing_ok=True)
+        for suffix in (config_file.suffix, FORWARDED_SUFFIX, _DEEPSPEED_SUFFIX):
+            config_file.with_suffix(suffix).unlink(missing_ok=True)
+        if signals.received:
+            (directory / STOP_FILE).unlink(missing_ok=True)
     if config.launch.preflight_only:
         return code if code >= 0 else 256 + code
-    if read_status(directory).get("status") == "finished" and code == FINISHED:
-        return FINISHED
+    if interrupted:
+        outcome(directory, code, "stopped at once", stopped=False)
+        return INTERRUPTED
     return outcome(directory, code, _what_hung(directory, begun), stopped=bool(signals.received))
+
+
+def _launcher_environment(env_file: Path) -> dict[str, str]:
+    ssh = f"{os.environ.get('PDSH_SSH_ARGS_APPEND', '')} {_ALIVE_OPTIONS}".strip()
+    return {"DS_ENV_FILE": str(env_file), "PDSH_SSH_ARGS_APPEND": ssh}
+
+
+def _ask_to_stop(directory: Path) -> None:
+    try:
+        (directory / STOP_FILE).touch()
+    except OSError as error:
+        text = f"the ranks cannot be asked to stop: {directory / STOP_FILE} cannot be made ({error.strerror})"
+        print(f"swinv2-train: {text}", file=sys.stderr, flush=True)
+
+
+def _end_at_once(
+    hosts: list[Host], launch: LaunchConfig, config_file: Path, process: subprocess.Popen, environment: dict[str, str]
+) -> None:
+    """Kill the processes of this start on all hosts: those with its launch file on their command line."""
+    options = environment["PDSH_SSH_ARGS_APPEND"] + (f" -p {launch.ssh_port}" if launch.ssh_port else "")
+    names = ",".join(host.name for host in hosts)
+    # The brackets keep the pattern from finding the shell that looks for it.
+    pattern = f"[{config_file.name[0]}]{config_file.name[1:]}"
+    command = ["pdsh", "-R", "ssh", "-w", names, "pkill", "-KILL", "-f", pattern]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            command, env={**environment, "PDSH_SSH_ARGS_APPEND": options}, capture_output=True, timeout=60, check=False
+        )
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _what_hung(directory: Path, begun: float) -> str:
@@ -254,10 +297,12 @@ def _what_hung(directory: Path, begun: float) -> str:
 def describe_hosts(config: Config, hosts: list[Host], overrides: list[str]) -> list[str]:
     """What a dry run says about the hosts: one command for all, and the same by hand, host by host."""
     port = config.launch.master_port or DEFAULT_PORT
-    command = hosts_command(config, hosts, Path(config.run.dir) / LAUNCH_FILE, port)
+    file = launch_file(Path(config.run.dir))
+    command = hosts_command(config, hosts, file, port)
+    environment = _launcher_environment(file.with_suffix(_DEEPSPEED_SUFFIX).resolve())
     lines = [
         f"hosts          {len(hosts)}: {', '.join(f'{host.name} ({host.slots})' for host in hosts)}",
-        f"command        {shown(command, {})}",
+        f"command        {shown(command, environment)}",
         "by hand        without ssh, on each host:",
     ]
     return [*lines, *(f"  {name}: {text}" for name, text in commands_by_hand(config, hosts, overrides, port))]

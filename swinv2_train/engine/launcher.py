@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,13 +29,14 @@ import psutil
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
 RANK_MODULE = "swinv2_train.cli.train"
-LAUNCH_FILE = ".launch.yaml"
-"""The config that the command hands to its ranks; `resolved.yaml` is written by the run itself."""
+LAUNCH_FILES = ".launch-"
+"""What a command hands to its ranks begins with this; `resolved.yaml` is written by the run itself."""
 _POLL_SECONDS = 0.2
 
 
@@ -48,15 +50,14 @@ def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[s
     return [*launcher, *options, "--module", RANK_MODULE, "--resolved", str(config_file)]
 
 
-def launch_environment(device: str, num_ranks: int) -> dict[str, str]:
-    """The variables that the ranks get beside the present ones."""
-    threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    return {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+def launch_environment(device: str) -> dict[str, str]:
+    """The variables that the launcher and the ranks need beside the present ones."""
+    return {"DS_ACCELERATOR": device}
 
 
 def shown(command: list[str], environment: dict[str, str]) -> str:
     """A command with its environment as one types it."""
-    return " ".join([*(f"{key}={value}" for key, value in environment.items()), shlex.join(command)])
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])
 
 
 @dataclass
@@ -162,8 +163,8 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     and `status.json` says `failed`.
     """
     directory = Path(config.run.dir)
-    config_file = directory / LAUNCH_FILE
-    environment = {**os.environ, **launch_environment(device, num_ranks), PARENT_VARIABLE: str(os.getpid())}
+    config_file = launch_file(directory)
+    environment = {**os.environ, **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
     signals = Signals()
     try:
         announce(directory, config, config_file)
@@ -193,18 +194,26 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     return outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
 
 
+def launch_file(directory: Path) -> Path:
+    """Where this command leaves the config for its ranks."""
+    return directory / f"{LAUNCH_FILES}{socket.gethostname()}-{os.getpid()}.yaml"
+
+
 def announce(directory: Path, config: Config, config_file: Path) -> None:
     """Write the config for the ranks, and that the run is starting.
 
     Raises:
-        ConfigError: if `run.dir` cannot be written to.
+        ConfigError: if `run.dir` cannot be written to, or another process is training there.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(to_yaml(config))
-        (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
         if not config.launch.preflight_only:
+            RunLock(directory).release()  # the main rank takes it; here it must be free
+            for left in directory.glob(f"{LAUNCH_FILES}*"):  # of a command that was killed
+                left.unlink(missing_ok=True)
+            (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
             write_status(directory, "starting", read_status(directory).get("step", 0))
+        config_file.write_text(to_yaml(config))
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
 
@@ -233,9 +242,13 @@ def _killed(first_dead: list[_Rank], code: int) -> str:
 
 
 def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
-    """The exit code of a run that is not finished; says a last word where the ranks could not."""
+    """The exit code of a run whose ranks have ended; says a last word where the ranks could not."""
     status = read_status(directory)
     state = status.get("status")
+    if state == "finished":
+        if code != FINISHED:
+            _say(f"the run is finished; its launcher ended with code {code} afterwards")
+        return FINISHED
     if state == "stopped" and (stopped or code == STOPPED):
         return STOPPED
     if state == "starting" and stopped:  # before the first step there is nothing to save

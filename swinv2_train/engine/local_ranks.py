@@ -57,7 +57,8 @@ def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str
     """
     shared = {
         **os.environ,
-        **launch_environment(device, num_ranks),
+        **launch_environment(device),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks))),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(num_ranks),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 """What file systems without locks answer, such as Lustre mounted without `flock`."""
+_LOCK_FILE = ".lock"
+_TRIES, _PAUSE_SECONDS = 3, 0.1
+"""Whoever only looks (`is_held`) is in the way for a moment; that is no reason to refuse a run."""
 
 
 class RunLock:
@@ -22,10 +26,15 @@ class RunLock:
         ConfigError: if another process holds it.
     """
 
+    held: bool
+    """Whether this keeps others out; False on a file system without locks, and after `release`."""
+
     def __init__(self, directory: Path) -> None:
-        self._file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.held = False
+        self._file = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file)
+            self.held = True
         except BlockingIOError:
             os.close(self._file)
             raise ConfigError(
@@ -40,3 +49,37 @@ class RunLock:
 
     def release(self) -> None:
         os.close(self._file)
+        self.held = False
+
+
+def _lock(file: int) -> None:
+    for left in reversed(range(_TRIES)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise
+            time.sleep(_PAUSE_SECONDS)
+
+
+def is_held(directory: Path) -> bool | None:
+    """Whether a process holds the `RunLock` of a directory; None on a file system without locks.
+
+    Raises:
+        OSError: if the lock's file cannot be looked at.
+    """
+    try:
+        file = os.open(directory / _LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for a run
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    finally:
+        os.close(file)
+    return False

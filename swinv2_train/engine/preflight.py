@@ -8,9 +8,11 @@ else uses or a full disk are said, for they need not matter.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +29,7 @@ from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.agree import together
+from swinv2_train.engine.agree import on_main, together
 from swinv2_train.engine.build import train_loader
 from swinv2_train.engine.identity import shards_digest
 from swinv2_train.engine.ranks import Ranks
@@ -45,6 +47,8 @@ _ALL_REDUCE_MIB = {"cuda": 256, "cpu": 4}
 _ROUNDS = 3
 _SLOW_SHARE = 3.0
 """A rank that needs so many times the median for a batch is named."""
+_SHARED_SECONDS = 15.0
+"""How long a file may take to be seen by other hosts."""
 _CHECKPOINT_BYTES = 12
 """Per parameter: the fp32 weight and Adam's two moments."""
 
@@ -66,6 +70,8 @@ class Facts:
     """Digest of names and sizes of all training and held-out shards; None where they could not be opened."""
     disk_free: int = 0
     """Bytes free for run.dir."""
+    sees_run_dir: bool = True
+    """Whether its run.dir is the main rank's: a file that is made there is here."""
     memory: tuple[int, int] | None = None
     """Bytes of the GPU that are free, and all."""
     problem: str | None = None
@@ -107,10 +113,32 @@ def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: str 
         shards=shards_digest(names, sizes) if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,
+        sees_run_dir=_sees_run_dir(Path(config.run.dir), ranks),
         problem=problem,
     )
     ranks.barrier()
     return replace(facts, clock=time.time())
+
+
+def _sees_run_dir(directory: Path, ranks: Ranks) -> bool:
+    """Whether a file that the main rank makes in its run.dir appears in this rank's. A collective."""
+
+    def make() -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".preflight-", dir=directory)
+        os.close(handle)
+        return Path(name)
+
+    made: list[Path] = []
+    on_main(ranks, lambda: made.append(make()))
+    name = ranks.broadcast(made[0].name if made else None)
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (seen := (directory / name).exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)  # a network file system may show it later
+    ranks.barrier()
+    for path in made:
+        path.unlink(missing_ok=True)
+    return seen
 
 
 def differences(everyone: Sequence[Facts]) -> list[str]:
@@ -134,6 +162,8 @@ def differences(everyone: Sequence[Facts]) -> list[str]:
             there = first.packages.get(name)
             if here != there:
                 note(f"{name} {here or 'is missing'}, and {first.place} has {there or 'none'}", facts)
+        if not facts.sees_run_dir:
+            note(f"its run.dir is not that of {first.place}: all ranks need one that they share", facts)
         if facts.code != first.code:
             note(f"its source of swinv2-train is {facts.code}, and that of {first.place} {first.code}", facts)
         if facts.problem is None and first.problem is None:

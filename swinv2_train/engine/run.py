@@ -200,8 +200,10 @@ def _train_with(
     with _tracking(config, plan, state, ranks) as (tracker, end):
         for line in preflight_lines:
             tracker.message(f"preflight: {line}")
-        for line in [*lines, *start_lines(config, plan, state, ranks), *truncated_shards(shards)]:
+        for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
+        for line in truncated_shards(shards) if ranks.is_main else ():
+            tracker.warn(line)
         saver = Saver(
             directory / "checkpoints",
             ranks.another(),

@@ -37,6 +37,8 @@ STOP_FILE = "STOP"
 
 It stays until the next start, so that whoever starts runs again can tell this from a stop by the batch system.
 """
+KEEP_STOP_VARIABLE = "SWINV2_KEEP_STOP"
+"""Where it is set, whoever has started the ranks has removed an old `STOP`, and one that is there is for them."""
 _LOOK_SECONDS = 1.0
 """How often the main rank looks for it."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")

@@ -6,6 +6,7 @@ give the same numbers. Every sample counts once, whatever the number of ranks.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -142,6 +143,8 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
     metrics = bench.task.metrics(sums)
     if not metrics["samples"]:
         raise ranks.end(f"none of the samples in {options.data} counts: they are broken or have no label")
+    if not math.isfinite(metrics["loss"]):
+        raise ranks.end(f"the outputs of {bench.loaded.source.path} are not finite: its weights are broken")
     metrics |= bench.probe_scores()
     return Evaluated(
         config=bench.config,

@@ -20,9 +20,12 @@ import psutil
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import LaunchConfig
 
-FORWARDED_FILE = ".launch.env.json"
-"""Variables of the starting command, for the ranks on other hosts; beside the launch file, readable by its owner."""
-SOCKET_INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+FORWARDED_SUFFIX = ".env.json"
+"""In place of the launch file's: the variables of the starting command, for the ranks on other hosts."""
+SOCKET_INTERFACES = {"NCCL_SOCKET_IFNAME": "=", "GLOO_SOCKET_IFNAME": ""}
+"""The variables, and what stands before a name there: NCCL takes one without "=" for the beginning of names."""
+_ELSEWHERE = "192.0.2.1"
+"""An address that no host has (RFC 5737): the way there is the default route."""
 _FIRST_PORT, _PORTS = 20000, 12000
 """Below the ports that a system gives to outgoing connections."""
 
@@ -56,10 +59,12 @@ def adopt_slurm() -> bool:
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
     job = re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "0")) or "0"
     local = _tasks_here()
+    # With --gpus-per-task every task sees one GPU alone, which is its number 0.
+    one_gpu = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
         WORLD_SIZE=tasks,
-        LOCAL_RANK=os.environ.get("SLURM_LOCALID", "0"),
+        LOCAL_RANK="0" if one_gpu else os.environ.get("SLURM_LOCALID", "0"),
         **({"LOCAL_WORLD_SIZE": str(local)} if local else {}),
     )
     os.environ.setdefault("MASTER_ADDR", first_host(nodes))
@@ -73,11 +78,10 @@ def first_host(nodes: str) -> str:
     Raises:
         ConfigError: if there is none.
     """
-    match = re.match(r"([^,\[\]]+)(?:\[([^\]]+)\]([^,]*))?", nodes.strip())
-    if match is None:
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes.strip())
+    if first is None:
         raise ConfigError("SLURM_STEP_NODELIST", repr(nodes), "names no host; set MASTER_ADDR to the host of rank 0")
-    prefix, numbers, suffix = match.groups()
-    return prefix if numbers is None else prefix + re.split("[-,]", numbers)[0] + suffix
+    return re.sub(r"\[([^\]]*)\]", lambda numbers: re.split("[-,]", numbers[1])[0], first[0])
 
 
 def _tasks_here() -> int | None:
@@ -120,7 +124,7 @@ def adopt_forwarded(launch_file: Path) -> None:
     Raises:
         ConfigError: if they cannot be read.
     """
-    path = launch_file.with_name(FORWARDED_FILE)
+    path = launch_file.with_suffix(FORWARDED_SUFFIX)
     if not path.exists():
         return
     try:
@@ -167,15 +171,28 @@ def _choose_interface(wanted: str | None) -> list[str]:
         if wanted not in known:
             host = socket.gethostname()
             raise ConfigError("launch.interface", wanted, f"{host} has no such interface; it has {', '.join(known)}")
-        os.environ.update(dict.fromkeys(SOCKET_INTERFACES, wanted))
+        _set_interface(wanted, list(SOCKET_INTERFACES))
         return [f"network interface {wanted} (launch.interface)"]
     unset = [name for name in SOCKET_INTERFACES if name not in os.environ]
     master = os.environ.get("MASTER_ADDR", "")
     found = interface_to(master) if unset else None
+    way = f"which leads to rank 0 at {master}"
+    if found is None and unset and _several_hosts():
+        # The name of rank 0's own host is a loopback address there, on Debian and its like.
+        found, way = interface_to(_ELSEWHERE), "that of the default route"
     if found is None:
         return []
-    os.environ.update(dict.fromkeys(unset, found))
-    return [f"network interface {found}, which leads to rank 0 at {master} ({', '.join(unset)})"]
+    _set_interface(found, unset)
+    return [f"network interface {found}, {way} ({', '.join(unset)})"]
+
+
+def _set_interface(name: str, variables: list[str]) -> None:
+    os.environ.update({variable: SOCKET_INTERFACES[variable] + name for variable in variables})
+
+
+def _several_hosts() -> bool:
+    world, here = os.environ["WORLD_SIZE"], os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
+    return world.isdecimal() and here.isdecimal() and int(here) < int(world)
 
 
 def interface_to(address: str) -> str | None:
@@ -185,7 +202,7 @@ def interface_to(address: str) -> str | None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect(target)  # sends nothing
             own = probe.getsockname()[0]
-    except OSError:
+    except (OSError, UnicodeError):
         return None
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address == own for entry in addresses):

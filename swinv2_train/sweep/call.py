@@ -18,7 +18,17 @@ from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.signals import STOP_FILE, give_back_signals, take_signals
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
-from swinv2_train.sweep.job import DONE, Job, JobRecord, SweepRecord, make_job, new_record, read_jobs, write_sweep
+from swinv2_train.sweep.job import (
+    DONE,
+    Job,
+    JobRecord,
+    SweepRecord,
+    make_job,
+    new_record,
+    read_jobs,
+    read_sweep,
+    write_sweep,
+)
 from swinv2_train.sweep.run import Sweep, say, shown_command, this_process
 from swinv2_train.sweep.show import counts_text, jobs_text
 
@@ -54,9 +64,10 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
         config_dir=config_dir,
         main=this_process(),
     )
+    _check_family(sweep, jobs[0])
     if multirun.config.launch.dry_run:
         return _dry_run(sweep, jobs, multirun)
-    _begin(sweep, overrides, config_dir)
+    _begin(sweep, jobs[0], overrides, config_dir)
     if multirun.minutes:
         say(f"every job is stopped after {multirun.minutes} minutes (hydra.launcher.timeout_min)")
     code = _run(sweep, multirun)
@@ -116,17 +127,29 @@ def _dry_run(sweep: Sweep, jobs: Sequence[Job], multirun: Multirun) -> int:
     return FINISHED
 
 
-def _begin(sweep: Sweep, overrides: Sequence[str], config_dir: Path | None) -> None:
+def _check_family(sweep: Sweep, job: Job) -> None:
+    """See that the directory is not of a sweep with another experiment or other fixed values."""
+    there, jobs = read_sweep(sweep.directory), read_jobs(sweep.directory)  # a broken file is found now
+    if there is None or there.family == job.family or not jobs:
+        return
+    theirs = ", ".join(item for item in there.shared if item not in job.shared)
+    own = ", ".join(item for item in job.shared if item not in there.shared)
+    parts = [f"with {theirs}"] * bool(theirs) + [f"without {own}"] * bool(own)
+    mend = f"is of a sweep {' and '.join(parts)}; give this one its own sweep.name=NAME or sweep.dir=DIR"
+    raise ConfigError("sweep.dir", sweep.directory, mend)
+
+
+def _begin(sweep: Sweep, job: Job, overrides: Sequence[str], config_dir: Path | None) -> None:
     try:
         sweep.directory.mkdir(parents=True, exist_ok=True)
         (sweep.directory / STOP_FILE).unlink(missing_ok=True)
-        read_jobs(sweep.directory)  # a broken file is found now
         settings = sweep.settings
         options = ["--config-dir", str(config_dir)] if config_dir else []
         command = ["swinv2-train", "-m", *overrides, *options]
-        write_sweep(
-            sweep.directory, SweepRecord(sweep.name, settings.metric, settings.direction, settings.value, command)
+        record = SweepRecord(
+            sweep.name, settings.metric, settings.direction, settings.value, job.family, list(job.shared), command
         )
+        write_sweep(sweep.directory, record)
     except OSError as error:
         raise ConfigError("sweep.dir", sweep.directory, f"cannot be written to ({error.strerror})") from error
 

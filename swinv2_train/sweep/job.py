@@ -40,8 +40,10 @@ class Job:
     """In the order in which the run takes them."""
     swept: dict[str, str]
     """The values that tell it from the other jobs, by key."""
+    shared: tuple[str, ...]
+    """The overrides that it shares with the other jobs and that have an effect, sorted."""
     family: str
-    """A hash of all the others: jobs with the same are to be compared with each other."""
+    """A hash of these: jobs with the same are to be compared with each other."""
 
 
 def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
@@ -55,7 +57,7 @@ def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
     shared = [item for item in items if item not in swept and not key_of(item).startswith(WITHOUT_EFFECT)]
     values = {key_of(item): _plain(item.partition("=")[2]) for item in sorted(swept, key=_place)}
     name = f"{_readable(values)}-{_digest([*shared, *swept])}"
-    return Job(name, tuple(items), values, _digest(shared))
+    return Job(name, tuple(items), values, tuple(_normal(shared)), _digest(shared))
 
 
 def _place(item: str) -> tuple[bool, str]:
@@ -63,8 +65,12 @@ def _place(item: str) -> tuple[bool, str]:
 
 
 def _digest(items: Sequence[str]) -> str:
-    text = json.dumps(sorted(f"{item.partition('=')[0]}={_plain(item.partition('=')[2])}" for item in items))
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(json.dumps(_normal(items)).encode()).hexdigest()[:_DIGITS]
+
+
+def _normal(items: Sequence[str]) -> list[str]:
+    """Overrides in an order and a spelling that say nothing."""
+    return sorted(f"{item.partition('=')[0]}={_plain(item.partition('=')[2])}" for item in items)
 
 
 def _plain(value: str) -> str:
@@ -113,6 +119,10 @@ class SweepRecord:
     metric: str
     direction: str
     value: str
+    family: str
+    """Of its jobs; see `Job`. Another one in the same directory would be mixed up with it."""
+    shared: list[str]
+    """What the family is the hash of."""
     command: list[str] = field(default_factory=list)
 
 

@@ -42,26 +42,31 @@ class Report:
     """What was swept over, without the seed."""
     rows: list[Row]
     jobs: list[JobRecord]
+    others: int
+    """How many jobs in the directory are of another experiment or have other fixed values; they are left out."""
 
 
 def make_report(sweep: SweepRecord, jobs: Sequence[JobRecord], directory: Path) -> Report:
-    """Group the jobs by their values.
+    """Group the jobs of the sweep's family by their values.
 
     Raises:
-        ConfigError: if no job has the metric.
+        ConfigError: if there is none, or none has the metric.
     """
+    found, jobs = jobs, [job for job in jobs if job.family == sweep.family]
+    if not jobs:
+        raise ConfigError("", directory, f"the sweep in {directory} has no job yet")
     if all(job.metric is None for job in jobs):
         names = sorted({name for job in jobs for name in metric_names(directory / job.id)})
         raise ConfigError("", sweep.metric, missing_metric(sweep.metric, names).replace("the job has", "the jobs have"))
     groups: dict[tuple[tuple[str, str], ...], list[JobRecord]] = {}
     for job in jobs:
         values = tuple((key, value) for key, value in job.swept.items() if key != SEED)
-        groups.setdefault((*values, ("", job.family)), []).append(job)  # other fixed values: another group
-    rows = [_row({key: value for key, value in group if key}, members) for group, members in groups.items()]
+        groups.setdefault(values, []).append(job)
+    rows = [_row(dict(values), members) for values, members in groups.items()]
     sign = -1 if sweep.direction == "maximize" else 1
     rows.sort(key=lambda row: (row.mean is None, sign * (row.mean or 0.0), sorted(row.values.items())))
     keys = list(dict.fromkeys(key for row in rows for key in row.values))
-    return Report(sweep, keys, rows, list(jobs))
+    return Report(sweep, keys, rows, jobs, len(found) - len(jobs))
 
 
 def _row(values: dict[str, str], jobs: list[JobRecord]) -> Row:
@@ -78,13 +83,15 @@ def report_text(report: Report) -> str:
         values = [row.values.get(key, "") for key in report.keys]
         rows.append([*values, number(row.mean), number(row.spread), str(row.n), counts_text(row.jobs)])
     heading = f"sweep {sweep.name}: {sweep.value} {sweep.metric}, {sweep.direction}; mean and sample standard deviation"
-    return f"{heading}\n{table(rows)}\n{len(report.jobs)} jobs: {counts_text(report.jobs)}"
+    others = f"\n{report.others} more job directories there are of other fixed values" if report.others else ""
+    return f"{heading}\n{table(rows)}\n{len(report.jobs)} jobs: {counts_text(report.jobs)}{others}"
 
 
 def as_json(directory: Path, report: Report, written: Sequence[Path]) -> str:
     """The report for scripts."""
     rows = [{**asdict(row), "jobs": [job.id for job in row.jobs]} for row in report.rows]
-    values = {"dir": str(directory), **asdict(report.sweep), "rows": rows, "files": [str(path) for path in written]}
+    files = [str(path) for path in written]
+    values = {"dir": str(directory), **asdict(report.sweep), "rows": rows, "others": report.others, "files": files}
     return json.dumps(values, indent=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.lock import is_held
 from swinv2_train.sweep.job import SWEEP_FILE, JobRecord, SweepRecord, read_jobs, read_sweep
 from swinv2_train.sweep.run import LOCKS
 from swinv2_train.sweep.values import judged, metric_values
@@ -32,20 +32,19 @@ def survey(
         raise ConfigError("", directory, f"the sweep in {directory} has no job yet")
     sweep.metric, sweep.direction = metric or sweep.metric, direction or sweep.direction
     for job in jobs:
-        if job.status == "running" and not _is_at_work(directory, job.id):
-            job.status, job.message = "stopped", "its sweep was killed"
+        if job.status == "running":
+            at_work = _is_at_work(directory, job.id)
+            if at_work is None:
+                job.message = "running, as far as can be told"
+            elif not at_work:
+                job.status, job.message = "stopped", "its sweep was killed"
         job.metric = judged(metric_values(directory / job.id, sweep.metric), sweep.value, sweep.direction)
     return sweep, jobs
 
 
-def _is_at_work(directory: Path, name: str) -> bool:
-    lock = directory / LOCKS / name
+def _is_at_work(directory: Path, name: str) -> bool | None:
+    """Whether a process is at a job; None if that cannot be found out."""
     try:
-        RunLock(lock).release()
-    except ConfigError:
-        return True
-    except FileNotFoundError:
-        return False
+        return is_held(directory / LOCKS / name)
     except OSError:  # somebody else's sweep: believe what it says
-        return True
-    return False
+        return None

@@ -365,3 +365,13 @@ def test_wrong_use_ends_in_one_sentence(folder: Path, tmp_path: Path) -> None:
 
 def test_a_report_without_anything_has_no_warnings() -> None:
     assert PackReport().warnings == []
+
+
+def test_a_split_beside_one_of_the_same_images_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Packed again without --eval-share, the held-out images would be trained on."""
+    pack(str(folder), tmp_path / "out", SMALL, eval_share=0.3)
+    before = tars(tmp_path / "out")
+    with pytest.raises(DataError, match="holds eval of .*, and its images would be in train as well"):
+        pack(str(folder), tmp_path / "out", SMALL)
+    assert tars(tmp_path / "out") == before
+    pack(str(folder), tmp_path / "out", SMALL, eval_share=0.3)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import sys
 import threading
@@ -18,8 +20,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.engine import hosts
 from swinv2_train.engine.hosts import Host, check_hosts, describe_hosts, forwarded_variables, read_hostfile
+from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status, write_status
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
 
 
 def hostfile(path: Path, text: str) -> Path:
@@ -74,12 +77,13 @@ def fake(directory: Path, name: str, script: str) -> None:
 
 def test_what_goes_along(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / ".deepspeed_env").write_text('FROM_FILE="x y"\n\n# comment\n')
+    monkeypatch.delenv("DS_ENV_FILE", raising=False)
+    (tmp_path / ".deepspeed_env").write_text('FROM_FILE="x y"\n\n# comment\nLD_LIBRARY_PATH=/opt/lib\n')
     for name in ("WANDB_API_KEY", "NCCL_DEBUG", "CUDA_VISIBLE_DEVICES", "HOME_SWEET", "https_proxy", "AWS_REGION"):
         monkeypatch.setenv(name, "v")
     found = forwarded_variables()
     assert {"WANDB_API_KEY", "NCCL_DEBUG", "https_proxy", "AWS_REGION"} <= found.keys()
-    assert found["FROM_FILE"] == "x y"
+    assert (found["FROM_FILE"], found["LD_LIBRARY_PATH"]) == ("x y", "/opt/lib")
     assert not {"CUDA_VISIBLE_DEVICES", "HOME_SWEET", "PATH"} & found.keys()
 
 
@@ -111,8 +115,8 @@ def launch(run: Config, monkeypatch: pytest.MonkeyPatch, script: str) -> int:
 def test_the_ranks_find_their_environment_and_nobody_else(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     script = """
-secret = run / ".launch.env.json"
 public = Path(os.environ["DS_ENV_FILE"])
+(secret,) = run.glob(".launch-*.env.json")
 (run / "seen.json").write_text(json.dumps([oct(secret.stat().st_mode & 0o777), secret.read_text(), public.read_text()]))
 (run / "status.json").write_text(json.dumps({"status": "finished", "step": 3}))
 """
@@ -123,7 +127,7 @@ public = Path(os.environ["DS_ENV_FILE"])
     assert json.loads(secret)["WANDB_API_KEY"] == "secret"
     assert "secret" not in public
     assert f"PATH={os.environ['PATH']}\n" in public
-    assert sorted(path.name for path in directory.iterdir()) == ["seen.json", "status.json"]
+    assert sorted(path.name for path in directory.iterdir()) == [".lock", "seen.json", "status.json"]
 
 
 def test_a_signal_leaves_the_file_that_the_ranks_look_for(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +150,51 @@ sys.exit(75)
     assert launch(run, monkeypatch, script) == STOPPED
     thread.join()
     assert not (directory / "STOP").exists()
+
+
+def test_a_second_interrupt_kills_what_this_start_has_started_and_nothing_else(
+    run: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake(tmp_path, "pdsh", f'echo "$@" > {tmp_path}/pdsh-arguments')
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    directory = Path(run.run.dir)
+
+    def interrupt() -> None:
+        for file in ("ready", "STOP"):
+            while not (directory / file).exists():
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert launch(run, monkeypatch, '(run / "ready").touch()\ntime.sleep(60)') == INTERRUPTED
+    thread.join()
+    hosts_, pattern = re.fullmatch(
+        r"-R ssh -w (\S+) pkill -KILL -f (\S+)\n", (tmp_path / "pdsh-arguments").read_text()
+    ).groups()
+    assert hosts_ == "10.0.0.1,10.0.0.2"
+    assert re.search(pattern, f"python --resolved {directory}/.launch-{socket.gethostname()}-{os.getpid()}.yaml")
+    assert not re.search(pattern, f"pkill -KILL -f {pattern}")
+
+
+def test_a_second_start_leaves_the_first_alone(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = Path(run.run.dir)
+    directory.mkdir()
+    write_status(directory, "running", 5)
+    (directory / "STOP").touch()
+    lock = RunLock(directory)
+    with pytest.raises(ConfigError, match="another process is training in this directory"):
+        launch(run, monkeypatch, "sys.exit(0)")
+    lock.release()
+    assert read_status(directory) == {"status": "running", "step": 5}
+    assert (directory / "STOP").exists()
+
+
+def test_a_path_that_a_shell_would_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = hostfile(tmp_path / "hostfile", "10.0.0.1 slots=1\n")
+    config = compose(["+experiment=simmim_demo", f"run.dir='{tmp_path}/a&b(1)'", f"launch.hostfile={path}"], None)
+    with pytest.raises(ConfigError, match="pdsh and the shells behind it would change this path"):
+        launch(config, monkeypatch, "")
 
 
 def test_a_launcher_that_dies_is_a_sentence(

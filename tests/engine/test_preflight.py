@@ -44,6 +44,7 @@ def test_ranks_that_are_alike_say_nothing() -> None:
         ({"code": "beef"}, "its source of swinv2-train is beef, and that of rank 0 on a c0de"),
         ({"config": "seed: 0\nlr: 2\n"}, "was started with another config than rank 0 on a: lr: 2, and there lr: 1"),
         ({"shards": "d2"}, "sees other shards (names or numbers of samples) than rank 0 on a"),
+        ({"sees_run_dir": False}, "its run.dir is not that of rank 0 on a: all ranks need one that they share"),
         ({"problem": "data.shards=x: no such file", "shards": None}, "data.shards=x: no such file"),
     ],
 )
@@ -80,6 +81,7 @@ def start(rank: int, port: int, overrides: list[str], **more: str) -> subprocess
     return subprocess.Popen(
         [sys.executable, "-m", "swinv2_train.cli.train", *overrides],
         env={**environment(), **place, "MASTER_PORT": str(port), **more},
+        cwd=more["HOME"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -88,7 +90,7 @@ def start(rank: int, port: int, overrides: list[str], **more: str) -> subprocess
 
 @pytest.mark.distributed
 def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path: Path) -> None:
-    """Both on the second of two ranks, which sees another webdataset, and other shards under the same name."""
+    """On the second of two ranks, which sees another webdataset, no shards and no run.dir under the same names."""
     (tmp_path / "packages" / "webdataset-9.9.9.dist-info").mkdir(parents=True)
     (tmp_path / "packages" / "webdataset-9.9.9.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: webdataset\nVersion: 9.9.9\n"
@@ -97,7 +99,7 @@ def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path:
         (tmp_path / f"home-{rank}").mkdir()
     (tmp_path / "home-0" / "data").symlink_to(shards)
     home = ("data.shards='~/data/train-*.tar'", "data.eval_shards='~/data/eval-*.tar'")
-    overrides = tiny_run(shards, tmp_path / "run", "launch.preflight_only=true", "data.num_workers=0", *home)
+    overrides = tiny_run(shards, Path("run"), "launch.preflight_only=true", "data.num_workers=0", *home)
     port = free_port()
     path = f"{tmp_path / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     both = [
@@ -110,4 +112,5 @@ def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path:
     assert "rank 1 on " in line
     assert "webdataset 9.9.9, and rank 0 on " in line
     assert "data.eval_shards=~/data/eval-*.tar: " in line
+    assert "its run.dir is not that of rank 0 on " in line
     assert "swinv2-train:" not in second

@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from swinv2_train.config.compose import compose
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.validate import validate
+from swinv2_train.exit_codes import FINISHED, STOPPED, WRONG_USE
 from swinv2_train.tasks.simmim import SimMIM
 from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, metrics, run_here, tiny_run
@@ -126,7 +129,14 @@ def test_a_signal_during_the_last_evaluation_is_made_up_for(
     assert "eval/loss" in read_manifest(tmp_path / "run" / "checkpoints" / "step-00000008").metrics
 
 
-def test_a_metric_that_no_evaluation_gives_is_refused(shards: Path, tmp_path: Path, capsys: Any) -> None:
-    options = ("checkpoint.keep_best=1", "checkpoint.best_metric=eval/top1")
-    assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FAILED
-    assert "checkpoint.best_metric=eval/top1: no evaluation gives it; take one of eval/loss" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        (["+experiment=simmim_demo"], "eval/loss, eval/samples"),
+        (["+experiment=classify_demo", "task.multi_label=true"], "eval/loss, eval/mAP, eval/f1, eval/samples"),
+    ],
+)
+def test_a_metric_that_no_evaluation_gives_is_refused_before_the_start(options: list[str], known: str) -> None:
+    metric = "checkpoint.best_metric=eval/top1"
+    with pytest.raises(ConfigError, match=f"{metric}: no evaluation gives it; take one of {known}"):
+        validate(compose([*options, metric, "checkpoint.keep_best=1"]))

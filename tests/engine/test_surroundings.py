@@ -13,7 +13,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import LaunchConfig
 from swinv2_train.engine import surroundings
 from swinv2_train.engine.surroundings import (
-    FORWARDED_FILE,
+    FORWARDED_SUFFIX,
     adopt_forwarded,
     adopt_slurm,
     first_host,
@@ -67,6 +67,13 @@ def test_one_task_and_another_launcher_below_srun_are_left_alone(
     assert "MASTER_ADDR" not in os.environ
 
 
+def test_a_task_that_sees_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --gpus-per-task=1 Slurm shows every task a GPU of its own."""
+    slurm(monkeypatch, CUDA_VISIBLE_DEVICES="3")
+    assert adopt_slurm()
+    assert (os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]) == ("0", "4")
+
+
 def test_the_address_that_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, MASTER_ADDR="10.0.0.7", MASTER_PORT="12345")
     assert adopt_slurm()
@@ -77,7 +84,7 @@ def test_the_address_that_is_given_wins(monkeypatch: pytest.MonkeyPatch) -> None
     ("nodes", "host"),
     [
         ("node1", "node1"), ("a,b", "a"), ("node[007-012,020],x", "node007"), ("r1n[3,5]-ib", "r1n3-ib"),
-        ("gpu-a.cluster", "gpu-a.cluster"),
+        ("gpu-a.cluster", "gpu-a.cluster"), ("rack[0-1]node[3-7],x", "rack0node3"),
     ],
 )  # fmt: skip
 def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
@@ -113,7 +120,7 @@ def test_a_broken_environment_file_is_a_sentence(tmp_path: Path, text: str) -> N
 
 def test_forwarded_variables_are_taken_over(tmp_path: Path) -> None:
     adopt_forwarded(tmp_path / ".launch.yaml")  # nothing was forwarded
-    (tmp_path / FORWARDED_FILE).write_text(json.dumps({"SWINV2_X": "a b=c"}))
+    (tmp_path / f".launch{FORWARDED_SUFFIX}").write_text(json.dumps({"SWINV2_X": "a b=c"}))
     adopt_forwarded(tmp_path / ".launch.yaml")
     assert os.environ["SWINV2_X"] == "a b=c"
 
@@ -135,10 +142,19 @@ def test_the_interface_that_leads_to_rank_0_is_set(monkeypatch: pytest.MonkeyPat
     assert lines[1].startswith(f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']} (")
 
 
+def test_rank_0_whose_own_name_is_a_loopback_address_takes_the_default_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "me", "LOCAL_WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(surroundings, "interface_to", {"me": None, "192.0.2.1": "eth9"}.get)
+    assert prepare(LaunchConfig()).lines[0].startswith("network interface eth9, that of the default route")
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=eth9"
+
+
 def test_an_interface_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     known = next(iter(psutil.net_if_addrs()))
     assert f"network interface {known} (launch.interface)" in prepare(LaunchConfig(interface=known)).lines
+    assert (os.environ["NCCL_SOCKET_IFNAME"], os.environ["GLOO_SOCKET_IFNAME"]) == (f"={known}", known)
     with pytest.raises(ConfigError, match=r"launch.interface=none0: .* has no such interface; it has "):
         prepare(LaunchConfig(interface="none0"))

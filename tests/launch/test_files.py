@@ -59,8 +59,9 @@ def test_the_parts_of_the_manifest_fit_each_other() -> None:
         for rule in spec["podFailurePolicy"]["rules"]
         for code in rule.get("onExitCodes", {}).get("values", [])
     }
-    assert codes == {WRONG_USE: "FailJob", STOPPED: "Ignore"}
-    assert {rule["onExitCodes"]["containerName"] for rule in spec["podFailurePolicy"]["rules"][:2]} == {
+    assert codes == {WRONG_USE: "FailJob", STOPPED: "Ignore", 76: "FailJob"}
+    assert "exit 76" in (LAUNCH / "torchrun.sh").read_text()
+    assert {rule["onExitCodes"]["containerName"] for rule in spec["podFailurePolicy"]["rules"][:3]} == {
         container["name"]
     }
 

@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "slurm.sbatch"
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$RECORD/srun"
-trap 'echo USR1 >>"$RECORD/signals"; exit 75' USR1
+trap 'echo USR1 >>"$RECORD/signals"; exit "${SIGNAL_CODE:-75}"' USR1
 trap 'echo TERM >>"$RECORD/signals"; exit 75' TERM
 touch "$RECORD/ready"
 [ -z "$SRUN_WAITS" ] || while :; do sleep 0.05; done
@@ -65,7 +65,7 @@ def test_a_run_that_was_stopped_is_queued_again_once(slurm: dict[str, str]) -> N
     assert requeued(slurm) == ["requeue 4711"]
 
 
-@pytest.mark.parametrize("code", [1, 2, 130, 137])
+@pytest.mark.parametrize("code", [1, 2, 130, 137, 138])
 def test_any_other_code_is_the_code_of_the_job(slurm: dict[str, str], code: int) -> None:
     assert run(slurm, SRUN_CODE=str(code)).returncode == code
     assert requeued(slurm) == []
@@ -84,13 +84,21 @@ def test_a_cluster_that_does_not_requeue_leaves_the_code(slurm: dict[str, str]) 
 
 
 @pytest.mark.parametrize(
-    ("number", "received", "code", "queued"),
-    [(signal.SIGUSR1, "USR1\n", 0, ["requeue 4711"]), (signal.SIGTERM, "TERM\n", 75, [])],
+    ("number", "tasks_end", "received", "code", "queued"),
+    [
+        (signal.SIGUSR1, "75", "USR1\n", 0, ["requeue 4711"]),
+        (signal.SIGUSR1, "138", "USR1\n", 0, ["requeue 4711"]),  # killed by it while they were starting
+        (signal.SIGUSR1, "139", "USR1\n", 139, []),
+        (signal.SIGTERM, "75", "TERM\n", 75, []),
+    ],
 )
-def test_signals(slurm: dict[str, str], number: signal.Signals, received: str, code: int, queued: list[str]) -> None:
+def test_signals(
+    slurm: dict[str, str], number: signal.Signals, tasks_end: str, received: str, code: int, queued: list[str]
+) -> None:
     """The time limit's signal goes on to srun, and the job is queued again; after scancel it is not."""
     record = Path(slurm["RECORD"])
-    process = subprocess.Popen(["bash", str(SCRIPT)], env=slurm | {"SRUN_WAITS": "1"}, start_new_session=True)
+    environment = slurm | {"SRUN_WAITS": "1", "SIGNAL_CODE": tasks_end}
+    process = subprocess.Popen(["bash", str(SCRIPT)], env=environment, start_new_session=True)
     while not (record / "ready").exists():
         assert process.poll() is None
         time.sleep(0.02)

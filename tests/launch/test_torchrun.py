@@ -28,7 +28,11 @@ def node(tmp_path: Path) -> dict[str, str]:
         path.write_text(text)
         path.chmod(0o755)
     (tmp_path / "run").mkdir()
-    kept = {key: value for key, value in os.environ.items() if key not in ("MASTER_PORT", "NODE_RANK", "NPROC")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("MASTER_PORT", "NODE_RANK", "NPROC", "JOB_COMPLETION_INDEX")
+    }
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     return {**kept, "PATH": path, "RECORD": str(tmp_path), "MASTER": "node001", "NNODES": "4", "RANKS_DO": "exit 0"}
 
@@ -91,15 +95,83 @@ def test_rank_0_may_be_slower_than_this_node(node: dict[str, str]) -> None:
     assert run(node, RANKS_DO=later).returncode == 75
 
 
-def test_a_signal_becomes_the_stop_file(node: dict[str, str]) -> None:
-    waits = """touch "$RECORD/ready"; until [ -e "$RECORD/run/STOP" ]; do sleep 0.05; done; """
-    environment = node | {"RANKS_DO": waits + WRITES.format("stopped")}
-    process = subprocess.Popen(["bash", str(SCRIPT), f"run.dir={node['RECORD']}/run"], env=environment)
+WAITS = """trap 'echo INT >>"$RECORD/got"; exit 1' INT; touch "$RECORD/ready"
+until [ -e "$RECORD/run/STOP" ] && [ -z "${STUBBORN:-}" ]; do sleep 0.05; done; """
+
+
+def begin(node: dict[str, str], **more: str) -> subprocess.Popen[bytes]:
+    """Start the script as a terminal does, the leader of a process group, and wait until its ranks are at work."""
+    environment = node | {"RANKS_DO": WAITS + WRITES.format("stopped")} | more
+    process = subprocess.Popen(
+        ["bash", str(SCRIPT), f"run.dir={node['RECORD']}/run"], env=environment, start_new_session=True
+    )
     while not (Path(node["RECORD"]) / "ready").exists():
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_the_whole_terminal_becomes_the_stop_file(node: dict[str, str], number: signal.Signals) -> None:
+    process = begin(node)
+    os.killpg(process.pid, number)
     assert process.wait(60) == 75
+    assert (Path(node["RECORD"]) / "run" / "STOP").read_text() == "signal\n"
+    assert not (Path(node["RECORD"]) / "got").exists()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(node: dict[str, str]) -> None:
+    process = begin(node, STUBBORN="1")
+    stop_file = Path(node["RECORD"]) / "run" / "STOP"
+    os.killpg(process.pid, signal.SIGINT)
+    while not stop_file.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    assert (Path(node["RECORD"]) / "got").read_text() == "INT\n"
+
+
+def test_a_stop_file_that_somebody_makes_has_a_code_of_its_own(node: dict[str, str]) -> None:
+    process = begin(node)
+    (Path(node["RECORD"]) / "run" / "STOP").touch()
+    assert process.wait(60) == 76
+
+
+@pytest.mark.parametrize(
+    ("variables", "stays"),
+    [({}, False), ({"NODE_RANK": "0"}, False), ({"NODE_RANK": "1"}, True), ({"JOB_COMPLETION_INDEX": "2"}, True)],
+)
+def test_the_first_node_alone_removes_a_stop_file_and_the_ranks_keep_it(
+    node: dict[str, str], variables: dict[str, str], stays: bool
+) -> None:
+    stop_file = Path(node["RECORD"]) / "run" / "STOP"
+    stop_file.touch()
+    assert run(node, RANKS_DO='[ "$SWINV2_KEEP_STOP" = 1 ]', **variables).returncode == 0
+    assert stop_file.exists() == stays
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({"NPROC": "8"}, "12"),
+        ({"NPROC": "200"}, "1"),
+        ({}, "48"),  # two GPUs
+        ({"NPROC": "cpu"}, ""),
+        ({"NPROC": "8", "OMP_NUM_THREADS": "5"}, "5"),
+    ],
+)
+def test_the_ranks_share_the_cores(node: dict[str, str], variables: dict[str, str], threads: str) -> None:
+    for name, text in (
+        ("nproc", 'echo "${OMP_NUM_THREADS:-96}"'),
+        ("nvidia-smi", "printf 'GPU 0: A\\n  MIG 1g: B\\nGPU 1: A\\n'"),
+    ):
+        path = Path(node["RECORD"]) / "bin" / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    node = {key: value for key, value in node.items() if key != "OMP_NUM_THREADS"}
+    run(node, RANKS_DO='echo "${OMP_NUM_THREADS:-}" >"$RECORD/threads"', **variables)
+    assert (Path(node["RECORD"]) / "threads").read_text().strip() == threads
 
 
 def test_a_wrong_command_line_never_reaches_torchrun(node: dict[str, str]) -> None:

@@ -67,6 +67,26 @@ def test_a_grid_runs_every_job_once_whatever_becomes_of_one(call: Jobs, capfd: p
     assert [path.name for path in call.directory.parent.iterdir()] == ["sweep"]
 
 
+def test_another_experiment_or_fixed_value_needs_a_directory_of_its_own(
+    call: Jobs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call.call("seed=0") == 0
+    kept = (call.directory / "sweep.json").read_bytes()
+    for more in ((), ("launch.dry_run=true",)):
+        capfd.readouterr()
+        assert call.call("seed=0,1", "optim.lr=1e-3", *more) == 2
+        assert capfd.readouterr().err == (
+            f"swinv2-train: sweep.dir={call.directory}: is of a sweep with seed=0 and without optim.lr=0.001; "
+            "give this one its own sweep.name=NAME or sweep.dir=DIR\n"
+        )
+    assert (call.directory / "sweep.json").read_bytes() == kept
+    next(call.directory.glob("*/job.json")).unlink()  # without jobs there is nothing to mix up
+    assert call.call("seed=0,1", "optim.lr=1e-3") == 0
+    assert json.loads((call.directory / "sweep.json").read_text())["shared"] == [
+        "+experiment=simmim_demo", "optim.lr=0.001", "optim.steps=8",
+    ]  # fmt: skip
+
+
 def test_a_signal_ends_the_sweep_and_the_same_command_goes_on(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     call.does({"seed=1": "wait"})
     planned = plan_multirun(["+experiment=simmim_demo", "optim.steps=8", f"sweep.dir={call.directory}", "seed=0,1,2"])

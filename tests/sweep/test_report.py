@@ -22,7 +22,8 @@ VALUES = {(0.001, 0): 0.50, (0.001, 1): 0.54, (0.001, 2): 0.52, (0.01, 0): 0.40,
 @pytest.fixture
 def swept(tmp_path: Path) -> Path:
     """Five jobs: three seeds of one rate, one and an unfinished one of another."""
-    write_sweep(tmp_path, SweepRecord("trial", "eval/loss", "minimize", "last", []))
+    one = make_job(["optim.steps=8", "optim.lr=0"], {"optim.steps"})
+    write_sweep(tmp_path, SweepRecord("trial", "eval/loss", "minimize", "last", one.family, list(one.shared)))
     for (rate, seed), value in VALUES.items():
         job = make_job(["optim.steps=8", f"optim.lr={rate}", f"seed={seed}"], {"optim.steps"})
         record = new_record(job)
@@ -52,12 +53,18 @@ def test_the_direction_turns_the_table_round(swept: Path) -> None:
     assert [row.values["optim.lr"] for row in rows] == ["0.001", "0.01"]
 
 
-def test_jobs_with_other_fixed_values_are_not_averaged_with_these(swept: Path) -> None:
+def test_jobs_with_other_fixed_values_are_left_out_and_counted(swept: Path) -> None:
     job = make_job(["optim.steps=9", "optim.lr=0.001", "seed=0"], {"optim.steps"})
     write(swept / job.id, {8: 0.1})
     write_job(swept / job.id, new_record(job))
-    rows = make_report(*survey(swept), swept).rows
-    assert [(row.mean, row.n) for row in rows] == [(0.1, 1), (0.4, 1), (pytest.approx(0.52), 3)]
+    report = make_report(*survey(swept), swept)
+    assert [(row.mean, row.n) for row in report.rows] == [(0.4, 1), (pytest.approx(0.52), 3)]
+    assert report_text(report).splitlines()[-1] == "1 more job directories there are of other fixed values"
+    assert job.id not in write_csv(swept, report).read_text()
+    sweep, jobs = survey(swept)
+    sweep.family = "another"
+    with pytest.raises(ConfigError, match="has no job yet"):
+        make_report(sweep, jobs, swept)
 
 
 def test_the_csv_has_a_row_for_each_job(swept: Path) -> None:
@@ -94,6 +101,12 @@ def test_a_job_whose_sweep_was_killed_is_not_running(swept: Path) -> None:
         (swept / LOCKS / record.id).mkdir()
     stopped = [job for job in survey(swept)[1] if job.status != "finished"]
     assert [(job.status, job.message) for job in stopped] == [("stopped", "its sweep was killed")]
+
+
+def test_where_there_are_no_locks_a_job_is_believed_to_run(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("swinv2_train.sweep.survey.is_held", lambda directory: None)
+    running = [job for job in survey(swept)[1] if job.status != "finished"]
+    assert [(job.status, job.message) for job in running] == [("running", "running, as far as can be told")]
 
 
 def test_a_metric_that_no_job_has_is_named_with_those_that_are(swept: Path) -> None:
