@@ -55,7 +55,8 @@ class RunLock:
 def _lock(file: int) -> None:
     for left in reversed(range(_TRIES)):
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             if not left:
                 raise

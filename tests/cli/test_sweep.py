@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.sweep import main
+from swinv2_train.sweep.job import SweepRecord, write_sweep
 from tests.runs import losses, start, tiny_run
 
 
@@ -78,7 +79,7 @@ def test_what_is_no_sweep_is_one_sentence(what: str, tmp_path: Path, capsys: pyt
 
     assert answer(tmp_path / "none") == f"swinv2-sweep: there is no directory {tmp_path}/none\n"
     assert answer(tmp_path).endswith("no sweep has run there\n")
-    (tmp_path / "sweep.json").write_text('{"name": "a", "metric": "b", "direction": "minimize", "value": "last"}')
+    write_sweep(tmp_path, SweepRecord("a", "b", "minimize", "last", "family", []))
     assert answer(tmp_path) == f"swinv2-sweep: the sweep in {tmp_path} has no job yet\n"
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.json").write_text("{")

@@ -95,8 +95,16 @@ def test_rank_0_may_be_slower_than_this_node(node: dict[str, str]) -> None:
     assert run(node, RANKS_DO=later).returncode == 75
 
 
-WAITS = """trap 'echo INT >>"$RECORD/got"; exit 1' INT; touch "$RECORD/ready"
-until [ -e "$RECORD/run/STOP" ] && [ -z "${STUBBORN:-}" ]; do sleep 0.05; done; """
+WAITS = """trap 'echo "a signal" >>"$RECORD/got"' TERM HUP USR1; touch "$RECORD/ready"
+until [ -e "$RECORD/run/STOP" ]; do sleep 0.05; done; """
+NEVER_SAVES = """exec python3 -c '
+import os, pathlib, signal, sys, time
+record = pathlib.Path(os.environ["RECORD"])
+signal.signal(signal.SIGINT, lambda *_: (record.joinpath("got").touch(), sys.exit(1)))
+record.joinpath("ready").touch()
+time.sleep(60)
+'"""
+"""Python's, as torchrun is: a shell cannot trap what a job in the background ignores from its beginning."""
 
 
 def begin(node: dict[str, str], **more: str) -> subprocess.Popen[bytes]:
@@ -121,7 +129,7 @@ def test_a_signal_to_the_whole_terminal_becomes_the_stop_file(node: dict[str, st
 
 
 def test_a_second_ctrl_c_ends_it_at_once(node: dict[str, str]) -> None:
-    process = begin(node, STUBBORN="1")
+    process = begin(node, RANKS_DO=NEVER_SAVES)
     stop_file = Path(node["RECORD"]) / "run" / "STOP"
     os.killpg(process.pid, signal.SIGINT)
     while not stop_file.exists():
@@ -129,7 +137,7 @@ def test_a_second_ctrl_c_ends_it_at_once(node: dict[str, str]) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
-    assert (Path(node["RECORD"]) / "got").read_text() == "INT\n"
+    assert (Path(node["RECORD"]) / "got").exists()
 
 
 def test_a_stop_file_that_somebody_makes_has_a_code_of_its_own(node: dict[str, str]) -> None:
