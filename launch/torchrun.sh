@@ -12,6 +12,7 @@ set -uo pipefail
 fail() { echo "torchrun.sh: $1" >&2 && exit 2; }
 [ -n "${MASTER:-}" ] || fail "set MASTER to the name or address of the node where the ranks meet"
 [[ "${NNODES:-}" =~ ^[1-9][0-9]*$ ]] || fail "set NNODES to the number of nodes, not '${NNODES:-}'"
+[[ "${NPROC:-gpu}" =~ ^([1-9][0-9]*|gpu|cpu|auto)$ ]] || fail "set NPROC to the ranks per node, or leave it unset, not '$NPROC'"
 run_dir=
 for argument in "$@"; do [[ "$argument" != run.dir=* ]] || run_dir=${argument#run.dir=}; done
 [ -n "$run_dir" ] || fail "give run.dir=DIR, on a file system that all nodes see"

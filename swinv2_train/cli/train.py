@@ -20,7 +20,7 @@ from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
 from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.status import read_status, write_status
-from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare
+from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 
@@ -106,6 +106,8 @@ def load(arguments: argparse.Namespace) -> Config:
         if of_sweep and config.sweep.job is None:
             raise ConfigError("", of_sweep, f"{of_sweep} is for several runs: add -m")
     validate(config)
+    if config.launch.env_file:
+        read_env_file(Path(config.launch.env_file))  # said here, and not by every rank
     return config
 
 

@@ -150,8 +150,8 @@ def run_multirun(
 
     options = [
         f"hydra.sweep.dir={quoted(directory)}", "hydra.sweep.subdir=.", "hydra.output_subdir=null",
-        "hydra.job.chdir=false", f"hydra.job.name={quoted(name)}", "hydra/job_logging=disabled",
-        "hydra/hydra_logging=disabled", *_search_path(config_dir),
+        "hydra.job.chdir=false", f"hydra.job.name={quoted(name)}", "hydra/job_logging=none",
+        "hydra/hydra_logging=none", *_search_path(config_dir),
     ]  # fmt: skip
     if multirun.search and "hydra.sweeper.study_name" not in map(key_of, multirun.arguments):
         options.append(f"hydra.sweeper.study_name={quoted(name)}")
