@@ -1,4 +1,4 @@
-"""Print what the demo's pipeline has learned: python scripts/demo_result.py outputs/demo"""
+"""Print what the demo's pipeline has learned, and draw it as demo.png: python scripts/demo_result.py outputs/demo"""
 
 from __future__ import annotations
 
@@ -6,25 +6,70 @@ import json
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
+
+from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, house_style
+
 MIN_DROP = 0.15
 """SimMIM's held-out loss has to fall by this share for the demo to count as a success."""
+TASKS = {"task": "pretrained", "task-scratch": "from scratch"}
+CHANCE = 0.1
+SMOOTHED_OVER = 10
+"""Steps of which a point of the training curve is the mean."""
 
 
-def values(run_dir: Path, metric: str) -> list[float]:
-    """A metric's values in the order of the steps."""
+def curve(run_dir: Path, metric: str) -> tuple[list[int], list[float]]:
+    """The steps at which a metric was logged, and its values."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [record[metric] for record in records if metric in record]
+    found = [(record["step"], record[metric]) for record in records if metric in record]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def draw(directory: Path, reconstructions: Path) -> Chart:
+    """Held-out images, masked and reconstructed, beside the curves of SimMIM and of the task."""
+    with house_style():
+        figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+        panels = figure.subplot_mosaic([["images", "simmim"], ["images", "task"]], width_ratios=(1, 1.5))
+        panels["images"].imshow(Image.open(reconstructions), interpolation="lanczos")
+        panels["images"].set_axis_off()
+
+        steps, losses = curve(directory / "simmim", "loss")
+        blocks = [slice(start, start + SMOOTHED_OVER) for start in range(0, len(steps), SMOOTHED_OVER)]
+        means = [sum(losses[block]) / len(losses[block]) for block in blocks]
+        panels["simmim"].plot([steps[block][-1] for block in blocks], means, color=PALETTE[5], label="training")
+        panels["simmim"].plot(
+            *curve(directory / "simmim", "eval/loss"), marker=MARKERS[0], color=PALETTE[0], label="held out"
+        )
+        panels["simmim"].set(title="SimMIM", xlabel="step", ylabel="L1 loss of masked pixels")
+
+        panels["simmim"].legend(loc="best")
+
+        names = [*TASKS.values(), "chance"]
+        shares = [curve(directory / name, "eval/top1")[1][-1] for name in TASKS] + [CHANCE]
+        bars = panels["task"].barh(names, shares, height=0.6, color=(PALETTE[0], PALETTE[1], "#B0B0B0"))
+        panels["task"].bar_label(bars, fmt=lambda share: f"{share:.1%}", padding=3)
+        panels["task"].invert_yaxis()
+        panels["task"].grid(axis="y", visible=False)
+        panels["task"].set(title="Task of 1,000 labels", xlabel="held-out images right", xlim=(0, 1.2 * max(shares)))
+        panels["task"].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return Chart(figure)
 
 
 def main(directory: Path) -> int:
-    losses = values(directory / "simmim", "eval/loss")
+    _, losses = curve(directory / "simmim", "eval/loss")
     drop = 1 - losses[-1] / losses[0]
     print(f"held-out loss    {losses[0]:.4f} -> {losses[-1]:.4f} in SimMIM: {drop:.0%} lower")
-    with_pretraining, without = (values(directory / name, "eval/top1")[-1] for name in ("task", "task-scratch"))
+    with_pretraining, without = (curve(directory / name, "eval/top1")[1][-1] for name in TASKS)
     print(
         f"held-out top-1   {with_pretraining:.1%} in the task, {without:.1%} without SimMIM and supervised pretraining"
     )
-    print(f"reconstructions  {max((directory / 'simmim' / 'figures').glob('simmim-step-*.png'))}")
+    reconstructions = max((directory / "simmim" / "figures").glob("simmim-step-*.png"))
+    picture = directory / "demo.png"
+    picture.write_bytes(draw(directory, reconstructions).encoded("png"))
+    print(f"picture          {picture}")
+    print(f"reconstructions  {reconstructions}")
     print(f"predictions      {max((directory / 'task' / 'figures').glob('classification-step-*.png'))}")
     print(f"checkpoint       {max((directory / 'task' / 'checkpoints').glob('step-*'))}")
     print("next             swinv2-data pack YOUR/IMAGES shards --eval-share 0.1 && \\")
