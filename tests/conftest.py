@@ -24,8 +24,13 @@ def finished_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return run_dir
 
 
-SLOW_FIRST = ("distributed/test_launch.py", "test_readme.py", "distributed/test_faults.py")
-"""The files that take longest: started last, one of them would have the other worker wait for it."""
+SLOW_FIRST = (
+    "distributed/test_launch.py", "distributed/test_faults.py", "distributed/test_hosts.py", "test_readme.py",
+    "test_distribution.py", "pipeline/test_real_stages.py", "engine/test_run.py", "cli/test_sweep.py",
+    "sweep/test_call.py", "engine/test_bad_numbers.py", "distributed/test_giant.py",
+    "distributed/test_classification.py", "engine/test_saving.py", "engine/test_recipes.py", "interop/test_onnx.py",
+)  # fmt: skip
+"""The files that take longest: started last, one of them would have the other workers wait for it."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

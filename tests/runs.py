@@ -143,11 +143,12 @@ def run_command(command: list[str], **more: str) -> tuple[int, str]:
     return process.returncode, output
 
 
-def run_apart(overrides: list[str]) -> int:
-    """Run the command in a process of its own; returns the exit code."""
-    code, output = run_command(["swinv2-train", *overrides])
+def run_apart(*runs: list[str]) -> list[int]:
+    """Run the command in a process of its own, for each list of overrides in turn; returns the exit codes."""
+    code, output = run_command([sys.executable, "-m", "tests.runs", json.dumps(runs)])
     print(output)
-    return code
+    assert code == 0, output
+    return json.loads(output.splitlines()[-1])
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -169,3 +170,7 @@ def losses(run_dir: Path) -> list[float]:
     rows = [record for record in metrics(run_dir) if "loss" in record]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     return [row["loss"] for row in rows]
+
+
+if __name__ == "__main__":
+    print(json.dumps([run_here(overrides) for overrides in json.loads(sys.argv[1])]))

@@ -22,11 +22,11 @@ from swinv2_train.cli.evaluate import (
     batches_shown,
     choose_device,
     eval_options,
-    guarded,
     ranks_of,
     start_if_alone,
     writable,
 )
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,9 @@ from typing import Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
 from swinv2_train.cli.completion import offer
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 
 # What imports torch is imported where it is used: a look at checkpoints must not wait for it.
 _STATUS = (
@@ -43,35 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that half a file is removed then as well
-    try:
-        code = _guarded(arguments.run, arguments)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    sys.exit(code)
-
-
-def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    try:
-        code = run(arguments)
-        sys.stdout.flush()
-        return code
-    except ConfigError as error:
-        print(f"swinv2-checkpoint: {error}", file=sys.stderr)
-        return WRONG_USE
-    except CheckpointError as error:
-        print(f"swinv2-checkpoint: {error}", file=sys.stderr)
-        return FAILED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"swinv2-checkpoint: {where}{error.strerror or error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("swinv2-checkpoint: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    sys.exit(guarded("swinv2-checkpoint", lambda: arguments.run(arguments)))
 
 
 class _Parser(argparse.ArgumentParser):

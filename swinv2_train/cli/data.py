@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.cli.completion import offer
+from swinv2_train.cli.guard import guarded
+from swinv2_train.exit_codes import WRONG_USE
 
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
@@ -30,23 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     offer(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    sys.exit(_guarded(arguments.run, arguments))
-
-
-def _guarded(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    from swinv2_train.data.errors import DataError
-
-    try:
-        return run(arguments)
-    except DataError as error:
-        print(f"swinv2-data: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("swinv2-data: interrupted; the same command goes on after the last finished shard", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    goes_on = "interrupted; the same command goes on after the last finished shard"
+    sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), failed=WRONG_USE, interrupted=goes_on))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
 from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
-from swinv2_train.errors import MainRankError, RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # these import torch
     import torch
@@ -122,54 +121,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     offer(parser, option_words(_OPTIONS))
     arguments = parser.parse_intermixed_args(given)
     sys.exit(guarded("swinv2-eval", lambda: _run(arguments, given)))
-
-
-def guarded(command: str, run: Callable[[], int]) -> int:
-    """Run a command of one or more ranks; returns the exit code, after one sentence on stderr for what went wrong."""
-    from swinv2_train.checkpoint.errors import CheckpointError
-    from swinv2_train.data.errors import DataError
-
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def say(text: object) -> None:
-        print(f"{command}: {text}", file=sys.stderr, flush=True)
-
-    try:
-        code = run()
-        sys.stdout.flush()
-        return code
-    except MainRankError:
-        return FAILED
-    except (ConfigError, DataError) as error:
-        say(error)
-        return WRONG_USE
-    except (RunError, CheckpointError) as error:
-        if type(error).__name__ == "LostRanks":
-            _end_lost(say)
-        say(error)
-        return FAILED
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except OSError as error:
-        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
-        return FAILED
-    except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
-            say("interrupted")
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end_lost(say: Callable[[object], None]) -> None:
-    """End a rank that others have left; a command that started the ranks says which died."""
-    from swinv2_train.engine.signals import PARENT_VARIABLE
-
-    if PARENT_VARIABLE not in os.environ:
-        say("another rank has died or does not answer, so there is no result; run the command again")
-    sys.stdout.flush()
-    os._exit(FAILED)  # taking down collectives whose other end is gone may hang for ever
 
 
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:

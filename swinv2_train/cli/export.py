@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.guard import guarded
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
@@ -49,7 +50,6 @@ exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-    from swinv2_train.cli.evaluate import guarded
 
     parser = _parser()
     offer(parser, option_words(()))

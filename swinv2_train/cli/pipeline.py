@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, pipeline_words
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.errors import RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
 
 if TYPE_CHECKING:
@@ -72,28 +72,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-pipeline`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        status = arguments.items[:1] == ["status"]
-        code = show_status(arguments) if status else run(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except ConfigError as error:
-        code = _complain(error, WRONG_USE)
-    except (RunError, CheckpointError) as error:
-        code = _complain(error, FAILED)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        code = _complain(f"{where}{error.strerror or error}", FAILED)
-    sys.exit(code)
-
-
-def _complain(error: object, code: int) -> int:
-    print(f"swinv2-pipeline: {error}", file=sys.stderr, flush=True)
-    return code
+    work = show_status if arguments.items[:1] == ["status"] else run
+    sys.exit(guarded("swinv2-pipeline", lambda: work(arguments)))
 
 
 def _pipeline(arguments: argparse.Namespace, items: Sequence[str]) -> Pipeline:

@@ -18,6 +18,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
@@ -70,7 +71,6 @@ class Predictions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-    from swinv2_train.cli.evaluate import guarded
 
     parser = _parser()
     offer(parser, option_words(()))

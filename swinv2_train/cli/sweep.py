@@ -7,16 +7,16 @@ Exit status: 0 done; 1 the output could not be written; 2 wrong use.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
+from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.exit_codes import FINISHED
 
 EXAMPLES = """\
 examples:
@@ -49,25 +49,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-sweep`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    try:
-        code = show_status(arguments) if arguments.what == "status" else report(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except ConfigError as error:
-        code = _complain(error, WRONG_USE)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        code = _complain(f"{where}{error.strerror or error}", FAILED)
-    sys.exit(code)
-
-
-def _complain(error: object, code: int) -> int:
-    print(f"swinv2-sweep: {error}", file=sys.stderr, flush=True)
-    return code
+    work = show_status if arguments.what == "status" else report
+    sys.exit(guarded("swinv2-sweep", lambda: work(arguments)))
 
 
 def show_status(arguments: argparse.Namespace) -> int:

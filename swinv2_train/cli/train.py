@@ -218,8 +218,8 @@ def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
         from swinv2_train.engine.hosts import read_hostfile
 
         return launch.device, sum(host.slots for host in read_hostfile(Path(launch.hostfile)))
-    device, available = _accelerators(launch)
-    return device, int(os.environ["WORLD_SIZE"]) if joined() else launch.nproc_per_node or available
+    device, num_ranks = _choose_ranks(launch)
+    return device, int(os.environ["WORLD_SIZE"]) if joined() else num_ranks
 
 
 def _init_lines(config: Config) -> list[str]:
@@ -319,30 +319,21 @@ def _launch(config: Config, samples: Samples) -> int | None:
         return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
     if launch.nproc_per_node:
         make_plan(config, launch.nproc_per_node, samples.count)  # refused before torch is imported
-    device, available = _accelerators(launch)
-    num_ranks = launch.nproc_per_node or available
+    device, num_ranks = _choose_ranks(launch)
     make_plan(config, num_ranks, samples.count)
     if num_ranks == 1:
         return None
     from swinv2_train.engine.launcher import launch as launch_here
-    from swinv2_train.engine.ranks import free_port
+    from swinv2_train.engine.surroundings import free_port
 
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
 
 
-def _accelerators(launch: LaunchConfig) -> tuple[str, int]:
-    """The device type of a run without a launcher, and how many ranks this machine has for it."""
-    if launch.device == "cpu":
-        return "cpu", 1  # known without importing torch, which takes seconds
-    import torch
+def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:
+    """The device type of a run that this command starts, and its number of ranks."""
+    from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
 
-    available = torch.cuda.device_count()
-    if launch.device == "cuda" and not available:
-        raise ConfigError("launch.device", "cuda", "no CUDA device is visible here; take launch.device=cpu")
-    if available and (launch.nproc_per_node or 1) > available and not launch.dry_run:
-        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or launch.device=cpu"
-        raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
-    return ("cuda", available) if available else ("cpu", 1)
+    return choose_ranks(launch.device, launch.nproc_per_node, LAUNCH_KEYS, only_planned=launch.dry_run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,32 +15,40 @@ from collections.abc import Sequence
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.engine.launcher import launch_environment
-from swinv2_train.engine.ranks import free_port
 from swinv2_train.engine.signals import PARENT_VARIABLE, signal_name
+from swinv2_train.engine.surroundings import free_port
 from swinv2_train.errors import RunError
 
+LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
+"""What a run's config calls the device and the number of ranks."""
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3.0
 """How long ranks may still speak and end by themselves after the first one has failed."""
 
 
-def choose_ranks(device: str, wanted: int | None) -> tuple[str, int]:
+def choose_ranks(
+    device: str, wanted: int | None, keys: tuple[str, str] = ("device", "ranks"), *, only_planned: bool = False
+) -> tuple[str, int]:
     """The device, cuda or cpu, and how many ranks to start: as many as are wanted, or one per GPU, or one.
 
     Args:
         device: auto, cuda or cpu.
+        keys: what the user calls the two.
+        only_planned: the ranks are not to be started, so there may be more of them than GPUs.
 
     Raises:
         ConfigError: if this machine has no GPU or not enough of them.
     """
+    if device == "cpu":
+        return "cpu", wanted or 1  # known without importing torch, which takes seconds
     import torch
 
-    available = torch.cuda.device_count() if device != "cpu" else 0
+    available = torch.cuda.device_count()
     if device == "cuda" and not available:
-        raise ConfigError("device", "cuda", "no CUDA device is visible here; take device=cpu")
-    if available and (wanted or 1) > available:
-        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or device=cpu"
-        raise ConfigError("ranks", wanted, mend)
+        raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; take {keys[0]}=cpu")
+    if available and (wanted or 1) > available and not only_planned:
+        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or {keys[0]}=cpu"
+        raise ConfigError(keys[1], wanted, mend)
     return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import random
 import re
 import socket
 import time
@@ -34,21 +33,6 @@ _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127
 def under_launcher() -> bool:
     """Whether a launcher (deepspeed, torchrun) has started this process as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at the moment.
-
-    It lies below the ports that a system gives to outgoing connections (from 32768 on, on Linux), because one of those
-    could be taken before the main rank listens, even by a rank that tries to reach it.
-    """
-    for port in random.SystemRandom().sample(range(20000, 32000), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            return port
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 class LostRanks(RunError):  # noqa: N818 (what happened, as a sentence says it)
@@ -211,13 +195,6 @@ class Ranks:
         other = Ranks(self.rank, self.world_size, self.local_rank, self.device, control, self.timeout)
         self._others.append(other)
         return other
-
-
-def pick_device(wanted: str) -> str:
-    """`cuda` or `cpu` for `launch.device`."""
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def _set_default_timeout(timeout: datetime.timedelta) -> None:

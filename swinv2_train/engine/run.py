@@ -37,10 +37,11 @@ from swinv2_train.engine.evaluation import Evaluation, check_stop
 from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
+from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.probes import Probe
-from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave, pick_device
+from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
 from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines, truncated_shards
@@ -79,9 +80,8 @@ def train(
         start_server(worker_modules(config))  # imports what the workers need while this process builds the model
     alone = False
     try:
-        ranks = join(
-            pick_device(config.launch.device), collective_minutes(config.watchdog), config.watchdog.start_minutes
-        )
+        device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
+        ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
         alone = ranks.world_size == 1
         code = _train(config, ranks, stop, surroundings, problem)
         # A rank that is gone makes launchers end the others, so nobody leaves before all are done.

@@ -7,8 +7,10 @@ other hosts, and the network interface and the number of threads are chosen wher
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import shlex
 import socket
@@ -91,6 +93,21 @@ def _tasks_here() -> int | None:
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
         counts.extend([int(count)] * int(times or 1))
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment.
+
+    It lies below the ports that a system gives to outgoing connections (from 32768 on, on Linux), because one of those
+    could be taken before the main rank listens, even by a rank that tries to reach it.
+    """
+    for port in random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _PORTS), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def read_env_file(path: Path) -> dict[str, str]:

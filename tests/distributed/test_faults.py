@@ -110,11 +110,11 @@ def test_one_rank_of_the_command_is_killed(twins: Callable[[int], Path], make_ru
     go_on(run, twins(2), 2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_everything_is_killed_at_some_moment(twins: Callable[[int], Path], make_run: Runs, workers: int) -> None:
-    run = make_run(f"data.num_workers={workers}")
+def test_everything_is_killed_at_some_moment(twins: Callable[[int], Path], make_run: Runs) -> None:
+    """Data workers as well."""
+    run = make_run("data.num_workers=1")
     job = run.start(2)
-    assert job.wait_for_step(4 + workers)
+    assert job.wait_for_step(5)
     job.kill_all()
     assert job.wait() == KILLED
     go_on(run, twins(2), 2)
@@ -148,10 +148,9 @@ def test_everything_is_killed_inside_a_save(twins: Callable[[int], Path], make_r
     go_on(run, twins(2), 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs, number: signal.Signals) -> None:
+def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) -> None:
     run = make_run()
-    assert run.go(2, hits=(Hit("step", 4, number, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
+    assert run.go(2, hits=(Hit("step", 4, signal.SIGUSR1, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
     assert "step-00000004" <= run.checkpoints()[-1].name < "step-00000010"
     go_on(run, twins(2), 2)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.engine.preflight import Facts, differences, warnings
-from swinv2_train.engine.ranks import free_port
+from swinv2_train.engine.surroundings import free_port
 from swinv2_train.exit_codes import FAILED, FINISHED
 from tests.runs import environment, run_here, tiny_run
 

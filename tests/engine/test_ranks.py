@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.engine.ranks import LostRanks, as_lost_rank, free_port, join, leave
+from swinv2_train.engine.ranks import LostRanks, as_lost_rank, join, leave
+from swinv2_train.engine.surroundings import free_port
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from tests.engine.apart import LAUNCHER, Apart

@@ -104,11 +104,13 @@ def test_every_precision_and_stage_resumes_bit_for_bit(
         "optim.schedule=constant", "engine.micro_batch=6", "eval.every_steps=0", "eval.figure_every_steps=0",
         "optim.warmup_steps=0", "checkpoint.every_steps=2",
     ]  # fmt: skip
-    # ZeRO-3 replaces torch's linear function for the rest of the process, so it gets processes of its own.
-    run = run_apart if stage == 3 else run_here
-    assert run(tiny_run(shards, tmp_path / "whole", *options, "optim.steps=4")) == FINISHED
-    assert run(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=2")) == FINISHED
-    assert run(tiny_run(shards, tmp_path / "parts", *options, "optim.steps=4")) == FINISHED
+    runs = [
+        tiny_run(shards, tmp_path / name, *options, f"optim.steps={steps}")
+        for name, steps in (("whole", 4), ("parts", 2), ("parts", 4))
+    ]
+    # ZeRO-3 replaces torch's linear function for the rest of the process, so it gets a process of its own.
+    codes = run_apart(*runs) if stage == 3 else [run_here(overrides) for overrides in runs]
+    assert codes == [FINISHED] * 3
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 4
     weights = [load_weights(tmp_path / name / "checkpoints" / "step-00000004") for name in ("whole", "parts")]

@@ -8,7 +8,6 @@ for the exit code, negative for a signal). The answer is a line with the process
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -65,15 +64,13 @@ class Nursery:
 
 
 def _import_everything() -> None:
-    import deepspeed
+    import deepspeed  # noqa: F401
 
     import swinv2_train.cli.train
     import swinv2_train.engine.run  # noqa: F401
     from swinv2_train.config.compose import compose
 
     compose(["+experiment=simmim_demo"])
-    with contextlib.suppress(ImportError):  # DeepSpeed takes seconds for it at the first start of an engine
-        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread, and a fork would lose it")
 
