@@ -24,6 +24,6 @@ in_memory || scratch=$(mktemp -d "${TMPDIR:-/tmp}/swinv2-tests-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 # One more at a time than there are cores: many tests wait for something. A file stays with one worker, for its fixtures'
 # sake, and the slow ones come first (tests/conftest.py).
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS nproc)
 python -m pytest -n "${SWINV2_TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}" --dist loadfile --no-loadscope-reorder \
     --basetemp "$scratch/pytest" "$@"

@@ -65,6 +65,8 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
         main=this_process(),
     )
     _check_family(sweep, jobs[0])
+    if len(jobs) == 1 and not multirun.search:
+        say("no key has several values: this sweep has one job")
     if multirun.config.launch.dry_run:
         return _dry_run(sweep, jobs, multirun)
     _begin(sweep, jobs[0], overrides, config_dir)

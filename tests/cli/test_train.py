@@ -10,7 +10,8 @@ import pytest
 
 from swinv2_train.cli import train
 from swinv2_train.config.compose import experiments
-from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from swinv2_train.engine.status import write_status
+from swinv2_train.exit_codes import FINISHED, STOPPED, WRONG_USE
 from tests.runs import environment, run_here, tiny_run
 
 WITHOUT_TORCH = """
@@ -139,3 +140,15 @@ def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], shard
 def test_fp16_on_the_cpu_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
     assert run_here(tiny_run(shards, tmp_path / "run", "engine.precision=fp16")) == WRONG_USE
     assert "engine.precision=fp16: needs a GPU" in capsys.readouterr().err
+
+
+def test_a_stopped_run_that_torchrun_starts_again_stays_stopped(
+    monkeypatch: pytest.MonkeyPatch, shards: Path, tmp_path: Path
+) -> None:
+    """torchrun takes the end of every rank with 75 for a failure, and starts them all again."""
+    (tmp_path / "run").mkdir()
+    write_status(tmp_path / "run", "stopped", 5)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert run_here(tiny_run(shards, tmp_path / "run")) == STOPPED
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
