@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from swinv2_train.config.compose import compose
+from swinv2_train.config.validate import validate
 from tests.documents import blocks, run_block
 from tests.runs import losses, make_images
 
@@ -48,6 +51,34 @@ def test_the_blocks_of_the_page_on_configs_run(
     last = capsys.readouterr().out.rpartition("\nrun ")[2]
     assert "tiles in outputs/tiles" in last
     assert "13 channels, 96x96 pixels" in last
+
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+RUN = re.compile(
+    r"(?:\w+=\S+ )*(?:swinv2-train|sbatch .*slurm\.sbatch|\S*torchrun\.sh"
+    r"|(?:deepspeed|torchrun) .*swinv2_train\.cli\.train) (.*)"
+)
+"""A command that starts a run, and what follows."""
+
+
+def runs_elsewhere(page: Path) -> list[list[str]]:
+    """The overrides of a page's commands for machines that a test does not have: fenced as text, or inside a line."""
+    text = page.read_text()
+    fenced = "".join(re.findall(r"```text\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ").splitlines()
+    inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    starts = [RUN.fullmatch(" ".join(command.split())) for command in (*fenced, *inline)]
+    words = [shlex.split(start[1], comments=True) for start in starts if start]
+    return [[word for word in line if re.match(r"\+?[a-z_./]+=(?!\.\.\.$|<)", word)] for line in words]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_for_other_machines_have_a_config(page: Path) -> None:
+    for overrides in runs_elsewhere(page):
+        validate(compose(overrides))
+
+
+def test_the_pages_have_such_commands() -> None:
+    assert {page.parent.name for page in PAGES if any(runs_elsewhere(page))} >= {ROOT.name, "launch"}
 
 
 def test_links_between_pages_lead_somewhere() -> None:
