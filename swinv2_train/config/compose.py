@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,12 +167,26 @@ def _typed(composed: Any) -> Config:
 
     plain = OmegaConf.to_container(composed, resolve=True)
     _reject_unknown(plain, Config, "")
-    base = OmegaConf.structured(Config)
-    if "task" in plain:
-        base.task = OmegaConf.structured(_task_section(plain["task"]))
-    config = OmegaConf.to_object(OmegaConf.merge(base, plain))
+    # What Hydra composed is of the schema's types already; what a file or a container holds is not.
+    typed = OmegaConf.get_type(composed) is Config
+    if not typed or OmegaConf.get_type(composed.task) is not _task_section(plain["task"]):
+        base = OmegaConf.structured(Config)
+        if "task" in plain:
+            base.task = OmegaConf.structured(_task_section(plain["task"]))
+        composed = OmegaConf.merge(base, plain)
+    config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
+
+
+@functools.cache
+def _store_schemas() -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store("schema", Config(task=TaskConfig()))
+    for name, section in TASK_SECTIONS.items():
+        store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -187,15 +202,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    store = ConfigStore.instance()
-    store.store("schema", Config(task=TaskConfig()))
-    for name, section in TASK_SECTIONS.items():
-        store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
+    _store_schemas()
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:

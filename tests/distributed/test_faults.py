@@ -16,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from swinv2_train.engine.status import read_status
+from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
 from tests.faults import damage
 from tests.faults.job import COMMAND, FaultyRun, Job
 from tests.faults.nursery import Nursery
 from tests.faults.patches import Hit
 from tests.faults.verdict import Verdict, judge, relative_difference, series
-from tests.runs import environment, make_data, metrics, tiny_run
+from tests.runs import make_data, metrics, tiny_run
 
 pytestmark = pytest.mark.distributed
 STEPS, BATCH = 10, 12
@@ -32,12 +33,6 @@ OPTIONS = (
 )  # fmt: skip
 KILLED = -signal.SIGKILL
 Runs = Callable[..., FaultyRun]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery(environment()) as nursery:
-        yield nursery
 
 
 @pytest.fixture
@@ -104,9 +99,14 @@ def test_one_rank_is_killed_inside_a_step(
 
 
 def test_one_rank_of_the_command_is_killed(twins: Callable[[int], Path], make_run: Runs) -> None:
-    """The ranks that our own command starts: it ends by itself, and the same command goes on."""
+    """The ranks that our own command starts: it ends by itself, with a sentence, and the same command goes on."""
     run = make_run()
-    assert run.go(2, way=COMMAND, hits=(Hit("step", 5, signal.SIGKILL, 1),)) not in (FINISHED, STOPPED, WRONG_USE)
+    assert run.go(2, way=COMMAND, hits=(Hit("step", 5, signal.SIGKILL, 1),)) == FAILED
+    output = run.jobs[0].output
+    assert "swinv2-train: rank 0 lost contact with another rank (" in output
+    assert "swinv2-train: rank 1 died of SIGKILL" in output.splitlines()[-1]
+    assert output.splitlines()[-1].endswith("the same command continues from the newest checkpoint")
+    assert read_status(run.directory)["status"] == "failed"
     go_on(run, twins(2), 2)
 
 
@@ -152,18 +152,6 @@ def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) 
     run = make_run()
     assert run.go(2, hits=(Hit("step", 4, signal.SIGUSR1, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
     assert "step-00000004" <= run.checkpoints()[-1].name < "step-00000010"
-    go_on(run, twins(2), 2)
-
-
-def test_the_command_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) -> None:
-    run = make_run()
-    job = run.start(2, way=COMMAND, hold_after=4)
-    assert job.wait_for_hold()
-    job.signal(signal.SIGUSR1)
-    assert job.wait_until(lambda: "SIGUSR1" in job.output)  # rank 0 has it
-    job.release()
-    assert job.wait() == STOPPED, job.output
-    assert run.checkpoints()[-1].name == "step-00000004"
     go_on(run, twins(2), 2)
 
 

@@ -1,4 +1,4 @@
-"""One rank of a 64-rank job of the models that fit on no machine here."""
+"""One rank of a 64-rank job of the model that fits on no machine here."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from tests.runs import run_command
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("experiment", ["simmim_huge", "simmim_giant"])
-def test_one_rank_of_64_owns_one_64th_of_the_optimizer(experiment: str) -> None:
-    code, output = run_command([sys.executable, "-m", "tests.distributed.giant_rank", experiment])
+def test_one_rank_of_64_owns_one_64th_of_the_optimizer() -> None:
+    code, output = run_command([sys.executable, "-m", "tests.distributed.giant_rank", "simmim_giant"])
     assert code == 0, output
     layout = json.loads(output.splitlines()[-1])
-    config = compose([f"+experiment={experiment}"])
+    config = compose(["+experiment=simmim_giant"])
     parameters = count_simmim_parameters(config.model)
     assert layout["parameters"] == parameters
     assert layout["dtypes"] == [str(torch.bfloat16)]

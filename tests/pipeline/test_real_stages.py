@@ -25,7 +25,7 @@ stages:
     experiment: classify_demo
     init_from: pretrain
     weights: best
-    overrides: [task.num_classes=3, optim.steps=120]
+    overrides: [task.num_classes=3, optim.steps=60]
   - name: scratch
     baseline_of: task
     overrides: [optim.steps=4]
@@ -55,7 +55,7 @@ def test_a_killed_chain_is_completed_by_the_same_command(tmp_path: Path, capfd: 
     assert process.returncode == -signal.SIGKILL, output
     status = read_status(chain / "task")
     assert status["status"] == "stopped"
-    assert 6 <= status["step"] < 120
+    assert 6 <= status["step"] < 60
     pretrained = {path: path.stat().st_mtime_ns for path in (chain / "pretrain").rglob("*") if path.name != ".lock"}
     begun = json.loads((chain / "pipeline.json").read_text())["stages"]["task"]
 
@@ -74,7 +74,7 @@ def test_a_killed_chain_is_completed_by_the_same_command(tmp_path: Path, capfd: 
     assert "with pretraining" in completed.splitlines()[-2]
     assert completed.splitlines()[-1].split()[:2] == ["task", "eval/top1"]
     assert {path: path.stat().st_mtime_ns for path in pretrained} == pretrained
-    assert [row["step"] for row in metrics(chain / "task") if "loss" in row] == list(range(1, 121))
+    assert [row["step"] for row in metrics(chain / "task") if "loss" in row] == list(range(1, 61))
     assert "decoder" in (chain / "task" / "init_from.txt").read_text()
     assert not (chain / "scratch" / "init_from.txt").exists()
     names = ("pretrain", "task", "scratch")
