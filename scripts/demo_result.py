@@ -43,7 +43,6 @@ def draw(directory: Path, reconstructions: Path) -> Chart:
             *curve(directory / "simmim", "eval/loss"), marker=MARKERS[0], color=PALETTE[0], label="held out"
         )
         panels["simmim"].set(title="SimMIM", xlabel="step", ylabel="L1 loss of masked pixels")
-
         panels["simmim"].legend(loc="best")
 
         names = [*TASKS.values(), "chance"]

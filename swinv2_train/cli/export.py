@@ -50,7 +50,6 @@ exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)

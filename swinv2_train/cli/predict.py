@@ -71,7 +71,6 @@ class Predictions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
-
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
