@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,14 @@ def run_apart(*runs: list[str]) -> list[int]:
     print(output)
     assert code == 0, output
     return json.loads(output.splitlines()[-1])
+
+
+def until(happens: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def test_the_blocks_of_the_page_on_configs_run(
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 RUN = re.compile(
-    r"(?:\w+=\S+ )*(?:swinv2-train|sbatch .*slurm\.sbatch|\S*torchrun\.sh"
+    r"(?:docker run .* )?(?:\w+=\S+ )*(?:swinv2-train(?::\S+)?|sbatch .*slurm\.sbatch|\S*torchrun\.sh"
     r"|(?:deepspeed|torchrun) .*swinv2_train\.cli\.train) (.*)"
 )
 """A command that starts a run, and what follows."""
@@ -67,7 +67,7 @@ def runs_elsewhere(page: Path) -> list[list[str]]:
     inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     starts = [RUN.fullmatch(" ".join(command.split())) for command in (*fenced, *inline)]
     words = [shlex.split(start[1], comments=True) for start in starts if start]
-    return [[word for word in line if re.match(r"\+?[a-z_./]+=(?!\.\.\.$|<)", word)] for line in words]
+    return [[word for word in line if "=" in word and not re.search(r"^--|=(?:\.\.\.$|<)", word)] for line in words]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -77,7 +77,7 @@ def test_commands_for_other_machines_have_a_config(page: Path) -> None:
 
 
 def test_the_pages_have_such_commands() -> None:
-    assert {page.parent.name for page in PAGES if any(runs_elsewhere(page))} >= {ROOT.name, "launch"}
+    assert {page.parent.name for page in PAGES if any(runs_elsewhere(page))} >= {ROOT.name, "launch", "docker"}
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -33,8 +33,8 @@ def guarded(command: str, run: Callable[[], int], *, failed: int = FAILED, inter
         code = run()
         sys.stdout.flush()
         return code
-    except MainRankError:
-        return FAILED
+    except MainRankError:  # the main rank has said it
+        return failed
     except (ConfigError, DataError) as error:
         say(error)
         return WRONG_USE

@@ -229,6 +229,11 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
     backend = "nccl" if device == "cuda" else "gloo"
     torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
+        if not torch.cuda.is_available():
+            why = (
+                "there are GPUs here, but CUDA does not start (a driver too old for this PyTorch?); take the device cpu"
+            )
+            raise ConfigError("", device, why)
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"

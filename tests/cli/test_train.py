@@ -152,3 +152,16 @@ def test_a_stopped_run_that_torchrun_starts_again_stays_stopped(
         monkeypatch.setenv(name, value)
     assert run_here(tiny_run(shards, tmp_path / "run")) == STOPPED
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
+
+
+def test_the_command_of_several_ranks_on_cpu_never_imports_torch(shards: Path, tmp_path: Path) -> None:
+    script = """
+import sys
+from swinv2_train.cli.train import main
+from swinv2_train.engine import launcher
+launcher.launch = lambda config, num_ranks, device, port: print(num_ranks, device, "torch" in sys.modules) or 0
+main(sys.argv[1:])
+"""
+    overrides = tiny_run(shards, tmp_path / "run", "launch.nproc_per_node=2")
+    done = subprocess.run([sys.executable, "-c", script, *overrides], capture_output=True, text=True, env=environment())
+    assert (done.returncode, done.stdout) == (0, "2 cpu False\n"), done.stderr

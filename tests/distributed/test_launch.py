@@ -20,7 +20,7 @@ from tests.runs import comparable, losses, run_command, run_here, start, tiny_ru
 pytestmark = pytest.mark.distributed
 PLAIN = "data.num_workers=0"
 """Two ranks with workers are `two_ranks`; elsewhere they would only cost time."""
-LENGTH = ("optim.steps=20", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=10")
+LENGTH = ("optim.steps=30", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=15")
 
 
 def ways(overrides: list[str]) -> dict[str, list[str]]:
@@ -49,10 +49,10 @@ def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_ranks_follow_one_process(one_process: Path, two_ranks: Path) -> None:
     """fp32, the same global batch: within 1e-5 relative per step for 20 steps. Stochastic depth is on."""
-    assert losses(two_ranks) == pytest.approx(losses(one_process), rel=1e-5)
+    assert losses(two_ranks)[:20] == pytest.approx(losses(one_process)[:20], rel=1e-5)
     held_out = [[row["eval/loss"] for row in comparable(run) if "eval/loss" in row] for run in (one_process, two_ranks)]
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
-    assert json.loads((two_ranks / "status.json").read_text()) == {"status": "finished", "step": 20}
+    assert json.loads((two_ranks / "status.json").read_text()) == {"status": "finished", "step": 30}
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -73,17 +73,19 @@ def start_and_wait(command: list[str], run_dir: Path, step: int = 3) -> subproce
     return process
 
 
-def test_a_signal_stops_all_ranks_and_the_same_command_goes_on(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
+def test_a_signal_to_a_rank_stops_them_all_and_the_same_command_goes_on(
+    shards: Path, two_ranks: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     command = ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["own"]
     process = start_and_wait(command, run_dir)
-    process.send_signal(signal.SIGTERM)
+    ranks_of(process)[1].send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=200)
     assert process.returncode == STOPPED, output
     status = json.loads((run_dir / "status.json").read_text())
     assert status["status"] == "stopped"
     stopped = status["step"]
-    assert 3 <= stopped < 20
+    assert 3 <= stopped < 30
     assert (run_dir / "checkpoints" / f"step-{stopped:08d}").is_dir()
     code, output = run_command(command)
     assert code == FINISHED, output
@@ -174,10 +176,13 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(two_ranks, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-00000020")
+    for step in (20, 30):
+        shutil.rmtree(run_dir / "checkpoints" / f"step-000000{step}")
     assert run_here(tiny_run(shards, run_dir, *LENGTH, PLAIN)) == FINISHED
     assert "saved by 2 ranks" in (run_dir / "log.txt").read_text()
+    assert (run_dir / "checkpoints" / "step-00000030").is_dir()
     assert losses(run_dir)[:10] == losses(two_ranks)[:10]
+    assert losses(run_dir)[10:] != losses(two_ranks)[10:], "one rank adds up in another order"
     assert losses(run_dir) == pytest.approx(losses(one_process), rel=1e-4)
 
 

@@ -229,3 +229,9 @@ def test_an_address_that_is_none_is_one_sentence(launched: pytest.MonkeyPatch) -
     launched.setenv("MASTER_ADDR", "no-such-host.invalid")
     with pytest.raises(RunError, match="MASTER_ADDR is a name that this machine cannot resolve"):
         join("cpu", 1 / 60)
+
+
+def test_gpus_whose_driver_is_too_old_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="there are GPUs here, but CUDA does not start"):
+        join("cuda", 1)

@@ -11,8 +11,7 @@ import pytest
 
 from swinv2_train.engine.status import read_status
 from tests.pipeline.conftest import call
-from tests.pipeline.test_run import until
-from tests.runs import TINY_MODEL, make_labelled_data, metrics, start
+from tests.runs import TINY_MODEL, make_labelled_data, metrics, start, until
 
 PIPELINE = """\
 # Tiny real stages.

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status
 from tests.pipeline.conftest import Chain
 from tests.pipeline.train_stub import WEIGHTS
-from tests.runs import environment
+from tests.runs import environment, until
 
 
 def value(arguments: list[str], key: str) -> str:
@@ -29,14 +28,6 @@ def waiting(chain: Chain, *more: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until(lambda: read_status(chain.directory / "second").get("status") == "running")
     return process
-
-
-def until(happens: object, seconds: float = 60) -> None:
-    """Wait for something that another process does."""
-    deadline = time.monotonic() + seconds
-    while not happens():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.02)
 
 
 def test_stages_run_in_order_from_the_right_weights_and_never_twice(

@@ -257,3 +257,8 @@ def test_the_ablation_has_the_rows_of_the_tables_with_two_seeds_each(given: list
     ]  # fmt: skip
     rates = [make_plan(config, 1, 1_281_167).peak_lr for config in configs]
     assert rates == pytest.approx([peak, peak, peak / 4, peak, peak, peak, peak])
+
+
+def test_a_sweep_over_nothing_says_that_it_is_one_job(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call.call("optim.lr=1e-3", "launch.dry_run=true") == 0
+    assert "no key has several values: this sweep has one job" in capfd.readouterr().out

@@ -15,6 +15,7 @@ from rich.console import Console
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, RunConfig, TrackingConfig
 from swinv2_train.tracking.tracker import Tracker
+from tests.runs import until
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,7 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     (picture,) = [row["figures/reconstruction/path"] for row in history if "figures/reconstruction/path" in row]
     assert Image.open(old / "files" / picture).getpixel((0, 0)) == (255, 0, 0)
 
+    until(lambda: contents(new)[0])  # W&B's own process writes it
     second_id, _, history = contents(new)
     assert second_id == stored
     assert [(row["step"], row.get("train/loss"), row.get("eval/loss")) for row in history] == [
