@@ -176,13 +176,12 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(two_ranks, run_dir)
-    for step in (20, 30):
-        shutil.rmtree(run_dir / "checkpoints" / f"step-000000{step}")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000030")
     assert run_here(tiny_run(shards, run_dir, *LENGTH, PLAIN)) == FINISHED
     assert "saved by 2 ranks" in (run_dir / "log.txt").read_text()
     assert (run_dir / "checkpoints" / "step-00000030").is_dir()
-    assert losses(run_dir)[:10] == losses(two_ranks)[:10]
-    assert losses(run_dir)[10:] != losses(two_ranks)[10:], "one rank adds up in another order"
+    assert losses(run_dir)[:20] == losses(two_ranks)[:20]
+    assert losses(run_dir)[20:] != losses(two_ranks)[20:], "one rank adds up in another order"
     assert losses(run_dir) == pytest.approx(losses(one_process), rel=1e-4)
 
 
