@@ -96,6 +96,14 @@ class Job:
         """Let the ranks that wait go on."""
         self.faults.released.touch()
 
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Signal one rank; None: the command, or every rank where there is none."""
+        pids = [process.pid for process in self._processes] if rank is None else [self.pid(rank)]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if pid is not None:
+                    psutil.Process(pid).send_signal(number)
+
     def kill_all(self) -> None:
         """SIGKILL for every process of the job, workers and launchers included."""
         while victims := [victim for process in self._processes for victim in _tree(process.pid)]:
