@@ -226,10 +226,13 @@ class Saver:
     def _run(self, outcome: Outcome, content: dict[str, Any]) -> None:
         try:
             with self._watch():
-                outcome.size_bytes = self._attempt(outcome, content).size_bytes
+                saved = self._attempt(outcome, content)
+                outcome.size_bytes = saved.size_bytes
+                if saved.kept_as is not None:
+                    outcome.warnings.append(f"the {outcome.path.name} of another run is kept as {saved.kept_as.name}")
                 self.last_saved = outcome.step
                 self.damaged.discard(outcome.path.name)
-                self._prune(outcome)
+                self._prune(outcome, content["geometry"])
         except CheckpointError as error:
             outcome.failure = str(error)
         except Exception as error:  # such as that of a collective whose other end is gone: nothing to try again with
@@ -255,12 +258,12 @@ class Saver:
                 outcome.write_seconds = time.perf_counter() - started
             time.sleep(self._policy.retry_seconds)
 
-    def _prune(self, outcome: Outcome) -> None:
+    def _prune(self, outcome: Outcome, geometry: dict[str, Any]) -> None:
         if self._ranks.rank != 0:
             return
         try:
             # What was just written stays, also where broken ones of later steps are still there.
             protected = {*self._protected(), outcome.path.name}
-            prune(self._directory, self._policy, protected, self.damaged)
+            prune(self._directory, self._policy, protected, self.damaged, geometry)
         except Exception as error:  # the checkpoint is whole: whatever is wrong here must not say otherwise
             outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import IMAGE_EXTENSIONS
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 
 _LISTS = (".csv", ".jsonl")
+CHECKPOINT_MANIFEST = "manifest.json"
+"""Name of the file in a checkpoint whose geometry names the classes of its run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,8 @@ def open_source(source: str, *, classes: bool, seed: int, class_names: Path | No
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The classes in the order of their numbers, from a file with a name per line or a manifest (*.dataset.json).
+    """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
+    (*.dataset.json) or of a checkpoint (manifest.json).
 
     Raises DataError where there are none, or one stands there twice.
     """
@@ -102,6 +106,8 @@ def read_class_names(path: Path) -> list[str]:
         if not names:
             raise DataError(f"{path} knows no names of classes: its split was packed without --classes")
         return list(names)
+    if path.name == CHECKPOINT_MANIFEST:
+        return _names_of_checkpoint(text, path)
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"the class names {path} are empty: write a name per line, in the order of the numbers")
@@ -109,6 +115,16 @@ def read_class_names(path: Path) -> list[str]:
     if twice:
         raise DataError(f"the class names {path} have {twice[0]!r} twice")
     return names
+
+
+def _names_of_checkpoint(text: str, path: Path) -> list[str]:
+    try:
+        names = json.loads(text)["geometry"]["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the class names {path} are no manifest of a checkpoint ({error})") from None
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path} has no names of classes: its run has none")
+    return list(map(str, names))
 
 
 def fraction(text: str) -> float:
@@ -120,7 +136,7 @@ def _from_folder(root: Path, classes: bool, class_names: list[str] | None) -> So
     images = sorted(_images_below(root))
     if not classes:
         return Source(str(root.resolve()), _with_keys((path, _relative(path, root), None) for path in images))
-    names = sorted({Path(_relative(path, root)).parts[0] for path in images if Path(path).parent != root})
+    names = in_order({Path(_relative(path, root)).parts[0] for path in images if Path(path).parent != root})
     loose = [path for path in images if Path(path).parent == root]
     if not names or loose:
         what = f"{len(loose)} images lie in it directly" if loose else "it has no subfolders with images"
@@ -219,10 +235,10 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, _Label]]:
 def _class_numbers(
     labels: set[str], class_names: list[str] | None, where: str
 ) -> tuple[list[str] | None, dict[str | None, int]]:
-    """Whole numbers are kept as they are; names are numbered in alphabetical order, or in that of `class_names`."""
-    if class_names is None and all(label.isdecimal() for label in labels):
+    """Keep labels that are numbers; number names in the order of `class_names`, or else of `in_order`."""
+    if class_names is None and all(map(is_number, labels)):
         return None, {label: int(label) for label in labels}
-    return _numbered(sorted(labels), class_names, where)
+    return _numbered(in_order(labels), class_names, where)
 
 
 def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tuple[list[str], dict[str | None, int]]:

@@ -19,7 +19,7 @@ from swinv2_train.data.index import build_index, read_header, write_atomically, 
 from swinv2_train.data.index_store import index_path
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
+from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text, parse_manifest
 
 _VERSION = 1  # of the bytes that packing gives; part of every fingerprint
 _BLOCK = 512
@@ -86,8 +86,22 @@ class SplitWriter:
                 raise DataError(f"{tar} was not written by swinv2-data pack: choose another directory")
             if made_from != source.root and not overwrite:
                 raise DataError(f"{out} holds {split} of {made_from}: choose another directory, or give --overwrite")
+        if not overwrite:
+            self._keep_order()
         for leftover in out.glob(f".{split}-*.tmp"):
             leftover.unlink()
+
+    def _keep_order(self) -> None:
+        """Refuse to number the classes of finished shards in another order, as earlier versions did with numbers."""
+        if not self._manifest.is_file() or not (now := self._source.class_names):
+            return
+        before = parse_manifest(self._manifest.read_bytes(), str(self._manifest)).card["classes"]["names"] or []
+        if before != now and sorted(before) == sorted(now):
+            number = next(n for n, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+            raise DataError(
+                f"class {number} is {before[number]!r} in {self._manifest} and would be {now[number]!r}: "
+                f"--class-names {self._manifest} keeps the numbers, --overwrite numbers the classes again"
+            )
 
     def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
         """Write what is missing; `progress` gets the entries done and their number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -66,10 +67,30 @@ class Shard:
     """Why the shard ends early, where it does."""
     file: RemoteFile | None = None
     """What to fetch, where the shard is remote."""
+    fingerprint: str = ""
+    """Packer's fingerprint of its inputs; empty if another program wrote it."""
 
     @property
     def name(self) -> str:
         return self.url.partition("?")[0].rpartition("/")[2]
+
+    @property
+    def content(self) -> str:
+        """What is known of its content without reading it, in words `kind:value`.
+
+        Two descriptions of the same content agree in every kind that both have: its size in bytes, the packer's
+        fingerprint, and the version that a server gives to this URL, such as its ETag.
+        """
+        words = [f"bytes:{self.size}"]
+        if self.fingerprint:
+            words.append(f"packed:{self.fingerprint[:12]}")
+        elif self.file is not None and self.file.version:
+            place, version = (
+                hashlib.sha256(text.encode()).hexdigest()[:12]
+                for text in (self.url.partition("?")[0], self.file.version)
+            )
+            words.append(f"version-{place}:{version}")
+        return " ".join(words)
 
 
 class ShardSet:
@@ -251,14 +272,15 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
         listed = manifest.shards[name]
         if is_remote(url):
             file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True)
-            return Shard(url, listed.num_bytes, listed.num_samples, file=file)
+            return Shard(url, listed.num_bytes, listed.num_samples, file=file, fingerprint=listed.fingerprint)
         if os.stat(url).st_size == listed.num_bytes:
-            return Shard(url, listed.num_bytes, listed.num_samples)
+            return Shard(url, listed.num_bytes, listed.num_samples, fingerprint=listed.fingerprint)
     file = cache.stat(url) if is_remote(url) else None
     header = index_header(url, cache, file)
     if manifest is None and "pack" in header["extra"]:
         logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file)
+    fingerprint = str(header["extra"].get("pack", {}).get("fingerprint", ""))
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, fingerprint)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
@@ -101,17 +101,29 @@ def read_incident(path: Path) -> Incident:
         raise ConfigError("replay", path, "is not an incident of a run; give <run>/incidents/step-*.json") from error
 
 
-def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
-    """The newest checkpoint from which a run comes to this step with the same batches, or None."""
+def base_checkpoints(incident: Incident, checkpoints: Path) -> Iterator[Path]:
+    """Yield the checkpoints from which a run comes to this step with the same batches, newest first.
+
+    Whether they are complete is for the caller to check.
+    """
     before = TrainState(**incident.state)
     for path in list_checkpoints(checkpoints):
         try:
             saved = TrainState(**read_state(path)["train"])
+            if saved.step != step_of(path) or _seed(path) not in (None, incident.seed):
+                continue  # renamed, or of another run
         except (CheckpointError, KeyError, TypeError):
             continue
         if saved.comes_to(before):
-            return path
-    return None
+            yield path
+
+
+def _seed(path: Path) -> int | None:
+    """Return the seed of the run that a checkpoint is of; None if its manifest cannot be read."""
+    try:
+        return read_manifest(path).geometry.get("order", {}).get("seed")
+    except (CheckpointError, AttributeError):
+        return None
 
 
 @dataclass
@@ -175,7 +187,7 @@ def protector(run_dir: Path) -> Callable[[], set[str]]:
         if latest is None:
             return set()
         try:
-            base = base_checkpoint(read_incident(latest), run_dir / "checkpoints")
+            base = next(base_checkpoints(read_incident(latest), run_dir / "checkpoints"), None)
         except (ConfigError, TypeError):  # it is none, or that of another version
             return set()
         return {base.name} if base else set()

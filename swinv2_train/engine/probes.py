@@ -28,6 +28,7 @@ from swinv2_train.data.labels import read_labels
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.engine.classes import check_same_numbers, unnamed_classes
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.models.heads import pooled_features
 
@@ -100,6 +101,12 @@ class Probe:
             ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
             for spec in (config.probe.shards, config.probe.eval_shards)
         ]
+        keys = ("probe.shards", "probe.eval_shards")
+        cards = {key: shards.card for key, shards in zip(keys, self._sets, strict=True)}
+        check_same_numbers(cards)
+        if ranks.is_main:
+            for line in unnamed_classes(cards):
+                warn(line)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:
