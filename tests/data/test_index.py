@@ -133,7 +133,7 @@ def test_a_damaged_header_ends_the_shard_there(tmp_path: Path) -> None:
 def test_what_is_no_tar_of_images_is_named(tmp_path: Path) -> None:
     cases = {
         "holds no sample with an image": write_tar(tmp_path / "text.tar", [("a.txt", b"x")]),
-        "is compressed: unpack it": tmp_path / "zipped.tar",
+        r"is compressed \(gzip\): unpack it": tmp_path / "zipped.tar",
         "is not a tar file": tmp_path / "random.tar",
         "only 3 bytes": tmp_path / "tiny.tar",
     }
