@@ -15,11 +15,13 @@ IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, "jpe", "jfif", "bmp", "gif", "avif", "jp2
 
 The list does not depend on the installed libraries, so all hosts count the same samples.
 """
-_MAY_HOLD_IMAGES = frozenset(
-    "heic heif hif jxl jxr jpx j2k j2c jpf jpm cr2 cr3 crw nef nrw arw orf rw2 raf dng raw srw pef svg psd psb exr hdr "
-    "ppm pgm pbm pnm pam pfm tga ico cur pcx dds eps dcm dicom nii mha nrrd fits npy npz mat h5 hdf5 parquet lmdb rec "
-    "tfrecord tar tgz gz bz2 xz zst zip 7z rar".split()
-)
+_MAY_HOLD_IMAGES = frozenset((
+    "heic", "heif", "hif", "jxl", "jxr", "jpx", "j2k", "j2c", "jpf", "jpm", "cr2", "cr3", "crw", "nef", "nrw",
+    "arw", "orf", "rw2", "raf", "dng", "raw", "srw", "pef", "svg", "psd", "psb", "exr", "hdr", "ppm", "pgm",
+    "pbm", "pnm", "pam", "pfm", "tga", "ico", "cur", "pcx", "dds", "eps", "dcm", "dicom", "nii", "mha",
+    "nrrd", "fits", "npy", "npz", "mat", "h5", "hdf5", "parquet", "lmdb", "rec", "tfrecord", "tar", "tgz",
+    "gz", "bz2", "xz", "zst", "zip", "7z", "rar",
+))  # fmt: skip
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found",
      "system volume information", "@recently-snapshot", "__pycache__")
@@ -51,7 +53,9 @@ class FolderScan:
         lines = []
         if self.unread:
             kinds = sorted(self.unread.items(), key=lambda item: (item[0] not in _MAY_HOLD_IMAGES, -item[1], item[0]))
-            counted = ", ".join(f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}" for suffix, count in kinds)
+            counted = ", ".join(
+                f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}" for suffix, count in kinds
+            )
             lines.append(f"{self.root}: files that are not read as images: {counted}")
         if self.not_files:
             count = len(self.not_files)

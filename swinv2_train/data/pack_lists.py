@@ -1,6 +1,7 @@
 """Lists of images with their labels: CSV as spreadsheets and scripts write it, and JSON lines.
 
-Separator, encoding and columns are found in the file itself. What is not understood is refused with its line and column.
+Separator, encoding, and columns are found in the file itself. Anything that is not understood is refused, with its line
+and column.
 """
 
 from __future__ import annotations
@@ -144,7 +145,10 @@ def _text(path: Path) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, line {line}: byte {error.start} is not {encoding[:6].rstrip('-')}: save it as UTF-8 (in Excel: CSV UTF-8)") from None
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
+        raise DataError(
+            f"{path}, line {line}: byte {error.start} is not {name}: save it as UTF-8 (in Excel: CSV UTF-8)"
+        ) from None
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
