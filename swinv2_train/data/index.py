@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,16 +20,23 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS
+from swinv2_train.data.samples import LeftOut, SampleGroups, image_extension
 from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
 from swinv2_train.reading import UnreadableError, is_count, parse_json
 
 logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.jsonl"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
-TEXT_EXTENSIONS = ("cls", "txt", "json")
 _FORMAT = 1
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's split into key and extension
+
+
+class EmptyShardError(DataError):
+    """A shard without any sample that has an image."""
+
+    def __init__(self, message: str, left_out: LeftOut | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or LeftOut()
 
 
 @dataclass
@@ -49,6 +55,8 @@ class ShardIndex:
     """Why the shard ends early; its complete samples are indexed."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the packer knows about the shard: its share of the dataset card, its inputs."""
+    left_out: LeftOut | None = None
+    """Members that are not read; None in an index of an earlier version, which did not count them."""
     proven: bool = True
     """False for an index without a hash, which an earlier version wrote."""
 
@@ -64,6 +72,14 @@ class ShardIndex:
             if self.offsets[i, sample] >= 0
         }
 
+    def same_members(self, other: ShardIndex) -> bool:
+        """Return whether the other index describes the same tar: its size, and name and place of every member."""
+        return (
+            (self.tar_size, self.keys, self.extensions) == (other.tar_size, other.keys, other.extensions)
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.sizes, other.sizes)
+        )
+
     def header(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -72,58 +88,50 @@ class ShardIndex:
             "num_samples": self.num_samples,
             "truncated": self.truncated,
             "extra": self.extra,
+            "left_out": self.left_out.to_json() if self.left_out is not None else None,
         }
-
-
-def image_extension(extensions: list[str]) -> str | None:
-    """Which member of a sample is the image: a plain `jpg` before a dotted `seg.png`; None without any."""
-    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    return min(images, key=lambda extension: extension.count("."), default=None)
-
-
-def _wanted(extension: str) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS
 
 
 def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> ShardIndex:
     """Read the headers of an open tar (ustar, PAX and GNU long names); `name` is for messages.
 
-    Raises DataError where the file is no plain tar or holds no sample with an image.
+    Raises:
+        DataError: if the file is not a plain tar.
+        EmptyShardError: if it has no sample with an image.
     """
     stat = os.fstat(fd)
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    if stat.st_size == 0:
+        raise EmptyShardError(f"{name} is an empty file (0 bytes)")
+    groups = SampleGroups()
     truncated = None
     try:
         for member in members(fd, name):
-            match = _SAMPLE_NAME.match(member.name)
-            if match is None or not member.regular:
-                continue
-            key, extension = match.group(1), match.group(2).lower()
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
             if member.offset + member.size > stat.st_size:
-                samples.pop()  # the sample is incomplete, whatever of it came before
+                groups.drop_last(member.name)  # the sample is incomplete, whatever of it came before
                 raise DamagedError(f"it ends inside {member.name}")
-            if _wanted(extension):
-                samples[-1][1][extension] = (member.offset, member.size)
+            groups.add(member)
     except DamagedError as damage:
         truncated = str(damage)
-    samples = [(key, found) for key, found in samples if image_extension(list(found)) is not None]
+    samples = groups.finish()
     if not samples:
         cut = f" (it is cut off: {truncated})" if truncated else ""
-        raise DataError(f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}")
-    extensions = sorted({extension for _, found in samples for extension in found})
-    rows = [[found.get(extension, (-1, 0)) for _, found in samples] for extension in extensions]
+        others = "".join(f"; {line}" for line in groups.left_out.lines())
+        raise EmptyShardError(
+            f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}{others}", groups.left_out
+        )
+    extensions = sorted({extension for sample in samples for extension in sample.members})
+    rows = [[sample.members.get(extension, (-1, 0)) for sample in samples] for extension in extensions]
     table = np.array(rows, dtype=np.int64)
     return ShardIndex(
         tar_size=stat.st_size,
         tar_mtime_ns=stat.st_mtime_ns,
-        keys=[key for key, _ in samples],
+        keys=[sample.key for sample in samples],
         extensions=extensions,
         offsets=table[..., 0].copy(),
         sizes=table[..., 1].copy(),
         truncated=truncated,
         extra=extra or {},
+        left_out=groups.left_out,
     )
 
 
@@ -201,16 +209,11 @@ def misplaced(index: ShardIndex, fd: int) -> str | None:
                 return f"there is no header of {name} at byte {offset - BLOCK}"
             plain = name.isascii() and len(name) <= 100  # other names stand in a PAX or GNU header before this one
             found = short_name(header).decode("utf-8", "surrogateescape")
-            if plain and _lower_extension(found) != name:
+            if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
                 return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
             if plain and number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
                 return f"{name} has another size"
     return None
-
-
-def _lower_extension(name: str) -> str:
-    match = _SAMPLE_NAME.match(name)
-    return f"{match.group(1)}.{match.group(2).lower()}" if match else name
 
 
 def _digest(header: dict[str, Any]) -> str:
@@ -282,6 +285,7 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
         sizes,
         header.get("truncated"),
         header["extra"],
+        LeftOut.from_json(header.get("left_out")),
         proven=stated is not None,
     )
 

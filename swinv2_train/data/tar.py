@@ -38,6 +38,8 @@ class Member:
     """Bytes of its data; 0 for links, devices and directories."""
     regular: bool
     """True if it is a file with data, as opposed to a link, a device, a directory or something unknown."""
+    kind: bytes = b"0"
+    """Type flag of its header: 1 and 2 are hard and symbolic links, 5 is a directory."""
 
 
 class DamagedError(Exception):
@@ -89,7 +91,7 @@ def members(fd: int, tar: str) -> Iterator[Member]:
             name = _name(header, long_name, records, position)
             size = 0 if kind in _WITHOUT_DATA else _size(records.get("size"), size, position)
             regular = kind in _REGULAR and not (kind == b"\0" and name.endswith("/"))  # so V7 marks a directory
-            yield Member(name, position + BLOCK, size, regular)
+            yield Member(name, position + BLOCK, size, regular, kind)
             long_name, pax, extended = None, {}, False
         position += BLOCK + -(-size // BLOCK) * BLOCK
 

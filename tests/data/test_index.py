@@ -13,15 +13,8 @@ import pytest
 import webdataset
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import (
-    ShardIndex,
-    build_index,
-    image_extension,
-    misplaced,
-    read_header,
-    read_index,
-    write_index,
-)
+from swinv2_train.data.index import ShardIndex, build_index, misplaced, read_header, read_index, write_index
+from swinv2_train.data.samples import image_extension
 from tests.data.samples import jpeg, write_tar
 
 LONG = "a" * 90 + "/" + "b" * 120
