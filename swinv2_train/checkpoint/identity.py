@@ -117,11 +117,12 @@ def _value(section: Any, key: str, default: Any) -> Any:
 def _replaced(before: str, now: str) -> bool:
     """Return whether two descriptions of a shard (`Shard.content`) contradict each other.
 
-    They are words; only those of one kind, the part before the first colon, can be compared.
+    They are words; only those of one kind, the part before the first colon, can be compared. A hash decides alone.
     """
     there = dict(word.split(":", 1) for word in str(before).split() if ":" in word)
     here = dict(word.split(":", 1) for word in str(now).split() if ":" in word)
-    return any(there[kind] != here[kind] for kind in there.keys() & here.keys())
+    kinds = there.keys() & here.keys()
+    return any(there[kind] != here[kind] for kind in ({"sha256"} if "sha256" in kinds else kinds))
 
 
 def moved_name(before: Sequence[str], now: Sequence[str]) -> str | None:

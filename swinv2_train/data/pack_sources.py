@@ -13,7 +13,7 @@ from pathlib import Path
 
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import IMAGE_EXTENSIONS
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 

@@ -47,7 +47,7 @@ from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines, truncated_shards
+from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import read_status, write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
@@ -293,7 +293,7 @@ def _probe(config: Config, plan: Plan, task: Task, ranks: Ranks, tracker: Tracke
 
 
 def _warnings(config: Config, shards: ShardSet, held_out: ShardSet | None, of_resume: list[str]) -> list[str]:
-    lines = [*truncated_shards(shards), *of_resume]
+    lines = [*shards.warnings(), *of_resume]
     if held_out is not None and isinstance(config.task, ClassificationConfig):
         lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
     return lines
