@@ -71,6 +71,8 @@ class FinishedShard:
     label_problems: list[dict[str, str]]
     """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
     reused: bool
+    sha256: str = ""
+    """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
 class SplitWriter:
@@ -107,7 +109,7 @@ class SplitWriter:
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
-                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint)
+                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint, shard.sha256)
             position = shard.stop
             progress(position, total)
             yield shard
@@ -147,6 +149,7 @@ class SplitWriter:
             broken=record["broken"],
             label_problems=record.get("label_problems", []),
             reused=True,
+            sha256=str(record.get("sha256", "")),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
@@ -173,9 +176,18 @@ class SplitWriter:
                 os.fsync(file.fileno())
             card.broken = len(broken)
             fingerprint = self._fingerprint(start, stop)
-            num_bytes = temporary.stat().st_size
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             shard = FinishedShard(
-                stop, card.num_samples, num_bytes, fingerprint, card, broken, label_problems, reused=False
+                stop,
+                card.num_samples,
+                temporary.stat().st_size,
+                fingerprint,
+                card,
+                broken,
+                label_problems,
+                reused=False,
+                sha256=sha256,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -190,6 +202,7 @@ class SplitWriter:
             "start": start,
             "stop": shard.stop,
             "fingerprint": shard.fingerprint,
+            "sha256": shard.sha256,
             "broken": shard.broken,
             "label_problems": shard.label_problems,
         }
