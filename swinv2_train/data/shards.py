@@ -177,8 +177,14 @@ class ShardSet:
         """A sample's shard and key, for a person."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
-    def read(self, index: int, *, texts: bool = False) -> RawSample:
-        """The bytes of one sample, with those of its text members if `texts`.
+    def image_size(self, index: int) -> int:
+        """Return the bytes of a sample's image."""
+        shard, sample = self.locate(index)
+        members = self._index(shard).members(sample)
+        return members[image_extension(list(members)) or ""][1]
+
+    def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
+        """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.
 
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
@@ -189,7 +195,7 @@ class ShardSet:
             extension = image_extension(list(members))
             assert extension is not None  # an index lists only samples with an image
             wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
-            data = _pread(fd, *members[extension])
+            data = _pread(fd, *members[extension]) if image else b""
             found = {name: _pread(fd, *members[name]) for name in wanted}
         return RawSample(shard_index.keys[sample], extension, data, found)
 
