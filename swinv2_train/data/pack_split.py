@@ -230,7 +230,7 @@ def _report(
 
     if groups:
         count = sum(len(group) - 1 for group in groups)
-        division.notes.append(f"{count:,} images are exact copies of others, {pair(groups[0])}")
+        division.notes.append(f"exact copies of other images, kept on one side: {count:,}, {pair(groups[0])}")
     both = [
         (outside[0], inside[0])
         for group in groups
@@ -238,7 +238,7 @@ def _report(
     ]
     if both:
         division.leaked = True
-        division.notes.append(
+        division.notes[-1] = (
             f"copies of {len(both):,} images are on both sides of the split, because an earlier version chose the "
             f"held-out images, {pair(both[0])}; --overwrite splits them again"
         )

@@ -111,7 +111,7 @@ def test_exact_copies_are_on_one_side(tmp_path: Path, kind: str) -> None:
         assert {f"copy{number}", f"copy{number + 6}"} <= sides[0] or {f"copy{number}", f"copy{number + 6}"} <= sides[1]
     assert {f"same{number}" for number in range(12)} & sides[0]
     assert {f"same{number}" for number in range(12)} & sides[1]
-    assert "6 images are exact copies of others, such as " in division.notes[0]
+    assert "exact copies of other images, kept on one side: 6, such as " in division.notes[0]
     assert len(division.notes) == (1 if kind == "folder" else 2)
     assert kind == "folder" or "copies of 6 images have different labels" in division.notes[1]
     assert not division.leaked
