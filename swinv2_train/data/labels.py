@@ -5,6 +5,8 @@ from __future__ import annotations
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.shards import RawSample
 
+_HIGHEST = 9_999_999
+
 
 def read_labels(raw: RawSample) -> tuple[int, ...]:
     """The class numbers of a sample: `json` with {"labels": [...]}, else `cls` with numbers separated by commas.
@@ -16,14 +18,23 @@ def read_labels(raw: RawSample) -> tuple[int, ...]:
     if listed is not None:
         if not isinstance(listed, list) or not all(type(label) is int for label in listed):
             raise BrokenSample(f"its labels {listed!r:.60} are no list of class numbers")
-        return tuple(dict.fromkeys(listed))
+        return _possible(listed)
     if "cls" not in raw.texts:
         raise BrokenSample("it has no label (no member cls, and no labels in a member json)")
     text = raw.texts["cls"].decode("utf-8", "replace").strip()
     try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(","))) if text else ()
+        labels = [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise BrokenSample(f"its label {text!r:.60} is no class number") from None
+    return _possible(labels)
+
+
+def _possible(labels: list[int]) -> tuple[int, ...]:
+    """The labels, each once. The highest decides how many classes a head has, so it is bounded."""
+    high = next((label for label in labels if label > _HIGHEST), None)
+    if high is not None:
+        raise BrokenSample(f"its label {str(high)[:30]} is above {_HIGHEST:,}, the highest class number")
+    return tuple(dict.fromkeys(labels))
 
 
 def known_labels(raw: RawSample) -> tuple[int, ...] | None:
