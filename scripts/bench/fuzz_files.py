@@ -34,6 +34,9 @@ BAD = ("silent", "traceback", "hang")
 
 def work(pipe: Connection, finished: Path) -> None:
     """Run the cases that come through a pipe, and answer each with its outcome."""
+    import torch  # noqa: F401 -- here, or the first case that needs it would take longer than the others
+
+    pipe.send("ready")
     while (asked := pipe.recv()) is not None:
         kind, seed = asked
         folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{kind}-"))
@@ -58,6 +61,7 @@ class Worker:
         self._process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, self._finished))
         self._process.start()
         theirs.close()
+        self._pipe.recv()
 
     def run(self, kind: str, seed: int) -> Outcome:
         """The outcome of a case; `hang` if it runs past the limit, `traceback` if it takes the process down."""
