@@ -6,13 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import comparable, make_data, run_here, tiny_run
+from tests.runs import comparable, make_data, make_hostile, run_here, tiny_run
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small shards."""
     return make_data(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory whose files are named like modules."""
+    return make_hostile(tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture(scope="session")

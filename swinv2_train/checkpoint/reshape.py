@@ -83,7 +83,11 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
     except OSError as error:
         raise CheckpointError(f"{partial} cannot be made ({error.strerror})") from error
     try:
-        check_space(out, sum(record.size for record in manifest.files), "another directory")
+        check_space(
+            out,
+            sum(record.size for record in manifest.files),
+            "remove what else is on this disk, or write into another directory",
+        )
         _write(path, partial, manifest, num_ranks, progress)
         checked(partial)
         partial.rename(final)

@@ -33,6 +33,7 @@ from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.import_path import import_variables
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
@@ -164,7 +165,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """
     directory = Path(config.run.dir)
     config_file = launch_file(directory)
-    environment = {**os.environ, **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
+    environment = {**os.environ, **import_variables(), **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
     signals = Signals()
     try:
         announce(directory, config, config_file)

@@ -151,7 +151,7 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
-    disk.check_space(out.parent, size, "another directory")
+    disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
     images = made_images(loaded, count) if images is None else images
     different = len(images)

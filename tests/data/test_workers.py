@@ -51,8 +51,13 @@ def test_batches_come_in_order_from_single_threaded_workers() -> None:
 
 
 @pytest.fixture
-def own_server() -> None:
-    """The worker server of this file: one that other tests have started does not hold signals back."""
+def own_server(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker server of this file, started among files that are named like modules.
+
+    One that other tests have started does not hold signals back.
+    """
+    monkeypatch.chdir(hostile)
+    multiprocessing.resource_tracker._resource_tracker._stop()
     multiprocessing.forkserver._forkserver._stop()
 
 

@@ -40,9 +40,10 @@ def one_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_ranks(shards: Path, hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Started in a directory whose files no process may import: command, launcher, ranks, and workers."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"])
+    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"], cwd=hostile)
     assert code == FINISHED, output
     return run_dir
 

@@ -45,7 +45,8 @@ WAIT = "time.sleep(1)\nsys.exit(next((code & 0xFF for code in [rank.wait() for r
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def run(tmp_path: Path, hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.chdir(hostile)  # what runs below the command imports nothing from there
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     options = ["+experiment=simmim_demo", f"run.dir={tmp_path / 'run'}"]
