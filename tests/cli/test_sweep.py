@@ -13,6 +13,8 @@ from swinv2_train.cli.sweep import main
 from swinv2_train.sweep.job import SweepRecord, write_sweep
 from tests.runs import losses, start, tiny_run
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def look(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:

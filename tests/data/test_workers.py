@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.workers import WorkerPool
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 class Numbers(Dataset[Any]):
     """Returns what it is asked for; -1 makes the worker hang, -2 kills it."""

@@ -34,6 +34,8 @@ exec(rest)
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("default_signals")
 run, rank = Path(sys.argv[1]), os.environ["RANK"]
 def status(text, step):
     (run / "status.json").write_text(json.dumps({"status": text, "step": step}))

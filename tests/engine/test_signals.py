@@ -28,6 +28,8 @@ Path(sys.argv[1], "why").write_text(stop.signal.name if stop.signal else "left a
 PYTHON = """
 import subprocess, sys, time
 from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("default_signals")
 subprocess.Popen(sys.argv[2:])
 while not Path(sys.argv[1]).exists():
     time.sleep(0.02)
@@ -55,6 +57,25 @@ def test_every_stop_signal_is_a_request(stop: StopRequest, number: signal.Signal
 
 def test_the_signals_are_those_of_schedulers_and_terminals() -> None:
     assert {number.name for number in STOP_SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
+
+
+@pytest.mark.parametrize(
+    ("number", "handled"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)], ids=str
+)
+def test_a_hangup_that_is_ignored_at_the_start_stays_ignored(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, handled: bool
+) -> None:
+    """As under nohup. A shell that starts a job in the background of a script ignores SIGINT, which is no such wish."""
+    monkeypatch.delenv("RANK", raising=False)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        request = StopRequest()
+        os.kill(os.getpid(), number)
+        assert request.requested is handled
+        request.restore()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_handlers_are_given_back() -> None:
