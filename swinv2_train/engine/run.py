@@ -45,7 +45,7 @@ from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines, truncated_shards
+from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
@@ -206,7 +206,7 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        for line in truncated_shards(shards) if ranks.is_main else ():
+        for line in shards.warnings() if ranks.is_main else ():
             tracker.warn(line)
         size = checkpoint_size(engine.module, config.optim.ema_decay)
         short = disk_warning(config, plan.total_steps - state.step, size, directory / "checkpoints")
