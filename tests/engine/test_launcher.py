@@ -18,6 +18,8 @@ from swinv2_train.engine import launcher
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 LAUNCHER = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -34,8 +36,6 @@ exec(rest)
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
-
-pytestmark = pytest.mark.usefixtures("default_signals")
 run, rank = Path(sys.argv[1]), os.environ["RANK"]
 def status(text, step):
     (run / "status.json").write_text(json.dumps({"status": text, "step": step}))

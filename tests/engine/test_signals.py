@@ -13,6 +13,8 @@ import pytest
 
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_SIGNALS, StopRequest
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2"}
 RANK = """
 import os, sys, time
@@ -28,8 +30,6 @@ Path(sys.argv[1], "why").write_text(stop.signal.name if stop.signal else "left a
 PYTHON = """
 import subprocess, sys, time
 from pathlib import Path
-
-pytestmark = pytest.mark.usefixtures("default_signals")
 subprocess.Popen(sys.argv[2:])
 while not Path(sys.argv[1]).exists():
     time.sleep(0.02)
