@@ -10,6 +10,7 @@ TRAINING = (
 """What a training run can do about GPU memory."""
 _GPU = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _HOST = ("can't allocate memory", "Cannot allocate memory", "not enough memory: you tried to allocate")
+_DISK = (errno.ENOSPC, errno.EDQUOT)
 _LENGTH = 160
 
 
@@ -37,6 +38,12 @@ def shortage(error: BaseException, gpu: str = TRAINING) -> str | None:
             f"no further process or thread can be started ({reason}): raise the limit (ulimit -u, or that of the "
             "container), or lower data.num_workers"
         )
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space is left for {named or 'a file'} ({error.strerror}): make room there, or choose another path"  # type: ignore[attr-defined]
+    if isinstance(error, OSError) and number in _DISK:
+        return f"{named or 'a file'} cannot be written ({remedied(error)})"
     return None
+
+
+def remedied(error: OSError) -> str:
+    """Return what the operating system says of an error, with the remedy if a disk or quota is full."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}; make room there, or choose another path" if error.errno in _DISK else reason

@@ -20,6 +20,7 @@ from swinv2_train.engine.lock import check_in_place
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.tracker import Tracker
 
 
@@ -151,7 +152,7 @@ class Checkpoints:
             try:
                 write_status(self.run_dir, "running", outcome.step)
             except OSError as error:
-                self.tracker.warn(f"status.json cannot be written: {error.strerror}")
+                self.tracker.warn(f"status.json cannot be written: {remedied(error)}")
 
 
 def _figures(outcome: Outcome, step_seconds: float | None) -> str:

@@ -34,6 +34,7 @@ from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_si
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 from swinv2_train.import_path import import_variables
+from swinv2_train.shortage import remedied
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
@@ -216,7 +217,7 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
             write_status(directory, "starting", read_status(directory).get("step", 0))
         config_file.write_text(to_yaml(config))
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:

@@ -52,7 +52,7 @@ from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED, STOPPED
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import remedied, shortage
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.environment import append_environment
@@ -140,7 +140,7 @@ def _take_directory(directory: Path) -> RunLock:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
         return RunLock(directory)
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:

@@ -29,6 +29,7 @@ from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
+from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:
     from swinv2_train.interop.load import LoadedModel
@@ -182,7 +183,7 @@ def export(
         partial.rename(out)
         disk.flush(out.parent)
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from error
+        raise CheckpointError(f"{out} cannot be written ({remedied(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, files, compared, _notes(loaded, layout, compared))
