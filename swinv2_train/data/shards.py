@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from swinv2_train.data.index_store import index_header, load_index, open_copy
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
 from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
+from swinv2_train.reading import parse_json
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
@@ -49,8 +49,8 @@ class RawSample:
     @property
     def metadata(self) -> dict[str, Any]:
         """The object in `json`, empty where there is none."""
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(self.texts.get("json", b""))
+        with contextlib.suppress(ValueError):
+            content = parse_json(self.texts.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}
         return {}
 
