@@ -189,7 +189,8 @@ def identity(
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two geometries are of one run, whatever its data were at either time."""
     for section in COMPARED:
-        for key, value in (one.get(section) or {}).items():
+        values = one.get(section)
+        for key, value in values.items() if isinstance(values, Mapping) else ():
             if key not in (SHARDS, CONTENT) and _value(other.get(section), key, value) != value:
                 return False
     return True
