@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,10 +172,12 @@ def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
     for name in ("train.dataset.json", "train-000000.tar.index.jsonl"):
         (data / name).unlink()
     server = FlakyServer(data)
-    config = compose(command(data, tmp_path / "run", f"data.cache_dir={tmp_path / 'cache'}", "task.num_classes=2"))
+    config = compose(command(data, tmp_path / "run", "task.num_classes=2"))
 
-    def seen(place: str = "") -> list[str]:
-        shards = ShardSet.open(f"{server.url}/train-000000.tar{place}", tmp_path / "cache", retries=0)
+    def seen() -> list[str]:
+        shards = ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0)
+        (shard,) = shards.shards
+        assert replace(shard, url=f"{shard.url}?signature=2").content == shard.content, "of the URL without its query"
         return run_identity(config, shards).geometry["order"]["data.content"]
 
     def differs(before: list[str], now: list[str]) -> bool:
@@ -186,7 +189,6 @@ def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
     try:
         first = seen()
         assert "version-" in first[0]
-        assert seen("?signature=2") == first, "a signature is not part of the content"
         tar = data / "train-000000.tar"
         content = bytearray(tar.read_bytes())
         content[-1] ^= 1  # in the padding after the end: the same size, names and samples
@@ -205,10 +207,8 @@ def test_one_side_without_names_warns(data: Path, trained: Path) -> None:
     assert class_warnings({"classes": ["0", "1", "2"]}, own) == []
     assert class_warnings(None, own) == [], "a new run has nothing to compare with"
     assert "data.shards names its classes and the checkpoint does not" in class_warnings({"classes": None}, own)[0]
-    unnamed = run_identity(
-        compose(command(data, trained, "task.num_classes=3", "task=simmim")[2:]), ShardSet.open(str(data))
-    )
-    assert class_warnings({"classes": None}, unnamed) == []
+    pretraining = run_identity(compose(["+experiment=simmim_demo", f"data.shards={data}"]), ShardSet.open(str(data)))
+    assert class_warnings({"classes": None}, pretraining) == []
 
 
 @pytest.mark.parametrize(
