@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,12 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
 def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path | None, list[str]]:
     """Return the newest checkpoint to start from, and a line for each that was skipped. For the main rank."""
     passed_over = []
+    # Only what decides which samples come: model and task may be varied to look into a step.
+    own = trainer.checkpoints.identity
+    own = replace(own, geometry={"order": own.geometry["order"]})
     for path in base_checkpoints(incident, checkpoints):
         try:
-            reason = trainer.checkpoints.identity.foreign(verify(path))
+            reason = own.foreign(verify(path))
         except CheckpointError as error:
             reason = str(error)
         if reason is None:
