@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
 from swinv2_train.exit_codes import WRONG_USE
@@ -36,19 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="swinv2-data", description="Make data sets of WebDataset shards and check them.", epilog=_STATUS
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
     _add_pack(commands)
     _add_inspect(commands)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One sentence instead of the whole usage."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _add_pack(commands: Any) -> None:

@@ -11,9 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -31,7 +33,8 @@ USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
 examples:
   swinv2-train +experiment=simmim_demo
-  swinv2-train +experiment=simmim_tiny data.shards=shards/train-{000000..000011}.tar optim.epochs=100
+  swinv2-train +experiment=simmim_tiny data.shards='shards/train-{000000..000011}.tar' optim.epochs=100 \\
+      optim.milestones=[87]
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
   swinv2-train +experiment=in1k_base_256 data.shards=... init_from=outputs/supervised_base_22k
@@ -47,7 +50,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after savi
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; prints help and exits where that is asked for."""
     listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="swinv2-train",
         usage=USAGE,
         description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
@@ -90,6 +93,7 @@ def load(arguments: argparse.Namespace) -> Config:
     """
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
+    refuse_repeated(arguments.overrides, lists="-m KEY=A,B sweeps over several values")
     incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
     if arguments.resolved:
         config = from_yaml(arguments.resolved)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 
@@ -74,7 +75,7 @@ def _no_such_key(key: str) -> str:
 
 
 def _given(key: str, overrides: Sequence[str]) -> str:
-    """The value that a key was given on the command line; the last one wins, as in Hydra."""
+    """Return the value of a key on the command line; the last one wins, as in Hydra."""
     given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(f"{key}="))
     return next(given, "?")
 
@@ -129,6 +130,12 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
             value = _given(invalid[1], overrides)
+            task = _given("task", overrides)
+            if file and task != "?" and invalid[1].startswith("task."):
+                mend = (
+                    f"{file} sets {invalid[1]}, which task={task} does not have; choose an experiment for task={task}"
+                )
+                return ConfigError("task", task, mend)
             if file and value == "?":
                 mend = _no_such_key(invalid[1]) if "not in" in source else reason
                 return ConfigError("", invalid[1], f"{file}: {invalid[1]}: {mend}")
@@ -189,6 +196,52 @@ def _store_schemas() -> None:
         store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
 
 
+_GROUPS = ("model", "task", "data", "optim", "engine", "tracking", "launch")
+"""Groups of which every run has one choice. The others, such as experiments, are applied in the order of the command.
+"""
+_CHOSEN = "__chosen__"
+
+
+def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Order overrides so that a choice on the command line wins over the keys of an experiment's file.
+
+    Hydra replaces the file of a group, and then merges the experiment's own keys over it. So `model=swinv2_large`
+    would leave the depths of an experiment that sets them. Here the chosen files are merged once more, after the
+    experiment and before what else the command line has.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    chosen = {}
+    for item in overrides:
+        group, equals, name = item.partition("=")
+        if equals and group in _GROUPS and name in _options(group, config_dir):
+            chosen[group] = name
+    ordered = in_order(overrides)
+    if not chosen:
+        return ordered
+    # A task's file begins with its schema, whose defaults would undo the experiment's keys: only its own keys count.
+    node: dict[str, Any] = {"defaults": [f"/{group}/{name}@{group}" for group, name in chosen.items()]}
+    if "task" in chosen:
+        node = {"defaults": [item for item in node["defaults"] if not item.startswith("/task/")]}
+        node["task"] = _own_keys(_group_file("task", chosen["task"], config_dir))
+        node["defaults"].append("_self_")
+    ConfigStore.instance().store(group=_CHOSEN, name="files", node=node, package="_global_")
+    place = next((i for i, item in enumerate(ordered) if key_of(item) not in FIRST_GROUPS), len(ordered))
+    return [*ordered[:place], f"+{_CHOSEN}=files", *ordered[place:]]
+
+
+def _group_file(group: str, name: str, config_dir: Path | None) -> Path:
+    places = [place for place in (config_dir, conf_dir()) if place]
+    return next(file for place in places if (file := place / group / f"{name}.yaml").is_file())
+
+
+def _own_keys(path: Path) -> dict[str, Any]:
+    import yaml
+
+    values = yaml.safe_load(path.read_text()) or {}
+    return {key: value for key, value in values.items() if key != "defaults"}
+
+
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     """Compose a config from command-line overrides such as `+experiment=simmim_demo optim.lr=1e-3`.
 
@@ -211,7 +264,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return _typed(hydra_compose("config", overrides=[*overrides, *search]))
+            return _typed(hydra_compose("config", overrides=[*_in_effect(overrides, config_dir), *search]))
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:

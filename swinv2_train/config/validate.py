@@ -9,6 +9,7 @@ import math
 
 from swinv2_train.config.checks import at_least, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate_task import validate_task
@@ -30,8 +31,6 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
-PROBE_METRICS = "eval/probe/"
-"""Beginning of the names that metrics.jsonl has for the metrics of the probes."""
 
 
 def validate_data(config: Config) -> None:
@@ -156,7 +155,8 @@ def _validate_safety(config: Config) -> None:
             raise ConfigError(f"watchdog.{key}", value, "must be above 0; take a large number for no limit")
     for key in ("keep_best", "retries", "retry_seconds"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
-    one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
+    if checkpoint.best_mode is not None:
+        one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
     if checkpoint.keep_best:
         if not (config.data.eval_shards and config.eval.every_steps):
             raise ConfigError(
@@ -245,11 +245,12 @@ def _validate_best_metric(config: Config) -> None:
     """A metric of the probes is there only where they had their turn, and every evaluation looks it up."""
     checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
     metric = checkpoint.best_metric
+    if better_end(metric):
+        checked_mode(metric, checkpoint.best_mode)
     if not checkpoint.keep_best:
         return
-    if not metric.startswith(PROBE_METRICS):
-        given = [f"eval/{name}" for name in (*config.task.metrics(), "samples")]
-        given += [f"eval/ema_{name.removeprefix('eval/')}" for name in given] if config.optim.ema_decay else []
+    if not metric.startswith(PROBED):
+        given = evaluated_metrics(config)
         if config.data.eval_shards and metric not in given:
             raise ConfigError(
                 "checkpoint.best_metric", metric, f"no evaluation gives it; take one of {', '.join(given)}"
@@ -257,7 +258,7 @@ def _validate_best_metric(config: Config) -> None:
         return
     if not probe.shards:
         raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")
-    known = [f"{PROBE_METRICS}{kind}_top1" for kind in ("knn", "linear") if getattr(probe, kind)]
+    known = probed_metrics(config)
     if metric not in known:
         raise ConfigError("checkpoint.best_metric", metric, f"the probes give {' and '.join(known)} as they are set")
     if not probe.every_steps or every % probe.every_steps:

@@ -11,6 +11,7 @@ from typing import Any
 from swinv2_train.config.compose import compose, flat
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.multirun import quoted
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.validate import validate
@@ -63,7 +64,7 @@ def _overrides(stage: Stage, run_name: str, run_dir: Path, weights: Path | None)
     elif stage.random:
         start = ["init_from=null", "init.label_map=null"]  # a baseline has the rest of the recipe
     own = [f"run.name={run_name}", f"run.dir={quoted(run_dir)}"]
-    return [f"+experiment={stage.experiment}", *stage.overrides, *start, *own]
+    return last_of_each([f"+experiment={stage.experiment}", *stage.overrides, *start, *own])
 
 
 def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStage]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.multirun import in_order, key_of
+from swinv2_train.config.overrides import in_order, key_of
 from swinv2_train.engine.status import write_text
 
 JOB_FILE, SWEEP_FILE = "job.json", "sweep.json"

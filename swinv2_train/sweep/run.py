@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.multirun import key_of, quoted
+from swinv2_train.config.multirun import quoted
+from swinv2_train.config.overrides import key_of
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.engine.child import StopSignals, run_command, train_command
 from swinv2_train.engine.lock import RunLock
