@@ -102,7 +102,7 @@ def _checked(metric: str, given: str | None, option: str, words: dict[str, str])
         return given
     if given not in (None, words[end]):
         which = "lower" if end == "min" else "higher"
-        mend = f"{which} values of {metric} are better, so this would keep the worst; omit {option}"
+        mend = f"{which} values of {metric} are better, so this would choose the worst; omit {option}"
         raise ConfigError(option, given, mend)
     return words[end]
 
