@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
+from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
@@ -126,6 +127,8 @@ class Samples:
     """See `shards_digest`; empty where there are no shards."""
     card: Card | None
     """The dataset card of the shards."""
+    warnings: list[str] = field(default_factory=list)
+    """Held-out shards that are trained on."""
 
 
 def count_samples(config: Config, *, required: bool) -> Samples:
@@ -136,6 +139,7 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         DataError: if shards are given that cannot be used.
     """
     from swinv2_train.data.errors import DataError
+    from swinv2_train.data.overlap import overlap_warning
     from swinv2_train.data.shards import ShardSet
 
     def open_shards(key: str, spec: Any) -> ShardSet:
@@ -144,12 +148,13 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         except DataError as error:
             raise DataError(f"{key}={spec}: {error}") from error
 
-    if config.data.eval_shards:
-        open_shards("data.eval_shards", config.data.eval_shards)
+    spec = config.data.eval_shards
+    held_out = open_shards("data.eval_shards", spec) if spec else None
     if config.data.shards:
         shards = open_shards("data.shards", config.data.shards)
         digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
-        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card)
+        shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
+        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card, shared)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
@@ -211,6 +216,8 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         if print_config:
             print(to_yaml(config))
         _show(config, plan, samples, device, overrides)
+        for line in [*doubts(config, plan), *samples.warnings]:
+            print(f"warning        {line}")
         for line in _init_lines(config):
             print(f"init_from      {line}")
     return FINISHED

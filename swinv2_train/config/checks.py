@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.schema import Config
 
 
@@ -33,4 +35,23 @@ def at_least(key: str, value: float, least: float) -> None:
 
 def share(key: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ConfigError(key, value, "is a share from 0 to 1")
+        raise ConfigError(key, value, f"is a share from 0 to 1{percent(value)}")
+
+
+def check_statistics(key: str, values: Sequence[float]) -> None:
+    """Check per-channel means or standard deviations of images whose values are in [0, 1].
+
+    Raises:
+        ConfigError: if one is outside of that, with the values to use for statistics of 8 or 16-bit numbers.
+    """
+    text = str([float(f"{value:.6g}") for value in values]).replace(" ", "")
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ConfigError(key, text, "needs finite numbers from 0 to 1")
+    highest = next((top for top in (1, 255, 65535) if max(values) <= top), None)
+    if highest == 1:
+        return
+    mend = "must be for values from 0 to 1"
+    if highest:
+        scaled = ",".join(f"{value / highest:.4g}" for value in values)
+        mend += f", and these look like statistics of values from 0 to {highest}; divided, they are {key}=[{scaled}]"
+    raise ConfigError(key, text, mend)

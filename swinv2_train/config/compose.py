@@ -264,13 +264,25 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return _typed(hydra_compose("config", overrides=[*_in_effect(overrides, config_dir), *search]))
+            config = _typed(hydra_compose("config", overrides=[*_in_effect(overrides, config_dir), *search]))
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise explain(error, overrides, config_dir) from error
+    _refuse_other_unit(config, overrides)
+    return config
+
+
+def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
+    """Reject milestones that a recipe gives in epochs where the command line gives the length in steps."""
+    optim, given = config.optim, {key_of(item) for item in overrides}
+    if optim.schedule != "multistep" or optim.steps is None or "optim.milestones" in given:
+        return
+    if {"optim.steps", "optim.epochs"} <= given and any(mark < optim.steps for mark in optim.milestones):
+        mend = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
+        raise ConfigError("optim.milestones", optim.milestones, mend)
 
 
 def to_yaml(config: Config) -> str:
@@ -316,16 +328,6 @@ def override(text: str, overrides: Sequence[str]) -> Config:
         return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise explain(error, overrides) from error
-
-
-def flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key."""
-    values: dict[str, Any] = {}
-    for spec in dataclasses.fields(section):
-        value = getattr(section, spec.name)
-        inner = dataclasses.is_dataclass(value)
-        values.update(flat(value, f"{prefix}{spec.name}.") if inner else {f"{prefix}{spec.name}": value})
-    return values
 
 
 def to_dict(section: Any) -> dict[str, Any]:

@@ -11,3 +11,8 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: Any, mend: str) -> None:
         self.key, self.value, self.mend = key, value, mend
         super().__init__(f"{key}={value}: {mend}" if key else mend)
+
+
+def percent(value: float) -> str:
+    """What a share above 1 was probably meant to be, for the end of a message; empty for any other value."""
+    return f"; {value:g}% is {value / 100:g}" if 1 < value <= 100 else ""

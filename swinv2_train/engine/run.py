@@ -13,11 +13,13 @@ from typing import Any
 
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine import preflight
@@ -34,6 +36,7 @@ from swinv2_train.engine.build import (
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, check_stop
+from swinv2_train.engine.guard import mostly_skipped
 from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
@@ -185,6 +188,8 @@ def _train_with(
     last = state.step == plan.total_steps
     missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last)) if state.step else set()
     if last and not missed:
+        if failure := mostly_skipped(state):
+            raise ranks.end(failure)
         if ranks.is_main:
             print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}; nothing to do")
             write_status(directory, "finished", state.step)
@@ -202,7 +207,10 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        for line in truncated_shards(shards) if ranks.is_main else ():
+        warnings = [*doubts(config, plan), *truncated_shards(shards)]
+        if held_out is not None:
+            warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
+        for line in warnings if ranks.is_main else ():
             tracker.warn(line)
         saver = Saver(
             directory / "checkpoints",

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from swinv2_train.config.compose import flat, from_yaml
+from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.config.section import flat
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.ranks import Ranks

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.compose import compose, flat
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.multirun import quoted
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
+from swinv2_train.config.section import flat
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.validate import validate
 from swinv2_train.pipeline.spec import Pipeline, Stage

@@ -34,8 +34,9 @@ def survey(
         raise ConfigError("", directory, f"the sweep in {directory} has no job yet")
     before = sweep.direction if metric in (None, sweep.metric) else None
     sweep.metric = metric or sweep.metric
+    found = {job.id: metric_values(directory / job.id, sweep.metric) for job in jobs}
     # An older version let the direction of a sweep contradict its metric: the metric decides.
-    if direction is not None or before is None or better_end(sweep.metric) is not None:
+    if direction is not None or better_end(sweep.metric) is not None or (before is None and any(found.values())):
         sweep.direction = checked_direction(sweep.metric, direction, "--direction")
     for job in jobs:
         if job.status == "running":
@@ -44,7 +45,7 @@ def survey(
                 job.message = "running, as far as can be told"
             elif not at_work:
                 job.status, job.message = "stopped", "its sweep was killed"
-        job.metric = judged(metric_values(directory / job.id, sweep.metric), sweep.value, sweep.direction)
+        job.metric = judged(found[job.id], sweep.value, sweep.direction)
     return sweep, jobs
 
 
