@@ -67,6 +67,8 @@ class FinishedShard:
     card: Card
     broken: list[dict[str, str]]
     reused: bool
+    sha256: str = ""
+    """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
 class SplitWriter:
@@ -103,7 +105,7 @@ class SplitWriter:
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
-                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint)
+                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint, shard.sha256)
             position = shard.stop
             progress(position, total)
             yield shard
@@ -142,6 +144,7 @@ class SplitWriter:
             card=Card.from_json(header["extra"]["card"]),
             broken=record["broken"],
             reused=True,
+            sha256=str(record.get("sha256", "")),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
@@ -164,9 +167,10 @@ class SplitWriter:
                 os.fsync(file.fileno())
             card.broken = len(broken)
             fingerprint = self._fingerprint(start, stop)
-            shard = FinishedShard(
-                stop, card.num_samples, temporary.stat().st_size, fingerprint, card, broken, reused=False
-            )
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = temporary.stat().st_size
+            shard = FinishedShard(stop, card.num_samples, size, fingerprint, card, broken, reused=False, sha256=sha256)
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
             return shard
@@ -180,6 +184,7 @@ class SplitWriter:
             "start": start,
             "stop": shard.stop,
             "fingerprint": shard.fingerprint,
+            "sha256": shard.sha256,
             "broken": shard.broken,
         }
         fd = os.open(temporary, os.O_RDONLY)
