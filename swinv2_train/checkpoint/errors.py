@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from swinv2_train.exit_codes import FAILED
+
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, read or used. `str(error)` is one sentence for a person."""
+    """A checkpoint that cannot be written, read or used. `str(error)` is a one-sentence message for the user."""
+
+    exit_code = FAILED

@@ -7,21 +7,17 @@ import signal
 import sys
 from collections.abc import Callable
 
-from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.config.errors import ConfigError
-from swinv2_train.data.errors import DataError
-from swinv2_train.errors import MainRankError, RunError
-from swinv2_train.exit_codes import FAILED, INTERRUPTED, WRONG_USE
+from swinv2_train.errors import MainRankError
+from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
 
 
-def guarded(command: str, run: Callable[[], int], *, failed: int = FAILED, interrupted: str = "interrupted") -> int:
+def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
     """Run a command of one or more ranks; returns the exit code, after one sentence on stderr for what went wrong.
 
     A SIGTERM ends it like a Ctrl-C, so that what it has begun to write is removed.
 
     Args:
         command: its name, for the sentence.
-        failed: the exit code where it could not be done.
         interrupted: what to say after a Ctrl-C or a SIGTERM.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -33,22 +29,22 @@ def guarded(command: str, run: Callable[[], int], *, failed: int = FAILED, inter
         code = run()
         sys.stdout.flush()
         return code
-    except MainRankError:  # the main rank has said it
-        return failed
-    except (ConfigError, DataError) as error:
-        say(error)
-        return WRONG_USE
-    except (RunError, CheckpointError) as error:
+    except MainRankError as error:  # the main rank has said it
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+        return FAILED
+    except Exception as error:
+        code = code_of(error)
+        if code is None:
+            raise
         if type(error).__name__ == "LostRanks":
             _end_lost(say)
         say(error)
-        return failed
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return failed
-    except OSError as error:
-        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
-        return failed
+        return code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             say(interrupted)

@@ -177,7 +177,9 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         finish(config, samples.card, weights=required and start is not None)
         check_held_out_classes(config, samples.card)
     except (ConfigError, DataError, CheckpointError) as error:
-        raise ConfigError("", item.name, f"stage {item.name}: {error}") from error
+        named = ConfigError("", item.name, f"stage {item.name}: {error}")
+        named.exit_code = error.exit_code
+        raise named from error
 
 
 if __name__ == "__main__":

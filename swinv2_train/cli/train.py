@@ -24,8 +24,8 @@ from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry
 from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
-from swinv2_train.errors import MainRankError, RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.errors import MainRankError
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -146,7 +146,8 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         try:
             return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
         except DataError as error:
-            raise DataError(f"{key}={spec}: {error}") from error
+            error.args = (f"{key}={spec}: {error}",)
+            raise
 
     spec = config.data.eval_shards
     held_out = open_shards("data.eval_shards", spec) if spec else None
@@ -265,7 +266,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     try:
         samples = _check(config, launched=launched)
     except Exception as error:
-        if exit_code(error) is None or not joined():
+        if code_of(error) is None or not joined():
             raise
         problem = error  # the other ranks have to hear of it
     if samples is not None and not joined():
@@ -370,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = exit_code(error)
+        code = code_of(error)
         if code is None:
             raise
         _complain(error)
@@ -383,18 +384,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _complain(error: Exception) -> None:
     if not isinstance(error, MainRankError):
         print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
-
-
-def exit_code(error: Exception) -> int | None:
-    """The exit code of an error that is a sentence for a person; None for one that is not."""
-    from swinv2_train.checkpoint.errors import CheckpointError
-    from swinv2_train.data.errors import DataError
-
-    if isinstance(error, (ConfigError, DataError)):
-        return WRONG_USE
-    if isinstance(error, (RunError, CheckpointError, OSError)):
-        return FAILED
-    return None
 
 
 if __name__ == "__main__":

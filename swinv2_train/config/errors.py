@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from swinv2_train.exit_codes import WRONG_USE
+
 
 class ConfigError(ValueError):
-    """A config that cannot be run. `str(error)` is the whole message for a person."""
+    """A config that cannot be run. `str(error)` is the whole message for the user."""
+
+    exit_code = WRONG_USE
 
     def __init__(self, key: str, value: Any, mend: str) -> None:
         self.key, self.value, self.mend = key, value, mend

@@ -254,6 +254,8 @@ def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
     if state == "starting" and stopped:  # before the first step there is nothing to save
         _write_end(directory, "stopped", status)
         return STOPPED
+    if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is no usage error any more
+        code = FAILED
     if state in ("starting", "running"):
         _write_end(directory, "failed", status)
     if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why

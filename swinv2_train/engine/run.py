@@ -23,7 +23,7 @@ from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine import preflight
-from swinv2_train.engine.agree import on_main
+from swinv2_train.engine.agree import begun, on_main
 from swinv2_train.engine.build import (
     build_model,
     build_task,
@@ -252,7 +252,8 @@ def _train_with(
         end.trainer = trainer
         trainers.append(trainer)
         try:
-            end.code = replay(trainer) if config.replay else trainer.run()
+            with begun():
+                end.code = replay(trainer) if config.replay else trainer.run()
         except BaseException as error:
             if not isinstance(error, MainRankError):
                 tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {as_lost_rank(error) or error}")
