@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from swinv2_train.exit_codes import FAILED
+from swinv2_train.redact import Redacted
 
 
-class RunError(RuntimeError):
+class RunError(Redacted, RuntimeError):
     """The run cannot continue. `str(error)` is a one-sentence message for the user.
 
     Args:

@@ -193,7 +193,7 @@ def best_metric_of(directory: Path) -> tuple[str, str]:
     resolved = directory.parent / "resolved.yaml"
     if resolved.is_file():
         try:
-            settings = from_yaml(resolved).checkpoint
+            settings = from_yaml(resolved, only_read=True).checkpoint
         except ConfigError as error:
             logger.warning("%s; ranking the checkpoints by %s", error, settings.best_metric)
     return settings.best_metric, best_mode(settings)

@@ -14,6 +14,7 @@ from typing import Any
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.exit_codes import WRONG_USE
+from swinv2_train.redact import redact
 
 SECTIONS = ("model", "data", "task")
 """Sections of the config that can be changed for finished weights."""
@@ -61,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """End with one sentence instead of the whole usage."""
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(WRONG_USE, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
 
 
 def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
+from swinv2_train.redact import excepthook, redact
 
 
 def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -23,8 +25,9 @@ def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interru
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def say(text: object) -> None:
-        print(f"{command}: {text}", file=sys.stderr, flush=True)
+        print(redact(f"{command}: {text}"), file=sys.stderr, flush=True)
 
+    prepare_output()
     try:
         code = run()
         sys.stdout.flush()
@@ -51,6 +54,17 @@ def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interru
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def prepare_output() -> None:
+    """Have the process print any text without secrets and without an encoding error.
+
+    A file name need not be UTF-8, and a traceback may quote a URL.
+    """
+    sys.excepthook = excepthook
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _end_lost(say: Callable[[object], None]) -> None:

@@ -22,6 +22,7 @@ from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
+from swinv2_train.redact import redact
 
 if TYPE_CHECKING:
     from swinv2_train.pipeline.plan import PlannedStage
@@ -146,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave a stage alone
-        print(text, flush=True)
+        print(redact(text), flush=True)
 
 
 def _check_start(item: PlannedStage, *, required: bool) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
+from swinv2_train.cli.guard import prepare_output
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
@@ -26,6 +27,7 @@ from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
+from swinv2_train.redact import redact
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -182,13 +184,14 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
     from swinv2_train.engine.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
-    print(describe(config, plan, samples.source))
+    print(redact(describe(config, plan, samples.source)))
     if joined():
         print("commands       none: a launcher has started the ranks")
     elif config.launch.hostfile:
         from swinv2_train.engine.hosts import describe_hosts, read_hostfile
 
-        print("\n".join(describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)))
+        lines = describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)
+        print(redact("\n".join(lines)))
     elif plan.world_size == 1:
         print("commands       none: one rank runs inside this command")
     else:
@@ -215,12 +218,12 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
         if print_config:
-            print(to_yaml(config))
+            print(redact(to_yaml(config)))
         _show(config, plan, samples, device, overrides)
         for line in [*doubts(config, plan), *samples.warnings]:
-            print(f"warning        {line}")
+            print(redact(f"warning        {line}"))
         for line in _init_lines(config):
-            print(f"init_from      {line}")
+            print(redact(f"init_from      {line}"))
     return FINISHED
 
 
@@ -350,6 +353,7 @@ def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-train`."""
+    prepare_output()
     arguments = parse(sys.argv[1:] if argv is None else argv)
     stop: StopRequest | None = None
     try:
@@ -383,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _complain(error: Exception) -> None:
     if not isinstance(error, MainRankError):
-        print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
+        print(redact(f"swinv2-train: {error}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.config.environment import put_back, remember, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config
@@ -172,6 +173,7 @@ def _reject_unknown(values: Any, section: type, prefix: str) -> None:
 def _typed(composed: Any) -> Config:
     from omegaconf import OmegaConf
 
+    raw = OmegaConf.to_container(composed, resolve=False)
     plain = OmegaConf.to_container(composed, resolve=True)
     _reject_unknown(plain, Config, "")
     # What Hydra composed is of the schema's types already; what a file or a container holds is not.
@@ -183,6 +185,7 @@ def _typed(composed: Any) -> Config:
         composed = OmegaConf.merge(base, plain)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    remember(config, raw, plain)
     return config
 
 
@@ -286,14 +289,19 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
 
 
 def to_yaml(config: Config) -> str:
-    """The config as YAML; `from_yaml` reads it back."""
+    """Return the config as YAML; `from_yaml` reads it back. Values from the environment are there as expressions."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    node = OmegaConf.structured(config)
+    put_back(node, config)
+    return OmegaConf.to_yaml(node)
 
 
-def from_yaml(path: Path) -> Config:
+def from_yaml(path: Path, *, only_read: bool = False) -> Config:
     """Read a `resolved.yaml` written by `to_yaml`.
+
+    Args:
+        only_read: the config is not to be run, so variables of the environment may be missing.
 
     Raises:
         ConfigError: if the file is missing, is not YAML, or holds a key this version does not know.
@@ -304,6 +312,8 @@ def from_yaml(path: Path) -> Config:
 
     try:
         loaded = OmegaConf.create(path.read_text())
+        if only_read:
+            loaded = OmegaConf.create(without_missing(OmegaConf.to_container(loaded, resolve=False)))
         return _typed(loaded)
     except OSError as error:
         raise ConfigError("", path, f"cannot read the config {path}: {error.strerror}") from error

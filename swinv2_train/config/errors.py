@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from swinv2_train.exit_codes import WRONG_USE
+from swinv2_train.redact import Redacted
 
 
-class ConfigError(ValueError):
+class ConfigError(Redacted, ValueError):
     """A config that cannot be run. `str(error)` is the whole message for the user."""
 
     exit_code = WRONG_USE

@@ -114,6 +114,8 @@ def check_recorded(config: Config, metric: str) -> None:
         ConfigError: if it will not, with what it records.
     """
     names = recorded_metrics(config)
+    if config.launch.dry_run and not config.data.eval_shards:  # a recipe may be looked at before there is data
+        names += evaluated_metrics(config)
     if metric in names:
         return
     mend = "the run does not record it"

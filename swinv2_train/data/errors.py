@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from swinv2_train.exit_codes import FAILED, WRONG_USE
+from swinv2_train.redact import Redacted
 
 
-class DataError(ValueError):
+class DataError(Redacted, ValueError):
     """A data set that cannot be used. `str(error)` is the whole message for the user."""
 
     exit_code = WRONG_USE
@@ -20,7 +21,7 @@ class UnreachableData(DataError):  # noqa: N818 (a state, as the message names i
     exit_code = FAILED
 
 
-class BrokenSample(Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
+class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
     """One sample that cannot be read or decoded; `reason` says why in a few words."""
 
     def __init__(self, reason: str) -> None:

@@ -33,6 +33,7 @@ from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.redact import redact
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
@@ -213,6 +214,8 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
                 left.unlink(missing_ok=True)
             (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
             write_status(directory, "starting", read_status(directory).get("step", 0))
+        # The one file with the credentials of URLs: for its owner alone, and removed when the ranks have ended.
+        config_file.touch(mode=0o600)
         config_file.write_text(to_yaml(config))
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
@@ -274,4 +277,4 @@ def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave the ranks alone
-        print(f"swinv2-train: {text}", file=sys.stderr, flush=True)
+        print(redact(f"swinv2-train: {text}"), file=sys.stderr, flush=True)

@@ -54,6 +54,7 @@ from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.redact import redact
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.environment import append_environment
@@ -197,7 +198,7 @@ def _train_with(
 
     def describe_start() -> None:
         lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
-        write_text(directory / "resolved.yaml", to_yaml(config))
+        write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
 

@@ -14,6 +14,7 @@ from swinv2_train.config.section import flat
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
+from swinv2_train.redact import redacted
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
@@ -43,12 +44,12 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
 def changed_since(resolved: Path, config: Config) -> list[str]:
     """A line for every value of the config that is not what it was at the last start."""
     try:
-        before = flat(from_yaml(resolved))
+        before = redacted(flat(from_yaml(resolved, only_read=True)))
     except ConfigError:
         return []
     return [
         f"changed since the last start: {key} {before.get(key)} -> {value}"
-        for key, value in flat(config).items()
+        for key, value in redacted(flat(config)).items()
         if before.get(key) != value and key != "run.dir"
     ]
 

@@ -11,7 +11,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one go: a reader, and a crash, see the old text or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may write at the same time
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
     os.replace(temporary, path)
 
 

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swinv2_train.redact import redact
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -79,7 +81,7 @@ class RunConsole:
 
     def _log(self, text: str) -> str:
         """Stamp the text with the time, append it to the log, and give the line back."""
-        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {redact(text)}"
         try:
             with self._log_file.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
