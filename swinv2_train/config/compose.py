@@ -125,6 +125,13 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
             options = _options(group, config_dir) if group else []
             if options and name not in options:
                 return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
+    unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
+    if unset:
+        key = re.search(r"full_key: (\S+)", f"{cause} {text}")
+        mend = (
+            f"the environment variable {unset[1]} is not set; set it, or give a default: ${{oc.env:{unset[1]},DEFAULT}}"
+        )
+        return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", mend)
     for source in (cause, text):
         invalid = re.search(r"full_key: (\S+)", source)
         if invalid:
@@ -182,7 +189,7 @@ def _typed(composed: Any) -> Config:
         base = OmegaConf.structured(Config)
         if "task" in plain:
             base.task = OmegaConf.structured(_task_section(plain["task"]))
-        composed = OmegaConf.merge(base, plain)
+        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions: values are not parsed again
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     remember(config, raw, plain)

@@ -26,12 +26,8 @@ def _rates(config: Config, plan: Plan) -> list[str]:
     optim = config.optim
     lines = []
     if plan.peak_lr > _HIGHEST_RATE:
-        how = (
-            f" (optim.lr={optim.lr:g} for {optim.lr_reference_batch} samples, scaled)"
-            if plan.peak_lr != optim.lr
-            else ""
-        )
-        lines.append(f"the peak learning rate is {plan.peak_lr:.4g}{how}; AdamW diverges at such rates")
+        given = f"optim.lr={optim.lr:g} for optim.lr_reference_batch={optim.lr_reference_batch} samples"
+        lines.append(f"the peak learning rate is {plan.peak_lr:.4g} ({given}); AdamW diverges at such rates")
     if optim.weight_decay > 1:
         lines.append(f"optim.weight_decay={optim.weight_decay:g} is decoupled from the gradient; usual are 0.01 to 0.3")
     if optim.eps > 1e-3:
