@@ -32,7 +32,8 @@ from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, Sp
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.shards import RawSample
 
-_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
+_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
+"""Extension of the members in a shard, for formats that are not called like their extension."""
 BROKEN_FILE = "broken.jsonl"
 
 
@@ -44,6 +45,12 @@ class PackReport:
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
     """{"path", "reason"} of every image that was left out."""
+    label_problems: list[dict[str, str]] = field(default_factory=list)
+    """{"path", "reason"} of every image that was packed with a label that cannot be used."""
+    notes: list[str] = field(default_factory=list)
+    """Contents of the source that were not read, one line each."""
+    lost: bool = False
+    """True if these contents may hold images or labels."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -51,8 +58,14 @@ class PackReport:
     def add(self, split: str, shard: FinishedShard) -> None:
         self.cards.setdefault(split, Card()).add(shard.card)
         self.broken.extend(shard.broken)
+        self.label_problems.extend(shard.label_problems)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
+
+    @property
+    def complete(self) -> bool:
+        """True if everything that looks like an image or a label was taken and can be used."""
+        return not (self.broken or self.label_problems or self.lost)
 
     @property
     def warnings(self) -> list[str]:
@@ -71,7 +84,7 @@ class _Prepare:
     """Runs in the worker processes: read, decode, check, shrink."""
 
     def __init__(self, source: Source, options: PackOptions) -> None:
-        self._source, self._options = replace(source, entries=[], missing=()), options
+        self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
 
     def __call__(self, entry: Entry) -> Packed:
         try:
@@ -86,8 +99,9 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image)
-        labels = known_labels(RawSample(entry.key, facts.format, data, texts))
-        return Packed(entry, {_EXTENSIONS[facts.format]: data} | texts, facts, labels)
+        labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
+        members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
+        return Packed(entry, members, facts, labels, label_problem=problem)
 
 
 def _shrink(image: Tensor, limit: int) -> Tensor:
@@ -139,9 +153,10 @@ def pack(
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed)
+    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed, out=out)
     splits = _split(found, split, eval_share, options.seed)
-    report = PackReport(broken=[{"path": path, "reason": "the file does not exist"} for path in found.missing])
+    refused = [{"path": path, "reason": reason} for path, reason in found.refused]
+    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):

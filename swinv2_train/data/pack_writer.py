@@ -53,6 +53,8 @@ class Packed:
     facts: ImageFacts | None = None
     labels: tuple[int, ...] | None = None
     broken: str | None = None
+    label_problem: str | None = None
+    """Why the label that it has cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class FinishedShard:
     fingerprint: str
     card: Card
     broken: list[dict[str, str]]
+    label_problems: list[dict[str, str]]
+    """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
     reused: bool
     sha256: str = ""
     """Of the bytes of the tar; empty if an earlier version packed it."""
@@ -143,12 +147,15 @@ class SplitWriter:
             fingerprint=record["fingerprint"],
             card=Card.from_json(header["extra"]["card"]),
             broken=record["broken"],
+            label_problems=record.get("label_problems", []),
             reused=True,
             sha256=str(record.get("sha256", "")),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, broken, stop = Card(), [], start
+        card, stop = Card(), start
+        broken: list[dict[str, str]] = []
+        label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -161,6 +168,8 @@ class SplitWriter:
                             break
                         else:
                             _add(tar, packed, card)
+                            if packed.label_problem:
+                                label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
@@ -169,8 +178,17 @@ class SplitWriter:
             fingerprint = self._fingerprint(start, stop)
             with temporary.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = temporary.stat().st_size
-            shard = FinishedShard(stop, card.num_samples, size, fingerprint, card, broken, reused=False, sha256=sha256)
+            shard = FinishedShard(
+                stop,
+                card.num_samples,
+                temporary.stat().st_size,
+                fingerprint,
+                card,
+                broken,
+                label_problems,
+                reused=False,
+                sha256=sha256,
+            )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
             return shard
@@ -186,6 +204,7 @@ class SplitWriter:
             "fingerprint": shard.fingerprint,
             "sha256": shard.sha256,
             "broken": shard.broken,
+            "label_problems": shard.label_problems,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:

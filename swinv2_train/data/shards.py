@@ -49,7 +49,7 @@ class RawSample:
     @property
     def metadata(self) -> dict[str, Any]:
         """The object in `json`, empty where there is none."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(self.texts.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}
         return {}
@@ -108,12 +108,13 @@ class ShardSet:
         *,
         retries: int = 7,
         backoff: float = 0.5,
+        warn: bool = True,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
 
         Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
         sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
-        each time) are for remote reads.
+        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them.
 
         Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
         """
@@ -133,7 +134,7 @@ class ShardSet:
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
         opened = cls(shards, card, cache)
-        for line in opened.warnings():
+        for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
 
