@@ -1,7 +1,7 @@
 """`swinv2-data`: make data sets of WebDataset shards and check them.
 
-Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed (a full disk,
-a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
+Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed (a full
+disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
 """
 
 from __future__ import annotations
