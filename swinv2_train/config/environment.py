@@ -54,7 +54,7 @@ def put_back(node: Any, config: Any) -> None:
     from omegaconf import OmegaConf
 
     for key, (expression, value) in getattr(config, _ATTRIBUTE, {}).items():
-        if OmegaConf.select(node, key) == value:
+        if str(OmegaConf.select(node, key)) == str(value):  # in a file a number may be text
             OmegaConf.update(node, key, expression, merge=False)
 
 
