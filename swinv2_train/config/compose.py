@@ -192,7 +192,7 @@ def _typed(composed: Any) -> Config:
         composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions: values are not parsed again
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
-    remember(config, raw, plain)
+    remember(config, raw, to_dict(config))
     return config
 
 

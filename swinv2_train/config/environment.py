@@ -30,7 +30,7 @@ def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None
 
     Args:
         raw: the config as plain data, with its expressions.
-        resolved: the same with their values.
+        resolved: the same with their values, of the types of the schema.
     """
     values = dict(_leaves(resolved))
     found: dict[str, tuple[Any, Any]] = {}
