@@ -11,6 +11,9 @@ from collections.abc import Callable
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
 from swinv2_train.redact import excepthook, redact
+from swinv2_train.shortage import shortage
+
+_GPU_REMEDY = "lower batch (batch=..., --batch), or use device=cpu"
 
 
 def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
@@ -37,16 +40,19 @@ def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interru
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except OSError as error:
-        say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
-        return FAILED
     except Exception as error:
+        if (text := shortage(error, _GPU_REMEDY)) is not None:
+            say(text)
+            return FAILED
         code = code_of(error)
         if code is None:
             raise
         if type(error).__name__ == "LostRanks":
             _end_lost(say)
-        say(error)
+        if isinstance(error, OSError):
+            say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+        else:
+            say(error)
         return code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

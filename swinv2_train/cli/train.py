@@ -25,9 +25,10 @@ from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry
 from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
-from swinv2_train.errors import MainRankError
+from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.redact import redact
+from swinv2_train.shortage import shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -375,10 +376,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = code_of(error)
+        text = shortage(error)
+        code = FAILED if text else code_of(error)
         if code is None:
             raise
-        _complain(error)
+        _complain(error if text is None else RunError(text))
     finally:
         if stop is not None:
             stop.restore()

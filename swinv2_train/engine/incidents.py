@@ -27,6 +27,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.engine.guard import Refusal
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_text
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.metrics_file import json_number
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class IncidentLog:
         try:
             return f"swinv2-train replay={write_incident(self.run_dir, incident)} runs it again"
         except OSError as error:
-            return f"its incident could not be written ({error.strerror})"
+            return f"its incident could not be written ({remedied(error)})"
 
     def _name(self, position: int) -> str:
         try:

@@ -24,6 +24,7 @@ from swinv2_train.pipeline.plan import PlannedStage, by_name, differences
 from swinv2_train.pipeline.report import chain_text, comparison_text, is_begun, is_finished, view, views
 from swinv2_train.pipeline.spec import Pipeline
 from swinv2_train.pipeline.state import Record, State, last_sign, now, read_state, settle_time, write_state
+from swinv2_train.shortage import remedied
 
 _WAIT_SECONDS = 1.0
 _MOST_SHOWN = 4
@@ -96,7 +97,7 @@ def _locked(directory: Path) -> Iterator[None]:
         mend = "another swinv2-pipeline is at work in this directory; wait for it, stop it, or take another dir"
         raise ConfigError("dir", directory, mend) from error
     except OSError as error:
-        raise ConfigError("dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
         yield
     finally:

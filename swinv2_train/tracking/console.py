@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from swinv2_train.redact import redact
+from swinv2_train.shortage import remedied
 
 
 class _Console(Console):
@@ -88,7 +89,7 @@ class RunConsole:
         except OSError as error:
             # A message is often about a failure already; a second one must not hide it.
             if not self._log_lost:
-                print(f"{self._log_file} cannot be written: {error.strerror}", file=sys.stderr)
+                print(f"{self._log_file} cannot be written: {remedied(error)}", file=sys.stderr)
             self._log_lost = True
         return line
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from swinv2_train.config.schema import Config
 from swinv2_train.redact import redact
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
 from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink
@@ -112,7 +113,7 @@ class Tracker:
             image.save(temporary, format="PNG")
             temporary.replace(path)
         except OSError as error:
-            self.warn(f"{path} was not written: {error.strerror or error}")
+            self.warn(f"{path} was not written: {remedied(error)}")
         self._to_sinks(lambda sink: sink.figure(step, f"figures/{name}", image))
         self._to_sinks(lambda sink: sink.flush())
         return path

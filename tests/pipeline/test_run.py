@@ -17,6 +17,8 @@ from tests.pipeline.conftest import Chain
 from tests.pipeline.train_stub import WEIGHTS
 from tests.runs import environment, until
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def value(arguments: list[str], key: str) -> str:
     return next(item for item in arguments if item.startswith(f"{key}=")).split("=", 1)[1].strip('"')

@@ -274,7 +274,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_message(
     run.message("first")
     run.message("second")
     assert [line.split(" ", 2)[2] for line in out.getvalue().splitlines()] == ["first", "second"]
-    assert capfd.readouterr().err.count("log.txt cannot be written: No space left on device") == 1
+    assert capfd.readouterr().err.count("log.txt cannot be written: No space left on device; make room there") == 1
 
 
 def test_a_broken_copy_is_left_out_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
