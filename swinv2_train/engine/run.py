@@ -48,7 +48,7 @@ from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines
+from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
@@ -202,6 +202,7 @@ def _train_with(
 
     def describe_start() -> None:
         lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
+        lines.extend(damaged_records(directory))
         write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)

@@ -12,8 +12,10 @@ from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
 from swinv2_train.engine.evaluation import due
+from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
+from swinv2_train.reading import UnreadableError, read_json
 from swinv2_train.redact import redacted
 
 
@@ -24,7 +26,7 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
         last: whether the run ends at this step.
     """
     try:
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        lines = (directory / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         lines = []
     here = [line for line in lines if f'"step": {step},' in line]
@@ -43,15 +45,36 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
 
 def changed_since(resolved: Path, config: Config) -> list[str]:
     """A line for every value of the config that is not what it was at the last start."""
+    if not resolved.exists():
+        return []
     try:
         before = redacted(flat(from_yaml(resolved, only_read=True)))
-    except ConfigError:
-        return []
+    except ConfigError as error:
+        return [f"what changed since the last start is not known: {error}"]
     return [
         f"changed since the last start: {key} {before.get(key)} -> {value}"
         for key, value in redacted(flat(config)).items()
         if before.get(key) != value and key != "run.dir"
     ]
+
+
+def damaged_records(directory: Path) -> list[str]:
+    """Return a line for every file of a run that only describes it and is damaged: the run goes on without it."""
+    found = []
+    for name, kind in (("status.json", dict), ("environment.json", list)):
+        try:
+            if not isinstance(read_json(directory / name), kind):
+                found.append(f"{name} is damaged (it holds something else); its content is dropped")
+        except FileNotFoundError:
+            continue
+        except UnreadableError as error:
+            found.append(f"{name} is damaged ({error}); its content is dropped")
+    for path in sorted((directory / FOLDER).glob("step-*.json")):
+        try:
+            read_incident(path)
+        except ConfigError as error:
+            found.append(f"{FOLDER}/{path.name} is damaged and cannot be replayed: {error.mend}")
+    return found
 
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:

@@ -84,7 +84,7 @@ class RunConsole:
         """Stamp the text with the time, append it to the log, and give the line back."""
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {redact(text)}"
         try:
-            with self._log_file.open("a", encoding="utf-8") as file:
+            with self._log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             # A message is often about a failure already; a second one must not hide it.

@@ -68,7 +68,8 @@ class Tracker:
         self._outage = False
         """Whether metrics.jsonl could not be written the last time."""
         if self._metrics.dropped_lines:
-            self.message(f"dropped {self._metrics.dropped_lines} lines of metrics.jsonl past step {start_step}")
+            count = self._metrics.dropped_lines
+            self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
         if config.tracking.tensorboard:
             self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
 
