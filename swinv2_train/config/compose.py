@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.environment import put_back, remember, without_missing
+from swinv2_train.config.environment import expressions, remember, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config
@@ -305,7 +305,9 @@ def to_yaml(config: Config) -> str:
     from omegaconf import OmegaConf
 
     node = OmegaConf.structured(config)
-    put_back(node, config)
+    for key, (expression, value) in expressions(config).items():
+        if str(OmegaConf.select(node, key)) == str(value):  # as it was read; in a file a number may be text
+            OmegaConf.update(node, key, expression, merge=False)
     return OmegaConf.to_yaml(node)
 
 

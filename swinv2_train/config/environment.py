@@ -49,13 +49,9 @@ def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None
     setattr(config, _ATTRIBUTE, found)
 
 
-def put_back(node: Any, config: Any) -> None:
-    """Replace the values of a config's OmegaConf node by the expressions that they came from, where they still hold."""
-    from omegaconf import OmegaConf
-
-    for key, (expression, value) in getattr(config, _ATTRIBUTE, {}).items():
-        if str(OmegaConf.select(node, key)) == str(value):  # in a file a number may be text
-            OmegaConf.update(node, key, expression, merge=False)
+def expressions(config: Any) -> dict[str, tuple[Any, Any]]:
+    """Return what a config had for values that depend on the environment, by key: (expression, value)."""
+    return getattr(config, _ATTRIBUTE, {})
 
 
 def without_missing(values: Any) -> Any:
