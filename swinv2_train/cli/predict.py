@@ -258,12 +258,14 @@ def _batches(
 def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry | None] | str:
     """The input of the model and, where it is wanted, a picture; or why the file cannot be used."""
     from swinv2_train.cli.sheet import Entry
+    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import BrokenSample
     from swinv2_train.interop.images import prepare, read_image
     from swinv2_train.tracking.figures import to_pil
 
     try:
-        image = read_image(path, loaded.config.model.in_channels)
+        options = DecodeOptions.of(loaded.config.data, loaded.mean)
+        image = read_image(path, loaded.config.model.in_channels, options)
     except BrokenSample as error:
         return str(error)
     entry = None

@@ -56,6 +56,8 @@ def validate_data(config: Config) -> None:
     if not 0 < data.crop_pct <= 1:
         raise ConfigError("data.crop_pct", data.crop_pct, "is a share above 0 and up to 1")
     share("data.max_broken_share", data.max_broken_share)
+    _validate_background(data.background, config.model.in_channels)
+    at_least("data.max_pixels", data.max_pixels, 1)
     for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
         at_least(f"data.{key}", getattr(data, key), least)
     if data.expected_samples is not None:
@@ -80,6 +82,20 @@ def validate_data(config: Config) -> None:
             raise ConfigError(f"data.{key}", value, "needs numbers")
         elif key == "std" and not all(number > 0 for number in value):
             raise ConfigError("data.std", value, "every standard deviation must be above 0")
+
+
+def _validate_background(value: Any, channels: int) -> None:
+    """Raises ConfigError if `data.background` is not a color for this number of channels."""
+    if value is None or isinstance(value, str):
+        one_of("data.background", value, (None, "white", "black", "mean", "drop"))
+        return
+    numbers = value if isinstance(value, list) else []
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= 1 for each in numbers):
+        hint = "needs numbers from 0 to 1, such as [0.5,0.5,0.5]; divide values from 0 to 255 by 255"
+        raise ConfigError("data.background", value, hint)
+    if len(numbers) not in (1, channels):
+        hint = f"must be white, black, mean, drop, or one number per channel, model.in_channels={channels}"
+        raise ConfigError("data.background", value, hint)
 
 
 def _validate_optim(config: Config) -> None:
