@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,20 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS
+from swinv2_train.data.samples import LeftOut, SampleGroups
+from swinv2_train.data.tar import DamagedError, members
 
 INDEX_SUFFIX = ".index.jsonl"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
-TEXT_EXTENSIONS = ("cls", "txt", "json")
 _FORMAT = 1
-_BLOCK = 512
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's split into key and extension
-_REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories: the size field means nothing
+
+
+class EmptyShardError(DataError):
+    """A shard without any sample that has an image."""
+
+    def __init__(self, message: str, left_out: LeftOut | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or LeftOut()
 
 
 @dataclass
@@ -47,6 +50,8 @@ class ShardIndex:
     """Why the shard ends early; its complete samples are indexed."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the packer knows about the shard: its share of the dataset card, its inputs."""
+    left_out: LeftOut | None = None
+    """Members that are not read; None in an index of an earlier version, which did not count them."""
 
     @property
     def num_samples(self) -> int:
@@ -60,6 +65,14 @@ class ShardIndex:
             if self.offsets[i, sample] >= 0
         }
 
+    def same_members(self, other: ShardIndex) -> bool:
+        """Return whether the other index describes the same tar: its size, and name and place of every member."""
+        return (
+            (self.tar_size, self.keys, self.extensions) == (other.tar_size, other.keys, other.extensions)
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.sizes, other.sizes)
+        )
+
     def header(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -68,136 +81,51 @@ class ShardIndex:
             "num_samples": self.num_samples,
             "truncated": self.truncated,
             "extra": self.extra,
+            "left_out": self.left_out.to_json() if self.left_out is not None else None,
         }
-
-
-def image_extension(extensions: list[str]) -> str | None:
-    """Which member of a sample is the image: a plain `jpg` before a dotted `seg.png`; None without any."""
-    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    return min(images, key=lambda extension: extension.count("."), default=None)
-
-
-def _wanted(extension: str) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS
 
 
 def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> ShardIndex:
     """Read the headers of an open tar (ustar, PAX and GNU long names); `name` is for messages.
 
-    Raises DataError where the file is no plain tar or holds no sample with an image.
+    Raises:
+        DataError: if the file is not a plain tar.
+        EmptyShardError: if it has no sample with an image.
     """
     stat = os.fstat(fd)
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    if stat.st_size == 0:
+        raise EmptyShardError(f"{name} is an empty file (0 bytes)")
+    groups = SampleGroups()
     truncated = None
     try:
-        for member, offset, size in _tar_members(fd, name):
-            match = _SAMPLE_NAME.match(member)
-            if match is None:
-                continue
-            key, extension = match.group(1), match.group(2).lower()
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
-            if offset + size > stat.st_size:
-                samples.pop()  # the sample is incomplete, whatever of it came before
-                raise _EndsEarlyError(f"it ends inside {member}")
-            if _wanted(extension):
-                samples[-1][1][extension] = (offset, size)
-    except _EndsEarlyError as early:
-        truncated = str(early)
-    samples = [(key, members) for key, members in samples if image_extension(list(members)) is not None]
+        for member in members(fd, name):
+            if member.offset + member.size > stat.st_size:
+                groups.drop_last(member.name)  # the sample is incomplete, whatever of it came before
+                raise DamagedError(f"it ends inside {member.name}")
+            groups.add(member)
+    except DamagedError as damage:
+        truncated = str(damage)
+    samples = groups.finish()
     if not samples:
         cut = f" (it is cut off: {truncated})" if truncated else ""
-        raise DataError(f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}")
-    extensions = sorted({extension for _, members in samples for extension in members})
-    rows = [[members.get(extension, (-1, 0)) for _, members in samples] for extension in extensions]
+        others = "".join(f"; {line}" for line in groups.left_out.lines())
+        raise EmptyShardError(
+            f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}{others}", groups.left_out
+        )
+    extensions = sorted({extension for sample in samples for extension in sample.members})
+    rows = [[sample.members.get(extension, (-1, 0)) for sample in samples] for extension in extensions]
     table = np.array(rows, dtype=np.int64)
     return ShardIndex(
         tar_size=stat.st_size,
         tar_mtime_ns=stat.st_mtime_ns,
-        keys=[key for key, _ in samples],
+        keys=[sample.key for sample in samples],
         extensions=extensions,
         offsets=table[..., 0].copy(),
         sizes=table[..., 1].copy(),
         truncated=truncated,
         extra=extra or {},
+        left_out=groups.left_out,
     )
-
-
-class _EndsEarlyError(Exception):
-    """The tar stops where it should not."""
-
-
-def _tar_members(fd: int, tar: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, size) of every regular file of a tar."""
-    position, long_name, pax = 0, None, {}
-    while True:
-        header = os.pread(fd, _BLOCK, position)
-        if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ"):
-            raise DataError(f"{tar} is compressed: unpack it (samples are read from anywhere inside)")
-        if len(header) < _BLOCK:
-            if position == 0:
-                raise DataError(f"{tar} is not a tar file: it has only {len(header)} bytes")
-            raise _EndsEarlyError("the end-of-archive mark is missing")
-        if header.count(0) == _BLOCK:
-            return
-        if not _checksum_fits(header):
-            if position == 0:
-                raise DataError(f"{tar} is not a tar file")
-            raise _EndsEarlyError(f"the header at byte {position} is damaged")
-        kind, size = header[156:157], _number(header[124:136], position)
-        if kind == b"L":
-            long_name = os.pread(fd, size, position + _BLOCK).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-        elif kind == b"x":
-            pax = _pax_records(os.pread(fd, size, position + _BLOCK))
-        elif kind in (b"g", b"K"):  # says nothing about where the next member lies
-            pass
-        elif kind == b"S" or any(key.startswith("GNU.sparse") for key in pax):
-            raise DataError(f"{tar} holds a sparse file at byte {position}: repack it without --sparse")
-        else:
-            name = pax.get("path") or long_name or _short_name(header)
-            size = 0 if kind in _WITHOUT_DATA else int(pax.get("size", size))
-            if kind in _REGULAR:
-                yield name, position + _BLOCK, size
-            long_name, pax = None, {}
-        position += _BLOCK + -(-size // _BLOCK) * _BLOCK
-
-
-def _checksum_fits(header: bytes) -> bool:
-    """The sum of all bytes, the checksum field itself taken as blanks (POSIX ustar)."""
-    text = header[148:156].strip(b" \0")
-    if not text or any(byte not in b"01234567" for byte in text):
-        return False
-    return int(text, 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
-
-
-def _number(raw: bytes, position: int) -> int:
-    """An octal field, or GNU's base 256 for what octal cannot hold."""
-    if raw[0] & 0x80:
-        return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-    try:
-        return int(raw.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _EndsEarlyError(f"the header at byte {position} is damaged") from None
-
-
-def _short_name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Records of the form `<length> <key>=<value>\\n`, the length counting the whole record."""
-    records, position = {}, 0
-    while position < len(data):
-        digits, _, _ = data[position : position + 20].partition(b" ")
-        if not digits.isdigit():
-            break
-        record = data[position + len(digits) + 1 : position + int(digits) - 1]
-        key, _, value = record.partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        position += int(digits)
-    return records
 
 
 def write_index(index: ShardIndex, path: Path) -> None:
@@ -261,4 +189,5 @@ def read_index(path: Path) -> ShardIndex | None:
         sizes,
         header["truncated"],
         header["extra"],
+        LeftOut.from_json(header.get("left_out")),
     )

@@ -34,7 +34,7 @@ def index_header(url: str, cache: ShardCache, file: RemoteFile | None) -> dict[s
     """
     for path in _places(url, cache, file):
         header = read_header(path)
-        if header is not None and _fresh(header, url, file):
+        if header is not None and _fresh(header, url, file) and _complete(header, file):
             return header
     return load_index(url, cache, file).header()
 
@@ -44,15 +44,13 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None) -> ShardInd
 
     Raises DataError where the shard is no tar or holds no image.
     """
-    stale = False
+    old = None
     for path in _places(url, cache, file):
         index = read_index(path)
-        if index is not None and _fresh(index.header(), url, file):
+        if index is not None and _fresh(index.header(), url, file) and _complete(index.header(), file):
             return index
-        stale = stale or index is not None
-    if stale:
-        logger.warning("%s changed after its index was written: indexing it again", url)
-    return _local_index(url, cache) if file is None else _remote_index(file, cache)
+        old = old or index
+    return _local_index(url, cache, old) if file is None else _remote_index(file, cache)
 
 
 def index_path(tar: str | Path) -> Path:
@@ -79,12 +77,26 @@ def _fresh(header: dict[str, Any], url: str, file: RemoteFile | None) -> bool:
     return (header["tar_size"], header["tar_mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
 
 
-def _local_index(path: str, cache: ShardCache) -> ShardIndex:
+def _complete(header: dict[str, Any], file: RemoteFile | None) -> bool:
+    """Return whether an index counts the members that are not read, or needs no such count.
+
+    Earlier versions did not count them, nor did they read as many formats. A local tar is indexed again, which is
+    cheap; the packer leaves nothing out, and a remote tar would have to be fetched.
+    """
+    return file is not None or header.get("left_out") is not None or "pack" in header["extra"]
+
+
+def _local_index(path: str, cache: ShardCache, old: ShardIndex | None) -> ShardIndex:
+    """Index a tar again; what the packer recorded stays if the tar was only copied or touched."""
     fd = os.open(path, os.O_RDONLY)
     try:
         index = build_index(path, fd)
     finally:
         os.close(fd)
+    if old is not None and index.same_members(old):
+        index.extra = old.extra
+    elif old is not None and not _fresh(old.header(), path, None):
+        logger.warning("%s changed after its index was written: indexing it again", path)
     for place in _places(path, cache, None):
         try:
             write_index(index, place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import IMAGE_EXTENSIONS
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 

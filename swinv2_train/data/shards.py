@@ -17,9 +17,10 @@ import numpy as np
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import TEXT_EXTENSIONS, ShardIndex, image_extension
+from swinv2_train.data.index import EmptyShardError, ShardIndex, build_index
 from swinv2_train.data.index_store import index_header, load_index
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
+from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,10 @@ class Shard:
     """Why the shard ends early, where it does."""
     file: RemoteFile | None = None
     """What to fetch, where the shard is remote."""
+    left_out: LeftOut | None = None
+    """Members that are not read, as far as they were counted when the set was opened."""
+    empty: str | None = None
+    """Why the shard has no samples, if it has none."""
 
     @property
     def name(self) -> str:
@@ -80,7 +85,10 @@ class ShardSet:
     """
 
     def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache) -> None:
-        self.shards, self.card, self.cache = list(shards), card, cache
+        self.shards = [shard for shard in shards if shard.num_samples]
+        self.empty = [shard for shard in shards if not shard.num_samples]
+        """Shards without samples; they are not part of `shards`."""
+        self.card, self.cache = card, cache
         self.shard_sizes = [shard.num_samples for shard in self.shards]
         self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
         self.num_samples = int(self._ends[-1])
@@ -105,7 +113,7 @@ class ShardSet:
         sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
         each time) are for remote reads.
 
-        Raises DataError, in one sentence, where something is missing, is no tar or holds no image.
+        Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
         """
         cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         try:
@@ -117,16 +125,38 @@ class ShardSet:
             raise DataError(f"{error.filename or error} does not exist") from None
         except PermissionError as error:
             raise DataError(f"{error.filename} may not be read") from None
-        for shard in shards:
-            if shard.truncated:
-                samples = shard.num_samples
-                logger.warning(
-                    "%s is cut off (%s): its %d complete samples are used", shard.url, shard.truncated, samples
-                )
+        if not any(shard.num_samples for shard in shards):
+            raise DataError(shards[0].empty)
         described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        return cls(shards, card, cache)
+        opened = cls(shards, card, cache)
+        for line in opened.warnings():
+            logger.warning("%s", line)
+        return opened
+
+    def warnings(self) -> list[str]:
+        """Return a line for each shard that ends early or is empty, and for each kind of members that are not read."""
+        lines = [
+            f"{shard.url} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
+            for shard in self.shards
+            if shard.truncated
+        ]
+        if self.empty:
+            skipped = f"{len(self.empty)} of {len(self.empty) + len(self.shards)} shards skipped"
+            lines.append(f"{skipped} because they are empty: {self.empty[0].empty}")
+        left_out = LeftOut()
+        for shard in self.shards:
+            left_out.merge(shard.left_out or LeftOut(), shard.name)
+        return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
+
+    def left_out(self, shard: int) -> LeftOut:
+        """Return the counts of the members of a shard that are not read."""
+        counted = self._index(shard).left_out
+        if counted is None:  # the index is of an earlier version
+            with self._descriptor(shard) as fd:
+                counted = build_index(self.shards[shard].url, fd).left_out
+        return counted or LeftOut()
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
@@ -255,10 +285,17 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
         if os.stat(url).st_size == listed.num_bytes:
             return Shard(url, listed.num_bytes, listed.num_samples)
     file = cache.stat(url) if is_remote(url) else None
-    header = index_header(url, cache, file)
+    try:
+        header = index_header(url, cache, file)
+    except EmptyShardError as error:
+        if manifest is not None and name in manifest.shards:
+            count = manifest.shards[name].num_samples
+            raise DataError(f"{error}, but its manifest counts {count} samples: copy the shard again") from None
+        return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
     if manifest is None and "pack" in header["extra"]:
         logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file)
+    left_out = LeftOut.from_json(header.get("left_out"))
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, left_out)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

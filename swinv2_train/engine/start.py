@@ -10,7 +10,6 @@ from swinv2_train.config.compose import flat, from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
@@ -50,15 +49,6 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
         f"changed since the last start: {key} {before.get(key)} -> {value}"
         for key, value in flat(config).items()
         if before.get(key) != value and key != "run.dir"
-    ]
-
-
-def truncated_shards(shards: ShardSet) -> list[str]:
-    """A line for every training shard that ends early."""
-    return [
-        f"{shard.name} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
-        for shard in shards.shards
-        if shard.truncated
     ]
 
 
