@@ -6,6 +6,7 @@ Every check raises a `ConfigError` that names the field, the value and the mend.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from swinv2_train.config.checks import at_least, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.augment import resize
 from swinv2_train.data.errors import BrokenSample
 
 Background = tuple[float, ...] | None
@@ -22,13 +23,15 @@ def background_color(value: Any, mean: Sequence[float], key: str = "data.backgro
     """Return the color that `data.background` means.
 
     Args:
-        value: white, black, drop, mean, or a list of numbers in [0, 1].
+        value: white, black, drop, mean, a list of numbers in [0, 1], or None for white.
         mean: per-channel mean that images are normalized with.
         key: the setting, for the error message.
 
     Raises:
         ConfigError: if it is none of these.
     """
+    if value is None:
+        return WHITE
     if value == "mean":
         return tuple(mean)
     if isinstance(value, str) and value in _NAMED:
@@ -37,6 +40,24 @@ def background_color(value: Any, mean: Sequence[float], key: str = "data.backgro
     if not numbers or not all(isinstance(number, (int, float)) and 0 <= number <= 1 for number in numbers):
         raise ConfigError(key, value, "must be white, black, mean, drop, or a list of numbers from 0 to 1")
     return tuple(float(number) for number in numbers)
+
+
+def resize_transparent(image: Tensor, size: tuple[int, int], *, premultiplied: bool = False) -> Tensor:
+    """Resize an image whose last channel is alpha, so that transparent pixels do not bleed into opaque ones.
+
+    Args:
+        image: (C, H, W) uint8 or uint16.
+        size: (height, width) of the result.
+        premultiplied: True if the colors are already multiplied by alpha; those of the result are not.
+    """
+    largest = 255 if image.dtype == torch.uint8 else 65535
+    values = image.to(torch.float32) / largest
+    colors, alpha = values[:-1], values[-1:]
+    weighted = torch.cat([colors if premultiplied else colors * alpha, alpha])
+    resized = resize(weighted, size, "bicubic").clamp(0, 1)
+    plain = (resized[:-1] / resized[-1:].clamp_min(1 / largest)).clamp(0, 1)
+    found = (torch.cat([plain, resized[-1:]]) * largest).round().numpy()
+    return torch.from_numpy(found.astype(np.uint8 if largest == 255 else np.uint16))
 
 
 def flatten(image: Tensor, background: Background, *, premultiplied: bool = False) -> Tensor:

@@ -6,6 +6,7 @@ torchvision's PNG decoder does, so PNG is decoded by imagecodecs, after a check 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def _png(data: bytes, _max_pixels: int) -> Pixels:
     import imagecodecs
 
     check_png(data)
+    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # it warns about metadata that no pixel depends on
     array = imagecodecs.png_decode(data)
     array = array if array.ndim == 3 else array[..., None]
     alpha = array.shape[-1] in (2, 4)

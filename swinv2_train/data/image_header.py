@@ -11,7 +11,11 @@ from swinv2_train.data.errors import BrokenSample
 FORMATS = ("jpeg", "png", "webp", "tiff", "bmp", "gif", "avif", "jp2")
 """Formats that `sniff` can return."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_USED = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
+_PNG_IGNORED = frozenset(
+    b"acTL bKGD caNv cHRM cICP cLLI dSIG fcTL fdAT gAMA gIFg gIFt gIFx hIST iCCP iDOT iTXt mDCV oFFs orNT pCAL pHYs "
+    b"prVW sBIT sCAL sPLT sRGB sTER tEXt tIME vpAg zTXt".split()
+)
+"""Chunks that change no pixel here. Damage in them is harmless, and some programs write wrong checksums."""
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG and DAC
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # TEM, RST0 to RST7, SOI: no length follows
@@ -68,19 +72,23 @@ def orientation(data: bytes, kind: str) -> int:
 def check_png(data: bytes) -> None:
     """Compare the checksums of a PNG with its chunks, so that damaged bytes never reach a decoder.
 
-    Only chunks that decoding uses are checked. Raises BrokenSample.
+    Chunks that no pixel depends on are not checked. Raises BrokenSample.
     """
     view, last = memoryview(data), b""
     for name, start, size in _png_chunks(data):
         last = name
-        if name not in _PNG_USED:
+        if name in _PNG_IGNORED:
             continue
         if start + size + 4 > len(data):
-            raise BrokenSample(f"png: it ends inside a chunk {name.decode()}")
+            raise BrokenSample(f"png: it ends inside a chunk {_named(name)}")
         if zlib.crc32(view[start - 4 : start + size]) != int.from_bytes(view[start + size : start + size + 4], "big"):
-            raise BrokenSample(f"png: the checksum of a chunk {name.decode()} is wrong")
+            raise BrokenSample(f"png: the checksum of a chunk {_named(name)} is wrong")
     if last != b"IEND":
         raise BrokenSample("png: it ends early")
+
+
+def _named(chunk: bytes) -> str:
+    return chunk.decode() if chunk.isalpha() else repr(chunk)[1:]
 
 
 def _brands(data: bytes) -> list[bytes]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swinv2_train.data.augment import resize
+from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
-from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
@@ -45,23 +47,35 @@ class _Checked:
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardSet, background: Background, max_pixels: int) -> None:
+        self._shards, self._background, self._max_pixels = shards, background, max_pixels
 
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, texts=True)
-            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), known_labels(raw))
+            pixels = read_pixels(raw.data, self._max_pixels)
+            image = opaque(pixels, None, self._background)
+            return _Checked(image_facts(raw.data, image, pixels), len(raw.data), known_labels(raw))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
 
 def inspect(
-    shards: ShardSet, *, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    shards: ShardSet,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    background: Any = "white",
+    max_pixels: int = MAX_PIXELS,
 ) -> Inspection:
-    """Decode every sample. `progress` gets the samples done and their number."""
-    card, broken = Card(), []
-    check = ParallelMap(_Check(shards), workers)
+    """Decode every sample.
+
+    Args:
+        progress: gets the samples done and their number.
+        background, max_pixels: as in the section `data` of a config.
+    """
+    card, broken = Card(background=background), []
+    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
@@ -76,7 +90,9 @@ def inspect(
     return Inspection(card, broken, truncated)
 
 
-def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0) -> int:
+def contact_sheet(
+    shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0, options: DecodeOptions | None = None
+) -> int:
     """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
@@ -92,7 +108,7 @@ def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int =
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
-            image = decode(shards.read(index).data)
+            image = decode(shards.read(index).data, None, options)
             tile = _tile(image)
             sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
             bits = ", 16 bit" if image.dtype == torch.uint16 else ""

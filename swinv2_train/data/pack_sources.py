@@ -64,8 +64,14 @@ def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
     return {"cls": str(label).encode()}
 
 
-def open_source(source: str, *, classes: bool, seed: int, class_names: Path | None = None) -> Source:
-    """Find the images. Raises DataError where there are none or the source is not understood."""
+def open_source(
+    source: str, *, classes: bool, seed: int, class_names: Path | None = None, image: str | None = None
+) -> Source:
+    """Find the images. Raises DataError where there are none or the source is not understood.
+
+    Args:
+        image: member to pack of samples with several images, if the source is shards.
+    """
     path = Path(source).expanduser()
     names = read_class_names(class_names) if class_names is not None else None
     if path.suffix.lower() in _LISTS:
@@ -81,7 +87,9 @@ def open_source(source: str, *, classes: bool, seed: int, class_names: Path | No
             raise DataError("--classes is for folders: shards bring their own labels")
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
-        found = _from_shards(source)
+        found = _from_shards(source, image)
+    if image is not None and found.shards is None:
+        raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
         raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
@@ -235,8 +243,8 @@ def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tu
     return names, numbers
 
 
-def _from_shards(spec: str) -> Source:
-    shards = ShardSet.open(spec)
+def _from_shards(spec: str, image: str | None) -> Source:
+    shards = ShardSet.open(spec, image=image)
     names = shards.card.class_names if shards.card else None
     entries, taken = [], set()
     for index in range(shards.num_samples):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import logging
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +34,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     """
     import tifffile
 
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is an exception; the rest is noise
     from swinv2_train.data.pil_image import read_with_pil
 
     kinds = tifffile.PHOTOMETRIC
@@ -47,6 +50,8 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         if photometric.name in _OTHER_COLORS:
             raise BrokenSample(f"photometric interpretation {photometric.name} is not read: convert to gray or RGB")
         check_size(*_sizes(series.shape, series.axes), max_pixels=max_pixels)
+        for each in series.pages:
+            _check_segments(each)
         array = series.asarray(maxworkers=1)
         extra = tuple(int(sample) for sample in page.extrasamples)
         tag = page.tags.get(_ORIENTATION)
@@ -55,6 +60,12 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         array = _channels_last(array, series.axes)
     alpha = extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,)) and array.shape[-1] > 1
     return Pixels(upright(from_numpy(array), orientation), alpha, premultiplied=extra[-1:] == (_ASSOCIATED,))
+
+
+def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
+    """See that a page has all its strips or tiles: tifffile would fill missing ones with zeros."""
+    if page is not None and len(page.dataoffsets) < (expected := math.prod(page.chunked)):
+        raise BrokenSample(f"page {page.index} has {len(page.dataoffsets)} of {expected} strips or tiles")
 
 
 def _full_resolution(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:

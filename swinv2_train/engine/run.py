@@ -44,7 +44,7 @@ from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines
+from swinv2_train.engine.start import background_warnings, changed_since, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
@@ -202,7 +202,7 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        for line in shards.warnings() if ranks.is_main else ():
+        for line in [*shards.warnings(), *background_warnings(config.data, shards.card)] if ranks.is_main else ():
             tracker.warn(line)
         saver = Saver(
             directory / "checkpoints",
