@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ _MAY_HOLD_IMAGES = frozenset((
     "nrrd", "fits", "npy", "npz", "mat", "h5", "hdf5", "parquet", "lmdb", "rec", "tfrecord", "tar", "tgz",
     "gz", "bz2", "xz", "zst", "zip", "7z", "rar",
 ))  # fmt: skip
-_SYSTEM_FOLDERS = frozenset(
-    ("@eadir", "__macosx", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found",
-     "system volume information", "@recently-snapshot", "__pycache__")
-)  # fmt: skip
-_SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+_SYSTEM_NAMES = frozenset((
+    "@eadir", "__macosx", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found", "@recently-snapshot",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+))  # fmt: skip
+"""Folders and files that systems and file servers create, in lower case."""
 
 
 @dataclass
@@ -36,6 +37,8 @@ class FolderScan:
     root: str
     images: list[str] = field(default_factory=list)
     """Paths of the image files, sorted."""
+    subfolders: list[str] = field(default_factory=list)
+    """Names of the folders directly in it."""
     unread: Counter[str] = field(default_factory=Counter)
     """Other files per suffix, in lower case; "" for files without one."""
     not_files: list[str] = field(default_factory=list)
@@ -89,6 +92,9 @@ def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
         else:
             found.not_files.append(path)
     found.images.sort()
+    with contextlib.suppress(OSError), os.scandir(root) as listing:
+        folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]
+        found.subfolders = sorted(entry.name for entry in folders if os.path.realpath(entry.path) != skipped)
     return found
 
 
@@ -108,14 +114,16 @@ def _walk(folder: str, above: frozenset[str], skipped: str | None, found: Folder
         found.unreadable.append((folder, error.strerror or str(error)))
         return
     for entry in entries:
-        name = entry.name.lower()
-        if name.startswith("."):
+        if _ignored(entry.name):
             continue
         if _is_folder(entry):
-            if name not in _SYSTEM_FOLDERS:
-                yield from _walk(entry.path, above | {place}, skipped, found)
-        elif name not in _SYSTEM_FILES:
+            yield from _walk(entry.path, above | {place}, skipped, found)
+        else:
             yield entry.path, _is_file(entry)
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -3,12 +3,14 @@
 The samples are those that `webdataset` sees: neighbouring members whose names agree up to the first dot of the base
 name. Only images and plain text (cls, txt, json) are taken in; a pickle in a shard is never indexed, so never read.
 
-On disk an index is two lines of JSON: a small header (enough to count samples) and the columns.
+On disk an index is two lines of JSON: a small header (enough to count samples) and the columns, each with its hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ import numpy as np
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import IMAGE_EXTENSIONS
-from swinv2_train.data.samples import LeftOut, SampleGroups
-from swinv2_train.data.tar import DamagedError, members
+from swinv2_train.data.samples import LeftOut, SampleGroups, image_extension
+from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
+from swinv2_train.reading import UnreadableError, is_count, parse_json
+
+logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.jsonl"
 _FORMAT = 1
@@ -52,6 +57,8 @@ class ShardIndex:
     """What the packer knows about the shard: its share of the dataset card, its inputs."""
     left_out: LeftOut | None = None
     """Members that are not read; None in an index of an earlier version, which did not count them."""
+    proven: bool = True
+    """False for an index without a hash, which an earlier version wrote."""
 
     @property
     def num_samples(self) -> int:
@@ -136,7 +143,9 @@ def write_index(index: ShardIndex, path: Path) -> None:
         "offsets": index.offsets.tolist(),
         "sizes": index.sizes.tolist(),
     }
-    write_atomically(path, json.dumps(index.header()) + "\n" + json.dumps(columns, separators=(",", ":")) + "\n")
+    text = json.dumps(columns, separators=(",", ":"))
+    header = {**index.header(), "columns_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_atomically(path, json.dumps({**header, "sha256": _digest(header)}) + "\n" + text + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -156,38 +165,133 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header of an index file; None where there is none that this version can read."""
+    """Read the header of an index file; None if there is none, or none that can be used."""
     try:
-        with path.open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            header = _checked_header(file.readline())
+    except FileNotFoundError:
         return None
-    return header if isinstance(header, dict) and header.get("format") == _FORMAT else None
+    except (OSError, UnreadableError) as error:
+        return _ignored(path, error)
+    return header and {key: value for key, value in header.items() if key != "columns_sha256"}
 
 
 def read_index(path: Path) -> ShardIndex | None:
-    """A whole index file; None where there is none that this version can read."""
-    header = read_header(path)
-    if header is None:
-        return None
+    """Read a complete index file; None if there is none, or none that can be used."""
     try:
-        with path.open(encoding="utf-8") as file:
-            file.readline()
-            columns = json.loads(file.readline())
-        offsets, sizes = (np.array(columns[name], dtype=np.int64) for name in ("offsets", "sizes"))
-        shape = (len(columns["extensions"]), len(columns["keys"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_index(path.read_bytes(), str(path))
+    except FileNotFoundError:
         return None
-    if offsets.shape != shape or sizes.shape != shape or shape[1] != header["num_samples"]:
+    except OSError as error:
+        return _ignored(path, error)
+
+
+def parse_index(content: bytes, where: str) -> ShardIndex | None:
+    """Read the content of an index file; None, with a warning that names `where`, if it cannot be used."""
+    first, _, rest = content.partition(b"\n")
+    try:
+        header = _checked_header(first)
+        return None if header is None else _checked_index(header, rest.partition(b"\n")[0])
+    except UnreadableError as error:
+        return _ignored(where, error)
+
+
+def misplaced(index: ShardIndex, fd: int) -> str | None:
+    """Look for the headers of an index's members in an open tar; return the first mismatch as text, None without one.
+
+    It takes one read of 512 bytes per member, and shows a copy of another file, or one with a shifted part.
+    """
+    for sample, key in enumerate(index.keys):
+        for extension, (offset, size) in index.members(sample).items():
+            name = f"{key}.{extension}"
+            header = os.pread(fd, BLOCK, offset - BLOCK)
+            if len(header) < BLOCK or not checksum_fits(header):
+                return f"there is no header of {name} at byte {offset - BLOCK}"
+            plain = name.isascii() and len(name) <= 100  # other names stand in a PAX or GNU header before this one
+            found = short_name(header).decode("utf-8", "surrogateescape")
+            if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
+                return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
+            if plain and number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
+                return f"{name} has another size"
+    return None
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _ignored(path: Path | str, error: Exception) -> None:
+    reason = error.strerror if isinstance(error, OSError) else error
+    logger.warning("ignoring the index %s (%s)", path, reason)
+
+
+def _checked_header(line: bytes) -> dict[str, Any] | None:
+    """Parse the first line of an index; None if another version wrote it.
+
+    Raises:
+        UnreadableError: if it is damaged.
+    """
+    header = parse_json(line)
+    if not isinstance(header, dict) or "format" not in header:
+        raise UnreadableError("it is not an index")
+    if header["format"] != _FORMAT:
         return None
+    stated = header.pop("sha256", None)  # an earlier version wrote none
+    if stated is not None and stated != _digest(header):
+        raise UnreadableError("its header has been changed (its hash differs)")
+    size, count, extra, truncated = (header.get(name) for name in ("tar_size", "num_samples", "extra", "truncated"))
+    numbers = is_count(size, 2**63 - 1) and is_count(count) and isinstance(header.get("tar_mtime_ns"), int)
+    if not numbers or not 0 < count * BLOCK <= size:
+        raise UnreadableError("its header has impossible numbers")
+    if not isinstance(extra, dict) or not all(isinstance(extra.get(key, {}), dict) for key in ("pack", "card")):
+        raise UnreadableError("its header has an impossible entry extra")
+    if not isinstance(truncated, str | None):
+        raise UnreadableError("its header has an impossible entry truncated")
+    return header
+
+
+def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
+    """Build an index from its header and its line of columns, none of whose numbers is trusted.
+
+    Raises:
+        UnreadableError: if they are damaged or contradict each other.
+    """
+    stated = header.get("columns_sha256")
+    if stated is not None and stated != hashlib.sha256(line).hexdigest():
+        raise UnreadableError("its columns have been changed (their hash differs)")
+    columns = parse_json(line)
+    try:
+        keys, extensions = columns["keys"], columns["extensions"]
+        offsets, sizes = (_whole_numbers(columns[name]) for name in ("offsets", "sizes"))
+        names = [name for name in (*keys, *extensions) if not isinstance(name, str)]
+        shape = (len(extensions), len(keys))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UnreadableError(f"its columns cannot be read ({type(error).__name__})") from error
+    if names or offsets.shape != shape or sizes.shape != shape or shape[1] != header["num_samples"]:
+        raise UnreadableError("its columns do not fit together")
+    absent = offsets == -1
+    first, last = offsets >= BLOCK, sizes <= header["tar_size"] - offsets
+    if not np.all(absent | (first & (offsets % BLOCK == 0) & (sizes >= 0) & last)):
+        raise UnreadableError("its columns have impossible offsets")
+    images = [number for number, extension in enumerate(extensions) if image_extension([extension])]
+    if len(set(extensions)) < len(extensions) or absent[images].all(axis=0).any():
+        raise UnreadableError("its columns have a sample without an image")
     return ShardIndex(
         header["tar_size"],
         header["tar_mtime_ns"],
-        columns["keys"],
-        columns["extensions"],
+        keys,
+        extensions,
         offsets,
         sizes,
-        header["truncated"],
+        header.get("truncated"),
         header["extra"],
         LeftOut.from_json(header.get("left_out")),
+        proven=stated is not None,
     )
+
+
+def _whole_numbers(rows: Any) -> np.ndarray:
+    array = np.array(rows)
+    if array.dtype.kind != "i":  # numpy takes fractions and booleans for whole numbers where it is told to
+        raise TypeError
+    return array.astype(np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_fa
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 
 _TILE = 160
@@ -25,15 +26,41 @@ _CAPTION = 28
 _COLUMNS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inspection:
-    """The card of the samples that decode, and the others."""
+    """The card of the samples that decode, and everything that is not read or cannot be used."""
 
-    card: Card
-    broken: list[tuple[str, str]]
+    card: Card = field(default_factory=Card)
+    broken: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", reason)."""
-    truncated: list[tuple[str, str]]
+    truncated: list[tuple[str, str]] = field(default_factory=list)
     """(shard, why) of shards that end early."""
+    empty: list[str] = field(default_factory=list)
+    """Messages for shards without samples."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Members of the shards that are not read."""
+    choices: list[str] = field(default_factory=list)
+    """A line for each kind of sample with several images: the one that is read."""
+    label_problems: list[tuple[str, str]] = field(default_factory=list)
+    """("shard/key", reason) of labels that cannot be used."""
+    labeled: int = 0
+    """Samples with a label that can be used."""
+    unlabeled: int = 0
+    """Samples without a label."""
+    first_unlabeled: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """True if every image and label is read and can be used."""
+        lost = self.broken or self.truncated or self.empty or self.left_out.lost or self.label_problems
+        return not (lost or (self.labeled and self.unlabeled))
+
+    def labels_row(self) -> str:
+        """Return how many samples have labels, and the range of their numbers."""
+        if not self.card.class_counts:
+            return f"{self.labeled:,} samples" if self.labeled else "none"
+        numbers = self.card.class_counts
+        return f"{self.labeled:,} of {self.card.num_samples:,} samples, numbers {min(numbers)} to {max(numbers)}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class _Checked:
     facts: ImageFacts | None = None
     num_bytes: int = 0
     labels: tuple[int, ...] | None = None
+    label_problem: str | None = None
     broken: str | None = None
 
 
@@ -55,7 +83,7 @@ class _Check:
             raw = self._shards.read(index, texts=True)
             pixels = read_pixels(raw.data, self._max_pixels)
             image = opaque(pixels, None, self._background)
-            return _Checked(image_facts(raw.data, image, pixels), len(raw.data), known_labels(raw))
+            return _Checked(image_facts(raw.data, image, pixels), len(raw.data), *known_labels(raw))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -74,20 +102,35 @@ def inspect(
         progress: gets the samples done and their number.
         background, max_pixels: as in the section `data` of a config.
     """
-    card, broken = Card(background=background), []
+    found = Inspection(Card(background=background))
     check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
-                card.add_image(checked.facts, checked.num_bytes, checked.labels)
+                _count(found, shards, index, checked, checked.facts)
             else:
-                broken.append((shards.name(index), checked.broken or ""))
+                found.broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)
     finally:
         check.close()
-    card.broken = len(broken)
-    truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
-    return Inspection(card, broken, truncated)
+    found.card.broken = len(found.broken)
+    found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
+    found.choices = shards.choices()
+    found.empty = [shard.empty or shard.url for shard in shards.empty]
+    for number, shard in enumerate(shards.shards):
+        found.left_out.merge(shards.left_out(number), shard.name)
+    return found
+
+
+def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
+    found.card.add_image(facts, checked.num_bytes, checked.labels)
+    if checked.label_problem is not None:
+        found.label_problems.append((shards.name(index), checked.label_problem))
+    elif checked.labels is not None:
+        found.labeled += 1
+    else:
+        found.unlabeled += 1
+        found.first_unlabeled = found.first_unlabeled or shards.name(index)
 
 
 def contact_sheet(

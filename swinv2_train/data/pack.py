@@ -36,7 +36,7 @@ from swinv2_train.data.pixels import Pixels
 from swinv2_train.data.shards import RawSample
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
-"""Extensions of members that differ from the name of the format."""
+"""Extension of the members in a shard, for formats that are not called like their extension."""
 BROKEN_FILE = "broken.jsonl"
 
 
@@ -48,17 +48,27 @@ class PackReport:
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
     """{"path", "reason"} of every image that was left out."""
+    label_problems: list[dict[str, str]] = field(default_factory=list)
+    """{"path", "reason"} of every image that was packed with a label that cannot be used."""
+    notes: list[str] = field(default_factory=list)
+    """Contents of the source that were not read, one line each."""
+    lost: bool = False
+    """True if these contents may hold images or labels."""
     num_shards: int = 0
-    choices: list[str] = field(default_factory=list)
-    """A line for each kind of sample with several images: the one that is packed."""
     num_reused: int = 0
     """Shards that an earlier command had finished."""
 
     def add(self, split: str, shard: FinishedShard) -> None:
         self.cards.setdefault(split, Card()).add(shard.card)
         self.broken.extend(shard.broken)
+        self.label_problems.extend(shard.label_problems)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
+
+    @property
+    def complete(self) -> bool:
+        """True if everything that looks like an image or a label was taken and can be used."""
+        return not (self.broken or self.label_problems or self.lost)
 
     @property
     def warnings(self) -> list[str]:
@@ -77,7 +87,7 @@ class _Prepare:
     """Runs in the worker processes: read, decode, check, shrink."""
 
     def __init__(self, source: Source, options: PackOptions) -> None:
-        self._source, self._options = replace(source, entries=[], missing=()), options
+        self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
         self._background = background_color(options.background, ())
 
     def __call__(self, entry: Entry) -> Packed:
@@ -94,8 +104,9 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image, pixels)
-        labels = known_labels(RawSample(entry.key, facts.format, data, texts))
-        return Packed(entry, {_EXTENSIONS.get(facts.format, facts.format): data} | texts, facts, labels)
+        labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
+        members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
+        return Packed(entry, members, facts, labels, label_problem=problem)
 
     def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
         """As it is stored, and as it is read with the wanted channels. Raises BrokenSample."""
@@ -169,11 +180,12 @@ def pack(
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed, image=options.image)
+    found = open_source(
+        source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
+    )
     splits = _split(found, split, eval_share, options.seed)
-    report = PackReport(broken=[{"path": path, "reason": "the file does not exist"} for path in found.missing])
-    if found.shards is not None:
-        report.choices = found.shards.choices()
+    refused = [{"path": path, "reason": reason} for path, reason in found.refused]
+    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):

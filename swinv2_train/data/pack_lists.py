@@ -7,6 +7,7 @@ and column.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -152,14 +153,24 @@ def _text(path: Path) -> str:
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line, cells) of the rows that are not empty; empty cells at the end of a row are dropped."""
+    """Yield (line, cells) of the rows that are not empty; empty cells at the end of a row are dropped.
+
+    Raises csv.Error, with the line that the row begins in.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
-    for row in reader:
+    while True:
+        begins = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise csv.Error(f"line {begins}: {error}") from None
         cells = [cell.strip() for cell in row]
         while cells and not cells[-1]:
             cells.pop()
         if cells:
-            yield reader.line_num, cells
+            yield begins, cells
 
 
 def _from_csv(path: Path, text: str) -> ImageList:
@@ -172,20 +183,17 @@ def _from_csv(path: Path, text: str) -> ImageList:
             return ImageList(path, list(_plain_rows(path, rows)), "2")
         return _table(path, rows, header)
     except csv.Error as error:
-        raise DataError(f"{path}: its quotes do not match or a cell is too long ({error})") from None
+        raise DataError(f"{path}, {error} (quotes that do not match, or a cell that is too long)") from None
 
 
 def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list[str] | None]:
     """Return the separator and, if there is a header, the names of its columns in lower case."""
     heads: dict[str, list[list[str]]] = {}
+    rows: list[list[str]]
     for separator in (*separators, _NONE):
-        try:
-            rows = itertools.islice(_cells(text, separator), _LOOKED_AT)
-            heads[separator] = [cells for _, cells in rows]
-        except csv.Error:
-            continue
-    if not heads:
-        list(_cells(text, separators[0]))  # raises the error of the usual separator
+        heads[separator] = rows = []
+        with contextlib.suppress(csv.Error):  # the reading of the whole file raises it again
+            rows.extend(cells for _, cells in itertools.islice(_cells(text, separator), _LOOKED_AT))
     names = {separator: [cell.lower() for cell in rows[0]] for separator, rows in heads.items() if rows}
     known = {separator: sum(map(_is_known, found)) for separator, found in names.items()}
     headers = [separator for separator, found in names.items() if set(found) & set(_PATH_NAMES)]

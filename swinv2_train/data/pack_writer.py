@@ -61,6 +61,8 @@ class Packed:
     facts: ImageFacts | None = None
     labels: tuple[int, ...] | None = None
     broken: str | None = None
+    label_problem: str | None = None
+    """Why the label that it has cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ class FinishedShard:
     fingerprint: str
     card: Card
     broken: list[dict[str, str]]
+    label_problems: list[dict[str, str]]
+    """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
     reused: bool
+    sha256: str = ""
+    """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
 _LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image")}
@@ -115,7 +121,7 @@ class SplitWriter:
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
-                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint)
+                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint, shard.sha256)
             position = shard.stop
             progress(position, total)
             yield shard
@@ -155,11 +161,15 @@ class SplitWriter:
             fingerprint=record["fingerprint"],
             card=Card.from_json(header["extra"]["card"]),
             broken=record["broken"],
+            label_problems=record.get("label_problems", []),
             reused=True,
+            sha256=str(record.get("sha256", "")),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, broken, stop = Card(background=self._options.background), [], start
+        card, stop = Card(background=self._options.background), start
+        broken: list[dict[str, str]] = []
+        label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -172,14 +182,26 @@ class SplitWriter:
                             break
                         else:
                             _add(tar, packed, card)
+                            if packed.label_problem:
+                                label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
                 os.fsync(file.fileno())
             card.broken = len(broken)
             fingerprint = self._fingerprint(start, stop)
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             shard = FinishedShard(
-                stop, card.num_samples, temporary.stat().st_size, fingerprint, card, broken, reused=False
+                stop,
+                card.num_samples,
+                temporary.stat().st_size,
+                fingerprint,
+                card,
+                broken,
+                label_problems,
+                reused=False,
+                sha256=sha256,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -194,7 +216,9 @@ class SplitWriter:
             "start": start,
             "stop": shard.stop,
             "fingerprint": shard.fingerprint,
+            "sha256": shard.sha256,
             "broken": shard.broken,
+            "label_problems": shard.label_problems,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:

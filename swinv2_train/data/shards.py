@@ -18,7 +18,7 @@ import numpy as np
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import EmptyShardError, ShardIndex, build_index
-from swinv2_train.data.index_store import index_header, load_index
+from swinv2_train.data.index_store import index_header, load_index, open_copy
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
 from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension, is_image
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
@@ -49,7 +49,7 @@ class RawSample:
     @property
     def metadata(self) -> dict[str, Any]:
         """The object in `json`, empty where there is none."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(self.texts.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}
         return {}
@@ -98,6 +98,8 @@ class ShardSet:
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._prefetcher: Prefetcher | None = None
+        self._checked: dict[int, int] = {}
+        """Inode of the copy of each remote shard that was compared with its index."""
 
     @classmethod
     def open(
@@ -108,14 +110,15 @@ class ShardSet:
         *,
         retries: int = 7,
         backoff: float = 0.5,
+        warn: bool = True,
         image: str | None = None,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
 
         Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
         sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
-        each time) are for remote reads. `image` is the extension of the member to read of samples with several images,
-        such as left.png; by default see `image_extension`.
+        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them. `image` is the
+        extension of the member to read of samples with several images, such as left.png; see `image_extension`.
 
         Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
         """
@@ -135,7 +138,7 @@ class ShardSet:
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
         opened = cls(shards, card, cache, image)
-        for line in opened.warnings():
+        for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
 
@@ -203,11 +206,11 @@ class ShardSet:
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
         shard, sample = self.locate(index)
-        shard_index = self._index(shard)
-        members = shard_index.members(sample)
-        extension = self._image_of(members)
-        wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
         with self._descriptor(shard) as fd:
+            shard_index = self._index(shard)  # after opening, which may find that it is of another shard
+            members = shard_index.members(sample)
+            extension = self._image_of(members)
+            wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
             data = _pread(fd, *members[extension])
             found = {name: _pread(fd, *members[name]) for name in wanted}
         return RawSample(shard_index.keys[sample], extension, data, found)
@@ -265,7 +268,7 @@ class ShardSet:
         entry = self.shards[shard]
         if entry.file is not None:
             # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd = self.cache.open(entry.file)
+            fd = self._copy(shard, entry.file)
             try:
                 yield fd
             finally:
@@ -281,6 +284,27 @@ class ShardSet:
         self._files.move_to_end(shard)
         yield self._files[shard]
 
+    def _copy(self, shard: int, file: RemoteFile) -> int:
+        """Open the local copy of a shard; each new copy is compared with the index before it is read."""
+        fd = self.cache.open(file)
+        if self._checked.get(shard) == os.fstat(fd).st_ino:
+            return fd
+        os.close(fd)
+        fd, index = open_copy(file, self._index(shard), self.cache)
+        if index.num_samples != self.shards[shard].num_samples:
+            os.close(fd)
+            raise self._changed(shard, index)
+        self._indexes[shard] = index
+        self._checked[shard] = os.fstat(fd).st_ino
+        return fd
+
+    def _changed(self, shard: int, index: ShardIndex) -> DataError:
+        entry = self.shards[shard]
+        return DataError(
+            f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
+            "it was changed; run swinv2-data pack again or start anew"
+        )
+
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._indexes:
             entry = self.shards[shard]
@@ -289,10 +313,7 @@ class ShardSet:
             except OSError as error:
                 raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
-                raise DataError(
-                    f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
-                    "it was changed; run swinv2-data pack again or start anew"
-                )
+                raise self._changed(shard, index)
             self._indexes[shard] = index
             while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
                 self._indexes.popitem(last=False)
@@ -331,7 +352,7 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
     if manifest is not None and name in manifest.shards:
         listed = manifest.shards[name]
         if is_remote(url):
-            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True)
+            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
             return Shard(url, listed.num_bytes, listed.num_samples, file=file)
         if os.stat(url).st_size == listed.num_bytes:
             return Shard(url, listed.num_bytes, listed.num_samples)
