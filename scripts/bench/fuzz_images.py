@@ -3,8 +3,8 @@
     python scripts/bench/fuzz_images.py --count 2000 --out scripts/bench/results/fuzz-images.json
 
 Each image is decoded as in training, in a child process. Outcomes: decoded (damage that the format cannot detect),
-refused with a one-line message, traceback (any other exception), crash (the process died), hang (over --seconds of CPU time), and
-large (over --memory MiB more than before). The last four fail the benchmark. The same --seed makes the same files.
+refused with a one-line message, traceback (any other exception), crash (the process died), hang (over --seconds of CPU
+time), and large (over --memory MiB more than before). The last four fail the benchmark. The same --seed makes the same files.
 """
 
 from __future__ import annotations
