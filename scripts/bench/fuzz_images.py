@@ -4,7 +4,8 @@
 
 Each image is decoded as in training, in a child process. Outcomes: decoded (damage that the format cannot detect),
 refused with a one-line message, traceback (any other exception), crash (the process died), hang (over --seconds of CPU
-time), and large (over --memory MiB more than before). The last four fail the benchmark. The same --seed makes the same files.
+time), and large (over --memory MiB more than before). The last four fail the benchmark. The same --seed makes the
+same files.
 """
 
 from __future__ import annotations
