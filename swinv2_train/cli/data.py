@@ -118,7 +118,9 @@ def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="check shards and show what they hold",
-        description="Decode every sample, print the dataset card and list the broken ones. Reads any WebDataset tars.",
+        description="Decode every sample and print the dataset card. List the samples that are broken, the members of "
+        "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
+        "WebDataset tars.",
         epilog=_STATUS,
     )
     add = inspect.add_argument
@@ -232,7 +234,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     with Progress() as progress:
         shown = functools.partial(progress.show, "samples")
         found = inspect(shards, workers=workers, progress=shown, **reading)
-    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), ("labels", found.labels_row())])
+    rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
+    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), *rows])
     for line in inspection_lines(found):
         print(line)
     if arguments.sheet is not None:

@@ -74,4 +74,7 @@ def inspection_lines(found: Inspection) -> list[str]:
     lines += label_lines(found.label_problems)
     if found.unlabeled and found.labeled:
         lines.append(f"no label: {found.unlabeled:,} samples, while others have one (first: {found.first_unlabeled})")
+    lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
+    if len(found.across) > _SHOWN:
+        lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")
     return lines

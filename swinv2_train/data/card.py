@@ -6,6 +6,7 @@ Cards add up: the card of a data set is the sum of the cards of its shards, whoe
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -251,7 +252,7 @@ def _count(value: Any, name: str) -> int:
 
 
 def _key(text: str, name: str) -> int:
-    if not text.isdecimal() or len(text) > 15:
+    if not re.fullmatch(r"-?\d{1,15}", text):  # a list of images may have -1 as a class
         raise ValueError(f"{name} has the entry {text[:40]!r}")
     return int(text)
 

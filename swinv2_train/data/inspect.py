@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.sources import manifest_url
 
 _TILE = 160
 _CAPTION = 28
@@ -48,12 +50,16 @@ class Inspection:
     unlabeled: int = 0
     """Samples without a label."""
     first_unlabeled: str = ""
+    copies: int = 0
+    """Samples whose image is, byte for byte, that of an earlier one."""
+    across: list[tuple[str, str]] = field(default_factory=list)
+    """("shard/key", "shard/key") of equal images in different splits, such as train and eval."""
 
     @property
     def complete(self) -> bool:
         """True if every image and label is read and can be used."""
         lost = self.broken or self.truncated or self.empty or self.left_out.lost or self.label_problems
-        return not (lost or (self.labeled and self.unlabeled))
+        return not (lost or self.across or (self.labeled and self.unlabeled))
 
     def labels_row(self) -> str:
         """Return how many samples have labels, and the range of their numbers."""
@@ -70,6 +76,7 @@ class _Checked:
     labels: tuple[int, ...] | None = None
     label_problem: str | None = None
     broken: str | None = None
+    digest: int = 0
 
 
 class _Check:
@@ -82,8 +89,10 @@ class _Check:
         try:
             raw = self._shards.read(index, texts=True)
             pixels = read_pixels(raw.data, self._max_pixels)
-            image = opaque(pixels, None, self._background)
-            return _Checked(image_facts(raw.data, image, pixels), len(raw.data), *known_labels(raw))
+            facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels)
+            digest = hashlib.blake2b(raw.data, digest_size=8).digest()
+            labels, problem = known_labels(raw)
+            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -103,11 +112,13 @@ def inspect(
         background, max_pixels: as in the section `data` of a config.
     """
     found = Inspection(Card(background=background))
+    digests = np.zeros(shards.num_samples, np.uint64)
     check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
                 _count(found, shards, index, checked, checked.facts)
+                digests[index] = checked.digest
             else:
                 found.broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)
@@ -119,7 +130,30 @@ def inspect(
     found.empty = [shard.empty or shard.url for shard in shards.empty]
     for number, shard in enumerate(shards.shards):
         found.left_out.merge(shards.left_out(number), shard.name)
+    _find_copies(found, shards, digests)
     return found
+
+
+def _find_copies(found: Inspection, shards: ShardSet, digests: np.ndarray) -> None:
+    """Count the images that occur twice, and name those that are in two splits.
+
+    Args:
+        digests: (samples,) uint64 hashes of the images; 0 for broken ones.
+    """
+    order = np.argsort(digests, kind="stable")
+    order = order[np.searchsorted(digests[order], 1) :]
+    same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
+    found.copies = len(same)
+    for place in same:
+        pair = [int(order[place]), int(order[place + 1])]
+        if len({_split_of(shards, index) for index in pair}) > 1:
+            found.across.append((shards.name(pair[0]), shards.name(pair[1])))
+
+
+def _split_of(shards: ShardSet, index: int) -> str:
+    """The shards that were packed together: those of one manifest, or of one folder."""
+    url = shards.shards[shards.locate(index)[0]].url
+    return manifest_url(url) or url.rpartition("/")[0]
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:

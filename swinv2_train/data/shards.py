@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections import Counter, OrderedDict
@@ -22,6 +21,7 @@ from swinv2_train.data.index_store import index_header, load_index, open_copy
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
 from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension, is_image
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
+from swinv2_train.reading import parse_json
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
@@ -49,8 +49,8 @@ class RawSample:
     @property
     def metadata(self) -> dict[str, Any]:
         """The object in `json`, empty where there is none."""
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(self.texts.get("json", b""))
+        with contextlib.suppress(ValueError):
+            content = parse_json(self.texts.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}
         return {}
 
@@ -200,8 +200,14 @@ class ShardSet:
         """A sample's shard and key, for a person."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
-    def read(self, index: int, *, texts: bool = False) -> RawSample:
-        """The bytes of one sample, with those of its text members if `texts`.
+    def image_size(self, index: int) -> int:
+        """Return the bytes of a sample's image."""
+        shard, sample = self.locate(index)
+        members = self._index(shard).members(sample)
+        return members[image_extension(list(members)) or ""][1]
+
+    def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
+        """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.
 
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
@@ -211,7 +217,7 @@ class ShardSet:
             members = shard_index.members(sample)
             extension = self._image_of(members)
             wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
-            data = _pread(fd, *members[extension])
+            data = _pread(fd, *members[extension]) if image else b""
             found = {name: _pread(fd, *members[name]) for name in wanted}
         return RawSample(shard_index.keys[sample], extension, data, found)
 
