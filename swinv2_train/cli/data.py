@@ -1,7 +1,7 @@
 """`swinv2-data`: make data sets of WebDataset shards and check them.
 
-Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be done
-(wrong use, no images, full disk); 130 interrupted.
+Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed (a full
+disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
-from swinv2_train.exit_codes import WRONG_USE
 
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
-    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be "
-    "done; 130 interrupted"
+    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed; "
+    "2 usage error; 130 interrupted"
 )
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -33,23 +33,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     goes_on = "interrupted; the same command goes on after the last finished shard"
-    sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), failed=WRONG_USE, interrupted=goes_on))
+    sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="swinv2-data", description="Make data sets of WebDataset shards and check them.", epilog=_STATUS
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
     _add_pack(commands)
     _add_inspect(commands)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One sentence instead of the whole usage."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _add_pack(commands: Any) -> None:

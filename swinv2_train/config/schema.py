@@ -185,8 +185,8 @@ class CheckpointConfig(Section):
 
     One of the probes (eval/probe/...) needs `probe.every_steps` to divide `eval.every_steps`.
     """
-    best_mode: str = "min"
-    """min or max: which end of `best_metric` is the best."""
+    best_mode: str | None = None
+    """min or max: which end of `best_metric` is the best; null: the metric decides. A contradiction is refused."""
     background: bool = True
     """Write while the training goes on, from a copy in host memory; false: wait, and save that memory."""
     retries: int = 2

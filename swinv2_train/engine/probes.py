@@ -27,6 +27,7 @@ from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.loader import EvalLoader
+from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Decoded, Transform
 from swinv2_train.engine.ranks import Ranks
@@ -101,6 +102,8 @@ class Probe:
             ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
             for spec in (config.probe.shards, config.probe.eval_shards)
         ]
+        for text in overlap_warning("probe.eval_shards", self._sets[1], "probe.shards", self._sets[0]):
+            self._warn_once(text)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:
