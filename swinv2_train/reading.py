@@ -7,8 +7,17 @@ Callers decide what that means: a file that only describes a run is reported and
 from __future__ import annotations
 
 import json
+import math
+import reprlib
+import types
+import typing
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+ASIDE_SUFFIX = ".unreadable"
+_T = TypeVar("_T")
+_MOST = 2**63 - 1
 
 
 class UnreadableError(ValueError):
@@ -64,6 +73,68 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UnreadableError(f"a JSON object is expected, not {type(content).__name__}")
     return content
+
+
+def from_object(kind: type[_T], values: Any) -> _T:
+    """Build a dataclass from a JSON object, and check the type of every value; keys it does not have are left out.
+
+    Raises:
+        UnreadableError: naming the entry that is missing or is something else.
+    """
+    if not isinstance(values, dict):
+        raise UnreadableError(f"a JSON object is expected, not {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    known = {spec.name: values[spec.name] for spec in fields(kind) if spec.name in values}  # type: ignore[arg-type]
+    for name, value in known.items():
+        if not _fits(value, hints[name]):
+            raise UnreadableError(f"{name} is {reprlib.repr(value)}")
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise UnreadableError(f"an entry is missing ({error})") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a JSON value is of an annotated type; numbers are finite and of at most 64 bits."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
+    if hint is float:
+        return finite_number(value) is not None
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST
+    return isinstance(value, hint)
+
+
+def finite_number(value: Any) -> float | None:
+    """Return a value from a file as a float; None if it is not a number, not finite, or too large."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a file that cannot be used, or a folder in its place, so that a new one can be written; never overwrite.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    aside, number = path.with_name(f"{path.name}{ASIDE_SUFFIX}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}{ASIDE_SUFFIX}-{number}")
+    path.rename(aside)
+    return aside
 
 
 def is_count(value: Any, most: int = 2**53) -> bool:

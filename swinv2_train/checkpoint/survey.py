@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,11 @@ from swinv2_train.checkpoint.layout import (
 )
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import best_mode
+from swinv2_train.config.schema import CheckpointConfig
+from swinv2_train.reading import UnreadableError, finite_number, read_object
+
+logger = logging.getLogger("swinv2_train")
 
 
 @dataclass(frozen=True)
@@ -158,14 +162,11 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read.
     """
     try:
-        state = json.loads((path / STATE).read_text())
-    except OSError as error:
+        return read_object(path / STATE)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path / STATE} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except UnreadableError as error:
         raise CheckpointError(f"{path / STATE} is broken ({error})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path / STATE} is broken (it is not an object)")
-    return state
 
 
 def _written(path: Path) -> float:
@@ -175,6 +176,23 @@ def _written(path: Path) -> float:
         except OSError:
             continue
     return 0.0
+
+
+def best_metric_of(directory: Path) -> tuple[str, str]:
+    """Return the metric that the run of a directory of checkpoints ranks them by, and which end of it is the best.
+
+    Without a readable config of the run it is `eval/loss`.
+    """
+    from swinv2_train.config.compose import from_yaml
+
+    settings = CheckpointConfig()
+    resolved = directory.parent / "resolved.yaml"
+    if resolved.is_file():
+        try:
+            settings = from_yaml(resolved, only_read=True).checkpoint
+        except ConfigError as error:
+            logger.warning("%s; ranking the checkpoints by %s", error, settings.best_metric)
+    return settings.best_metric, best_mode(settings)
 
 
 def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) -> list[Path]:
@@ -189,8 +207,7 @@ def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) 
 
 
 def _finite(manifest: Manifest, metric: str) -> float | None:
-    value = manifest.metrics.get(metric)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return finite_number(manifest.metrics.get(metric))
 
 
 def best_of(entries: Iterable[Entry], metric: str, mode: str) -> Path | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.shards import RawSample
+from swinv2_train.reading import UnreadableError, parse_json
 
+_HIGHEST = 9_999_999
+"""Highest class number that is read: the highest one decides how many classes a head has."""
 _CLASS_NUMBERS = re.compile(r"\s*[+-]?\d{1,18}\s*(,\s*[+-]?\d{1,18}\s*)*", re.ASCII)
 
 
@@ -36,13 +38,16 @@ def _class_numbers(numbers: list[int]) -> tuple[int, ...]:
     negative = [number for number in numbers if number < 0]
     if negative:
         raise BrokenSample(f"its label {negative[0]} is negative")
+    high = max(numbers, default=0)
+    if high > _HIGHEST:
+        raise BrokenSample(f"its label {str(high)[:30]} is above {_HIGHEST:,}, the highest class number")
     return tuple(dict.fromkeys(numbers))
 
 
 def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except UnreadableError:
         return False
     return True
 

@@ -294,7 +294,7 @@ def _what_hung(directory: Path, begun: float) -> str:
     """What the watchdog of this start has written, for the rank that said it may be on a host that is cut off."""
     for path in sorted((directory / STACKS).glob("*/rank-*.txt")):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= begun and (lines := path.read_text().splitlines()):
+            if path.stat().st_mtime >= begun and (lines := path.read_text(errors="replace").splitlines()):
                 return f"{lines[0]}: the stacks of the ranks are in {path.parent}"
     return ""
 

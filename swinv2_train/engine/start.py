@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 
-from swinv2_train.config.compose import flat, from_yaml
+from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
-from swinv2_train.config.schema import Config
+from swinv2_train.config.schema import Config, DataConfig
+from swinv2_train.config.section import flat
+from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
+from swinv2_train.engine.identity import EARLIER_BACKGROUND
+from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
+from swinv2_train.reading import UnreadableError, read_json
+from swinv2_train.redact import redacted
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
@@ -22,7 +28,7 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
         last: whether the run ends at this step.
     """
     try:
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        lines = (directory / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         lines = []
     here = [line for line in lines if f'"step": {step},' in line]
@@ -41,15 +47,54 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
 
 def changed_since(resolved: Path, config: Config) -> list[str]:
     """A line for every value of the config that is not what it was at the last start."""
+    if not resolved.exists():
+        return []
     try:
-        before = flat(from_yaml(resolved))
-    except ConfigError:
+        before = redacted(flat(from_yaml(resolved, only_read=True)))
+    except ConfigError as error:
+        return [f"what changed since the last start is not known: {error}"]
+    now = redacted(flat(config))
+    changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
+    lines = []
+    if before.get("data.background") is None and changed.get("data.background") == EARLIER_BACKGROUND:
+        del changed["data.background"]
+        lines.append(
+            f"data.background={EARLIER_BACKGROUND}: alpha is ignored, as when an earlier version began this run"
+        )
+    return [
+        *lines,
+        *(f"changed since the last start: {key} {before.get(key)} -> {value}" for key, value in changed.items()),
+    ]
+
+
+def background_warnings(data: DataConfig, card: Card | None) -> list[str]:
+    """Return a line if the statistics of the dataset card count transparent images on another color than the run."""
+    used = [key for key in ("mean", "std") if getattr(data, key) == "dataset"]
+    if not used or card is None or not card.transparent or card.background == data.background:
         return []
     return [
-        f"changed since the last start: {key} {before.get(key)} -> {value}"
-        for key, value in flat(config).items()
-        if before.get(key) != value and key != "run.dir"
+        f"data.{used[0]}=dataset was counted with transparent images on {card.background}, and data.background is "
+        f"{data.background}: pack with --background {data.background}, or set data.background={card.background}"
     ]
+
+
+def damaged_records(directory: Path) -> list[str]:
+    """Return a line for every file of a run that only describes it and is damaged: the run goes on without it."""
+    found = []
+    for name, kind in (("status.json", dict), ("environment.json", list)):
+        try:
+            if not isinstance(read_json(directory / name), kind):
+                found.append(f"{name} is damaged (it holds something else); its content is dropped")
+        except FileNotFoundError:
+            continue
+        except UnreadableError as error:
+            found.append(f"{name} is damaged ({error}); its content is dropped")
+    for path in sorted((directory / FOLDER).glob("step-*.json")):
+        try:
+            read_incident(path)
+        except ConfigError as error:
+            found.append(f"{FOLDER}/{path.name} is damaged and cannot be replayed: {error.mend}")
+    return found
 
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:

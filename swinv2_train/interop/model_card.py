@@ -6,7 +6,6 @@ from, the dataset card beside its shards, its evaluations); and from the export 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,9 @@ from swinv2_train.config.model import (
     stage_geometry,
 )
 from swinv2_train.interop.peers import earlier_windows, version_of
+from swinv2_train.reading import read_object
+from swinv2_train.redact import redact
+from swinv2_train.text import as_markdown
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -74,9 +76,9 @@ def model_card(loaded: LoadedModel, layout: str, name: str, *, dtype: str, weigh
         ("Export", _table(_export_rows(loaded, layout, compared))),
         ("License", "Not stated. Whoever publishes these weights has to name one here."),
     ]
-    title = trained.run.name if trained else loaded.config.model.name
+    title = as_markdown(trained.run.name if trained else loaded.config.model.name)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections if text)
-    return f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n"
+    return redact(f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n")
 
 
 def _front_matter(layout: str, output: str) -> str:
@@ -157,7 +159,7 @@ def _classes(loaded: LoadedModel) -> str:
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN_CLASSES:,} more" if len(names) > _SHOWN_CLASSES else ""
-    return f"{len(names):,}: {', '.join(names[:_SHOWN_CLASSES])}{more}."
+    return f"{len(names):,}: {', '.join(map(as_markdown, names[:_SHOWN_CLASSES]))}{more}."
 
 
 def run_directory(path: Path) -> Path | None:
@@ -167,7 +169,7 @@ def run_directory(path: Path) -> Path | None:
 
 def _resolved(run: Path | None) -> Config | None:
     try:
-        return from_yaml(run / "resolved.yaml") if run else None
+        return from_yaml(run / "resolved.yaml", only_read=True) if run else None
     except ConfigError:  # of a version with other keys; then nothing is known
         return None
 
@@ -212,10 +214,10 @@ def _chain(config: Config | None, run: Path | None) -> str:
         run = run_directory(place)
         config = _resolved(run)
         if config is None or run in seen:
-            lines.append(f"`{place.name}`")
+            lines.append(as_markdown(place.name))
             break
         seen.add(run)
-        lines.append(f"the run {config.run.name} ({config.task.name})")
+        lines.append(f"the run {as_markdown(config.run.name)} ({config.task.name})")
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
@@ -232,7 +234,6 @@ def _data(config: Config | None) -> str:
 def dataset_card(shards: Any) -> Card | None:
     """The card beside local shards that swinv2-data packed; None for others, and for what is not there any more."""
     from swinv2_train.data.card import Card
-    from swinv2_train.data.errors import DataError
     from swinv2_train.data.remote import ShardCache, is_remote
     from swinv2_train.data.sources import expand, manifest_url, parse_manifest
 
@@ -242,11 +243,11 @@ def dataset_card(shards: Any) -> Card | None:
     try:
         found = expand(listed, ShardCache(Path("."), 0))  # local paths do not touch the cache
         places = {manifest_url(shard) for shard in found}
-        texts = [(Path(place).read_text(), place) for place in sorted(filter(None, places))]
+        texts = [(Path(place).read_bytes(), place) for place in sorted(filter(None, places))]
         if None in places or not texts:
             return None
         return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
-    except (DataError, OSError, KeyError):
+    except (OSError, ValueError):  # a DataError among them; the card describes, and ends nothing
         return None
 
 
@@ -293,13 +294,13 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
     own = evaluated_input(loaded.config, loaded.mean, loaded.std)
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            content = json.loads(path.read_text())
+            content = read_object(path)
             same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
             same = same and content["ema"] == (weights == "ema") and content["input"] == own
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content
-        except (OSError, ValueError, KeyError, TypeError):  # of another version
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged
             continue
     return None
 
@@ -329,6 +330,7 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison) -> Rows
 
 def _usage(loaded: LoadedModel, layout: str, name: str, output: str) -> str:
     """Code that loads this very format; `images` is the batch that "Input" describes."""
+    name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
     code = {
         "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model',
@@ -356,12 +358,8 @@ def _huggingface_code(name: str, output: str) -> str:
 
 
 def _table(rows: Rows) -> str:
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines = [f"| {as_markdown(name)} | {as_markdown(value)} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _value(value: Any) -> str:

@@ -14,6 +14,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, list_checkpoints
 from swinv2_train.checkpoint.survey import Entry, ranked, survey
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import best_mode
 from swinv2_train.engine.child import StopSignals, run_command, train_command
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status
@@ -22,7 +23,8 @@ from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRON
 from swinv2_train.pipeline.plan import PlannedStage, by_name, differences
 from swinv2_train.pipeline.report import chain_text, comparison_text, is_begun, is_finished, view, views
 from swinv2_train.pipeline.spec import Pipeline
-from swinv2_train.pipeline.state import Record, State, last_sign, now, read_state, settle_time, write_state
+from swinv2_train.pipeline.state import FILE, Record, State, last_sign, now, read_state, settle_time, write_state
+from swinv2_train.reading import UnreadableError, put_aside
 from swinv2_train.shortage import remedied
 
 _WAIT_SECONDS = 1.0
@@ -62,7 +64,7 @@ def run_pipeline(pipeline: Pipeline, planned: list[PlannedStage], redo: Redo, sa
     """
     directory = pipeline.directory
     with _locked(directory), _signals() as signals:
-        state = _begin(pipeline, planned)
+        state = _begin(pipeline, planned, say)
         for number, item in enumerate(planned, 1):
             heading = f"stage {number} of {len(planned)}: {item.name} ({item.stage.experiment})"
             code = _run_stage(pipeline, item, heading, state, redo, signals, say)
@@ -103,9 +105,9 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begin(pipeline: Pipeline, planned: list[PlannedStage]) -> State:
+def _begin(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> State:
     """The state of earlier calls, with the stages of this one in their order."""
-    before = read_state(pipeline.directory)
+    before = _state_before(pipeline.directory, say)
     if before is not None and before.pipeline != pipeline.name:
         raise ConfigError(
             "dir", pipeline.directory, f"holds the pipeline {before.pipeline}, not {pipeline.name}; take another dir"
@@ -118,12 +120,26 @@ def _begin(pipeline: Pipeline, planned: list[PlannedStage]) -> State:
     return state
 
 
+def _state_before(directory: Path, say: Say) -> State | None:
+    """The state of earlier calls; a damaged file is put aside, because the stages' own directories say what is done."""
+    try:
+        return read_state(directory)
+    except UnreadableError as error:
+        aside = put_aside(directory / FILE)
+        say(
+            f"{directory / FILE} is damaged ({error}); it is now {aside.name}. The recipes, sources and times of "
+            "earlier calls are lost; the stages' own directories say what is done"
+        )
+        return None
+
+
 def _record(item: PlannedStage, before: Record | None) -> Record:
     """What is known of a stage, brought up to the present config in what is only shown."""
     record = before or Record(item.stage.experiment)
     settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while it worked
     record.title, record.baseline_of = item.stage.title, item.stage.baseline_of
-    record.metric, record.metric_mode = item.config.checkpoint.best_metric, item.config.checkpoint.best_mode
+    record.metric = item.config.checkpoint.best_metric
+    record.metric_mode = best_mode(item.config.checkpoint)
     record.total_steps = item.config.optim.steps
     return record
 

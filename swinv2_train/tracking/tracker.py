@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from swinv2_train.config.schema import Config
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
@@ -67,7 +68,8 @@ class Tracker:
         self._outage = False
         """Whether metrics.jsonl could not be written the last time."""
         if self._metrics.dropped_lines:
-            self.message(f"dropped {self._metrics.dropped_lines} lines of metrics.jsonl past step {start_step}")
+            count = self._metrics.dropped_lines
+            self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
         if config.tracking.tensorboard:
             self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
 
@@ -135,7 +137,7 @@ class Tracker:
         if self.is_main:
             self._console.message(f"warning: {text}", style="yellow")
         else:
-            print(f"[rank {os.environ.get('RANK', '?')}] warning: {text}", file=sys.stderr)
+            print(redact(f"[rank {os.environ.get('RANK', '?')}] warning: {text}"), file=sys.stderr)
 
     def close(self, exit_status: str) -> None:
         """Write everything out and give the terminal back. Closing twice is allowed; messages still work afterwards.

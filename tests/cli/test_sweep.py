@@ -86,7 +86,7 @@ def test_what_is_no_sweep_is_one_sentence(what: str, tmp_path: Path, capsys: pyt
     assert answer(tmp_path) == f"swinv2-sweep: the sweep in {tmp_path} has no job yet\n"
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.json").write_text("{")
-    assert "job.json is broken" in answer(tmp_path)
+    assert f"ignoring {tmp_path}/job/job.json, which is damaged" in answer(tmp_path)
     assert look("status", str(tmp_path), "--metric", "a") == 2
 
 

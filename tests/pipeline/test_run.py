@@ -75,7 +75,7 @@ def test_a_stage_killed_before_its_first_checkpoint_takes_the_present_weights(ch
     second.mkdir()
     (second / "status.json").write_text('{"status": "running", "step": 0}')
     chain.does("second", "finish")
-    assert chain.run("--redo", "first", "stages.first.checkpoint.best_mode=max") == 0
+    assert chain.run("--redo", "first", "stages.first.checkpoint.keep_last=1") == 0
     assert value(chain.started()[-2], "init_from").endswith("first/checkpoints/step-00000010")
 
 
@@ -158,10 +158,18 @@ def test_without_its_state_the_directories_still_say_what_is_done(
 ) -> None:
     assert chain.run() == 0
     state = chain.directory / "pipeline.json"
-    state.write_text("{")
-    assert chain.run() == 2
-    assert "pipeline.json is broken" in capsys.readouterr().err
+    for content in (
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"pipeline": "chain", "stages": {"first": 5}}',
+    ):
+        state.write_bytes(content)
+        assert chain.run() == 0
+        assert "pipeline.json is damaged (" in capsys.readouterr().out
+    assert len(list(chain.directory.glob("pipeline.json.unreadable*"))) == 4
     state.unlink()
+    state.mkdir()
     assert chain.run() == 0
     assert len(chain.started()) == 3
     assert chain.run("stages.second.optim.weight_decay=0.1") == 0
