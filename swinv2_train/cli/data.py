@@ -7,6 +7,7 @@ disk, a server that does not answer); 2 usage error (a wrong option or path, no 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def _add_pack(commands: Any) -> None:
     add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
     add("--quality", type=_quality, metavar="Q", help="JPEG quality of the images that --resize shrinks (default: 92)")
     add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
+    _add_reading(add, "(the shards keep the alpha channel)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
     add(
         "--class-names",
@@ -131,7 +133,34 @@ def _add_inspect(commands: Any) -> None:
         help="where remote shards are kept (default: %(default)s)",
     )
     add("--cache-gib", type=_gib, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
+    _add_reading(add, "and for the sheet")
     inspect.set_defaults(run=_inspect)
+
+
+def _add_reading(add: Any, background: str) -> None:
+    """Options about how images are read."""
+    add(
+        "--background",
+        type=_background,
+        default="white",
+        metavar="COLOR",
+        help="color behind transparent pixels, as data.background, for mean and standard deviation "
+        f"{background}: white, black, drop (ignore alpha), or numbers from 0 to 1 such as 0.5,0.5,0.5 "
+        "(default: %(default)s)",
+    )
+    add(
+        "--image",
+        metavar="KEY",
+        help="of samples with several images in shards, read this member, such as left.png "
+        "(default: the undotted, alphabetically first)",
+    )
+    add(
+        "--max-pixels",
+        type=_positive,
+        default=200_000_000,
+        metavar="N",
+        help="larger images are broken (default: %(default)s)",
+    )
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -153,6 +182,9 @@ def _pack(arguments: argparse.Namespace) -> int:
         quality=arguments.quality or _QUALITY,
         channels=arguments.channels,
         seed=arguments.seed,
+        background=arguments.background,
+        max_pixels=arguments.max_pixels,
+        image=arguments.image,
     )
     with Progress() as progress:
         report = pack(
@@ -183,6 +215,8 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
+    from swinv2_train.data.background import background_color
+    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.inspect import contact_sheet, inspect
     from swinv2_train.data.parallel import available_cores
@@ -191,17 +225,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
             raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
-    shards = ShardSet.open(arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False)
+    shards = ShardSet.open(
+        arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
+    )
+    reading = {"background": arguments.background, "max_pixels": arguments.max_pixels}
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
-        found = inspect(shards, workers=workers, progress=lambda done, total: progress.show("samples", done, total))
+        shown = functools.partial(progress.show, "samples")
+        found = inspect(shards, workers=workers, progress=shown, **reading)
     rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
     print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), *rows])
     for line in inspection_lines(found):
         print(line)
     if arguments.sheet is not None:
+        options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
-        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed)
+        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed, options=options)
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 
@@ -254,6 +293,17 @@ def _gib(text: str) -> float:
     if not size > 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return size
+
+
+def _background(text: str) -> str | list[float]:
+    if text in ("white", "black", "drop"):
+        return text
+    if text == "mean":
+        raise argparse.ArgumentTypeError("mean is for data.background: the mean is what is counted here")
+    numbers = [_number(part) for part in text.strip("[]").split(",")]
+    if not all(0 <= number <= 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 to 1")
+    return numbers
 
 
 def _share(text: str) -> float:

@@ -150,7 +150,7 @@ def count_samples(config: Config, *, required: bool) -> Samples:
 
     def open_shards(key: str, spec: Any) -> ShardSet:
         try:
-            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
+            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
         except DataError as error:
             error.args = (f"{key}={spec}: {error}",)
             raise

@@ -55,3 +55,17 @@ def check_statistics(key: str, values: Sequence[float]) -> None:
         scaled = ",".join(f"{value / highest:.4g}" for value in values)
         mend += f", and these look like statistics of values from 0 to {highest}; divided, they are {key}=[{scaled}]"
     raise ConfigError(key, text, mend)
+
+
+def check_background(value: Any, channels: int) -> None:
+    """Raises ConfigError if `data.background` is not a color for this number of channels."""
+    if value is None or isinstance(value, str):
+        one_of("data.background", value, (None, "white", "black", "mean", "drop"))
+        return
+    numbers = value if isinstance(value, list) else []
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= 1 for each in numbers):
+        hint = "needs numbers from 0 to 1, such as [0.5,0.5,0.5]; divide values from 0 to 255 by 255"
+        raise ConfigError("data.background", value, hint)
+    if len(numbers) not in (1, channels):
+        hint = f"must be white, black, mean, drop, or one number per channel, model.in_channels={channels}"
+        raise ConfigError("data.background", value, hint)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from swinv2_train.config.checks import at_least, check_statistics, one_of, resolution, share
+from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
@@ -59,6 +59,8 @@ def validate_data(config: Config) -> None:
     if not 0 < data.crop_pct <= 1:
         raise ConfigError("data.crop_pct", data.crop_pct, f"is a share above 0 and up to 1{percent(data.crop_pct)}")
     share("data.max_broken_share", data.max_broken_share)
+    check_background(data.background, config.model.in_channels)
+    at_least("data.max_pixels", data.max_pixels, 1)
     for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
         at_least(f"data.{key}", getattr(data, key), least)
     if data.expected_samples is not None:

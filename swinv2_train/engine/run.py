@@ -48,7 +48,13 @@ from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
+from swinv2_train.engine.start import (
+    background_warnings,
+    changed_since,
+    damaged_records,
+    missed_evaluation,
+    start_lines,
+)
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
@@ -213,7 +219,7 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        warnings = [*doubts(config, plan), *shards.warnings()]
+        warnings = [*doubts(config, plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
         if held_out is not None:
             warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
         for line in warnings if ranks.is_main else ():

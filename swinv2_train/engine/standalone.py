@@ -174,7 +174,9 @@ class _Bench:
         self.broken: list[tuple[int, str, str]] = []
         self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
         self.warnings = list(self.loaded.source.notes)
-        self.shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib)
+        self.shards = ShardSet.open(
+            options.data, options.cache_dir, options.cache_gib, image=self.loaded.config.data.image
+        )
         task = self.loaded.config.task
         self.class_names = self.loaded.class_names
         self.columns = self._columns(task) if isinstance(task, ClassificationConfig) else None

@@ -264,6 +264,7 @@ def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
         "interpolation": data.augment.interpolation,
         "mean": loaded.mean,
         "std": loaded.std,
+        "background": data.background,
     }
 
 
