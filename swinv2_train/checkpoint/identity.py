@@ -20,6 +20,8 @@ COMPARED = ("model", "task", "data", "order")
 """Sections of the geometry that must not change in a run; the others are for readers of the weights."""
 SHARDS, CONTENT = "data.shards", "data.content"
 """Keys of the section `order` that describe the data: names and sizes of the shards, and their content."""
+EARLIER_BACKGROUND = "drop"
+"""`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
 DATA = "data"
 """Value of `resume.allow`: accept other training data."""
 
@@ -154,13 +156,19 @@ def geometry(
     return {
         "task": to_dict(config.task),
         "model": model,
-        "data": {"resolution": list(resolution(config)), "mean": config.data.mean, "std": config.data.std},
+        "data": {
+            "resolution": list(resolution(config)),
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "background": config.data.background,
+        },
         "order": {
             "seed": config.seed,
             "optim.global_batch": config.optim.global_batch,
             "data.shuffle_samples": config.data.shuffle_samples,
             SHARDS: shards,
             CONTENT: list(content),
+            "data.image": config.data.image,
         },
         "classes": classes,
         "preprocess": {
@@ -169,6 +177,7 @@ def geometry(
             "interpolation": config.data.augment.interpolation,
             "mean": mean,
             "std": std,
+            "background": config.data.background,
         },
     }
 
@@ -183,7 +192,12 @@ def identity(
         class_names: names of the classes of the training data.
     """
     defaults = {name: to_dict(type(getattr(config, name))()) for name in ("model", "task", "data")}
-    return Identity(geometry(config, shards, content=content), class_names, defaults, tuple(config.resume.allow))
+    defaults["data"]["background"] = EARLIER_BACKGROUND
+    defaults["order"] = {"data.image": None}
+    own = geometry(config, shards, content=content)
+    if config.data.background is None:  # not filled in yet
+        del own["data"]["background"]
+    return Identity(own, class_names, defaults, tuple(config.resume.allow))
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

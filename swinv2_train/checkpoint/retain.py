@@ -12,6 +12,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import is_foreign, same_run
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, Manifest, list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import check_sizes, ranked
+from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.schema import CheckpointConfig
 
 _Geometry = Mapping[str, Any] | None
@@ -34,7 +35,7 @@ def _newest(paths: list[Path], count: int, geometry: _Geometry) -> set[Path]:
 
 def _best(paths: list[Path], policy: CheckpointConfig, geometry: _Geometry) -> set[Path]:
     whole = [(path, manifest) for path in paths if (manifest := _whole(path, geometry))]
-    return set(ranked(whole, policy.best_metric, policy.best_mode)[: policy.keep_best])
+    return set(ranked(whole, policy.best_metric, best_mode(policy))[: policy.keep_best])
 
 
 def surplus(

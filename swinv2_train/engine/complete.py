@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
@@ -24,7 +25,9 @@ from swinv2_train.interop.transfer import check_structure
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `task.num_classes` and `model.pretrained_window` where they are 0, and refuse weights that cannot fit.
+    """Set `task.num_classes`, `model.pretrained_window` and `data.background` where they are left open.
+
+    Weights that cannot fit are refused.
 
     Args:
         config: not frozen; it is changed.
@@ -39,6 +42,8 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         CheckpointError, DataError: if the weights, or the label map, cannot be read.
     """
     begun = saved_geometry(Path(config.run.dir), config)
+    if config.data.background is None:
+        config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     if getattr(config.task, "num_classes", None) == 0:
         config.task.num_classes = _saved(begun, "task", "num_classes") or _classes_of(card)
     if begun is not None:
