@@ -23,7 +23,8 @@ from swinv2_train.interop.geometry import (
     windows_from_name,
 )
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
-from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, TorchStorage, numel
+from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
+from swinv2_train.interop.torch_file import TorchStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +103,11 @@ class WeightSource:
         self.close()
 
     @property
+    def file_keys(self) -> set[str]:
+        """The names of all tensors as the files have them."""
+        return set(self._storage.shapes) if self._storage is not None else set()
+
+    @property
     def num_classes(self) -> int:
         """Rows of the head; 0 without one."""
         return self.shapes["head.weight"][0] if "head.weight" in self.shapes else 0
@@ -134,24 +140,38 @@ def open_source(
         raise ConfigError("", which, f"{which!r} is neither newest nor best")
     if not path.exists():
         raise ConfigError("", path, f"{path} does not exist")
-    export = _export_of(path)
-    if path.is_dir() and not export:
+    files, listed = _export_of(path)
+    if path.is_dir() and not files:
         return _from_checkpoint(*_choose(path, which, verify=verify, ema=ema, skip=skip or {}), ema=ema)
     if which == "best":
         raise ConfigError("", path, f"{path} is one set of weights, so there is no best of them; leave which at newest")
-    return _from_files(path, export or [path], ema=ema)
+    source = _from_files(path, files or [path], ema=ema)
+    missing = sorted(listed - source.file_keys)
+    if missing:
+        source.close()
+        raise CheckpointError(f"{path} lacks {missing[0]}, which its index lists; it is not whole")
+    return source
 
 
-def _export_of(path: Path) -> list[Path]:
-    """The files of weights in an exported directory; none where it is none."""
+def _export_of(path: Path) -> tuple[list[Path], set[str]]:
+    """The files of weights in an exported directory, none where it is none, and the tensors that its index lists.
+
+    Raises:
+        CheckpointError: if the index is broken.
+    """
     for name in _EXPORT_FILES if path.is_dir() else ():
         file = path / name
         if file.is_file() and name.endswith(".index.json"):
-            listed = sidecar.read_json(file).get("weight_map", {})
-            return [path / part for part in sorted(set(listed.values()))]
+            listed = sidecar.read_json(file).get("weight_map")
+            parts = listed.values() if isinstance(listed, dict) else [None]
+            if not parts or not all(isinstance(part, str) and Path(part).name == part for part in parts):
+                raise CheckpointError(
+                    f"{file} is broken: its weight_map does not give a file beside it for each tensor"
+                )
+            return [path / part for part in sorted(set(parts))], set(listed)
         if file.is_file():
-            return [file]
-    return []
+            return [file], set()
+    return [], set()
 
 
 def _choose(
