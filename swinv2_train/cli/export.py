@@ -141,7 +141,7 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     )
     if compared.rounding is not None:
         print(f"rounding the weights moved the {compared.output} by at most {compared.rounding:.2g}")
-    for note in done.notes:
+    for note in (*loaded.source.notes, *done.notes):
         print(f"note: {note}")
 
 

@@ -26,6 +26,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop import onnx, peers
+from swinv2_train.interop.agreement import disagreement
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
@@ -100,6 +101,9 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
         peers.check_timm(config.model, size)
     elif layout == HUGGINGFACE:
         peers.check_huggingface(config.model, size, config.data.crop_mode)
+    if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
+        mend = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
+        raise ConfigError("model.window", config.model.window, mend)
 
 
 def check_target(out: Path, layout: str, dtype: str) -> None:

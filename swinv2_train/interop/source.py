@@ -48,7 +48,7 @@ class WeightSource:
     """A key of `names.FORMATS`."""
     shapes: dict[str, tuple[int, ...]]
     geometry: dict[str, Any]
-    """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std), `classes`.
+    """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std, bits), `classes`.
 
     The model is complete enough to be built, but for `window`, which is absent where nothing tells it.
     """
@@ -61,6 +61,8 @@ class WeightSource:
     """For canonical names that the file spells otherwise: how."""
     notes: list[str] = field(default_factory=list)
     """What a person should know: checkpoints passed over, objects left unread, where the windows were found."""
+    peer_config: Mapping[str, Any] = field(default_factory=dict)
+    """The config.json beside weights of timm or Hugging Face; empty where there is none."""
     _storage: Storage | None = None
     _parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -334,6 +336,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         dropped=located.dropped,
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
         notes=list(storage.notes),
+        peer_config=beside.config,
         _storage=storage,
         _parts=located.parts,
     )
@@ -345,7 +348,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     if found is not None:
         put_windows(geometry, found)
         source.notes.append(f"{path.name}: windows {geometry['model']['window']} from {found.origin}")
-    sidecar.put_preprocessing(geometry, beside)
+    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(geometry, beside)]
     source.class_names = geometry["classes"] = sidecar.class_names(beside, source.num_classes)
     return source
 
