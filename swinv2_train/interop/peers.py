@@ -6,7 +6,7 @@ Weights are named by `names.py`; here is what stands beside them. A model withou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,15 +172,19 @@ def huggingface_config(
     return config
 
 
-def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The `preprocessor_config.json` that `AutoImageProcessor` reads."""
+def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], bits: int) -> dict[str, Any]:
+    """The `preprocessor_config.json` that `AutoImageProcessor` reads.
+
+    Args:
+        bits: 8 or 16, the depth of the images that it is for; it has one factor for all.
+    """
     data = loaded.config.data
     height, width = resolution
     config: dict[str, Any] = {
         "do_resize": True,
         "resample": _PIL_FILTERS[data.augment.interpolation],
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / (2**bits - 1),
         "do_normalize": True,
         "image_mean": loaded.mean,
         "image_std": loaded.std,
@@ -211,6 +215,52 @@ def run_timm(directory: Path, images: Tensor) -> Tensor:
     model = timm.create_model(f"local-dir:{directory}", pretrained=True).float().eval()
     with torch.no_grad():
         return model(images)
+
+
+def timm_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
+    """What timm's transform makes of images, each (C, H, W) uint8: (B, C, h, w).
+
+    Raises:
+        ValueError: if they are none that it reads: it takes PIL images of 8 bits.
+    """
+    import timm
+    import torch
+    from PIL import Image
+
+    if any(image.dtype != torch.uint8 or len(image) not in (1, 3) for image in pixels):
+        raise ValueError("it takes PIL images of 8 bits and 1 or 3 channels")
+    model = timm.create_model(f"local-dir:{directory}", pretrained=False)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    pictures = [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array.copy()) for array in arrays]
+    return torch.stack([transform(picture) for picture in pictures])
+
+
+def huggingface_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
+    """What `AutoImageProcessor` makes of images, each (C, H, W) uint8 or uint16: (B, C, h, w).
+
+    They are given as the README says: as PIL images where there are such, and with a factor of their own where the
+    processor is for the other depth.
+    """
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    written = json.loads((directory / "preprocessor_config.json").read_text())["rescale_factor"]
+    processor = AutoImageProcessor.from_pretrained(directory)
+    made = []
+    for image in pixels:
+        array, bits = image.contiguous().numpy(), 8 if image.dtype == torch.uint8 else 16
+        other = {} if (written < 1 / 4096) == (bits == 16) else {"rescale_factor": 1 / (2**bits - 1)}
+        if bits == 8 and len(array) == 3:
+            picture = Image.fromarray(array.transpose(1, 2, 0).copy())
+            made.append(processor([picture], return_tensors="pt", **other)["pixel_values"])
+        else:
+            # As float32, because resizing uint16 wraps around where the cubic filter overshoots.
+            given = array if bits == 8 else array.astype("float32")
+            options = {"input_data_format": "channels_first", "return_tensors": "pt", **other}
+            made.append(processor([given], **options)["pixel_values"])
+    return torch.cat(made)
 
 
 def run_huggingface(directory: Path, images: Tensor) -> Tensor:

@@ -322,7 +322,8 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
         "model": infer_model(shapes, path),
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+        # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
+        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
         "classes": None,
     }
     if geometry["task"]["name"] == "classification":

@@ -186,11 +186,11 @@ def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
     monkeypatch.setattr(exporting.onnx, "trace", lambda *_: None)
     monkeypatch.setattr(exporting.onnx, "write_program", lambda _, path: path.write_bytes(b"program"))
     monkeypatch.setattr(exporting.onnx, "run_program", run)
-    for count in (1, 3, 9):
-        images = torch.randn(count, 3, 64, 64)
+    for count in (0, 1, 5):
+        pictures = [make_picture(tmp_path / f"{seed}.png", seed=seed).read_bytes() for seed in range(count)]
         loaded = load_model(sources / "plain.safetensors")
-        done = export(loaded, tmp_path / "new" / "folder" / str(count), "torch-export", images=images)
-        assert done.compared.images == count
+        done = export(loaded, tmp_path / "new" / "folder" / str(count), "torch-export", pictures=pictures)
+        assert done.compared.input.images == count + 4
     assert tried == [[1, 2, 5], [1, 2, 5], [1, 2, 5, 1]]
 
 
