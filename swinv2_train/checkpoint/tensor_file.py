@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.reading import is_count
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 """Names of the dtypes: ours, that of safetensors, and bytes per element."""
@@ -132,9 +133,9 @@ def _entry(name: str, content: Any, data_start: int) -> Entry:
     dtype, shape, offsets = (content.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _WIDTHS:
         raise ValueError(f"{name!r} is of type {dtype!r}, which is not known")
-    if not isinstance(shape, list) or not all(map(_is_count, shape)):
+    if not isinstance(shape, list) or not all(map(is_count, shape)):
         raise ValueError(f"the shape of {name!r} is not a list of numbers of at least 0")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
         raise ValueError(f"the data_offsets of {name!r} are not two numbers of at least 0")
     begin, end = offsets
     if end < begin:
@@ -144,10 +145,6 @@ def _entry(name: str, content: Any, data_start: int) -> Entry:
         wanted = f"more than {end - begin}" if needed > end - begin else needed
         raise ValueError(f"{name!r} has {end - begin} bytes, and its shape {_short(shape)} of {dtype} needs {wanted}")
     return Entry(dtype, tuple(shape), data_start + begin, data_start + end)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _bytes(shape: Sequence[int], width: int, limit: int) -> int:

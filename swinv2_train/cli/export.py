@@ -131,7 +131,7 @@ def _pictures(text: str | None, loaded: LoadedModel) -> list[bytes] | None:
         return None
     from swinv2_train.interop.images import encoded_images, find_images
 
-    return encoded_images(find_images([text])[:_MOST_IMAGES], loaded)
+    return encoded_images(find_images([text]).files[:_MOST_IMAGES], loaded)
 
 
 def _report(done: Exported, loaded: LoadedModel) -> None:

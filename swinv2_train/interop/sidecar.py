@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
+from swinv2_train.reading import UnreadableError, read_object
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """PIL's numbers."""
@@ -57,13 +57,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} cannot be read ({reason})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return content
+        return read_object(path)
+    except (OSError, UnreadableError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})") from error
 
 
 def read(directory: Path) -> Sidecar:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.reading import is_count
 
 _WIDTHS = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
@@ -94,9 +95,9 @@ def _tensor(storage: Any, offset: Any = 0, size: Any = (), stride: Any = (), *_:
     """Check that a tensor lies inside of its storage."""
     if isinstance(storage, _Storage):
         shapes = (size, stride)
-        if not all(isinstance(sides, tuple) and all(_is_count(side) for side in sides) for sides in shapes):
+        if not all(isinstance(sides, tuple) and all(is_count(side) for side in sides) for sides in shapes):
             raise ValueError(f"a tensor of size {size!r} and stride {stride!r}")
-        if not _is_count(offset) or len(size) != len(stride):
+        if not is_count(offset) or len(size) != len(stride):
             raise ValueError(f"a tensor of size {size!r} and stride {stride!r} at {offset!r}")
         last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
         if 0 not in size and last >= storage.count:
@@ -105,10 +106,6 @@ def _tensor(storage: Any, offset: Any = 0, size: Any = (), stride: Any = (), *_:
                 f"{storage.count}"
             )
     return Placeholder()
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _shown(size: Sequence[int]) -> str:
