@@ -193,8 +193,8 @@ def _rename_tensor(path: Path) -> None:
 
 DAMAGE = {
     "flipped": (_flip_a_byte, "has been changed", None),
-    "cut off": (_cut_off, "bytes instead of", r"is broken \(it ends early\)"),
-    "no header": (_no_header, "has been changed", r"is broken \(it is no safetensors file\)"),
+    "cut off": (_cut_off, "bytes instead of", r"is broken \(it is cut off: it has"),
+    "no header": (_no_header, "has been changed", r"is broken \(its header would take"),
     "other names": (_rename_tensor, "has been changed", "lacks '"),
     "missing": (Path.unlink, "cannot be read", r"cannot be read \(No such file"),
 }
