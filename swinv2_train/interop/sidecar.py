@@ -176,7 +176,9 @@ def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[st
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
     processor = {**(_BIT if kind.startswith(("Bit", "CLIP")) else _VIT), **given}
     notes = []
-    factor = float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 1.0
+    given_factor = processor.get("rescale_factor")
+    factor = 1 / 255 if given_factor is None else float(given_factor)
+    factor = factor if processor.get("do_rescale", True) else 1.0
     bits = 16 if factor < 1 / 4096 else 8
     share = factor * (2**bits - 1)
     normalized = processor.get("do_normalize", True)
@@ -218,6 +220,8 @@ def _processor_crop(processor: Mapping[str, Any], crop: dict[str, Any]) -> tuple
     size, cropped = processor["size"], bool(processor.get("do_center_crop"))
     if isinstance(size, int):
         size = {"shortest_edge": size} if cropped else {"height": size, "width": size}
+    if not isinstance(size, Mapping):
+        raise ValueError(f"size={size!r}")
     wanted = processor.get("crop_size") or {}
     if isinstance(wanted, int):
         wanted = {"height": wanted, "width": wanted}

@@ -1,4 +1,4 @@
-"""The proof of an export begins at the encoded image: the same pixels, or a sentence that says how far apart they are."""
+"""The proof of an export begins at the encoded image: equal pixels, or a sentence that says how far apart they are."""
 
 from __future__ import annotations
 
