@@ -188,7 +188,7 @@ def export(
         )
         notes = _notes(loaded, layout, compared, depths if bits or recorded else None)
         card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared, notes=notes)
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         for path in partial.iterdir():
             disk.flush(path)
@@ -279,6 +279,7 @@ def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str,
         "mean": loaded.mean,
         "std": loaded.std,
         "bits": bits or recorded_bits(loaded),
+        "background": data.background,
     }
     return {key: value for key, value in known.items() if value is not None}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import resolution
-from swinv2_train.data.decode import decode
+from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.interop import peers
 from swinv2_train.interop.images import prepare
 from swinv2_train.interop.input_code import input_code, run_code
@@ -137,7 +137,8 @@ def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tenso
     Raises:
         BrokenSample: if one cannot be decoded.
     """
-    pixels = [decode(picture, loaded.config.model.in_channels) for picture in pictures]
+    options = DecodeOptions.of(loaded.config.data, loaded.mean)
+    pixels = [decode(picture, loaded.config.model.in_channels, options) for picture in pictures]
     return pixels, torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in pixels])
 
 
