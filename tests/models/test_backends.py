@@ -128,6 +128,8 @@ def draw_model(seed):
         "drop_path": 0.3,
     }
     fields["window"] = [[draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 4])] for _ in range(4)]
+    if seed % 3 == 0:
+        fields |= {"window": [draw.choice([1, 2, 3]) for _ in range(4)], "window_rule": "official"}
     return fields, (draw.randint(3, 11), draw.randint(3, 11))
 
 
