@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.runs import comparable, make_data, run_here, tiny_run
+from tests.runs import comparable, make_data, make_hostile, run_here, tiny_run
 
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small shards."""
     return make_data(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def default_signals() -> Iterator[None]:
+    """SIGHUP and SIGINT as in a terminal, for this process and those that it starts.
+
+    Under nohup, in the background of a script, or in a batch job the tests inherit them ignored.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory whose files are named like modules."""
+    return make_hostile(tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture(scope="session")

@@ -130,17 +130,33 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **more}
 
 
-def start(command: list[str], **more: str) -> subprocess.Popen[str]:
+def make_hostile(directory: Path) -> Path:
+    """A directory with files that are named like modules; whoever imports one of them ends with its name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in HOSTILE:
+        (directory / f"{name}.py").write_text(f"import os\nos.write(2, b'{name}.py was run\\n')\nos._exit(99)\n")
+    return directory
+
+
+HOSTILE = (
+    "random", "json", "torch", "numpy", "sitecustomize", "usercustomize", "selectors", "socket", "signal", "struct",
+    "threading", "typing", "string", "types", "copy", "queue", "logging", "deepspeed", "yaml", "PIL", "hydra",
+)  # fmt: skip
+"""Modules that every command and every process of ours imports, and those that Python itself looks for."""
+
+
+def start(command: list[str], cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
     """Start a command with the project's Python first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(PATH=path, **more)
     return subprocess.Popen(
-        command, env=environment(PATH=path, **more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run_command(command: list[str], **more: str) -> tuple[int, str]:
+def run_command(command: list[str], cwd: Path | None = None, **more: str) -> tuple[int, str]:
     """Run a command to its end: (exit code, output)."""
-    process = start(command, **more)
+    process = start(command, cwd, **more)
     output, _ = process.communicate(timeout=500)
     return process.returncode, output
 

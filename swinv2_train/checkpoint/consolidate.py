@@ -20,6 +20,7 @@ from swinv2_train.checkpoint.pieces import Pieces
 from swinv2_train.checkpoint.tensor_file import DTYPES, Written, write_safetensors
 from swinv2_train.checkpoint.verify import check_complete, check_files
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.shortage import remedied
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes in all."""
@@ -83,7 +84,7 @@ def write_weights(
     if ema and not manifest.has_ema:
         raise ConfigError("", path, f"{path} holds no moving average; leave --ema away for the weights themselves")
     total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
-    disk.check_space(out.parent, total, "another directory")
+    disk.check_space(out.parent, total, "remove what else is on this disk, or write into another directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with Pieces(path, manifest) as pieces:
@@ -103,7 +104,7 @@ def write_weights(
         partial.rename(out)
         disk.flush(out.parent)
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror})") from error
+        raise CheckpointError(f"{out} cannot be written ({remedied(error)})") from error
     finally:
         partial.unlink(missing_ok=True)
     return written

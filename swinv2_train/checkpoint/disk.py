@@ -46,28 +46,33 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _human(size: int) -> str:
+def human(size: int) -> str:
+    """Return a number of bytes for display."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
     return f"{size / 2**10:.1f} KiB"
 
 
+def has_space(directory: Path, size: int) -> bool:
+    """Return whether so many bytes, and a little more, fit into a directory."""
+    usage = shutil.disk_usage(directory)
+    # Some network file systems say that they have no size at all.
+    return not usage.total or usage.free >= size + size // 100 + _MARGIN
+
+
 def check_space(directory: Path, size: int, mend: str) -> None:
     """Check that so many bytes, and a little more, fit into a directory.
 
     Args:
-        mend: what one can do beside making room, for the sentence.
+        mend: what the user can do in addition to making room, for the message.
 
     Raises:
         CheckpointError: if they do not.
     """
-    usage = shutil.disk_usage(directory)
-    # Some network file systems say that they have no size at all.
-    if usage.total and usage.free < size + size // 100 + _MARGIN:
-        raise CheckpointError(
-            f"{_human(size)} must be written, and {directory} has {_human(usage.free)} free: make room, or take {mend}"
-        )
+    if not has_space(directory, size):
+        free = human(shutil.disk_usage(directory).free)
+        raise CheckpointError(f"{human(size)} must be written, and {directory} has {free} free: make room: {mend}")
 
 
 def restore_replaced(directory: Path) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.reading import UnreadableError, is_count, read_object
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -125,10 +126,10 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: if it is missing, broken, or of another format.
     """
     try:
-        values = json.loads((path / MANIFEST).read_text())
-    except OSError as error:
+        values = read_object(path / MANIFEST)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{MANIFEST} is missing ({error.strerror})") from error
-    except ValueError as error:
+    except UnreadableError as error:
         raise CheckpointError(f"{MANIFEST} is broken ({error})") from error
     try:
         digest = values.pop("sha256", None)
@@ -141,10 +142,30 @@ def read_manifest(path: Path) -> Manifest:
         values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
         values["files"] = [FileRecord(**record) for record in values["files"]]
         manifest = Manifest(**values)
-        if not isinstance(manifest.geometry, dict) or not all(
-            isinstance(side, int) for shape in manifest.shapes.values() for side in shape
-        ):
-            raise TypeError("geometry or shapes")
+        if not isinstance(manifest.geometry, dict) or not isinstance(manifest.metrics, dict):
+            raise TypeError("geometry or metrics")
+        _check_numbers(manifest)
         return manifest
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{MANIFEST} is broken (missing or unknown entry {error})") from error
+
+
+def _check_numbers(manifest: Manifest) -> None:
+    """Check that every number of a manifest is a count, and that its files are inside the checkpoint.
+
+    Raises:
+        TypeError: naming what is not so.
+    """
+    if not is_count(manifest.step) or not is_count(manifest.world_size):
+        raise TypeError("step or world_size")
+    for name, shape in manifest.shapes.items():
+        if not all(map(is_count, shape)):
+            raise TypeError(f"shape of {name}")
+    for piece in manifest.fragments:
+        whole = isinstance(piece.name, str) and is_count(piece.start) and is_count(piece.count) and is_count(piece.rank)
+        if not whole or piece.rank >= manifest.world_size:
+            raise TypeError(f"fragment of {piece.name}")
+    for file in manifest.files:
+        inside = isinstance(file.path, str) and not file.path.startswith("/") and ".." not in file.path.split("/")
+        if not inside or not is_count(file.size):
+            raise TypeError(f"file {file.path}")

@@ -6,6 +6,7 @@ disk into a crash.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, FragmentRecord, Manifest, rank_file, tensor_key
-from swinv2_train.checkpoint.tensor_file import read_exactly, read_header
+from swinv2_train.checkpoint.tensor_file import extent, read_exactly, read_header
 
 SLICE_ELEMENTS = 1 << 22
 """Most elements that are held at once: 16 MiB in fp32."""
@@ -87,10 +88,7 @@ class Pieces:
             if relative not in self._headers:
                 self._headers[relative] = read_header(file)
             data_start, header = self._headers[relative]
-            entry = header[key]
-            begin, end = entry["data_offsets"]
-            if entry["dtype"] != "F32" or end - begin != 4 * record.count:
-                raise ValueError(f"{key} is not {record.count} fp32 numbers")
+            begin = extent(header[key], "F32", record.count, os.fstat(file.fileno()).st_size - data_start)
             file.seek(data_start + begin + 4 * (first - record.start))
             return read_exactly(file, 4 * (last - first))
         except OSError as error:

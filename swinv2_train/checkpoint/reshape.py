@@ -31,6 +31,7 @@ from swinv2_train.checkpoint.layout import (
 from swinv2_train.checkpoint.pieces import Pieces
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.shortage import remedied
 
 MOST_RANKS = 4096
 """More would be more files than anything is served by."""
@@ -81,15 +82,19 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise CheckpointError(f"{partial} cannot be made ({error.strerror})") from error
+        raise CheckpointError(f"{partial} cannot be made ({remedied(error)})") from error
     try:
-        check_space(out, sum(record.size for record in manifest.files), "another directory")
+        check_space(
+            out,
+            sum(record.size for record in manifest.files),
+            "remove what else is on this disk, or write into another directory",
+        )
         _write(path, partial, manifest, num_ranks, progress)
         checked(partial)
         partial.rename(final)
         flush(out)
     except OSError as error:
-        raise CheckpointError(f"{final} cannot be written ({error.strerror})") from error
+        raise CheckpointError(f"{final} cannot be written ({remedied(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if not existed and not any(out.iterdir()):

@@ -39,6 +39,7 @@ from swinv2_train.checkpoint.layout import (
 )
 from swinv2_train.checkpoint.ranks import Ranks
 from swinv2_train.checkpoint.tensor_file import write_safetensors
+from swinv2_train.shortage import shortage
 
 _T = TypeVar("_T")
 
@@ -112,7 +113,11 @@ def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("swinv2-train", "torch", "deepspeed")}
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, place: Path) -> str:
+    if isinstance(error, OSError) and error.filename is None:  # a write does not know its file
+        error.filename = str(place)
+    if (text := shortage(error)) is not None:
+        return text
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
@@ -129,7 +134,7 @@ def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
     except CheckpointError as error:
         failure, cause = str(error), error
     except Exception as error:
-        failure, cause = f"rank {ranks.rank}: {_reason(error)}", error
+        failure, cause = f"rank {ranks.rank}: {_reason(error, partial.parent)}", error
     gathered = ranks.gather((result, failure))
     failures = [reason for _, reason in gathered if reason is not None]
     if failures:
@@ -140,12 +145,18 @@ def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
     return [value for value, _ in gathered]
 
 
-def _prepare(directory: Path, partial: Path, kinds: Iterable[str], size: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
+def _prepare(
+    directory: Path, partial: Path, kinds: Iterable[str], size: int, room: Callable[[int], None] | None
+) -> None:
+    if room is None:
+        directory.mkdir(parents=True, exist_ok=True)
     restore_replaced(directory)
     for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(left, ignore_errors=True)
-    check_space(directory, size, "a smaller checkpoint.keep_last or another run.dir")
+    if room is None:
+        check_space(directory, size, "remove what else is on this disk, or write into another directory")
+    else:
+        room(size)
     for kind in kinds:
         (partial / kind).mkdir(parents=True)
 
@@ -178,6 +189,7 @@ def save(
     geometry: dict[str, Any],
     ranks: Ranks,
     metrics: dict[str, float] | None = None,
+    room: Callable[[int], None] | None = None,
 ) -> Saved:
     """Write the checkpoint of a step. Every rank must call it.
 
@@ -187,6 +199,8 @@ def save(
         state: JSON data that is the same on every rank.
         geometry: JSON data for the manifest.
         metrics: the evaluation at this very step, by name; none without one.
+        room: called on the main rank with the bytes that will be written; it makes the directory and room for them, or
+            raises CheckpointError. By default the free space is checked.
 
     Raises:
         CheckpointError: on every rank, if it failed on any rank. Older checkpoints are untouched.
@@ -207,7 +221,7 @@ def save(
 
     plans = _together(ranks, partial, plan)
     size = sum(count for count, _ in plans)
-    on_main(lambda: _prepare(directory, partial, {kind for _, kinds in plans for kind in kinds}, size))
+    on_main(lambda: _prepare(directory, partial, {kind for _, kinds in plans for kind in kinds}, size, room))
     parts = _together(ranks, partial, lambda: (own.write(partial, ranks), own.records, own.shapes))
 
     def complete() -> None:

@@ -6,6 +6,7 @@ begin: wait for the save in flight, copy, agree -> thread: write, retry, prune -
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from swinv2_train.checkpoint.disk import check_space, has_space
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import step_name
@@ -121,6 +123,10 @@ def _allocate(fragments: list[Fragment]) -> list[Fragment]:
     return [replace(item, **tensors) for item, tensors in zip(fragments, parts, strict=True)]
 
 
+def _no_check() -> None:
+    """Check nothing."""
+
+
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
@@ -135,6 +141,7 @@ class Saver:
         watch: a context that the writing runs in, retries included, such as a time limit.
         protected: the main rank asks it for the names of checkpoints to keep whatever the policy says.
         damaged: names of checkpoints that were found to be damaged: they do not count as kept, and are not removed.
+        check: called on the main rank before anything is written; what it raises fails the save.
     """
 
     def __init__(
@@ -146,9 +153,10 @@ class Saver:
         watch: Callable[[], AbstractContextManager[None]] = nullcontext,
         protected: Callable[[], Collection[str]] = tuple,
         damaged: Collection[str] = (),
+        check: Callable[[], None] = _no_check,
     ) -> None:
         self._directory, self._ranks, self._policy = directory, ranks, policy
-        self._watch, self._protected = watch, protected
+        self._watch, self._protected, self._check = watch, protected, check
         self.damaged = set(damaged)
         """Names of checkpoints that do not count; to be changed between saves. Saving one of them anew takes it out."""
         self._host = HostCopy()
@@ -183,12 +191,23 @@ class Saver:
             self._end(outcome)
         else:
             if copied is not None:
-                self._thread = threading.Thread(target=self._run, args=(outcome, copied), name="saver", daemon=True)
-                outcome.pause_seconds = time.perf_counter() - started
-                self._thread.start()
-                return
+                if self._started(outcome, copied):
+                    outcome.pause_seconds = time.perf_counter() - started
+                    return
+                content = copied
             self._run(outcome, content)
         outcome.pause_seconds = time.perf_counter() - started
+
+    def _started(self, outcome: Outcome, content: dict[str, Any]) -> bool:
+        """Start the thread that writes; False if there may be no more threads, so that this one must write."""
+        thread = threading.Thread(target=self._run, args=(outcome, content), name="saver", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            outcome.warnings.append(f"{error}; this save is written while the training waits")
+            return False
+        self._thread = thread
+        return True
 
     def _copied(self, content: dict[str, Any], outcome: Outcome) -> dict[str, Any] | None:
         """A copy of what is to be saved; None, on all ranks alike, if one of them cannot have it."""
@@ -246,7 +265,8 @@ class Saver:
         while True:
             outcome.attempts += 1
             try:
-                return save(self._directory, outcome.step, ranks=self._ranks, **content)
+                room = functools.partial(self._have_room, outcome)
+                return save(self._directory, outcome.step, ranks=self._ranks, room=room, **content)
             except CheckpointError as error:
                 if outcome.attempts > self._policy.retries:
                     raise
@@ -254,6 +274,24 @@ class Saver:
             finally:
                 outcome.write_seconds = time.perf_counter() - started
             time.sleep(self._policy.retry_seconds)
+
+    def _have_room(self, outcome: Outcome, size: int) -> None:
+        """See that a checkpoint fits, removing old ones first if it does not. The main rank calls it.
+
+        First goes what the policy does not keep, such as after a lower `keep_last`; then what it would not keep after
+        this save. The newest complete checkpoint stays in any case.
+        """
+        self._check()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        last = max(1, self._policy.keep_last)
+        for keep in dict.fromkeys((last, max(1, last - 1))):
+            if has_space(self._directory, size):
+                return
+            removed = prune(self._directory, replace(self._policy, keep_last=keep), self._protected(), self.damaged)
+            if removed:
+                outcome.warnings.append(f"the disk is nearly full: removed {', '.join(removed)} before writing")
+        fewer = "lower checkpoint.keep_last, " if last > 1 else ""
+        check_space(self._directory, size, f"{fewer}remove what else is on this disk, or move the run (run.dir)")
 
     def _prune(self, outcome: Outcome) -> None:
         if self._ranks.rank != 0:

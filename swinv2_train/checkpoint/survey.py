@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from swinv2_train.checkpoint.layout import (
 )
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.reading import UnreadableError, finite_number, read_object
 
 
 @dataclass(frozen=True)
@@ -158,14 +157,11 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read.
     """
     try:
-        state = json.loads((path / STATE).read_text())
-    except OSError as error:
+        return read_object(path / STATE)
+    except FileNotFoundError as error:
         raise CheckpointError(f"{path / STATE} cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except UnreadableError as error:
         raise CheckpointError(f"{path / STATE} is broken ({error})") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path / STATE} is broken (it is not an object)")
-    return state
 
 
 def _written(path: Path) -> float:
@@ -189,8 +185,7 @@ def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) 
 
 
 def _finite(manifest: Manifest, metric: str) -> float | None:
-    value = manifest.metrics.get(metric)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    return finite_number(manifest.metrics.get(metric))
 
 
 def best_of(entries: Iterable[Entry], metric: str, mode: str) -> Path | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.reading import is_count, parse_json
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 """Names of the dtypes: ours, that of safetensors, and bytes per element."""
@@ -59,7 +60,30 @@ def read_header(file: Any) -> tuple[int, dict[str, Any]]:
     length = int.from_bytes(read_exactly(file, 8), "little")
     if length > _MAX_HEADER:
         raise ValueError("it is no safetensors file")
-    return 8 + length, json.loads(bytes(read_exactly(file, length)))
+    if 8 + length > os.fstat(file.fileno()).st_size:  # before so much memory is taken
+        raise ValueError("it ends early")
+    header = parse_json(bytes(read_exactly(file, length)))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    return 8 + length, header
+
+
+def extent(entry: Any, dtype: str, count: int, data_size: int) -> int:
+    """The first byte of a tensor in the data of a file, by its entry in the header, which is checked.
+
+    Args:
+        dtype: the code that it must have (see `DTYPES`).
+        count: how many elements of four bytes it must have.
+        data_size: bytes of data in the file.
+
+    Raises:
+        ValueError: if it has others.
+    """
+    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+    whole = isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))
+    if not whole or entry.get("dtype") != dtype or offsets[1] - offsets[0] != 4 * count or offsets[1] > data_size:
+        raise ValueError(f"it is not {count} numbers of {dtype}")
+    return offsets[0]
 
 
 def write_safetensors(

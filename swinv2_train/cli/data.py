@@ -1,7 +1,7 @@
 """`swinv2-data`: make data sets of WebDataset shards and check them.
 
-Exit status: 0 all is well; 1 done, but some images are broken and were left out; 2 it could not be done (wrong use, no
-images, full disk); 130 interrupted.
+Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be done
+(wrong use, no images, full disk); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from swinv2_train.exit_codes import WRONG_USE
 
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
-    "exit status: 0 all is well; 1 done, but some images are broken and were left out; 2 it could not be done; "
-    "130 interrupted"
+    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be "
+    "done; 130 interrupted"
 )
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -55,17 +55,18 @@ def _add_pack(commands: Any) -> None:
     pack = commands.add_parser(
         "pack",
         help="pack images into shards",
-        description="Pack JPEG, PNG, WebP and TIFF images into OUT/train-000000.tar, ...: standard WebDataset "
-        "tars with an index, a manifest and a dataset card. Files are copied as they are; each is decoded once, and "
-        "what does not decode is left out and listed in OUT/broken.jsonl. The order is shuffled, the same for the same "
-        "seed. If it is interrupted, the same command goes on where it stopped.",
+        description="Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
+        "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files are "
+        "copied as they are; each is decoded once, and what does not decode is skipped and listed in OUT/broken.jsonl. "
+        "Files of other types are counted. The order is shuffled, the same for the same seed. If the command is "
+        "interrupted, rerun it to resume.",
         epilog=_STATUS,
     )
     add = pack.add_argument
     add(
         "source",
         metavar="SRC",
-        help="a folder (searched to any depth), a list (.csv: path,label; .jsonl; header path,labels: several, "
+        help="a folder (searched to any depth), a list (.csv, .tsv, .jsonl with path and label; labels for several, "
         "a;b), or shards",
     )
     add("out", metavar="OUT", type=Path, help="directory for the shards")
@@ -115,7 +116,9 @@ def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="check shards and show what they hold",
-        description="Decode every sample, print the dataset card and list the broken ones. Reads any WebDataset tars.",
+        description="Decode every sample and print the dataset card. List the samples that are broken, the members of "
+        "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
+        "WebDataset tars.",
         epilog=_STATUS,
     )
     add = inspect.add_argument
@@ -139,7 +142,7 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> int:
-    from swinv2_train.cli.data_display import Progress, print_table
+    from swinv2_train.cli.data_display import Progress, label_lines, print_table
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.pack import BROKEN_FILE, PackOptions, pack
     from swinv2_train.data.parallel import available_cores
@@ -173,33 +176,34 @@ def _pack(arguments: argparse.Namespace) -> int:
         print_table(card.rows())
     reused = f", {report.num_reused} of them finished before" if report.num_reused else ""
     print(f"{report.num_shards} shards in {arguments.out}{reused}")
-    for warning in report.warnings:
+    for warning in (*report.warnings, *report.notes):
         print(f"warning: {warning}", file=sys.stderr)
+    for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
+        print(line, file=sys.stderr)
     if report.broken:
         where = arguments.out / BROKEN_FILE
         print(f"{len(report.broken)} images are broken and were left out: see {where}", file=sys.stderr)
-    return 1 if report.broken else 0
+    return 0 if report.complete else 1
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from swinv2_train.cli.data_display import Progress, print_table
+    from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
     from swinv2_train.data.inspect import contact_sheet, inspect
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
-    shards = ShardSet.open(arguments.shards, arguments.cache_dir, arguments.cache_gib)
+    shards = ShardSet.open(arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False)
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
         found = inspect(shards, workers=workers, progress=lambda done, total: progress.show("samples", done, total))
-    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows()])
-    for shard, why in found.truncated:
-        print(f"cut off: {shard}: {why}")
-    for name, reason in found.broken:
-        print(f"broken: {name}: {reason}")
+    rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
+    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), *rows])
+    for line in inspection_lines(found):
+        print(line)
     if arguments.sheet is not None:
         drawn = contact_sheet(shards, arguments.sheet, num_samples=arguments.samples, seed=arguments.seed)
         print(f"{drawn} samples drawn in {arguments.sheet}")
-    return 1 if found.broken or found.truncated else 0
+    return 0 if found.complete else 1
 
 
 def _size(text: str) -> int:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swinv2_train.data.inspect import Inspection
 
 _LINES = 10
+_SHOWN = 20
 
 
 class Progress:
@@ -48,3 +52,28 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     print()
+
+
+def label_lines(problems: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the count of the labels that cannot be used, and the first of them."""
+    if not problems:
+        return []
+    lines = [f"{len(problems):,} labels cannot be used"]
+    lines += [f"label: {name}: {reason}" for name, reason in problems[:_SHOWN]]
+    more = len(problems) - _SHOWN
+    return lines + ([f"label: and {more:,} more"] if more > 0 else [])
+
+
+def inspection_lines(found: Inspection) -> list[str]:
+    """Return a line for everything in a set of shards that is not read or cannot be used."""
+    lines = [f"cut off: {shard}: {why}" for shard, why in found.truncated]
+    lines += [f"empty: {why}" for why in found.empty]
+    lines += [f"not read: {line}" for line in found.left_out.lines()]
+    lines += [f"broken: {name}: {reason}" for name, reason in found.broken]
+    lines += label_lines(found.label_problems)
+    if found.unlabeled and found.labeled:
+        lines.append(f"no label: {found.unlabeled:,} samples, while others have one (first: {found.first_unlabeled})")
+    lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
+    if len(found.across) > _SHOWN:
+        lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")
+    return lines

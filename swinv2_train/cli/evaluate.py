@@ -22,6 +22,7 @@ from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:  # these import torch
     import torch
@@ -237,7 +238,7 @@ def writable(key: str, directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
-        raise ConfigError(key, directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError(key, directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _report(found: Any, request: EvalOptions, place: Path, out: Path | None, *, as_json: bool) -> None:

@@ -124,7 +124,7 @@ def _images(text: str | None, loaded: LoadedModel) -> Tensor | None:
         return None
     from swinv2_train.interop.images import find_images, image_batch
 
-    return image_batch(find_images([text])[:_MOST_IMAGES], loaded)
+    return image_batch(find_images([text]).files[:_MOST_IMAGES], loaded)
 
 
 def _report(done: Exported, loaded: LoadedModel) -> None:

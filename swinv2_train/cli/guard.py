@@ -12,6 +12,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import DataError
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, WRONG_USE
+from swinv2_train.shortage import shortage
+
+_GPU_REMEDY = "lower batch (batch=..., --batch), or use device=cpu"
 
 
 def guarded(command: str, run: Callable[[], int], *, failed: int = FAILED, interrupted: str = "interrupted") -> int:
@@ -46,8 +49,16 @@ def guarded(command: str, run: Callable[[], int], *, failed: int = FAILED, inter
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return failed
-    except OSError as error:
+    except (OSError, MemoryError) as error:
+        if (text := shortage(error, _GPU_REMEDY)) is not None:
+            say(text)
+            return failed
         say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
+        return failed
+    except RuntimeError as error:
+        if (text := shortage(error, _GPU_REMEDY)) is None:
+            raise
+        say(text)
         return failed
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

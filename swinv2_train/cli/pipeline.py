@@ -22,6 +22,7 @@ from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
+from swinv2_train.reading import UnreadableError
 
 if TYPE_CHECKING:
     from swinv2_train.pipeline.plan import PlannedStage
@@ -101,7 +102,11 @@ def show_status(arguments: argparse.Namespace) -> int:
         directory = _pipeline(arguments, items).directory
     else:
         raise ConfigError("", "", "give the directory of a pipeline, such as swinv2-pipeline status outputs/demo")
-    state = read_state(directory)
+    try:
+        state = read_state(directory)
+    except UnreadableError as error:
+        mend = f"{directory}/pipeline.json is damaged ({error}): the next call that runs the pipeline writes a new one"
+        raise ConfigError("", directory, mend) from error
     if state is None:
         raise ConfigError("", directory, f"there is no pipeline.json in {directory}: no pipeline has run there")
     stages = views(directory, state)

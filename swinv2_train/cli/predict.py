@@ -35,8 +35,8 @@ _THUMBNAIL = 320
 _READERS = 4
 _CHANGE = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=.*", re.DOTALL)
 _HELP = f"""\
-IMAGES are files, folders (searched to any depth for jpg, png, webp and tif) and patterns. Among them may stand changes
-to the model: model.window=24 data.resolution=384. Files that are written replace older ones of that name.
+IMAGES are files, folders (searched to any depth as swinv2-data pack does), and patterns. Changes to the model may stand
+among them: model.window=24 data.resolution=384. Files that are written replace older ones of that name.
 
 A sheet is a self-contained HTML page (of at most {MOST_ON_SHEET[".html"]} images) or a PNG
 (of at most {MOST_ON_SHEET[".png"]}).
@@ -108,7 +108,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from swinv2_train.interop.images import find_images
     from swinv2_train.interop.load import load_model
 
-    paths = find_images([item for item in arguments.images if item not in changes])
+    images = find_images([item for item in arguments.images if item not in changes])
+    paths = images.files
     if not paths:
         raise ConfigError("", None, "no images are given, only changes to the model; name files, folders or patterns")
     _keep_inputs(paths, targets)
@@ -120,13 +121,13 @@ def _run(arguments: argparse.Namespace) -> int:
     done = predict(
         loaded, paths, names, top=arguments.top, batch=arguments.batch, device=arguments.device, pictures=most
     )
-    for path, reason in done.broken:
-        print(f"swinv2-predict: {path}: {reason}", file=sys.stderr)
+    for line in (*(f"{path}: {reason}" for path, reason in done.broken), *images.notes):
+        print(f"swinv2-predict: {line}", file=sys.stderr)
     print_predictions(done.found)
     _write(done, targets, loaded)
     if done.broken:
         print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
-    return FAILED if done.broken else FINISHED
+    return FAILED if done.broken or images.lost else FINISHED
 
 
 def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:

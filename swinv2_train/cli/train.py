@@ -23,6 +23,7 @@ from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.shortage import shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -359,10 +360,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        code = exit_code(error)
+        text = shortage(error)
+        code = FAILED if text else exit_code(error)
         if code is None:
             raise
-        _complain(error)
+        _complain(error if text is None else RunError(text))
     finally:
         if stop is not None:
             stop.restore()

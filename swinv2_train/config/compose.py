@@ -16,6 +16,10 @@ from typing import Any
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
+from swinv2_train.reading import read_text
+
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
+"""What YAML and OmegaConf raise for text that is not a config at all, next to their own errors."""
 
 
 def conf_dir() -> Path:
@@ -38,7 +42,8 @@ def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
     found = {}
     for place in (conf_dir(), config_dir):
         for path in sorted((place / "experiment").glob("*.yaml")) if place else ():
-            lines = [line for line in path.read_text().splitlines() if line.startswith("#") and "@package" not in line]
+            text = path.read_text(errors="replace") if path.is_file() else ""
+            lines = [line for line in text.splitlines() if line.startswith("#") and "@package" not in line]
             found[path.stem] = lines[0].lstrip("# ") if lines else ""
     return sorted(found.items())
 
@@ -238,12 +243,15 @@ def from_yaml(path: Path) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        loaded = OmegaConf.create(path.read_text())
+        loaded = OmegaConf.create(read_text(path))
         return _typed(loaded)
-    except OSError as error:
+    except ConfigError:
+        raise
+    except FileNotFoundError as error:
         raise ConfigError("", path, f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError("", path, f"{path} is not a valid config: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, *_DAMAGED) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError("", path, f"{path} is not a valid config: {reason}") from error
 
 
 def override(text: str, overrides: Sequence[str]) -> Config:
@@ -261,7 +269,9 @@ def override(text: str, overrides: Sequence[str]) -> Config:
         if wrong:
             raise ConfigError("", wrong, f"cannot read the override {wrong!r}: here only key=value can be given")
         return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, *_DAMAGED) as error:
         raise explain(error, overrides) from error
 
 

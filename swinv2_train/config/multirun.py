@@ -22,6 +22,7 @@ from swinv2_train.config.compose import compose, conf_dir, explain
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
+from swinv2_train.import_path import exported_import_path
 
 OWN_KEYS = {
     "run.dir": "the sweep decides this for each job; sweep.dir=DIR moves all of it",
@@ -158,8 +159,9 @@ def run_multirun(
     given = set(map(key_of, multirun.arguments))
     options = [item for item in options if key_of(item) not in given]
     door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
+    command_line = _command_line([*options, *multirun.arguments])
     try:
-        with _command_line([*options, *multirun.arguments]), _quiet_search(multirun):
+        with command_line, _quiet_search(multirun), exported_import_path():  # submitit starts its jobs by itself
             door()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, multirun.arguments) from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -39,28 +40,29 @@ def seeded_globals(rng: np.random.Generator) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+@dataclass(frozen=True)
 class ColourAugment:
     """An auto-augmentation policy, or colour jitter: (3, H, W) uint8 -> (3, H, W) uint8.
 
-    As timm's `create_transform` puts them together: jitter where there is no policy, or beside 3-Augment.
-
-    Args:
-        policy: timm's notation, such as rand-m9-mstd0.5-inc1; None: no policy.
-        jitter: strength of the change of brightness, contrast and saturation; 0: none.
-        size: of the images, which the policy's translations are a share of.
-        mean: per-channel mean in [0, 1], which the policy fills empty corners with.
-        interpolation: of the policy's rotations and shears.
+    As timm's `create_transform` combines them: jitter if there is no policy, or in addition to 3-Augment. An instance
+    holds settings alone and never changes, because it is sent to the workers, also after it was used.
     """
 
-    def __init__(
-        self, policy: str | None, jitter: float, size: tuple[int, int], mean: Sequence[float], interpolation: str
-    ) -> None:
-        self.policy, self.jitter, self.size = policy, jitter, size
-        self.mean, self.interpolation = tuple(mean), interpolation
+    policy: str | None
+    """The policy in timm notation, such as rand-m9-mstd0.5-inc1; None: no policy."""
+    jitter: float
+    """Strength of the change of brightness, contrast, and saturation; 0: none."""
+    size: tuple[int, int]
+    """Height and width of the images; the policy's translations are a fraction of it."""
+    mean: tuple[float, ...]
+    """Per-channel mean in [0, 1] that the policy fills empty corners with."""
+    interpolation: str
+    """Of the policy's rotations and shears."""
 
     def __call__(self, image: Tensor, rng: np.random.Generator, name: str) -> Tensor:
         """Raises DataError for an image that is not 8 bit with 3 channels; `name` is the sample's, for the message."""
-        if not self.steps:
+        steps = _steps(self)
+        if not steps:
             return image
         if image.dtype != torch.uint8 or image.shape[0] != 3:
             bits = 8 if image.dtype == torch.uint8 else 16
@@ -69,45 +71,49 @@ class ColourAugment:
                 "task.color_jitter are for 3 channels of 8 bits: set task.auto_augment=null task.color_jitter=0"
             )
         with seeded_globals(rng):
-            for step in self.steps:
+            for step in steps:
                 image = step(image)
         return image
 
-    @cached_property
-    def steps(self) -> list[Callable[[Tensor], Tensor]]:
-        """Made where they are used, so that only the workers import timm."""
-        steps: list[Callable[[Tensor], Tensor]] = []
-        if self.policy is not None:
-            steps.append(_on_pil(self._policy()))
-        if self.jitter and (self.policy is None or "3a" in self.policy):
-            from torchvision.transforms import v2
 
-            steps.append(v2.ColorJitter(self.jitter, self.jitter, self.jitter))
-        return steps
+@lru_cache(maxsize=8)
+def _steps(settings: ColourAugment) -> tuple[Callable[[Tensor], Tensor], ...]:
+    """Build the operations of an augmentation, once per process, and only where they run: timm takes seconds to import.
 
-    def _policy(self) -> Callable[[Any], Any]:
-        from PIL.Image import Resampling
-        from timm.data import auto_augment
+    They hold closures, which cannot be pickled, so they are kept here and not in the instance.
+    """
+    steps: list[Callable[[Tensor], Tensor]] = []
+    if settings.policy is not None:
+        steps.append(_on_pil(_policy(settings, settings.policy)))
+    if settings.jitter and (settings.policy is None or "3a" in settings.policy):
+        from torchvision.transforms import v2
 
-        assert self.policy is not None
-        settings: dict[str, Any] = {
-            "translate_const": int(min(self.size) * 0.45),
-            "img_mean": tuple(min(255, round(255 * value)) for value in self.mean),
-            "interpolation": Resampling[self.interpolation.upper()],
-        }
-        if self.policy.startswith("rand"):
-            policy = auto_augment.rand_augment_transform(self.policy, settings)
-            operations = policy.ops
-        elif self.policy.startswith("augmix"):
-            policy = auto_augment.augment_and_mix_transform(self.policy, settings | {"translate_pct": 0.3})
-            operations = policy.ops
-        else:
-            policy = auto_augment.auto_augment_transform(self.policy, settings)
-            operations = [operation for part in policy.policy for operation in part]
-        for operation in operations:
-            if operation.aug_fn is auto_augment.posterize:
-                operation.aug_fn = _posterize
-        return policy
+        steps.append(v2.ColorJitter(settings.jitter, settings.jitter, settings.jitter))
+    return tuple(steps)
+
+
+def _policy(settings: ColourAugment, name: str) -> Callable[[Any], Any]:
+    from PIL.Image import Resampling
+    from timm.data import auto_augment
+
+    options: dict[str, Any] = {
+        "translate_const": int(min(settings.size) * 0.45),
+        "img_mean": tuple(min(255, round(255 * value)) for value in settings.mean),
+        "interpolation": Resampling[settings.interpolation.upper()],
+    }
+    if name.startswith("rand"):
+        policy = auto_augment.rand_augment_transform(name, options)
+        operations = policy.ops
+    elif name.startswith("augmix"):
+        policy = auto_augment.augment_and_mix_transform(name, options | {"translate_pct": 0.3})
+        operations = policy.ops
+    else:
+        policy = auto_augment.auto_augment_transform(name, options)
+        operations = [operation for part in policy.policy for operation in part]
+    for operation in operations:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return policy
 
 
 def _posterize(picture: Any, bits: int, **settings: Any) -> Any:

@@ -6,10 +6,14 @@ Cards add up: the card of a data set is the sum of the cards of its shards, whoe
 from __future__ import annotations
 
 import math
+import re
+import reprlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from swinv2_train.reading import is_count
 
 _SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -143,18 +147,27 @@ class Card:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
+        """Read a card that `to_json` wrote; entries that another version did not write are empty.
+
+        Raises:
+            ValueError: naming an entry that cannot be.
+        """
+        classes = _entry(content, "classes", dict, {})
+        names = classes.get("names")
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("classes.names is not a list of names")
         return cls(
-            num_samples=content["num_samples"],
-            bytes=content["bytes"],
-            broken=content["broken"],
-            split=content["split"],
-            formats=Counter(content["formats"]),
-            channels=_int_counter(content["channels"]),
-            bits=_int_counter(content["bits"]),
-            short_sides=_int_counter(content["short_sides"]),
-            class_names=content["classes"]["names"],
-            class_counts=_int_counter(content["classes"]["counts"]),
-            moments={int(c): Moments(**m) for c, m in content["moments"].items()},
+            num_samples=_count(content.get("num_samples", 0), "num_samples"),
+            bytes=_count(content.get("bytes", 0), "bytes"),
+            broken=_count(content.get("broken", 0), "broken"),
+            split=_entry(content, "split", str, None),
+            formats=Counter({name: _count(n, "formats") for name, n in _entry(content, "formats", dict, {}).items()}),
+            channels=_int_counter(content, "channels"),
+            bits=_int_counter(content, "bits"),
+            short_sides=_int_counter(content, "short_sides"),
+            class_names=names,
+            class_counts=_int_counter(classes, "counts"),
+            moments={_key(c, "moments"): _moments(c, m) for c, m in _entry(content, "moments", dict, {}).items()},
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -193,8 +206,39 @@ def _plain(counter: Counter[Any]) -> dict[str, int]:
     return {str(key): counter[key] for key in sorted(counter)}
 
 
-def _int_counter(counts: dict[str, int]) -> Counter[int]:
-    return Counter({int(key): n for key, n in counts.items()})
+def _entry(content: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = content.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is {reprlib.repr(value)}")
+    return default if value is None else value
+
+
+def _count(value: Any, name: str) -> int:
+    if not is_count(value):
+        raise ValueError(f"{name} is {reprlib.repr(value)}, not a count")
+    return value
+
+
+def _key(text: str, name: str) -> int:
+    if not re.fullmatch(r"-?\d{1,15}", text):  # a list of images may have -1 as a class
+        raise ValueError(f"{name} has the entry {text[:40]!r}")
+    return int(text)
+
+
+def _int_counter(content: dict[str, Any], name: str) -> Counter[int]:
+    return Counter({_key(key, name): _count(n, name) for key, n in _entry(content, name, dict, {}).items()})
+
+
+def _moments(channels: str, content: Any) -> Moments:
+    try:
+        moments = Moments(**content)
+        for values in (moments.means, moments.squares):
+            if len(values) != int(channels) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+                raise ValueError
+        _count(moments.images, "images")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"moments of {channels} channels cannot be read") from error
+    return moments
 
 
 def _listed(counter: Counter[Any]) -> str:

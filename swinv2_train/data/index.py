@@ -3,16 +3,16 @@
 The samples are those that `webdataset` sees: neighbouring members whose names agree up to the first dot of the base
 name. Only images and plain text (cls, txt, json) are taken in; a pickle in a shard is never indexed, so never read.
 
-On disk an index is two lines of JSON: a small header (enough to count samples) and the columns.
+On disk an index is two lines of JSON: a small header (enough to count samples) and the columns, each with its hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
-import re
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,23 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS
+from swinv2_train.data.samples import LeftOut, SampleGroups, image_extension
+from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
+from swinv2_train.reading import UnreadableError, is_count, parse_json
+
+logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.jsonl"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
-TEXT_EXTENSIONS = ("cls", "txt", "json")
 _FORMAT = 1
-_BLOCK = 512
-_SAMPLE_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's split into key and extension
-_REGULAR = (b"0", b"\0", b"7")
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories: the size field means nothing
+
+
+class EmptyShardError(DataError):
+    """A shard without any sample that has an image."""
+
+    def __init__(self, message: str, left_out: LeftOut | None = None) -> None:
+        super().__init__(message)
+        self.left_out = left_out or LeftOut()
 
 
 @dataclass
@@ -47,6 +55,10 @@ class ShardIndex:
     """Why the shard ends early; its complete samples are indexed."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What the packer knows about the shard: its share of the dataset card, its inputs."""
+    left_out: LeftOut | None = None
+    """Members that are not read; None in an index of an earlier version, which did not count them."""
+    proven: bool = True
+    """False for an index without a hash, which an earlier version wrote."""
 
     @property
     def num_samples(self) -> int:
@@ -60,6 +72,14 @@ class ShardIndex:
             if self.offsets[i, sample] >= 0
         }
 
+    def same_members(self, other: ShardIndex) -> bool:
+        """Return whether the other index describes the same tar: its size, and name and place of every member."""
+        return (
+            (self.tar_size, self.keys, self.extensions) == (other.tar_size, other.keys, other.extensions)
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.sizes, other.sizes)
+        )
+
     def header(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -68,136 +88,51 @@ class ShardIndex:
             "num_samples": self.num_samples,
             "truncated": self.truncated,
             "extra": self.extra,
+            "left_out": self.left_out.to_json() if self.left_out is not None else None,
         }
-
-
-def image_extension(extensions: list[str]) -> str | None:
-    """Which member of a sample is the image: a plain `jpg` before a dotted `seg.png`; None without any."""
-    images = [extension for extension in extensions if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    return min(images, key=lambda extension: extension.count("."), default=None)
-
-
-def _wanted(extension: str) -> bool:
-    return extension.rpartition(".")[2] in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS
 
 
 def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> ShardIndex:
     """Read the headers of an open tar (ustar, PAX and GNU long names); `name` is for messages.
 
-    Raises DataError where the file is no plain tar or holds no sample with an image.
+    Raises:
+        DataError: if the file is not a plain tar.
+        EmptyShardError: if it has no sample with an image.
     """
     stat = os.fstat(fd)
-    samples: list[tuple[str, dict[str, tuple[int, int]]]] = []
+    if stat.st_size == 0:
+        raise EmptyShardError(f"{name} is an empty file (0 bytes)")
+    groups = SampleGroups()
     truncated = None
     try:
-        for member, offset, size in _tar_members(fd, name):
-            match = _SAMPLE_NAME.match(member)
-            if match is None:
-                continue
-            key, extension = match.group(1), match.group(2).lower()
-            if not samples or samples[-1][0] != key:
-                samples.append((key, {}))
-            if offset + size > stat.st_size:
-                samples.pop()  # the sample is incomplete, whatever of it came before
-                raise _EndsEarlyError(f"it ends inside {member}")
-            if _wanted(extension):
-                samples[-1][1][extension] = (offset, size)
-    except _EndsEarlyError as early:
-        truncated = str(early)
-    samples = [(key, members) for key, members in samples if image_extension(list(members)) is not None]
+        for member in members(fd, name):
+            if member.offset + member.size > stat.st_size:
+                groups.drop_last(member.name)  # the sample is incomplete, whatever of it came before
+                raise DamagedError(f"it ends inside {member.name}")
+            groups.add(member)
+    except DamagedError as damage:
+        truncated = str(damage)
+    samples = groups.finish()
     if not samples:
         cut = f" (it is cut off: {truncated})" if truncated else ""
-        raise DataError(f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}")
-    extensions = sorted({extension for _, members in samples for extension in members})
-    rows = [[members.get(extension, (-1, 0)) for _, members in samples] for extension in extensions]
+        others = "".join(f"; {line}" for line in groups.left_out.lines())
+        raise EmptyShardError(
+            f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}{others}", groups.left_out
+        )
+    extensions = sorted({extension for sample in samples for extension in sample.members})
+    rows = [[sample.members.get(extension, (-1, 0)) for sample in samples] for extension in extensions]
     table = np.array(rows, dtype=np.int64)
     return ShardIndex(
         tar_size=stat.st_size,
         tar_mtime_ns=stat.st_mtime_ns,
-        keys=[key for key, _ in samples],
+        keys=[sample.key for sample in samples],
         extensions=extensions,
         offsets=table[..., 0].copy(),
         sizes=table[..., 1].copy(),
         truncated=truncated,
         extra=extra or {},
+        left_out=groups.left_out,
     )
-
-
-class _EndsEarlyError(Exception):
-    """The tar stops where it should not."""
-
-
-def _tar_members(fd: int, tar: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, size) of every regular file of a tar."""
-    position, long_name, pax = 0, None, {}
-    while True:
-        header = os.pread(fd, _BLOCK, position)
-        if position == 0 and header[:2] in (b"\x1f\x8b", b"BZ"):
-            raise DataError(f"{tar} is compressed: unpack it (samples are read from anywhere inside)")
-        if len(header) < _BLOCK:
-            if position == 0:
-                raise DataError(f"{tar} is not a tar file: it has only {len(header)} bytes")
-            raise _EndsEarlyError("the end-of-archive mark is missing")
-        if header.count(0) == _BLOCK:
-            return
-        if not _checksum_fits(header):
-            if position == 0:
-                raise DataError(f"{tar} is not a tar file")
-            raise _EndsEarlyError(f"the header at byte {position} is damaged")
-        kind, size = header[156:157], _number(header[124:136], position)
-        if kind == b"L":
-            long_name = os.pread(fd, size, position + _BLOCK).split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-        elif kind == b"x":
-            pax = _pax_records(os.pread(fd, size, position + _BLOCK))
-        elif kind in (b"g", b"K"):  # says nothing about where the next member lies
-            pass
-        elif kind == b"S" or any(key.startswith("GNU.sparse") for key in pax):
-            raise DataError(f"{tar} holds a sparse file at byte {position}: repack it without --sparse")
-        else:
-            name = pax.get("path") or long_name or _short_name(header)
-            size = 0 if kind in _WITHOUT_DATA else int(pax.get("size", size))
-            if kind in _REGULAR:
-                yield name, position + _BLOCK, size
-            long_name, pax = None, {}
-        position += _BLOCK + -(-size // _BLOCK) * _BLOCK
-
-
-def _checksum_fits(header: bytes) -> bool:
-    """The sum of all bytes, the checksum field itself taken as blanks (POSIX ustar)."""
-    text = header[148:156].strip(b" \0")
-    if not text or any(byte not in b"01234567" for byte in text):
-        return False
-    return int(text, 8) == sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
-
-
-def _number(raw: bytes, position: int) -> int:
-    """An octal field, or GNU's base 256 for what octal cannot hold."""
-    if raw[0] & 0x80:
-        return int.from_bytes(bytes([raw[0] & 0x7F]) + raw[1:], "big")
-    try:
-        return int(raw.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise _EndsEarlyError(f"the header at byte {position} is damaged") from None
-
-
-def _short_name(header: bytes) -> str:
-    name = header[:100].split(b"\0", 1)[0]
-    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
-
-
-def _pax_records(data: bytes) -> dict[str, str]:
-    """Records of the form `<length> <key>=<value>\\n`, the length counting the whole record."""
-    records, position = {}, 0
-    while position < len(data):
-        digits, _, _ = data[position : position + 20].partition(b" ")
-        if not digits.isdigit():
-            break
-        record = data[position + len(digits) + 1 : position + int(digits) - 1]
-        key, _, value = record.partition(b"=")
-        records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
-        position += int(digits)
-    return records
 
 
 def write_index(index: ShardIndex, path: Path) -> None:
@@ -208,7 +143,9 @@ def write_index(index: ShardIndex, path: Path) -> None:
         "offsets": index.offsets.tolist(),
         "sizes": index.sizes.tolist(),
     }
-    write_atomically(path, json.dumps(index.header()) + "\n" + json.dumps(columns, separators=(",", ":")) + "\n")
+    text = json.dumps(columns, separators=(",", ":"))
+    header = {**index.header(), "columns_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_atomically(path, json.dumps({**header, "sha256": _digest(header)}) + "\n" + text + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -228,37 +165,133 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header of an index file; None where there is none that this version can read."""
+    """Read the header of an index file; None if there is none, or none that can be used."""
     try:
-        with path.open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            header = _checked_header(file.readline())
+    except FileNotFoundError:
         return None
-    return header if isinstance(header, dict) and header.get("format") == _FORMAT else None
+    except (OSError, UnreadableError) as error:
+        return _ignored(path, error)
+    return header and {key: value for key, value in header.items() if key != "columns_sha256"}
 
 
 def read_index(path: Path) -> ShardIndex | None:
-    """A whole index file; None where there is none that this version can read."""
-    header = read_header(path)
-    if header is None:
-        return None
+    """Read a complete index file; None if there is none, or none that can be used."""
     try:
-        with path.open(encoding="utf-8") as file:
-            file.readline()
-            columns = json.loads(file.readline())
-        offsets, sizes = (np.array(columns[name], dtype=np.int64) for name in ("offsets", "sizes"))
-        shape = (len(columns["extensions"]), len(columns["keys"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return parse_index(path.read_bytes(), str(path))
+    except FileNotFoundError:
         return None
-    if offsets.shape != shape or sizes.shape != shape or shape[1] != header["num_samples"]:
+    except OSError as error:
+        return _ignored(path, error)
+
+
+def parse_index(content: bytes, where: str) -> ShardIndex | None:
+    """Read the content of an index file; None, with a warning that names `where`, if it cannot be used."""
+    first, _, rest = content.partition(b"\n")
+    try:
+        header = _checked_header(first)
+        return None if header is None else _checked_index(header, rest.partition(b"\n")[0])
+    except UnreadableError as error:
+        return _ignored(where, error)
+
+
+def misplaced(index: ShardIndex, fd: int) -> str | None:
+    """Look for the headers of an index's members in an open tar; return the first mismatch as text, None without one.
+
+    It takes one read of 512 bytes per member, and shows a copy of another file, or one with a shifted part.
+    """
+    for sample, key in enumerate(index.keys):
+        for extension, (offset, size) in index.members(sample).items():
+            name = f"{key}.{extension}"
+            header = os.pread(fd, BLOCK, offset - BLOCK)
+            if len(header) < BLOCK or not checksum_fits(header):
+                return f"there is no header of {name} at byte {offset - BLOCK}"
+            plain = name.isascii() and len(name) <= 100  # other names stand in a PAX or GNU header before this one
+            found = short_name(header).decode("utf-8", "surrogateescape")
+            if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
+                return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
+            if plain and number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
+                return f"{name} has another size"
+    return None
+
+
+def _digest(header: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+
+
+def _ignored(path: Path | str, error: Exception) -> None:
+    reason = error.strerror if isinstance(error, OSError) else error
+    logger.warning("ignoring the index %s (%s)", path, reason)
+
+
+def _checked_header(line: bytes) -> dict[str, Any] | None:
+    """Parse the first line of an index; None if another version wrote it.
+
+    Raises:
+        UnreadableError: if it is damaged.
+    """
+    header = parse_json(line)
+    if not isinstance(header, dict) or "format" not in header:
+        raise UnreadableError("it is not an index")
+    if header["format"] != _FORMAT:
         return None
+    stated = header.pop("sha256", None)  # an earlier version wrote none
+    if stated is not None and stated != _digest(header):
+        raise UnreadableError("its header has been changed (its hash differs)")
+    size, count, extra, truncated = (header.get(name) for name in ("tar_size", "num_samples", "extra", "truncated"))
+    numbers = is_count(size, 2**63 - 1) and is_count(count) and isinstance(header.get("tar_mtime_ns"), int)
+    if not numbers or not 0 < count * BLOCK <= size:
+        raise UnreadableError("its header has impossible numbers")
+    if not isinstance(extra, dict) or not all(isinstance(extra.get(key, {}), dict) for key in ("pack", "card")):
+        raise UnreadableError("its header has an impossible entry extra")
+    if not isinstance(truncated, str | None):
+        raise UnreadableError("its header has an impossible entry truncated")
+    return header
+
+
+def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
+    """Build an index from its header and its line of columns, none of whose numbers is trusted.
+
+    Raises:
+        UnreadableError: if they are damaged or contradict each other.
+    """
+    stated = header.get("columns_sha256")
+    if stated is not None and stated != hashlib.sha256(line).hexdigest():
+        raise UnreadableError("its columns have been changed (their hash differs)")
+    columns = parse_json(line)
+    try:
+        keys, extensions = columns["keys"], columns["extensions"]
+        offsets, sizes = (_whole_numbers(columns[name]) for name in ("offsets", "sizes"))
+        names = [name for name in (*keys, *extensions) if not isinstance(name, str)]
+        shape = (len(extensions), len(keys))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UnreadableError(f"its columns cannot be read ({type(error).__name__})") from error
+    if names or offsets.shape != shape or sizes.shape != shape or shape[1] != header["num_samples"]:
+        raise UnreadableError("its columns do not fit together")
+    absent = offsets == -1
+    first, last = offsets >= BLOCK, sizes <= header["tar_size"] - offsets
+    if not np.all(absent | (first & (offsets % BLOCK == 0) & (sizes >= 0) & last)):
+        raise UnreadableError("its columns have impossible offsets")
+    images = [number for number, extension in enumerate(extensions) if image_extension([extension])]
+    if len(set(extensions)) < len(extensions) or absent[images].all(axis=0).any():
+        raise UnreadableError("its columns have a sample without an image")
     return ShardIndex(
         header["tar_size"],
         header["tar_mtime_ns"],
-        columns["keys"],
-        columns["extensions"],
+        keys,
+        extensions,
         offsets,
         sizes,
-        header["truncated"],
+        header.get("truncated"),
         header["extra"],
+        LeftOut.from_json(header.get("left_out")),
+        proven=stated is not None,
     )
+
+
+def _whole_numbers(rows: Any) -> np.ndarray:
+    array = np.array(rows)
+    if array.dtype.kind != "i":  # numpy takes fractions and booleans for whole numbers where it is told to
+        raise TypeError
+    return array.astype(np.int64)

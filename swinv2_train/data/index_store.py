@@ -2,24 +2,29 @@
 
 Local: beside the tar, or in the cache directory where that place is read-only; trusted while size and time of the tar
 agree. Remote: beside the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
-agrees.
+agrees and the copy has a header where the index has a member. A damaged index is rebuilt.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import (
     INDEX_SUFFIX,
     ShardIndex,
     build_index,
+    misplaced,
+    parse_index,
     read_header,
     read_index,
-    write_atomically,
     write_index,
 )
 from swinv2_train.data.remote import RemoteFile, ShardCache
@@ -34,7 +39,7 @@ def index_header(url: str, cache: ShardCache, file: RemoteFile | None) -> dict[s
     """
     for path in _places(url, cache, file):
         header = read_header(path)
-        if header is not None and _fresh(header, url, file):
+        if header is not None and _fresh(header, url, file) and _complete(header, file):
             return header
     return load_index(url, cache, file).header()
 
@@ -44,15 +49,54 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None) -> ShardInd
 
     Raises DataError where the shard is no tar or holds no image.
     """
-    stale = False
+    old = None
     for path in _places(url, cache, file):
         index = read_index(path)
-        if index is not None and _fresh(index.header(), url, file):
-            return index
-        stale = stale or index is not None
-    if stale:
-        logger.warning("%s changed after its index was written: indexing it again", url)
-    return _local_index(url, cache) if file is None else _remote_index(file, cache)
+        if index is not None and _fresh(index.header(), url, file) and _complete(index.header(), file):
+            wrong = _mismatch(index, url) if file is None and not index.proven else None
+            if wrong is None:
+                return index
+            logger.warning("ignoring the index %s (%s)", path, wrong)
+        old = old or index
+    return _local_index(url, cache, old) if file is None else _remote_index(file, cache)
+
+
+def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[int, ShardIndex]:
+    """Open the local copy of a remote shard, after a check that it has the members of its index.
+
+    A copy that does not fit is removed and fetched again, once. If the new copy does not fit either but is an intact
+    tar, the index is of another shard: it is rebuilt from the copy.
+
+    Returns:
+        A descriptor, which the caller closes, and the index that fits the copy.
+
+    Raises:
+        DataError: if what the server sends is not the shard.
+    """
+    fd = cache.open(file)
+    wrong = misplaced(index, fd)
+    if wrong is None:
+        return fd, index
+    logger.warning("%s is not a copy of %s (%s): fetching it again", cache.path(file), file.url, wrong)
+    cache.discard(file, fd)
+    os.close(fd)
+    fd = cache.open(file)
+    wrong = misplaced(index, fd)
+    if wrong is None:
+        return fd, index
+    built = None
+    try:
+        built = build_index(file.url, fd)
+        wrong = built.truncated
+    except DataError as error:
+        wrong = str(error)
+    if built is None or wrong is not None:
+        cache.discard(file, fd)
+        os.close(fd)
+        raise DataError(f"{file.url}: the server sends something else than the shard, also when asked again ({wrong})")
+    logger.warning("the index of %s is of another shard: indexing it again", file.url)
+    _keep(built, file, cache)
+    return fd, built
 
 
 def index_path(tar: str | Path) -> Path:
@@ -75,45 +119,93 @@ def _places(url: str, cache: ShardCache, file: RemoteFile | None) -> list[Path]:
 def _fresh(header: dict[str, Any], url: str, file: RemoteFile | None) -> bool:
     if file is not None:
         return header["tar_size"] == file.size
-    stat = os.stat(url)
-    return (header["tar_size"], header["tar_mtime_ns"]) == (stat.st_size, stat.st_mtime_ns)
+    found = os.stat(url)
+    return (header["tar_size"], header["tar_mtime_ns"]) == (found.st_size, found.st_mtime_ns)
 
 
-def _local_index(path: str, cache: ShardCache) -> ShardIndex:
-    fd = os.open(path, os.O_RDONLY)
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
     try:
-        index = build_index(path, fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def _mismatch(index: ShardIndex, path: str) -> str | None:
+    with _closing(os.open(path, os.O_RDONLY)) as fd:
+        return misplaced(index, fd)
+
+
+def _complete(header: dict[str, Any], file: RemoteFile | None) -> bool:
+    """Return whether an index counts the members that are not read, or needs no such count.
+
+    Earlier versions did not count them, nor did they read as many formats. A local tar is indexed again, which is
+    cheap; the packer leaves nothing out, and a remote tar would have to be fetched.
+    """
+    return file is not None or header.get("left_out") is not None or "pack" in header["extra"]
+
+
+def _local_index(path: str, cache: ShardCache, old: ShardIndex | None) -> ShardIndex:
+    """Index a tar again; what the packer recorded stays if the tar was only copied or touched."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        raise DataError(f"{path} is not a file")
+    with _closing(os.open(path, os.O_RDONLY)) as fd:
+        index = build_index(path, fd)
+    if old is not None and index.same_members(old):
+        index.extra = old.extra
+    elif old is not None and not _fresh(old.header(), path, None):
+        logger.warning("%s changed after its index was written: indexing it again", path)
     for place in _places(path, cache, None):
         try:
             write_index(index, place)
         except OSError:
             continue
         return index
-    logger.warning("the index of %s can be kept nowhere: it is built anew each time", path)
+    logger.warning("cannot store the index of %s anywhere; rebuilding it every time", path)
     return index
 
 
 def _remote_index(file: RemoteFile, cache: ShardCache) -> ShardIndex:
-    (place,) = _places(file.url, cache, file)
     content = cache.fetch_bytes(beside(file.url, INDEX_SUFFIX))
+    index = None
     if content is not None:
-        write_atomically(place, content.decode("utf-8", "replace"))
-        index = read_index(place)
-        if index is not None and index.tar_size == file.size and _packed_as(index, file):
-            return index
-        logger.warning("the index beside %s is not of this shard: indexing it again", file.url)
-    fd = cache.open(file)
-    try:
-        index = build_index(file.url, fd)
-    finally:
-        os.close(fd)
-    write_index(index, place)
+        index = parse_index(content, f"next to {file.url}")
+        if index is None or index.tar_size != file.size or not _packed_as(index, file):
+            logger.warning("the index next to %s is not of this shard: indexing it again", file.url)
+            index = None
+    index = index or _index_of_copy(file, cache)
+    _keep(index, file, cache)
     return index
 
 
+def _index_of_copy(file: RemoteFile, cache: ShardCache) -> ShardIndex:
+    """Index a fetched shard. One that is damaged may be a bad copy, so it is fetched a second time."""
+    for last in (False, True):
+        with _closing(cache.open(file)) as fd:
+            try:
+                index = build_index(file.url, fd)
+                if index.truncated is None or last:
+                    return index
+                wrong = index.truncated
+            except DataError as error:
+                wrong = str(error)
+                if last:
+                    cache.discard(file, fd)  # or the page of a login would stay
+                    raise
+            cache.discard(file, fd)
+        logger.warning("the copy of %s is damaged (%s): fetching it again", file.url, wrong)
+    raise AssertionError("unreachable")
+
+
+def _keep(index: ShardIndex, file: RemoteFile, cache: ShardCache) -> None:
+    (place,) = _places(file.url, cache, file)
+    try:
+        write_index(index, place)
+    except OSError as error:
+        logger.warning("cannot store the index of %s (%s); rebuilding it every time", file.url, error.strerror)
+
+
 def _packed_as(index: ShardIndex, file: RemoteFile) -> bool:
-    """Whether an uploaded index is of the version that the manifest names; foreign shards have nothing to compare."""
+    """Return whether an uploaded index is of the version that the manifest names; foreign shards name none."""
     fingerprint = index.extra.get("pack", {}).get("fingerprint")
     return fingerprint is None or not file.from_manifest or fingerprint == file.version

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,52 @@ from swinv2_train.data.decode import decode, image_facts
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.sources import manifest_url
 
 _TILE = 160
 _CAPTION = 28
 _COLUMNS = 8
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inspection:
-    """The card of the samples that decode, and the others."""
+    """The card of the samples that decode, and everything that is not read or cannot be used."""
 
-    card: Card
-    broken: list[tuple[str, str]]
+    card: Card = field(default_factory=Card)
+    broken: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", reason)."""
-    truncated: list[tuple[str, str]]
+    truncated: list[tuple[str, str]] = field(default_factory=list)
     """(shard, why) of shards that end early."""
+    empty: list[str] = field(default_factory=list)
+    """Messages for shards without samples."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Members of the shards that are not read."""
+    label_problems: list[tuple[str, str]] = field(default_factory=list)
+    """("shard/key", reason) of labels that cannot be used."""
+    labeled: int = 0
+    """Samples with a label that can be used."""
+    unlabeled: int = 0
+    """Samples without a label."""
+    first_unlabeled: str = ""
+    copies: int = 0
+    """Samples whose image is, byte for byte, that of an earlier one."""
+    across: list[tuple[str, str]] = field(default_factory=list)
+    """("shard/key", "shard/key") of equal images in different splits, such as train and eval."""
+
+    @property
+    def complete(self) -> bool:
+        """True if every image and label is read and can be used."""
+        lost = self.broken or self.truncated or self.empty or self.left_out.lost or self.label_problems
+        return not (lost or self.across or (self.labeled and self.unlabeled))
+
+    def labels_row(self) -> str:
+        """Return how many samples have labels, and the range of their numbers."""
+        if not self.card.class_counts:
+            return f"{self.labeled:,} samples" if self.labeled else "none"
+        numbers = self.card.class_counts
+        return f"{self.labeled:,} of {self.card.num_samples:,} samples, numbers {min(numbers)} to {max(numbers)}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +70,9 @@ class _Checked:
     facts: ImageFacts | None = None
     num_bytes: int = 0
     labels: tuple[int, ...] | None = None
+    label_problem: str | None = None
     broken: str | None = None
+    digest: int = 0
 
 
 class _Check:
@@ -51,7 +84,9 @@ class _Check:
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, texts=True)
-            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), known_labels(raw))
+            facts, digest = image_facts(raw.data, decode(raw.data)), hashlib.blake2b(raw.data, digest_size=8).digest()
+            labels, problem = known_labels(raw)
+            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -60,20 +95,59 @@ def inspect(
     shards: ShardSet, *, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Inspection:
     """Decode every sample. `progress` gets the samples done and their number."""
-    card, broken = Card(), []
+    found = Inspection()
+    digests = np.zeros(shards.num_samples, np.uint64)
     check = ParallelMap(_Check(shards), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
-                card.add_image(checked.facts, checked.num_bytes, checked.labels)
+                _count(found, shards, index, checked, checked.facts)
+                digests[index] = checked.digest
             else:
-                broken.append((shards.name(index), checked.broken or ""))
+                found.broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)
     finally:
         check.close()
-    card.broken = len(broken)
-    truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
-    return Inspection(card, broken, truncated)
+    found.card.broken = len(found.broken)
+    found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
+    found.empty = [shard.empty or shard.url for shard in shards.empty]
+    for number, shard in enumerate(shards.shards):
+        found.left_out.merge(shards.left_out(number), shard.name)
+    _find_copies(found, shards, digests)
+    return found
+
+
+def _find_copies(found: Inspection, shards: ShardSet, digests: np.ndarray) -> None:
+    """Count the images that occur twice, and name those that are in two splits.
+
+    Args:
+        digests: (samples,) uint64 hashes of the images; 0 for broken ones.
+    """
+    order = np.argsort(digests, kind="stable")
+    order = order[np.searchsorted(digests[order], 1) :]
+    same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
+    found.copies = len(same)
+    for place in same:
+        pair = [int(order[place]), int(order[place + 1])]
+        if len({_split_of(shards, index) for index in pair}) > 1:
+            found.across.append((shards.name(pair[0]), shards.name(pair[1])))
+
+
+def _split_of(shards: ShardSet, index: int) -> str:
+    """The shards that were packed together: those of one manifest, or of one folder."""
+    url = shards.shards[shards.locate(index)[0]].url
+    return manifest_url(url) or url.rpartition("/")[0]
+
+
+def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
+    found.card.add_image(facts, checked.num_bytes, checked.labels)
+    if checked.label_problem is not None:
+        found.label_problems.append((shards.name(index), checked.label_problem))
+    elif checked.labels is not None:
+        found.labeled += 1
+    else:
+        found.unlabeled += 1
+        found.first_unlabeled = found.first_unlabeled or shards.name(index)
 
 
 def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0) -> int:

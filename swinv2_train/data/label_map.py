@@ -17,13 +17,13 @@ Test sets of ImageNet models do not all number their classes alike:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.reading import UnreadableError, is_count, parse_json
 
 NAMES = "names"
 """In the place of a file: classes of data and model are the same where their names are."""
@@ -130,9 +130,9 @@ def read_real_labels(path: Path) -> dict[str, list[int]]:
         DataError: if the file cannot be read, or has another form.
     """
     try:
-        content = json.loads(_text(path, "real labels"))
-    except ValueError as error:
-        raise DataError(f"real labels {path}: not JSON ({error})") from None
+        content = parse_json(_text(path, "real labels"))
+    except UnreadableError as error:
+        raise DataError(f"real labels {path}: {error}") from None
     if isinstance(content, list):
         content = {f"ILSVRC2012_val_{number:08d}": labels for number, labels in enumerate(content, 1)}
     if not isinstance(content, dict) or not content or not all(map(_is_labels, content.values())):
@@ -147,7 +147,7 @@ def real_labels_of(key: str, labels: dict[str, list[int]]) -> list[int] | None:
 
 
 def _is_labels(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, int) and entry >= 0 for entry in value)
+    return isinstance(value, list) and all(map(is_count, value))
 
 
 def _text(path: Path, what: str) -> str:

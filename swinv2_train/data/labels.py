@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.shards import RawSample
+from swinv2_train.reading import UnreadableError, parse_json
+
+_HIGHEST = 9_999_999
+"""Highest class number that is read: the highest one decides how many classes a head has."""
+_CLASS_NUMBERS = re.compile(r"\s*[+-]?\d{1,18}\s*(,\s*[+-]?\d{1,18}\s*)*", re.ASCII)
 
 
 def read_labels(raw: RawSample) -> tuple[int, ...]:
@@ -15,23 +22,43 @@ def read_labels(raw: RawSample) -> tuple[int, ...]:
     listed = raw.metadata.get("labels")
     if listed is not None:
         if not isinstance(listed, list) or not all(type(label) is int for label in listed):
-            raise BrokenSample(f"its labels {listed!r:.60} are no list of class numbers")
-        return tuple(dict.fromkeys(listed))
+            raise BrokenSample(f"its labels {listed!r:.60} are not a list of class numbers")
+        return _class_numbers(listed)
     if "cls" not in raw.texts:
+        if "json" in raw.texts and not _is_json(raw.texts["json"]):
+            raise BrokenSample("it has no label: its member json is not JSON")
         raise BrokenSample("it has no label (no member cls, and no labels in a member json)")
     text = raw.texts["cls"].decode("utf-8", "replace").strip()
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(","))) if text else ()
-    except ValueError:
-        raise BrokenSample(f"its label {text!r:.60} is no class number") from None
+    if text and not _CLASS_NUMBERS.fullmatch(text):
+        raise BrokenSample(f"its label {text!r:.60} is not a class number")
+    return _class_numbers([int(part) for part in text.split(",")] if text else [])
 
 
-def known_labels(raw: RawSample) -> tuple[int, ...] | None:
-    """As `read_labels`, for counting: None where there are none."""
+def _class_numbers(numbers: list[int]) -> tuple[int, ...]:
+    negative = [number for number in numbers if number < 0]
+    if negative:
+        raise BrokenSample(f"its label {negative[0]} is negative")
+    high = max(numbers, default=0)
+    if high > _HIGHEST:
+        raise BrokenSample(f"its label {str(high)[:30]} is above {_HIGHEST:,}, the highest class number")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _is_json(text: bytes) -> bool:
     try:
-        return read_labels(raw)
-    except BrokenSample:
-        return None
+        parse_json(text)
+    except UnreadableError:
+        return False
+    return True
+
+
+def known_labels(raw: RawSample) -> tuple[tuple[int, ...] | None, str | None]:
+    """Return the class numbers, for counting, or None; and why the label of a sample that has one cannot be used."""
+    try:
+        return read_labels(raw), None
+    except BrokenSample as error:
+        has_one = "cls" in raw.texts or "labels" in raw.metadata or not _is_json(raw.texts.get("json", b"{}"))
+        return None, error.reason if has_one else None
 
 
 def checked_labels(raw: RawSample, num_classes: int, *, multi_label: bool) -> tuple[int, ...]:

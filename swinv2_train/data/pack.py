@@ -14,7 +14,7 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,14 +25,17 @@ from swinv2_train.data.augment import resize
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import decode, image_facts
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import INDEX_SUFFIX, read_header, write_atomically
+from swinv2_train.data.index import write_atomically
 from swinv2_train.data.labels import known_labels
+from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
+from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.shards import RawSample
 
-_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif"}
+_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
+"""Extension of the members in a shard, for formats that are not called like their extension."""
 BROKEN_FILE = "broken.jsonl"
 
 
@@ -44,6 +47,12 @@ class PackReport:
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
     """{"path", "reason"} of every image that was left out."""
+    label_problems: list[dict[str, str]] = field(default_factory=list)
+    """{"path", "reason"} of every image that was packed with a label that cannot be used."""
+    notes: list[str] = field(default_factory=list)
+    """Contents of the source that were not read, one line each."""
+    lost: bool = False
+    """True if these contents may hold images or labels."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -51,27 +60,43 @@ class PackReport:
     def add(self, split: str, shard: FinishedShard) -> None:
         self.cards.setdefault(split, Card()).add(shard.card)
         self.broken.extend(shard.broken)
+        self.label_problems.extend(shard.label_problems)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
     @property
+    def complete(self) -> bool:
+        """True if everything that looks like an image or a label was taken and can be used."""
+        return not (self.broken or self.label_problems or self.lost)
+
+    @property
     def warnings(self) -> list[str]:
         """What a person should know although the packing succeeded."""
+        lines = []
         channels = sorted(Card.merged(self.cards.values()).channels)
-        if len(channels) < 2 or channels == [1, 3]:
-            return []
-        counts = ", ".join(f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items()))
-        return [
-            f"the images differ in their number of channels ({counts}), and no model reads them all: pack again with "
-            "--channels to keep one kind"
-        ]
+        if len(channels) > 1 and channels != [1, 3]:
+            counts = ", ".join(
+                f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items())
+            )
+            lines.append(
+                f"the images differ in their number of channels ({counts}), and no model reads them all: pack again "
+                "with --channels to keep one kind"
+            )
+        if len(self.cards) == 2:
+            trained, held_out = self.cards.values()
+            names = trained.class_names or []
+            only = sorted(set(held_out.class_counts) - set(trained.class_counts))
+            if only:
+                shown = ", ".join(str(names[k]) if k < len(names) else str(k) for k in only[:5])
+                lines.append(f"{len(only)} classes have no training image: {shown}{', ...' if only[5:] else ''}")
+        return lines
 
 
 class _Prepare:
     """Runs in the worker processes: read, decode, check, shrink."""
 
     def __init__(self, source: Source, options: PackOptions) -> None:
-        self._source, self._options = replace(source, entries=[], missing=()), options
+        self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
 
     def __call__(self, entry: Entry) -> Packed:
         try:
@@ -86,8 +111,9 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image)
-        labels = known_labels(RawSample(entry.key, facts.format, data, texts))
-        return Packed(entry, {_EXTENSIONS[facts.format]: data} | texts, facts, labels)
+        labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
+        members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
+        return Packed(entry, members, facts, labels, label_problem=problem)
 
 
 def _shrink(image: Tensor, limit: int) -> Tensor:
@@ -133,24 +159,37 @@ def pack(
     With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
     alphabetical order, or as `class_names` says: a file with a name per line, or the manifest of an earlier split.
 
-    With `eval_share`, that share of the images, chosen by a hash of their names, goes to the split `eval`. `progress`
-    is called with the split, the images done and their number.
+    With `eval_share`, that share of the images goes to the split `eval`, see `pack_split`. `progress` is called with
+    the split, the images done and their number.
 
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed)
-    splits = _split(found, split, eval_share, options.seed)
-    report = PackReport(broken=[{"path": path, "reason": "the file does not exist"} for path in found.missing])
+    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed, out=out)
+    refused = [{"path": path, "reason": reason} for path, reason in found.refused]
+    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
+    names = (split, "eval") if eval_share else (split,)
+    rule = SplitRule(eval_share, options.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
+            known = origins(out)
             if not overwrite:
-                _refuse_overlap(out, found.root, splits)
+                _refuse_overlap(out, known, found.root, names)
+                rule = _recorded_rule(out, known, found.root, names, rule)
+            splits = _split(found, names, rule, report, progress)
+            record = rule.to_json()
+            writers = {
+                name: SplitWriter(out, name, replace(found, entries=entries), options, record)
+                for name, entries in splits.items()
+            }
+            for writer in writers.values():
+                writer.check(known, overwrite)
+            if not all(writer.is_finished() for writer in writers.values()):
+                _remove_moved(out, known, writers, splits, may_differ=overwrite or rule.rule == RULE)
             prepare = ParallelMap(_Prepare(found, options), workers)
             try:
-                for name, entries in splits.items():
-                    writer = SplitWriter(out, name, replace(found, entries=entries), options, overwrite)
+                for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(progress, name)):
                         report.add(name, shard)
                     writer.finish(report.cards[name])
@@ -169,31 +208,93 @@ def pack(
     return report
 
 
-def _split(source: Source, split: str, eval_share: float, seed: int) -> dict[str, list[Entry]]:
-    if not eval_share:
-        return {split: source.entries}
-    held_out = [fraction(f"split/{seed}/{entry.key}") < eval_share for entry in source.entries]
-    splits = {
-        split: [entry for entry, out in zip(source.entries, held_out, strict=True) if not out],
-        "eval": [entry for entry, out in zip(source.entries, held_out, strict=True) if out],
-    }
+def _split(
+    source: Source,
+    names: Sequence[str],
+    rule: SplitRule,
+    report: PackReport,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, list[Entry]]:
+    """The entries of each split; what there is to say about copies of images goes into the report."""
+    if not rule.share:
+        return {names[0]: source.entries}
+    division = divide(source, rule, progress)
+    report.notes += division.notes
+    report.lost |= division.leaked
+    splits = dict(zip(names, (division.train, division.held_out), strict=True))
     for name, entries in splits.items():
         if not entries:
-            raise DataError(f"--eval-share {eval_share:g} of {len(source.entries)} images leaves none for {name}")
+            raise DataError(f"--eval-share {rule.share:g} of {len(source.entries)} images leaves none for {name}")
     return splits
 
 
-def _refuse_overlap(out: Path, root: str, splits: Collection[str]) -> None:
+def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Sequence[str], rule: SplitRule) -> SplitRule:
+    """The rule that shards in `out` were split by, if they are of this source; else the present one.
+
+    Raises DataError where they were split by another share or seed: images would go from one side to the other.
+    """
+    ours = {tar: origin for tar, origin in known.items() if origin.source == root and _split_of(tar) in names}
+    for tar, origin in ours.items():
+        if origin.split is None:
+            return _earlier_rule(out, ours, names, rule)
+        before = (origin.split.get("share"), origin.split.get("seed") if rule.share else rule.seed)
+        if before != (rule.share, rule.seed):
+            given = f"--eval-share {before[0]:g} --seed {before[1]}" if before[0] else "no --eval-share"
+            raise DataError(
+                f"{out} holds {tar.name} of {root}, packed with {given}: give the same again, choose another "
+                "directory, or give --overwrite to split the images anew"
+            )
+        rule = replace(rule, rule=int(origin.split.get("rule", RULE)))
+    return rule
+
+
+def _earlier_rule(out: Path, ours: Collection[Path], names: Sequence[str], rule: SplitRule) -> SplitRule:
+    """The first rule, if it gives the shards that an earlier version wrote without a record of share and seed."""
+    earlier = replace(rule, rule=1)
+    for tar in ours:
+        for key in keys_of(tar):
+            side = names[-1] if fraction(f"split/{rule.seed}/{key}") < rule.share else names[0]
+            if rule.share and side != _split_of(tar):
+                raise DataError(
+                    f"{out} holds {tar.name}, packed with another --eval-share or --seed: give the same again, choose "
+                    "another directory, or give --overwrite to split the images anew"
+                )
+    return earlier
+
+
+def _remove_moved(
+    out: Path,
+    known: Collection[Path],
+    writers: dict[str, SplitWriter],
+    splits: dict[str, list[Entry]],
+    may_differ: bool,
+) -> None:
+    """Remove the shards with images that now belong to another split, before that one is written.
+
+    Otherwise a command that is interrupted would leave these images in both.
+    """
+    if len(splits) < 2 or not may_differ:
+        return
+    belongs = {entry.key: name for name, entries in splits.items() for entry in entries}
+    for tar in known:
+        name = _split_of(tar)
+        if name in splits and any(belongs.get(key, name) != name for key in keys_of(tar)):
+            writers[name].remove(tar)
+
+
+def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Collection[str]) -> None:
     """See that no other split in `out` was made from this source: its images would be in this one as well."""
-    for index in sorted(out.glob(f"*.tar{INDEX_SUFFIX}")):
-        header = read_header(index)
-        record = header["extra"].get("pack") if header else None
-        name = index.name.rpartition("-")[0]
-        if record and record["source"] == root and name not in splits:
+    for tar, origin in known.items():
+        name = _split_of(tar)
+        if origin.source == root and name not in splits:
             raise DataError(
                 f"{out} holds {name} of {root}, and its images would be in {' and '.join(splits)} as well: give the "
                 "--eval-share of before, or choose another directory (--overwrite packs all the same)"
             )
+
+
+def _split_of(tar: Path) -> str:
+    return tar.name.rpartition("-")[0]
 
 
 @contextlib.contextmanager

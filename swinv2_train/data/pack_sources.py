@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import IMAGE_EXTENSIONS
+from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FolderScan, extension, scan_folder
+from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
+from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
-
-_LISTS = (".csv", ".jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,12 @@ class Source:
     entries: list[Entry]
     class_names: list[str] | None = None
     shards: ShardSet | None = None
-    missing: tuple[str, ...] = ()
-    """Paths that a list names and that do not exist."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(path, reason) of what was named as an image and cannot be one: missing files and repeated rows of a list."""
+    notes: tuple[str, ...] = ()
+    """Contents of the source that are not read, one line each."""
+    lost: bool = False
+    """True if these contents may hold images or labels."""
 
     def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
         """The image's bytes, and the text members that go with it. Raises OSError or BrokenSample."""
@@ -64,18 +68,27 @@ def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
     return {"cls": str(label).encode()}
 
 
-def open_source(source: str, *, classes: bool, seed: int, class_names: Path | None = None) -> Source:
-    """Find the images. Raises DataError where there are none or the source is not understood."""
+def open_source(
+    source: str, *, classes: bool, seed: int, class_names: Path | None = None, out: Path | None = None
+) -> Source:
+    """Find the images.
+
+    Args:
+        out: folder that the shards go to; it is not searched.
+
+    Raises:
+        DataError: if there are none or the source is not understood.
+    """
     path = Path(source).expanduser()
     names = read_class_names(class_names) if class_names is not None else None
-    if path.suffix.lower() in _LISTS:
+    if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
             raise DataError("--classes is for folders: a list brings its own labels")
         found = _from_list(path, names)
-    elif path.is_dir() and not any(path.glob("*.tar")):
+    elif (scan := _scan(path, out)) is not None:
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
-        found = _from_folder(path, classes, names)
+        found = _from_folder(scan, classes, names)
     else:
         if classes:
             raise DataError("--classes is for folders: shards bring their own labels")
@@ -83,9 +96,29 @@ def open_source(source: str, *, classes: bool, seed: int, class_names: Path | No
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
         found = _from_shards(source)
     if not found.entries:
-        raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)})")
+        reasons = "".join(
+            f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
+        )
+        raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)}){reasons}")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
     return replace(found, entries=ordered)
+
+
+def _scan(path: Path, out: Path | None) -> FolderScan | None:
+    """Search a folder of images; None if the path is not one, but a shard, a pattern or a folder of shards.
+
+    A folder that has both is one of images, unless the packer wrote it.
+    """
+    if not path.is_dir():
+        return None
+    tars = any(path.glob("*.tar"))
+    if tars and any(path.glob(f"*{MANIFEST_SUFFIX}")):
+        return None
+    scan = scan_folder(path, skip=out)
+    if scan.unreadable:
+        folder, reason = scan.unreadable[0]
+        raise DataError(f"{folder} cannot be read ({reason}): change its permissions, or move it out of {path}")
+    return None if tars and not scan.images else scan
 
 
 def read_class_names(path: Path) -> list[str]:
@@ -116,35 +149,36 @@ def fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:7], "big") / 2**56
 
 
-def _from_folder(root: Path, classes: bool, class_names: list[str] | None) -> Source:
-    images = sorted(_images_below(root))
-    if not classes:
-        return Source(str(root.resolve()), _with_keys((path, _relative(path, root), None) for path in images))
-    names = sorted({Path(_relative(path, root)).parts[0] for path in images if Path(path).parent != root})
-    loose = [path for path in images if Path(path).parent == root]
-    if not names or loose:
-        what = f"{len(loose)} images lie in it directly" if loose else "it has no subfolders with images"
+def _from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None) -> Source:
+    root = Path(scan.root)
+    notes, lost = scan.notes(), scan.lost
+    if "tar" in scan.unread:
+        notes.append(f"{root}: its images are packed; to pack its shards, name them: '{root}/*.tar'")
+    images = [(path, _relative(path, root)) for path in scan.images]
+    label = dict.fromkeys((path for path, _ in images), None)
+    names = None
+    if classes:
+        names, numbers = _folder_classes(root, [relative for _, relative in images], class_names)
+        label = {path: numbers[Path(relative).parts[0]] for path, relative in images}
+        empty = [name for name in scan.subfolders if name not in {Path(relative).parts[0] for _, relative in images}]
+        if empty:
+            lost = True
+            more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+            notes.append(f"{root}: subfolders without an image, which are not classes: {', '.join(empty[:5])}{more}")
+    rows = ((path, relative, label[path]) for path, relative in images)
+    return Source(str(root.resolve()), _with_keys(rows), names, notes=tuple(notes), lost=lost)
+
+
+def _folder_classes(
+    root: Path, images: list[str], class_names: list[str] | None
+) -> tuple[list[str], dict[str | None, int]]:
+    """The names of the classes, and the number of each."""
+    found = {Path(relative).parts[0] for relative in images if len(Path(relative).parts) > 1}
+    loose = sum(len(Path(relative).parts) == 1 for relative in images)
+    if not found or loose:
+        what = f"{loose} images lie in it directly" if loose else "it has no subfolders with images"
         raise DataError(f"{root}: --classes takes the subfolders as classes, but {what}")
-    names, numbers = _numbered(names, class_names, str(root))
-    rows = ((path, _relative(path, root), numbers[Path(_relative(path, root)).parts[0]]) for path in images)
-    return Source(str(root.resolve()), _with_keys(rows), names)
-
-
-def _images_below(root: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename} cannot be read ({error.strerror})")
-
-    visited = set()  # links are followed, but not in circles
-    for folder, folders, files in os.walk(root, onerror=fail, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in visited:
-            folders.clear()
-            continue
-        visited.add(place)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS and not name.startswith("."):
-                yield os.path.join(folder, name)
+    return _numbered(sorted(found), class_names, str(root))
 
 
 def _relative(path: str, root: Path) -> str:
@@ -152,68 +186,59 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _from_list(path: Path, class_names: list[str] | None) -> Source:
-    try:
-        rows = list(_csv_rows(path) if path.suffix.lower() == ".csv" else _jsonl_rows(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from None
-    labels = [label for _, label in rows]
-    for kind, what in ((tuple, "list of labels"), (str, "label")):
-        count = sum(isinstance(label, kind) for label in labels)
-        if 0 < count < len(rows):
-            raise DataError(f"{path}: {len(rows) - count} of {len(rows)} lines have no {what}")
-    found = {name for label in labels for name in (label if isinstance(label, tuple) else (label,)) if name is not None}
-    names, numbers = _class_numbers(found, class_names, str(path))
+    found = read_list(path)
+    rows, refused = _present(found)
+    labels = class_labels(found, [row for row, _ in rows])
+    texts = {text for label in labels for text in (label if isinstance(label, tuple) else (label,)) if text is not None}
+    names, numbers = _class_numbers(texts, class_names, str(path))
     files = []
-    for name, label in rows:
+    for (row, place), label in zip(rows, labels, strict=True):
         number = tuple(map(numbers.__getitem__, label)) if isinstance(label, tuple) else numbers.get(label)
-        files.append((str(path.parent / name), name, number))
-    present = [row for row in files if os.path.isfile(row[0])]
-    missing = tuple(row[0] for row in files if not os.path.isfile(row[0]))
-    return Source(str(path.resolve()), _with_keys(present), names, missing=missing)
+        written = row.path if place.endswith(row.path) else row.path.replace("\\", "/")
+        files.append((place, written, number))
+    if found.rows and not files:
+        raise DataError(
+            f"{path}: none of its {len(found.rows)} files can be packed ({refused[0][0]}: {refused[0][1]}); paths are "
+            f"taken relative to {path.parent.resolve()}"
+        )
+    return Source(str(path.resolve()), _with_keys(files), names, refused=tuple(refused), notes=tuple(found.notes))
 
 
-_Label = str | tuple[str, ...] | None
+def _present(found: ImageList) -> tuple[list[tuple[Row, str]], list[tuple[str, str]]]:
+    """The rows whose file exists, with its path; and (path, reason) of the others.
 
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, _Label]]:
-    """Rows of path[,label], with or without the header line `path,label`.
-
-    With the header `path,labels` the second column is a list, its parts separated by semicolons.
+    Raises DataError where two rows give one file different labels.
     """
-    listed = False
-    with path.open(newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if not row:
-                continue
-            if number == 1 and row[0].strip().lower() == "path":
-                listed = len(row) == 2 and row[1].strip().lower() == "labels"
-                continue
-            if len(row) > 2 or not row[0].strip():
-                raise DataError(f"{path}, line {number}: expected path or path,label, found {','.join(row)!r}")
-            text = row[1].strip() if len(row) == 2 else ""
-            if listed:
-                yield row[0].strip(), tuple(dict.fromkeys(part.strip() for part in text.split(";") if part.strip()))
-            else:
-                yield row[0].strip(), text or None
+    rows: list[tuple[Row, str]] = []
+    refused = []
+    first: dict[str, Row] = {}
+    for row in found.rows:
+        place = located(found.source.parent, row.path)
+        reason = _no_file(place)
+        before = first.setdefault(os.path.abspath(place), row)
+        if reason is not None:
+            refused.append((place, f"{reason} (line {row.line} of {found.source.name})"))
+        elif before is row:
+            rows.append((row, place))
+        elif before.label == row.label:
+            refused.append((place, f"line {row.line} of {found.source.name} repeats line {before.line}"))
+        else:
+            raise DataError(
+                f"{found.source}, line {row.line}, column {found.label_column}: {row.path} is {row.label!r} here and "
+                f"{before.label!r} in line {before.line}; several classes of an image go into one row of a column "
+                "labels: a;b"
+            )
+    return rows, refused
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, _Label]]:
-    """Lines of {"path": ..., "label": ...} or {"path": ..., "labels": [...]}."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                label, labels = row.get("label"), row.get("labels")
-                if labels is not None and (not isinstance(labels, list) or label is not None):
-                    raise ValueError
-                several = tuple(dict.fromkeys(map(str, labels))) if labels is not None else None
-                yield str(row["path"]), several if several is not None else None if label is None else str(label)
-            except (ValueError, KeyError, AttributeError):
-                raise DataError(
-                    f'{path}, line {number}: expected {{"path": ..., "label": ...}} or {{"path": ..., "labels": [...]}}'
-                ) from None
+def _no_file(path: str) -> str | None:
+    """Why a path is not a file; None if it is one."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        return "the file does not exist" if missing else f"the file cannot be read ({error})"
+    return None if stat.S_ISREG(mode) else "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
 
 
 def _class_numbers(
@@ -236,23 +261,30 @@ def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tu
 
 
 def _from_shards(spec: str) -> Source:
-    shards = ShardSet.open(spec)
+    shards = ShardSet.open(spec, warn=False)
     names = shards.card.class_names if shards.card else None
-    entries, taken = [], set()
+    entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):
         name, key = shards.name(index), _unused(shards.key(index), taken)
         shard = shards.shards[shards.locate(index)[0]]
         entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, f"{shard.size}/{name}", index=index))
-    return Source(", ".join(shard.url for shard in shards.shards), entries, names, shards)
+    for number, shard in enumerate(shards.shards):
+        left_out.merge(shards.left_out(number), shard.name)
+    notes = [f"not read: {line}" for line in left_out.lines()]
+    notes += [f"{shard.url} is cut off ({shard.truncated})" for shard in shards.shards if shard.truncated]
+    notes += [str(shard.empty) for shard in shards.empty]
+    lost = left_out.lost or bool(shards.empty) or any(shard.truncated for shard in shards.shards)
+    root = ", ".join(shard.url for shard in shards.shards)
+    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost)
 
 
 def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) -> list[Entry]:
-    """Entries for (path, relative path, label)."""
+    """Entries for (path, relative path, label); files of the formats that every version read get their keys first."""
     entries, taken = [], set()
-    for path, relative, label in rows:
+    for path, relative, label in sorted(rows, key=lambda row: extension(row[0]) not in FIRST_EXTENSIONS):
         try:
-            stat = os.stat(path)
-            version = f"{stat.st_size}-{stat.st_mtime_ns}"
+            found = os.stat(path)
+            version = f"{found.st_size}-{found.st_mtime_ns}"
         except OSError:
             version = "unreadable"  # a dangling link, say: reading it will tell
         stem = os.path.splitext(relative)[0]

@@ -12,11 +12,13 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, read_header, write_atomically, write_index
 from swinv2_train.data.index_store import index_path
+from swinv2_train.data.pack_record import Origin, confirmed
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
@@ -53,6 +55,8 @@ class Packed:
     facts: ImageFacts | None = None
     labels: tuple[int, ...] | None = None
     broken: str | None = None
+    label_problem: str | None = None
+    """Why the label that it has cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,59 @@ class FinishedShard:
     fingerprint: str
     card: Card
     broken: list[dict[str, str]]
+    label_problems: list[dict[str, str]]
+    """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
     reused: bool
+    sha256: str = ""
+    """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
 class SplitWriter:
     """The shards of one split of `source` in the directory `out`.
 
-    Raises DataError where `out` holds shards of that name from elsewhere.
+    `divided` is the rule that the split is one side of, for the record.
     """
 
-    def __init__(self, out: Path, split: str, source: Source, options: PackOptions, overwrite: bool) -> None:
+    def __init__(
+        self, out: Path, split: str, source: Source, options: PackOptions, divided: dict[str, Any] | None
+    ) -> None:
         self._out, self._split, self._source, self._options = out, split, source, options
+        self._origin = {"source": source.root, "split": divided}
         self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
         self._written: dict[str, ListedShard] = {}
+
+    def check(self, known: dict[Path, Origin], overwrite: bool) -> None:
+        """Refuse to replace shards that were not packed, or not from this source unless `overwrite`.
+
+        Raises DataError.
+        """
         for tar in self._present():
-            header = read_header(index_path(tar))
-            made_from = header["extra"].get("pack", {}).get("source") if header else None
-            if made_from is None:
+            origin = known.get(tar)
+            if origin is None:
                 raise DataError(f"{tar} was not written by swinv2-data pack: choose another directory")
-            if made_from != source.root and not overwrite:
-                raise DataError(f"{out} holds {split} of {made_from}: choose another directory, or give --overwrite")
-        for leftover in out.glob(f".{split}-*.tmp"):
+            if origin.source != self._source.root and not overwrite:
+                made_from = origin.source or "a source that its manifest does not name"
+                raise DataError(
+                    f"{self._out} holds {self._split} of {made_from}: choose another directory, or give --overwrite"
+                )
+        for leftover in self._out.glob(f".{self._split}-*.tmp"):
             leftover.unlink()
+
+    def is_finished(self) -> bool:
+        """Return whether an earlier command has written all shards of the split, from the same images."""
+        position, number = 0, 0
+        while position < len(self._source.entries):
+            shard = self._finished(f"{self._split}-{number:06d}.tar", position)
+            if shard is None:
+                return False
+            position, number = shard.stop, number + 1
+        return len(self._present()) == number and self._manifest.exists()
+
+    def remove(self, tar: Path) -> None:
+        """Remove a shard and the manifest, which counts it."""
+        self._manifest.unlink(missing_ok=True)
+        tar.unlink()
+        index_path(tar).unlink(missing_ok=True)
 
     def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
         """Write what is missing; `progress` gets the entries done and their number."""
@@ -103,7 +138,7 @@ class SplitWriter:
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
-                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint)
+                self._written[name] = ListedShard(shard.num_samples, shard.num_bytes, shard.fingerprint, shard.sha256)
             position = shard.stop
             progress(position, total)
             yield shard
@@ -116,7 +151,7 @@ class SplitWriter:
                 index_path(tar).unlink(missing_ok=True)
         card.split, card.class_names = self._split, self._source.class_names
         if self._written:
-            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written)))
+            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written, self._origin)))
 
     def _present(self) -> list[Path]:
         numbered = re.compile(rf"{re.escape(self._split)}-\d{{6,}}\.tar")
@@ -130,7 +165,8 @@ class SplitWriter:
         if not header or not record or not tar.is_file() or record["start"] != start:
             return None
         stat = tar.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (header["tar_size"], header["tar_mtime_ns"]):
+        touched = (stat.st_size, stat.st_mtime_ns) != (header["tar_size"], header["tar_mtime_ns"])
+        if touched and not confirmed(tar, str(record.get("sha256", ""))):
             return None
         if record["fingerprint"] != self._fingerprint(start, record["stop"]):
             return None
@@ -141,11 +177,15 @@ class SplitWriter:
             fingerprint=record["fingerprint"],
             card=Card.from_json(header["extra"]["card"]),
             broken=record["broken"],
+            label_problems=record.get("label_problems", []),
             reused=True,
+            sha256=str(record.get("sha256", "")),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, broken, stop = Card(), [], start
+        card, stop = Card(), start
+        broken: list[dict[str, str]] = []
+        label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -158,14 +198,26 @@ class SplitWriter:
                             break
                         else:
                             _add(tar, packed, card)
+                            if packed.label_problem:
+                                label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
                 os.fsync(file.fileno())
             card.broken = len(broken)
             fingerprint = self._fingerprint(start, stop)
+            with temporary.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             shard = FinishedShard(
-                stop, card.num_samples, temporary.stat().st_size, fingerprint, card, broken, reused=False
+                stop,
+                card.num_samples,
+                temporary.stat().st_size,
+                fingerprint,
+                card,
+                broken,
+                label_problems,
+                reused=False,
+                sha256=sha256,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -176,11 +228,13 @@ class SplitWriter:
     def _publish(self, temporary: Path, tar: Path, start: int, shard: FinishedShard) -> None:
         """Index the finished file and give it its name."""
         record = {
-            "source": self._source.root,
+            **self._origin,
             "start": start,
             "stop": shard.stop,
             "fingerprint": shard.fingerprint,
+            "sha256": shard.sha256,
             "broken": shard.broken,
+            "label_problems": shard.label_problems,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:

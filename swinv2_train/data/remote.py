@@ -17,51 +17,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.parts import PartReader, ReplacedError, filesystem, is_web_page, version_of
+from swinv2_train.data.retries import AccessDeniedError, with_retries
+from swinv2_train.reading import is_count
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 << 20
-_VERSION_KEYS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "updated")  # as fsspec's backends call it
 T = TypeVar("T")
 
 
 def is_remote(url: str) -> bool:
     return "://" in url and not url.startswith("file://")
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL; looked up anew in every process, as its connections do not survive a fork."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"{url} cannot be read: {error}") from None
-
-
-def with_retries(what: str, action: Callable[[], T], *, retries: int, backoff: float) -> T:
-    """Call `action` until it succeeds, waiting longer each time.
-
-    Raises FileNotFoundError or AccessDeniedError at once where the server says so, DataError after `retries` further
-    failures.
-    """
-    for attempt in range(retries + 1):
-        try:
-            return action()
-        except (FileNotFoundError, DataError):
-            raise
-        except Exception as error:  # every backend of fsspec brings its own; aiohttp's short body is no OSError
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            if isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403):
-                raise AccessDeniedError(f"{what} may not be read ({reason})") from error
-            if attempt == retries:
-                raise DataError(f"{what} could not be read after {retries + 1} tries ({reason})") from error
-            wait = min(backoff * 2**attempt, 30.0)
-            logger.warning("%s: %s; trying again in %.1f s", what, reason, wait)
-            time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 @dataclass(frozen=True)
@@ -75,6 +44,8 @@ class RemoteFile:
     """Differs where the content does: the packer's fingerprint, an ETag, a date; empty if nothing is known."""
     from_manifest: bool = False
     """Whether the version is the packer's fingerprint."""
+    sha256: str = ""
+    """Of its bytes, if the manifest has it."""
 
     @property
     def digest(self) -> str:
@@ -82,12 +53,12 @@ class RemoteFile:
         return hashlib.sha256(f"{self.url}\n{self.version}".encode()).hexdigest()[:20]
 
 
-class AccessDeniedError(DataError):
-    """The server will not give it to us."""
-
-
 class _StoppedError(Exception):
     """Reading ahead was called off."""
+
+
+class _OtherBytesError(Exception):
+    """A fetched file has another hash than its manifest says."""
 
 
 class ShardCache:
@@ -107,8 +78,9 @@ class ShardCache:
         info = self._retry(url, read)
         if info.get("size") is None:
             raise DataError(f"{url}: the server does not tell the size of the file, which the cache needs")
-        version = next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
-        return RemoteFile(url, info["size"], version)
+        if not is_count(info["size"]):
+            raise DataError(f"{url}: the server tells the impossible size {info['size']!r}")
+        return RemoteFile(url, info["size"], version_of(info))
 
     def fetch_bytes(self, url: str) -> bytes | None:
         """A small remote file, whole; None where there is no such file.
@@ -121,9 +93,13 @@ class ShardCache:
             return fs.cat_file(path)
 
         try:
-            return self._retry(url, read)
+            content = self._retry(url, read)
         except (FileNotFoundError, AccessDeniedError):
             return None
+        if is_web_page(content):  # some servers answer so for whatever is absent
+            logger.warning("%s: a web page came instead of the file; continuing without it", url)
+            return None
+        return content
 
     def open(self, file: RemoteFile) -> int:
         """A descriptor of the local copy, fetched first if it is missing. The caller closes it."""
@@ -173,10 +149,41 @@ class ShardCache:
             os.utime(fd)  # the time of last use, which decides who goes first
         return fd
 
+    def discard(self, file: RemoteFile, fd: int) -> None:
+        """Remove the local copy that a descriptor is of, unless another one has taken its place."""
+        with self._locked(self._lock_path(file), wait=True), contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path(file)), os.fstat(fd)):
+                self.path(file).unlink()
+
     def _fetch(self, file: RemoteFile, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Fetch into a temporary file and rename. The caller holds the lock of the file."""
+        """Fetch into a temporary file and rename. The caller holds the lock of the file.
+
+        What does not fit together, or not the hash that the packer has written down, is fetched once more.
+        """
+        for last in (False, True):
+            try:
+                self._fetch_once(file, stopped)
+            except ReplacedError as error:
+                if last:
+                    raise DataError(
+                        f"{file.url} was replaced since it was opened ({error}): start again when it is uploaded"
+                    ) from None
+                logger.warning("%s changed while it was fetched (%s): fetching it again", file.url, error)
+            except _OtherBytesError as error:
+                if last:
+                    raise DataError(
+                        f"{file.url}: {error}, also when asked again; upload the shard and its manifest again, or ask "
+                        "what a proxy on the way changes"
+                    ) from None
+                logger.warning("%s: %s; fetching it again", file.url, error)
+            else:
+                return
+
+    def _fetch_once(self, file: RemoteFile, stopped: Callable[[], bool]) -> None:
         target = self.path(file)
         part = target.with_name(f"{target.name}.part")
+        reader = PartReader(file.url, file.size, "" if file.from_manifest else file.version)
+        digest = hashlib.sha256()
         with self._locked(self.directory / ".lock", wait=True):
             part.unlink(missing_ok=True)  # left behind by a process that died
             self._make_room(file)
@@ -186,29 +193,39 @@ class ShardCache:
             with part.open("r+b") as local:
                 position = 0
                 while position < file.size:  # a failure costs one chunk, not the file
-                    stop = min(position + _CHUNK_BYTES, file.size)
-                    position += local.write(self._chunk(file, position, stop))
+                    data = self._chunk(reader, file, position, min(position + _CHUNK_BYTES, file.size))
+                    position += self._written(local, data)
+                    digest.update(data)
                     if stopped():
                         raise _StoppedError
+                local.flush()
+                os.fsync(local.fileno())  # before the rename, or a crash leaves zeros under the final name
+            if file.sha256 and digest.hexdigest() != file.sha256:
+                raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
             part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
-    def _chunk(self, file: RemoteFile, start: int, stop: int) -> bytes:
-        """Bytes start..stop, or start..end from a server that knows no ranges."""
-
-        def read() -> bytes:
-            fs, path = filesystem(file.url)
-            data = fs.cat_file(path, start=start, end=stop)
-            if len(data) == stop - start:
-                return data
-            if len(data) == file.size:
-                return data[start:]
-            raise OSError(f"{len(data)} bytes came instead of {stop - start}")
-
+    def _written(self, local: BinaryIO, data: bytes) -> int:
         try:
-            return self._retry(file.url, read)
+            return local.write(data)
+        except OSError as error:
+            raise DataError(
+                f"the cache {self.directory} cannot be written to ({error.strerror}): make room, lower data.cache_gib, "
+                "or set data.cache_dir to another disk"
+            ) from error
+
+    def _chunk(self, reader: PartReader, file: RemoteFile, start: int, stop: int) -> bytes:
+        """Bytes start..stop, or start..end from a server that knows no ranges."""
+        try:
+            return with_retries(
+                file.url,
+                lambda: reader.read(start, stop),
+                retries=self.retries,
+                backoff=self.backoff,
+                through=(ReplacedError,),
+            )
         except FileNotFoundError:
             raise DataError(f"{file.url} does not exist any more") from None
 
@@ -257,8 +274,13 @@ class ShardCache:
     @contextlib.contextmanager
     def _locked(self, path: Path, *, wait: bool) -> Iterator[bool]:
         """Hold a lock file; without `wait`, yields whether it could be had. The kernel frees it if the process dies."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise DataError(
+                f"the cache {self.directory} cannot be written to ({error.strerror}): set data.cache_dir to another"
+            ) from error
         try:
             mine = True
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections import OrderedDict
@@ -17,10 +16,12 @@ import numpy as np
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import TEXT_EXTENSIONS, ShardIndex, image_extension
-from swinv2_train.data.index_store import index_header, load_index
+from swinv2_train.data.index import EmptyShardError, ShardIndex, build_index
+from swinv2_train.data.index_store import index_header, load_index, open_copy
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
+from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
+from swinv2_train.reading import parse_json
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
@@ -49,7 +50,7 @@ class RawSample:
     def metadata(self) -> dict[str, Any]:
         """The object in `json`, empty where there is none."""
         with contextlib.suppress(ValueError):
-            content = json.loads(self.texts.get("json", b""))
+            content = parse_json(self.texts.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}
         return {}
 
@@ -66,6 +67,10 @@ class Shard:
     """Why the shard ends early, where it does."""
     file: RemoteFile | None = None
     """What to fetch, where the shard is remote."""
+    left_out: LeftOut | None = None
+    """Members that are not read, as far as they were counted when the set was opened."""
+    empty: str | None = None
+    """Why the shard has no samples, if it has none."""
 
     @property
     def name(self) -> str:
@@ -80,7 +85,10 @@ class ShardSet:
     """
 
     def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache) -> None:
-        self.shards, self.card, self.cache = list(shards), card, cache
+        self.shards = [shard for shard in shards if shard.num_samples]
+        self.empty = [shard for shard in shards if not shard.num_samples]
+        """Shards without samples; they are not part of `shards`."""
+        self.card, self.cache = card, cache
         self.shard_sizes = [shard.num_samples for shard in self.shards]
         self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
         self.num_samples = int(self._ends[-1])
@@ -88,6 +96,8 @@ class ShardSet:
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._prefetcher: Prefetcher | None = None
+        self._checked: dict[int, int] = {}
+        """Inode of the copy of each remote shard that was compared with its index."""
 
     @classmethod
     def open(
@@ -98,14 +108,15 @@ class ShardSet:
         *,
         retries: int = 7,
         backoff: float = 0.5,
+        warn: bool = True,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
 
         Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
         sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
-        each time) are for remote reads.
+        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them.
 
-        Raises DataError, in one sentence, where something is missing, is no tar or holds no image.
+        Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
         """
         cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         try:
@@ -117,16 +128,38 @@ class ShardSet:
             raise DataError(f"{error.filename or error} does not exist") from None
         except PermissionError as error:
             raise DataError(f"{error.filename} may not be read") from None
-        for shard in shards:
-            if shard.truncated:
-                samples = shard.num_samples
-                logger.warning(
-                    "%s is cut off (%s): its %d complete samples are used", shard.url, shard.truncated, samples
-                )
+        if not any(shard.num_samples for shard in shards):
+            raise DataError(shards[0].empty)
         described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        return cls(shards, card, cache)
+        opened = cls(shards, card, cache)
+        for line in opened.warnings() if warn else ():
+            logger.warning("%s", line)
+        return opened
+
+    def warnings(self) -> list[str]:
+        """Return a line for each shard that ends early or is empty, and for each kind of members that are not read."""
+        lines = [
+            f"{shard.url} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
+            for shard in self.shards
+            if shard.truncated
+        ]
+        if self.empty:
+            skipped = f"{len(self.empty)} of {len(self.empty) + len(self.shards)} shards skipped"
+            lines.append(f"{skipped} because they are empty: {self.empty[0].empty}")
+        left_out = LeftOut()
+        for shard in self.shards:
+            left_out.merge(shard.left_out or LeftOut(), shard.name)
+        return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
+
+    def left_out(self, shard: int) -> LeftOut:
+        """Return the counts of the members of a shard that are not read."""
+        counted = self._index(shard).left_out
+        if counted is None:  # the index is of an earlier version
+            with self._descriptor(shard) as fd:
+                counted = build_index(self.shards[shard].url, fd).left_out
+        return counted or LeftOut()
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
@@ -144,19 +177,25 @@ class ShardSet:
         """A sample's shard and key, for a person."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
-    def read(self, index: int, *, texts: bool = False) -> RawSample:
-        """The bytes of one sample, with those of its text members if `texts`.
+    def image_size(self, index: int) -> int:
+        """Return the bytes of a sample's image."""
+        shard, sample = self.locate(index)
+        members = self._index(shard).members(sample)
+        return members[image_extension(list(members)) or ""][1]
+
+    def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
+        """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.
 
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
         shard, sample = self.locate(index)
-        shard_index = self._index(shard)
-        members = shard_index.members(sample)
-        extension = image_extension(list(members))
-        assert extension is not None  # an index lists only samples with an image
-        wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
         with self._descriptor(shard) as fd:
-            data = _pread(fd, *members[extension])
+            shard_index = self._index(shard)  # after opening, which may find that it is of another shard
+            members = shard_index.members(sample)
+            extension = image_extension(list(members))
+            assert extension is not None  # an index lists only samples with an image
+            wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
+            data = _pread(fd, *members[extension]) if image else b""
             found = {name: _pread(fd, *members[name]) for name in wanted}
         return RawSample(shard_index.keys[sample], extension, data, found)
 
@@ -195,7 +234,7 @@ class ShardSet:
         entry = self.shards[shard]
         if entry.file is not None:
             # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd = self.cache.open(entry.file)
+            fd = self._copy(shard, entry.file)
             try:
                 yield fd
             finally:
@@ -211,6 +250,27 @@ class ShardSet:
         self._files.move_to_end(shard)
         yield self._files[shard]
 
+    def _copy(self, shard: int, file: RemoteFile) -> int:
+        """Open the local copy of a shard; each new copy is compared with the index before it is read."""
+        fd = self.cache.open(file)
+        if self._checked.get(shard) == os.fstat(fd).st_ino:
+            return fd
+        os.close(fd)
+        fd, index = open_copy(file, self._index(shard), self.cache)
+        if index.num_samples != self.shards[shard].num_samples:
+            os.close(fd)
+            raise self._changed(shard, index)
+        self._indexes[shard] = index
+        self._checked[shard] = os.fstat(fd).st_ino
+        return fd
+
+    def _changed(self, shard: int, index: ShardIndex) -> DataError:
+        entry = self.shards[shard]
+        return DataError(
+            f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
+            "it was changed; run swinv2-data pack again or start anew"
+        )
+
     def _index(self, shard: int) -> ShardIndex:
         if shard not in self._indexes:
             entry = self.shards[shard]
@@ -219,10 +279,7 @@ class ShardSet:
             except OSError as error:
                 raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
-                raise DataError(
-                    f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
-                    "it was changed; run swinv2-data pack again or start anew"
-                )
+                raise self._changed(shard, index)
             self._indexes[shard] = index
             while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
                 self._indexes.popitem(last=False)
@@ -250,15 +307,22 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
     if manifest is not None and name in manifest.shards:
         listed = manifest.shards[name]
         if is_remote(url):
-            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True)
+            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
             return Shard(url, listed.num_bytes, listed.num_samples, file=file)
         if os.stat(url).st_size == listed.num_bytes:
             return Shard(url, listed.num_bytes, listed.num_samples)
     file = cache.stat(url) if is_remote(url) else None
-    header = index_header(url, cache, file)
+    try:
+        header = index_header(url, cache, file)
+    except EmptyShardError as error:
+        if manifest is not None and name in manifest.shards:
+            count = manifest.shards[name].num_samples
+            raise DataError(f"{error}, but its manifest counts {count} samples: copy the shard again") from None
+        return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
     if manifest is None and "pack" in header["extra"]:
         logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file)
+    left_out = LeftOut.from_json(header.get("left_out"))
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, left_out)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

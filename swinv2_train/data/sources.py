@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
+import os
 import re
-from dataclasses import dataclass
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.remote import ShardCache, filesystem, is_remote, with_retries
+from swinv2_train.data.parts import filesystem
+from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.retries import with_retries
+from swinv2_train.data.tar import BLOCK
+from swinv2_train.reading import is_count, parse_json
 
 MANIFEST_SUFFIX = ".dataset.json"
 _MANIFEST_FORMAT = 1
 _NUMBERED = re.compile(r"^(.*)-\d+\.tar$")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+_MAX_NAMES = 1_000_000
+"""Most shards that a pattern with braces may stand for."""
+_MAX_BRACES = 100
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,8 @@ class ListedShard:
     num_bytes: int
     fingerprint: str
     """Of the images and options that it was made of."""
+    sha256: str = ""
+    """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +50,59 @@ class Manifest:
     card: dict[str, Any]
     shards: dict[str, ListedShard]
     """By file name."""
+    pack: dict[str, Any] = field(default_factory=dict)
+    """Source of the shards and the rule that divided it; empty if an earlier version packed them."""
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
-    """Raises DataError where the text is no manifest."""
+    """Read a manifest; its hash is checked if it has one.
+
+    Raises:
+        DataError: if the text is not a manifest, was changed, or holds numbers that cannot be.
+    """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if content["format"] != _MANIFEST_FORMAT:
             raise DataError(f"{where} was written by another version of swinv2-data (format {content['format']})")
-        shards = {
-            entry["name"]: ListedShard(int(entry["num_samples"]), int(entry["bytes"]), str(entry["fingerprint"]))
-            for entry in content["shards"]
-        }
-        return Manifest(content["card"], shards)
-    except (ValueError, KeyError, TypeError) as error:
+        card, entries = content["card"], content["shards"]
+        stated = content.get("sha256")
+        if stated is not None and stated != _digest(card, entries):
+            raise DataError(
+                f"{where} was changed after it was written (its hash differs): run swinv2-data pack again, or remove "
+                "its entry sha256 if the change is meant"
+            )
+        Card.from_json(card)
+        pack = content.get("pack", {})
+        if not isinstance(pack, dict):
+            raise ValueError(f"pack is {pack!r:.40}")
+        return Manifest(card, {entry["name"]: _listed_shard(entry) for entry in entries}, pack)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{where} is damaged ({type(error).__name__}: {error}): run swinv2-data pack again") from None
 
 
+def _listed_shard(entry: dict[str, Any]) -> ListedShard:
+    num_samples, num_bytes = entry["num_samples"], entry["bytes"]
+    # A sample has at least one header; an image without a byte of data is not packed, but is not impossible either.
+    if not is_count(num_samples) or not is_count(num_bytes) or num_samples * BLOCK > max(num_bytes, BLOCK):
+        raise ValueError(f"{entry['name']} cannot hold {num_samples!r} samples in {num_bytes!r} bytes")
+    return ListedShard(num_samples, num_bytes, str(entry["fingerprint"]), str(entry.get("sha256", "")))
+
+
 def manifest_text(manifest: Manifest) -> str:
+    """Return the text of `<split>.dataset.json`, with a hash of its content."""
     shards = [
         {"name": name, "num_samples": listed.num_samples, "bytes": listed.num_bytes, "fingerprint": listed.fingerprint}
+        | ({"sha256": listed.sha256} if listed.sha256 else {})
         for name, listed in manifest.shards.items()
     ]
-    return json.dumps({"format": _MANIFEST_FORMAT, "card": manifest.card, "shards": shards}, indent=1) + "\n"
+    content = {"format": _MANIFEST_FORMAT, "card": manifest.card, "pack": manifest.pack, "shards": shards}
+    return json.dumps({**content, "sha256": _digest(manifest.card, shards)}, indent=1) + "\n"
+
+
+def _digest(card: Any, shards: Any) -> str:
+    return hashlib.sha256(json.dumps([card, shards], sort_keys=True).encode()).hexdigest()
 
 
 def manifest_url(shard: str) -> str | None:
@@ -88,11 +132,12 @@ def _expand_text(spec: str, cache: ShardCache) -> list[str]:
     spec = spec.removeprefix("file://")
     if not is_remote(spec):
         spec = str(Path(spec).expanduser())
-        if Path(spec).exists():
+        if os.path.exists(spec):  # Path.exists raises for a name that is too long
             return _local(spec)
     if "{" in spec:
         import braceexpand
 
+        _check_count(spec)
         try:
             parts = list(braceexpand.braceexpand(spec))
         except braceexpand.UnbalancedBracesError:
@@ -105,6 +150,78 @@ def _expand_text(spec: str, cache: ShardCache) -> list[str]:
     if not found:
         raise DataError(f"{spec} matches no shard" if glob.has_magic(spec) else f"{spec} does not exist")
     return found
+
+
+def _check_count(spec: str) -> None:
+    """Refuse a pattern of more names than anybody has shards, before it is expanded.
+
+    Raises:
+        DataError: naming how many they would be.
+    """
+    try:
+        if spec.count("{") > _MAX_BRACES:
+            raise DataError(f"{spec[:80]}...: more than {_MAX_BRACES} pairs of braces")
+        count = _names_in(spec)
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{spec[:80]}...: a range has a number of thousands of digits") from None
+    if count > _MAX_NAMES:
+        raise DataError(
+            f"{spec} stands for {count:,} shards, and {_MAX_NAMES:,} are the most: correct the range, or name a "
+            "directory or a pattern with *"
+        )
+
+
+def _names_in(pattern: str) -> int:
+    """How many names braceexpand makes of a pattern; braces that do not match are left to it."""
+    count = 1
+    for expression in _groups(pattern):
+        numbers = _RANGE.fullmatch(expression)
+        letters = _LETTERS.fullmatch(expression)
+        if numbers:
+            first, last, step = (int(text or 1) for text in numbers.groups())
+            count *= abs(last - first) // (step or 1) + 1
+        elif letters:
+            count *= len(string.ascii_letters)
+        else:
+            parts = _split(expression)
+            count *= sum(map(_names_in, parts)) if len(parts) > 1 else _names_in(expression)
+    return count
+
+
+def _groups(pattern: str) -> list[str]:
+    """What stands inside each outermost pair of braces."""
+    found, depth, start = [], 0, 0
+    for position, sign in _unescaped(pattern):
+        if sign == "{":
+            depth += 1
+            start = position + 1 if depth == 1 else start
+        elif sign == "}":
+            depth -= 1
+            if depth == 0:
+                found.append(pattern[start:position])
+    return found
+
+
+def _split(expression: str) -> list[str]:
+    """The parts between commas that stand in no further braces."""
+    parts, depth, start = [], 0, 0
+    for position, sign in _unescaped(expression):
+        depth += (sign == "{") - (sign == "}")
+        if sign == "," and depth == 0:
+            parts.append(expression[start:position])
+            start = position + 1
+    return [*parts, expression[start:]]
+
+
+def _unescaped(text: str) -> Iterator[tuple[int, str]]:
+    """The signs of a text with their places, without those behind a backslash."""
+    escaped = False
+    for position, sign in enumerate(text):
+        if not escaped and sign != "\\":
+            yield position, sign
+        escaped = sign == "\\" and not escaped
 
 
 def _local(path: str) -> list[str]:

@@ -5,6 +5,9 @@ it needs its workers; so they ignore the signal. In return they end when the tra
 
 They come from a fork server, a process without threads that has imported what they need. A fork of the training process
 itself, with its threads for computing and communication, copies their locks as they are and now and then hangs.
+
+Batches travel through shared memory (/dev/shm). torch would put them there in a thread of the worker, where a failure
+is printed, the batch is lost, and the run waits for it forever. Here the worker does so itself, and reports a failure.
 """
 
 from __future__ import annotations
@@ -15,22 +18,34 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
+import multiprocessing.queues
 import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
 import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.import_path import exported_import_path
+from swinv2_train.shortage import shortage
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
+SHARED_MEMORY = Path("/dev/shm")
+"""Where torch passes batches between processes."""
+ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=8G /dev/shm)"
+"""How to have more of it."""
+_SERVER_GONE = 255
+"""The exit code that Python reports of a process whose fork server is gone."""
 
 
 def start_server(also: Sequence[str] = ()) -> None:
@@ -40,10 +55,11 @@ def start_server(also: Sequence[str] = ()) -> None:
         also: further modules for it to import, once for all workers.
     """
     multiprocessing.set_forkserver_preload([*_PRELOADED, *also])
-    # The server starts this one first, and that unblocks the signals again: so it has to stand already.
-    multiprocessing.resource_tracker.ensure_running()
-    with _signals_held_back():  # it keeps the signals blocked for its life, and so outlives them
-        multiprocessing.forkserver.ensure_running()
+    with exported_import_path():
+        # The server starts this one first, and that unblocks the signals again: so it has to stand already.
+        multiprocessing.resource_tracker.ensure_running()
+        with _signals_held_back():  # it keeps the signals blocked for its life, and so outlives them
+            multiprocessing.forkserver.ensure_running()
 
 
 class Failure:
@@ -74,7 +90,7 @@ class WorkerPool:
             # More workers than cores are the user's choice, made in data.num_workers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = DataLoader(
-                dataset,
+                _Shared(dataset),
                 batch_sampler=batches,
                 num_workers=num_workers,
                 collate_fn=_unchanged,
@@ -84,8 +100,14 @@ class WorkerPool:
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # or the loader would draw a seed from the global one of the model
             )
-            with _signals_held_back():
-                self._iterator: Iterator[Any] | None = iter(loader)
+            try:
+                with _signals_held_back():
+                    self._iterator: Iterator[Any] | None = iter(loader)
+            except (OSError, EOFError, MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and shortage(error) is None:
+                    raise
+                what = f"data.num_workers={num_workers}: the workers cannot be started"
+                raise DataError(f"{what} ({_reason(error)})") from error
         self._workers = list(getattr(self._iterator, "_workers", []))
         self._at_exit = functools.partial(_close_if_alive, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -103,16 +125,28 @@ class WorkerPool:
             raise StopIteration
         try:
             batch = next(self._iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError) as error:
+            told = self._told(error)
+            if told is None:
                 raise
-            raise DataError(
-                f"a data worker died ({str(error).splitlines()[0]}), most often for want of memory or of room in "
-                "/dev/shm: lower data.num_workers or data.prefetch_batches"
-            ) from None
+            raise told from None
         if isinstance(batch, Failure):
             raise batch.error()
         return batch
+
+    def _told(self, error: RuntimeError | OSError) -> DataError | None:
+        """The sentence for an error between the workers and this process; None for an error of another kind."""
+        text = str(error)
+        if "DataLoader worker" in text:
+            return DataError(_died(self._workers, text.splitlines()[0]))
+        if "pin memory thread" in text.lower():  # torch: exited unexpectedly, or an error caught in it
+            return DataError(
+                f"a batch cannot be copied into pinned memory ({text.splitlines()[-1].strip()}): this host is short of "
+                "memory; lower data.prefetch_batches, data.num_workers, or engine.micro_batch"
+            )
+        if isinstance(error, OSError) or "Too many open files" in text:
+            return DataError(f"a batch cannot be taken from the data workers ({_reason(error)})")
+        return None
 
     def close(self) -> None:
         """End the workers and wait until they are gone."""
@@ -127,8 +161,74 @@ class WorkerPool:
         atexit.unregister(self._at_exit)
 
 
+class _Shared(Dataset[Any]):
+    """The same batches, in shared memory if a worker makes them."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        batch = self._dataset.__getitems__(indices)
+        if get_worker_info() is None or not isinstance(batch, dict):
+            return batch
+        try:
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return Failure(_unshared(error))
+        return batch
+
+
+def _unshared(error: Exception) -> str:
+    if "Too many open files" in str(error):
+        return f"a data worker cannot pass on a batch ({_reason(error)})"
+    return (
+        f"a data worker cannot put a batch into shared memory ({_reason(error)}): lower data.num_workers or "
+        f"data.prefetch_batches, or enlarge {SHARED_MEMORY} {ENLARGE}"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """An error of the operating system in a few words, with the remedy for those that have one."""
+    text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+    return shortage(error) or text
+
+
+def _died(workers: Sequence[Any], text: str) -> str:
+    """The sentence about workers that ended by themselves."""
+    ended = [worker for worker in workers if not worker.is_alive()]
+    if any(worker.exitcode == _SERVER_GONE and _runs(worker.pid) for worker in ended):
+        return "the process that data workers are forked from was killed; the same command continues the run"
+    number = next((-worker.exitcode for worker in ended if (worker.exitcode or 0) < 0), 0)
+    if number == signal.SIGBUS:
+        return (
+            f"a data worker died of SIGBUS: {SHARED_MEMORY} is full; lower data.num_workers or data.prefetch_batches, "
+            f"or enlarge it {ENLARGE}"
+        )
+    how = f"of {signal.Signals(number).name}" if number in set(signal.Signals) else f"({text})"
+    return (
+        f"a data worker died {how}, most often for want of memory or of room in {SHARED_MEMORY}: lower "
+        "data.num_workers or data.prefetch_batches"
+    )
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _end_worker(error: Exception, _batch: Any) -> None:
+    """End a worker whose thread cannot send a batch: torch would go on without it, and the run wait forever."""
+    print(f"a data worker cannot send a batch: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def _start_worker(_worker: int) -> None:
     """Runs in a new worker, before its first batch."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

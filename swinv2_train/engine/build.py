@@ -102,9 +102,6 @@ def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
     """The training micro-batches of this rank from where the run stands."""
-    workers = config.data.num_workers
-    # A step fetches all its micro-batches before it begins, so the workers must have a whole one ready.
-    prefetch = max(config.data.prefetch_batches, -(-plan.accumulation // max(1, workers)))
     return TrainLoader(
         shards,
         sample_order(config, shards),
@@ -117,9 +114,17 @@ def train_loader(
         avoid=state.avoided_batches,
         channels=config.model.in_channels,
         seed=config.seed,
-        num_workers=workers,
-        prefetch_batches=prefetch,
+        num_workers=config.data.num_workers,
+        prefetch_batches=prefetched(config, plan),
     )
+
+
+def prefetched(config: Config, plan: Plan) -> int:
+    """Return the micro-batches that each worker has ready.
+
+    A step fetches all its micro-batches before it begins, so together the workers have at least a whole step ready.
+    """
+    return max(config.data.prefetch_batches, -(-plan.accumulation // max(1, config.data.num_workers)))
 
 
 def evaluation_loader(

@@ -9,15 +9,18 @@ from typing import Any
 
 from torch import nn
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import read_manifest
 from swinv2_train.checkpoint.load import check_parameters, load_fragments
 from swinv2_train.checkpoint.saver import Outcome, Saver
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid
 from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.lock import check_in_place
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.tracker import Tracker
 
 
@@ -109,6 +112,7 @@ class Checkpoints:
             RunError, MainRankError: if it could not be saved.
         """
         self.settle()
+        self._check_place()
         if self.saver.last_saved == state.step:
             return
         self.begin(state, metrics)
@@ -120,6 +124,18 @@ class Checkpoints:
                 f"step {state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
                 "and the same command continues from the newest of them"
             )
+
+    def _check_place(self) -> None:
+        """End the run if its directory is no longer there: what was saved last may be somewhere else."""
+        lost = None
+        if self.ranks.is_main:
+            try:
+                check_in_place(self.run_dir)
+            except CheckpointError as error:
+                lost = str(error)
+        lost = self.ranks.broadcast(lost)
+        if lost is not None:
+            raise self.ranks.end(lost)
 
     def _say(self, outcomes: list[Outcome], step_seconds: float | None = None) -> None:
         if not self.ranks.is_main:
@@ -136,7 +152,7 @@ class Checkpoints:
             try:
                 write_status(self.run_dir, "running", outcome.step)
             except OSError as error:
-                self.tracker.warn(f"status.json cannot be written: {error.strerror}")
+                self.tracker.warn(f"status.json cannot be written: {remedied(error)}")
 
 
 def _figures(outcome: Outcome, step_seconds: float | None) -> str:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import IO
 
 from swinv2_train.engine.signals import give_back_signals, take_signals
+from swinv2_train.import_path import import_variables
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
@@ -67,6 +68,8 @@ def run_command(
     """
     process = subprocess.Popen(
         command,
+        # A launcher of the user may be, or start, another Python.
+        env={**os.environ, **import_variables()} if command[0] == sys.executable else None,
         start_new_session=True,
         preexec_fn=_end_with(os.getpid()),
         stderr=None if last_errors is None else subprocess.PIPE,

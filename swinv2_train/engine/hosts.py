@@ -33,10 +33,14 @@ from swinv2_train.engine.signals import STOP_FILE
 from swinv2_train.engine.surroundings import FORWARDED_SUFFIX
 from swinv2_train.engine.watchdog import STACKS
 from swinv2_train.exit_codes import INTERRUPTED
+from swinv2_train.import_path import import_variables
 
 DEFAULT_PORT = 29500
 _DEEPSPEED_SUFFIX = ".env"
-_FOR_PYTHON = ("PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX")
+_FOR_PYTHON = (
+    "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME", "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+)  # fmt: skip
 """What has to be there before Python starts."""
 _PLAIN = re.compile(r"[\w@+=:,./-]+")
 """What pdsh and the shells behind it leave as it is."""
@@ -155,7 +159,7 @@ def _write_environment(config_file: Path, device: str) -> Path:
     descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump({key: value for key, value in forwarded.items() if key not in _FOR_PYTHON}, file)
-    known = {**os.environ, **forwarded}
+    known = {**os.environ, **forwarded, **import_variables()}
     plain = {key: known[key] for key in _FOR_PYTHON if known.get(key)}
     if device != "auto":
         plain["DS_ACCELERATOR"] = device
@@ -225,7 +229,8 @@ def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
     signals = Signals()
     try:
         announce(directory, config, config_file)
-        environment = {**os.environ, **_launcher_environment(_write_environment(config_file, config.launch.device))}
+        launching = _launcher_environment(_write_environment(config_file, config.launch.device))
+        environment = {**os.environ, **import_variables(), **launching}
         command = hosts_command(config, hosts, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         handled, interrupted = 0, False
@@ -289,7 +294,7 @@ def _what_hung(directory: Path, begun: float) -> str:
     """What the watchdog of this start has written, for the rank that said it may be on a host that is cut off."""
     for path in sorted((directory / STACKS).glob("*/rank-*.txt")):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime >= begun and (lines := path.read_text().splitlines()):
+            if path.stat().st_mtime >= begun and (lines := path.read_text(errors="replace").splitlines()):
                 return f"{lines[0]}: the stacks of the ranks are in {path.parent}"
     return ""
 

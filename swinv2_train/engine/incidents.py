@@ -27,6 +27,8 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.engine.guard import Refusal
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_text
+from swinv2_train.reading import UnreadableError, from_object, is_count, read_json, read_text
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.metrics_file import json_number
 
 if TYPE_CHECKING:
@@ -78,8 +80,13 @@ def write_incident(run_dir: Path, incident: Incident) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asdict(incident), indent=1, allow_nan=False)
     for number in itertools.count(2):
-        if not path.exists() or path.read_text() == text:
+        try:
+            if read_text(path) == text:
+                break
+        except FileNotFoundError:
             break
+        except UnreadableError:  # damaged, or a folder: it stays, and this one gets another name
+            pass
         path = first.with_stem(f"{first.stem}-{number}")
     write_text(path, text)
     return path
@@ -92,22 +99,42 @@ def read_incident(path: Path) -> Incident:
         ConfigError: if it is missing or is none.
     """
     try:
-        return Incident(**json.loads(path.read_text()))
-    except OSError as error:
+        incident = from_object(Incident, read_json(path))
+        _state(incident.state)
+    except FileNotFoundError as error:
         raise ConfigError(
             "replay", path, f"cannot be read ({error.strerror}); give <run>/incidents/step-*.json"
         ) from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError("replay", path, "is not an incident of a run; give <run>/incidents/step-*.json") from error
+    except UnreadableError as error:
+        raise ConfigError(
+            "replay", path, f"is not an incident of a run ({error}); give <run>/incidents/step-*.json"
+        ) from error
+    counts = (incident.step, incident.batch, incident.world_size, incident.micro_batch)
+    places = all(is_count(entry.get("position")) for entry in incident.samples)
+    if min(counts) < 0 or 0 in (incident.step, incident.world_size, incident.micro_batch) or not places:
+        raise ConfigError("replay", path, "has impossible numbers; it is damaged or was edited")
+    return incident
+
+
+def _state(values: Any) -> TrainState:
+    """The state of a run from a file.
+
+    Raises:
+        UnreadableError: if it is none.
+    """
+    state = from_object(TrainState, values)
+    if min(state.step, state.samples_seen, *state.avoided_batches) < 0:
+        raise UnreadableError("it has impossible numbers")
+    return state
 
 
 def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
     """The newest checkpoint from which a run comes to this step with the same batches, or None."""
-    before = TrainState(**incident.state)
+    before = _state(incident.state)
     for path in list_checkpoints(checkpoints):
         try:
-            saved = TrainState(**read_state(path)["train"])
-        except (CheckpointError, KeyError, TypeError):
+            saved = _state(read_state(path).get("train"))
+        except (CheckpointError, UnreadableError):
             continue
         if saved.comes_to(before):
             return path
@@ -158,7 +185,7 @@ class IncidentLog:
         try:
             return f"swinv2-train replay={write_incident(self.run_dir, incident)} runs it again"
         except OSError as error:
-            return f"its incident could not be written ({error.strerror})"
+            return f"its incident could not be written ({remedied(error)})"
 
     def _name(self, position: int) -> str:
         try:
@@ -171,13 +198,13 @@ def protector(run_dir: Path) -> Callable[[], set[str]]:
     """A function that names the checkpoints that the replay of the latest incident needs."""
 
     def needed() -> set[str]:
-        latest = max((run_dir / FOLDER).glob("step-*.json"), default=None)
-        if latest is None:
-            return set()
-        try:
-            base = base_checkpoint(read_incident(latest), run_dir / "checkpoints")
-        except (ConfigError, TypeError):  # it is none, or that of another version
-            return set()
-        return {base.name} if base else set()
+        # A damaged one says nothing; the one before it may still be replayed.
+        for path in sorted((run_dir / FOLDER).glob("step-*.json"), reverse=True):
+            try:
+                base = base_checkpoint(read_incident(path), run_dir / "checkpoints")
+            except ConfigError:
+                continue
+            return {base.name} if base else set()
+        return set()
 
     return needed

@@ -33,6 +33,8 @@ from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.import_path import import_variables
+from swinv2_train.shortage import remedied
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
@@ -164,7 +166,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """
     directory = Path(config.run.dir)
     config_file = launch_file(directory)
-    environment = {**os.environ, **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
+    environment = {**os.environ, **import_variables(), **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
     signals = Signals()
     try:
         announce(directory, config, config_file)
@@ -215,7 +217,7 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
             write_status(directory, "starting", read_status(directory).get("step", 0))
         config_file.write_text(to_yaml(config))
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:

@@ -18,6 +18,7 @@ from swinv2_train.engine.launcher import launch_environment
 from swinv2_train.engine.signals import PARENT_VARIABLE, signal_name
 from swinv2_train.engine.surroundings import free_port
 from swinv2_train.errors import RunError
+from swinv2_train.import_path import import_variables
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """What a run's config calls the device and the number of ranks."""
@@ -65,6 +66,7 @@ def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str
     """
     shared = {
         **os.environ,
+        **import_variables(),
         **launch_environment(device),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks))),
         "MASTER_ADDR": "127.0.0.1",

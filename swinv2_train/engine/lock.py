@@ -8,6 +8,7 @@ import os
 import time
 from pathlib import Path
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
@@ -61,6 +62,21 @@ def _lock(file: int) -> None:
             if not left:
                 raise
             time.sleep(_PAUSE_SECONDS)
+
+
+def check_in_place(directory: Path) -> None:
+    """Check that the directory of a run that is going on is still there.
+
+    Others may have made a directory of the same name since; this run's own has its lock.
+
+    Raises:
+        CheckpointError: if it was moved or removed.
+    """
+    if not (directory / _LOCK_FILE).exists():
+        raise CheckpointError(
+            f"run.dir={directory} was moved or removed during the run: put it back, or give run.dir its new place, and "
+            "start the same command again; it resumes from the newest checkpoint there"
+        )
 
 
 def is_held(directory: Path) -> bool | None:

@@ -33,6 +33,7 @@ from swinv2_train.engine.agree import on_main, together
 from swinv2_train.engine.build import train_loader
 from swinv2_train.engine.identity import shards_digest
 from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.room import free_shared_memory
 from swinv2_train.engine.state import TrainState
 from swinv2_train.errors import MainRankError
 from swinv2_train.tasks.task import Task
@@ -74,6 +75,8 @@ class Facts:
     """Whether its run.dir is the main rank's: a file that is made there is here."""
     memory: tuple[int, int] | None = None
     """Bytes of the GPU that are free, and all."""
+    shared_free: int | None = None
+    """Bytes free in the shared memory of its host; None if it has none."""
     problem: str | None = None
     """What went wrong on this rank before it came here."""
     clock: float = field(default=0.0, compare=False)
@@ -113,6 +116,7 @@ def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: str 
         shards=shards_digest(names, sizes) if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,
+        shared_free=free_shared_memory(),
         sees_run_dir=_sees_run_dir(Path(config.run.dir), ranks),
         problem=problem,
     )

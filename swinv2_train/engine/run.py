@@ -21,7 +21,7 @@ from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine import preflight
-from swinv2_train.engine.agree import on_main
+from swinv2_train.engine.agree import on_main, together
 from swinv2_train.engine.build import (
     build_model,
     build_task,
@@ -38,19 +38,21 @@ from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
-from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.lock import RunLock, check_in_place
 from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
+from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, missed_evaluation, start_lines, truncated_shards
+from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.shortage import remedied, shortage
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.environment import append_environment
@@ -117,6 +119,8 @@ def _train(
         (shards, held_out), everyone = preflight.compare(config, ranks, problem, lambda: open_shards(config))
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
+        needed = shared_memory_needed(config, plan, task)
+        together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
         lines = surroundings.lines if surroundings else []
         if ranks.world_size > 1 or only:
             parts = [part for part in (shards, held_out) if part]
@@ -136,7 +140,7 @@ def _take_directory(directory: Path) -> RunLock:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
         return RunLock(directory)
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
@@ -192,6 +196,7 @@ def _train_with(
 
     def describe_start() -> None:
         lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
+        lines.extend(damaged_records(directory))
         write_text(directory / "resolved.yaml", to_yaml(config))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
@@ -202,8 +207,12 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        for line in truncated_shards(shards) if ranks.is_main else ():
+        for line in shards.warnings() if ranks.is_main else ():
             tracker.warn(line)
+        size = checkpoint_size(engine.module, config.optim.ema_decay)
+        short = disk_warning(config, plan.total_steps - state.step, size, directory / "checkpoints")
+        if short and ranks.is_main:
+            tracker.warn(short)
         saver = Saver(
             directory / "checkpoints",
             ranks.another(),
@@ -211,6 +220,7 @@ def _train_with(
             watch=lambda: watchdog.background("save"),
             protected=protector(directory),
             damaged=found.damaged,
+            check=lambda: check_in_place(directory),
         )
         order = sample_order(config, shards)
         trainer = Trainer(
@@ -247,7 +257,8 @@ def _train_with(
             end.code = replay(trainer) if config.replay else trainer.run()
         except BaseException as error:
             if not isinstance(error, MainRankError):
-                tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {as_lost_rank(error) or error}")
+                reason = as_lost_rank(error) or shortage(error) or error
+                tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {reason}")
             raise
         finally:
             saver.close()

@@ -10,10 +10,11 @@ from swinv2_train.config.compose import flat, from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.evaluation import due
+from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
+from swinv2_train.reading import UnreadableError, read_json
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
@@ -23,7 +24,7 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
         last: whether the run ends at this step.
     """
     try:
-        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        lines = (directory / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         lines = []
     here = [line for line in lines if f'"step": {step},' in line]
@@ -42,10 +43,12 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
 
 def changed_since(resolved: Path, config: Config) -> list[str]:
     """A line for every value of the config that is not what it was at the last start."""
+    if not resolved.exists():
+        return []
     try:
         before = flat(from_yaml(resolved))
-    except ConfigError:
-        return []
+    except ConfigError as error:
+        return [f"what changed since the last start is not known: {error}"]
     return [
         f"changed since the last start: {key} {before.get(key)} -> {value}"
         for key, value in flat(config).items()
@@ -53,13 +56,23 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
     ]
 
 
-def truncated_shards(shards: ShardSet) -> list[str]:
-    """A line for every training shard that ends early."""
-    return [
-        f"{shard.name} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
-        for shard in shards.shards
-        if shard.truncated
-    ]
+def damaged_records(directory: Path) -> list[str]:
+    """Return a line for every file of a run that only describes it and is damaged: the run goes on without it."""
+    found = []
+    for name, kind in (("status.json", dict), ("environment.json", list)):
+        try:
+            if not isinstance(read_json(directory / name), kind):
+                found.append(f"{name} is damaged (it holds something else); its content is dropped")
+        except FileNotFoundError:
+            continue
+        except UnreadableError as error:
+            found.append(f"{name} is damaged ({error}); its content is dropped")
+    for path in sorted((directory / FOLDER).glob("step-*.json")):
+        try:
+            read_incident(path)
+        except ConfigError as error:
+            found.append(f"{FOLDER}/{path.name} is damaged and cannot be replayed: {error.mend}")
+    return found
 
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:

@@ -7,11 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.reading import UnreadableError, is_count, put_aside, read_object
+
+STATUSES = ("starting", "running", "stopped", "finished", "failed")
+
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one go: a reader, and a crash, see the old text or the new."""
+    """Replace a file in one go: a reader, and a crash, see the old text or the new. A folder in its place is kept."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may write at the same time
     temporary.write_text(text)
+    if path.is_dir() and not path.is_symlink():
+        put_aside(path)
     os.replace(temporary, path)
 
 
@@ -21,8 +27,12 @@ def write_status(directory: Path, status: str, step: int) -> None:
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """What `status.json` says; empty where there is none."""
+    """Return `status` and `step` of `status.json`; empty if there is none, or none that can be used."""
     try:
-        return json.loads((directory / "status.json").read_text())
-    except (OSError, ValueError):
+        values = read_object(directory / "status.json")
+    except (FileNotFoundError, UnreadableError):
         return {}
+    if values.get("status") not in STATUSES:
+        return {}
+    step = values.get("step")
+    return {"status": values["status"], "step": step if is_count(step) else 0}

@@ -8,7 +8,6 @@ other hosts, and the network interface and the number of threads are chosen wher
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -21,6 +20,7 @@ import psutil
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import LaunchConfig
+from swinv2_train.reading import read_object
 
 FORWARDED_SUFFIX = ".env.json"
 """In place of the launch file's: the variables of the starting command, for the ranks on other hosts."""
@@ -145,8 +145,8 @@ def adopt_forwarded(launch_file: Path) -> None:
     if not path.exists():
         return
     try:
-        os.environ.update(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        os.environ.update(read_object(path))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError("", path, f"{path}: cannot read the environment of the starting command ({error})") from error
 
 

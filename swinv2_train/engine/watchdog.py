@@ -19,6 +19,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -34,6 +35,7 @@ from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.config.schema import WatchdogConfig
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED
+from swinv2_train.reading import UnreadableError, read_object
 
 if TYPE_CHECKING:
     from swinv2_train.engine.ranks import Ranks
@@ -205,9 +207,11 @@ class Watchdog:
 
     def _read_marker(self) -> _Incident:
         for _ in range(5):  # it may be there and not be written yet
-            with contextlib.suppress(OSError, ValueError):
-                incident = json.loads(self._marker.read_text())
-                return _Incident(incident["what"], incident["folder"], is_ours=False)
+            with contextlib.suppress(OSError, UnreadableError):
+                incident = read_object(self._marker)
+                what, folder = incident.get("what"), incident.get("folder")
+                if isinstance(what, str) and isinstance(folder, str) and re.fullmatch(r"[\w-]+", folder):
+                    return _Incident(what, folder, is_ours=False)
             time.sleep(self._look_seconds / 5)
         return _Incident("another rank hangs", step_name(self._main.step), is_ours=False)
 

@@ -29,6 +29,7 @@ from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
+from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:
     from swinv2_train.interop.load import LoadedModel
@@ -151,7 +152,7 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
-    disk.check_space(out.parent, size, "another directory")
+    disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
     images = made_images(loaded, count) if images is None else images
     different = len(images)
@@ -182,7 +183,7 @@ def export(
         partial.rename(out)
         disk.flush(out.parent)
     except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error})") from error
+        raise CheckpointError(f"{out} cannot be written ({remedied(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, files, compared, _notes(loaded, layout, compared))

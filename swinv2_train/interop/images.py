@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,42 +17,56 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.data.augment import eval_crop, normalise
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.image_files import IMAGE_EXTENSIONS, scan_folder
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
     from swinv2_train.interop.load import LoadedModel
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
-"""Files of these names are taken from folders; a file that is named itself may be called anything."""
+
+@dataclass
+class FoundImages:
+    """Image files that a user named."""
+
+    files: list[Path] = field(default_factory=list)
+    """In the order of the names, each file once."""
+    notes: list[str] = field(default_factory=list)
+    """Contents of the folders that are not read, one line each."""
+    lost: bool = False
+    """True if these contents may hold images."""
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """The image files that files, folders (to any depth) and patterns name: in their order, each file once.
+def find_images(paths: Sequence[str]) -> FoundImages:
+    """Find the image files that files, folders (to any depth), and patterns name.
+
+    From folders, files with an image's extension are used; a file that is named itself may be called anything.
 
     Raises:
         DataError: if one of them names nothing.
     """
-    found: dict[Path, None] = {}
+    found = FoundImages()
+    files: dict[Path, None] = {}
     for text in paths:
         path = Path(text).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if _is_image(file))
+            scan = scan_folder(path)
+            matches = [Path(image) for image in scan.images]
+            found.notes += scan.notes()
+            found.lost |= scan.lost
         elif path.exists():
-            files = [path]
+            matches = [path]
         else:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            files = [match for match in matches if match.is_file()]
-            if not files and not glob.has_magic(str(path)):
+            matches = [match for match in matches if match.is_file()]
+            if not matches and not glob.has_magic(str(path)):
                 raise DataError(f"{text} does not exist")
-        if not files:
+        if not matches:
             where = "holds" if path.is_dir() else "matches"
-            raise DataError(f"{text} {where} no image ({', '.join(suffix[1:] for suffix in SUFFIXES)})")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+            others = "".join(f"; {line}" for line in found.notes if line.startswith(str(path)))
+            raise DataError(f"{text} {where} no image ({', '.join(IMAGE_EXTENSIONS)}){others}")
+        files.update(dict.fromkeys(matches))
+    found.files = list(files)
+    return found
 
 
 def read_image(path: Path, channels: int) -> Tensor:

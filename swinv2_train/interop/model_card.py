@@ -6,7 +6,6 @@ from, the dataset card beside its shards, its evaluations); and from the export 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from swinv2_train.config.model import (
     stage_geometry,
 )
 from swinv2_train.interop.peers import earlier_windows, version_of
+from swinv2_train.reading import read_object
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -233,7 +233,6 @@ def _data(config: Config | None) -> str:
 def dataset_card(shards: Any) -> Card | None:
     """The card beside local shards that swinv2-data packed; None for others, and for what is not there any more."""
     from swinv2_train.data.card import Card
-    from swinv2_train.data.errors import DataError
     from swinv2_train.data.remote import ShardCache, is_remote
     from swinv2_train.data.sources import expand, manifest_url, parse_manifest
 
@@ -243,11 +242,11 @@ def dataset_card(shards: Any) -> Card | None:
     try:
         found = expand(listed, ShardCache(Path("."), 0))  # local paths do not touch the cache
         places = {manifest_url(shard) for shard in found}
-        texts = [(Path(place).read_text(), place) for place in sorted(filter(None, places))]
+        texts = [(Path(place).read_bytes(), place) for place in sorted(filter(None, places))]
         if None in places or not texts:
             return None
         return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
-    except (DataError, OSError, KeyError):
+    except (OSError, ValueError):  # a DataError among them; the card describes, and ends nothing
         return None
 
 
@@ -294,13 +293,13 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
     own = evaluated_input(loaded.config, loaded.mean, loaded.std)
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            content = json.loads(path.read_text())
+            content = read_object(path)
             same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
             same = same and content["ema"] == (weights == "ema") and content["input"] == own
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content
-        except (OSError, ValueError, KeyError, TypeError):  # of another version
+        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged
             continue
     return None
 

@@ -211,7 +211,10 @@ def _best_metric(path: Path) -> tuple[str, str]:
     resolved = directory_of(path).parent / "resolved.yaml"
     if not resolved.is_file():
         return "eval/loss", "min"
-    settings = from_yaml(resolved).checkpoint
+    try:
+        settings = from_yaml(resolved).checkpoint
+    except ConfigError:  # damaged, or of another version: what every recipe starts with
+        return "eval/loss", "min"
     return settings.best_metric, settings.best_mode
 
 

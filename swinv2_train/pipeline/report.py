@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from swinv2_train.checkpoint.layout import list_checkpoints, step_of
 from swinv2_train.engine.status import read_status
 from swinv2_train.pipeline.state import Record, State, last_sign, now
+from swinv2_train.reading import UnreadableError, finite_number, is_count, parse_json
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,22 @@ def progress(run_dir: Path, metric: str) -> tuple[int, list[float]]:
     """What `metrics.jsonl` says: (last step, finite values of a metric in order). A line cut off is skipped."""
     step, values = 0, []
     try:
-        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        lines = (run_dir / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         return 0, []
     for line in lines:
         if f'"{metric}"' not in line and line is not lines[-1]:
             continue
         try:
-            record = json.loads(line)
-            step = max(step, record["step"])
-        except (ValueError, KeyError, TypeError):
+            record = parse_json(line)
+        except UnreadableError:
             continue
-        value = record.get(metric)
-        if isinstance(value, (int, float)) and math.isfinite(value):
-            values.append(float(value))
+        if not isinstance(record, dict) or not is_count(record.get("step")):
+            continue
+        step = max(step, record["step"])
+        value = finite_number(record.get(metric))
+        if value is not None:
+            values.append(value)
     return step, values
 
 

@@ -22,7 +22,9 @@ from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRON
 from swinv2_train.pipeline.plan import PlannedStage, by_name, differences
 from swinv2_train.pipeline.report import chain_text, comparison_text, is_begun, is_finished, view, views
 from swinv2_train.pipeline.spec import Pipeline
-from swinv2_train.pipeline.state import Record, State, last_sign, now, read_state, settle_time, write_state
+from swinv2_train.pipeline.state import FILE, Record, State, last_sign, now, read_state, settle_time, write_state
+from swinv2_train.reading import UnreadableError, put_aside
+from swinv2_train.shortage import remedied
 
 _WAIT_SECONDS = 1.0
 _MOST_SHOWN = 4
@@ -61,7 +63,7 @@ def run_pipeline(pipeline: Pipeline, planned: list[PlannedStage], redo: Redo, sa
     """
     directory = pipeline.directory
     with _locked(directory), _signals() as signals:
-        state = _begin(pipeline, planned)
+        state = _begin(pipeline, planned, say)
         for number, item in enumerate(planned, 1):
             heading = f"stage {number} of {len(planned)}: {item.name} ({item.stage.experiment})"
             code = _run_stage(pipeline, item, heading, state, redo, signals, say)
@@ -95,16 +97,16 @@ def _locked(directory: Path) -> Iterator[None]:
         mend = "another swinv2-pipeline is at work in this directory; wait for it, stop it, or take another dir"
         raise ConfigError("dir", directory, mend) from error
     except OSError as error:
-        raise ConfigError("dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _begin(pipeline: Pipeline, planned: list[PlannedStage]) -> State:
+def _begin(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> State:
     """The state of earlier calls, with the stages of this one in their order."""
-    before = read_state(pipeline.directory)
+    before = _state_before(pipeline.directory, say)
     if before is not None and before.pipeline != pipeline.name:
         raise ConfigError(
             "dir", pipeline.directory, f"holds the pipeline {before.pipeline}, not {pipeline.name}; take another dir"
@@ -115,6 +117,19 @@ def _begin(pipeline: Pipeline, planned: list[PlannedStage]) -> State:
         state.stages[item.name] = _record(item, record)
     write_state(pipeline.directory, state)
     return state
+
+
+def _state_before(directory: Path, say: Say) -> State | None:
+    """The state of earlier calls; a damaged file is put aside, because the stages' own directories say what is done."""
+    try:
+        return read_state(directory)
+    except UnreadableError as error:
+        aside = put_aside(directory / FILE)
+        say(
+            f"{directory / FILE} is damaged ({error}); it is now {aside.name}. The recipes, sources and times of "
+            "earlier calls are lost; the stages' own directories say what is done"
+        )
+        return None
 
 
 def _record(item: PlannedStage, before: Record | None) -> Record:

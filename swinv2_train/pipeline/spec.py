@@ -32,6 +32,7 @@ from typing import Any
 
 from swinv2_train.config.compose import conf_dir
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.reading import read_text
 
 PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
 STAGE_KEYS = ("name", "experiment", "overrides", "init_from", "weights", "ema", "title", "baseline_of")
@@ -84,7 +85,8 @@ def pipelines(config_dir: Path | None = None) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for directory in _directories(config_dir):
         for path in sorted(directory.glob("*.yaml")):
-            first = (path.read_text().splitlines() or [""])[0]
+            text = path.read_text(errors="replace") if path.is_file() else ""
+            first = (text.splitlines() or [""])[0]
             found.setdefault(path.stem, first.lstrip("# ") if first.startswith("#") else "")
     return sorted(found.items())
 
@@ -175,10 +177,10 @@ def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(read_text(path))
     except OSError as error:
         raise ConfigError("", path, f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError("", path, f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError("", path, f"{path} is not a pipeline: it needs the keys name and stages")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.engine.status import write_text
+from swinv2_train.reading import UnreadableError, from_object, read_object
 
 FILE = "pipeline.json"
 SIGNS_OF_LIFE = ("status.json", "metrics.jsonl", "log.txt", "resolved.yaml")
@@ -55,28 +55,26 @@ class State:
 
 
 def read_state(directory: Path) -> State | None:
-    """The state in a directory; None where there is none.
+    """Return the state in a directory; None if there is none.
 
     Raises:
-        ConfigError: if the file cannot be understood.
+        UnreadableError: if the file is damaged.
     """
-    path = directory / FILE
     try:
-        values = json.loads(path.read_text())
-        return State(values["pipeline"], {name: _record(record) for name, record in values["stages"].items()})
+        values = read_object(directory / FILE)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ConfigError("", path, f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            "", path, f"{path} is broken ({error}): remove it; the stages' own directories say what is done"
-        ) from error
+    stages = values.get("stages")
+    if not isinstance(values.get("pipeline"), str) or not isinstance(stages, dict):
+        raise UnreadableError("it does not list the stages of a pipeline")
+    return State(values["pipeline"], {name: _record(name, record) for name, record in stages.items()})
 
 
-def _record(values: dict[str, Any]) -> Record:
-    known = {spec.name for spec in fields(Record)}  # another version may have written more
-    return Record(**{key: value for key, value in values.items() if key in known})
+def _record(name: str, values: Any) -> Record:
+    try:
+        return from_object(Record, values)  # another version may have written more
+    except UnreadableError as error:
+        raise UnreadableError(f"stage {name}: {error}") from error
 
 
 def write_state(directory: Path, state: State) -> None:

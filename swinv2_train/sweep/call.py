@@ -18,6 +18,7 @@ from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.signals import STOP_FILE, give_back_signals, take_signals
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.shortage import remedied
 from swinv2_train.sweep.job import (
     DONE,
     Job,
@@ -153,7 +154,7 @@ def _begin(sweep: Sweep, job: Job, overrides: Sequence[str], config_dir: Path | 
         )
         write_sweep(sweep.directory, record)
     except OSError as error:
-        raise ConfigError("sweep.dir", sweep.directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("sweep.dir", sweep.directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _run(sweep: Sweep, multirun: Multirun) -> int:

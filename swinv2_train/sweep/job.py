@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.multirun import in_order, key_of
 from swinv2_train.engine.status import write_text
+from swinv2_train.reading import UnreadableError, from_object, read_json
 
 JOB_FILE, SWEEP_FILE = "job.json", "sweep.json"
 DONE = ("finished", "pruned")
@@ -132,20 +133,15 @@ def new_record(job: Job) -> JobRecord:
 
 
 def read_job(directory: Path) -> JobRecord | None:
-    """What is kept of the job in a directory; None if nothing is.
+    """Return what is kept of the job in a directory; None if nothing is, or nothing that can be used.
 
-    Raises:
-        ConfigError: if the file cannot be understood.
+    The run's own directory says what is done, so that a damaged file costs only the count of tries and the time.
     """
     return _read(directory / JOB_FILE, JobRecord)
 
 
 def read_jobs(directory: Path) -> list[JobRecord]:
-    """All jobs of a sweep, by id.
-
-    Raises:
-        ConfigError: if one of the files cannot be understood.
-    """
+    """Return all jobs of a sweep, by id, without those whose file is damaged."""
     found = (read_job(path.parent) for path in sorted(directory.glob(f"*/{JOB_FILE}")))
     return [record for record in found if record is not None]
 
@@ -156,11 +152,7 @@ def write_job(directory: Path, record: JobRecord) -> None:
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
-    """What is kept of a sweep; None if nothing is.
-
-    Raises:
-        ConfigError: if the file cannot be understood.
-    """
+    """Return what is kept of a sweep; None if nothing is, or nothing that can be used."""
     return _read(directory / SWEEP_FILE, SweepRecord)
 
 
@@ -171,13 +163,9 @@ def write_sweep(directory: Path, record: SweepRecord) -> None:
 
 def _read(path: Path, kind: type[_Record]) -> _Record | None:
     try:
-        values: Any = json.loads(path.read_text())
-        known = {spec.name for spec in fields(kind)}  # type: ignore[arg-type]  # another version may know more
-        return kind(**{key: value for key, value in values.items() if key in known})
+        return from_object(kind, read_json(path))
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise ConfigError("", path, f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        mend = f"{path} is broken ({error}): remove it; the next call of the sweep writes it again"
-        raise ConfigError("", path, mend) from error
+    except UnreadableError as error:
+        print(f"swinv2-train: ignoring {path}, which is damaged ({error})", file=sys.stderr, flush=True)
+        return None

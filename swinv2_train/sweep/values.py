@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from swinv2_train.config.sweep import SweepConfig
+from swinv2_train.reading import UnreadableError, finite_number, is_count, parse_json
 from swinv2_train.sweep.job import Job, read_jobs
 
 METRICS_FILE = "metrics.jsonl"
@@ -47,13 +47,9 @@ class MetricReader:
     def _value_of(self, line: bytes) -> tuple[int, float] | None:
         if self._metric.encode() not in line:
             return None
-        try:
-            record = json.loads(line)
-            step, value = record["step"], record[self._metric]
-        except (ValueError, KeyError, TypeError):
-            return None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return (step, float(value)) if number and isinstance(step, int) else None
+        record = _object_of(line)
+        step, value = record.get("step"), finite_number(record.get(self._metric))
+        return (step, value) if value is not None and is_count(step) else None
 
 
 def metric_values(run_dir: Path, metric: str) -> dict[int, float]:
@@ -67,15 +63,21 @@ def metric_names(run_dir: Path) -> list[str]:
     """The names of all numbers in a run's metrics."""
     names: set[str] = set()
     try:
-        with (run_dir / METRICS_FILE).open() as file:
+        with (run_dir / METRICS_FILE).open("rb") as file:
             for line in file:
-                try:
-                    names.update(json.loads(line))
-                except (ValueError, TypeError):
-                    continue
+                names.update(_object_of(line))
     except OSError:
         pass
     return sorted(names - {"step"})
+
+
+def _object_of(line: bytes) -> dict[str, Any]:
+    """The object of a line; empty if it is damaged."""
+    try:
+        record = parse_json(line)
+    except UnreadableError:
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def judged(values: dict[int, float], which: str, direction: str) -> float | None:

@@ -53,7 +53,7 @@ class ClassificationTransform(Transform):
         self.mean, self.std = mean, std
         self.training = training
         task, interpolation = self.task, self.data.augment.interpolation
-        self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, mean, interpolation)
+        self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, tuple(mean), interpolation)
 
     def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swinv2_train.shortage import remedied
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -81,12 +83,12 @@ class RunConsole:
         """Stamp the text with the time, append it to the log, and give the line back."""
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
         try:
-            with self._log_file.open("a", encoding="utf-8") as file:
+            with self._log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             # A message is often about a failure already; a second one must not hide it.
             if not self._log_lost:
-                print(f"{self._log_file} cannot be written: {error.strerror}", file=sys.stderr)
+                print(f"{self._log_file} cannot be written: {remedied(error)}", file=sys.stderr)
             self._log_lost = True
         return line
 

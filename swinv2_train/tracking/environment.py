@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from swinv2_train.reading import UnreadableError, put_aside, read_json
+
 PACKAGES = (
     "swinv2-train",
     "torch",
@@ -70,15 +72,16 @@ def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
     """
     path = run_dir / "environment.json"
     entry = {"start_step": start_step, **describe_environment()}
-    starts = []
-    if path.exists():
-        try:
-            starts = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            starts = None
-        if not isinstance(starts, list):
-            path.replace(path.with_name(path.name + ".unreadable"))
-            starts = []
+    starts: Any = []
+    try:
+        starts = read_json(path)
+    except FileNotFoundError:
+        pass
+    except UnreadableError:
+        starts = None
+    if not isinstance(starts, list):
+        put_aside(path)
+        starts = []
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps([*starts, entry], indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

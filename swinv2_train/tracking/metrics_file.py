@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.reading import UnreadableError, is_count, parse_json, put_aside
+
 
 def json_number(value: float | int | None) -> float | int | None:
     """The value as strict JSON can hold it: whole numbers stay whole, nan and the infinities become None."""
@@ -48,6 +50,8 @@ class MetricsFile:
         self._whole: int | None = None
         """Length of the file in front of what a write that failed may have left, in bytes; None if there is nothing."""
         try:
+            if path.is_dir():  # a folder in its place is kept, and ends no run
+                put_aside(path)
             # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
             self.dropped_lines = self._rewrite(start_step if start_step > 0 else -1)
             """Lines dropped at start: past `start_step`, or torn by a crash."""
@@ -142,8 +146,8 @@ def _reason(error: OSError) -> str:
 def _step_of(line: bytes) -> float:
     """The step of a line; infinity when the line is torn or is no record, so that it counts as past every step."""
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
         step = record["step"]
-    except (ValueError, KeyError, TypeError):
+    except (UnreadableError, KeyError, TypeError):
         return math.inf
-    return step if isinstance(step, int) and step >= 0 else math.inf
+    return step if is_count(step) else math.inf

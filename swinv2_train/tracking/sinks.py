@@ -6,7 +6,9 @@ evaluation metrics `eval/`, pictures `figures/`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.reading import UnreadableError, put_aside, read_text
 
 _LOGIN_SECONDS = 60
 """How long W&B may wait for a person to type a key; the other ranks are already waiting for this one."""
@@ -147,9 +150,12 @@ class WandbSink:
 
 def _stored_wandb_id(run_dir: Path) -> str:
     path = run_dir / "wandb_id.txt"
-    stored = path.read_text(encoding="utf-8").strip() if path.exists() else ""
-    if stored:
-        return stored
+    with contextlib.suppress(FileNotFoundError, UnreadableError):
+        stored = read_text(path).strip()
+        if re.fullmatch(r"[\w-]{1,64}", stored, re.ASCII):
+            return stored
+    if path.exists():  # damaged: W&B would refuse it
+        put_aside(path)
     new = secrets.token_hex(4)
     path.write_text(new + "\n", encoding="utf-8")
     return new

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from swinv2_train.config.schema import Config
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
 from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink
@@ -66,7 +67,8 @@ class Tracker:
         self._outage = False
         """Whether metrics.jsonl could not be written the last time."""
         if self._metrics.dropped_lines:
-            self.message(f"dropped {self._metrics.dropped_lines} lines of metrics.jsonl past step {start_step}")
+            count = self._metrics.dropped_lines
+            self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
         if config.tracking.tensorboard:
             self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
 
@@ -111,7 +113,7 @@ class Tracker:
             image.save(temporary, format="PNG")
             temporary.replace(path)
         except OSError as error:
-            self.warn(f"{path} was not written: {error.strerror or error}")
+            self.warn(f"{path} was not written: {remedied(error)}")
         self._to_sinks(lambda sink: sink.figure(step, f"figures/{name}", image))
         self._to_sinks(lambda sink: sink.flush())
         return path

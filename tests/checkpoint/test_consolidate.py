@@ -237,7 +237,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(expected) as caught:
         write_weights(source, out)
     if failing == "disk full":
-        assert str(caught.value) == f"{out} cannot be written (No space left on device)"
+        assert (
+            str(caught.value)
+            == f"{out} cannot be written (No space left on device; make room there, or choose another path)"
+        )
     elif failing == "space":
-        assert f"KiB must be written, and {tmp_path} has 0.0 KiB free: make room, or take" in str(caught.value)
+        assert f"KiB must be written, and {tmp_path} has 0.0 KiB free: make room: " in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [source.name]

@@ -153,7 +153,7 @@ def test_a_failure_leaves_nothing_behind(
             real_sync(descriptor)
 
         monkeypatch.setattr(consolidate.os, "fsync", failing_sync)
-        reason = None if failing == "interrupt" else re.escape("cannot be written (No space left on device)")
+        reason = None if failing == "interrupt" else re.escape("cannot be written (No space left on device")
     with pytest.raises(error, match=reason):
         reshape(source, out, 2)
     monkeypatch.undo()

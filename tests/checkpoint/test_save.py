@@ -104,7 +104,10 @@ def test_a_failed_write_fails_everywhere_and_breaks_nothing(
     disk_full_on(monkeypatch, failing_rank)
     for outcome in write(tmp_path, 20):
         assert isinstance(outcome, CheckpointError)
-        assert str(outcome) == f"rank {failing_rank}: No space left on device"
+        assert str(outcome) == (
+            f"rank {failing_rank}: {tmp_path} "
+            "cannot be written (No space left on device; make room there, or choose another path)"
+        )
     monkeypatch.undo()
     assert names(tmp_path) == [step_name(10)]
     verify(tmp_path / step_name(10))
@@ -117,7 +120,9 @@ def test_a_failure_of_many_ranks_is_one_sentence(tmp_path: Path, monkeypatch: py
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(save_module, "write_safetensors", fail)
-    assert {str(outcome) for outcome in write(tmp_path, 10, 3)} == {"rank 0: Disk quota exceeded (and 2 more)"}
+    (said,) = {str(outcome) for outcome in write(tmp_path, 10, 3)}
+    assert said.startswith(f"rank 0: {tmp_path} cannot be written (Disk quota exceeded; make room there")
+    assert said.endswith(") (and 2 more)")
 
 
 @pytest.mark.parametrize("failing_rank", [0, 1])
@@ -165,7 +170,7 @@ def test_too_little_room_is_said_before_anything_is_written(
         assert isinstance(outcome, CheckpointError)
         assert str(outcome) == (
             f"{needed / 1024:.1f} KiB must be written, and {tmp_path} has {['0.0 KiB', '1.0 MiB'][free_mib]} free: "
-            "make room, or take a smaller checkpoint.keep_last or another run.dir"
+            "make room: remove what else is on this disk, or write into another directory"
         )
     assert names(tmp_path) == [step_name(10)]
 

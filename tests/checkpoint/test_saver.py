@@ -35,6 +35,7 @@ from tests.checkpoint.ranks import (
     write,
 )
 
+NO_SPACE = "{} cannot be written (No space left on device; make room there, or choose another path)"
 PATIENCE = 30.0
 """Seconds after which something that must happen has not."""
 
@@ -192,7 +193,7 @@ def test_a_failure_on_one_rank_is_tried_again_by_all(
         (outcome,) = outcomes
         assert outcome.failure is None
         assert outcome.attempts == 2
-        assert outcome.warnings == [f"attempt 1 failed: rank {failing_rank}: No space left on device"]
+        assert outcome.warnings == [f"attempt 1 failed: rank {failing_rank}: {NO_SPACE.format(tmp_path)}"]
     other = 1 - failing_rank
     assert written == {
         f"model/rank-{failing_rank:05d}": 1,
@@ -222,7 +223,7 @@ def test_a_failure_for_good_leaves_the_older_ones(tmp_path: Path, monkeypatch: p
     for outcomes, last_saved in on_ranks(2, work):
         first, second = outcomes
         assert first.failure is None
-        assert second.failure == "rank 1: No space left on device"
+        assert second.failure == f"rank 1: {NO_SPACE.format(tmp_path)}"
         assert second.attempts == 3
         assert second.warnings == [f"attempt {number} failed: {second.failure}" for number in (1, 2)]
         assert second.size_bytes == 0

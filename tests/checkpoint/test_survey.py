@@ -67,7 +67,7 @@ def test_the_best_is_undamaged_and_a_number(tmp_path: Path) -> None:
     assert best_of(entries, "eval/none", "min") is None
 
 
-@pytest.mark.parametrize(("text", "reason"), [(None, "cannot be read"), ("{", "is broken"), ("[]", "not an object")])
+@pytest.mark.parametrize(("text", "reason"), [(None, "cannot be read"), ("{", "is broken"), ("[]", "JSON object")])
 def test_a_broken_state_is_named(tmp_path: Path, text: str | None, reason: str) -> None:
     if text is not None:
         (tmp_path / "state.json").write_text(text)

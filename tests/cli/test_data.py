@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.data import main
-from tests.data.samples import jpeg, write_folder, write_shards
+from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -63,6 +63,43 @@ def test_broken_images_give_status_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     code, out, _ = run(capsys, "inspect", tmp_path / "foreign", "--workers", 0)
     assert code == 1
     assert "broken: part-000000.tar/img00002: jpeg: " in out
+
+
+def test_what_is_not_taken_is_printed_by_both_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("a.cls", b"0"), ("b.cls", b"1"), ("._a.jpg", b"x")]
+    tar = write_tar(tmp_path / "unsorted.tar", members)
+    labels = [("a.jpg", jpeg(0)), ("a.cls", b"cat"), ("b.jpg", jpeg(1)), ("b.cls", b"1"), ("c.jpg", jpeg(2))]
+    for arguments in (["inspect"], ["pack"]):
+        out = [tmp_path / f"out-{arguments[0]}"] if arguments == ["pack"] else []
+        code, shown, err = run(capsys, *arguments, tar, *out, "--workers", 0)
+        text = shown if arguments == ["inspect"] else err
+        assert code == 1
+        assert "not read: 2 members: the other members of its key are elsewhere in the tar" in text
+        assert "not read: 1 member: hidden files, such as the ._ files of macOS, are not read" in text
+        assert text.count("elsewhere in the tar") == 1
+        other = write_tar(tmp_path / f"labels-{arguments[0]}.tar", labels)
+        out = [tmp_path / f"out-labels-{arguments[0]}"] if arguments == ["pack"] else []
+        for _ in range(2):  # the second time, from finished shards
+            code, shown, err = run(capsys, *arguments, other, *out, "--workers", 0)
+            assert code == 1
+            assert "1 labels cannot be used" in shown + err
+            assert f"label: {'' if arguments == ['inspect'] else str(tmp_path) + '/'}{other.name}/a: " in shown + err
+    assert "no label: 1 samples, while others have one" in run(capsys, "inspect", other, "--workers", 0)[1]
+    assert "labels            1 of 3 samples, numbers 1 to 1" in run(capsys, "inspect", other, "--workers", 0)[1]
+
+
+def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_folder(tmp_path / "src", 4)
+    (source / "notes.txt").write_text("x")
+    code, _, err = run(capsys, "pack", source, tmp_path / "out", "--workers", 0)
+    assert code == 0
+    assert f"warning: {source}: files that are not read as images: 1 .txt" in err
+    write_shards(source, [2])
+    code, out, err = run(capsys, "pack", source, tmp_path / "out", "--workers", 0)
+    assert code == 1
+    assert "samples           4" in out
+    assert "1 .tar, 1 .txt" in err
+    assert f"to pack its shards, name them: '{source}/*.tar'" in err
 
 
 @pytest.mark.parametrize(

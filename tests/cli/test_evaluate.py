@@ -168,7 +168,10 @@ def test_a_full_disk_costs_no_numbers(
     assert run(*given(folder), f"out={tmp_path}") == 1
     printed = capsys.readouterr()
     assert "top-1 accuracy" in printed.out
-    assert printed.err == f"swinv2-eval: {tmp_path}/confusion.png: No space left on device\n"
+    assert (
+        printed.err
+        == f"swinv2-eval: {tmp_path}/confusion.png cannot be written (No space left on device; make room there, or choose another path)\n"
+    )
     assert not (tmp_path / "results.json").exists()
 
 
@@ -184,8 +187,10 @@ def test_options_and_changes_to_the_model_are_told_apart() -> None:
 
 @pytest.mark.distributed
 def test_two_ranks_that_it_starts_agree_with_one(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, hostile: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And import nothing from the working directory."""
+    monkeypatch.chdir(hostile)
     assert run(*given(folder), f"out={tmp_path}/one", "--json") == 0
     alone = json.loads(capfd.readouterr().out)
     assert run(*given(folder), f"out={tmp_path}/two", "ranks=2", "batch=3", "--json") == 0

@@ -13,6 +13,8 @@ from swinv2_train.cli.sweep import main
 from swinv2_train.sweep.job import SweepRecord, write_sweep
 from tests.runs import losses, start, tiny_run
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def look(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
@@ -22,22 +24,23 @@ def look(*arguments: str) -> int:
 
 @pytest.mark.distributed
 def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In a directory whose files no job may import."""
     directory = tmp_path / "sweep"
     own = [item for item in tiny_run(shards, tmp_path) if not item.startswith("run.dir=")]
     command = [
         "swinv2-train", "-m", *own, f"sweep.dir={directory}", "sweep.name=two", "optim.lr=1e-3,5e-4",
         "optim.steps=12", "data.num_workers=0", "eval.figure_every_steps=0",
     ]  # fmt: skip
-    first = start(command)
+    first = start(command, hostile)
     second = _metrics_of_the_second(directory, first)
     first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=240)
     assert first.returncode == 75, output
     finished = next(path for path in directory.glob("*/metrics.jsonl") if path != second)
     stamp = finished.stat()
-    again = start(command)
+    again = start(command, hostile)
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output
     assert f"{finished.parent.name}: was finished" in output
@@ -83,7 +86,7 @@ def test_what_is_no_sweep_is_one_sentence(what: str, tmp_path: Path, capsys: pyt
     assert answer(tmp_path) == f"swinv2-sweep: the sweep in {tmp_path} has no job yet\n"
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "job.json").write_text("{")
-    assert "job.json is broken" in answer(tmp_path)
+    assert f"ignoring {tmp_path}/job/job.json, which is damaged" in answer(tmp_path)
     assert look("status", str(tmp_path), "--metric", "a") == 2
 
 

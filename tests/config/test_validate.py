@@ -185,10 +185,16 @@ POLICIES += ["augmix-m5-w4-d2", "augmix", "augmix-b1-a0.5", "v0", "v0r", "origin
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_timm_builds_every_policy_that_is_let_through(policy: str) -> None:
+    import numpy as np
+    import torch
+
     from swinv2_train.data.auto_augment import ColourAugment
 
     validate(compose([*SUPERVISED, f"task.auto_augment={policy}"]))
-    assert ColourAugment(policy, 0.0, (32, 32), [0.5] * 3, "bicubic").steps
+    augment = ColourAugment(policy, 0.0, (32, 32), (0.5,) * 3, "bicubic")
+    image = torch.arange(3 * 32 * 32, dtype=torch.int32).to(torch.uint8).view(3, 32, 32)
+    seeds = range(3)
+    assert any(not torch.equal(augment(image, np.random.default_rng(seed), "x"), image) for seed in seeds)
 
 
 def test_a_label_map_is_for_classification() -> None:

@@ -13,11 +13,17 @@ from pathlib import Path
 class FlakyServer:
     """Serves the files of `folder`; every GET takes the next entry of `faults`, if any.
 
-    Faults: "500", "403" a status, "short" a body that ends early, "drop" a connection that closes, "ok" none.
+    Faults: "500", "403" a status, "short" a body that ends early, "drop" a connection that closes, "ok" none; and what
+    proxies do: "login" a page of the right length, "page" one that says it is HTML, "shifted" other bytes under the
+    right range, "moved" the range before, "unnamed" a part without its range, "zipped" another encoding, "grown"
+    another total size, "other tag" another ETag.
+
+    `always` is a fault of every request for a name, HEAD included.
     """
 
     def __init__(self, folder: Path, *, ranges: bool = True) -> None:
         self.faults: deque[str] = deque()
+        self.always: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
         outer = self
 
@@ -33,6 +39,7 @@ class FlakyServer:
             def _serve(self, with_body: bool) -> None:
                 path = folder / self.path.lstrip("/")
                 fault = outer.faults.popleft() if outer.faults and with_body else "ok"
+                fault = outer.always.get(path.name, fault)
                 outer.requests[f"{self.command} {self.path}"] += 1
                 if fault == "drop":
                     self.close_connection = True
@@ -43,16 +50,27 @@ class FlakyServer:
                     self.end_headers()
                     return
                 data = path.read_bytes()
+                tag = f'"{hashlib.sha256(data).hexdigest()}"'
+                if fault == "login":
+                    data = b"<html>log in</html>".ljust(len(data))
                 asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
                 if asked and ranges:
-                    part = data[int(asked[1]) : int(asked[2]) + 1]
+                    start, stop = int(asked[1]), int(asked[2]) + 1
+                    back = min(start, 512) if fault in ("shifted", "moved") else 0
+                    part = data[start - back : stop - back]
+                    first = start - back if fault == "moved" else start
                     self.send_response(206)
-                    self.send_header("Content-Range", f"bytes {asked[1]}-{asked[2]}/{len(data)}")
+                    if fault != "unnamed":
+                        total = len(data) + 512 * (fault == "grown")
+                        self.send_header("Content-Range", f"bytes {first}-{first + stop - start - 1}/{total}")
                 else:
                     part = data
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(part)))
-                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+                self.send_header("ETag", '"other"' if fault == "other tag" else tag)
+                self.send_header("Content-Type", "text/html" if fault == "page" else "application/x-tar")
+                if fault == "zipped":
+                    self.send_header("Content-Encoding", "x-unknown")
                 self.end_headers()
                 if with_body:
                     self.wfile.write(part[: len(part) // 2] if fault == "short" else part)

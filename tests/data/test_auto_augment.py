@@ -18,7 +18,7 @@ def image(seed: int = 0) -> torch.Tensor:
 
 
 def augment(policy: str | None, jitter: float = 0.4) -> ColourAugment:
-    return ColourAugment(policy, jitter, (24, 24), [0.485, 0.456, 0.406], "bicubic")
+    return ColourAugment(policy, jitter, (24, 24), (0.485, 0.456, 0.406), "bicubic")
 
 
 def everything_global() -> tuple[object, ...]:

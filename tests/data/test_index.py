@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import ShardIndex, build_index, image_extension, read_header, read_index, write_index
+from swinv2_train.data.index import ShardIndex, build_index, misplaced, read_header, read_index, write_index
+from swinv2_train.data.samples import image_extension
 from tests.data.samples import jpeg, write_tar
 
 LONG = "a" * 90 + "/" + "b" * 120
@@ -133,7 +136,7 @@ def test_a_damaged_header_ends_the_shard_there(tmp_path: Path) -> None:
 def test_what_is_no_tar_of_images_is_named(tmp_path: Path) -> None:
     cases = {
         "holds no sample with an image": write_tar(tmp_path / "text.tar", [("a.txt", b"x")]),
-        "is compressed: unpack it": tmp_path / "zipped.tar",
+        r"is compressed \(gzip\): unpack it": tmp_path / "zipped.tar",
         "is not a tar file": tmp_path / "random.tar",
         "only 3 bytes": tmp_path / "tiny.tar",
     }
@@ -159,10 +162,85 @@ def test_an_index_file_gives_back_the_same_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda text: text[:-40], lambda text: "{}", lambda text: "", lambda text: "[1]\n[2]"]
+    "damage",
+    [
+        lambda data: data[:-40],
+        lambda data: b"{}",
+        lambda data: b"",
+        lambda data: b"[1]\n[2]",
+        lambda data: b"[" * 100_000,
+        lambda data: bytes(reversed(data)),
+        lambda data: b"\xff\xfe" + data,
+        lambda data: data.replace(b'"num_samples": 2', b'"num_samples": 3'),
+        lambda data: data.replace(b'"n": 1', b'"n": 2'),
+        lambda data: data.replace(b'"a"', b'"c"'),
+        lambda data: data.replace(b"512", b"1024"),
+    ],
 )
-def test_a_damaged_index_file_is_no_index(tmp_path: Path, damage: object) -> None:
-    write_index(index_of(write_tar(tmp_path / "s.tar", [("a.jpg", b"1")])), tmp_path / "s.index")
-    text = (tmp_path / "s.index").read_text()
-    (tmp_path / "s.index").write_text(damage(text))  # type: ignore[operator]
+def test_a_damaged_index_file_is_no_index(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = index_of(write_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("b.jpg", b"2")]))
+    index.extra = {"card": {"n": 1}}
+    write_index(index, tmp_path / "s.index")
+    data = (tmp_path / "s.index").read_bytes()
+    assert damage(data) != data
+    (tmp_path / "s.index").write_bytes(damage(data))
     assert read_index(tmp_path / "s.index") is None
+    assert f"ignoring the index {tmp_path / 's.index'} (" in caplog.text
+
+
+HEADER = {"format": 1, "tar_size": 10240, "tar_mtime_ns": -5, "num_samples": 2, "truncated": None, "extra": {}}
+COLUMNS = {"keys": ["a", "b"], "extensions": ["cls", "jpg"], "offsets": [[-1, 512], [1536, 2560]]}
+COLUMNS["sizes"] = [[0, 1], [9, 7680]]
+IMPOSSIBLE = {
+    "header": [
+        {"tar_size": -1}, {"tar_size": 1e9}, {"tar_size": "9"}, {"tar_size": 10**30}, {"num_samples": 0},
+        {"num_samples": True}, {"num_samples": 21}, {"num_samples": None}, {"extra": None}, {"extra": {"pack": 1}},
+        {"truncated": 5}, {"tar_mtime_ns": None}, {"num_samples": 1},
+    ],
+    "columns": [
+        {"keys": ["a"]}, {"keys": [1, 2]}, {"keys": None}, {"extensions": ["jpg", "jpg"]},
+        {"extensions": ["cls", "txt"]},
+        {"offsets": [[-1, 512], [1536, 10752]]}, {"offsets": [[-1, 512], [1536, -512]]},
+        {"offsets": [[-1, 512], [1536, 2561]]}, {"offsets": [[-1, 512], [1536, 2560.5]]},
+        {"offsets": [[-1, 512], [1536, 10**30]]}, {"offsets": [[-1, 512], [1536, True]]},
+        {"offsets": [[-1, 512], [1536]]}, {"offsets": [[-1, 512], [1536, -1]]}, {"offsets": 3},
+        {"sizes": [[0, 1], [9, 7681]]}, {"sizes": [[0, 1], [9, -1]]}, {"sizes": [[0, 1], [9, 2**63 - 1]]},
+        {"sizes": [[0, 1]]},
+    ],
+}  # fmt: skip
+
+
+def written(path: Path, header: dict[str, object], columns: dict[str, object]) -> Path:
+    """As earlier versions wrote it: without hashes, so that only the numbers themselves can show damage."""
+    path.write_text(f"{json.dumps(HEADER | header)}\n{json.dumps(COLUMNS | columns)}\n")
+    return path
+
+
+def test_an_index_of_an_earlier_version_is_read_and_its_impossible_numbers_are_not(tmp_path: Path) -> None:
+    index = read_index(written(tmp_path / "s.index", {}, {}))
+    assert index is not None
+    assert not index.proven
+    assert index.members(1) == {"cls": (512, 1), "jpg": (2560, 7680)}
+    for change in IMPOSSIBLE["header"]:
+        assert read_index(written(tmp_path / "s.index", change, {})) is None, change
+    for change in IMPOSSIBLE["columns"]:
+        assert read_index(written(tmp_path / "s.index", {}, change)) is None, change
+
+
+def test_headers_that_are_not_where_the_index_says_are_found(tmp_path: Path) -> None:
+    names = ["a.jpg", "a.cls", "B.JPG", "x" * 99 + ".png", "ü.webp", "p" * 90 + "/" + "q" * 60 + ".jpg"]
+    for tar_format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = write_tar(tmp_path / "s.tar", [(name, name.encode()) for name in names], format=tar_format)
+        index = index_of(path)
+        with path.open("r+b") as file:
+            assert misplaced(index, file.fileno()) is None
+            index.keys[0] = "c"
+            assert "is of 'a.cls', not of c.cls" in str(misplaced(index, file.fileno()))
+            index.keys[0] = "a"
+            index.sizes[index.extensions.index("jpg"), 0] += 1
+            assert "a.jpg has another size" in str(misplaced(index, file.fileno()))
+            index.sizes[index.extensions.index("jpg"), 0] -= 1
+            file.truncate(3000)
+            assert "there is no header of" in str(misplaced(index, file.fileno()))

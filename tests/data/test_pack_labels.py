@@ -27,7 +27,7 @@ def test_lists_with_labels(folder: Path, tmp_path: Path, kind: str) -> None:
             csv.writer(file).writerows(([("path", "label")] if kind == "csv with header" else []) + rows)
     report = pack(str(path), tmp_path / "out", SMALL)
     assert [(Path(line["path"]).name, line["reason"]) for line in report.broken] == [
-        ("gone.jpg", "the file does not exist")
+        ("gone.jpg", f"the file does not exist (line {6 if kind == 'csv with header' else 5} of {path.name})")
     ]
     shards = open_set(tmp_path / "out")
     labels = {sample.key: sample.label for sample in (shards.read(i, texts=True) for i in range(4))}

@@ -22,6 +22,8 @@ from torch.utils.data import Dataset
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.workers import WorkerPool
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 class Numbers(Dataset[Any]):
     """Returns what it is asked for; -1 makes the worker hang, -2 kills it."""
@@ -51,8 +53,13 @@ def test_batches_come_in_order_from_single_threaded_workers() -> None:
 
 
 @pytest.fixture
-def own_server() -> None:
-    """The worker server of this file: one that other tests have started does not hold signals back."""
+def own_server(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker server of this file, started among files that are named like modules.
+
+    One that other tests have started does not hold signals back.
+    """
+    monkeypatch.chdir(hostile)
+    multiprocessing.resource_tracker._resource_tracker._stop()
     multiprocessing.forkserver._forkserver._stop()
 
 

@@ -17,7 +17,7 @@ from swinv2_train.engine.surroundings import free_port
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from tests.runs import comparable, losses, run_command, run_here, start, tiny_run
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("default_signals")]
 PLAIN = "data.num_workers=0"
 """Two ranks with workers are `two_ranks`; elsewhere they would only cost time."""
 LENGTH = ("optim.steps=30", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=15")
@@ -40,9 +40,10 @@ def one_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_ranks(shards: Path, hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Started in a directory whose files no process may import: command, launcher, ranks, and workers."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"])
+    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"], cwd=hostile)
     assert code == FINISHED, output
     return run_dir
 

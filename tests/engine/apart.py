@@ -47,10 +47,10 @@ class Apart:
             variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
             self.start(work, *arguments, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
 
-    def exit_codes(self) -> list[int | None]:
-        """How the processes ended, in the order of their start; None for one that has not, after a long wait."""
+    def exit_codes(self, seconds: float = 90) -> list[int | None]:
+        """How the processes ended, in the order of their start; None for one that has not, after so many seconds."""
         for process in self.processes:
-            process.join(90)
+            process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def output(self, index: int) -> str:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from swinv2_train.exit_codes import WRONG_USE
-from tests.runs import make_labelled_data, run_here, tiny_classification
+from swinv2_train.data.inspect import inspect
+from swinv2_train.data.pack import pack
+from swinv2_train.data.pack_writer import PackOptions
+from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import WorkerPool
+from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from tests.runs import make_images, make_labelled_data, run_here, tiny_classification, tiny_run
 
 
 def test_a_run_without_a_known_number_of_classes_says_what_to_give(
@@ -16,3 +24,35 @@ def test_a_run_without_a_known_number_of_classes_says_what_to_give(
     shards = make_labelled_data(tmp_path / "shards")
     assert run_here(tiny_classification(shards, tmp_path / "run", "task.num_classes=0")) == WRONG_USE
     assert "task.num_classes=0: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bytes]]:
+    """What goes to workers and parallel maps, each with its pickle from before it was used."""
+    found: list[tuple[Any, bytes]] = []
+    for kind in (WorkerPool, ParallelMap):
+
+        def start(self: Any, work: Any, *arguments: Any, make: Any = kind.__init__, **options: Any) -> None:
+            found.append((work, pickle.dumps(work)))
+            make(self, work, *arguments, **options)
+
+        monkeypatch.setattr(kind, "__init__", start)
+    return found
+
+
+def test_nothing_that_is_sent_to_workers_is_changed_by_use(tmp_path: Path, sent: list[tuple[Any, bytes]]) -> None:
+    """The preflight reads a batch in the process that later sends the same objects to its workers."""
+    shards = make_labelled_data(tmp_path / "shards")
+    probe = (f"probe.shards={shards}/train-*.tar", f"probe.eval_shards={shards}/eval-*.tar", "probe.every_steps=2")
+    short = ("optim.steps=2", "optim.warmup_steps=0", "data.num_workers=0", *probe)
+    policies = ("rand-m9-mstd0.5-inc1", "3a", "augmix-m5-w4-d2", "original", "null")
+    for index, policy in enumerate(policies):
+        more = (f"task.auto_augment={policy}", "task.mix_prob=0.75", *short[: 3 if index else None])
+        assert run_here(tiny_classification(shards, tmp_path / str(index), *more)) == FINISHED
+    assert run_here(tiny_run(shards, tmp_path / "simmim", *short)) == FINISHED
+    make_images(tmp_path / "images", 4, 0)
+    inspect(ShardSet.open(f"{shards}/eval-*.tar"))
+    pack(str(tmp_path / "images"), tmp_path / "packed", PackOptions())
+    assert len(sent) >= 2 * (len(policies) + 1) + 4
+    for work, before in sent:
+        assert pickle.dumps(work) == before, type(work).__name__

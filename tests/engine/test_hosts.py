@@ -24,6 +24,8 @@ from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def hostfile(path: Path, text: str) -> Path:
     path.write_text(text)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.engine.incidents import Incident, protector, read_incident, write_incident
 from swinv2_train.engine.state import TrainState
 
@@ -28,7 +31,7 @@ def test_an_incident_of_another_attempt_gets_a_name_of_its_own(tmp_path: Path) -
     assert json.loads(first.read_text())["loss"] is None, "strict JSON knows no nan"
 
 
-def test_what_a_replay_needs_is_protected_and_rubbish_protects_nothing(tmp_path: Path) -> None:
+def test_what_a_replay_needs_is_protected_and_rubbish_is_ignored(tmp_path: Path) -> None:
     assert protector(tmp_path)() == set()
     for step, avoided in ((9, []), (10, [4]), (11, []), (15, [])):
         checkpoint = tmp_path / "checkpoints" / f"step-{step:08d}"
@@ -38,4 +41,35 @@ def test_what_a_replay_needs_is_protected_and_rubbish_protects_nothing(tmp_path:
     write_incident(tmp_path, replace(INCIDENT, step=11, state=TrainState(step=10).to_dict()))
     assert protector(tmp_path)() == {"step-00000009"}, "10 has left out a batch that this step's run had not"
     (tmp_path / "incidents" / "step-00000099-batch-00000098.json").write_text('{"step": 99}')
+    assert protector(tmp_path)() == {"step-00000009"}
+
+
+DAMAGES = {
+    "bytes": b"\xff\xfe\x00",
+    "nested": b"[" * 100_000,
+    "list": b"[]",
+    "empty": b"",
+    "step": {"step": "12"},
+    "huge": {"step": 10**30},
+    "no ranks": {"world_size": 0},
+    "negative": {"batch": -1},
+    "samples": {"samples": [1]},
+    "position": {"samples": [{"position": None}]},
+    "losses": {"micro_losses": [["a"]]},
+    "state": {"state": {"step": None}},
+    "state is a list": {"state": []},
+    "avoided": {"state": {"step": 3, "avoided_batches": [-1]}},
+    "config": {"config": 5},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_incident_is_refused_and_never_overwritten(tmp_path: Path, damage: bytes | dict[str, object]) -> None:
+    path = write_incident(tmp_path, INCIDENT)
+    data = damage if isinstance(damage, bytes) else json.dumps({**asdict(INCIDENT), **damage}).encode()
+    path.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"replay=.* (is not an incident of a run|has impossible numbers)"):
+        read_incident(path)
     assert protector(tmp_path)() == set()
+    assert read_incident(write_incident(tmp_path, INCIDENT)) == INCIDENT
+    assert path.read_bytes() == data

@@ -18,6 +18,8 @@ from swinv2_train.engine import launcher
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 LAUNCHER = """
 import json, os, subprocess, sys, time
 from pathlib import Path
@@ -45,7 +47,8 @@ WAIT = "time.sleep(1)\nsys.exit(next((code & 0xFF for code in [rank.wait() for r
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def run(tmp_path: Path, hostile: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.chdir(hostile)  # what runs below the command imports nothing from there
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     options = ["+experiment=simmim_demo", f"run.dir={tmp_path / 'run'}"]

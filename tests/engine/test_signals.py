@@ -13,6 +13,8 @@ import pytest
 
 from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_SIGNALS, StopRequest
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2"}
 RANK = """
 import os, sys, time
@@ -55,6 +57,25 @@ def test_every_stop_signal_is_a_request(stop: StopRequest, number: signal.Signal
 
 def test_the_signals_are_those_of_schedulers_and_terminals() -> None:
     assert {number.name for number in STOP_SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
+
+
+@pytest.mark.parametrize(
+    ("number", "handled"), [(signal.SIGHUP, False), (signal.SIGINT, True), (signal.SIGTERM, True)], ids=str
+)
+def test_a_hangup_that_is_ignored_at_the_start_stays_ignored(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, handled: bool
+) -> None:
+    """As under nohup. A shell that starts a job in the background of a script ignores SIGINT, which is no such wish."""
+    monkeypatch.delenv("RANK", raising=False)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        request = StopRequest()
+        os.kill(os.getpid(), number)
+        assert request.requested is handled
+        request.restore()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_handlers_are_given_back() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "torchrun.sh"
 TORCHRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$RECORD/torchrun"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +36,14 @@ EVERY_STAGE = [
 
 
 @pytest.mark.distributed
-def test_a_killed_chain_is_completed_by_the_same_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """And a change that the second stage cannot go on with is refused in between, and leaves no trace."""
+def test_a_killed_chain_is_completed_by_the_same_command(
+    tmp_path: Path, hostile: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a change that the second stage cannot go on with is refused in between, and leaves no trace.
+
+    The working directory has files that are named like modules.
+    """
+    monkeypatch.chdir(hostile)
     shards = make_labelled_data(tmp_path / "shards")
     (tmp_path / "conf" / "pipeline").mkdir(parents=True)
     (tmp_path / "conf" / "pipeline" / "real.yaml").write_text(PIPELINE)
@@ -46,7 +51,7 @@ def test_a_killed_chain_is_completed_by_the_same_command(tmp_path: Path, capfd: 
     arguments = ["pipeline=real", f"dir={chain}", "--config-dir", str(tmp_path / "conf"), *EVERY_STAGE]
     arguments += [f"data.shards={shards}/train-*.tar", f"data.eval_shards={shards}/eval-*.tar"]
 
-    process = start([sys.executable, "-m", "swinv2_train.cli.pipeline", *arguments])
+    process = start(["swinv2-pipeline", *arguments])
     record = chain / "task" / "metrics.jsonl"
     until(lambda: process.poll() is not None or (record.exists() and '"step": 6,' in record.read_text()), 150)
     process.kill()

@@ -17,6 +17,8 @@ from tests.pipeline.conftest import Chain
 from tests.pipeline.train_stub import WEIGHTS
 from tests.runs import environment, until
 
+pytestmark = pytest.mark.usefixtures("default_signals")
+
 
 def value(arguments: list[str], key: str) -> str:
     return next(item for item in arguments if item.startswith(f"{key}=")).split("=", 1)[1].strip('"')
@@ -156,10 +158,18 @@ def test_without_its_state_the_directories_still_say_what_is_done(
 ) -> None:
     assert chain.run() == 0
     state = chain.directory / "pipeline.json"
-    state.write_text("{")
-    assert chain.run() == 2
-    assert "pipeline.json is broken" in capsys.readouterr().err
+    for content in (
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"pipeline": "chain", "stages": {"first": 5}}',
+    ):
+        state.write_bytes(content)
+        assert chain.run() == 0
+        assert "pipeline.json is damaged (" in capsys.readouterr().out
+    assert len(list(chain.directory.glob("pipeline.json.unreadable*"))) == 4
     state.unlink()
+    state.mkdir()
     assert chain.run() == 0
     assert len(chain.started()) == 3
     assert chain.run("stages.second.optim.weight_decay=0.1") == 0

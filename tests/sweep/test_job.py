@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.sweep.job import JOB_FILE, make_job, new_record, read_job, read_jobs, write_job
 
 FIXED = ("+experiment=simmim_demo", "optim.steps=8", "launch.nproc_per_node=2", "sweep.retries=1")
@@ -74,8 +74,26 @@ def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
     assert read_job(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"id": 1}'])
-def test_a_broken_file_is_one_sentence(tmp_path: Path, text: str) -> None:
-    (tmp_path / JOB_FILE).write_text(text)
-    with pytest.raises(ConfigError, match=r"job\.json is broken .*: remove it"):
-        read_job(tmp_path)
+RECORD = {"id": "a", "overrides": [], "swept": {}, "family": "f"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{", b"[]", b"{}", b'{"id": 1}', b"\xff" * 9, b"[" * 100_000, json.dumps(RECORD | {"tries": "x"}).encode(),
+        json.dumps(RECORD | {"metric": float("nan")}).encode(), json.dumps(RECORD | {"seconds": 10**400}).encode(),
+        json.dumps(RECORD | {"swept": [1]}).encode(), json.dumps(RECORD | {"overrides": None}).encode(), None,
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_reported_and_ignored(
+    tmp_path: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / JOB_FILE).write_text(json.dumps(RECORD | {"from another version": 1}))
+    path = tmp_path / "damaged" / JOB_FILE
+    path.parent.mkdir()
+    path.mkdir() if content is None else path.write_bytes(content)
+    assert [job.id for job in read_jobs(tmp_path)] == ["a"]
+    assert f"ignoring {path}, which is damaged (" in capsys.readouterr().err
+    write_job(path.parent, new_record(make_job([*FIXED, "seed=3"], KEYS)))  # also over a folder
+    assert len(read_jobs(tmp_path)) == 2

@@ -106,7 +106,7 @@ def test_resume_holds_each_step_once_in_metrics_and_tensorboard(tmp_path: Path) 
     crashed.log_steps([record(step) for step in range(1, 8)])
     crashed.log_evaluation(6, {"loss": 5.0})
     resumed, out = tracker(tmp_path, start_step=5)
-    assert "dropped 3 lines of metrics.jsonl past step 5" in out.getvalue()
+    assert "dropped 3 lines of metrics.jsonl, past step 5 or damaged" in out.getvalue()
     resumed.log_steps([record(step, loss=9.0) for step in (6, 7)])
     resumed.log_evaluation(7, {"loss": 4.0})
     resumed.close("finished")
@@ -274,7 +274,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_message(
     run.message("first")
     run.message("second")
     assert [line.split(" ", 2)[2] for line in out.getvalue().splitlines()] == ["first", "second"]
-    assert capfd.readouterr().err.count("log.txt cannot be written: No space left on device") == 1
+    assert capfd.readouterr().err.count("log.txt cannot be written: No space left on device; make room there") == 1
 
 
 def test_a_broken_copy_is_left_out_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

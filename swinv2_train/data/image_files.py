@@ -1,0 +1,141 @@
+"""Image files in folders: the suffixes that are read, and the one walker that every command uses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
+"""Extensions that every version read. They come first wherever several files compete for one name."""
+IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, "jpe", "jfif", "bmp", "gif", "avif", "jp2")
+"""Extensions of the files and shard members that are read as images, in lower case. Of a GIF, the first frame is read.
+
+The list does not depend on the installed libraries, so all hosts count the same samples.
+"""
+_MAY_HOLD_IMAGES = frozenset((
+    "heic", "heif", "hif", "jxl", "jxr", "jpx", "j2k", "j2c", "jpf", "jpm", "cr2", "cr3", "crw", "nef", "nrw",
+    "arw", "orf", "rw2", "raf", "dng", "raw", "srw", "pef", "svg", "psd", "psb", "exr", "hdr", "ppm", "pgm",
+    "pbm", "pnm", "pam", "pfm", "tga", "ico", "cur", "pcx", "dds", "eps", "dcm", "dicom", "nii", "mha",
+    "nrrd", "fits", "npy", "npz", "mat", "h5", "hdf5", "parquet", "lmdb", "rec", "tfrecord", "tar", "tgz",
+    "gz", "bz2", "xz", "zst", "zip", "7z", "rar",
+))  # fmt: skip
+_SYSTEM_NAMES = frozenset((
+    "@eadir", "__macosx", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "lost+found", "@recently-snapshot",
+    "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
+))  # fmt: skip
+"""Folders and files that systems and file servers create, in lower case."""
+
+
+@dataclass
+class FolderScan:
+    """Contents of a folder, searched to any depth."""
+
+    root: str
+    images: list[str] = field(default_factory=list)
+    """Paths of the image files, sorted."""
+    subfolders: list[str] = field(default_factory=list)
+    """Names of the folders directly in it."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Other files per suffix, in lower case; "" for files without one."""
+    not_files: list[str] = field(default_factory=list)
+    """Paths named like images that are not regular files, such as pipes and sockets."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """(folder, reason) of folders that cannot be listed."""
+
+    @property
+    def lost(self) -> bool:
+        """True if the unread files may hold images, or something could not be looked at."""
+        return bool(self.unread.keys() & _MAY_HOLD_IMAGES or self.not_files or self.unreadable)
+
+    def notes(self) -> list[str]:
+        """Return a line for each kind of content that is not read."""
+        lines = []
+        if self.unread:
+            kinds = sorted(self.unread.items(), key=lambda item: (item[0] not in _MAY_HOLD_IMAGES, -item[1], item[0]))
+            counted = ", ".join(
+                f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}" for suffix, count in kinds
+            )
+            lines.append(f"{self.root}: files that are not read as images: {counted}")
+        if self.not_files:
+            count = len(self.not_files)
+            lines.append(f"{self.root}: {count:,} names of images are not regular files, such as {self.not_files[0]}")
+        lines.extend(f"{folder} cannot be read ({reason})" for folder, reason in self.unreadable)
+        return lines
+
+
+def extension(name: str) -> str:
+    """Return the part of a file name after its last dot, in lower case; "" if there is none."""
+    return os.path.splitext(name)[1][1:].lower()
+
+
+def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
+    """Find the images in a folder, to any depth.
+
+    Links to files and folders are followed, except to a folder that contains the link. Hidden files and folders and
+    those that systems create (`@eaDir`, `__MACOSX`, `.thumbnails`, `Thumbs.db`, ...) are ignored.
+
+    Args:
+        skip: a folder that is not searched, such as the one where the results go.
+    """
+    found = FolderScan(str(root))
+    skipped = os.path.realpath(skip) if skip is not None else None
+    for path, is_file in _walk(str(root), frozenset(), skipped, found):
+        suffix = extension(path)
+        if suffix not in IMAGE_EXTENSIONS:
+            found.unread[suffix] += 1
+        elif is_file:
+            found.images.append(path)
+        else:
+            found.not_files.append(path)
+    found.images.sort()
+    with contextlib.suppress(OSError), os.scandir(root) as listing:
+        folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]
+        found.subfolders = sorted(entry.name for entry in folders if os.path.realpath(entry.path) != skipped)
+    return found
+
+
+def _walk(folder: str, above: frozenset[str], skipped: str | None, found: FolderScan) -> Iterator[tuple[str, bool]]:
+    """Yield (path, true if it is a regular file or a link to nothing) of all files below a folder.
+
+    Args:
+        above: real paths of the folders on the way here; a link to one of them would be followed forever.
+    """
+    place = os.path.realpath(folder)
+    if place in above or place == skipped:
+        return
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        found.unreadable.append((folder, error.strerror or str(error)))
+        return
+    for entry in entries:
+        if _ignored(entry.name):
+            continue
+        if _is_folder(entry):
+            yield from _walk(entry.path, above | {place}, skipped, found)
+        else:
+            yield entry.path, _is_file(entry)
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry can be read as a file; a link to nothing counts, because reading it names the error."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True

@@ -1,0 +1,179 @@
+"""Grouping of the members of a tar into samples, as `webdataset` groups them, and a count of what is not read.
+
+A sample is a run of neighboring members whose names agree up to the first dot of the base name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
+from swinv2_train.data.tar import Member
+
+TEXT_EXTENSIONS = ("cls", "txt", "json")
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's split into key and extension
+_OTHER_TYPE = "other type"
+REASONS = {
+    "apart": "the other members of its key are elsewhere in the tar, so it is not part of the sample; sort the members "
+    "(tar --sort=name)",
+    "no image": "its key has no image",
+    "shared key": "another image of the same key is read; a key ends at the first dot of a file name, so rename files "
+    "such as img_0.25.jpg",
+    "dotted label": "its name has a dot before the extension, so it is not read as a label; a key ends at the first "
+    "dot",
+    "repeated name": "a later member of the sample has the same name and extension",
+    "repeated key": "an earlier sample has the same key (both are read)",
+    "link": "links are not followed; pack the files themselves (tar --dereference --hard-dereference)",
+    "special": "it is not a regular file",
+    "hidden": "hidden files, such as the ._ files of macOS, are not read",
+    "no extension": "the name has no extension",
+    _OTHER_TYPE: "members of this type are not read",
+}
+"""Why members are not read, by kind."""
+
+
+@dataclass
+class LeftOut:
+    """Members of one or several tars that are not read: counts and the first name, by kind (see `REASONS`)."""
+
+    counts: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        before, first = self.counts.get(kind, (0, name))
+        self.counts[kind] = (before + count, first)
+
+    def merge(self, other: LeftOut, where: str) -> None:
+        """Add the counts of another tar; `where` is put before the names in it."""
+        for kind, (count, first) in other.counts.items():
+            self.add(kind, f"{where}/{first}", count)
+
+    @property
+    def lost(self) -> bool:
+        """True if anything is missing that a reader of the tar may expect."""
+        return any(not kind.startswith(_OTHER_TYPE) for kind in self.counts)
+
+    def lines(self, *, lost_only: bool = False) -> list[str]:
+        """Return a line for each kind, with its count, reason and first name."""
+        lines = []
+        for kind in sorted(self.counts, key=lambda kind: (list(REASONS).index(kind.partition(":")[0]), kind)):
+            name, _, extension = kind.partition(":")
+            if lost_only and name == _OTHER_TYPE:
+                continue
+            count, first = self.counts[kind]
+            what = f"{count:,} member{'s' if count > 1 else ''}{f' .{extension}' if extension else ''}"
+            lines.append(f"{what}: {REASONS[name]} (first: {first})")
+        return lines
+
+    def to_json(self) -> list[list[object]]:
+        return [[kind, count, first] for kind, (count, first) in self.counts.items()]
+
+    @classmethod
+    def from_json(cls, content: object) -> LeftOut | None:
+        """Return the counts that `to_json` wrote; None for anything else, such as an index of an earlier version."""
+        if not isinstance(content, list):
+            return None
+        found = cls()
+        for item in content:
+            match item:
+                case [str(kind), int(count), str(first)] if kind.partition(":")[0] in REASONS:
+                    found.counts[kind] = (count, first)
+                case _:
+                    return None
+        return found
+
+
+@dataclass
+class Sample:
+    """Members of one key."""
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Extension -> (offset, size) of images and texts."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Extension -> name, of all members."""
+
+
+def image_extension(extensions: Sequence[str]) -> str | None:
+    """Return the extension of a sample's image: a plain `jpg` before a dotted `seg.png`; None if there is none.
+
+    Between several, the first decides, after the formats that earlier versions read.
+    """
+    images = [extension for extension in extensions if _last(extension) in IMAGE_EXTENSIONS]
+    return min(
+        images, key=lambda extension: (extension.count("."), _last(extension) not in FIRST_EXTENSIONS), default=None
+    )
+
+
+class SampleGroups:
+    """Samples of one tar, collected member by member with `add`; `finish` returns those with an image."""
+
+    def __init__(self) -> None:
+        self.left_out = LeftOut()
+        self._samples: list[Sample] = []
+
+    def add(self, member: Member) -> None:
+        """Take the next member of the tar."""
+        match = _NAME.match(member.name)
+        if not member.regular:
+            if member.kind != b"5" and not member.name.endswith("/"):  # folders hold nothing themselves
+                self.left_out.add("link" if member.kind in (b"1", b"2") else "special", member.name)
+            return
+        if match is None:
+            hidden = member.name.rpartition("/")[2].startswith(".")
+            self.left_out.add("hidden" if hidden else "no extension", member.name)
+            return
+        key, extension = match[1], match[2].lower()
+        if not self._samples or self._samples[-1].key != key:
+            self._samples.append(Sample(key))
+        sample = self._samples[-1]
+        if extension in sample.names:
+            self.left_out.add("repeated name", sample.names[extension])
+        sample.names[extension] = member.name
+        if _last(extension) in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS:
+            sample.members[extension] = (member.offset, member.size)
+
+    def drop_last(self, name: str) -> None:
+        """Forget the sample that member `name` belongs to: the tar ends inside this member."""
+        match = _NAME.match(name)
+        if match is not None and self._samples and self._samples[-1].key == match[1]:
+            self._samples.pop()
+
+    def finish(self) -> list[Sample]:
+        """Return the samples with an image, in order, and complete `left_out`."""
+        with_image = {sample.key for sample in self._samples if image_extension(list(sample.members)) is not None}
+        seen: set[str] = set()
+        kept = []
+        for sample in self._samples:
+            chosen = image_extension(sorted(sample.members))
+            if chosen is None:
+                for name in sample.names.values():
+                    self.left_out.add("apart" if sample.key in with_image else "no image", name)
+                continue
+            if sample.key in seen:
+                self.left_out.add("repeated key", sample.names[chosen])
+            seen.add(sample.key)
+            for kind, extension in _unread(sample, chosen):
+                self.left_out.add(kind, sample.names[extension])
+            kept.append(sample)
+        return kept
+
+
+def _unread(sample: Sample, chosen: str) -> Iterator[tuple[str, str]]:
+    """Yield (kind, extension) of the members of a sample that are not read."""
+    for extension in sample.names:
+        prefix, _, last = extension.rpartition(".")
+        if extension == chosen or extension in TEXT_EXTENSIONS:
+            continue
+        if extension in IMAGE_EXTENSIONS or (last in IMAGE_EXTENSIONS and "." in chosen):
+            yield "shared key", extension
+        elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
+            yield "dotted label", extension
+        else:  # such as seg.png next to jpg
+            known = last in IMAGE_EXTENSIONS and not any(character.isdecimal() for character in prefix)
+            yield f"{_OTHER_TYPE}:{extension if known else last}", extension
+
+
+def _last(extension: str) -> str:
+    return extension.rpartition(".")[2]

@@ -1,0 +1,99 @@
+"""Room for what a run will write: shared memory for the batches of its workers, disk for its checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swinv2_train.checkpoint.disk import human
+from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.data.workers import ENLARGE, SHARED_MEMORY
+from swinv2_train.engine.build import prefetched
+from swinv2_train.tasks.task import Task
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that are free in the shared memory of this host; None if it has none."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return None
+
+
+def shared_memory_needed(config: Config, plan: Plan, task: Task) -> int:
+    """Return the bytes of the batches that the workers of one rank hold in shared memory, for 8-bit images."""
+    sample = task.example_batch(1)
+    size = plan.micro_batch * sum(value.nbytes for value in sample.values() if isinstance(value, torch.Tensor))
+    return size * config.data.num_workers * prefetched(config, plan)
+
+
+def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, int | None]]) -> None:
+    """Check that the batches of all workers fit into the shared memory of each host.
+
+    Args:
+        needed: bytes for one rank.
+        hosts: for each rank the name of its host and the bytes free there (see `free_shared_memory`).
+
+    Raises:
+        ConfigError: if they do not.
+    """
+    for host, free in dict(hosts).items():
+        ranks = sum(name == host for name, _ in hosts)
+        if free is not None and free < needed * ranks:
+            mend = (
+                f"the workers of {ranks} {'rank' if ranks == 1 else 'ranks'} keep {human(needed * ranks)} of "
+                f"batches in {SHARED_MEMORY}, and {host} has {human(free)} free there; lower data.num_workers "
+                f"or data.prefetch_batches={config.data.prefetch_batches}, or enlarge it {ENLARGE}"
+            )
+            raise ConfigError("data.num_workers", config.data.num_workers, mend)
+
+
+def checkpoint_size(model: nn.Module, ema_decay: float) -> int:
+    """Return the bytes of a checkpoint: fp32 weights, Adam's two moments, and the moving average if there is one."""
+    parameters = sum(getattr(value, "ds_numel", value.numel()) for value in model.parameters())
+    return 4 * parameters * (4 if ema_decay else 3)
+
+
+def disk_warning(config: Config, steps_left: int, size: int, directory: Path) -> str | None:
+    """Return a warning if the checkpoints that a run keeps do not fit on its disk; None if they do.
+
+    The disk may be enlarged or cleaned up during the run, so this does not end it.
+
+    Args:
+        steps_left: steps from here to the end of the run.
+        size: bytes of one checkpoint.
+        directory: of the checkpoints.
+    """
+    policy = config.checkpoint
+    try:
+        disk = shutil.disk_usage(directory)
+        held = sum(path.stat().st_size for one in list_checkpoints(directory) for path in one.rglob("*"))
+    except OSError:
+        return None
+    if not disk.total:  # some network file systems do not know
+        return None
+    last, step_wise = max(1, policy.keep_last), policy.keep_every_steps
+    saves = 1 + (steps_left // policy.every_steps if policy.every_steps else 0)
+    kept = min(last + policy.keep_best + (steps_left // step_wise if step_wise else 0), saves)
+    # One more is written before the oldest is removed; among the old ones, those beyond the policy make room.
+    needed = (kept + (saves > kept)) * size
+    room = disk.free + held
+    if room >= needed:
+        return None
+    counts = [f"checkpoint.keep_last={policy.keep_last}"]
+    counts += [f"keep_best={policy.keep_best}"] if policy.keep_best else []
+    counts += [f"keep_every_steps={step_wise}"] if step_wise else []
+    fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 else ""
+    return (
+        f"{directory} has {human(disk.free)} free, and the run will need up to {human(needed)} there, of which "
+        f"{human(min(held, needed))} are written: {human(size)} for each of {kept} checkpoints "
+        f"({', '.join(counts)}) and for the one being written; saves will fail unless you make room: {fewer}remove "
+        "what else is on this disk, or move the run (run.dir)"
+    )

@@ -1,0 +1,49 @@
+"""Errors that mean that the machine ran out of something, as one sentence with the remedy."""
+
+from __future__ import annotations
+
+import errno
+
+TRAINING = (
+    "lower engine.micro_batch (the results stay the same), or set model.checkpointing=1 or model.attention=sequential"
+)
+"""What a training run can do about GPU memory."""
+_GPU = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_HOST = ("can't allocate memory", "Cannot allocate memory", "not enough memory: you tried to allocate")
+_DISK = (errno.ENOSPC, errno.EDQUOT)
+_LENGTH = 160
+
+
+def shortage(error: BaseException, gpu: str = TRAINING) -> str | None:
+    """Return the sentence for an error that means that memory, files, threads, or disk space ran out; None for others.
+
+    Args:
+        gpu: what the user can do about GPU memory.
+    """
+    number, text = getattr(error, "errno", None), (str(error) or type(error).__name__).splitlines()[0]
+    named = getattr(error, "filename", None)
+    reason = text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."
+    if type(error).__name__ == "OutOfMemoryError" or any(part in str(error) for part in _GPU):
+        return f"the GPU is out of memory ({reason}): {gpu}"
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(part in str(error) for part in _HOST):
+        return (
+            f"the host is out of memory, or the limit of this process is low (ulimit -v) ({reason}): lower "
+            "data.num_workers, data.prefetch_batches, or engine.micro_batch, or set checkpoint.background=false"
+        )
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error):
+        where = f" ({named})" if named else ""
+        return f"too many open files{where}: raise the limit, such as with ulimit -n 65536, or lower data.num_workers"
+    if "can't start new thread" in str(error) or number == errno.EAGAIN:
+        return (
+            f"no further process or thread can be started ({reason}): raise the limit (ulimit -u, or that of the "
+            "container), or lower data.num_workers"
+        )
+    if isinstance(error, OSError) and number in _DISK:
+        return f"{named or 'a file'} cannot be written ({remedied(error)})"
+    return None
+
+
+def remedied(error: OSError) -> str:
+    """Return what the operating system says of an error, with the remedy if a disk or quota is full."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}; make room there, or choose another path" if error.errno in _DISK else reason

@@ -1,0 +1,88 @@
+"""Every experiment takes two steps on two ranks with a data worker each: its own augmentation, loss, and engine.
+
+Sizes and data are small. All runs share two processes, and the workers the server that these were forked from.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.compose import compose, experiments
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.status import read_status
+from swinv2_train.engine.surroundings import free_port
+from tests.engine.apart import Apart
+from tests.runs import losses, make_labelled_data
+
+pytestmark = pytest.mark.distributed
+NAMES = [name for name, _ in experiments()]
+SMALL = (
+    "model.embed_dim=8", "model.depths=[1,1,2,1]", "model.num_heads=[1,1,2,2]", "model.window=2",
+    "model.pretrained_window=0", "data.resolution=64", "data.num_workers=1", "optim.global_batch=8", "optim.steps=2",
+    "engine.micro_batch=2", "init_from=null", "eval.every_steps=2", "eval.figure_every_steps=0", "launch.device=cpu",
+    "tracking.tensorboard=false",
+)  # fmt: skip
+"""What is not the recipe's own."""
+EVALUATED = ("simmim_tiny", "in1k_tiny_256")
+"""One of each task: held-out samples go to other workers, which take time to start."""
+
+
+def small(name: str, shards: Path, run_dir: Path) -> Config:
+    """The complete config of an experiment at small sizes."""
+    held_out = [f"data.eval_shards={shards}/eval-*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
+    config = compose([f"+experiment={name}", *SMALL, f"data.shards={shards}/train-*.tar", *held_out])
+    config.run.dir = str(run_dir)
+    config.optim.epochs = config.optim.warmup_epochs = None
+    config.optim.warmup_steps = 1
+    if hasattr(config.task, "num_classes"):
+        config.task.num_classes = 3
+    config.freeze()
+    return config
+
+
+def run_all(configs: list[Config], ports: list[int], server: str) -> None:
+    """Run one config after the other as a rank; prints each exit code."""
+    import gc
+    import os
+
+    from swinv2_train.engine.run import train
+    from swinv2_train.engine.signals import StopRequest
+
+    gc.freeze()  # DeepSpeed collects garbage 40 times in a start
+    # The workers come from the server that this process came from: imports cost more than all of these steps.
+    multiprocessing.forkserver._forkserver._forkserver_address = server
+    multiprocessing.forkserver._forkserver.ensure_running = lambda: None
+    stop = StopRequest()
+    for config, port in zip(configs, ports, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        print(f"{config.run.name}: exit code {train(config, stop)}", flush=True)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of all runs, and what the two ranks printed."""
+    folder = tmp_path_factory.mktemp("recipes")
+    shards = make_labelled_data(folder / "shards")
+    configs = [small(name, shards, folder / name) for name in NAMES]
+    multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
+    with Apart(folder) as ranks:
+        modules = ["deepspeed", "swinv2_train.engine.run", "timm.data.auto_augment", __name__]
+        multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
+        multiprocessing.forkserver._forkserver.ensure_running()
+        server = multiprocessing.forkserver._forkserver._forkserver_address
+        ranks.start_ranks(2, run_all, configs, [free_port() for _ in configs], server)
+        ranks.exit_codes(seconds=500)
+        return folder, [ranks.output(rank) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_runs_on_two_ranks_with_a_worker_each(name: str, outputs: tuple[Path, list[str]]) -> None:
+    folder, printed = outputs
+    for output in printed:
+        assert f"{name}: exit code 0" in output, output
+    assert read_status(folder / name) == {"status": "finished", "step": 2}
+    assert len(losses(folder / name)) == 2
