@@ -68,6 +68,7 @@ def inspection_lines(found: Inspection) -> list[str]:
     """Return a line for everything in a set of shards that is not read or cannot be used."""
     lines = [f"cut off: {shard}: {why}" for shard, why in found.truncated]
     lines += [f"empty: {why}" for why in found.empty]
+    lines += [f"several images: {line}" for line in found.choices]
     lines += [f"not read: {line}" for line in found.left_out.lines()]
     lines += [f"broken: {name}: {reason}" for name, reason in found.broken]
     lines += label_lines(found.label_problems)

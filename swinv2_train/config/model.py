@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
@@ -299,7 +299,8 @@ def validate_model(config: ModelConfig) -> None:
     if mlp_width(config, config.embed_dim) < 1:
         raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
     if not 0 <= config.drop_path < 1:
-        raise ConfigError("model.drop_path", config.drop_path, "is a probability from 0 up to, not including, 1")
+        mend = f"is a probability from 0 up to, not including, 1{percent(config.drop_path)}"
+        raise ConfigError("model.drop_path", config.drop_path, mend)
     if config.extra_norm_period < 0:
         raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
     if config.sequential_chunk_mib <= 0:

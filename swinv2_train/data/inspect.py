@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swinv2_train.data.augment import resize
+from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
-from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
@@ -39,6 +41,8 @@ class Inspection:
     """Messages for shards without samples."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Members of the shards that are not read."""
+    choices: list[str] = field(default_factory=list)
+    """A line for each kind of sample with several images: the one that is read."""
     label_problems: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", reason) of labels that cannot be used."""
     labeled: int = 0
@@ -78,13 +82,15 @@ class _Checked:
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardSet, background: Background, max_pixels: int) -> None:
+        self._shards, self._background, self._max_pixels = shards, background, max_pixels
 
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, texts=True)
-            facts, digest = image_facts(raw.data, decode(raw.data)), hashlib.blake2b(raw.data, digest_size=8).digest()
+            pixels = read_pixels(raw.data, self._max_pixels)
+            facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels)
+            digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
             return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
         except BrokenSample as error:
@@ -92,12 +98,22 @@ class _Check:
 
 
 def inspect(
-    shards: ShardSet, *, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    shards: ShardSet,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    background: Any = "white",
+    max_pixels: int = MAX_PIXELS,
 ) -> Inspection:
-    """Decode every sample. `progress` gets the samples done and their number."""
-    found = Inspection()
+    """Decode every sample.
+
+    Args:
+        progress: gets the samples done and their number.
+        background, max_pixels: as in the section `data` of a config.
+    """
+    found = Inspection(Card(background=background))
     digests = np.zeros(shards.num_samples, np.uint64)
-    check = ParallelMap(_Check(shards), workers)
+    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
@@ -110,6 +126,7 @@ def inspect(
         check.close()
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
+    found.choices = shards.choices()
     found.empty = [shard.empty or shard.url for shard in shards.empty]
     for number, shard in enumerate(shards.shards):
         found.left_out.merge(shards.left_out(number), shard.name)
@@ -150,7 +167,9 @@ def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, f
         found.first_unlabeled = found.first_unlabeled or shards.name(index)
 
 
-def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0) -> int:
+def contact_sheet(
+    shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0, options: DecodeOptions | None = None
+) -> int:
     """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
@@ -166,7 +185,7 @@ def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int =
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
-            image = decode(shards.read(index).data)
+            image = decode(shards.read(index).data, None, options)
             tile = _tile(image)
             sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
             bits = ", 16 bit" if image.dtype == torch.uint16 else ""

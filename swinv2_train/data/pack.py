@@ -17,13 +17,15 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swinv2_train.data.augment import resize
+from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
-from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import write_atomically
 from swinv2_train.data.labels import known_labels
@@ -32,6 +34,7 @@ from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.pixels import Pixels
 from swinv2_train.data.shards import RawSample
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
@@ -97,33 +100,55 @@ class _Prepare:
 
     def __init__(self, source: Source, options: PackOptions) -> None:
         self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
+        self._background = background_color(options.background, ())
 
     def __call__(self, entry: Entry) -> Packed:
         try:
             data, texts = self._source.read(entry)
-            image = decode(data, self._options.channels)
+            pixels, image = self._decoded(data)
             limit = self._options.resize
             if limit is not None and max(image.shape[1:]) > limit:
-                image = _shrink(image, limit)
-                data = encode(image, self._options.quality)
+                pixels = _shrink(pixels, image, limit)
+                image = opaque(pixels, self._options.channels, self._background)
+                data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
         except OSError as error:
             return Packed(entry, broken=error.strerror or str(error))
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
-        facts = image_facts(data, image)
+        facts = image_facts(data, image, pixels)
         labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
         return Packed(entry, members, facts, labels, label_problem=problem)
 
+    def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
+        """As it is stored, and as it is read with the wanted channels. Raises BrokenSample."""
+        pixels = read_pixels(data, self._options.max_pixels)
+        return pixels, opaque(pixels, self._options.channels, self._background)
 
-def _shrink(image: Tensor, limit: int) -> Tensor:
+
+def _shrink(pixels: Pixels, image: Tensor, limit: int) -> Pixels:
+    """Shrink an image to a longer side of `limit`; transparent ones keep their alpha channel.
+
+    Args:
+        image: as it is read, without alpha or with it as one of the wanted channels.
+    """
     height, width = image.shape[1:]
     scale = limit / max(height, width)
-    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if not pixels.transparent or image.shape[0] == pixels.image.shape[0]:
+        return Pixels(resize(image, size, "bicubic"))
+    return Pixels(resize_transparent(pixels.image, size, premultiplied=pixels.premultiplied), alpha=True)
 
 
-def encode(image: Tensor, quality: int) -> bytes:
-    """JPEG for 8 bit images with 1 or 3 channels, deflated TIFF for all others."""
+def encode(image: Tensor, quality: int, *, alpha: bool = False) -> bytes:
+    """Encode a shrunk image: JPEG for 8 bit with 1 or 3 channels, deflated TIFF for all others.
+
+    With alpha as the last channel: PNG for gray and RGB.
+    """
+    if alpha and image.shape[0] in (2, 4):
+        import imagecodecs
+
+        return imagecodecs.png_encode(image.permute(1, 2, 0).contiguous().numpy())
     buffer = io.BytesIO()
     array = image.permute(1, 2, 0).contiguous().numpy()
     if image.dtype == torch.uint8 and image.shape[0] in (1, 3):
@@ -136,8 +161,10 @@ def encode(image: Tensor, quality: int) -> bytes:
         if image.shape[0] == 1:
             tifffile.imwrite(buffer, array[..., 0], photometric="minisblack", compression="zlib")
         else:
-            colours = "rgb" if image.shape[0] == 3 else "minisblack"
-            tifffile.imwrite(buffer, array, photometric=colours, planarconfig="contig", compression="zlib")
+            kind: dict[str, Any] = {"photometric": "rgb" if image.shape[0] == 3 else "minisblack"}
+            if alpha:
+                kind["extrasamples"] = ["unspecified"] * (image.shape[0] - 2) + ["unassalpha"]
+            tifffile.imwrite(buffer, array, **kind, planarconfig="contig", compression="zlib")
     return buffer.getvalue()
 
 
@@ -165,7 +192,9 @@ def pack(
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed, out=out)
+    found = open_source(
+        source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
+    )
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
     report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
     names = (split, "eval") if eval_share else (split,)

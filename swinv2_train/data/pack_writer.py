@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, read_header, write_atomically, write_index
 from swinv2_train.data.index_store import index_path
@@ -44,6 +45,12 @@ class PackOptions:
     """Leave out images that cannot be read with so many channels."""
     seed: int = 0
     """Decides the order of the images and the split."""
+    background: Any = "white"
+    """Color behind transparent pixels for the statistics of the card, as `data.background`; shards keep the alpha."""
+    max_pixels: int = MAX_PIXELS
+    """Leave out images with more pixels."""
+    image: str | None = None
+    """Member to pack of samples with several images, if the source is shards."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,10 @@ class FinishedShard:
     reused: bool
     sha256: str = ""
     """Of the bytes of the tar; empty if an earlier version packed it."""
+
+
+_LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image")}
+"""Options that the fingerprints of earlier versions do not contain, with the defaults that leave these as they are."""
 
 
 class SplitWriter:
@@ -170,6 +181,8 @@ class SplitWriter:
             return None
         if record["fingerprint"] != self._fingerprint(start, record["stop"]):
             return None
+        if "alpha" not in header["extra"]["card"]:  # an earlier version shrank transparent images without their alpha
+            return None
         return FinishedShard(
             stop=record["stop"],
             num_samples=header["num_samples"],
@@ -183,7 +196,7 @@ class SplitWriter:
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, stop = Card(), start
+        card, stop = Card(background=self._options.background), start
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
@@ -254,7 +267,8 @@ class SplitWriter:
 
     def _fingerprint(self, start: int, stop: int) -> str:
         """Of all that decides the bytes: options, the entries, and the next one, which did not fit in any more."""
-        digest = hashlib.sha256(json.dumps([_VERSION, asdict(self._options), self._split]).encode())
+        options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
+        digest = hashlib.sha256(json.dumps([_VERSION, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
             digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
         digest.update(b"end" if stop >= len(self._source.entries) else b"more")

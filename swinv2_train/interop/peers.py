@@ -210,7 +210,8 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int]) -
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a config file. Raises OSError if it cannot be written."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate becomes its escape in JSON
 
 
 def run_timm(directory: Path, images: Tensor) -> Tensor:
