@@ -15,6 +15,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
+    ModelConfig,
     count_parameters,
     count_simmim_parameters,
     stage_geometry,
@@ -142,10 +143,10 @@ def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> R
         rows.append(("extra norm", f"every {model.extra_norm_period} blocks of a stage"))
     if model.absolute_position:
         rows.append(("absolute position embedding", "yes"))
-    for key, usual in (("norm_placement", "res-post"), ("similarity", "cosine"), ("position_bias", "log-cpb")):
-        value = getattr(model, key, usual)
-        if value != usual:
-            rows.append((key.replace("_", " "), str(value)))
+    default = ModelConfig()
+    for key in ("norm_placement", "similarity", "position_bias", "window_rule"):
+        if getattr(model, key) != getattr(default, key):
+            rows.append((key.replace("_", " "), str(getattr(model, key))))
     rows.append(("weights", f"{dtype}, {'moving average' if weights == 'ema' else 'as trained'}"))
     if loaded.source.step is not None:
         rows.append(("step", f"{loaded.source.step:,}"))

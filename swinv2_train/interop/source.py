@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OWN = "swinv2-train"
+_WINDOW_RULES = {"official": "official", "huggingface": "official", "timm": "per-axis"}
+"""The `window_rule` of foreign weights. Hugging Face computes the official one on maps not taller than wide."""
 _EXPORT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -310,7 +312,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     shapes = _joined_shapes(located, storage)
     geometry: dict[str, Any] = {
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
-        "model": infer_model(shapes, path),
+        "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
