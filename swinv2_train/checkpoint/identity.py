@@ -139,6 +139,7 @@ def geometry(
     classes: list[str] | None = None,
     statistics: tuple[list[float], list[float]] | None = None,
     content: Sequence[str] = (),
+    bits: list[int] | None = None,
 ) -> dict[str, Any]:
     """Return what a checkpoint records of its run: dotted config keys and their values.
 
@@ -150,6 +151,7 @@ def geometry(
         classes: names of the classes.
         statistics: per-channel mean and standard deviation, where `data.mean` and `data.std` name their source only.
         content: `Shard.content` of every training shard.
+        bits: depths of the training images, where the dataset card knows them.
     """
     mean, std = statistics or (config.data.mean, config.data.std)
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
@@ -177,6 +179,7 @@ def geometry(
             "interpolation": config.data.augment.interpolation,
             "mean": mean,
             "std": std,
+            "bits": bits,
             "background": config.data.background,
         },
     }

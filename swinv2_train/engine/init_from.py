@@ -21,7 +21,7 @@ from swinv2_train.engine.complete import read_map
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.status import write_text
-from swinv2_train.interop.load import meta_model
+from swinv2_train.interop.load import meta_model, start_note
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 
@@ -61,6 +61,8 @@ def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequen
             )
             source.notes += _warnings(config, source, class_names)
             _fill(engine, transfer)
+            if ranks.is_main:
+                source.notes += start_note(source, config.model, resolution(config))
         return transfer
 
     transfer = together(ranks, load)
@@ -80,6 +82,7 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
     size = resolution(config)
     with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
         shapes = parameter_shapes(meta_model(config, size))
+        source.notes += start_note(source, config.model, size)
         mapped = read_map(config, source, class_names)
         plan = plan_transfer(source, shapes, config.model, mapped, resolution=size, class_names=class_names)
         return [*plan.lines(), *_warnings(config, source, class_names)]

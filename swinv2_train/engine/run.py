@@ -334,7 +334,8 @@ def _geometry(config: Config, shards: ShardSet, own: Identity, before: dict[str,
         names = None
     order = own.geometry["order"]
     statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
-    return geometry(config, order[SHARDS], names, statistics, order[CONTENT])
+    bits = sorted(shards.card.bits) if shards.card else None
+    return geometry(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
 
 
 @dataclass
