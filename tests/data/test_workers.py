@@ -19,21 +19,30 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from swinv2_train.data.current import working_on
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.workers import WorkerPool
 
 pytestmark = pytest.mark.usefixtures("default_signals")
 
 
 class Numbers(Dataset[Any]):
-    """Returns what it is asked for; -1 makes the worker hang, -2 kills it."""
+    """Returns what it is asked for; -1 makes the worker hang, -2 kills it, -3 crashes it."""
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         if indices[0] == -1:
             time.sleep(1000)
         if indices[0] == -2:
             os.kill(os.getpid(), signal.SIGKILL)
+        if indices[0] == -3:
+            working_on(77)
+            os.abort()
+        working_on(indices[0])
         return {"numbers": torch.tensor(list(indices)), "threads": torch.get_num_threads()}
+
+    def name_of(self, index: int) -> str:
+        return f"sample {index}"
 
 
 def wait_until(condition: Any) -> None:
@@ -103,6 +112,28 @@ def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
         next(pool)
     assert "\n" not in str(caught.value)
     pool.close()
+
+
+def test_a_worker_that_crashes_names_its_sample() -> None:
+    pool = WorkerPool(Numbers(), [[1], [-3]], num_workers=1, prefetch_batches=1)
+    assert next(pool)["numbers"].tolist() == [1]
+    with pytest.raises(DataError, match=r"^a data worker crashed \(SIGABRT\) while it decoded sample 77: take this"):
+        next(pool)
+    pool.close()
+
+
+def crash_at_twenty(number: int) -> int:
+    if number == 20:
+        os.abort()
+    return number
+
+
+def test_a_parallel_map_that_crashes_names_the_items_in_hand() -> None:
+    crashing = ParallelMap(crash_at_twenty, workers=1, name=lambda number: f"image {number}")
+    results = crashing(range(40))
+    with pytest.raises(DataError, match=r"a decoding process died while the processes decoded image 20: an image cra"):
+        list(results)
+    crashing.close()
 
 
 def run_for_ever(report: Any) -> None:
