@@ -17,6 +17,7 @@ from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_la
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
+from swinv2_train.reading import UnreadableError, decode_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ def read_class_names(path: Path) -> list[str]:
     Raises DataError where there are none, or one stands there twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(path.read_bytes())
+    except (OSError, UnreadableError) as error:
         raise DataError(f"the class names {path} cannot be read ({error})") from None
     if path.name.endswith(MANIFEST_SUFFIX):
         names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")

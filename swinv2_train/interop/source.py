@@ -165,7 +165,9 @@ def _choose(
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
     notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
-    if which == "best" and not is_checkpoint(path):
+    if which == "best" and is_checkpoint(path):
+        raise ConfigError("", path, f"{path} is one checkpoint, so there is no best of them; leave which at newest")
+    if which == "best":
         metric, mode = best_metric_of(directory_of(path))
         candidates, unreadable = _best_first(path, candidates, metric, mode)
         notes += [f"passed over {name}: {reason}" for name, reason in unreadable.items() if name not in skip]
