@@ -132,7 +132,7 @@ def test_colors_that_do_not_fit() -> None:
     with pytest.raises(BrokenSample, match="3 color channels and alpha, the background 2 values"):
         on(encoded(RGBA, "PNG"), [0.1, 0.2])
     for value in ("red", [2], [], [-0.1], 3, ["a"]):
-        with pytest.raises(ConfigError, match="data.background"):
+        with pytest.raises(ConfigError, match=r"data\.background"):
             background_color(value, ())
 
 
