@@ -19,6 +19,15 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 from swinv2_train.reading import UnreadableError, decode_text
 
+_NOT_LISTS = {
+    ".txt": "name it .csv or .tsv",
+    ".json": "write one object per line into a .jsonl file",
+    ".parquet": "write it as .csv or .jsonl",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV UTF-8"),
+    **dict.fromkeys((f".{name}" for name in IMAGE_EXTENSIONS), "it is an image; name its folder"),
+}
+"""Other files that users name, and what to do with them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -97,6 +106,8 @@ def open_source(
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
         found = _from_folder(scan, classes, names)
+    elif path.suffix.lower() in _NOT_LISTS and path.is_file():
+        raise DataError(f"{source} is not a list that can be read: {_NOT_LISTS[path.suffix.lower()]}")
     else:
         if classes:
             raise DataError("--classes is for folders: shards bring their own labels")
@@ -121,10 +132,13 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
     """
     if not path.is_dir():
         return None
+    inside = out is not None and os.path.realpath(out) == os.path.realpath(path)  # the shards go between the images
     tars = any(path.glob("*.tar"))
-    if tars and any(path.glob(f"*{MANIFEST_SUFFIX}")):
+    if tars and not inside and any(path.glob(f"*{MANIFEST_SUFFIX}")):
         return None
-    scan = scan_folder(path, skip=out)
+    scan = scan_folder(path, skip=None if inside else out)
+    for suffix in ("tar", "json", "jsonl") if inside else ():
+        scan.unread.pop(suffix, None)
     if scan.unreadable:
         folder, reason = scan.unreadable[0]
         raise DataError(f"{folder} cannot be read ({reason}): change its permissions, or move it out of {path}")

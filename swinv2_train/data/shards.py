@@ -201,10 +201,10 @@ class ShardSet:
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
     def image_size(self, index: int) -> int:
-        """Return the bytes of a sample's image."""
+        """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
         shard, sample = self.locate(index)
         members = self._index(shard).members(sample)
-        return members[image_extension(list(members)) or ""][1]
+        return members[self._image_of(members)][1]
 
     def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
         """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.

@@ -39,6 +39,7 @@ def geometry(
     shards: str,
     classes: list[str] | None = None,
     statistics: tuple[list[float], list[float]] | None = None,
+    bits: list[int] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint says of its run: dotted config keys and their values.
 
@@ -49,6 +50,7 @@ def geometry(
         shards: the digest of the training shards.
         classes: names of the classes.
         statistics: per-channel mean and deviation, where `data.mean` and `data.std` only say where they come from.
+        bits: depths of the training images, where the dataset card knows them.
     """
     mean, std = statistics or (config.data.mean, config.data.std)
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
@@ -75,6 +77,7 @@ def geometry(
             "interpolation": config.data.augment.interpolation,
             "mean": mean,
             "std": std,
+            "bits": bits,
             "background": config.data.background,
         },
     }

@@ -20,7 +20,7 @@ from swinv2_train.engine.complete import read_map
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.status import write_text
-from swinv2_train.interop.load import meta_model
+from swinv2_train.interop.load import meta_model, start_note
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 
@@ -55,6 +55,8 @@ def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
                 resolution=resolution(config),
             )
             _fill(engine, transfer)
+            if ranks.is_main:
+                source.notes += start_note(source, config.model, resolution(config))
         return transfer
 
     transfer = together(ranks, load)
@@ -74,6 +76,7 @@ def preview(config: Config) -> list[str]:
     size = resolution(config)
     with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
         shapes = parameter_shapes(meta_model(config, size))
+        source.notes += start_note(source, config.model, size)
         return plan_transfer(source, shapes, config.model, read_map(config, source), resolution=size).lines()
 
 

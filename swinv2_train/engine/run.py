@@ -301,7 +301,9 @@ def _geometry(config: Config, shards: ShardSet) -> dict[str, Any]:
     names = shards.card.class_names if shards.card else None
     if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
         names = None
-    return geometry(config, digest, names, resolve_statistics(config.data, shards.card, config.model.in_channels))
+    statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
+    bits = sorted(shards.card.bits) if shards.card else None
+    return geometry(config, digest, names, statistics, bits or None)
 
 
 @dataclass
