@@ -216,7 +216,7 @@ def pack(
                 writer.check(known, overwrite)
             if not all(writer.is_finished() for writer in writers.values()):
                 _remove_moved(out, known, writers, splits, may_differ=overwrite or rule.rule == RULE)
-            prepare = ParallelMap(_Prepare(found, options), workers)
+            prepare = ParallelMap(_Prepare(found, options), workers, name=lambda entry: entry.path)
             try:
                 for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(progress, name)):
