@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from torch import nn
 
@@ -14,7 +16,14 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.build import TASKS
-from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
+from swinv2_train.engine.room import (
+    check_address_space,
+    check_shared_memory,
+    checkpoint_size,
+    disk_warning,
+    shared_memory_needed,
+)
+from swinv2_train.errors import RunError
 
 MIB = 2**20
 
@@ -63,6 +72,16 @@ def test_the_workers_of_all_ranks_of_a_host_must_fit(
         check_shared_memory(config, 32 * MIB, hosts)
     for word in ("data.num_workers=4", "data.prefetch_batches", "--shm-size", "MiB free", "/dev/shm"):
         assert word in str(caught.value)
+
+
+def test_a_limit_on_addresses_must_leave_room_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = psutil.Process().memory_info().vms
+    check_address_space()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 8 * 2**30, used + 8 * 2**30))
+    check_address_space()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 100 * MIB, used + 100 * MIB))
+    with pytest.raises(RunError, match=r"ulimit -v.*raise the limit"):
+        check_address_space()
 
 
 def test_a_checkpoint_is_the_weights_and_what_belongs_to_them() -> None:
