@@ -114,7 +114,7 @@ def disk_warning(config: Config, steps_left: int, size: int, directory: Path) ->
     counts = [f"checkpoint.keep_last={policy.keep_last}"]
     counts += [f"keep_best={policy.keep_best}"] if policy.keep_best else []
     counts += [f"keep_every_steps={step_wise}"] if step_wise else []
-    fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 else ""
+    fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 and room >= 2 * size else ""
     return (
         f"{directory} has {human(disk.free)} free, and the run will need up to {human(needed)} there, of which "
         f"{human(min(held, needed))} are written: {human(size)} for each of {kept} checkpoints "
