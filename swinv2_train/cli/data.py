@@ -23,6 +23,7 @@ _STATUS = (
     "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed; "
     "2 usage error; 130 interrupted"
 )
+_QUALITY, _SHEET_SAMPLES = 92, 48
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -76,9 +77,7 @@ def _add_pack(commands: Any) -> None:
         help="most samples in a shard (default: %(default)s)",
     )
     add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
-    add(
-        "--quality", type=_quality, default=92, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)"
-    )
+    add("--quality", type=_quality, metavar="Q", help="JPEG quality of the images that --resize shrinks (default: 92)")
     add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
     _add_reading(add, "(the shards keep the alpha channel)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
@@ -86,8 +85,8 @@ def _add_pack(commands: Any) -> None:
         "--class-names",
         type=Path,
         metavar="FILE",
-        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before "
-        "(default: in alphabetical order)",
+        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before, "
+        "or the manifest.json of a checkpoint (default: in alphabetical order, numbers by value)",
     )
     add(
         "--split",
@@ -125,8 +124,8 @@ def _add_inspect(commands: Any) -> None:
         help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
     )
     add("--sheet", type=Path, metavar="FILE.png", help="also draw randomly chosen samples into this picture")
-    add("--samples", type=_positive, default=48, metavar="N", help="samples on the sheet (default: %(default)s)")
-    add("--seed", type=int, default=0, help="chooses the samples of the sheet (default: %(default)s)")
+    add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
+    add("--seed", type=int, help="chooses the samples of the sheet (default: 0)")
     add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
     add(
         "--cache-dir",
@@ -174,11 +173,13 @@ def _pack(arguments: argparse.Namespace) -> int:
         raise DataError(f"--split {arguments.split!r} cannot be the beginning of a file name")
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
+    if arguments.quality and not arguments.resize:
+        raise DataError("--quality is for the images that --resize shrinks: add --resize PIXELS")
     options = PackOptions(
         max_bytes=arguments.max_size,
         max_count=arguments.max_count,
         resize=arguments.resize,
-        quality=arguments.quality,
+        quality=arguments.quality or _QUALITY,
         channels=arguments.channels,
         seed=arguments.seed,
         background=arguments.background,
@@ -216,10 +217,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
     from swinv2_train.data.background import background_color
     from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.errors import DataError
     from swinv2_train.data.inspect import contact_sheet, inspect
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
+    for option in ("samples", "seed"):
+        if getattr(arguments, option) is not None and arguments.sheet is None:
+            raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
     shards = ShardSet.open(
         arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
     )
@@ -234,9 +239,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(line)
     if arguments.sheet is not None:
         options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
-        drawn = contact_sheet(
-            shards, arguments.sheet, num_samples=arguments.samples, seed=arguments.seed, options=options
-        )
+        count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
+        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed, options=options)
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 

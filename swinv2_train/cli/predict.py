@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.identity import moved_name
 from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
 from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.reading import UnreadableError, decode_text
 from swinv2_train.text import printable
 
 if TYPE_CHECKING:  # imports torch
@@ -177,16 +179,21 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
     if labels is None:
         return loaded.class_names or [f"class {number}" for number in range(count)]
     try:
-        lines = labels.read_text(encoding="utf-8").splitlines()
+        lines = decode_text(labels.read_bytes()).splitlines()
     except OSError as error:
         raise ConfigError("", labels, f"--labels {labels} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError:
-        raise ConfigError("", labels, f"--labels {labels} is no text file in UTF-8") from None
+    except UnreadableError as error:
+        raise ConfigError("", labels, f"--labels {labels} is not a text file ({error})") from None
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()
     if len(names) != count:
         raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, and the model {count:,} classes")
+    moved = moved_name(loaded.class_names or [], names)
+    if moved is not None:
+        known = (loaded.class_names or []).index(moved)
+        mend = f"is class {names.index(moved)} there and class {known} of the model; put the lines into its order"
+        raise ConfigError("", labels, f"--labels {labels}: {moved!r} {mend}, or omit --labels")
     return names
 
 

@@ -159,7 +159,7 @@ def test_columns_that_are_not_read_are_named(images: Path) -> None:
         ("path,labels\na.jpg,\"['owl']\"\n", "line 2, column labels: .* is not a list of classes; write a;b"),
         ('path,labels\na.jpg,"owl,seal"\n', "line 2, column labels: separate the classes 'owl,seal' by semicolons"),
         ("gone.jpg,owl\n", "none of its 1 files can be packed .* paths are taken relative to "),
-        (b"path,label\na.jpg,\xe4\n", "line 2: byte 17 is not UTF-8: save it as UTF-8"),
+        (b"path,label\na.jpg,\xe4\n", r"byte 17 \(line 2\) is not UTF-8: save it as UTF-8"),
         ("path,label\na.jpg,owl\n".encode("utf-16-le"), "zero bytes, as UTF-16 without a byte-order mark"),
         ("", "holds no images"),
         ("path,label\n", "holds no images"),
@@ -205,3 +205,17 @@ def test_a_line_of_json_may_hold_any_character(images: Path) -> None:
 def test_numbers_among_names_are_names(images: Path) -> None:
     found = read_list(Path(read(images, "path,label\na.jpg,0\nb.jpg,x\n").root))
     assert class_labels(found, found.rows) == ["0", "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list.txt", "name it .csv or .tsv"),
+        ("list.json", "write one object per line"),
+        ("list.XLSX", "save it as CSV UTF-8"),
+        ("a.jpg", "it is an image; name its folder"),
+    ],
+)
+def test_files_that_are_not_lists_say_what_to_do(images: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"is not a list that can be read: {message}"):
+        read(images, "path\na.jpg\n", name)
