@@ -211,7 +211,7 @@ def misplaced(index: ShardIndex, fd: int) -> str | None:
             found = short_name(header).decode("utf-8", "surrogateescape")
             if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
                 return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
-            if plain and number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
+            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
                 return f"{name} has another size"
     return None
 
