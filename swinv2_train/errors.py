@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from swinv2_train.exit_codes import FAILED
+from swinv2_train.redact import Redacted
 
-class RunError(RuntimeError):
-    """The run cannot go on. `str(error)` is one sentence for a person."""
+
+class RunError(Redacted, RuntimeError):
+    """The run cannot continue. `str(error)` is a one-sentence message for the user.
+
+    Args:
+        exit_code: what the command ends with. All ranks of a run end with the same.
+    """
+
+    def __init__(self, text: str, exit_code: int = FAILED) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class MainRankError(RunError):
-    """The main rank could not go on and has said why; the others end with it, silently."""
+    """The main rank could not continue and has reported why; the others end with it, silently."""

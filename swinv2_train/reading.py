@@ -6,6 +6,7 @@ Callers decide what that means: a file that only describes a run is reported and
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import reprlib
@@ -55,6 +56,27 @@ def read_text(path: Path) -> str:
         raise
     except OSError as error:
         raise UnreadableError(f"cannot be read: {error.strerror}") from error
+
+
+def decode_text(data: bytes) -> str:
+    """Decode a text that a user wrote: UTF-8 with or without a byte-order mark, UTF-16 and UTF-32 with one.
+
+    Raises:
+        UnreadableError: naming the line that is neither.
+    """
+    encoding = "utf-8-sig"
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        encoding = "utf-32"
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif b"\0" in data:
+        raise UnreadableError("it has zero bytes, as UTF-16 without a byte-order mark has: save it as UTF-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
+        line = data[: error.start].count(b"\n") + 1
+        raise UnreadableError(f"byte {error.start} (line {line}) is not {name}: save it as UTF-8") from error
 
 
 def read_json(path: Path) -> Any:

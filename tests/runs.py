@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swinv2_train.config.overrides import last_of_each
+
 TINY_MODEL = [
     "model.embed_dim=16", "model.num_heads=[1,2,4,8]", "model.depths=[1,2,1,1]", "model.window=4", "data.resolution=64",
     "task.mask_patch_size=16",
@@ -83,26 +85,26 @@ def make_labelled_data(directory: Path) -> Path:
 
 def tiny_classification(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The overrides of a supervised run of 8 steps over the shards of `make_labelled_data`; later overrides win."""
-    return [
+    return last_of_each([
         "task=classification", "task.num_classes=3", *TINY_MODEL[:-1], f"data.shards={shards}/train-*.tar",
         f"data.eval_shards={shards}/eval-*.tar", f"run.dir={run_dir}", "data.num_workers=0", "engine=zero1_fp32",
         "model.drop_path=0.2", "optim.global_batch=12", "optim.lr_reference_batch=12", "optim.steps=8",
         "optim.warmup_steps=2", "checkpoint.every_steps=4", "eval.every_steps=4", "eval.figure_every_steps=8",
         "eval.figure_samples=2", "tracking.log_every_steps=2", "tracking.tensorboard=false", "launch.device=cpu",
         *overrides,
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def tiny_run(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The overrides of a run of 8 steps over the shards that `make_data` makes; later overrides win."""
-    return [
+    return last_of_each([
         "+experiment=simmim_demo", *TINY_MODEL, f"data.shards={shards}/train-*.tar",
         f"data.eval_shards={shards}/eval-*.tar", f"run.dir={run_dir}", "data.num_workers=1",
         "model.drop_path=0.2", "optim.global_batch=12", "optim.lr_reference_batch=12", "optim.steps=8",
         "optim.warmup_steps=2", "checkpoint.every_steps=4", "eval.every_steps=4", "eval.figure_every_steps=8",
         "eval.figure_samples=2", "tracking.log_every_steps=2", "tracking.tensorboard=false", "launch.device=cpu",
         *overrides,
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def make_data(directory: Path) -> Path:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from swinv2_train.exit_codes import FAILED
+from swinv2_train.redact import Redacted
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, read or used. `str(error)` is one sentence for a person."""
+
+class CheckpointError(Redacted, RuntimeError):
+    """A checkpoint that cannot be written, read or used. `str(error)` is a one-sentence message for the user."""
+
+    exit_code = FAILED

@@ -10,6 +10,7 @@ from pathlib import Path
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, Manifest, list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import check_sizes, ranked
+from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.schema import CheckpointConfig
 
 
@@ -30,7 +31,7 @@ def _newest(paths: list[Path], count: int) -> set[Path]:
 
 def _best(paths: list[Path], policy: CheckpointConfig) -> set[Path]:
     whole = [(path, manifest) for path in paths if (manifest := _whole(path))]
-    return set(ranked(whole, policy.best_metric, policy.best_mode)[: policy.keep_best])
+    return set(ranked(whole, policy.best_metric, best_mode(policy))[: policy.keep_best])
 
 
 def surplus(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from swinv2_train.checkpoint.layout import (
 )
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import best_mode
+from swinv2_train.config.schema import CheckpointConfig
 from swinv2_train.reading import UnreadableError, finite_number, read_object
+
+logger = logging.getLogger("swinv2_train")
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,23 @@ def _written(path: Path) -> float:
         except OSError:
             continue
     return 0.0
+
+
+def best_metric_of(directory: Path) -> tuple[str, str]:
+    """Return the metric that the run of a directory of checkpoints ranks them by, and which end of it is the best.
+
+    Without a readable config of the run it is `eval/loss`.
+    """
+    from swinv2_train.config.compose import from_yaml
+
+    settings = CheckpointConfig()
+    resolved = directory.parent / "resolved.yaml"
+    if resolved.is_file():
+        try:
+            settings = from_yaml(resolved, only_read=True).checkpoint
+        except ConfigError as error:
+            logger.warning("%s; ranking the checkpoints by %s", error, settings.best_metric)
+    return settings.best_metric, best_mode(settings)
 
 
 def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) -> list[Path]:

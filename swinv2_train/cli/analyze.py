@@ -243,7 +243,8 @@ def _images(loaded: LoadedModel, options: Mapping[str, Any]) -> Tensor:
     from swinv2_train.engine.probes import first_images
 
     cache = {key: options[key] for key in ("cache_dir", "cache_gib") if key in options}
-    return normalise(first_images(config, ShardSet.open(options["data"], **cache), count), loaded.mean, loaded.std)
+    shards = ShardSet.open(options["data"], **cache, image=config.data.image)
+    return normalise(first_images(config, shards, count, loaded.mean), loaded.mean, loaded.std)
 
 
 def _say_written(paths: Sequence[Path]) -> None:

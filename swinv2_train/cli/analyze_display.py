@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.checkpoint_display import table
 from swinv2_train.engine.status import write_text
+from swinv2_train.redact import redacted
 
 if TYPE_CHECKING:  # these import torch
     from swinv2_train.engine.window_transfer import Curve
@@ -106,7 +107,7 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
         x_ticks=ticks,
     )
     write_text(directory / "windows.csv", _windows_csv(curves))
-    write_text(directory / "windows.json", json.dumps(_windows_json(curves, data), indent=2) + "\n")
+    write_text(directory / "windows.json", json.dumps(redacted(_windows_json(curves, data)), indent=2) + "\n")
     return [*chart.save(directory / "windows.png"), directory / "windows.csv", directory / "windows.json"]
 
 
@@ -168,5 +169,5 @@ def write_signal(
         for (name, blocks), fact in zip(models.items(), facts, strict=True)
     ]
     content = {"images": images, "amplitude": "average channel variance", "models": described}
-    write_text(directory / "signal.json", json.dumps(content, indent=2) + "\n")
+    write_text(directory / "signal.json", json.dumps(redacted(content), indent=2) + "\n")
     return [*signal_chart(models).save(directory / "signal.png"), directory / "signal.json"]

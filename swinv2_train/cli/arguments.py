@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.exit_codes import WRONG_USE
+from swinv2_train.redact import redact
 
 SECTIONS = ("model", "data", "task")
 """Sections of the config that can be changed for finished weights."""
@@ -31,11 +33,36 @@ _OF_TRAINING = (
 """Keys of the config that would change nothing there."""
 
 
+class _Once(argparse.Action):
+    """Store a value, and reject an option that is given a second time: its first value would be ignored."""
+
+    given = False
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        if option is not None and self.given:
+            parser.error(f"{option} is given more than once; give it once")
+        self.given = option is not None
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that answers wrong use in one sentence instead of the whole usage."""
+    """A parser that answers a usage error in one sentence, and that takes every option at most once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for kind in (None, "store"):
+            self.register("action", kind, _Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as usual; what an earlier command line of this process gave does not count."""
+        for action in self._actions:
+            if isinstance(action, _Once):
+                action.given = False
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        """End with one sentence instead of the whole usage."""
+        self.exit(WRONG_USE, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
 
 
 def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], list[str]]:
@@ -46,8 +73,9 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
             it must be.
 
     Raises:
-        ConfigError: for what is neither.
+        ConfigError: for what is neither, and for a key that is given twice.
     """
+    refuse_repeated(items)
     options: dict[str, Any] = {}
     overrides = []
     for item in items:

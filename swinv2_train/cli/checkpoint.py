@@ -17,10 +17,11 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED
 
 # What imports torch is imported where it is used: a look at checkpoints must not wait for it.
 _STATUS = (
@@ -46,22 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(guarded("swinv2-checkpoint", lambda: arguments.run(arguments)))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One sentence instead of the whole usage."""
-        self.exit(WRONG_USE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="swinv2-checkpoint",
         description="Look at the checkpoints of swinv2-train, check them, thin them out, and take weights out of them.",
         epilog=f"examples:\n{_EXAMPLES}\n\n{_filled(_STATUS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="{ls,verify,show,prune,reshape,weights}", parser_class=_Parser
-    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{ls,verify,show,prune,reshape,weights}")
     _add_looks(commands)
     _add_prune(commands)
     _add_writers(commands)
@@ -111,9 +104,9 @@ def _add_looks(commands: Any) -> None:
 
 
 def _add_metric(command: Any, text: str) -> None:
-    command.add_argument("--best-metric", metavar="M", default="eval/loss", help=f"{text} (default: %(default)s)")
+    command.add_argument("--best-metric", metavar="M", help=f"{text} (default: checkpoint.best_metric of the run)")
     command.add_argument(
-        "--best-mode", choices=["min", "max"], default="min", help="which end of it is the best (default: %(default)s)"
+        "--best-mode", choices=["min", "max"], help="which end of it is the best, for a metric of unknown direction"
     )
 
 
@@ -169,7 +162,7 @@ def _ls(arguments: argparse.Namespace) -> int:
 
     path = arguments.path
     entries = list(survey(path, hashes=arguments.verify))
-    best = best_of(entries, arguments.best_metric, arguments.best_mode)
+    best = best_of(entries, *_metric(path.parent if is_checkpoint(path) else directory_of(path), arguments))
     left = [] if is_checkpoint(path) else [(left, tree_size(left)) for left in leftovers(directory_of(path))]
     if arguments.json:
         print(entries_json(path, entries, left, best))
@@ -178,6 +171,21 @@ def _ls(arguments: argparse.Namespace) -> int:
         for leftover, size in left:
             print(f"{leftover.name}: {size_text(size)}, being written, or left behind by a save that did not finish")
     return FINISHED if entries and not entries[0].damage else FAILED
+
+
+def _metric(directory: Path, arguments: argparse.Namespace) -> tuple[str, str]:
+    """The metric to rank checkpoints by and its better end: as given, or those of the run.
+
+    Raises:
+        ConfigError: if the given end contradicts the metric, or is missing for a metric of unknown direction.
+    """
+    from swinv2_train.checkpoint.survey import best_metric_of
+    from swinv2_train.config.metrics import checked_mode
+
+    metric, mode = (arguments.best_metric, None) if arguments.best_metric else best_metric_of(directory)
+    if arguments.best_metric or arguments.best_mode:
+        mode = checked_mode(metric, arguments.best_mode, "--best-mode")
+    return metric, str(mode)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -217,12 +225,18 @@ def _prune(arguments: argparse.Namespace) -> int:
     from swinv2_train.config.schema import CheckpointConfig
 
     directory = directory_of(arguments.path)
+    if not arguments.keep_best:
+        for option in ("best_metric", "best_mode"):
+            if (value := getattr(arguments, option)) is not None:
+                name = f"--{option.replace('_', '-')}"
+                raise ConfigError("", value, f"{name} says what --keep-best ranks by; add --keep-best N")
+    metric, mode = _metric(directory, arguments)
     policy = CheckpointConfig(
         keep_last=arguments.keep_last,
         keep_every_steps=arguments.keep_every_steps,
         keep_best=arguments.keep_best,
-        best_metric=arguments.best_metric,
-        best_mode=arguments.best_mode,
+        best_metric=metric,
+        best_mode=mode,
     )
     with _no_run(directory) if arguments.yes else contextlib.nullcontext():
         if arguments.yes:
@@ -230,7 +244,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 
             restore_replaced(directory)
         if arguments.keep_best:
-            _check_metric(directory, arguments.best_metric)
+            _check_metric(directory, metric)
         partial = [path for path in leftovers(directory) if path.name.startswith(PARTIAL_PREFIX)]
         protected = _needed_by_replay(directory)
         doomed = [*surplus(directory, policy, protected), *partial]
@@ -259,6 +273,7 @@ def _needed_by_replay(directory: Path) -> set[str]:
 
 
 def _check_metric(directory: Path, metric: str) -> None:
+    """Check that any checkpoint has the metric: by another name none would be kept for it."""
     from swinv2_train.checkpoint.survey import best_of, survey
 
     entries = list(survey(directory))

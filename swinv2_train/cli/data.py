@@ -1,27 +1,29 @@
 """`swinv2-data`: make data sets of WebDataset shards and check them.
 
-Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be done
-(wrong use, no images, full disk); 130 interrupted.
+Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed (a full
+disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
-from swinv2_train.exit_codes import WRONG_USE
 
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
-    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used; 2 it could not be "
-    "done; 130 interrupted"
+    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed; "
+    "2 usage error; 130 interrupted"
 )
+_QUALITY, _SHEET_SAMPLES = 92, 48
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -32,23 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     goes_on = "interrupted; the same command goes on after the last finished shard"
-    sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), failed=WRONG_USE, interrupted=goes_on))
+    sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="swinv2-data", description="Make data sets of WebDataset shards and check them.", epilog=_STATUS
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
     _add_pack(commands)
     _add_inspect(commands)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        """One sentence instead of the whole usage."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def _add_pack(commands: Any) -> None:
@@ -81,10 +77,9 @@ def _add_pack(commands: Any) -> None:
         help="most samples in a shard (default: %(default)s)",
     )
     add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
-    add(
-        "--quality", type=_quality, default=92, metavar="Q", help="JPEG quality of shrunk images (default: %(default)s)"
-    )
+    add("--quality", type=_quality, metavar="Q", help="JPEG quality of the images that --resize shrinks (default: 92)")
     add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
+    _add_reading(add, "(the shards keep the alpha channel)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
     add(
         "--class-names",
@@ -116,7 +111,9 @@ def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="check shards and show what they hold",
-        description="Decode every sample, print the dataset card and list the broken ones. Reads any WebDataset tars.",
+        description="Decode every sample and print the dataset card. List the samples that are broken, the members of "
+        "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
+        "WebDataset tars.",
         epilog=_STATUS,
     )
     add = inspect.add_argument
@@ -127,8 +124,8 @@ def _add_inspect(commands: Any) -> None:
         help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
     )
     add("--sheet", type=Path, metavar="FILE.png", help="also draw randomly chosen samples into this picture")
-    add("--samples", type=_positive, default=48, metavar="N", help="samples on the sheet (default: %(default)s)")
-    add("--seed", type=int, default=0, help="chooses the samples of the sheet (default: %(default)s)")
+    add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
+    add("--seed", type=int, help="chooses the samples of the sheet (default: 0)")
     add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
     add(
         "--cache-dir",
@@ -136,7 +133,34 @@ def _add_inspect(commands: Any) -> None:
         help="where remote shards are kept (default: %(default)s)",
     )
     add("--cache-gib", type=_gib, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
+    _add_reading(add, "and for the sheet")
     inspect.set_defaults(run=_inspect)
+
+
+def _add_reading(add: Any, background: str) -> None:
+    """Options about how images are read."""
+    add(
+        "--background",
+        type=_background,
+        default="white",
+        metavar="COLOR",
+        help="color behind transparent pixels, as data.background, for mean and standard deviation "
+        f"{background}: white, black, drop (ignore alpha), or numbers from 0 to 1 such as 0.5,0.5,0.5 "
+        "(default: %(default)s)",
+    )
+    add(
+        "--image",
+        metavar="KEY",
+        help="of samples with several images in shards, read this member, such as left.png "
+        "(default: the undotted, alphabetically first)",
+    )
+    add(
+        "--max-pixels",
+        type=_positive,
+        default=200_000_000,
+        metavar="N",
+        help="larger images are broken (default: %(default)s)",
+    )
 
 
 def _pack(arguments: argparse.Namespace) -> int:
@@ -149,13 +173,18 @@ def _pack(arguments: argparse.Namespace) -> int:
         raise DataError(f"--split {arguments.split!r} cannot be the beginning of a file name")
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
+    if arguments.quality and not arguments.resize:
+        raise DataError("--quality is for the images that --resize shrinks: add --resize PIXELS")
     options = PackOptions(
         max_bytes=arguments.max_size,
         max_count=arguments.max_count,
         resize=arguments.resize,
-        quality=arguments.quality,
+        quality=arguments.quality or _QUALITY,
         channels=arguments.channels,
         seed=arguments.seed,
+        background=arguments.background,
+        max_pixels=arguments.max_pixels,
+        image=arguments.image,
     )
     with Progress() as progress:
         report = pack(
@@ -186,19 +215,32 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
+    from swinv2_train.data.background import background_color
+    from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.errors import DataError
     from swinv2_train.data.inspect import contact_sheet, inspect
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
-    shards = ShardSet.open(arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False)
+    for option in ("samples", "seed"):
+        if getattr(arguments, option) is not None and arguments.sheet is None:
+            raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
+    shards = ShardSet.open(
+        arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
+    )
+    reading = {"background": arguments.background, "max_pixels": arguments.max_pixels}
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
-        found = inspect(shards, workers=workers, progress=lambda done, total: progress.show("samples", done, total))
-    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), ("labels", found.labels_row())])
+        shown = functools.partial(progress.show, "samples")
+        found = inspect(shards, workers=workers, progress=shown, **reading)
+    rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
+    print_table([("shards", f"{len(shards.shards):,}"), *found.card.rows(), *rows])
     for line in inspection_lines(found):
         print(line)
     if arguments.sheet is not None:
-        drawn = contact_sheet(shards, arguments.sheet, num_samples=arguments.samples, seed=arguments.seed)
+        options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
+        count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
+        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed, options=options)
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 
@@ -251,6 +293,17 @@ def _gib(text: str) -> float:
     if not size > 0:
         raise argparse.ArgumentTypeError(f"{text} must be above 0")
     return size
+
+
+def _background(text: str) -> str | list[float]:
+    if text in ("white", "black", "drop"):
+        return text
+    if text == "mean":
+        raise argparse.ArgumentTypeError("mean is for data.background: the mean is what is counted here")
+    numbers = [_number(part) for part in text.strip("[]").split(",")]
+    if not all(0 <= number <= 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 to 1")
+    return numbers
 
 
 def _share(text: str) -> float:

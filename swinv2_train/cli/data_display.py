@@ -68,9 +68,13 @@ def inspection_lines(found: Inspection) -> list[str]:
     """Return a line for everything in a set of shards that is not read or cannot be used."""
     lines = [f"cut off: {shard}: {why}" for shard, why in found.truncated]
     lines += [f"empty: {why}" for why in found.empty]
+    lines += [f"several images: {line}" for line in found.choices]
     lines += [f"not read: {line}" for line in found.left_out.lines()]
     lines += [f"broken: {name}: {reason}" for name, reason in found.broken]
     lines += label_lines(found.label_problems)
     if found.unlabeled and found.labeled:
         lines.append(f"no label: {found.unlabeled:,} samples, while others have one (first: {found.first_unlabeled})")
+    lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
+    if len(found.across) > _SHOWN:
+        lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")
     return lines

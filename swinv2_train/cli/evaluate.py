@@ -22,6 +22,7 @@ from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:  # these import torch
@@ -245,9 +246,10 @@ def _report(found: Any, request: EvalOptions, place: Path, out: Path | None, *, 
     from swinv2_train.cli.evaluate_display import output_name, result_json, result_text, write_outputs
 
     for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(redact(f"warning: {warning}"), file=sys.stderr)
     # Printed first: a full disk must not cost the numbers.
-    print(json.dumps(result_json(found, request), indent=2) if as_json else result_text(found, request), flush=True)
+    text = json.dumps(result_json(found, request), indent=2) if as_json else result_text(found, request)
+    print(redact(text), flush=True)
     directory = out or place / output_name(found, request, place)
     written = write_outputs(directory, found, request)
     if not as_json:

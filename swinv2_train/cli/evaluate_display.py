@@ -18,6 +18,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.engine.status import write_text
+from swinv2_train.redact import redacted
 
 if TYPE_CHECKING:  # both import torch
     from swinv2_train.engine.standalone import EvalOptions, Evaluated
@@ -212,7 +213,7 @@ def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> li
         chart = reliability_chart(np.asarray(found.sums["calibration"]), found.metrics["ece"])
         written += chart.save(directory / "reliability.png")
     # Last, so that a results.json tells of a complete evaluation.
-    write_text(directory / "results.json", json.dumps(result_json(found, options), indent=2) + "\n")
+    write_text(directory / "results.json", json.dumps(redacted(result_json(found, options)), indent=2) + "\n")
     return [directory / "results.json", *written]
 
 

@@ -23,6 +23,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
 from swinv2_train.reading import UnreadableError
+from swinv2_train.redact import redact
 
 if TYPE_CHECKING:
     from swinv2_train.pipeline.plan import PlannedStage
@@ -151,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave a stage alone
-        print(text, flush=True)
+        print(redact(text), flush=True)
 
 
 def _check_start(item: PlannedStage, *, required: bool) -> None:
@@ -182,7 +183,9 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         finish(config, samples.card, weights=required and start is not None)
         check_held_out_classes(config, samples.card)
     except (ConfigError, DataError, CheckpointError) as error:
-        raise ConfigError("", item.name, f"stage {item.name}: {error}") from error
+        named = ConfigError("", item.name, f"stage {item.name}: {error}")
+        named.exit_code = error.exit_code
+        raise named from error
 
 
 if __name__ == "__main__":

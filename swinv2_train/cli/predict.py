@@ -21,6 +21,8 @@ from swinv2_train.cli.export import add_source
 from swinv2_train.cli.guard import guarded
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.reading import UnreadableError, decode_text
+from swinv2_train.text import printable
 
 if TYPE_CHECKING:  # imports torch
     from torch import Tensor
@@ -176,11 +178,11 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
     if labels is None:
         return loaded.class_names or [f"class {number}" for number in range(count)]
     try:
-        lines = labels.read_text(encoding="utf-8").splitlines()
+        lines = decode_text(labels.read_bytes()).splitlines()
     except OSError as error:
         raise ConfigError("", labels, f"--labels {labels} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError:
-        raise ConfigError("", labels, f"--labels {labels} is no text file in UTF-8") from None
+    except UnreadableError as error:
+        raise ConfigError("", labels, f"--labels {labels} is not a text file ({error})") from None
     names = [line.strip() for line in lines]
     while names and not names[-1]:
         names.pop()
@@ -259,12 +261,14 @@ def _batches(
 def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry | None] | str:
     """The input of the model and, where it is wanted, a picture; or why the file cannot be used."""
     from swinv2_train.cli.sheet import Entry
+    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import BrokenSample
     from swinv2_train.interop.images import prepare, read_image
     from swinv2_train.tracking.figures import to_pil
 
     try:
-        image = read_image(path, loaded.config.model.in_channels)
+        options = DecodeOptions.of(loaded.config.data, loaded.mean)
+        image = read_image(path, loaded.config.model.in_channels, options)
     except BrokenSample as error:
         return str(error)
     entry = None
@@ -308,16 +312,17 @@ def _plain(text: str) -> Any:
     """Text that rich does not take brackets out of."""
     from rich.text import Text
 
-    return Text(text)
+    return Text(printable(text))
 
 
 def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedModel) -> None:
     from swinv2_train.cli.sheet import csv_text, html_sheet, jsonl_text, png_sheet
 
     for path in targets["csv"]:
-        path.write_text(csv_text(done.found), encoding="utf-8")
+        path.write_text(csv_text(done.found), encoding="utf-8", errors="surrogateescape")
     for path in targets["jsonl"]:
-        path.write_text(jsonl_text(done.found), encoding="utf-8")
+        # A lone surrogate becomes its escape in JSON.
+        path.write_text(jsonl_text(done.found), encoding="utf-8", errors="backslashreplace")
     model = str(loaded.source.path)
     for path in targets["sheet"]:
         entries = done.pictures[: MOST_ON_SHEET[path.suffix]]

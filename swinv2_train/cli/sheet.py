@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import io
 import json
 import math
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
+
+from swinv2_train.text import as_html, printable
 
 if TYPE_CHECKING:
     from swinv2_train.cli.predict import Prediction
@@ -97,7 +98,7 @@ def html_sheet(entries: Sequence[Entry], line: str) -> str:
 <style>
 {_STYLE}
 </style>
-<header><h1>{count}</h1><p>{html.escape(line)}</p></header>
+<header><h1>{count}</h1><p>{as_html(line)}</p></header>
 <main>
 {cards}
 </main>
@@ -109,10 +110,10 @@ def _card(entry: Entry) -> str:
     stream = io.BytesIO()
     entry.picture.convert("RGB").save(stream, "JPEG", quality=85)
     data = base64.b64encode(stream.getvalue()).decode()
-    name, place = html.escape(entry.path.name), html.escape(str(entry.path))
+    name, place = as_html(entry.path.name), as_html(str(entry.path))
     rows = "".join(
         f'<div class="row{" first" if rank == 0 else ""}">'
-        f'<span title="{html.escape(label)}">{html.escape(label)}</span>'
+        f'<span title="{as_html(label)}">{as_html(label)}</span>'
         f'<b>{share:.1%}</b><i style="--share:{share:.2%}"></i></div>'
         for rank, (label, share) in enumerate(entry.bars)
     )
@@ -183,7 +184,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _fitted(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, cut with an ellipsis where it is wider than so many pixels."""
-    text = " ".join(text.split())
+    text = " ".join(printable(text).split())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(f"{text}…", font) > width:

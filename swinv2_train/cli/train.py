@@ -6,14 +6,18 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
+from swinv2_train.cli.guard import prepare_output
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
+from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -22,7 +26,8 @@ from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopReque
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError, RunError
-from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
+from swinv2_train.redact import redact
 from swinv2_train.shortage import shortage
 
 if TYPE_CHECKING:
@@ -32,7 +37,8 @@ USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
 examples:
   swinv2-train +experiment=simmim_demo
-  swinv2-train +experiment=simmim_tiny data.shards=shards/train-{000000..000011}.tar optim.epochs=100
+  swinv2-train +experiment=simmim_tiny data.shards='shards/train-{000000..000011}.tar' optim.epochs=100 \\
+      optim.milestones=[87]
   swinv2-train +experiment=simmim_giant launch.dry_run=true
   deepspeed --num_accelerators 8 --module swinv2_train.cli.train +experiment=simmim_base data.shards=...
   swinv2-train +experiment=in1k_base_256 data.shards=... init_from=outputs/supervised_base_22k
@@ -48,7 +54,7 @@ Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after savi
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; prints help and exits where that is asked for."""
     listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="swinv2-train",
         usage=USAGE,
         description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
@@ -91,12 +97,16 @@ def load(arguments: argparse.Namespace) -> Config:
     """
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
+    refuse_repeated(arguments.overrides, lists="-m KEY=A,B sweeps over several values")
     incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
     if arguments.resolved:
         config = from_yaml(arguments.resolved)
     elif incident:
         from swinv2_train.engine.replay import replay_config
 
+        if arguments.config_dir:
+            mend = "a replay takes the config of its run; omit --config-dir"
+            raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {mend}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
         config = replay_config(Path(incident[-1]), others)
     else:
@@ -123,6 +133,8 @@ class Samples:
     """See `shards_digest`; empty where there are no shards."""
     card: Card | None
     """The dataset card of the shards."""
+    warnings: list[str] = field(default_factory=list)
+    """Held-out shards that are trained on."""
 
 
 def count_samples(config: Config, *, required: bool) -> Samples:
@@ -133,20 +145,23 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         DataError: if shards are given that cannot be used.
     """
     from swinv2_train.data.errors import DataError
+    from swinv2_train.data.overlap import overlap_warning
     from swinv2_train.data.shards import ShardSet
 
     def open_shards(key: str, spec: Any) -> ShardSet:
         try:
-            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
+            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
         except DataError as error:
-            raise DataError(f"{key}={spec}: {error}") from error
+            error.args = (f"{key}={spec}: {error}",)
+            raise
 
-    if config.data.eval_shards:
-        open_shards("data.eval_shards", config.data.eval_shards)
+    spec = config.data.eval_shards
+    held_out = open_shards("data.eval_shards", spec) if spec else None
     if config.data.shards:
         shards = open_shards("data.shards", config.data.shards)
         digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
-        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card)
+        shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
+        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card, shared)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
@@ -173,13 +188,14 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
     from swinv2_train.engine.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
-    print(describe(config, plan, samples.source))
+    print(redact(describe(config, plan, samples.source)))
     if joined():
         print("commands       none: a launcher has started the ranks")
     elif config.launch.hostfile:
         from swinv2_train.engine.hosts import describe_hosts, read_hostfile
 
-        print("\n".join(describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)))
+        lines = describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)
+        print(redact("\n".join(lines)))
     elif plan.world_size == 1:
         print("commands       none: one rank runs inside this command")
     else:
@@ -206,10 +222,12 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
         if print_config:
-            print(to_yaml(config))
+            print(redact(to_yaml(config)))
         _show(config, plan, samples, device, overrides)
+        for line in [*doubts(config, plan), *samples.warnings]:
+            print(redact(f"warning        {line}"))
         for line in _init_lines(config):
-            print(f"init_from      {line}")
+            print(redact(f"init_from      {line}"))
     return FINISHED
 
 
@@ -255,7 +273,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     try:
         samples = _check(config, launched=launched)
     except Exception as error:
-        if exit_code(error) is None or not joined():
+        if code_of(error) is None or not joined():
             raise
         problem = error  # the other ranks have to hear of it
     if samples is not None and not joined():
@@ -339,6 +357,7 @@ def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-train`."""
+    prepare_output()
     arguments = parse(sys.argv[1:] if argv is None else argv)
     stop: StopRequest | None = None
     try:
@@ -361,7 +380,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = INTERRUPTED
     except Exception as error:
         text = shortage(error)
-        code = FAILED if text else exit_code(error)
+        code = FAILED if text else code_of(error)
         if code is None:
             raise
         _complain(error if text is None else RunError(text))
@@ -373,19 +392,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _complain(error: Exception) -> None:
     if not isinstance(error, MainRankError):
-        print(f"swinv2-train: {error}", file=sys.stderr, flush=True)
-
-
-def exit_code(error: Exception) -> int | None:
-    """The exit code of an error that is a sentence for a person; None for one that is not."""
-    from swinv2_train.checkpoint.errors import CheckpointError
-    from swinv2_train.data.errors import DataError
-
-    if isinstance(error, (ConfigError, DataError)):
-        return WRONG_USE
-    if isinstance(error, (RunError, CheckpointError, OSError)):
-        return FAILED
-    return None
+        print(redact(f"swinv2-train: {error}"), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.schema import Config
 
 
@@ -33,4 +35,37 @@ def at_least(key: str, value: float, least: float) -> None:
 
 def share(key: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ConfigError(key, value, "is a share from 0 to 1")
+        raise ConfigError(key, value, f"is a share from 0 to 1{percent(value)}")
+
+
+def check_statistics(key: str, values: Sequence[float]) -> None:
+    """Check per-channel means or standard deviations of images whose values are in [0, 1].
+
+    Raises:
+        ConfigError: if one is outside of that, with the values to use for statistics of 8 or 16-bit numbers.
+    """
+    text = str([float(f"{value:.6g}") for value in values]).replace(" ", "")
+    if not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ConfigError(key, text, "needs finite numbers from 0 to 1")
+    highest = next((top for top in (1, 255, 65535) if max(values) <= top), None)
+    if highest == 1:
+        return
+    mend = "must be for values from 0 to 1"
+    if highest:
+        scaled = ",".join(f"{value / highest:.4g}" for value in values)
+        mend += f", and these look like statistics of values from 0 to {highest}; divided, they are {key}=[{scaled}]"
+    raise ConfigError(key, text, mend)
+
+
+def check_background(value: Any, channels: int) -> None:
+    """Raises ConfigError if `data.background` is not a color for this number of channels."""
+    if value is None or isinstance(value, str):
+        one_of("data.background", value, (None, "white", "black", "mean", "drop"))
+        return
+    numbers = value if isinstance(value, list) else []
+    if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= 1 for each in numbers):
+        hint = "needs numbers from 0 to 1, such as [0.5,0.5,0.5]; divide values from 0 to 255 by 255"
+        raise ConfigError("data.background", value, hint)
+    if len(numbers) not in (1, channels):
+        hint = f"must be white, black, mean, drop, or one number per channel, model.in_channels={channels}"
+        raise ConfigError("data.background", value, hint)

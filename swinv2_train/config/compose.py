@@ -13,7 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.config.environment import expressions, remember, without_missing
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.reading import read_text
@@ -79,7 +81,7 @@ def _no_such_key(key: str) -> str:
 
 
 def _given(key: str, overrides: Sequence[str]) -> str:
-    """The value that a key was given on the command line; the last one wins, as in Hydra."""
+    """Return the value of a key on the command line; the last one wins, as in Hydra."""
     given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(f"{key}="))
     return next(given, "?")
 
@@ -128,12 +130,25 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
             options = _options(group, config_dir) if group else []
             if options and name not in options:
                 return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
+    unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
+    if unset:
+        key = re.search(r"full_key: (\S+)", f"{cause} {text}")
+        mend = (
+            f"the environment variable {unset[1]} is not set; set it, or give a default: ${{oc.env:{unset[1]},DEFAULT}}"
+        )
+        return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", mend)
     for source in (cause, text):
         invalid = re.search(r"full_key: (\S+)", source)
         if invalid:
             reason = source.splitlines()[0]
             unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
             value = _given(invalid[1], overrides)
+            task = _given("task", overrides)
+            if file and task != "?" and invalid[1].startswith("task."):
+                mend = (
+                    f"{file} sets {invalid[1]}, which task={task} does not have; choose an experiment for task={task}"
+                )
+                return ConfigError("task", task, mend)
             if file and value == "?":
                 mend = _no_such_key(invalid[1]) if "not in" in source else reason
                 return ConfigError("", invalid[1], f"{file}: {invalid[1]}: {mend}")
@@ -170,6 +185,7 @@ def _reject_unknown(values: Any, section: type, prefix: str) -> None:
 def _typed(composed: Any) -> Config:
     from omegaconf import OmegaConf
 
+    raw = OmegaConf.to_container(composed, resolve=False)
     plain = OmegaConf.to_container(composed, resolve=True)
     _reject_unknown(plain, Config, "")
     # What Hydra composed is of the schema's types already; what a file or a container holds is not.
@@ -178,9 +194,10 @@ def _typed(composed: Any) -> Config:
         base = OmegaConf.structured(Config)
         if "task" in plain:
             base.task = OmegaConf.structured(_task_section(plain["task"]))
-        composed = OmegaConf.merge(base, plain)
+        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions: values are not parsed again
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    remember(config, raw, to_dict(config))
     return config
 
 
@@ -192,6 +209,52 @@ def _store_schemas() -> None:
     store.store("schema", Config(task=TaskConfig()))
     for name, section in TASK_SECTIONS.items():
         store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
+
+
+_GROUPS = ("model", "task", "data", "optim", "engine", "tracking", "launch")
+"""Groups of which every run has one choice. The others, such as experiments, are applied in the order of the command.
+"""
+_CHOSEN = "__chosen__"
+
+
+def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Order overrides so that a choice on the command line wins over the keys of an experiment's file.
+
+    Hydra replaces the file of a group, and then merges the experiment's own keys over it. So `model=swinv2_large`
+    would leave the depths of an experiment that sets them. Here the chosen files are merged once more, after the
+    experiment and before what else the command line has.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    chosen = {}
+    for item in overrides:
+        group, equals, name = item.partition("=")
+        if equals and group in _GROUPS and name in _options(group, config_dir):
+            chosen[group] = name
+    ordered = in_order(overrides)
+    if not chosen:
+        return ordered
+    # A task's file begins with its schema, whose defaults would undo the experiment's keys: only its own keys count.
+    node: dict[str, Any] = {"defaults": [f"/{group}/{name}@{group}" for group, name in chosen.items()]}
+    if "task" in chosen:
+        node = {"defaults": [item for item in node["defaults"] if not item.startswith("/task/")]}
+        node["task"] = _own_keys(_group_file("task", chosen["task"], config_dir))
+        node["defaults"].append("_self_")
+    ConfigStore.instance().store(group=_CHOSEN, name="files", node=node, package="_global_")
+    place = next((i for i, item in enumerate(ordered) if key_of(item) not in FIRST_GROUPS), len(ordered))
+    return [*ordered[:place], f"+{_CHOSEN}=files", *ordered[place:]]
+
+
+def _group_file(group: str, name: str, config_dir: Path | None) -> Path:
+    places = [place for place in (config_dir, conf_dir()) if place]
+    return next(file for place in places if (file := place / group / f"{name}.yaml").is_file())
+
+
+def _own_keys(path: Path) -> dict[str, Any]:
+    import yaml
+
+    values = yaml.safe_load(path.read_text()) or {}
+    return {key: value for key, value in values.items() if key != "defaults"}
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -216,24 +279,43 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return _typed(hydra_compose("config", overrides=[*overrides, *search]))
+            config = _typed(hydra_compose("config", overrides=[*_in_effect(overrides, config_dir), *search]))
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise explain(error, overrides, config_dir) from error
+    _refuse_other_unit(config, overrides)
+    return config
+
+
+def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
+    """Reject milestones that a recipe gives in epochs where the command line gives the length in steps."""
+    optim, given = config.optim, {key_of(item) for item in overrides}
+    if optim.schedule != "multistep" or optim.steps is None or "optim.milestones" in given:
+        return
+    if {"optim.steps", "optim.epochs"} <= given and any(mark < optim.steps for mark in optim.milestones):
+        mend = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
+        raise ConfigError("optim.milestones", optim.milestones, mend)
 
 
 def to_yaml(config: Config) -> str:
-    """The config as YAML; `from_yaml` reads it back."""
+    """Return the config as YAML; `from_yaml` reads it back. Values from the environment are there as expressions."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    node = OmegaConf.structured(config)
+    for key, (expression, value) in expressions(config).items():
+        if str(OmegaConf.select(node, key)) == str(value):  # as it was read; in a file a number may be text
+            OmegaConf.update(node, key, expression, merge=False)
+    return OmegaConf.to_yaml(node)
 
 
-def from_yaml(path: Path) -> Config:
+def from_yaml(path: Path, *, only_read: bool = False) -> Config:
     """Read a `resolved.yaml` written by `to_yaml`.
+
+    Args:
+        only_read: the config is not to be run, so variables of the environment may be missing.
 
     Raises:
         ConfigError: if the file is missing, is not YAML, or holds a key this version does not know.
@@ -244,6 +326,8 @@ def from_yaml(path: Path) -> Config:
 
     try:
         loaded = OmegaConf.create(read_text(path))
+        if only_read:
+            loaded = OmegaConf.create(without_missing(OmegaConf.to_container(loaded, resolve=False)))
         return _typed(loaded)
     except ConfigError:
         raise
@@ -273,16 +357,6 @@ def override(text: str, overrides: Sequence[str]) -> Config:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, *_DAMAGED) as error:
         raise explain(error, overrides) from error
-
-
-def flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key."""
-    values: dict[str, Any] = {}
-    for spec in dataclasses.fields(section):
-        value = getattr(section, spec.name)
-        inner = dataclasses.is_dataclass(value)
-        values.update(flat(value, f"{prefix}{spec.name}.") if inner else {f"{prefix}{spec.name}": value})
-    return values
 
 
 def to_dict(section: Any) -> dict[str, Any]:

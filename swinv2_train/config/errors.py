@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from swinv2_train.exit_codes import WRONG_USE
+from swinv2_train.redact import Redacted
 
-class ConfigError(ValueError):
-    """A config that cannot be run. `str(error)` is the whole message for a person."""
+
+class ConfigError(Redacted, ValueError):
+    """A config that cannot be run. `str(error)` is the whole message for the user."""
+
+    exit_code = WRONG_USE
 
     def __init__(self, key: str, value: Any, mend: str) -> None:
         self.key, self.value, self.mend = key, value, mend
         super().__init__(f"{key}={value}: {mend}" if key else mend)
+
+
+def percent(value: float) -> str:
+    """What a share above 1 was probably meant to be, for the end of a message; empty for any other value."""
+    return f"; {value:g}% is {value / 100:g}" if 1 < value <= 100 else ""

@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
 NORM_PLACEMENTS = ("res-post", "pre", "post", "sandwich")
 SIMILARITIES = ("cosine", "dot")
 POSITION_BIASES = ("log-cpb", "linear-cpb", "table")
+WINDOW_RULES = ("per-axis", "official")
 NUM_STAGES = 4
 CPB_HIDDEN = 512
 """Hidden width of the network that makes the position bias (official code)."""
@@ -43,6 +44,11 @@ class ModelConfig(Section):
     """Hidden width of a block's MLP, as a multiple of its channels."""
     window: Any = 8
     """Attention window in tokens: one side, or per stage a side or a [height, width] pair."""
+    window_rule: str = "per-axis"
+    """Windows on a map with a side not larger than the window: per-axis (as in timm: that side of the window shrinks to
+    the map and is not shifted; the other side is unaffected), or official (as in the official code: one square window
+    of the shorter side of the map, not shifted along either side). Equal on square maps. Weights carry the rule they
+    were trained with."""
     pretrained_window: Any = 0
     """Window the weights were trained with, per stage like `window`; 0 is this model's own. It scales the coordinates
     of log-CPB and linear-CPB, and it is the size of a bias table.
@@ -202,7 +208,7 @@ class StageGeometry:
     window: tuple[int, int]
     """The window after clamping to a small map."""
     shift: tuple[int, int]
-    """Cyclic shift of every second block; 0 on a side where the window covers the map."""
+    """Cyclic shift of every second block; 0 where the window covers the map, see `fit_window`."""
     padded: tuple[int, int]
     """The map padded at the bottom and right to whole windows."""
     dim: int
@@ -218,12 +224,23 @@ class StageGeometry:
         return self.window[0] * self.window[1]
 
 
-def fit_window(window: tuple[int, int], height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def fit_window(
+    window: tuple[int, int], height: int, width: int, rule: str = "per-axis"
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Clamp a window to a map and give the shift that belongs to it: (window, shift).
 
-    A side on which the window covers the map becomes the map's side and is not shifted. For square maps and windows
-    this is the official rule (window = min(height, width), no shift).
+    The rules are equal where the window is square and the map is square or larger than the window on both sides.
+
+    Args:
+        window: configured (height, width); square for the rule `official`.
+        height, width: sides of the map in tokens.
+        rule: `ModelConfig.window_rule`.
     """
+    if rule == "official":
+        shorter = min(height, width)
+        if shorter <= window[0]:
+            return (shorter, shorter), (0, 0)
+        return window, (window[0] // 2, window[1] // 2)
     clamped = (min(window[0], height), min(window[1], width))
     shift = (
         clamped[0] // 2 if window[0] < height else 0,
@@ -243,7 +260,7 @@ def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGe
     rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
     stages = []
     for stage, window in enumerate(windows(config)):
-        fitted, shift = fit_window(window, rows, columns)
+        fitted, shift = fit_window(window, rows, columns, config.window_rule)
         padded = tuple(-(-side // fit) * fit for side, fit in zip((rows, columns), fitted, strict=True))
         stages.append(
             StageGeometry(
@@ -282,7 +299,8 @@ def validate_model(config: ModelConfig) -> None:
     if mlp_width(config, config.embed_dim) < 1:
         raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
     if not 0 <= config.drop_path < 1:
-        raise ConfigError("model.drop_path", config.drop_path, "is a probability from 0 up to, not including, 1")
+        mend = f"is a probability from 0 up to, not including, 1{percent(config.drop_path)}"
+        raise ConfigError("model.drop_path", config.drop_path, mend)
     if config.extra_norm_period < 0:
         raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
     if config.sequential_chunk_mib <= 0:
@@ -291,9 +309,13 @@ def validate_model(config: ModelConfig) -> None:
         ("norm_placement", NORM_PLACEMENTS),
         ("similarity", SIMILARITIES),
         ("position_bias", POSITION_BIASES),
+        ("window_rule", WINDOW_RULES),
     ):
         if getattr(config, key) not in choices:
             raise ConfigError(f"model.{key}", getattr(config, key), f"take one of {', '.join(choices)}")
+    if config.window_rule == "official" and any(height != width for height, width in windows(config)):
+        mend = "model.window_rule=official needs square windows; take square ones, or model.window_rule=per-axis"
+        raise ConfigError("model.window", config.window, mend)
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from swinv2_train.config.compose import compose, conf_dir, explain
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import checked_direction
+from swinv2_train.config.overrides import in_order, key_of, refuse_repeated
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
 from swinv2_train.import_path import exported_import_path
@@ -38,8 +40,6 @@ OWN_KEYS = {
     "hydra.searchpath": "--config-dir DIR says it",
 }
 """What the sweep decides itself, so that an override cannot."""
-FIRST_GROUPS = ("experiment", "sweep")
-"""What these choose comes before everything else: groups and values that are swept over change it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Multirun:
     sweep_file: str | None
     search: bool
     """Whether a sweeper proposes values from those of earlier jobs."""
+    direction: str
+    """minimize or maximize: which end of the sweep's metric is the better one."""
+    sets_direction: bool
+    """True if the search has to be told the direction."""
     trials: int | None
     """How many jobs the search proposes."""
     submitit: bool
@@ -73,17 +77,6 @@ def quoted(value: object) -> str:
     return f'"{text}"'
 
 
-def key_of(item: str) -> str:
-    """The key of an override, without its sign."""
-    return item.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
-def in_order(items: Sequence[str]) -> list[str]:
-    """Overrides in the order in which a run takes them: the experiment, the sweep file, then the rest."""
-    places = {name: place for place, name in enumerate(FIRST_GROUPS)}
-    return sorted(items, key=lambda item: places.get(key_of(item), len(places)))
-
-
 def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> Multirun:
     """Find out which jobs a command line means.
 
@@ -91,6 +84,7 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
         ConfigError: for the first thing that is wrong in what they share.
     """
     _refuse_own(overrides)
+    refuse_repeated(overrides, lists="-m KEY=A,B sweeps over several values")
     of_hydra = [item for item in overrides if key_of(item).startswith(("hydra.", "hydra/"))]
     items = in_order([item for item in overrides if item not in of_hydra])
     try:
@@ -105,8 +99,9 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
         raise
     sweeper, launcher = node["sweeper"], node["launcher"]
     search = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
-    swept_by_file = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    # As in Hydra's sweepers, what comes later replaces what has the same key.
+    given = set(map(key_of, items))
+    of_file = (f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
+    swept_by_file = [item for item in of_file if key_of(item) not in given]
     parsed = {each.get_key_element(): each for each in _parse([*swept_by_file, *items])}
     fixed = frozenset(key_of(key) for key, each in parsed.items() if not each.is_sweep_override())
     choices = [_choices(key, each, search=search) for key, each in parsed.items()]
@@ -114,7 +109,8 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     submitit = "submitit" in str(launcher.get("_target_"))
     sweep_file = next((item.partition("=")[2] for item in items if key_of(item) == "sweep"), None)
     config = compose(first, config_dir)
-    _check_direction(sweeper.get("direction"), config.sweep.direction)
+    direction = checked_direction(config.sweep.metric, config.sweep.direction)
+    _check_sweeper(sweeper, direction, explicit="hydra.sweeper.direction" in map(key_of, of_hydra))
     return Multirun(
         config=config,
         jobs=() if search else tuple(tuple(in_order(each)) for each in itertools.product(*choices)),
@@ -123,6 +119,8 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
         arguments=(*items, *of_hydra),
         sweep_file=sweep_file,
         search=search,
+        direction=direction,
+        sets_direction=search and "direction" in sweeper,
         trials=sweeper.get("n_trials") if search else None,
         submitit=submitit,
         minutes=launcher.get("timeout_min") if submitit else None,
@@ -156,6 +154,8 @@ def run_multirun(
     ]  # fmt: skip
     if multirun.search and "hydra.sweeper.study_name" not in map(key_of, multirun.arguments):
         options.append(f"hydra.sweeper.study_name={quoted(name)}")
+    if multirun.sets_direction:
+        options.append(f"hydra.sweeper.direction={multirun.direction}")
     given = set(map(key_of, multirun.arguments))
     options = [item for item in options if key_of(item) not in given]
     door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
@@ -284,6 +284,9 @@ def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[st
     return found
 
 
-def _check_direction(of_sweeper: Any, direction: str) -> None:
-    if of_sweeper is not None and of_sweeper != direction:
-        raise ConfigError("hydra.sweeper.direction", of_sweeper, f"sweep.direction is {direction}; make them equal")
+def _check_sweeper(sweeper: dict[str, Any], direction: str, *, explicit: bool) -> None:
+    """Reject a search in the other direction. An unset one, whose default is minimize, is set by the sweep."""
+    found = sweeper.get("direction")
+    if found not in (None, direction) and (explicit or found != "minimize"):
+        mend = f"the metric of the sweep is to {direction}; omit hydra.sweeper.direction"
+        raise ConfigError("hydra.sweeper.direction", found, mend)

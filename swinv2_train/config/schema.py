@@ -63,6 +63,16 @@ class DataConfig(Section):
     """Decoding processes per rank; 0 decodes in the training process."""
     prefetch_batches: int = 4
     """Micro-batches that each worker keeps ready, at least; together they hold a whole step's."""
+    image: str | None = None
+    """Member to read of samples with several images, such as left.png; null: the undotted, alphabetically first one."""
+    background: Any = None
+    """Color behind transparent pixels: white, black, mean (of `data.mean`), or numbers from 0 to 1; drop: ignore alpha.
+
+    null: white, or what the run began with when it resumes. Nothing is transparent if the model reads the alpha channel
+    (`model.in_channels=4`).
+    """
+    max_pixels: int = 200_000_000
+    """Largest image that is decoded, in pixels (more than 4 channels count in proportion); larger ones are broken."""
     max_broken_share: float = 0.01
     """Stop the run when more than this share of the samples read so far (counted as at least 1000) was broken."""
     cache_dir: str = "~/.cache/swinv2_train/shards"
@@ -175,8 +185,8 @@ class CheckpointConfig(Section):
 
     One of the probes (eval/probe/...) needs `probe.every_steps` to divide `eval.every_steps`.
     """
-    best_mode: str = "min"
-    """min or max: which end of `best_metric` is the best."""
+    best_mode: str | None = None
+    """min or max: which end of `best_metric` is the best; null: the metric decides. A contradiction is refused."""
     background: bool = True
     """Write while the training goes on, from a copy in host memory; false: wait, and save that memory."""
     retries: int = 2

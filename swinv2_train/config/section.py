@@ -25,3 +25,13 @@ class Section:
         if getattr(self, "_frozen", False):
             raise AttributeError(f"the config is frozen: {type(self).__name__}.{name} cannot be changed after start")
         object.__setattr__(self, name, value)
+
+
+def flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value of a config by its dotted key."""
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(section):
+        value = getattr(section, spec.name)
+        inner = dataclasses.is_dataclass(value)
+        values.update(flat(value, f"{prefix}{spec.name}.") if inner else {f"{prefix}{spec.name}": value})
+    return values

@@ -18,9 +18,12 @@ class SweepConfig(Section):
     experiment: str | None = None
     """The experiment of all jobs where the command names none; for sweep files."""
     metric: str = "eval/loss"
-    """What a job is judged by, as metrics.jsonl names it."""
-    direction: str = "minimize"
-    """minimize or maximize: which end of the metric is the good one."""
+    """What a job is judged by, as metrics.jsonl names it; every job must record it."""
+    direction: str | None = None
+    """minimize or maximize: which end of the metric is the better one; null: the metric decides.
+
+    A direction that contradicts the metric is refused.
+    """
     value: str = "last"
     """last or best: which of a job's values counts."""
     retries: int = 1

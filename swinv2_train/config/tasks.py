@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from swinv2_train.config.section import Section
+
+_TOP = 5
+"""An accuracy among the first so many classes needs more classes than that."""
 
 
 @dataclass
 class TaskConfig(Section):
     """What every task section has."""
 
+    METRICS: ClassVar[dict[str, str]] = {"loss": "min"}
+    """What an evaluation of the task may measure, other than the number of samples, and the better end of each."""
+
     name: str = ""
     """Which task this section is for."""
 
     def metrics(self) -> tuple[str, ...]:
-        """The names of what an evaluation measures, besides the number of samples."""
-        return ("loss",)
+        """Return the names of what an evaluation of this config measures, other than the number of samples."""
+        return tuple(self.METRICS)
 
 
 @dataclass
@@ -37,6 +43,12 @@ class SimMIMConfig(TaskConfig):
 @dataclass
 class ClassificationConfig(TaskConfig):
     """Supervised training and fine-tuning: one class per image, or several. Defaults are those of the official code."""
+
+    METRICS: ClassVar[dict[str, str]] = {
+        "loss": "min", "top1": "max", "top5": "max", "mean_class_accuracy": "max", "ece": "min", "mAP": "max",
+        "f1": "max",
+    }  # fmt: skip
+    """The names of both kinds, one class per image and several."""
 
     name: str = "classification"
     """Which task this section is for."""
@@ -80,8 +92,11 @@ class ClassificationConfig(TaskConfig):
     """
 
     def metrics(self) -> tuple[str, ...]:
-        """The names of what an evaluation measures, besides the number of samples."""
-        return ("loss", "mAP", "f1") if self.multi_label else ("loss", "top1", "top5", "mean_class_accuracy", "ece")
+        """Return the names of what an evaluation of this config measures, other than the number of samples."""
+        if self.multi_label:
+            return ("loss", "mAP", "f1")
+        top5 = ("top5",) if self.num_classes == 0 or self.num_classes > _TOP else ()
+        return ("loss", "top1", *top5, "mean_class_accuracy", "ece")
 
 
 TASK_SECTIONS: dict[str, type[TaskConfig]] = {"simmim": SimMIMConfig, "classification": ClassificationConfig}

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 
-from swinv2_train.config.checks import at_least, one_of, resolution, share
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
+from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.schema import Config, LaunchConfig
+from swinv2_train.config.section import flat
+from swinv2_train.config.validate_optim import validate_optim
 from swinv2_train.config.validate_task import validate_task
 
 __all__ = ["resolution", "validate", "validate_data"]
@@ -30,8 +33,8 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
-PROBE_METRICS = "eval/probe/"
-"""Beginning of the names that metrics.jsonl has for the metrics of the probes."""
+MAY_BE_INFINITE = ("guard.zscore", "guard.loss_ratio", "guard.grad_norm_ratio")
+"""Limits that .inf switches off."""
 
 
 def validate_data(config: Config) -> None:
@@ -54,8 +57,10 @@ def validate_data(config: Config) -> None:
         share(f"data.augment.{key}", getattr(data.augment, key))
     one_of("data.crop_mode", data.crop_mode, ("center", "squash"))
     if not 0 < data.crop_pct <= 1:
-        raise ConfigError("data.crop_pct", data.crop_pct, "is a share above 0 and up to 1")
+        raise ConfigError("data.crop_pct", data.crop_pct, f"is a share above 0 and up to 1{percent(data.crop_pct)}")
     share("data.max_broken_share", data.max_broken_share)
+    check_background(data.background, config.model.in_channels)
+    at_least("data.max_pixels", data.max_pixels, 1)
     for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
         at_least(f"data.{key}", getattr(data, key), least)
     if data.expected_samples is not None:
@@ -78,44 +83,10 @@ def validate_data(config: Config) -> None:
             )
         elif any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in value):
             raise ConfigError(f"data.{key}", value, "needs numbers")
-        elif key == "std" and not all(number > 0 for number in value):
-            raise ConfigError("data.std", value, "every standard deviation must be above 0")
-
-
-def _validate_optim(config: Config) -> None:
-    optim = config.optim
-    at_least("optim.global_batch", optim.global_batch, 1)
-    one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
-    if (optim.epochs is None) == (optim.steps is None):
-        given = "neither is" if optim.epochs is None else "both are"
-        raise ConfigError(
-            "optim.steps",
-            optim.steps,
-            f"give the length of the run as optim.steps or optim.epochs; {given} set (null unsets one)",
-        )
-    if optim.warmup_epochs is not None and optim.warmup_steps is not None:
-        raise ConfigError(
-            "optim.warmup_steps",
-            optim.warmup_steps,
-            "give either warmup_steps or warmup_epochs; both are set (null unsets one)",
-        )
-    if optim.schedule == "multistep" and not optim.milestones:
-        raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
-    for key in ("steps", "epochs"):
-        if getattr(optim, key) is not None and not getattr(optim, key) > 0:
-            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
-    for key in ("warmup_steps", "warmup_epochs"):
-        if getattr(optim, key) is not None:
-            at_least(f"optim.{key}", getattr(optim, key), 0)
-    for key in ("lr", "lr_scale", "eps", "layer_decay", "gamma"):
-        if not 0 < getattr(optim, key) < math.inf:
-            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0 and finite")
-    for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
-        at_least(f"optim.{key}", getattr(optim, key), 0)
-    if not 0 <= optim.ema_decay < 1:
-        raise ConfigError("optim.ema_decay", optim.ema_decay, "is 0 (off) or a number below 1, such as 0.9999")
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        raise ConfigError("optim.betas", optim.betas, "is a pair of numbers from 0 up to, not including, 1")
+        else:
+            check_statistics(f"data.{key}", value)
+            if key == "std" and not all(number > 0 for number in value):
+                raise ConfigError("data.std", value, "every standard deviation must be above 0")
 
 
 def _validate_engine(config: Config) -> None:
@@ -156,7 +127,8 @@ def _validate_safety(config: Config) -> None:
             raise ConfigError(f"watchdog.{key}", value, "must be above 0; take a large number for no limit")
     for key in ("keep_best", "retries", "retry_seconds"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
-    one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
+    if checkpoint.best_mode is not None:
+        one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
     if checkpoint.keep_best:
         if not (config.data.eval_shards and config.eval.every_steps):
             raise ConfigError(
@@ -245,11 +217,12 @@ def _validate_best_metric(config: Config) -> None:
     """A metric of the probes is there only where they had their turn, and every evaluation looks it up."""
     checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
     metric = checkpoint.best_metric
+    if better_end(metric):
+        checked_mode(metric, checkpoint.best_mode)
     if not checkpoint.keep_best:
         return
-    if not metric.startswith(PROBE_METRICS):
-        given = [f"eval/{name}" for name in (*config.task.metrics(), "samples")]
-        given += [f"eval/ema_{name.removeprefix('eval/')}" for name in given] if config.optim.ema_decay else []
+    if not metric.startswith(PROBED):
+        given = evaluated_metrics(config)
         if config.data.eval_shards and metric not in given:
             raise ConfigError(
                 "checkpoint.best_metric", metric, f"no evaluation gives it; take one of {', '.join(given)}"
@@ -257,7 +230,7 @@ def _validate_best_metric(config: Config) -> None:
         return
     if not probe.shards:
         raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")
-    known = [f"{PROBE_METRICS}{kind}_top1" for kind in ("knn", "linear") if getattr(probe, kind)]
+    known = probed_metrics(config)
     if metric not in known:
         raise ConfigError("checkpoint.best_metric", metric, f"the probes give {' and '.join(known)} as they are set")
     if not probe.every_steps or every % probe.every_steps:
@@ -269,17 +242,29 @@ def _validate_best_metric(config: Config) -> None:
         )
 
 
+def _refuse_infinite(config: Config) -> None:
+    """Reject nan everywhere, and infinity where it is not a way to switch a test of the guard off."""
+    for key, value in flat(config).items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        for number in values:
+            if not isinstance(number, float) or math.isfinite(number):
+                continue
+            if math.isnan(number) or number < 0 or key not in MAY_BE_INFINITE:
+                raise ConfigError(key, value, "must be a finite number")
+
+
 def validate(config: Config) -> None:
     """Check everything that needs neither data nor devices.
 
     Raises:
         ConfigError: for the first thing that is wrong.
     """
+    _refuse_infinite(config)
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
     validate_task(config)
     validate_data(config)
-    _validate_optim(config)
+    validate_optim(config.optim)
     _validate_engine(config)
     _validate_safety(config)
     _validate_schedules(config)

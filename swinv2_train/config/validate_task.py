@@ -6,7 +6,7 @@ import math
 import re
 
 from swinv2_train.config.checks import at_least, one_of, resolution, share
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, ClassificationConfig, SimMIMConfig
 
@@ -41,7 +41,9 @@ def _validate_simmim(config: Config, task: SimMIMConfig) -> None:
             f"must be a multiple of model.patch_size={config.model.patch_size}",
         )
     if not 0 < task.mask_ratio < 1:
-        raise ConfigError("task.mask_ratio", task.mask_ratio, "is a share above 0 and below 1")
+        raise ConfigError(
+            "task.mask_ratio", task.mask_ratio, f"is a share above 0 and below 1{percent(task.mask_ratio)}"
+        )
     window = task.norm_target_window
     if window and (window < 3 or window % 2 == 0):
         raise ConfigError("task.norm_target_window", window, "is an odd number of pixels from 3 on, or 0 for none")
@@ -60,7 +62,8 @@ def _validate_classification(config: Config, task: ClassificationConfig) -> None
     if task.num_classes == 1 and not task.multi_label:
         raise ConfigError("task.num_classes", 1, "a single class is always right; take 2, or task.multi_label=true")
     if not 0 <= task.label_smoothing < 1:
-        raise ConfigError("task.label_smoothing", task.label_smoothing, "is a share from 0 and below 1")
+        mend = f"is a share from 0 and below 1{percent(task.label_smoothing)}"
+        raise ConfigError("task.label_smoothing", task.label_smoothing, mend)
     for key in ("mixup", "cutmix", "color_jitter"):
         value = getattr(task, key)
         at_least(f"task.{key}", value, 0)

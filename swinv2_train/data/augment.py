@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.card import Card
@@ -163,6 +164,8 @@ def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> 
     std = _resolve("data.std", config.std, IMAGENET_STD, 1, card, channels)
     if min(std) <= 0:
         raise ConfigError("data.std", config.std, "a standard deviation must be above 0; is one channel constant?")
+    check_statistics("data.mean", mean)
+    check_statistics("data.std", std)
     return mean, std
 
 

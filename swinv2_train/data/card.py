@@ -23,7 +23,7 @@ class ImageFacts:
     """What one image adds to a card."""
 
     format: str
-    """jpeg, png, webp or tiff: what the bytes are, whatever the name says."""
+    """Format of the bytes, whatever the name says: jpeg, png, webp, tiff, bmp, gif, avif, or jp2."""
     bits: int
     height: int
     width: int
@@ -31,6 +31,12 @@ class ImageFacts:
     """Per-channel mean in [0, 1]."""
     squares: tuple[float, ...]
     """Per-channel mean of the square."""
+    alpha: bool = False
+    """True if the image has an alpha channel."""
+    transparent: bool = False
+    """True if that channel is not opaque everywhere."""
+    flat: bool = False
+    """True if all pixels have the same color, as they are read."""
 
 
 @dataclass
@@ -67,6 +73,14 @@ class Card:
     class_counts: Counter[int] = field(default_factory=Counter)
     """Images per class; an image with several classes counts for each of them."""
     moments: dict[int, Moments] = field(default_factory=dict)
+    alpha: int = 0
+    """Images with an alpha channel."""
+    transparent: int = 0
+    """Images with pixels that are not opaque."""
+    flat: int = 0
+    """Images of one color."""
+    background: Any = None
+    """Color behind transparent pixels that `moments` and `flat` were counted with; None: unknown, alpha was dropped."""
     class_lists_differ: bool = False
     """Whether cards were added up that give the same number to different classes; not stored."""
 
@@ -79,6 +93,9 @@ class Card:
         side = min(facts.height, facts.width)
         self.short_sides[max((edge for edge in _SIDE_EDGES if edge <= side), default=0)] += 1
         self.class_counts.update(labels or ())
+        self.alpha += facts.alpha
+        self.transparent += facts.transparent
+        self.flat += facts.flat
         self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
 
     def add(self, other: Card) -> None:
@@ -86,6 +103,10 @@ class Card:
         self.num_samples += other.num_samples
         self.bytes += other.bytes
         self.broken += other.broken
+        self.alpha += other.alpha
+        self.transparent += other.transparent
+        self.flat += other.flat
+        self.background = self.background if self.background is not None else other.background
         for name in ("formats", "channels", "bits", "short_sides", "class_counts"):
             getattr(self, name).update(getattr(other, name))
         for channels, moments in other.moments.items():
@@ -138,6 +159,8 @@ class Card:
             "channels": _plain(self.channels),
             "bits": _plain(self.bits),
             "short_sides": _plain(self.short_sides),
+            "alpha": {"images": self.alpha, "transparent": self.transparent, "background": self.background},
+            "flat": self.flat,
             "classes": {"names": self.class_names, "counts": _plain(self.class_counts)},
             "moments": {str(c): vars(m) for c, m in sorted(self.moments.items())},
             "statistics": {
@@ -152,7 +175,7 @@ class Card:
         Raises:
             ValueError: naming an entry that cannot be.
         """
-        classes = _entry(content, "classes", dict, {})
+        classes, alpha = _entry(content, "classes", dict, {}), _entry(content, "alpha", dict, {})
         names = classes.get("names")
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError("classes.names is not a list of names")
@@ -168,6 +191,10 @@ class Card:
             class_names=names,
             class_counts=_int_counter(classes, "counts"),
             moments={_key(c, "moments"): _moments(c, m) for c, m in _entry(content, "moments", dict, {}).items()},
+            alpha=_count(alpha.get("images", 0), "alpha.images"),
+            transparent=_count(alpha.get("transparent", 0), "alpha.transparent"),
+            flat=_count(content.get("flat", 0), "flat"),
+            background=_entry(alpha, "background", (str, list), None),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -181,6 +208,11 @@ class Card:
             ("bits per channel", _listed(self.bits)),
             ("shorter side", ", ".join(f"{_bin_name(edge)}: {n:,}" for edge, n in sorted(self.short_sides.items()))),
         ]
+        if self.alpha:
+            behind = f", counted on {self.background}" if self.transparent and self.background is not None else ""
+            rows.append(("with alpha", f"{self.alpha:,}, {self.transparent:,} of them transparent{behind}"))
+        if self.flat:
+            rows.append(("of one color", f"{self.flat:,}"))
         for channels in sorted(self.moments):
             means, stds = self.statistics(channels) or ([], [])
             rows.append((f"mean, {channels} channels", _rounded(means)))

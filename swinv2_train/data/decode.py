@@ -1,81 +1,93 @@
-"""Encoded bytes -> an image tensor with the wanted number of channels. The bytes decide, not the file name."""
+"""Encoded bytes -> an image tensor with the wanted number of channels. The bytes decide, not the file name.
+
+No decoder here ends the process on damaged bytes: scripts/bench/fuzz_images.py tries thousands of damaged files.
+torchvision's PNG decoder does, so PNG is decoded by imagecodecs, after a check of its checksums.
+"""
 
 from __future__ import annotations
 
-import io
+import logging
 import re
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import decode_jpeg, decode_png, decode_webp
+from torchvision.io import decode_jpeg, decode_webp
 
+from swinv2_train.data.background import WHITE, Background, background_color, flatten
 from swinv2_train.data.card import ImageFacts
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.image_header import check_png, header_size, orientation, sniff, unknown_format
+from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
 
-_PNG_PALETTE = 3
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import DataConfig
+
+MAX_PIXELS = 200_000_000
 _WEBP_NOT_PLAIN = 0x08 | 0x02  # flags of the VP8X chunk: EXIF, animation
 _SOURCE_PLACE = re.compile(r"^.*\.(?:cpp|h):\d+, ")
+_ADDRESS = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bit fixed point, as PIL has it
 _STATISTICS_PIXELS = 1 << 18
 
 
-def sniff(data: bytes) -> str | None:
-    """jpeg, png, webp or tiff by the first bytes; None for anything else."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
-    return None
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How images are decoded, apart from the number of channels."""
+
+    background: Background = WHITE
+    """Color behind transparent pixels; None: drop the alpha channel."""
+    max_pixels: int = MAX_PIXELS
+    """Largest image that is decoded, in pixels; checked before memory is allocated."""
+
+    @classmethod
+    def of(cls, config: DataConfig, mean: Sequence[float]) -> DecodeOptions:
+        """Return the options of a config whose images are normalized with `mean`."""
+        return cls(background_color(config.background, mean), config.max_pixels)
 
 
-def decode(data: bytes, channels: int | None = None) -> Tensor:
-    """(C, H, W) uint8, or uint16 for 16 bit images, upright by the EXIF orientation.
+def decode(data: bytes, channels: int | None = None, options: DecodeOptions | None = None) -> Tensor:
+    """Return (C, H, W) uint8, or uint16 for 16 bit images, upright by the EXIF orientation; of an animation, frame 1.
 
-    Grey becomes three channels by repetition, RGB one channel by luma, and an alpha channel is dropped where it is one
-    too many; any other difference from `channels` breaks the sample. None keeps what the image has, without alpha.
+    Transparent images are put on `options.background`, unless `channels` counts the alpha channel. Gray becomes three
+    channels by repetition, RGB one channel by luma; any other difference from `channels` breaks the sample. With None,
+    the image keeps its channels, without alpha.
 
     Raises BrokenSample.
     """
+    options = options or DecodeOptions()
+    return opaque(read_pixels(data, options.max_pixels), channels, options.background)
+
+
+def read_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image with all its channels, upright. Raises BrokenSample."""
     kind = sniff(data)
     if kind is None:
-        raise BrokenSample("it is no JPEG, PNG, WebP or TIFF" if data else "it is empty")
+        raise BrokenSample(unknown_format(data))
+    size = header_size(data, kind)
     try:
-        image, alpha = _DECODERS[kind](data)
-    except BrokenSample:
-        raise
+        if size is not None:
+            check_size(*size, max_pixels=max_pixels)
+        pixels = _DECODERS[kind](data, max_pixels)
+    except BrokenSample as error:
+        raise BrokenSample(error.reason if error.reason.startswith(kind) else f"{kind}: {error.reason}") from None
+    except MemoryError:
+        raise BrokenSample(f"{kind}: not enough memory to decode it") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BrokenSample(f"{kind}: {_SOURCE_PLACE.sub('', str(error)) or type(error).__name__}") from None
-    if 0 in image.shape:
-        raise BrokenSample(f"{kind}: the image is empty, {tuple(image.shape)}")
-    return _with_channels(image, alpha, channels)
+        raise BrokenSample(f"{kind}: {_reason(error)}") from None
+    if 0 in pixels.image.shape:
+        raise BrokenSample(f"{kind}: the image is empty, {tuple(pixels.image.shape)}")
+    return pixels
 
 
-def same_depth(tensors: list[Tensor]) -> list[Tensor]:
-    """Where 8 and 16 bit images meet, the 8 bit ones are widened to the same share of the largest value."""
-    if any(tensor.dtype == torch.uint16 for tensor in tensors):
-        return [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in tensors]
-    return tensors
-
-
-def image_facts(data: bytes, image: Tensor) -> ImageFacts:
-    """What a decoded image adds to the dataset card; of large images, every n-th pixel is looked at."""
-    _, height, width = image.shape
-    stride = max(1, int((height * width / _STATISTICS_PIXELS) ** 0.5))
-    bits = 16 if image.dtype == torch.uint16 else 8
-    values = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / (2**bits - 1)
-    means, squares = values.mean(dim=1), values.square().mean(dim=1)
-    return ImageFacts(sniff(data) or "", bits, height, width, tuple(means.tolist()), tuple(squares.tolist()))
-
-
-def _with_channels(image: Tensor, alpha: bool, channels: int | None) -> Tensor:
-    if alpha and image.shape[0] != channels:
-        image = image[:-1]
+def opaque(pixels: Pixels, channels: int | None, background: Background) -> Tensor:
+    """Return the image with `channels` channels, see `decode`. Raises BrokenSample."""
+    image = pixels.image
+    if pixels.alpha and image.shape[0] != channels:
+        image = flatten(image, background, premultiplied=pixels.premultiplied)
     have = image.shape[0]
     if channels is None or have == channels:
         return image
@@ -88,93 +100,95 @@ def _with_channels(image: Tensor, alpha: bool, channels: int | None) -> Tensor:
     raise BrokenSample(f"it has {have} channels, not {channels}")
 
 
+def same_depth(tensors: list[Tensor]) -> list[Tensor]:
+    """Where 8 and 16 bit images meet, the 8 bit ones are widened to the same share of the largest value."""
+    if any(tensor.dtype == torch.uint16 for tensor in tensors):
+        return [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in tensors]
+    return tensors
+
+
+def image_facts(data: bytes, image: Tensor, pixels: Pixels | None = None) -> ImageFacts:
+    """Return what a decoded image adds to the dataset card; statistics of large images use every n-th pixel.
+
+    Args:
+        image: as it is read, without an alpha channel.
+        pixels: as it was decoded, for the facts about alpha.
+    """
+    _, height, width = image.shape
+    stride = max(1, int((height * width / _STATISTICS_PIXELS) ** 0.5))
+    bits = 16 if image.dtype == torch.uint16 else 8
+    values = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / (2**bits - 1)
+    means, squares = values.mean(dim=1), values.square().mean(dim=1)
+    planes = image.numpy()
+    return ImageFacts(
+        sniff(data) or "",
+        bits,
+        height,
+        width,
+        tuple(means.tolist()),
+        tuple(squares.tolist()),
+        alpha=pixels is not None and pixels.alpha,
+        transparent=pixels is not None and pixels.transparent,
+        flat=all(plane.min() == plane.max() for plane in planes),
+    )
+
+
+def _reason(error: Exception) -> str:
+    text = _SOURCE_PLACE.sub("", str(error))
+    if _ADDRESS.search(text):  # PIL: cannot identify image file <_io.BytesIO object at 0x7f...>
+        return "its header is damaged, or the installed Pillow does not read this kind"
+    return text or type(error).__name__
+
+
 def _bytes_tensor(data: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())  # a copy, as torch wants writable memory
 
 
-def _jpeg(data: bytes) -> tuple[Tensor, bool]:
-    image = decode_jpeg(_bytes_tensor(data), apply_exif_orientation=True)
+def _jpeg(data: bytes, max_pixels: int) -> Pixels:
+    image = decode_jpeg(_bytes_tensor(data))
     if image.shape[0] == 4:  # CMYK, inverted or not: PIL reads the markers that say which
-        return _pil(data)
-    return image, False
+        return _pil(data, max_pixels)
+    return Pixels(upright(image, orientation(data, "jpeg")))
 
 
-def _png(data: bytes) -> tuple[Tensor, bool]:
-    if data[25:26] == bytes([_PNG_PALETTE]):  # the colour type in IHDR; torchvision would return the palette's indices
-        return _pil(data)
-    image = decode_png(_bytes_tensor(data), apply_exif_orientation=True)
-    return image, image.shape[0] in (2, 4)
+def _png(data: bytes, _max_pixels: int) -> Pixels:
+    """All bit depths and palettes, with tRNS expanded to an alpha channel."""
+    import imagecodecs
+
+    check_png(data)
+    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # it warns about metadata that no pixel depends on
+    array = imagecodecs.png_decode(data)
+    array = array if array.ndim == 3 else array[..., None]
+    alpha = array.shape[-1] in (2, 4)
+    return Pixels(upright(from_numpy(array), orientation(data, "png")), alpha)
 
 
-def _webp(data: bytes) -> tuple[Tensor, bool]:
+def _webp(data: bytes, max_pixels: int) -> Pixels:
     if data[12:16] == b"VP8X" and data[20] & _WEBP_NOT_PLAIN:
-        return _pil(data)
+        return _pil(data, max_pixels)
     image = decode_webp(_bytes_tensor(data))
-    return image, image.shape[0] == 4
+    return Pixels(image, alpha=image.shape[0] == 4)
 
 
-def _pil(data: bytes) -> tuple[Tensor, bool]:
-    """The slow way, for palettes, CMYK and what else needs more than pixels. Transparency is dropped."""
-    from PIL import Image, ImageOps
+def _pil(data: bytes, max_pixels: int) -> Pixels:
+    from swinv2_train.data.pil_image import read_with_pil
 
-    with Image.open(io.BytesIO(data)) as file:
-        image = ImageOps.exif_transpose(file)
-    array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return _from_numpy(array if array.ndim == 3 else array[..., None]), False
+    return read_with_pil(data, max_pixels)
 
 
-def _tiff(data: bytes) -> tuple[Tensor, bool]:
-    """8 or 16 bit, any number of channels, interleaved or planar or one page per channel."""
-    import tifffile
+def _tiff(data: bytes, max_pixels: int) -> Pixels:
+    from swinv2_train.data.tiff import read_tiff
 
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        series, page = tiff.series[0], tiff.pages[0]
-        photometric = tifffile.PHOTOMETRIC(page.photometric)
-        if photometric in (tifffile.PHOTOMETRIC.PALETTE, tifffile.PHOTOMETRIC.SEPARATED):
-            return _pil(data)
-        if photometric in (tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB, tifffile.PHOTOMETRIC.ITULAB):
-            raise BrokenSample("tiff: Lab colours are not read: convert to RGB")
-        array, axes = series.asarray(maxworkers=1), series.axes
-        alpha = any(int(extra) in (1, 2) for extra in page.extrasamples)
-        tag = page.tags.get(274)
-        orientation = int(tag.value) if tag is not None else 1
-    if array.dtype == bool:
-        array = array.astype(np.uint8) * 255
-    if array.dtype not in (np.uint8, np.uint16):
-        raise BrokenSample(f"tiff: its samples are {array.dtype}: convert to 8 or 16 bit unsigned integers")
-    array = _channels_last(array, axes)
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        array = np.iinfo(array.dtype).max - array
-    return _upright(_from_numpy(array), orientation), alpha
+    return read_tiff(data, max_pixels)
 
 
-def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:
-    if "Y" not in axes or "X" not in axes or array.ndim not in (2, 3):
-        raise BrokenSample(f"tiff: shape {array.shape} with axes {axes} is no image with channels")
-    if array.ndim == 2:
-        return array[..., None]
-    (channel,) = (i for i, axis in enumerate(axes) if axis not in "YX")
-    return np.moveaxis(array, channel, -1)
-
-
-def _from_numpy(array: np.ndarray) -> Tensor:
-    """(H, W, C) -> (C, H, W), in the byte order of this machine."""
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
-def _upright(image: Tensor, orientation: int) -> Tensor:
-    """Undo the orientation of TIFF tag 274 (EXIF numbers them alike)."""
-    if orientation not in range(2, 9):
-        return image
-    array = image.numpy()
-    if orientation >= 5:
-        array = array.swapaxes(1, 2)
-    if orientation in (3, 4, 7, 8):
-        array = array[:, ::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, :, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-_DECODERS: dict[str, Any] = {"jpeg": _jpeg, "png": _png, "webp": _webp, "tiff": _tiff}
+_DECODERS: dict[str, Callable[[bytes, int], Pixels]] = {
+    "jpeg": _jpeg,
+    "png": _png,
+    "webp": _webp,
+    "tiff": _tiff,
+    "bmp": _pil,
+    "gif": _pil,
+    "avif": _pil,
+    "jp2": _pil,
+}

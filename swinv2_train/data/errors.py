@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from swinv2_train.exit_codes import FAILED, WRONG_USE
+from swinv2_train.redact import Redacted
 
-class DataError(ValueError):
-    """A data set that cannot be used. `str(error)` is the whole message for a person."""
+
+class DataError(Redacted, ValueError):
+    """A data set that cannot be used. `str(error)` is the whole message for the user."""
+
+    exit_code = WRONG_USE
 
 
-class BrokenSample(Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
+class UnreachableData(DataError):  # noqa: N818 (a state, as the message names it)
+    """A data set that cannot be read now: its server does not answer, or a process that reads it is gone.
+
+    The data may be right, so a retry of the command may succeed.
+    """
+
+    exit_code = FAILED
+
+
+class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
     """One sample that cannot be read or decoded; `reason` says why in a few words."""
 
     def __init__(self, reason: str) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from swinv2_train.data.augment import resize
+from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
-from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.sources import manifest_url
 
 _TILE = 160
 _CAPTION = 28
@@ -37,6 +41,8 @@ class Inspection:
     """Messages for shards without samples."""
     left_out: LeftOut = field(default_factory=LeftOut)
     """Members of the shards that are not read."""
+    choices: list[str] = field(default_factory=list)
+    """A line for each kind of sample with several images: the one that is read."""
     label_problems: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", reason) of labels that cannot be used."""
     labeled: int = 0
@@ -44,12 +50,16 @@ class Inspection:
     unlabeled: int = 0
     """Samples without a label."""
     first_unlabeled: str = ""
+    copies: int = 0
+    """Samples whose image is, byte for byte, that of an earlier one."""
+    across: list[tuple[str, str]] = field(default_factory=list)
+    """("shard/key", "shard/key") of equal images in different splits, such as train and eval."""
 
     @property
     def complete(self) -> bool:
         """True if every image and label is read and can be used."""
         lost = self.broken or self.truncated or self.empty or self.left_out.lost or self.label_problems
-        return not (lost or (self.labeled and self.unlabeled))
+        return not (lost or self.across or (self.labeled and self.unlabeled))
 
     def labels_row(self) -> str:
         """Return how many samples have labels, and the range of their numbers."""
@@ -66,32 +76,49 @@ class _Checked:
     labels: tuple[int, ...] | None = None
     label_problem: str | None = None
     broken: str | None = None
+    digest: int = 0
 
 
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardSet, background: Background, max_pixels: int) -> None:
+        self._shards, self._background, self._max_pixels = shards, background, max_pixels
 
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, texts=True)
-            return _Checked(image_facts(raw.data, decode(raw.data)), len(raw.data), *known_labels(raw))
+            pixels = read_pixels(raw.data, self._max_pixels)
+            facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels)
+            digest = hashlib.blake2b(raw.data, digest_size=8).digest()
+            labels, problem = known_labels(raw)
+            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
 
 def inspect(
-    shards: ShardSet, *, workers: int = 0, progress: Callable[[int, int], None] = lambda done, total: None
+    shards: ShardSet,
+    *,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    background: Any = "white",
+    max_pixels: int = MAX_PIXELS,
 ) -> Inspection:
-    """Decode every sample. `progress` gets the samples done and their number."""
-    found = Inspection()
-    check = ParallelMap(_Check(shards), workers)
+    """Decode every sample.
+
+    Args:
+        progress: gets the samples done and their number.
+        background, max_pixels: as in the section `data` of a config.
+    """
+    found = Inspection(Card(background=background))
+    digests = np.zeros(shards.num_samples, np.uint64)
+    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:
                 _count(found, shards, index, checked, checked.facts)
+                digests[index] = checked.digest
             else:
                 found.broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)
@@ -99,10 +126,34 @@ def inspect(
         check.close()
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
+    found.choices = shards.choices()
     found.empty = [shard.empty or shard.url for shard in shards.empty]
     for number, shard in enumerate(shards.shards):
         found.left_out.merge(shards.left_out(number), shard.name)
+    _find_copies(found, shards, digests)
     return found
+
+
+def _find_copies(found: Inspection, shards: ShardSet, digests: np.ndarray) -> None:
+    """Count the images that occur twice, and name those that are in two splits.
+
+    Args:
+        digests: (samples,) uint64 hashes of the images; 0 for broken ones.
+    """
+    order = np.argsort(digests, kind="stable")
+    order = order[np.searchsorted(digests[order], 1) :]
+    same = np.flatnonzero(digests[order[1:]] == digests[order[:-1]])
+    found.copies = len(same)
+    for place in same:
+        pair = [int(order[place]), int(order[place + 1])]
+        if len({_split_of(shards, index) for index in pair}) > 1:
+            found.across.append((shards.name(pair[0]), shards.name(pair[1])))
+
+
+def _split_of(shards: ShardSet, index: int) -> str:
+    """The shards that were packed together: those of one manifest, or of one folder."""
+    url = shards.shards[shards.locate(index)[0]].url
+    return manifest_url(url) or url.rpartition("/")[0]
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
@@ -116,7 +167,9 @@ def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, f
         found.first_unlabeled = found.first_unlabeled or shards.name(index)
 
 
-def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0) -> int:
+def contact_sheet(
+    shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0, options: DecodeOptions | None = None
+) -> int:
     """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
@@ -132,7 +185,7 @@ def contact_sheet(shards: ShardSet, path: Path, *, num_samples: int, seed: int =
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
-            image = decode(shards.read(index).data)
+            image = decode(shards.read(index).data, None, options)
             tile = _tile(image)
             sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
             bits = ", 16 bit" if image.dtype == torch.uint16 else ""

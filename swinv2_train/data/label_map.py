@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.reading import UnreadableError, is_count, parse_json
+from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
 
 NAMES = "names"
 """In the place of a file: classes of data and model are the same where their names are."""
@@ -152,8 +152,8 @@ def _is_labels(value: Any) -> bool:
 
 def _text(path: Path, what: str) -> str:
     try:
-        return path.read_text()
+        return decode_text(path.read_bytes())
     except OSError as error:
         raise DataError(f"{what} {path} cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{what} {path} is no text file") from None
+    except UnreadableError as error:
+        raise DataError(f"{what} {path} is not a text file ({error})") from None

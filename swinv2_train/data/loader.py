@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swinv2_train.data.decode import decode, same_depth
+from swinv2_train.data.decode import DecodeOptions, decode, same_depth
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.order import Group, SampleOrder, sample_rng
 from swinv2_train.data.shards import ShardSet
@@ -57,6 +57,7 @@ class TrainLoader:
         num_workers: int,
         prefetch_batches: int,
         avoid: Collection[int] = (),
+        decoding: DecodeOptions | None = None,
     ) -> None:
         if order.num_samples != shards.num_samples:
             raise ValueError(f"the order is over {order.num_samples} samples, the shards hold {shards.num_samples}")
@@ -68,7 +69,7 @@ class TrainLoader:
         self._shards, self._order = shards, order
         self._fetched_until = -1
         positions = _train_positions(global_batch, micro_batch, rank, world_size, start_batch, frozenset(avoid))
-        dataset = _TrainSamples(shards, order, transform, channels, seed)
+        dataset = _TrainSamples(shards, order, transform, channels, seed, decoding)
         self._pool = WorkerPool(dataset, positions, num_workers=num_workers, prefetch_batches=prefetch_batches)
         self._read_ahead(start_batch * global_batch)
 
@@ -137,10 +138,11 @@ class EvalLoader:
         seed: int,
         num_workers: int = 0,
         prefetch_batches: int = 2,
+        decoding: DecodeOptions | None = None,
     ) -> None:
         self._shards = shards
         self.num_samples = min(num_samples or shards.num_samples, shards.num_samples)
-        self._dataset = _EvalSamples(shards, transform, channels, seed, self.num_samples)
+        self._dataset = _EvalSamples(shards, transform, channels, seed, self.num_samples, decoding)
         self._workers = {"num_workers": num_workers, "prefetch_batches": prefetch_batches}
         count = -(-self.num_samples // (world_size * micro_batch))
         starts = [(batch * world_size + rank) * micro_batch for batch in range(count)]
@@ -184,8 +186,11 @@ def _train_positions(
 class _Samples(Dataset[Any]):
     """Runs in the workers: positions -> batch. Whatever goes wrong comes back as one sentence."""
 
-    def __init__(self, shards: ShardSet, transform: Transform, channels: int, seed: int) -> None:
+    def __init__(
+        self, shards: ShardSet, transform: Transform, channels: int, seed: int, decoding: DecodeOptions | None = None
+    ) -> None:
         self.shards, self.transform, self.channels, self.seed = shards, transform, channels, seed
+        self.decoding = decoding
 
     def __getitems__(self, positions: Sequence[int]) -> Batch | Failure:
         try:
@@ -204,12 +209,20 @@ class _Samples(Dataset[Any]):
     def decoded(self, index: int) -> Decoded:
         """Raises BrokenSample where sample `index` cannot be read or decoded."""
         raw = self.shards.read(index, texts=self.transform.texts)
-        return Decoded(decode(raw.data, self.channels), raw)
+        return Decoded(decode(raw.data, self.channels, self.decoding), raw)
 
 
 class _TrainSamples(_Samples):
-    def __init__(self, shards: ShardSet, order: SampleOrder, transform: Transform, channels: int, seed: int) -> None:
-        super().__init__(shards, transform, channels, seed)
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: SampleOrder,
+        transform: Transform,
+        channels: int,
+        seed: int,
+        decoding: DecodeOptions | None = None,
+    ) -> None:
+        super().__init__(shards, transform, channels, seed, decoding)
         self.order = order
         self.last: tuple[int, Decoded] | None = None
 
@@ -254,8 +267,16 @@ class _TrainSamples(_Samples):
 
 
 class _EvalSamples(_Samples):
-    def __init__(self, shards: ShardSet, transform: Transform, channels: int, seed: int, num_samples: int) -> None:
-        super().__init__(shards, transform, channels, seed)
+    def __init__(
+        self,
+        shards: ShardSet,
+        transform: Transform,
+        channels: int,
+        seed: int,
+        num_samples: int,
+        decoding: DecodeOptions | None = None,
+    ) -> None:
+        super().__init__(shards, transform, channels, seed, decoding)
         self.num_samples = num_samples
 
     def batch(self, positions: Sequence[int]) -> Batch:

@@ -14,22 +14,27 @@ import functools
 import io
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swinv2_train.data.augment import resize
+from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
-from swinv2_train.data.decode import decode, image_facts
+from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import INDEX_SUFFIX, read_header, write_atomically
+from swinv2_train.data.index import write_atomically
 from swinv2_train.data.labels import known_labels
+from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
+from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.pixels import Pixels
 from swinv2_train.data.shards import RawSample
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
@@ -70,14 +75,24 @@ class PackReport:
     @property
     def warnings(self) -> list[str]:
         """What a person should know although the packing succeeded."""
+        lines = []
         channels = sorted(Card.merged(self.cards.values()).channels)
-        if len(channels) < 2 or channels == [1, 3]:
-            return []
-        counts = ", ".join(f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items()))
-        return [
-            f"the images differ in their number of channels ({counts}), and no model reads them all: pack again with "
-            "--channels to keep one kind"
-        ]
+        if len(channels) > 1 and channels != [1, 3]:
+            counts = ", ".join(
+                f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items())
+            )
+            lines.append(
+                f"the images differ in their number of channels ({counts}), and no model reads them all: pack again "
+                "with --channels to keep one kind"
+            )
+        if len(self.cards) == 2:
+            trained, held_out = self.cards.values()
+            names = trained.class_names or []
+            only = sorted(set(held_out.class_counts) - set(trained.class_counts))
+            if only:
+                shown = ", ".join(str(names[k]) if k < len(names) else str(k) for k in only[:5])
+                lines.append(f"{len(only)} classes have no training image: {shown}{', ...' if only[5:] else ''}")
+        return lines
 
 
 class _Prepare:
@@ -85,33 +100,55 @@ class _Prepare:
 
     def __init__(self, source: Source, options: PackOptions) -> None:
         self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
+        self._background = background_color(options.background, ())
 
     def __call__(self, entry: Entry) -> Packed:
         try:
             data, texts = self._source.read(entry)
-            image = decode(data, self._options.channels)
+            pixels, image = self._decoded(data)
             limit = self._options.resize
             if limit is not None and max(image.shape[1:]) > limit:
-                image = _shrink(image, limit)
-                data = encode(image, self._options.quality)
+                pixels = _shrink(pixels, image, limit)
+                image = opaque(pixels, self._options.channels, self._background)
+                data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
         except OSError as error:
             return Packed(entry, broken=error.strerror or str(error))
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
-        facts = image_facts(data, image)
+        facts = image_facts(data, image, pixels)
         labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
         return Packed(entry, members, facts, labels, label_problem=problem)
 
+    def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
+        """As it is stored, and as it is read with the wanted channels. Raises BrokenSample."""
+        pixels = read_pixels(data, self._options.max_pixels)
+        return pixels, opaque(pixels, self._options.channels, self._background)
 
-def _shrink(image: Tensor, limit: int) -> Tensor:
+
+def _shrink(pixels: Pixels, image: Tensor, limit: int) -> Pixels:
+    """Shrink an image to a longer side of `limit`; transparent ones keep their alpha channel.
+
+    Args:
+        image: as it is read, without alpha or with it as one of the wanted channels.
+    """
     height, width = image.shape[1:]
     scale = limit / max(height, width)
-    return resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bicubic")
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if not pixels.transparent or image.shape[0] == pixels.image.shape[0]:
+        return Pixels(resize(image, size, "bicubic"))
+    return Pixels(resize_transparent(pixels.image, size, premultiplied=pixels.premultiplied), alpha=True)
 
 
-def encode(image: Tensor, quality: int) -> bytes:
-    """JPEG for 8 bit images with 1 or 3 channels, deflated TIFF for all others."""
+def encode(image: Tensor, quality: int, *, alpha: bool = False) -> bytes:
+    """Encode a shrunk image: JPEG for 8 bit with 1 or 3 channels, deflated TIFF for all others.
+
+    With alpha as the last channel: PNG for gray and RGB.
+    """
+    if alpha and image.shape[0] in (2, 4):
+        import imagecodecs
+
+        return imagecodecs.png_encode(image.permute(1, 2, 0).contiguous().numpy())
     buffer = io.BytesIO()
     array = image.permute(1, 2, 0).contiguous().numpy()
     if image.dtype == torch.uint8 and image.shape[0] in (1, 3):
@@ -124,8 +161,10 @@ def encode(image: Tensor, quality: int) -> bytes:
         if image.shape[0] == 1:
             tifffile.imwrite(buffer, array[..., 0], photometric="minisblack", compression="zlib")
         else:
-            colours = "rgb" if image.shape[0] == 3 else "minisblack"
-            tifffile.imwrite(buffer, array, photometric=colours, planarconfig="contig", compression="zlib")
+            kind: dict[str, Any] = {"photometric": "rgb" if image.shape[0] == 3 else "minisblack"}
+            if alpha:
+                kind["extrasamples"] = ["unspecified"] * (image.shape[0] - 2) + ["unassalpha"]
+            tifffile.imwrite(buffer, array, **kind, planarconfig="contig", compression="zlib")
     return buffer.getvalue()
 
 
@@ -147,25 +186,39 @@ def pack(
     With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
     alphabetical order, or as `class_names` says: a file with a name per line, or the manifest of an earlier split.
 
-    With `eval_share`, that share of the images, chosen by a hash of their names, goes to the split `eval`. `progress`
-    is called with the split, the images done and their number.
+    With `eval_share`, that share of the images goes to the split `eval`, see `pack_split`. `progress` is called with
+    the split, the images done and their number.
 
     Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
     Shards that were finished until then stay valid.
     """
-    found = open_source(source, classes=classes, class_names=class_names, seed=options.seed, out=out)
-    splits = _split(found, split, eval_share, options.seed)
+    found = open_source(
+        source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
+    )
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
     report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
+    names = (split, "eval") if eval_share else (split,)
+    rule = SplitRule(eval_share, options.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
+            known = origins(out)
             if not overwrite:
-                _refuse_overlap(out, found.root, splits)
+                _refuse_overlap(out, known, found.root, names)
+                rule = _recorded_rule(out, known, found.root, names, rule)
+            splits = _split(found, names, rule, report, progress)
+            record = rule.to_json()
+            writers = {
+                name: SplitWriter(out, name, replace(found, entries=entries), options, record)
+                for name, entries in splits.items()
+            }
+            for writer in writers.values():
+                writer.check(known, overwrite)
+            if not all(writer.is_finished() for writer in writers.values()):
+                _remove_moved(out, known, writers, splits, may_differ=overwrite or rule.rule == RULE)
             prepare = ParallelMap(_Prepare(found, options), workers)
             try:
-                for name, entries in splits.items():
-                    writer = SplitWriter(out, name, replace(found, entries=entries), options, overwrite)
+                for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(progress, name)):
                         report.add(name, shard)
                     writer.finish(report.cards[name])
@@ -184,31 +237,93 @@ def pack(
     return report
 
 
-def _split(source: Source, split: str, eval_share: float, seed: int) -> dict[str, list[Entry]]:
-    if not eval_share:
-        return {split: source.entries}
-    held_out = [fraction(f"split/{seed}/{entry.key}") < eval_share for entry in source.entries]
-    splits = {
-        split: [entry for entry, out in zip(source.entries, held_out, strict=True) if not out],
-        "eval": [entry for entry, out in zip(source.entries, held_out, strict=True) if out],
-    }
+def _split(
+    source: Source,
+    names: Sequence[str],
+    rule: SplitRule,
+    report: PackReport,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, list[Entry]]:
+    """The entries of each split; what there is to say about copies of images goes into the report."""
+    if not rule.share:
+        return {names[0]: source.entries}
+    division = divide(source, rule, progress)
+    report.notes += division.notes
+    report.lost |= division.leaked
+    splits = dict(zip(names, (division.train, division.held_out), strict=True))
     for name, entries in splits.items():
         if not entries:
-            raise DataError(f"--eval-share {eval_share:g} of {len(source.entries)} images leaves none for {name}")
+            raise DataError(f"--eval-share {rule.share:g} of {len(source.entries)} images leaves none for {name}")
     return splits
 
 
-def _refuse_overlap(out: Path, root: str, splits: Collection[str]) -> None:
+def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Sequence[str], rule: SplitRule) -> SplitRule:
+    """The rule that shards in `out` were split by, if they are of this source; else the present one.
+
+    Raises DataError where they were split by another share or seed: images would go from one side to the other.
+    """
+    ours = {tar: origin for tar, origin in known.items() if origin.source == root and _split_of(tar) in names}
+    for tar, origin in ours.items():
+        if origin.split is None:
+            return _earlier_rule(out, ours, names, rule)
+        before = (origin.split.get("share"), origin.split.get("seed") if rule.share else rule.seed)
+        if before != (rule.share, rule.seed):
+            given = f"--eval-share {before[0]:g} --seed {before[1]}" if before[0] else "no --eval-share"
+            raise DataError(
+                f"{out} holds {tar.name} of {root}, packed with {given}: give the same again, choose another "
+                "directory, or give --overwrite to split the images anew"
+            )
+        rule = replace(rule, rule=int(origin.split.get("rule", RULE)))
+    return rule
+
+
+def _earlier_rule(out: Path, ours: Collection[Path], names: Sequence[str], rule: SplitRule) -> SplitRule:
+    """The first rule, if it gives the shards that an earlier version wrote without a record of share and seed."""
+    earlier = replace(rule, rule=1)
+    for tar in ours:
+        for key in keys_of(tar):
+            side = names[-1] if fraction(f"split/{rule.seed}/{key}") < rule.share else names[0]
+            if rule.share and side != _split_of(tar):
+                raise DataError(
+                    f"{out} holds {tar.name}, packed with another --eval-share or --seed: give the same again, choose "
+                    "another directory, or give --overwrite to split the images anew"
+                )
+    return earlier
+
+
+def _remove_moved(
+    out: Path,
+    known: Collection[Path],
+    writers: dict[str, SplitWriter],
+    splits: dict[str, list[Entry]],
+    may_differ: bool,
+) -> None:
+    """Remove the shards with images that now belong to another split, before that one is written.
+
+    Otherwise a command that is interrupted would leave these images in both.
+    """
+    if len(splits) < 2 or not may_differ:
+        return
+    belongs = {entry.key: name for name, entries in splits.items() for entry in entries}
+    for tar in known:
+        name = _split_of(tar)
+        if name in splits and any(belongs.get(key, name) != name for key in keys_of(tar)):
+            writers[name].remove(tar)
+
+
+def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Collection[str]) -> None:
     """See that no other split in `out` was made from this source: its images would be in this one as well."""
-    for index in sorted(out.glob(f"*.tar{INDEX_SUFFIX}")):
-        header = read_header(index)
-        record = header["extra"].get("pack") if header else None
-        name = index.name.rpartition("-")[0]
-        if record and record["source"] == root and name not in splits:
+    for tar, origin in known.items():
+        name = _split_of(tar)
+        if origin.source == root and name not in splits:
             raise DataError(
                 f"{out} holds {name} of {root}, and its images would be in {' and '.join(splits)} as well: give the "
                 "--eval-share of before, or choose another directory (--overwrite packs all the same)"
             )
+
+
+def _split_of(tar: Path) -> str:
+    return tar.name.rpartition("-")[0]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ and column.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
@@ -21,6 +20,7 @@ from typing import Any
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import IMAGE_EXTENSIONS, extension
+from swinv2_train.reading import UnreadableError, decode_text
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 _PATH_NAMES = (
@@ -130,26 +130,12 @@ def _texts(label: Label) -> tuple[str, ...]:
 
 
 def _text(path: Path) -> str:
-    """Decode UTF-8, with or without a byte-order mark, or UTF-16 and UTF-32 with one."""
     try:
-        data = path.read_bytes()
+        return decode_text(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
-    encoding = "utf-8-sig"
-    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        encoding = "utf-32"
-    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in data:
-        raise DataError(f"{path} has zero bytes, as UTF-16 without a byte-order mark has: save it as UTF-8")
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        name = "UTF-8" if encoding == "utf-8-sig" else encoding.upper()
-        raise DataError(
-            f"{path}, line {line}: byte {error.start} is not {name}: save it as UTF-8 (in Excel: CSV UTF-8)"
-        ) from None
+    except UnreadableError as error:
+        raise DataError(f"{path}: {error} (in Excel: CSV UTF-8)") from None
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:

@@ -17,6 +17,7 @@ from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_la
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
+from swinv2_train.reading import UnreadableError, decode_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,19 @@ def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
 
 
 def open_source(
-    source: str, *, classes: bool, seed: int, class_names: Path | None = None, out: Path | None = None
+    source: str,
+    *,
+    classes: bool,
+    seed: int,
+    class_names: Path | None = None,
+    out: Path | None = None,
+    image: str | None = None,
 ) -> Source:
     """Find the images.
 
     Args:
         out: folder that the shards go to; it is not searched.
+        image: member to pack of samples with several images, if the source is shards.
 
     Raises:
         DataError: if there are none or the source is not understood.
@@ -94,7 +102,9 @@ def open_source(
             raise DataError("--classes is for folders: shards bring their own labels")
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
-        found = _from_shards(source)
+        found = _from_shards(source, image)
+    if image is not None and found.shards is None:
+        raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
         reasons = "".join(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
@@ -127,8 +137,8 @@ def read_class_names(path: Path) -> list[str]:
     Raises DataError where there are none, or one stands there twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode_text(path.read_bytes())
+    except (OSError, UnreadableError) as error:
         raise DataError(f"the class names {path} cannot be read ({error})") from None
     if path.name.endswith(MANIFEST_SUFFIX):
         names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")
@@ -260,8 +270,8 @@ def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tu
     return names, numbers
 
 
-def _from_shards(spec: str) -> Source:
-    shards = ShardSet.open(spec, warn=False)
+def _from_shards(spec: str, image: str | None) -> Source:
+    shards = ShardSet.open(spec, warn=False, image=image)
     names = shards.card.class_names if shards.card else None
     entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):
@@ -270,7 +280,7 @@ def _from_shards(spec: str) -> Source:
         entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, f"{shard.size}/{name}", index=index))
     for number, shard in enumerate(shards.shards):
         left_out.merge(shards.left_out(number), shard.name)
-    notes = [f"not read: {line}" for line in left_out.lines()]
+    notes = [*shards.choices(), *(f"not read: {line}" for line in left_out.lines())]
     notes += [f"{shard.url} is cut off ({shard.truncated})" for shard in shards.shards if shard.truncated]
     notes += [str(shard.empty) for shard in shards.empty]
     lost = left_out.lost or bool(shards.empty) or any(shard.truncated for shard in shards.shards)

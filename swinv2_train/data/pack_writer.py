@@ -12,11 +12,14 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, read_header, write_atomically, write_index
 from swinv2_train.data.index_store import index_path
+from swinv2_train.data.pack_record import Origin, confirmed
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
@@ -42,6 +45,12 @@ class PackOptions:
     """Leave out images that cannot be read with so many channels."""
     seed: int = 0
     """Decides the order of the images and the split."""
+    background: Any = "white"
+    """Color behind transparent pixels for the statistics of the card, as `data.background`; shards keep the alpha."""
+    max_pixels: int = MAX_PIXELS
+    """Leave out images with more pixels."""
+    image: str | None = None
+    """Member to pack of samples with several images, if the source is shards."""
 
 
 @dataclass(frozen=True)
@@ -75,25 +84,56 @@ class FinishedShard:
     """Of the bytes of the tar; empty if an earlier version packed it."""
 
 
+_LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image")}
+"""Options that the fingerprints of earlier versions do not contain, with the defaults that leave these as they are."""
+
+
 class SplitWriter:
     """The shards of one split of `source` in the directory `out`.
 
-    Raises DataError where `out` holds shards of that name from elsewhere.
+    `divided` is the rule that the split is one side of, for the record.
     """
 
-    def __init__(self, out: Path, split: str, source: Source, options: PackOptions, overwrite: bool) -> None:
+    def __init__(
+        self, out: Path, split: str, source: Source, options: PackOptions, divided: dict[str, Any] | None
+    ) -> None:
         self._out, self._split, self._source, self._options = out, split, source, options
+        self._origin = {"source": source.root, "split": divided}
         self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
         self._written: dict[str, ListedShard] = {}
+
+    def check(self, known: dict[Path, Origin], overwrite: bool) -> None:
+        """Refuse to replace shards that were not packed, or not from this source unless `overwrite`.
+
+        Raises DataError.
+        """
         for tar in self._present():
-            header = read_header(index_path(tar))
-            made_from = header["extra"].get("pack", {}).get("source") if header else None
-            if made_from is None:
+            origin = known.get(tar)
+            if origin is None:
                 raise DataError(f"{tar} was not written by swinv2-data pack: choose another directory")
-            if made_from != source.root and not overwrite:
-                raise DataError(f"{out} holds {split} of {made_from}: choose another directory, or give --overwrite")
-        for leftover in out.glob(f".{split}-*.tmp"):
+            if origin.source != self._source.root and not overwrite:
+                made_from = origin.source or "a source that its manifest does not name"
+                raise DataError(
+                    f"{self._out} holds {self._split} of {made_from}: choose another directory, or give --overwrite"
+                )
+        for leftover in self._out.glob(f".{self._split}-*.tmp"):
             leftover.unlink()
+
+    def is_finished(self) -> bool:
+        """Return whether an earlier command has written all shards of the split, from the same images."""
+        position, number = 0, 0
+        while position < len(self._source.entries):
+            shard = self._finished(f"{self._split}-{number:06d}.tar", position)
+            if shard is None:
+                return False
+            position, number = shard.stop, number + 1
+        return len(self._present()) == number and self._manifest.exists()
+
+    def remove(self, tar: Path) -> None:
+        """Remove a shard and the manifest, which counts it."""
+        self._manifest.unlink(missing_ok=True)
+        tar.unlink()
+        index_path(tar).unlink(missing_ok=True)
 
     def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
         """Write what is missing; `progress` gets the entries done and their number."""
@@ -122,7 +162,7 @@ class SplitWriter:
                 index_path(tar).unlink(missing_ok=True)
         card.split, card.class_names = self._split, self._source.class_names
         if self._written:
-            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written)))
+            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written, self._origin)))
 
     def _present(self) -> list[Path]:
         numbered = re.compile(rf"{re.escape(self._split)}-\d{{6,}}\.tar")
@@ -136,9 +176,12 @@ class SplitWriter:
         if not header or not record or not tar.is_file() or record["start"] != start:
             return None
         stat = tar.stat()
-        if (stat.st_size, stat.st_mtime_ns) != (header["tar_size"], header["tar_mtime_ns"]):
+        touched = (stat.st_size, stat.st_mtime_ns) != (header["tar_size"], header["tar_mtime_ns"])
+        if touched and not confirmed(tar, str(record.get("sha256", ""))):
             return None
         if record["fingerprint"] != self._fingerprint(start, record["stop"]):
+            return None
+        if "alpha" not in header["extra"]["card"]:  # an earlier version shrank transparent images without their alpha
             return None
         return FinishedShard(
             stop=record["stop"],
@@ -153,7 +196,7 @@ class SplitWriter:
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, stop = Card(), start
+        card, stop = Card(background=self._options.background), start
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
@@ -198,7 +241,7 @@ class SplitWriter:
     def _publish(self, temporary: Path, tar: Path, start: int, shard: FinishedShard) -> None:
         """Index the finished file and give it its name."""
         record = {
-            "source": self._source.root,
+            **self._origin,
             "start": start,
             "stop": shard.stop,
             "fingerprint": shard.fingerprint,
@@ -224,7 +267,8 @@ class SplitWriter:
 
     def _fingerprint(self, start: int, stop: int) -> str:
         """Of all that decides the bytes: options, the entries, and the next one, which did not fit in any more."""
-        digest = hashlib.sha256(json.dumps([_VERSION, asdict(self._options), self._split]).encode())
+        options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
+        digest = hashlib.sha256(json.dumps([_VERSION, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
             digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
         digest.update(b"end" if stop >= len(self._source.entries) else b"more")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, UnreachableData
 from swinv2_train.data.parts import PartReader, ReplacedError, filesystem, is_web_page, version_of
 from swinv2_train.data.retries import AccessDeniedError, with_retries
 from swinv2_train.reading import is_count
@@ -211,7 +211,7 @@ class ShardCache:
         try:
             return local.write(data)
         except OSError as error:
-            raise DataError(
+            raise UnreachableData(
                 f"the cache {self.directory} cannot be written to ({error.strerror}): make room, lower data.cache_gib, "
                 "or set data.cache_dir to another disk"
             ) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, UnreachableData
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,7 +67,8 @@ def with_retries(
     Raises:
         FileNotFoundError: if the server says that there is no such file; `filename` is `what`.
         AccessDeniedError: if the server does not allow it.
-        DataError: if the server refuses the request, and after the last try.
+        DataError: if the server refuses the request.
+        UnreachableData: after the last try.
     """
     attempt = 0
     while True:
@@ -88,7 +89,7 @@ def with_retries(
             most = min(retries + 1, getattr(cause, "most_tries", None) or retries + 1)
             attempt += 1
             if attempt >= most:
-                raise DataError(f"{what} could not be read after {attempt} tries ({reason})") from error
+                raise UnreachableData(f"{what} could not be read after {attempt} tries ({reason})") from error
             wait = max(min(backoff * 2 ** (attempt - 1), _LONGEST_WAIT), _asked_wait(cause))
             logger.warning("%s: %s; trying again in %.1f s", what, reason, wait)
             time.sleep(wait)

@@ -66,6 +66,11 @@ class LeftOut:
             lines.append(f"{what}: {REASONS[name]} (first: {first})")
         return lines
 
+    @property
+    def images(self) -> bool:
+        """True if any of the members is an image."""
+        return any(kind == "shared key" or is_image(kind.partition(":")[2]) for kind in self.counts)
+
     def to_json(self) -> list[list[object]]:
         return [[kind, count, first] for kind, (count, first) in self.counts.items()]
 
@@ -100,10 +105,15 @@ def image_extension(extensions: Sequence[str]) -> str | None:
 
     Between several, the first decides, after the formats that earlier versions read.
     """
-    images = [extension for extension in extensions if _last(extension) in IMAGE_EXTENSIONS]
+    images = [extension for extension in extensions if is_image(extension)]
     return min(
         images, key=lambda extension: (extension.count("."), _last(extension) not in FIRST_EXTENSIONS), default=None
     )
+
+
+def is_image(extension: str) -> bool:
+    """Return whether members with this extension, such as png or left.png, are read as images."""
+    return _last(extension) in IMAGE_EXTENSIONS
 
 
 class SampleGroups:
@@ -131,7 +141,7 @@ class SampleGroups:
         if extension in sample.names:
             self.left_out.add("repeated name", sample.names[extension])
         sample.names[extension] = member.name
-        if _last(extension) in IMAGE_EXTENSIONS or extension in TEXT_EXTENSIONS:
+        if is_image(extension) or extension in TEXT_EXTENSIONS:
             sample.members[extension] = (member.offset, member.size)
 
     def drop_last(self, name: str) -> None:

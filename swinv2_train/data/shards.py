@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import EmptyShardError, ShardIndex, build_index
 from swinv2_train.data.index_store import index_header, load_index, open_copy
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
-from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension
+from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension, is_image
 from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
 from swinv2_train.reading import parse_json
 
@@ -84,7 +84,9 @@ class ShardSet:
     two threads at once.
     """
 
-    def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache) -> None:
+    def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache, image: str | None = None) -> None:
+        self.image = image.lower().lstrip(".") if image else None
+        """Extension of the member that is read as the image, if it was chosen."""
         self.shards = [shard for shard in shards if shard.num_samples]
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
@@ -109,12 +111,14 @@ class ShardSet:
         retries: int = 7,
         backoff: float = 0.5,
         warn: bool = True,
+        image: str | None = None,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
 
         Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
         sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
-        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them.
+        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them. `image` is the
+        extension of the member to read of samples with several images, such as left.png; see `image_extension`.
 
         Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
         """
@@ -133,7 +137,7 @@ class ShardSet:
         described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        opened = cls(shards, card, cache)
+        opened = cls(shards, card, cache, image)
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
@@ -151,6 +155,12 @@ class ShardSet:
         left_out = LeftOut()
         for shard in self.shards:
             left_out.merge(shard.left_out or LeftOut(), shard.name)
+        if self.image is not None:
+            left_out.counts.pop("shared key", None)  # chosen, not lost
+        for shard, entry in enumerate(self.shards):
+            if entry.left_out is not None and entry.left_out.images:
+                lines += [f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), self.image)]
+                break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
 
     def left_out(self, shard: int) -> LeftOut:
@@ -159,7 +169,20 @@ class ShardSet:
         if counted is None:  # the index is of an earlier version
             with self._descriptor(shard) as fd:
                 counted = build_index(self.shards[shard].url, fd).left_out
-        return counted or LeftOut()
+        counted = LeftOut(dict(counted.counts)) if counted else LeftOut()
+        if self.image is not None:
+            counted.counts.pop("shared key", None)
+        return counted
+
+    def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
+        """Count the samples of a shard with several images, by the extensions of these."""
+        index = self._index(shard)
+        rows = [i for i, extension in enumerate(index.extensions) if is_image(extension)]
+        present = index.offsets[rows] >= 0
+        counts: Counter[tuple[str, ...]] = Counter()
+        for column in np.flatnonzero(present.sum(axis=0) > 1):
+            counts[tuple(index.extensions[i] for i in np.array(rows)[present[:, column]])] += 1
+        return counts
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
@@ -177,8 +200,14 @@ class ShardSet:
         """A sample's shard and key, for a person."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
-    def read(self, index: int, *, texts: bool = False) -> RawSample:
-        """The bytes of one sample, with those of its text members if `texts`.
+    def image_size(self, index: int) -> int:
+        """Return the bytes of a sample's image."""
+        shard, sample = self.locate(index)
+        members = self._index(shard).members(sample)
+        return members[image_extension(list(members)) or ""][1]
+
+    def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
+        """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.
 
         Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
         """
@@ -186,12 +215,29 @@ class ShardSet:
         with self._descriptor(shard) as fd:
             shard_index = self._index(shard)  # after opening, which may find that it is of another shard
             members = shard_index.members(sample)
-            extension = image_extension(list(members))
-            assert extension is not None  # an index lists only samples with an image
+            extension = self._image_of(members)
             wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
-            data = _pread(fd, *members[extension])
+            data = _pread(fd, *members[extension]) if image else b""
             found = {name: _pread(fd, *members[name]) for name in wanted}
         return RawSample(shard_index.keys[sample], extension, data, found)
+
+    def choices(self) -> list[str]:
+        """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
+        several: Counter[tuple[str, ...]] = Counter()
+        for shard in range(len(self.shards)):
+            several.update(self.several_images(shard))
+        return choice_lines(several, self.image)
+
+    def _image_of(self, members: Collection[str]) -> str:
+        """The extension of the member that is read as the image. Raises BrokenSample if the chosen one is missing."""
+        if self.image is None:
+            extension = image_extension(list(members))
+            assert extension is not None  # an index lists only samples with an image
+            return extension
+        if self.image not in members or not is_image(self.image):
+            images = ", ".join(name for name in members if is_image(name))
+            raise BrokenSample(f"it has no image {self.image} (data.image, --image), only {images}")
+        return self.image
 
     def prefetch(self, shard_ids: Sequence[int]) -> None:
         """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
@@ -282,6 +328,17 @@ class ShardSet:
 
     def _indexed_samples(self) -> int:
         return sum(index.num_samples for index in self._indexes.values())
+
+
+def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None) -> list[str]:
+    """Return a line for each set of images that samples have, with the one that is read and how to read another."""
+    lines = []
+    for extensions, count in sorted(several.items()):
+        read = chosen or image_extension(list(extensions))
+        others = [extension for extension in extensions if extension != read]
+        what = f"{count:,} sample{'s' if count > 1 else ''} with several images ({', '.join(extensions)})"
+        lines.append(f"{what}: {read} is read; to read another: data.image={others[0]}")
+    return lines
 
 
 def _manifests(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:

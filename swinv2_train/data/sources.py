@@ -9,7 +9,7 @@ import os
 import re
 import string
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Manifest:
     card: dict[str, Any]
     shards: dict[str, ListedShard]
     """By file name."""
+    pack: dict[str, Any] = field(default_factory=dict)
+    """Source of the shards and the rule that divided it; empty if an earlier version packed them."""
 
 
 def parse_manifest(text: str | bytes, where: str) -> Manifest:
@@ -70,7 +72,10 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
                 "its entry sha256 if the change is meant"
             )
         Card.from_json(card)
-        return Manifest(card, {entry["name"]: _listed_shard(entry) for entry in entries})
+        pack = content.get("pack", {})
+        if not isinstance(pack, dict):
+            raise ValueError(f"pack is {pack!r:.40}")
+        return Manifest(card, {entry["name"]: _listed_shard(entry) for entry in entries}, pack)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -92,7 +97,7 @@ def manifest_text(manifest: Manifest) -> str:
         | ({"sha256": listed.sha256} if listed.sha256 else {})
         for name, listed in manifest.shards.items()
     ]
-    content = {"format": _MANIFEST_FORMAT, "card": manifest.card, "shards": shards}
+    content = {"format": _MANIFEST_FORMAT, "card": manifest.card, "pack": manifest.pack, "shards": shards}
     return json.dumps({**content, "sha256": _digest(manifest.card, shards)}, indent=1) + "\n"
 
 

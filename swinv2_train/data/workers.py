@@ -55,7 +55,9 @@ def start_server(also: Sequence[str] = ()) -> None:
         also: further modules for it to import, once for all workers.
     """
     multiprocessing.set_forkserver_preload([*_PRELOADED, *also])
-    with exported_import_path():
+    with exported_import_path(), warnings.catch_warnings():
+        # A tracker that was killed is started again; what it tracked is removed with the processes.
+        warnings.filterwarnings("ignore", "resource_tracker: process died")
         # The server starts this one first, and that unblocks the signals again: so it has to stand already.
         multiprocessing.resource_tracker.ensure_running()
         with _signals_held_back():  # it keeps the signals blocked for its life, and so outlives them
@@ -157,6 +159,9 @@ class WorkerPool:
             if worker.is_alive():
                 worker.kill()
             worker.join()
+            if worker.exitcode == _SERVER_GONE and _runs(worker.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
         self._workers = []
         atexit.unregister(self._at_exit)
 

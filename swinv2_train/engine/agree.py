@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from swinv2_train.checkpoint.errors import CheckpointError
@@ -10,6 +11,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import DataError
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.exit_codes import FAILED, code_of
 
 T = TypeVar("T")
 _SAID = (ConfigError, DataError, CheckpointError, RunError, OSError)
@@ -28,13 +30,14 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
         result = work()
     except _SAID as error:
         failure = error
-    failures = ranks.gather(None if failure is None else str(failure))
-    first = next((rank for rank, text in enumerate(failures) if text is not None), None)
+    failures = ranks.gather(None if failure is None else (str(failure), code_of(failure) or FAILED))
+    first = next((rank for rank, found in enumerate(failures) if found is not None), None)
     if first is None:
         return result  # type: ignore[return-value]
+    text, code = failures[first]  # all ranks end with one code, whichever of them a launcher sees end first
     if not ranks.is_main:
-        raise MainRankError(failures[first])
-    raise failure or RunError(f"rank {first}: {failures[first]}")
+        raise MainRankError(text, code)
+    raise failure or RunError(f"rank {first}: {text}", code)
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
@@ -49,9 +52,23 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
             result = work()
         except _SAID as error:
             failure = error
-    message = ranks.broadcast(str(failure) if failure else None)
+    said = ranks.broadcast((str(failure), code_of(failure) or FAILED) if failure else None)
     if failure is not None:
         raise failure
-    if message is not None:
-        raise MainRankError(message)
+    if said is not None:
+        raise MainRankError(*said)
     return result
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """Turn what is a usage error at the start into a failure, for work that has begun.
+
+    Data that could be read at the start and cannot be read later is no usage error: a retry may succeed.
+    """
+    try:
+        yield
+    except MainRankError as error:
+        raise MainRankError(str(error)) from error
+    except (ConfigError, DataError) as error:
+        raise RunError(str(error)) from error

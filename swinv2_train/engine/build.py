@@ -15,6 +15,7 @@ from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.auto_augment import POLICY_MODULE
 from swinv2_train.data.card import Card
+from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import EvalLoader, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
@@ -58,8 +59,9 @@ def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
     Raises:
         DataError: if a path is missing or holds no samples, or the classes of the shards are not those of the task.
     """
-    read = partial(ShardSet.open, cache_dir=config.data.cache_dir, cache_gib=config.data.cache_gib)
-    shards, held_out = read(config.data.shards), read(config.data.eval_shards) if config.data.eval_shards else None
+    data = config.data
+    read = partial(ShardSet.open, cache_dir=data.cache_dir, cache_gib=data.cache_gib, image=data.image)
+    shards, held_out = read(data.shards), read(data.eval_shards) if data.eval_shards else None
     if isinstance(config.task, ClassificationConfig):
         check_classes(config.task.num_classes, shards.card, held_out.card if held_out else None)
     return shards, held_out
@@ -116,6 +118,7 @@ def train_loader(
         seed=config.seed,
         num_workers=config.data.num_workers,
         prefetch_batches=prefetched(config, plan),
+        decoding=DecodeOptions.of(config.data, task.mean),
     )
 
 
@@ -145,6 +148,7 @@ def evaluation_loader(
             seed=EVAL_SEED,
             num_workers=config.data.num_workers,
             prefetch_batches=config.data.prefetch_batches,
+            decoding=DecodeOptions.of(config.data, task.mean),
         )
 
     return open_loader

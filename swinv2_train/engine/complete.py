@@ -14,14 +14,16 @@ from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.label_map import read_label_map
-from swinv2_train.engine.identity import saved_geometry
+from swinv2_train.engine.identity import EARLIER_BACKGROUND, saved_geometry
 from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `task.num_classes` and `model.pretrained_window` where they are 0, and refuse weights that cannot fit.
+    """Set `task.num_classes`, `model.pretrained_window` and `data.background` where they are left open.
+
+    Weights that cannot fit are refused.
 
     Args:
         config: not frozen; it is changed.
@@ -36,6 +38,8 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         CheckpointError, DataError: if the weights, or the label map, cannot be read.
     """
     begun = saved_geometry(Path(config.run.dir))
+    if config.data.background is None:
+        config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     if getattr(config.task, "num_classes", None) == 0:
         config.task.num_classes = _saved(begun, "task", "num_classes") or _classes_of(card)
     if begun is not None:

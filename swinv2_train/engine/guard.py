@@ -85,3 +85,14 @@ class Guard:
         for window, value in ((state.losses, loss), (state.grad_norms, grad_norm)):
             window.append(value)
             del window[: -self._config.window]
+
+
+def mostly_skipped(state: TrainState) -> str | None:
+    """Return why a run that took all its steps has failed all the same: most of them made no update. None if not."""
+    if 2 * state.skipped_steps <= state.step:
+        return None
+    return (
+        f"{state.skipped_steps} of {state.step} steps were skipped, so the run has learned next to nothing; its last "
+        "state is saved, and <run>/incidents says what was wrong: lower optim.lr, use engine.precision=bf16 or fp32 "
+        "instead of fp16, or fix the data, and start again with another run.dir"
+    )

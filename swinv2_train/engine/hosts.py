@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from swinv2_train.config.environment import environment_names
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.engine.launcher import RANK_MODULE, Signals, announce, launch_file, outcome, shown
@@ -155,6 +156,9 @@ def _deepspeed_env_files() -> dict[str, str]:
 def _write_environment(config_file: Path, device: str) -> Path:
     """Write both files; returns DeepSpeed's."""
     forwarded = forwarded_variables()
+    # The ranks resolve what the config reads from the environment, such as credentials of shards, once more.
+    named = environment_names(config_file.read_text())
+    forwarded |= {name: os.environ[name] for name in named if name in os.environ}
     secret = config_file.with_suffix(FORWARDED_SUFFIX)
     descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:

@@ -20,6 +20,9 @@ from swinv2_train.config.validate import resolution
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model that change neither its parameters nor what they mean."""
 
+EARLIER_BACKGROUND = "drop"
+"""`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
+
 
 def shards_digest(names: list[str], sizes: list[int]) -> str:
     """Which shards a run reads, in short: their names and numbers of samples, in order. Folders may change."""
@@ -52,12 +55,18 @@ def geometry(
     return {
         "task": to_dict(config.task),
         "model": model,
-        "data": {"resolution": list(resolution(config)), "mean": config.data.mean, "std": config.data.std},
+        "data": {
+            "resolution": list(resolution(config)),
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "background": config.data.background,
+        },
         "order": {
             "seed": config.seed,
             "optim.global_batch": config.optim.global_batch,
             "data.shuffle_samples": config.data.shuffle_samples,
             "data.shards": shards,
+            "data.image": config.data.image,
         },
         "classes": classes,
         "preprocess": {
@@ -66,6 +75,7 @@ def geometry(
             "interpolation": config.data.augment.interpolation,
             "mean": mean,
             "std": std,
+            "background": config.data.background,
         },
     }
 
@@ -111,6 +121,8 @@ def saved_geometry(directory: Path) -> dict[str, Any] | None:
 
 def _default(config: Config, section: str, key: str) -> Any:
     """What a run had for a field that its version did not know yet: the default of today, which changes nothing."""
+    if (section, key) == ("data", "background"):
+        return EARLIER_BACKGROUND
     return getattr(type(getattr(config, section))(), key, None) if section in ("model", "task") else None
 
 

@@ -34,6 +34,7 @@ from swinv2_train.engine.signals import PARENT_VARIABLE, STOP_FILE, give_back_si
 from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
 from swinv2_train.import_path import import_variables
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 
 RANK_MODULE = "swinv2_train.cli.train"
@@ -215,6 +216,8 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
                 left.unlink(missing_ok=True)
             (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
             write_status(directory, "starting", read_status(directory).get("step", 0))
+        # The one file with the credentials of URLs: for its owner alone, and removed when the ranks have ended.
+        config_file.touch(mode=0o600)
         config_file.write_text(to_yaml(config))
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
@@ -256,6 +259,8 @@ def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
     if state == "starting" and stopped:  # before the first step there is nothing to save
         _write_end(directory, "stopped", status)
         return STOPPED
+    if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is no usage error any more
+        code = FAILED
     if state in ("starting", "running"):
         _write_end(directory, "failed", status)
     if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
@@ -274,4 +279,4 @@ def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave the ranks alone
-        print(f"swinv2-train: {text}", file=sys.stderr, flush=True)
+        print(redact(f"swinv2-train: {text}"), file=sys.stderr, flush=True)

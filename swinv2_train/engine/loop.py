@@ -21,7 +21,7 @@ from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, Interrupted, due
-from swinv2_train.engine.guard import Guard, Refusal
+from swinv2_train.engine.guard import Guard, Refusal, mostly_skipped
 from swinv2_train.engine.incidents import IncidentLog
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.schedule import ema_decay, learning_rate
@@ -129,6 +129,8 @@ class Trainer:
                 save_due = False
             self.watchdog.now("step", self.state.step)
         self.finish_saving()
+        if failure := mostly_skipped(self.state):
+            raise self.ranks.end(failure)
         return FINISHED
 
     def is_turn(self, every: int) -> bool:

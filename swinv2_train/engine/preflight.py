@@ -36,6 +36,7 @@ from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.room import free_shared_memory
 from swinv2_train.engine.state import TrainState
 from swinv2_train.errors import MainRankError
+from swinv2_train.exit_codes import FAILED, code_of
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.environment import PACKAGES, version
 
@@ -79,6 +80,8 @@ class Facts:
     """Bytes free in the shared memory of its host; None if it has none."""
     problem: str | None = None
     """What went wrong on this rank before it came here."""
+    problem_code: int = FAILED
+    """The exit code of that problem."""
     clock: float = field(default=0.0, compare=False)
     """Its clock when all ranks were at the same place, in seconds."""
 
@@ -96,7 +99,7 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: str | None) -> Facts:
+def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exception | None) -> Facts:
     """The facts of this rank. A collective, so that the clocks are read at one moment."""
     place = Path(config.run.dir)
     while not place.exists() and place != place.parent:
@@ -118,7 +121,8 @@ def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: str 
         memory=memory,
         shared_free=free_shared_memory(),
         sees_run_dir=_sees_run_dir(Path(config.run.dir), ranks),
-        problem=problem,
+        problem=str(problem) if problem else None,
+        problem_code=(code_of(problem) if problem else None) or FAILED,
     )
     ranks.barrier()
     return replace(facts, clock=time.time())
@@ -281,9 +285,9 @@ def compare(
         except (ConfigError, DataError) as error:
             problem = error
     shards = [part for part in data or () if part is not None]
-    everyone = ranks.gather(look(config, ranks, shards, str(problem) if problem else None))
+    everyone = ranks.gather(look(config, ranks, shards, problem))
     if problem is not None and all(facts.problem for facts in everyone):
-        raise problem if ranks.is_main else MainRankError(str(problem))
+        raise problem if ranks.is_main else MainRankError(str(problem), everyone[0].problem_code)
     wrong = differences(everyone)
     if wrong:
         raise ranks.end("; ".join(wrong))

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, normalise
+from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.loader import EvalLoader
+from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Decoded, Transform
 from swinv2_train.engine.ranks import Ranks
@@ -97,9 +99,11 @@ class Probe:
         self._warned: set[str] = set()
         self._place = "probe"
         self._sets = [
-            ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib)
+            ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
             for spec in (config.probe.shards, config.probe.eval_shards)
         ]
+        for text in overlap_warning("probe.eval_shards", self._sets[1], "probe.shards", self._sets[0]):
+            self._warn_once(text)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:
@@ -161,6 +165,7 @@ class Probe:
             seed=0,
             num_workers=self.config.data.num_workers,
             prefetch_batches=self.config.data.prefetch_batches,
+            decoding=DecodeOptions.of(self.config.data, self.mean),
         )
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         with closing(loader):
@@ -180,8 +185,11 @@ class Probe:
             self.warn(f"{self._place}: {text}")
 
 
-def first_images(config: Config, shards: ShardSet, count: int) -> Tensor:
+def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[float]) -> Tensor:
     """The evaluation crops of the first `count` samples that can be used, (B, C, H, W) as decoded.
+
+    Args:
+        mean: per-channel mean that images are normalized with, for `data.background=mean`.
 
     Raises:
         DataError: if none can.
@@ -196,6 +204,7 @@ def first_images(config: Config, shards: ShardSet, count: int) -> Tensor:
         world_size=1,
         channels=config.model.in_channels,
         seed=0,
+        decoding=DecodeOptions.of(config.data, mean),
     )
     with closing(loader):
         batch = next(iter(loader))

@@ -13,15 +13,17 @@ from typing import Any
 
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine import preflight
-from swinv2_train.engine.agree import on_main, together
+from swinv2_train.engine.agree import begun, on_main, together
 from swinv2_train.engine.build import (
     build_model,
     build_task,
@@ -34,6 +36,7 @@ from swinv2_train.engine.build import (
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, check_stop
+from swinv2_train.engine.guard import mostly_skipped
 from swinv2_train.engine.identity import geometry, shards_digest
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
@@ -45,13 +48,20 @@ from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
 from swinv2_train.engine.signals import STOP_FILE, StopRequest
-from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
+from swinv2_train.engine.start import (
+    background_warnings,
+    changed_since,
+    damaged_records,
+    missed_evaluation,
+    start_lines,
+)
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.status import write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
@@ -189,6 +199,8 @@ def _train_with(
     last = state.step == plan.total_steps
     missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last)) if state.step else set()
     if last and not missed:
+        if failure := mostly_skipped(state):
+            raise ranks.end(failure)
         if ranks.is_main:
             print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}; nothing to do")
             write_status(directory, "finished", state.step)
@@ -197,7 +209,7 @@ def _train_with(
     def describe_start() -> None:
         lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
         lines.extend(damaged_records(directory))
-        write_text(directory / "resolved.yaml", to_yaml(config))
+        write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
 
@@ -207,7 +219,10 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        for line in shards.warnings() if ranks.is_main else ():
+        warnings = [*doubts(config, plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
+        if held_out is not None:
+            warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
+        for line in warnings if ranks.is_main else ():
             tracker.warn(line)
         size = checkpoint_size(engine.module, config.optim.ema_decay)
         short = disk_warning(config, plan.total_steps - state.step, size, directory / "checkpoints")
@@ -254,7 +269,8 @@ def _train_with(
         end.trainer = trainer
         trainers.append(trainer)
         try:
-            end.code = replay(trainer) if config.replay else trainer.run()
+            with begun():
+                end.code = replay(trainer) if config.replay else trainer.run()
         except BaseException as error:
             if not isinstance(error, MainRankError):
                 reason = as_lost_rank(error) or shortage(error) or error

@@ -35,7 +35,7 @@ from swinv2_train.data.label_map import (
 )
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.agree import together
+from swinv2_train.engine.agree import begun, together
 from swinv2_train.engine.build import build_task, evaluation_loader
 from swinv2_train.engine.deepspeed import PRECISIONS
 from swinv2_train.engine.probes import EvalImages, Probe
@@ -135,17 +135,19 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         RunError: if something of this went wrong on another rank only, or a rank is gone.
     """
     bench = together(ranks, lambda: _Bench(options, ranks, progress))
-    begun = time.perf_counter()
-    own = together(ranks, bench.sums)
+    started = time.perf_counter()
+    with begun():
+        own = together(ranks, bench.sums)
     sums = ranks.sum_all(own)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     broken = sorted({entry for part in ranks.gather(bench.broken) for entry in part})
     metrics = bench.task.metrics(sums)
     if not metrics["samples"]:
         raise ranks.end(f"none of the samples in {options.data} counts: they are broken or have no label")
     if not math.isfinite(metrics["loss"]):
         raise ranks.end(f"the outputs of {bench.loaded.source.path} are not finite: its weights are broken")
-    metrics |= bench.probe_scores()
+    with begun():
+        metrics |= bench.probe_scores()
     return Evaluated(
         config=bench.config,
         source=bench.loaded.source.path,
@@ -172,7 +174,9 @@ class _Bench:
         self.broken: list[tuple[int, str, str]] = []
         self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
         self.warnings = list(self.loaded.source.notes)
-        self.shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib)
+        self.shards = ShardSet.open(
+            options.data, options.cache_dir, options.cache_gib, image=self.loaded.config.data.image
+        )
         task = self.loaded.config.task
         self.class_names = self.loaded.class_names
         self.columns = self._columns(task) if isinstance(task, ClassificationConfig) else None

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import torch
 
-from swinv2_train.config.compose import flat, from_yaml
+from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
-from swinv2_train.config.schema import Config
+from swinv2_train.config.schema import Config, DataConfig
+from swinv2_train.config.section import flat
+from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
+from swinv2_train.engine.identity import EARLIER_BACKGROUND
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.reading import UnreadableError, read_json
+from swinv2_train.redact import redacted
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
@@ -46,13 +50,31 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
     if not resolved.exists():
         return []
     try:
-        before = flat(from_yaml(resolved))
+        before = redacted(flat(from_yaml(resolved, only_read=True)))
     except ConfigError as error:
         return [f"what changed since the last start is not known: {error}"]
+    now = redacted(flat(config))
+    changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
+    lines = []
+    if before.get("data.background") is None and changed.get("data.background") == EARLIER_BACKGROUND:
+        del changed["data.background"]
+        lines.append(
+            f"data.background={EARLIER_BACKGROUND}: alpha is ignored, as when an earlier version began this run"
+        )
     return [
-        f"changed since the last start: {key} {before.get(key)} -> {value}"
-        for key, value in flat(config).items()
-        if before.get(key) != value and key != "run.dir"
+        *lines,
+        *(f"changed since the last start: {key} {before.get(key)} -> {value}" for key, value in changed.items()),
+    ]
+
+
+def background_warnings(data: DataConfig, card: Card | None) -> list[str]:
+    """Return a line if the statistics of the dataset card count transparent images on another color than the run."""
+    used = [key for key in ("mean", "std") if getattr(data, key) == "dataset"]
+    if not used or card is None or not card.transparent or card.background == data.background:
+        return []
+    return [
+        f"data.{used[0]}=dataset was counted with transparent images on {card.background}, and data.background is "
+        f"{data.background}: pack with --background {data.background}, or set data.background={card.background}"
     ]
 
 

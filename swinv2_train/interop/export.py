@@ -175,7 +175,7 @@ def export(
             output=inference.output,
         )
         card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared)
-        (partial / "README.md").write_text(card)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         for path in partial.iterdir():
             disk.flush(path)
@@ -264,6 +264,7 @@ def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
         "interpolation": data.augment.interpolation,
         "mean": loaded.mean,
         "std": loaded.std,
+        "background": data.background,
     }
 
 

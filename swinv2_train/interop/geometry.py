@@ -63,7 +63,8 @@ def trained_windows(geometry: Mapping[str, Any]) -> list[Window] | None:
 
 
 def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
-    """The fields of a model that the shapes of its canonical tensors tell: all but windows and what has no weights.
+    """The fields of a model that the shapes of its canonical tensors tell: all but windows, their rule, and what has no
+    weights.
 
     Raises:
         ConfigError: if they are not those of a Swin Transformer V2.
@@ -249,7 +250,7 @@ def put_windows(geometry: dict[str, Any], found: Windows) -> None:
         rows, columns = (-(-side // patch) for side in found.resolution)
         uniform = []
         for _ in sides:
-            uniform.append(fit_window(sides[0], rows, columns)[0])
+            uniform.append(fit_window(sides[0], rows, columns, model.get("window_rule", "per-axis"))[0])
             rows, columns = -(-rows // 2), -(-columns // 2)
         if uniform == sides:
             sides = [sides[0]] * len(sides)

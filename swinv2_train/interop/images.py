@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swinv2_train.config.checks import resolution
 from swinv2_train.data.augment import eval_crop, normalise
-from swinv2_train.data.decode import decode
+from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import IMAGE_EXTENSIONS, scan_folder
 
@@ -69,8 +69,8 @@ def find_images(paths: Sequence[str]) -> FoundImages:
     return found
 
 
-def read_image(path: Path, channels: int) -> Tensor:
-    """A file as (channels, H, W) uint8 or uint16.
+def read_image(path: Path, channels: int, options: DecodeOptions) -> Tensor:
+    """Read a file as (channels, H, W) uint8 or uint16.
 
     Raises:
         BrokenSample: if it cannot be read or decoded.
@@ -79,7 +79,7 @@ def read_image(path: Path, channels: int) -> Tensor:
         data = path.read_bytes()
     except OSError as error:
         raise BrokenSample(f"it cannot be read ({error.strerror})") from error
-    return decode(data, channels)
+    return decode(data, channels, options)
 
 
 def prepare(image: Tensor, config: Config, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -114,9 +114,10 @@ def image_batch(paths: Sequence[Path], loaded: LoadedModel) -> Tensor:
         DataError: naming the first that cannot be used.
     """
     images = []
+    options = DecodeOptions.of(loaded.config.data, loaded.mean)
     for path in paths:
         try:
-            image = read_image(path, loaded.config.model.in_channels)
+            image = read_image(path, loaded.config.model.in_channels, options)
         except BrokenSample as error:
             raise DataError(f"{path}: {error}") from error
         images.append(prepare(image, loaded.config, loaded.mean, loaded.std))

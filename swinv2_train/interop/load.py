@@ -23,7 +23,7 @@ from swinv2_train.interop.geometry import (
     put_trained,
     trained_windows,
 )
-from swinv2_train.interop.source import WeightSource, open_source
+from swinv2_train.interop.source import OWN, WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     config.data.augment.interpolation = crop.get("interpolation", config.data.augment.interpolation)
     config.data.crop_pct = crop.get("crop_pct", config.data.crop_pct)
     config.data.crop_mode = crop.get("crop_mode", config.data.crop_mode)
+    # This package's weights without the entry were trained with alpha dropped; other libraries do not record it.
+    config.data.background = crop.get("background") or ("drop" if source.format == OWN else "white")
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {

@@ -15,12 +15,15 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
+    ModelConfig,
     count_parameters,
     count_simmim_parameters,
     stage_geometry,
 )
 from swinv2_train.interop.peers import earlier_windows, version_of
 from swinv2_train.reading import read_object
+from swinv2_train.redact import redact
+from swinv2_train.text import as_markdown
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -74,9 +77,9 @@ def model_card(loaded: LoadedModel, layout: str, name: str, *, dtype: str, weigh
         ("Export", _table(_export_rows(loaded, layout, compared))),
         ("License", "Not stated. Whoever publishes these weights has to name one here."),
     ]
-    title = trained.run.name if trained else loaded.config.model.name
+    title = as_markdown(trained.run.name if trained else loaded.config.model.name)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections if text)
-    return f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n"
+    return redact(f"{_front_matter(layout, compared.output)}# {title}\n\n{_summary(loaded)}\n\n{body}\n")
 
 
 def _front_matter(layout: str, output: str) -> str:
@@ -126,10 +129,10 @@ def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> R
         rows.append(("extra norm", f"every {model.extra_norm_period} blocks of a stage"))
     if model.absolute_position:
         rows.append(("absolute position embedding", "yes"))
-    for key, usual in (("norm_placement", "res-post"), ("similarity", "cosine"), ("position_bias", "log-cpb")):
-        value = getattr(model, key, usual)
-        if value != usual:
-            rows.append((key.replace("_", " "), str(value)))
+    default = ModelConfig()
+    for key in ("norm_placement", "similarity", "position_bias", "window_rule"):
+        if getattr(model, key) != getattr(default, key):
+            rows.append((key.replace("_", " "), str(getattr(model, key))))
     rows.append(("weights", f"{dtype}, {'moving average' if weights == 'ema' else 'as trained'}"))
     if loaded.source.step is not None:
         rows.append(("step", f"{loaded.source.step:,}"))
@@ -157,7 +160,7 @@ def _classes(loaded: LoadedModel) -> str:
     if not names:
         return ""
     more = f", and {len(names) - _SHOWN_CLASSES:,} more" if len(names) > _SHOWN_CLASSES else ""
-    return f"{len(names):,}: {', '.join(names[:_SHOWN_CLASSES])}{more}."
+    return f"{len(names):,}: {', '.join(map(as_markdown, names[:_SHOWN_CLASSES]))}{more}."
 
 
 def run_directory(path: Path) -> Path | None:
@@ -167,7 +170,7 @@ def run_directory(path: Path) -> Path | None:
 
 def _resolved(run: Path | None) -> Config | None:
     try:
-        return from_yaml(run / "resolved.yaml") if run else None
+        return from_yaml(run / "resolved.yaml", only_read=True) if run else None
     except ConfigError:  # of a version with other keys; then nothing is known
         return None
 
@@ -212,10 +215,10 @@ def _chain(config: Config | None, run: Path | None) -> str:
         run = run_directory(place)
         config = _resolved(run)
         if config is None or run in seen:
-            lines.append(f"`{place.name}`")
+            lines.append(as_markdown(place.name))
             break
         seen.add(run)
-        lines.append(f"the run {config.run.name} ({config.task.name})")
+        lines.append(f"the run {as_markdown(config.run.name)} ({config.task.name})")
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
@@ -328,6 +331,7 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison) -> Rows
 
 def _usage(loaded: LoadedModel, layout: str, name: str, output: str) -> str:
     """Code that loads this very format; `images` is the batch that "Input" describes."""
+    name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
     code = {
         "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model',
@@ -355,12 +359,8 @@ def _huggingface_code(name: str, output: str) -> str:
 
 
 def _table(rows: Rows) -> str:
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows]
+    lines = [f"| {as_markdown(name)} | {as_markdown(value)} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _value(value: Any) -> str:

@@ -81,7 +81,7 @@ def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None
     stages = stage_geometry(model, *resolution)
     side = max(max(stage.window) for stage in stages)
     for stage in stages:
-        window, shift = fit_window((side, side), stage.height, stage.width)
+        window, shift = fit_window((side, side), stage.height, stage.width, model.window_rule)
         if window != stage.window or shift != stage.shift or window[0] != window[1]:
             return None
     return side
@@ -210,7 +210,8 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int]) -
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a config file. Raises OSError if it cannot be written."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate becomes its escape in JSON
 
 
 def run_timm(directory: Path, images: Tensor) -> Tensor:

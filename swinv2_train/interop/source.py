@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
-from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop import sidecar
 from swinv2_train.interop.geometry import (
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OWN = "swinv2-train"
+_WINDOW_RULES = {"official": "official", "huggingface": "official", "timm": "per-axis"}
+"""The `window_rule` of foreign weights. Hugging Face computes the official one on maps not taller than wide."""
 _EXPORT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -159,15 +160,17 @@ def _choose(
 ) -> tuple[Path, Manifest, list[str]]:
     """The checkpoint that is meant, and a line for each that was passed over."""
     from swinv2_train.checkpoint.consolidate import checked
-    from swinv2_train.checkpoint.survey import checkpoints_of, directory_of, examine, is_checkpoint
+    from swinv2_train.checkpoint.survey import best_metric_of, checkpoints_of, directory_of, examine, is_checkpoint
 
     candidates = checkpoints_of(path)
     if not candidates:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
     notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
-    if which == "best" and not is_checkpoint(path):
-        metric, mode = _best_metric(path)
+    if which == "best" and is_checkpoint(path):
+        raise ConfigError("", path, f"{path} is one checkpoint, so there is no best of them; leave which at newest")
+    if which == "best":
+        metric, mode = best_metric_of(directory_of(path))
         candidates, unreadable = _best_first(path, candidates, metric, mode)
         notes += [f"passed over {name}: {reason}" for name, reason in unreadable.items() if name not in skip]
         wanted = f" with {metric}"
@@ -200,20 +203,6 @@ def _best_first(path: Path, candidates: list[Path], metric: str, mode: str) -> t
         held = f"they have {', '.join(known)}" if known else "they have no metrics at all"
         raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); take the newest")
     return found, {entry.path.name: str(entry.damage) for entry in entries if entry.manifest is None}
-
-
-def _best_metric(path: Path) -> tuple[str, str]:
-    """The metric that the run of these checkpoints goes by, and its better end."""
-    from swinv2_train.checkpoint.survey import directory_of
-
-    resolved = directory_of(path).parent / "resolved.yaml"
-    if not resolved.is_file():
-        return "eval/loss", "min"
-    try:
-        settings = from_yaml(resolved).checkpoint
-    except ConfigError:  # damaged, or of another version: what every recipe starts with
-        return "eval/loss", "min"
-    return settings.best_metric, settings.best_mode
 
 
 def _from_checkpoint(path: Path, manifest: Manifest, notes: list[str], *, ema: bool) -> WeightSource:
@@ -301,7 +290,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     shapes = _joined_shapes(located, storage)
     geometry: dict[str, Any] = {
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
-        "model": infer_model(shapes, path),
+        "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
         "classes": None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, mlp_width
+from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.interop.geometry import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY
@@ -143,6 +143,8 @@ def plan_transfer(
     wanted = {_canonical(name): tuple(shape) for name, shape in target.items()}
     check_structure(source, model)
     _refuse_incomplete(source, wanted)
+    if note := _other_rule(source, model, resolution):
+        source.notes.append(note)
     transfer = Transfer(source, _shapes=wanted)
     for key, shape in wanted.items():
         transfer.rows.append(_row(transfer, key, shape, model, label_map, resolution))
@@ -151,6 +153,24 @@ def plan_transfer(
             transfer.rows.append(Row(key, "dropped", _why_left(source, key)))
     transfer.rows.extend(Row(key, "dropped", why) for key, why in source.dropped)
     return transfer
+
+
+def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int, int] | None) -> str | None:
+    """A warning where the model clamps windows by another rule than the weights, and that changes a window here."""
+    rule = model_config(source.geometry).window_rule
+    if resolution is None or rule == model.window_rule:
+        return None
+    stages = stage_geometry(model, *resolution)
+    for number, stage in enumerate(stages, 1):
+        window, shift = fit_window(windows(model)[number - 1], stage.height, stage.width, rule)
+        if (window, shift) != (stage.window, stage.shift):
+            return (
+                f"WARNING: the weights in {source.path} are of model.window_rule={rule}, which has windows of "
+                f"{window[0]}x{window[1]} shifted by {shift[0]}x{shift[1]} on the {stage.height}x{stage.width} map of "
+                f"stage {number}; model.window_rule={model.window_rule} has {stage.window[0]}x{stage.window[1]} "
+                f"shifted by {stage.shift[0]}x{stage.shift[1]}; set model.window_rule={rule} to keep theirs"
+            )
+    return None
 
 
 def _row(

@@ -106,6 +106,19 @@ def sdpa_attention(
     return from_windows(out.reshape(1, *shape), window, (qkv.shape[1], qkv.shape[2]))
 
 
+def _regions(qkv: Tensor, window: Window, shift: tuple[int, int]) -> Tensor | None:
+    return window_regions((qkv.shape[1], qkv.shape[2]), window, shift, qkv.device) if any(shift) else None
+
+
+@torch.compiler.disable
+def _sequential(
+    qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: tuple[int, int], chunk_mib: float
+) -> Tensor:
+    """`sequential_attention`, with the regions made outside of a compiled graph: until torch 2.11, a constant of the
+    graph before a break arrives after it as a function instead of a tensor."""
+    return sequential_attention(qkv, scale, table, _regions(qkv, window, shift), window, chunk_mib)
+
+
 class WindowAttention(nn.Module):
     """Window attention over a token map, for any window: no parameter but a bias table has the size of one.
 
@@ -155,18 +168,15 @@ class WindowAttention(nn.Module):
         """(B, Hp, Wp, C) -> (B, Hp, Wp, C), for a map of whole windows that is already rolled by `shift`."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have none
         qkv = F.linear(x, self.qkv.weight, bias)
-        regions = None
-        if any(shift):
-            regions = window_regions((x.shape[1], x.shape[2]), window, shift, x.device)
         with without_autocast(x):
             scale, table = self.scale(), self.position_table(window)
             if self.backend == "sequential":
-                out = sequential_attention(qkv, scale, table, regions, window, self.chunk_mib)
+                out = _sequential(qkv, scale, table, window, shift, self.chunk_mib)
             elif self.backend == "sdpa":
                 centre = 0.0 if self.position_bias == "table" else BIAS_RANGE / 2
-                out = sdpa_attention(qkv, scale, table, regions, window, centre)
+                out = sdpa_attention(qkv, scale, table, _regions(qkv, window, shift), window, centre)
             else:
-                out = reference_attention(qkv, scale, table, regions, window)
+                out = reference_attention(qkv, scale, table, _regions(qkv, window, shift), window)
         return self.proj(out)
 
     def scale(self) -> Tensor | None:

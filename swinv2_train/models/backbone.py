@@ -1,7 +1,8 @@
 """Swin Transformer V2 (arXiv 2111.09883), with the parameters of the official code under the official names.
 
 Works on images of any size and any number of channels: maps are padded to whole windows, windows that exceed a map are
-clamped to it. At sizes that the official code accepts, results are the official ones.
+clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its results;
+`window_rule="per-axis"` does so where every map is square, or larger than its window along both sides.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class SwinBlock(nn.Module):
     Args:
         window: configured attention window; clamped to the map at every call.
         shifted: roll the map by half a window.
+        window_rule: how the window is clamped, see `fit_window`.
         norm_placement: one of the above.
         extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
     """
@@ -58,12 +60,14 @@ class SwinBlock(nn.Module):
         *,
         window: Window,
         shifted: bool,
+        window_rule: str,
         norm_placement: str,
         extra_norm: bool,
     ) -> None:
         super().__init__()
         self.window = window
         self.shifted = shifted
+        self.window_rule = window_rule
         self.norm_placement = norm_placement
         initial = 0.0 if norm_placement == "res-post" else 1.0
         self.norm1 = LayerNorm(dim, initial_weight=initial)
@@ -100,7 +104,7 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]
-        window, shift = fit_window(self.window, height, width)
+        window, shift = fit_window(self.window, height, width, self.window_rule)
         if not self.shifted:
             shift = (0, 0)
         below, right = -height % window[0], -width % window[1]
@@ -267,6 +271,7 @@ def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | 
             mlp_width(config, dim),
             window=windows(config)[stage],
             shifted=index % 2 == 1,
+            window_rule=config.window_rule,
             norm_placement=config.norm_placement,
             extra_norm=period > 0 and (index + 1) % period == 0,
         )

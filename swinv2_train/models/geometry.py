@@ -144,7 +144,10 @@ def region_mask(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def to_windows(x: Tensor, window: Window, parts: int, heads: int) -> Tensor:
-    """(B, Hp, Wp, parts * h * d) -> (parts, B, nW, h, N, d), one copy."""
+    """(B, Hp, Wp, parts * h * d) -> (parts, B, nW, h, N, d): at most one copy, and a view for some one-token sides.
+
+    Do not write into the result, and do not assume that it is contiguous.
+    """
     b, hp, wp, _ = x.shape
     wh, ww = window
     x = x.reshape(b, hp // wh, wh, wp // ww, ww, parts, heads, -1)

@@ -126,7 +126,7 @@ class _SequentialAttention(torch.autograd.Function):
         heads, ww = table.shape[0], window[1]
         wide, cosine = at_least_float32(qkv.dtype), scale is not None
         q, k, v = to_windows(qkv, window, 3, heads).flatten(1, 2).unbind()
-        out = torch.empty_like(q)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         log_sum = torch.empty(q.shape[:-1], dtype=wide, device=q.device)
         maker = _ScoreMaker(table, regions, window)
         plan = plan_chunks(
@@ -167,8 +167,11 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
     window, heads, ww = ctx.window, table.shape[0], ctx.window[1]
     wide, cosine = log_sum.dtype, scale is not None
     windowed = to_windows(qkv, window, 3, heads)
-    grad_windowed = torch.empty_like(windowed)
-    (q, k, v), (grad_q, grad_k, grad_v) = windowed.flatten(1, 2).unbind(), grad_windowed.flatten(1, 2).unbind()
+    # Not empty_like: that keeps the strides of `windowed`, which is a view where a window is one token wide. Flattening
+    # such a tensor copies it, and what is written to the copy is lost. `view` raises an error instead of copying.
+    grad_windowed = torch.empty(windowed.shape, dtype=windowed.dtype, device=windowed.device)
+    grads = grad_windowed.view(3, -1, *windowed.shape[3:])
+    (q, k, v), (grad_q, grad_k, grad_v) = windowed.flatten(1, 2).unbind(), grads.unbind()
     out, grad_out = (to_windows(x, window, 1, heads).flatten(0, 2) for x in (merged, grad_merged))
     need_table = ctx.needs_input_grad[2]
     grad_table, grad_scale = torch.zeros_like(table), torch.zeros_like(scale) if cosine else None
@@ -214,7 +217,7 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
             grad_v[part, group] = grad_value.to(qkv.dtype)
         if grad_bias is not None:
             grad_table[group] = collapse_bias(grad_bias, window)
-    del windowed, q, k, v, out, grad_out  # before the gradients are copied into a map
+    del windowed, q, k, v, out, grad_out, grads, grad_q, grad_k, grad_v  # before the gradients are copied into a map
     grad_qkv = from_windows(grad_windowed, window, (qkv.shape[1], qkv.shape[2]))
     return grad_qkv, grad_scale, grad_table if need_table else None, None, None, None
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.compose import compose, flat
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.multirun import quoted
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
+from swinv2_train.config.section import flat
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.validate import validate
 from swinv2_train.pipeline.spec import Pipeline, Stage
+from swinv2_train.redact import redacted
 
 WITHOUT_EFFECT = ("run.", "init_from", "init.which", "init.ema", "resume", "replay", "launch.", "tracking.",
                   "watchdog.", "checkpoint.", "eval.", "probe.", "data.num_workers", "data.prefetch_batches",
@@ -48,7 +51,7 @@ class PlannedStage:
             if stage.source
             else self.config.init_from or "random weights"
         )
-        return json.loads(json.dumps(values))
+        return json.loads(json.dumps(redacted(values)))
 
     def arguments(self, weights: Path | None) -> list[str]:
         """What `swinv2-train` gets to run it."""
@@ -63,7 +66,7 @@ def _overrides(stage: Stage, run_name: str, run_dir: Path, weights: Path | None)
     elif stage.random:
         start = ["init_from=null", "init.label_map=null"]  # a baseline has the rest of the recipe
     own = [f"run.name={run_name}", f"run.dir={quoted(run_dir)}"]
-    return [f"+experiment={stage.experiment}", *stage.overrides, *start, *own]
+    return last_of_each([f"+experiment={stage.experiment}", *stage.overrides, *start, *own])
 
 
 def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStage]:
@@ -115,6 +118,7 @@ def _check_link(source: PlannedStage, target: PlannedStage) -> None:
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is not as it was, a text for each; keys that only one of them knows come from another version."""
+    before = redacted(before)  # an earlier version kept credentials
     return [f"{key} {before[key]} -> {value}" for key, value in now.items() if key in before and before[key] != value]
 
 

@@ -14,6 +14,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, list_checkpoints
 from swinv2_train.checkpoint.survey import Entry, ranked, survey
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import best_mode
 from swinv2_train.engine.child import StopSignals, run_command, train_command
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.status import read_status
@@ -137,7 +138,8 @@ def _record(item: PlannedStage, before: Record | None) -> Record:
     record = before or Record(item.stage.experiment)
     settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while it worked
     record.title, record.baseline_of = item.stage.title, item.stage.baseline_of
-    record.metric, record.metric_mode = item.config.checkpoint.best_metric, item.config.checkpoint.best_mode
+    record.metric = item.config.checkpoint.best_metric
+    record.metric_mode = best_mode(item.config.checkpoint)
     record.total_steps = item.config.optim.steps
     return record
 

@@ -32,6 +32,7 @@ from typing import Any
 
 from swinv2_train.config.compose import conf_dir
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import last_of_each, refuse_repeated
 from swinv2_train.reading import read_text
 
 PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
@@ -102,8 +103,9 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
     pipeline's own.
 
     Raises:
-        ConfigError: for what is not KEY=VALUE, and for what a pipeline decides itself.
+        ConfigError: for what is not KEY=VALUE, for a key that is given twice, and for what a pipeline decides itself.
     """
+    refuse_repeated(arguments)
     name, changes = None, Changes({}, [], {})
     for item in arguments:
         key, equals, value = item.partition("=")
@@ -216,6 +218,10 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
     overrides = [] if entry.get("overrides") is None else entry["overrides"]
     if not isinstance(overrides, list) or not all(isinstance(item, str) and "=" in item for item in overrides):
         raise ConfigError("", overrides, f"{where}: overrides is a list of key=value")
+    try:
+        refuse_repeated(overrides)
+    except ConfigError as error:
+        raise ConfigError("", name, f"{where}: {error}") from None
     for item in overrides:
         key, _, value = item.lstrip("+~").partition("=")
         _refuse_own(key, value)
@@ -234,7 +240,7 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
     return Stage(
         name=name,
         experiment=chosen,
-        overrides=(*(base.overrides if base else ()), *overrides),
+        overrides=tuple(last_of_each([*(base.overrides if base else ()), *overrides])),
         source=source,
         random=source is None and (base is not None or "init_from" in entry),
         weights=entry.get("weights", "newest"),
@@ -250,4 +256,4 @@ def _changed(stage: Stage, changes: Changes) -> Stage:
     if (stage.source or stage.random) and any(item.lstrip("+~").startswith("init_from=") for item in added):
         start = f"the weights of {stage.source}" if stage.source else "random weights"
         raise ConfigError("init_from", "...", f"stage {stage.name} starts from {start}; the pipeline's file says so")
-    return replace(stage, overrides=(*stage.overrides, *added))
+    return replace(stage, overrides=tuple(last_of_each([*stage.overrides, *added])))

@@ -131,7 +131,7 @@ def _variant(model: ModelConfig) -> str:
     parts = [f"drop path {model.drop_path:g}"]
     if model.extra_norm_period:
         parts.append(f"extra norm every {model.extra_norm_period} blocks")
-    for key in ("norm_placement", "similarity", "position_bias"):
+    for key in ("norm_placement", "similarity", "position_bias", "window_rule"):
         if getattr(model, key) != getattr(default, key):
             parts.append(f"{key.replace('_', ' ')} {getattr(model, key)}")
     return "; ".join(parts)

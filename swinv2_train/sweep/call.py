@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from swinv2_train.config.checks import at_least, one_of
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import check_recorded
 from swinv2_train.config.multirun import Multirun, plan_multirun, run_multirun
 from swinv2_train.config.schema import Config
 from swinv2_train.config.sweep import SweepConfig
@@ -45,7 +47,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
         RunError: if submitit cannot start the jobs, or loses one.
     """
     multirun = plan_multirun(overrides, config_dir)
-    settings = multirun.config.sweep
+    settings = replace(multirun.config.sweep, direction=multirun.direction)
     _validate(settings)
     if multirun.config.launch.preflight_only:
         raise ConfigError("launch.preflight_only", "true", "is for one run; leave -m out")
@@ -78,7 +80,6 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
 
 
 def _validate(sweep: SweepConfig) -> None:
-    one_of("sweep.direction", sweep.direction, ("minimize", "maximize"))
     one_of("sweep.value", sweep.value, ("last", "best"))
     one_of("sweep.prune", sweep.prune, ("off", "median"))
     at_least("sweep.retries", sweep.retries, 0)
@@ -104,9 +105,25 @@ def _check_jobs(
             known = job.overrides == multirun.first  # composing takes a third of a second
             configs[job.id] = deepcopy(multirun.config) if known else compose(job.overrides, config_dir)
             validate(configs[job.id])
+            check_recorded(configs[job.id], configs[job.id].sweep.metric)
+    _refuse_twins(jobs, configs)
     for job in jobs:
         with _named(job, jobs):
             check(configs[job.id])
+
+
+def _refuse_twins(jobs: Sequence[Job], configs: dict[str, Config]) -> None:
+    """Reject values that change nothing: the table would compare a run with itself."""
+    seen: list[Job] = []
+    for job in jobs:
+        twin = next((other for other in seen if configs[other.id] == configs[job.id]), None)
+        if twin is not None:
+            mend = (
+                f"jobs {twin.id} and {job.id} have the same config: the values that they differ in change nothing; "
+                "remove one of them, or the override or file that has the last word on their keys"
+            )
+            raise ConfigError("", job.id, mend)
+        seen.append(job)
 
 
 @contextmanager

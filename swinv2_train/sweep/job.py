@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from swinv2_train.config.multirun import in_order, key_of
+from swinv2_train.config.overrides import in_order, key_of
 from swinv2_train.engine.status import write_text
 from swinv2_train.reading import UnreadableError, from_object, read_json
+from swinv2_train.redact import redact, redacted
 
 JOB_FILE, SWEEP_FILE = "job.json", "sweep.json"
 DONE = ("finished", "pruned")
@@ -56,7 +57,7 @@ def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
     items = in_order(overrides)
     swept = [item for item in items if key_of(item) not in fixed]
     shared = [item for item in items if item not in swept and not key_of(item).startswith(WITHOUT_EFFECT)]
-    values = {key_of(item): _plain(item.partition("=")[2]) for item in sorted(swept, key=_place)}
+    values = {key_of(item): redact(_plain(item.partition("=")[2])) for item in sorted(swept, key=_place)}
     name = f"{_readable(values)}-{_digest([*shared, *swept])}"
     return Job(name, tuple(items), values, tuple(_normal(shared)), _digest(shared))
 
@@ -148,7 +149,7 @@ def read_jobs(directory: Path) -> list[JobRecord]:
 
 def write_job(directory: Path, record: JobRecord) -> None:
     """Replace what is kept of a job."""
-    write_text(directory / JOB_FILE, json.dumps(asdict(record), indent=1) + "\n")
+    write_text(directory / JOB_FILE, json.dumps(redacted(asdict(record)), indent=1) + "\n")
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
@@ -158,7 +159,7 @@ def read_sweep(directory: Path) -> SweepRecord | None:
 
 def write_sweep(directory: Path, record: SweepRecord) -> None:
     """Replace what is kept of a sweep."""
-    write_text(directory / SWEEP_FILE, json.dumps(asdict(record), indent=1) + "\n")
+    write_text(directory / SWEEP_FILE, json.dumps(redacted(asdict(record)), indent=1) + "\n")
 
 
 def _read(path: Path, kind: type[_Record]) -> _Record | None:

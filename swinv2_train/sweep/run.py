@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.multirun import key_of, quoted
+from swinv2_train.config.multirun import quoted
+from swinv2_train.config.overrides import key_of
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.engine.child import StopSignals, run_command, train_command
 from swinv2_train.engine.lock import RunLock
 from swinv2_train.engine.signals import STOP_FILE, signal_name
 from swinv2_train.engine.status import read_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.redact import redact
 from swinv2_train.sweep.job import DONE, Job, JobRecord, make_job, new_record, read_job, write_job
 from swinv2_train.sweep.values import Pruner, judged, metric_names, metric_values, missing_metric
 
@@ -108,7 +110,7 @@ def this_process() -> str:
 def say(text: str) -> None:
     """A line for whoever watches; the terminal may be gone, which is no reason to leave a job alone."""
     with contextlib.suppress(OSError):
-        print(text, flush=True)
+        print(redact(text), flush=True)
 
 
 def run_job(sweep: Sweep, job: Job, signals: StopSignals) -> JobRecord | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import better_end, checked_direction
 from swinv2_train.engine.lock import is_held
 from swinv2_train.sweep.job import SWEEP_FILE, JobRecord, SweepRecord, read_jobs, read_sweep
 from swinv2_train.sweep.run import LOCKS
@@ -18,10 +19,11 @@ def survey(
 
     Args:
         metric: another one than the sweep's own.
-        direction: which end of it is the good one.
+        direction: which end of it is the better one; None: the metric decides.
 
     Raises:
-        ConfigError: if no sweep has run there, or a file of it cannot be understood.
+        ConfigError: if no sweep has run there, a file of it cannot be understood, or the direction contradicts the
+            metric.
     """
     if not directory.is_dir():
         raise ConfigError("", directory, f"there is no directory {directory}")
@@ -30,7 +32,12 @@ def survey(
         raise ConfigError("", directory, f"there is no {SWEEP_FILE} in {directory}: no sweep has run there")
     if not jobs:
         raise ConfigError("", directory, f"the sweep in {directory} has no job yet")
-    sweep.metric, sweep.direction = metric or sweep.metric, direction or sweep.direction
+    before = sweep.direction if metric in (None, sweep.metric) else None
+    sweep.metric = metric or sweep.metric
+    found = {job.id: metric_values(directory / job.id, sweep.metric) for job in jobs}
+    # An older version let the direction of a sweep contradict its metric: the metric decides.
+    if direction is not None or better_end(sweep.metric) is not None or (before is None and any(found.values())):
+        sweep.direction = checked_direction(sweep.metric, direction, "--direction")
     for job in jobs:
         if job.status == "running":
             at_work = _is_at_work(directory, job.id)
@@ -38,7 +45,7 @@ def survey(
                 job.message = "running, as far as can be told"
             elif not at_work:
                 job.status, job.message = "stopped", "its sweep was killed"
-        job.metric = judged(metric_values(directory / job.id, sweep.metric), sweep.value, sweep.direction)
+        job.metric = judged(found[job.id], sweep.value, sweep.direction)
     return sweep, jobs
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from swinv2_train.text import printable
 from swinv2_train.tracking.figures import BACKGROUND, INK, image_grid, to_pil
 
 RIGHT, WRONG = "#2a9d4a", "#d03030"
@@ -89,6 +90,7 @@ def _listed(shares: Mapping[int, float], class_names: Sequence[str] | None, *, n
 
 def _fitted(text: str, font: Any, width: int) -> str:
     """The text, cut off where it would be wider than so many pixels."""
+    text = printable(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from swinv2_train.text import as_label
+
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
@@ -128,7 +130,9 @@ def line_chart(
             y = np.asarray(one.y, dtype=np.float64)
             y = np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
             marks = {"linestyle": (0, (4, 2)), "linewidth": 1.0} if one.dashed else {"marker": _pick(MARKERS, number)}
-            axes.plot(one.x, y, color=_pick(PALETTE, number), label=one.name, clip_on=False, zorder=3, **marks)
+            axes.plot(
+                one.x, y, color=_pick(PALETTE, number), label=as_label(one.name), clip_on=False, zorder=3, **marks
+            )
         if log_y:
             _logarithmic(axes)
         if x_ticks is not None:
@@ -136,7 +140,7 @@ def line_chart(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if title:
-            axes.set_title(title)
+            axes.set_title(as_label(title))
         if len(series) > 1:
             axes.legend(loc="best")
     return Chart(figure)
@@ -283,4 +287,4 @@ def _pick(choices: Sequence[str], number: int) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return as_label(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")

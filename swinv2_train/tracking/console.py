@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 
 
@@ -81,7 +82,7 @@ class RunConsole:
 
     def _log(self, text: str) -> str:
         """Stamp the text with the time, append it to the log, and give the line back."""
-        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}"
+        line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {redact(text)}"
         try:
             with self._log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from swinv2_train.reading import UnreadableError, put_aside, read_json
+from swinv2_train.redact import redact
 
 PACKAGES = (
     "swinv2-train",
@@ -49,7 +50,7 @@ def describe_environment() -> dict[str, Any]:
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([sys.executable, *sys.argv]),
+        "command": redact(shlex.join([sys.executable, *sys.argv])),
         "working_directory": os.getcwd(),
         "host": socket.gethostname(),
         "platform": platform.platform(),

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import re
 import secrets
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from PIL import Image
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.reading import UnreadableError, put_aside, read_text
+from swinv2_train.redact import redact, redacted
 
 _LOGIN_SECONDS = 60
 """How long W&B may wait for a person to type a key; the other ranks are already waiting for this one."""
@@ -96,6 +98,7 @@ class WandbSink:
         import wandb
 
         tracking = config.tracking
+        sys.argv[:] = map(redact, sys.argv)  # W&B records the command line
         try:
             self.run = wandb.init(
                 id=_stored_wandb_id(run_dir),
@@ -106,7 +109,7 @@ class WandbSink:
                 entity=tracking.wandb_entity,
                 group=tracking.wandb_group,
                 dir=str(run_dir),
-                config=dataclasses.asdict(config),
+                config=redacted(dataclasses.asdict(config)),
                 # The console is in log.txt; capturing it would fill W&B's log with redraws of the progress bar.
                 settings=wandb.Settings(
                     console="off", silent=True, login_timeout=_LOGIN_SECONDS, init_timeout=_CONNECT_SECONDS

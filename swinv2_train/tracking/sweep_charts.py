@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean
 
+from swinv2_train.text import as_label
 from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, empty_axes, house_style
 
 _DECADE = 10.0
@@ -46,7 +47,10 @@ def sweep_chart(points: Sequence[tuple[str, float]], *, x_label: str, y_label: s
         if ticks:
             upright = max(len(text) for text in ticks) <= _LONG
             axes.set_xticks(
-                range(len(ticks)), ticks, rotation=0 if upright else 30, ha="center" if upright else "right"
+                range(len(ticks)),
+                [as_label(text) for text in ticks],
+                rotation=0 if upright else 30,
+                ha="center" if upright else "right",
             )
             axes.set_xlim(-0.5, len(ticks) - 0.5)
         elif min(at) > 0 and max(at) / min(at) >= _DECADE * 0.999:

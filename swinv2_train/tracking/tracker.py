@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from swinv2_train.config.schema import Config
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
@@ -136,7 +137,7 @@ class Tracker:
         if self.is_main:
             self._console.message(f"warning: {text}", style="yellow")
         else:
-            print(f"[rank {os.environ.get('RANK', '?')}] warning: {text}", file=sys.stderr)
+            print(redact(f"[rank {os.environ.get('RANK', '?')}] warning: {text}"), file=sys.stderr)
 
     def close(self, exit_status: str) -> None:
         """Write everything out and give the terminal back. Closing twice is allowed; messages still work afterwards.

@@ -55,11 +55,15 @@ def test_the_newest_and_every_kth_stay(tmp_path: Path) -> None:
         ("min", {}, [50]),
     ],
 )
-def test_the_best_stay(tmp_path: Path, mode: str, values: dict[int, float], kept: list[int]) -> None:
+@pytest.mark.parametrize("given", [None, "min", "max"])
+def test_the_best_stay_whatever_an_older_config_says(
+    tmp_path: Path, mode: str, values: dict[int, float], kept: list[int], given: str | None
+) -> None:
+    name = {"min": "eval/ema_loss", "max": "eval/top1"}[mode]
     for step in (10, 20, 30, 40, 50):
-        metrics = {"eval/loss": values[step]} if step in values else {"eval/other": 0.0}
+        metrics = {name: values[step]} if step in values else {"eval/other": 0.0}
         write(tmp_path, step, 1, metrics=metrics)
-    prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=2, best_mode=mode))
+    prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=2, best_metric=name, best_mode=given))
     assert left(tmp_path) == kept
 
 
@@ -82,11 +86,11 @@ def test_what_is_broken_is_not_the_best(tmp_path: Path, damage: str) -> None:
 
 def test_what_is_known_to_be_damaged_does_not_count_and_stays(tmp_path: Path) -> None:
     for step in (10, 20, 25, 30):
-        write(tmp_path, step, 1, metrics={"eval/loss": 1.0 / step})
+        write(tmp_path, step, 1, metrics={"eval/loss": 1.0 / step, "eval/step": 1.0 / step})
     damaged = [step_name(30), "something else"]
     assert steps(surplus(tmp_path, CheckpointConfig(keep_last=2), damaged=damaged)) == [10]
     assert steps(surplus(tmp_path, CheckpointConfig(keep_last=1, keep_best=1), damaged=damaged)) == [10, 20]
-    policy = CheckpointConfig(keep_last=1, keep_best=1, best_mode="max")
+    policy = CheckpointConfig(keep_last=1, keep_best=1, best_metric="eval/step", best_mode="max")
     assert prune(tmp_path, policy, [step_name(20)], damaged) == []
     assert prune(tmp_path, CheckpointConfig(keep_last=2), (), damaged) == [step_name(10)]
     assert left(tmp_path) == [20, 25, 30]

@@ -445,3 +445,71 @@ raise KeyError("the run failed")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "the run failed" in done.stderr
+
+
+def test_a_thread_that_cannot_start_leaves_the_writing_to_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    saver = Saver(tmp_path, thread_ranks(1)[0], policy())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    begin(saver, 1, 0, 1)
+    monkeypatch.undo()
+    (outcome,) = saver.finish()
+    assert outcome.failure is None
+    assert "can't start new thread" in outcome.warnings[0]
+    assert saver.last_saved == 1
+    verify(tmp_path / step_name(1))
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "rooms", "early", "kept", "failed"),
+    [
+        (3, [False, True], [], [2, 3, 4], False),
+        (3, [False, False, False], [1], [2, 3], True),
+        (2, [False, False, True], [1, 2], [3, 4], False),
+        (1, [False, False, False], [1, 2], [3], True),
+        (1, [False, True], [1, 2], [4], False),
+        (3, [True], [], [2, 3, 4], False),
+    ],
+)
+def test_old_checkpoints_make_room_where_they_would_go_anyway(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keep_last: int,
+    rooms: list[bool],
+    early: list[int],
+    kept: list[int],
+    failed: bool,
+) -> None:
+    """The newest complete one stays. What the policy no longer keeps goes first, as after a lower keep_last."""
+    before = Saver(tmp_path, thread_ranks(1)[0], policy(keep_last=9))
+    for step in (1, 2, 3):
+        begin(before, step, 0, 1)
+        before.finish()
+    answers = iter(rooms)
+    monkeypatch.setattr(saver_module, "has_space", lambda *_: next(answers, rooms[-1]))
+    monkeypatch.setattr("swinv2_train.checkpoint.disk.has_space", lambda *_: not failed)
+    saver = Saver(tmp_path, thread_ranks(1)[0], policy(keep_last=keep_last, retries=0))
+    begin(saver, 4, 0, 1)
+    (outcome,) = saver.finish()
+    assert (outcome.failure is not None) == failed
+    assert names(tmp_path) == [step_name(step) for step in kept]
+    if failed:
+        assert "free: make room: " in outcome.failure
+        assert ("lower checkpoint.keep_last" in outcome.failure) == (keep_last > 1)
+    text = " ".join(outcome.warnings)
+    assert [step for step in (1, 2, 3) if step_name(step) in text] == early
+
+
+def test_a_check_that_fails_fails_the_save_before_anything_is_written(tmp_path: Path) -> None:
+    def check() -> None:
+        raise CheckpointError("run.dir was moved")
+
+    saver = Saver(tmp_path / "checkpoints", thread_ranks(1)[0], policy(retries=0), check=check)
+    begin(saver, 1, 0, 1)
+    (outcome,) = saver.finish()
+    assert outcome.failure == "run.dir was moved"
+    assert names(tmp_path) == []

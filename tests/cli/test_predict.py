@@ -47,7 +47,7 @@ def test_all_outputs_agree_with_the_model(place: Path, tmp_path: Path, capsys: p
     assert _run(place / "model.safetensors", place / "pictures", *arguments) == 1
     shown = capsys.readouterr()
     assert "half.jpg: jpeg:" in shown.err
-    assert "text.png: it is no JPEG, PNG, WebP or TIFF" in shown.err
+    assert "text.png: it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image" in shown.err
     assert "2 images predicted, 2 could not be read" in shown.err
 
     good = [place / "pictures" / "a <b> & c.png", place / "pictures" / "deeper" / "upright.JPG"]

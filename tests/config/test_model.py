@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -93,6 +94,35 @@ def test_geometry_of_an_image_that_divides_nothing():
     assert fit_window((8, 8), 8, 20) == ((8, 8), (0, 4))
 
 
+def test_the_official_rule_is_one_square_window_of_the_shorter_side():
+    for window, height, width in itertools.product(range(1, 6), range(1, 12), range(1, 12)):
+        side, shift = window, window // 2
+        if min(height, width) <= window:
+            side, shift = min(height, width), 0
+        assert fit_window((window, window), height, width, "official") == ((side, side), (shift, shift))
+        if height == width or min(height, width) > window:
+            assert fit_window((window, window), height, width) == ((side, side), (shift, shift))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "official", "per_axis"),
+    [
+        ((256, 512), 8, [((8, 8), (4, 4))] * 3 + [((8, 8), (0, 0))], [((8, 8), (4, 4))] * 3 + [((8, 8), (0, 4))]),
+        (
+            (128, 256),
+            8,
+            [((8, 8), (4, 4))] * 2 + [((8, 8), (0, 0)), ((4, 4), (0, 0))],
+            [((8, 8), (4, 4))] * 2 + [((8, 8), (0, 4)), ((4, 8), (0, 0))],
+        ),
+    ],
+)
+def test_the_rules_differ_where_a_side_of_an_oblong_map_is_not_larger(size, window, official, per_axis):
+    for rule, expected in (("official", official), ("per-axis", per_axis)):
+        stages = stage_geometry(ModelConfig(window=window, window_rule=rule), *size)
+        assert [(stage.window, stage.shift) for stage in stages] == expected
+    assert ModelConfig().window_rule == "per-axis"  # of all models before there was a choice
+
+
 def test_one_value_or_one_per_stage():
     assert windows(ModelConfig(window=7)) == [(7, 7)] * 4
     assert windows(ModelConfig(window=[7, [8, 9], 6, 5])) == [(7, 7), (8, 9), (6, 6), (5, 5)]
@@ -124,6 +154,8 @@ def test_stochastic_depth_grows_linearly_from_zero():
         ({"norm_placement": "prenorm"}, "norm_placement"),
         ({"similarity": "l2"}, "similarity"),
         ({"position_bias": None}, "position_bias"),
+        ({"window_rule": "timm"}, "window_rule"),
+        ({"window_rule": "official", "window": [8, 8, 8, [8, 4]]}, "window"),
         ({"checkpointing": True}, "checkpointing"),
         ({"sequential_chunk_mib": 0}, "sequential_chunk_mib"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.config.compose import compose, conf_dir, experiments
+from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.model import pretrained_windows, stage_geometry
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
@@ -110,7 +111,7 @@ def test_a_recipe_has_the_numbers_of_its_source(name: str, recipes: dict[str, Co
     assert (config.data.augment.interpolation, config.data.augment.hflip) == ("bicubic", 0.5)
     assert config.data.crop_mode == ("squash" if "384" in name or "640" in name else "center")
     assert config.data.crop_pct == 0.875
-    assert (config.checkpoint.best_metric, config.checkpoint.best_mode) == ("eval/top1", "max")
+    assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/top1", "max")
     assert config.checkpoint.every_steps < steps
     chosen = header(name)["Chosen"]
     assert ("Mixing is drawn per sample (official: per batch)" in chosen) is not giant  # the giant has none

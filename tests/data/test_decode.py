@@ -10,8 +10,9 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from swinv2_train.data.decode import decode, image_facts, sniff
+from swinv2_train.data.decode import DecodeOptions, decode, image_facts
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.image_header import sniff
 from tests.data.samples import encoded, jpeg, pixels
 
 
@@ -21,8 +22,11 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def as_numpy(data: bytes, channels: int | None = None) -> np.ndarray:
-    return decode(data, channels).permute(1, 2, 0).numpy()
+DROP = DecodeOptions(background=None)
+
+
+def as_numpy(data: bytes, channels: int | None = None, options: DecodeOptions | None = None) -> np.ndarray:
+    return decode(data, channels, options).permute(1, 2, 0).numpy()
 
 
 def by_pil(data: bytes, mode: str) -> np.ndarray:
@@ -124,7 +128,7 @@ def test_tiff_with_any_number_of_channels(dtype: type, channels: int, layout: di
 def test_tiff_white_is_zero_and_alpha() -> None:
     assert (as_numpy(tiff(255 - GREY[..., 0], photometric="miniswhite")) == GREY).all()
     data = tiff(RGBA, photometric="rgb", extrasamples=["unassalpha"])
-    assert (as_numpy(data, 3) == PHOTO).all()
+    assert (as_numpy(data, 3, DROP) == PHOTO).all()
     infrared = tiff(RGBA, photometric="rgb", extrasamples=["unspecified"])
     assert (as_numpy(infrared, 4) == RGBA).all()
     with pytest.raises(BrokenSample, match="4 channels, not 3"):
@@ -135,8 +139,8 @@ def test_channels_are_adapted_where_that_is_harmless() -> None:
     assert (as_numpy(encoded(GREY, "PNG"), 3) == np.repeat(GREY, 3, axis=2)).all()
     for kind in ("PNG", "WEBP"):
         data = encoded(RGBA, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-        assert (as_numpy(data, 3) == PHOTO).all()
-        assert (as_numpy(data) == PHOTO).all()
+        assert (as_numpy(data, 3, DROP) == PHOTO).all()
+        assert (as_numpy(data, None, DROP) == PHOTO).all()
         assert (as_numpy(data, 4) == RGBA).all()
     assert (as_numpy(encoded(PHOTO, "PNG"), 1) == by_pil(encoded(PHOTO, "PNG"), "L")).all()
     grey_alpha = encoded(np.array(Image.fromarray(RGBA).convert("LA")), "PNG")
@@ -149,7 +153,8 @@ def test_channels_are_adapted_where_that_is_harmless() -> None:
     ("data", "channels", "reason"),
     [
         (b"", 3, "it is empty"),
-        (b"GIF89a" + bytes(50), 3, "no JPEG, PNG, WebP or TIFF"),
+        (b"GIF89a" + bytes(50), 3, "gif: "),
+        (b"%PDF-1.7", 3, "not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image"),
         (jpeg(1)[:300], 3, "jpeg: "),
         (encoded(PHOTO, "PNG")[:300], 3, "png: "),
         (encoded(PHOTO, "PNG")[:20], 3, "png: "),
@@ -160,7 +165,7 @@ def test_channels_are_adapted_where_that_is_harmless() -> None:
         (b"II*\0" + bytes(30), 3, "tiff: "),
         (tiff(PHOTO.astype(np.float32)), 3, "samples are float32: convert to 8 or 16 bit"),
         (tiff(PHOTO.astype(np.int16)), 3, "samples are int16: convert"),
-        (tiff(np.stack([PHOTO, PHOTO])), 3, "no image with channels"),
+        (tiff(np.stack([PHOTO, PHOTO])), 3, "not an image with channels"),
         (tiff(np.moveaxis(pixels(1, channels=5), -1, 0), photometric="minisblack"), 3, "5 channels, not 3"),
         (encoded(PHOTO), 5, "3 channels, not 5"),
         (encoded(GREY), 2, "1 channels, not 2"),

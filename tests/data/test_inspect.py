@@ -40,6 +40,20 @@ def test_the_card_counted_again_is_the_card_of_the_packer(tmp_path: Path) -> Non
     assert ours["statistics"]["3"]["mean"] == pytest.approx(theirs["statistics"]["3"]["mean"])
 
 
+def test_images_that_are_in_two_splits_are_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "d" / "train-000000.tar", [("a.jpg", jpeg(0)), ("b.jpg", jpeg(1)), ("c.jpg", jpeg(0))])
+    write_tar(tmp_path / "d" / "train-000001.tar", [("d.jpg", jpeg(2)), ("e.jpg", jpeg(1)), ("x.jpg", b"broken")])
+    write_tar(tmp_path / "d" / "eval-000000.tar", [("f.jpg", jpeg(2)), ("g.jpg", jpeg(3)), ("y.jpg", b"broken")])
+    trained = inspect(ShardSet.open(f"{tmp_path}/d/train-*.tar", tmp_path / "cache"))
+    assert (trained.copies, trained.across) == (2, [])
+    both = inspect(ShardSet.open(f"{tmp_path}/d/*.tar", tmp_path / "cache"))
+    assert (both.copies, both.across) == (3, [("eval-000000.tar/f", "train-000001.tar/d")])
+    both.broken.clear()
+    assert not both.complete
+    both.across.clear()
+    assert both.complete
+
+
 def test_a_contact_sheet_shows_the_samples(tmp_path: Path) -> None:
     red = np.zeros((40, 40, 3), np.uint8)
     red[..., 0] = 200

@@ -42,7 +42,7 @@ def test_a_wrong_map_is_one_sentence(tmp_path: Path, text: str, sentence: str) -
 
 def test_a_map_that_is_no_text_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "map.bin").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no text file"):
+    with pytest.raises(DataError, match="is not a text file"):
         read_label_map(tmp_path / "map.bin", 10)
     with pytest.raises(DataError, match="cannot be read"):
         read_label_map(tmp_path / "nothing", 10)

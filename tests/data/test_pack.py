@@ -179,7 +179,7 @@ def test_broken_files_are_left_out_and_listed(folder: Path, tmp_path: Path) -> N
         assert lines == report.broken
         assert {Path(line["path"]).name: line["reason"].split(":")[0] for line in lines} == {
             "cut.jpg": "jpeg",
-            "text.png": "it is no JPEG, PNG, WebP or TIFF",
+            "text.png": "it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image",
             "empty.webp": "it is empty",
             "dangling.jpg": "No such file or directory",
         }

@@ -11,6 +11,7 @@ import pytest
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.pack import pack
+from swinv2_train.data.pack_sources import read_class_names
 from tests.data.packed import SMALL, open_set
 from tests.data.packed import folder as folder
 from tests.data.samples import jpeg
@@ -107,6 +108,12 @@ def test_class_names_of_another_split_number_the_classes(folder: Path, tmp_path:
     names.write_text("\n".join(str(number) for number in range(11)) + "\n")
     report = pack(str(tmp_path / "numbers"), tmp_path / "v2", SMALL, classes=True, class_names=names)
     assert report.cards["train"].class_counts == {0: 1, 2: 1, 10: 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_names_may_come_from_a_spreadsheet(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "names.txt").write_bytes("cats\r\ndögs\r\n\r\n".encode(encoding))
+    assert read_class_names(tmp_path / "names.txt") == ["cats", "dögs"]
 
 
 def test_class_names_that_do_not_fit_are_one_sentence(folder: Path, tmp_path: Path) -> None:

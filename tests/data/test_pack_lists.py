@@ -159,7 +159,7 @@ def test_columns_that_are_not_read_are_named(images: Path) -> None:
         ("path,labels\na.jpg,\"['owl']\"\n", "line 2, column labels: .* is not a list of classes; write a;b"),
         ('path,labels\na.jpg,"owl,seal"\n', "line 2, column labels: separate the classes 'owl,seal' by semicolons"),
         ("gone.jpg,owl\n", "none of its 1 files can be packed .* paths are taken relative to "),
-        (b"path,label\na.jpg,\xe4\n", "line 2: byte 17 is not UTF-8: save it as UTF-8"),
+        (b"path,label\na.jpg,\xe4\n", r"byte 17 \(line 2\) is not UTF-8: save it as UTF-8"),
         ("path,label\na.jpg,owl\n".encode("utf-16-le"), "zero bytes, as UTF-16 without a byte-order mark"),
         ("", "holds no images"),
         ("path,label\n", "holds no images"),

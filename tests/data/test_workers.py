@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,30 @@ from swinv2_train.data.workers import WorkerPool
 pytestmark = pytest.mark.usefixtures("default_signals")
 
 
+class Unsharable(torch.Tensor):
+    """A tensor for which /dev/shm has no room."""
+
+    def share_memory_(self) -> Unsharable:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
 class Numbers(Dataset[Any]):
-    """Returns what it is asked for; -1 makes the worker hang, -2 kills it."""
+    """Returns what it is asked for; -1 makes the worker hang, -2 kills it, -3 fills its /dev/shm.
+
+    -4 gives a batch that cannot be sent, -5 has the worker die of a full /dev/shm.
+    """
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         if indices[0] == -1:
             time.sleep(1000)
         if indices[0] == -2:
             os.kill(os.getpid(), signal.SIGKILL)
+        if indices[0] == -3:
+            return {"numbers": torch.zeros(3).as_subclass(Unsharable)}
+        if indices[0] == -4:
+            return {"numbers": lambda: None}
+        if indices[0] == -5:
+            os.kill(os.getpid(), signal.SIGBUS)
         return {"numbers": torch.tensor(list(indices)), "threads": torch.get_num_threads()}
 
 
@@ -99,10 +115,89 @@ def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
     pool = WorkerPool(Numbers(), [[-2]], num_workers=1, prefetch_batches=1)
-    with pytest.raises(DataError, match=r"^a data worker died \(.*lower data\.num_workers") as caught:
+    with pytest.raises(DataError, match=r"^a data worker died of SIGKILL, .*lower data\.num_workers") as caught:
         next(pool)
     assert "\n" not in str(caught.value)
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (-3, ("cannot put a batch into shared memory", "No space left", "data.num_workers", "--shm-size")),
+        (-4, ("a data worker died",)),
+        (-5, ("SIGBUS", "/dev/shm is full", "--shm-size")),
+    ],
+)
+def test_a_batch_that_does_not_arrive_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, index: int, words: tuple[str, ...]
+) -> None:
+    """torch shares and sends a batch in a thread of the worker, and goes on without it if that fails."""
+    monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    pool = WorkerPool(Numbers(), [[0], [index]], num_workers=1, prefetch_batches=1)
+    assert next(pool)["numbers"].tolist() == [0]
+    with pytest.raises(DataError) as caught:
+        next(pool)
+    for word in words:
+        assert word in str(caught.value)
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("Pin memory thread exited unexpectedly"), ("pinned memory", "engine.micro_batch")),
+        (
+            RuntimeError("Caught RuntimeError in pin memory thread for device 0.\nTraceback\nCUDA error"),
+            ("CUDA error",),
+        ),
+        (RuntimeError("Too many open files. Communication with the workers is no longer possible."), ("ulimit -n",)),
+        (OSError(24, "Too many open files"), ("ulimit -n",)),
+    ],
+    ids=str,
+)
+def test_a_failure_in_a_thread_of_this_process_is_one_sentence(error: Exception, words: tuple[str, ...]) -> None:
+    def batches() -> Iterator[Any]:
+        raise error
+        yield
+
+    pool = WorkerPool(Numbers(), [], num_workers=0, prefetch_batches=1)
+    pool._iterator = batches()
+    with pytest.raises(DataError) as caught:
+        next(pool)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
+    own_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    pool = WorkerPool(Numbers(), [[0], [-1]], num_workers=1, prefetch_batches=1)
+    (pid,) = pool.worker_pids
+    next(pool)
+    os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="the process that data workers are forked from was killed"):
+        next(pool)
+    pool.close()
+    wait_until(lambda: not psutil.pid_exists(pid))
+    pool = WorkerPool(Numbers(), [[1]], num_workers=1, prefetch_batches=1)  # from another server
+    assert next(pool)["numbers"].tolist() == [1]
+    pool.close()
+
+
+def test_a_killed_resource_tracker_is_replaced(own_server: None) -> None:
+    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=1, prefetch_batches=1)
+    next(pool)
+    os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert next(pool)["numbers"].tolist() == [1]
+        pool.close()
+        pool = WorkerPool(Numbers(), [[7]], num_workers=1, prefetch_batches=1)
+        assert next(pool)["numbers"].tolist() == [7]
+        pool.close()
 
 
 def run_for_ever(report: Any) -> None:

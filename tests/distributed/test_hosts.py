@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.exit_codes import FAILED, FINISHED
 from tests.distributed.two_hosts import TwoHosts, missing, two_hosts
 from tests.runs import environment, losses, tiny_run
@@ -68,7 +69,7 @@ def test_a_cut_cable_ends_the_run_on_both_hosts_and_the_same_command_goes_on(
     assert list(run_dir.glob(".launch*")) == []
 
     hosts.cable("up")
-    again = start(hosts, [*overrides, "optim.steps=30", "optim.schedule=constant"])
+    again = start(hosts, last_of_each([*overrides, "optim.steps=30", "optim.schedule=constant"]))
     output, _ = again.communicate(timeout=240)
     print(output)
     assert again.returncode == FINISHED, output

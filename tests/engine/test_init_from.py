@@ -11,6 +11,7 @@ import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.compose import compose, from_yaml
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.plan import make_plan
 from swinv2_train.engine.deepspeed import PRECISIONS, Engine
 from swinv2_train.engine.init_from import REPORT, start_from
@@ -77,11 +78,12 @@ def test_the_engine_has_the_weights_in_stage_3(finished_run: Path, tmp_path: Pat
 def classification(shards: Path, run_dir: Path, *more: str) -> list[str]:
     """The overrides of a tiny classification run."""
     left = [item for item in tiny_run(shards, run_dir) if not item.startswith(("+experiment", "task.", "data.eval"))]
-    return [
+    return last_of_each([
         "task=classification", "task.num_classes=2", "engine=zero1_fp32", *left, f"data.shards={shards}/labels-*.tar",
         "eval.every_steps=0", "eval.figure_every_steps=0", "optim.steps=2", "optim.warmup_steps=0",
-        "checkpoint.every_steps=1", "optim.lr=1e-30", "optim.warmup_lr=0", *more,
-    ]  # fmt: skip
+        "checkpoint.every_steps=1", "optim.lr=1e-30", "optim.warmup_lr=0",
+        "optim.min_lr=0", *more,
+    ])  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,29 @@ CASES = {
         {"window": 4, "absolute_position": True},
         (1.17421765, 0.94653213, -0.93731553, -2.45521852, 0.78271969),
     ),
+    # A side of a map is not larger than the window, and the map is not square: here the rules differ.
+    "E": (
+        (64, 128),
+        {"window": 2, "window_rule": "official"},
+        (1.07531267, 1.14182048, -0.37547943, 0.62875144, -0.40152486),
+    ),
+    "F": (
+        (128, 64),
+        {"window": 2, "window_rule": "official"},
+        (0.80653807, -0.36357691, -0.15209053, 1.59293867, -0.18467971),
+    ),
+    "G": (
+        (64, 128),
+        {"window": 4, "window_rule": "official"},
+        (0.11142692, 1.07953532, -0.00131227, 0.34022679, -0.38175263),
+    ),
+    "H": (
+        (64, 192),
+        {"window": 4, "window_rule": "official", "pretrained_window": [4, 4, 2, 2]},
+        (-0.54993940, 0.47673111, 0.21450387, -0.07206946, 0.40508146),
+    ),
 }
-"""Per case: side of the image, fields of the config, the five logits."""
+"""Per case: side or (height, width) of the image, fields of the config, the five logits."""
 
 
 def golden_config(**overrides: object) -> ModelConfig:
@@ -61,10 +82,11 @@ def fill_parameters(model: nn.Module) -> None:
         parameter.copy_(values)
 
 
-def golden_images(side: int) -> Tensor:
-    """(1, 3, side, side) float64."""
-    k = torch.arange(3 * side * side, dtype=torch.float64)
-    return (torch.cos(0.011 * k) + torch.sin(1.7e-5 * k**2)).view(1, 3, side, side)
+def golden_images(size: int | tuple[int, int]) -> Tensor:
+    """(1, 3, H, W) float64; one number is the side of a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    k = torch.arange(3 * height * width, dtype=torch.float64)
+    return (torch.cos(0.011 * k) + torch.sin(1.7e-5 * k**2)).view(1, 3, height, width)
 
 
 def golden_token_mask() -> Tensor:

@@ -24,6 +24,7 @@ def plain_features(
     placement: str = "res-post",
     linear: bool = False,
     table_windows: list[tuple[int, int]] | None = None,
+    rule: str = "per-axis",
 ) -> list[Tensor]:
     """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone.
 
@@ -37,7 +38,8 @@ def plain_features(
             coordinates = linear if table_windows is None else table_windows[stage]
 
             shifted = index % 2 == 1
-            attend = partial(_attention, state, f"{name}.attn", heads[stage], window, coordinates, shifted)
+            fit = _fit(window, x.shape[0], x.shape[1], rule)
+            attend = partial(_attention, state, f"{name}.attn", heads[stage], fit, coordinates, shifted)
             mlp = partial(_mlp, state, f"{name}.mlp")
             for branch, norm in ((attend, f"{name}.norm1"), (mlp, f"{name}.norm2")):
                 if placement == "res-post":
@@ -102,19 +104,28 @@ def _mlp(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return _linear(torch.nn.functional.gelu(_linear(x, state, f"{name}.fc1")), state, f"{name}.fc2")
 
 
+def _fit(window: tuple[int, int], height: int, width: int, rule: str) -> tuple[int, int, int, int]:
+    """Height and width of the window on this map, and the shift along both sides."""
+    if rule == "official":
+        side, offset = window[0], window[0] // 2
+        if height <= side or width <= side:
+            side, offset = min(height, width), 0
+        return side, side, offset, offset
+    wh, ww = min(window[0], height), min(window[1], width)
+    return wh, ww, wh // 2 if window[0] < height else 0, ww // 2 if window[1] < width else 0
+
+
 def _attention(
     state: dict[str, Tensor],
     name: str,
     heads: int,
-    window: tuple[int, int],
+    fit: tuple[int, int, int, int],
     coordinates: bool | tuple[int, int],
     shifted: bool,
     x: Tensor,
 ) -> Tensor:
     height, width, c = x.shape
-    wh, ww = min(window[0], height), min(window[1], width)
-    sh = wh // 2 if shifted and window[0] < height else 0
-    sw = ww // 2 if shifted and window[1] < width else 0
+    wh, ww, sh, sw = fit if shifted else (*fit[:2], 0, 0)
     rows, columns = math.ceil(height / wh) * wh, math.ceil(width / ww) * ww
     canvas = x.new_zeros(rows, columns, c)
     canvas[:height, :width] = x

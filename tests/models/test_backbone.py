@@ -20,22 +20,26 @@ def filled(dtype=torch.float32, **fields):
 
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 @pytest.mark.parametrize(
-    ("height", "width", "window"),
+    ("height", "width", "window", "rule"),
     [
-        (37, 53, (4, 3)),  # divides nothing: patches, windows and merging are padded
-        (32, 64, (4, 4)),  # divides
-        (17, 90, (3, 8)),  # one side clamped, the other shifted
-        (3, 2, (8, 8)),  # less than one patch
-        (40, 24, (1, 1)),
+        (37, 53, (4, 3), "per-axis"),  # divides nothing: patches, windows and merging are padded
+        (32, 64, (4, 4), "per-axis"),  # divides
+        (17, 90, (3, 8), "per-axis"),  # one side clamped, the other shifted
+        (3, 2, (8, 8), "per-axis"),  # less than one patch
+        (40, 24, (1, 1), "per-axis"),
+        (32, 64, (4, 4), "official"),  # one square window of the shorter side where a side is not larger
+        (70, 36, (5, 5), "official"),  # the same, with padding
+        (37, 53, (4, 4), "official"),
     ],
 )
-def test_any_image_gives_what_the_plain_definition_gives(height, width, window, backend):
+def test_any_image_gives_what_the_plain_definition_gives(height, width, window, rule, backend):
     model = filled(
         torch.float64,
         in_channels=5,
         embed_dim=8,
         num_heads=[1, 2, 2, 4],
         window=[list(window)] * 4,
+        window_rule=rule,
         extra_norm_period=2,
         attention=backend,
         sequential_chunk_mib=0.01,
@@ -43,7 +47,7 @@ def test_any_image_gives_what_the_plain_definition_gives(height, width, window, 
     image = torch.randn(5, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         actual = model(image.unsqueeze(0))
-        expected = plain_features(model.state_dict(), image, 4, [2, 2, 2, 2], [1, 2, 2, 4], window)
+        expected = plain_features(model.state_dict(), image, 4, [2, 2, 2, 2], [1, 2, 2, 4], window, rule=rule)
     for ours, plain in zip(actual, expected, strict=True):
         assert plain.isfinite().all()
         torch.testing.assert_close(ours[0], plain, rtol=0, atol=2e-6)

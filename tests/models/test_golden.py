@@ -42,12 +42,23 @@ def test_parameters_have_the_official_names_and_order():
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case, backend):
-    side, fields, logits = CASES[case]
-    model = ImageClassifier(golden_config(attention=backend, **fields), 5, resolution=(side, side)).double().eval()
+    size, fields, logits = CASES[case]
+    images = golden_images(size)
+    model = ImageClassifier(golden_config(attention=backend, **fields), 5, resolution=images.shape[2:]).double().eval()
     fill_parameters(model)
     with torch.no_grad():
-        actual = model(golden_images(side))
+        actual = model(images)
     torch.testing.assert_close(actual, torch.tensor([logits], dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["E", "F", "G", "H"])
+def test_the_other_rule_gives_other_logits_on_these_maps(case):
+    size, fields, logits = CASES[case]
+    model = ImageClassifier(golden_config(**{**fields, "window_rule": "per-axis"}), 5).double().eval()
+    fill_parameters(model)
+    with torch.no_grad():
+        difference = (model(golden_images(size)) - torch.tensor([logits])).abs().max()
+    assert difference > 0.1
 
 
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)

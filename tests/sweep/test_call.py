@@ -11,6 +11,7 @@ import pytest
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.multirun import plan_multirun
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.validate import validate
 from swinv2_train.sweep.job import JobRecord, make_job, read_jobs
@@ -103,10 +104,8 @@ def test_a_signal_ends_the_sweep_and_the_same_command_goes_on(call: Jobs, capfd:
 
 def search(call: Jobs, *more: str) -> list[str]:
     """Search with Optuna, past its random beginning; returns the ids of the jobs that it proposes, in order."""
-    code = call.call(
-        "+sweep=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.n_startup_trials=2", "sweep.prune=off",
-        *more,
-    )  # fmt: skip
+    options = ["hydra.sweeper.n_trials=4", "hydra.sweeper.sampler.n_startup_trials=2", "sweep.prune=off"]
+    code = call.call("+sweep=optuna", *last_of_each([*options, *more]))
     assert code in (0, 1)
     return call.started
 
@@ -214,7 +213,22 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
         (["seed=0,1", "sweep.direction=up"], "sweep.direction=up: take one of minimize, maximize"),
         (["sweep.metric=loss,eval/loss"], "sweep.metric=loss: holds for the whole sweep"),
         (["seed=0,1", "data.eval_shards=none-*.tar"], "data.eval_shards=none-*.tar"),
-        (["+sweep=optuna", "hydra.sweeper.direction=maximize"], "sweep.direction is minimize; make them equal"),
+        (["+sweep=optuna", "hydra.sweeper.direction=maximize"], "the metric of the sweep is to minimize; omit"),
+        (
+            ["+sweep=optuna", "sweep.direction=maximize"],
+            "lower values of eval/loss are better",
+        ),
+        (
+            ["seed=0,1", "sweep.metric=eval/top1"],
+            "eval/top1: the run does not record it; there are eval/loss",
+        ),
+        (["seed=0,1", "sweep.metric=grad_norm"], "which of its values are better is not known"),
+        (
+            ["seed=0,1", "data.eval_shards=''"],
+            "does not record it, because it evaluates",
+        ),
+        (["seed=0,1", "seed=2"], "seed is given 2 times (0,1, 2); give it once"),
+        (["model=swinv2_tiny,swinv2_small", "model.depths=[1,1,1,1]", "model.name=x"], "have the same config"),
         (["seed=0,1", "optim.lr=[1"], "cannot read the override"),
     ],
 )

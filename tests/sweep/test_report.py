@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.sweep.job import SweepRecord, make_job, new_record, write_job, write_sweep
+from swinv2_train.sweep.job import SweepRecord, make_job, new_record, read_sweep, write_job, write_sweep
 from swinv2_train.sweep.report import make_report, report_text, write_csv, write_figures
 from swinv2_train.sweep.run import LOCKS
 from swinv2_train.sweep.survey import survey
@@ -49,8 +51,34 @@ def test_a_row_for_each_combination_with_mean_and_spread_over_the_seeds(swept: P
 
 
 def test_the_direction_turns_the_table_round(swept: Path) -> None:
-    rows = make_report(*survey(swept, direction="maximize"), swept).rows
+    for path in swept.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text().replace("eval/loss", "eval/top1"))
+    rows = make_report(*survey(swept, "eval/top1"), swept).rows
     assert [row.values["optim.lr"] for row in rows] == ["0.001", "0.01"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "sentence"),
+    [
+        (None, "maximize", "--direction=maximize: lower values of eval/loss are better"),
+        ("eval/top1", "minimize", "--direction=minimize: higher values of eval/top1 are better"),
+        ("grad_norm", None, "grad_norm: which of its values are better is not known; set --direction=minimize"),
+    ],
+)
+def test_a_direction_that_contradicts_the_metric_is_refused(
+    swept: Path, metric: str | None, direction: str | None, sentence: str
+) -> None:
+    for path in swept.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text() + path.read_text().replace("eval/loss", "grad_norm"))
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        survey(swept, metric, direction)
+
+
+def test_the_metric_decides_over_the_direction_of_an_older_sweep(swept: Path) -> None:
+    record = read_sweep(swept)
+    assert record is not None
+    write_sweep(swept, replace(record, direction="maximize"))
+    assert survey(swept)[0].direction == "minimize"
 
 
 def test_jobs_with_other_fixed_values_are_left_out_and_counted(swept: Path) -> None:

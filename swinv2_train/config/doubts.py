@@ -1,0 +1,93 @@
+"""Settings that can be run, but were probably not intended: a warning for each, with what was probably meant.
+
+What cannot be right is rejected by `validate`. Here is what a rare experiment may want.
+"""
+
+from __future__ import annotations
+
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig
+
+_HIGHEST_RATE = 0.1
+"""AdamW moves every weight by about the rate; no published recipe of a transformer comes near this."""
+_MANY_EPOCHS = 5000
+_EARLY_SHARE = 0.05
+_USUAL_SHARE = 0.875
+"""The official SimMIM recipe lowers the rate after 700 of 800 epochs."""
+
+
+def doubts(config: Config, plan: Plan) -> list[str]:
+    """Return a line for every setting of a run that was probably not intended."""
+    return [*_rates(config, plan), *_milestones(config, plan), *_shares(config)]
+
+
+def _rates(config: Config, plan: Plan) -> list[str]:
+    optim = config.optim
+    lines = []
+    if plan.peak_lr > _HIGHEST_RATE:
+        given = f"optim.lr={optim.lr:g} for optim.lr_reference_batch={optim.lr_reference_batch} samples"
+        lines.append(f"the peak learning rate is {plan.peak_lr:.4g} ({given}); AdamW diverges at such rates")
+    if optim.weight_decay > 1:
+        lines.append(f"optim.weight_decay={optim.weight_decay:g} is decoupled from the gradient; usual are 0.01 to 0.3")
+    if optim.eps > 1e-3:
+        lines.append(f"optim.eps={optim.eps:g} is added to the root of a mean square; usual is 1e-8")
+    if optim.layer_decay < 0.3:
+        lines.append(f"optim.layer_decay={optim.layer_decay:g} all but freezes the first blocks; usual are 0.65 to 1")
+    if 0 < optim.ema_decay < 0.5:
+        lines.append(
+            f"optim.ema_decay={optim.ema_decay:g} averages less than two steps; "
+            f"for a weight of {optim.ema_decay:g} of the new step set optim.ema_decay={1 - optim.ema_decay:g}"
+        )
+    if optim.epochs is not None and optim.epochs > _MANY_EPOCHS:
+        lines.append(
+            f"optim.epochs={optim.epochs:g} are {plan.total_steps} steps; "
+            f"for a number of steps set optim.epochs=null optim.steps={optim.epochs:g}"
+        )
+    return lines
+
+
+def _milestones(config: Config, plan: Plan) -> list[str]:
+    optim = config.optim
+    if optim.schedule != "multistep":
+        return []
+    length, unit = (optim.steps, "steps") if optim.steps is not None else (optim.epochs, "epochs")
+    usual = f"such as optim.milestones=[{int(_USUAL_SHARE * (length or 0))}], in {unit}"
+    lines = []
+    late = [mark for mark, step in zip(optim.milestones, plan.milestones, strict=True) if step >= plan.total_steps]
+    if late:
+        lines.append(
+            f"optim.milestones: {_numbers(late)} {unit} are not before the end of the run, {length:g} {unit}, so the "
+            f"rate is not multiplied by optim.gamma={optim.gamma:g} there; set milestones before the end, {usual}"
+        )
+    early = [
+        mark
+        for mark, step in zip(optim.milestones, plan.milestones, strict=True)
+        if step < max(plan.warmup_steps, _EARLY_SHARE * plan.total_steps)
+    ]
+    if early:
+        lines.append(
+            f"optim.milestones: {_numbers(early)} {unit} are in the warm-up or at the very beginning of the run, "
+            f"{length:g} {unit}; the marks are in the unit of the run's length, {usual}"
+        )
+    return lines
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _shares(config: Config) -> list[str]:
+    task = config.task
+    if not isinstance(task, ClassificationConfig):
+        return []
+    lines = []
+    for key, highest, usual in (("mixup", 10, "0.8"), ("cutmix", 10, "1"), ("color_jitter", 2, "0.4")):
+        value = getattr(task, key)
+        if value > highest:
+            lines.append(f"task.{key}={value:g} is far above what is usual, {usual}")
+    if task.label_smoothing > 0.5:
+        lines.append(
+            f"task.label_smoothing={task.label_smoothing:g} leaves the right class less than half; usual is 0.1"
+        )
+    return lines

@@ -1,0 +1,61 @@
+"""The overrides of a command line: their keys, their order, and the refusal of a key that is given twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from swinv2_train.config.errors import ConfigError
+
+FIRST_GROUPS = ("experiment", "sweep")
+"""Groups whose files are applied before every other choice and value of the command line."""
+SHARD_KEYS = ("data", "data.shards", "data.eval_shards", "probe", "probe.shards", "probe.eval_shards")
+"""Keys whose values are shard patterns, which a shell expands if they are not quoted."""
+_MOST_SHOWN = 3
+
+
+def key_of(item: str) -> str:
+    """Return the key of an override, without its sign and its package."""
+    return item.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def in_order(items: Sequence[str]) -> list[str]:
+    """Sort overrides into the order in which a run applies them: the experiment, the sweep file, then the rest."""
+    places = {name: place for place, name in enumerate(FIRST_GROUPS)}
+    return sorted(items, key=lambda item: places.get(key_of(item), len(places)))
+
+
+def last_of_each(items: Iterable[str]) -> list[str]:
+    """Keep the last override of every key, for lists where a later source is meant to replace an earlier one."""
+    kept: dict[str, str] = {}
+    for item in items:
+        kept.pop(key_of(item), None)
+        kept[key_of(item)] = item
+    return list(kept.values())
+
+
+def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
+    """Reject a key that is given more than once: taking the last one would ignore the others without a word.
+
+    Args:
+        lists: advice for several values, for commands that have a notation for them.
+
+    Raises:
+        ConfigError: naming the key and its values.
+    """
+    given: dict[str, list[str]] = {}
+    for item in items:
+        if "=" in item or item.startswith("~"):
+            given.setdefault(key_of(item), []).append(item.partition("=")[2])
+    for key, values in given.items():
+        if len(values) < 2:
+            continue
+        shown = values if len(values) <= _MOST_SHOWN else [*values[: _MOST_SHOWN - 1], "...", values[-1]]
+        mend = f"{key} is given {len(values)} times ({', '.join(shown)}); give it once"
+        if key in SHARD_KEYS:
+            mend += (
+                f". If this is one pattern that the shell has expanded, put it into single quotes, such as "
+                f"{key}='shards/train-{{000000..000011}}.tar'; a list is {key}='[a.tar,b.tar]'"
+            )
+        elif lists:
+            mend += f"; {lists}"
+        raise ConfigError("", key, mend)

@@ -1,0 +1,73 @@
+"""Reject an optim section that cannot be run, or whose rates contradict each other; part of `validate`."""
+
+from __future__ import annotations
+
+import math
+
+from swinv2_train.config.checks import at_least, one_of
+from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.schema import OptimConfig
+
+
+def validate_optim(optim: OptimConfig) -> None:
+    """Check the optim section.
+
+    Raises:
+        ConfigError: for the first thing that is wrong.
+    """
+    at_least("optim.global_batch", optim.global_batch, 1)
+    one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
+    if (optim.epochs is None) == (optim.steps is None):
+        given = "neither is" if optim.epochs is None else "both are"
+        raise ConfigError(
+            "optim.steps",
+            optim.steps,
+            f"give the length of the run as optim.steps or optim.epochs; {given} set (null unsets one)",
+        )
+    if optim.warmup_epochs is not None and optim.warmup_steps is not None:
+        raise ConfigError(
+            "optim.warmup_steps",
+            optim.warmup_steps,
+            "give either warmup_steps or warmup_epochs; both are set (null unsets one)",
+        )
+    if optim.schedule == "multistep" and not optim.milestones:
+        raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
+    for key in ("steps", "epochs"):
+        if getattr(optim, key) is not None and not getattr(optim, key) > 0:
+            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0")
+    for key in ("warmup_steps", "warmup_epochs"):
+        if getattr(optim, key) is not None:
+            at_least(f"optim.{key}", getattr(optim, key), 0)
+    _validate_rates(optim)
+    _validate_schedule(optim)
+
+
+def _validate_rates(optim: OptimConfig) -> None:
+    for key in ("lr", "lr_scale", "eps"):
+        if not 0 < getattr(optim, key) < math.inf:
+            raise ConfigError(f"optim.{key}", getattr(optim, key), "must be above 0 and finite")
+    for key in ("warmup_lr", "min_lr", "weight_decay", "clip_norm", "lr_reference_batch"):
+        at_least(f"optim.{key}", getattr(optim, key), 0)
+    for key in ("layer_decay", "gamma"):
+        value = getattr(optim, key)
+        if not 0 < value <= 1:
+            raise ConfigError(f"optim.{key}", value, f"multiplies the rate: above 0 and up to 1{percent(value)}")
+    if not 0 <= optim.ema_decay < 1:
+        raise ConfigError("optim.ema_decay", optim.ema_decay, "is 0 (off) or a number below 1, such as 0.9999")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise ConfigError("optim.betas", optim.betas, "is a pair of numbers from 0 up to, not including, 1")
+    if optim.betas[0] > optim.betas[1]:
+        swapped = str(optim.betas[::-1]).replace(" ", "")
+        mend = f"the gradient's mean would be slower than its square's; did you mean optim.betas={swapped}?"
+        raise ConfigError("optim.betas", optim.betas, mend)
+
+
+def _validate_schedule(optim: OptimConfig) -> None:
+    if optim.schedule in ("cosine", "linear") and optim.min_lr > optim.lr:
+        mend = f"is above optim.lr={optim.lr:g}, so the rate would rise; set optim.min_lr to at most that, or 0"
+        raise ConfigError("optim.min_lr", optim.min_lr, mend)
+    if (optim.warmup_epochs or optim.warmup_steps) and optim.warmup_lr > optim.lr:
+        mend = f"is above optim.lr={optim.lr:g}, so the warm-up would lower the rate; set it to at most that, or 0"
+        raise ConfigError("optim.warmup_lr", optim.warmup_lr, mend)
+    if not all(0 < mark < math.inf for mark in optim.milestones):
+        raise ConfigError("optim.milestones", optim.milestones, "needs numbers above 0")

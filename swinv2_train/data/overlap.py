@@ -1,0 +1,40 @@
+"""Shards that two sets have in common: samples that are trained on say nothing about held-out ones."""
+
+from __future__ import annotations
+
+import os
+
+from swinv2_train.data.remote import is_remote
+from swinv2_train.data.shards import Shard, ShardSet
+
+
+def shared_shards(first: ShardSet, second: ShardSet) -> list[str]:
+    """Return the names of the shards of the second set that are in the first as well.
+
+    A shard is the same if its place is, links followed, or if name, size, and number of samples are, as of a copy.
+    """
+    known = {identity for shard in first.shards for identity in _identities(shard)}
+    return [shard.name for shard in second.shards if known.intersection(_identities(shard))]
+
+
+def overlap_warning(key: str, second: ShardSet, other_key: str, first: ShardSet) -> list[str]:
+    """Return a line if the shards of a key that measures are among those of a key that learns; else nothing.
+
+    Args:
+        key: the key of `second`, such as data.eval_shards.
+        other_key: the key of `first`, such as data.shards.
+    """
+    shared = shared_shards(first, second)
+    if not shared:
+        return []
+    count = "all" if len(shared) == len(second.shards) else f"{len(shared)} of {len(second.shards)}"
+    named = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+    return [
+        f"{key}: {count} of its shards ({named}) are also in {other_key}, so its results are those of samples that "
+        "were learned; hold samples out with swinv2-data pack --eval-share"
+    ]
+
+
+def _identities(shard: Shard) -> list[tuple[str, ...]]:
+    place = shard.url.partition("?")[0] if is_remote(shard.url) else os.path.realpath(shard.url)
+    return [("place", place), ("copy", shard.name, str(shard.size), str(shard.num_samples))]

@@ -1,0 +1,97 @@
+"""Origin of the shards in a directory: the source and the split that the packer recorded.
+
+The record is kept twice: in the index of each shard and in the manifest of its split. An index that was lost, or built
+again after a copy, therefore does not turn packed shards into foreign ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.index import build_index, read_header, read_index, write_index
+from swinv2_train.data.index_store import index_path
+from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_url, parse_manifest
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a shard was packed from."""
+
+    source: str | None
+    """Its source; None if an earlier version did not record it and the index is lost."""
+    split: dict[str, Any] | None = None
+    """The rule that divided the source; None for shards of earlier versions."""
+
+
+def origins(out: Path) -> dict[Path, Origin]:
+    """Find the shards in a directory that `swinv2-data pack` wrote, and what they were made from."""
+    manifests: dict[str, Manifest | None] = {}
+    found = {}
+    for tar in sorted(out.glob("*.tar")):
+        place = manifest_url(str(tar))
+        if place is not None and place not in manifests:
+            manifests[place] = _manifest(Path(place))
+        origin = _origin(tar, manifests.get(place or ""))
+        if origin is not None:
+            found[tar] = origin
+    return found
+
+
+def keys_of(tar: Path) -> list[str]:
+    """Return the keys of a shard's samples; none if it cannot be read."""
+    index = read_index(index_path(tar))
+    if index is not None and index.tar_size == tar.stat().st_size:
+        return index.keys
+    with tar.open("rb") as file:
+        try:
+            return build_index(str(tar), file.fileno()).keys
+        except DataError:
+            return []
+
+
+def confirmed(tar: Path, sha256: str) -> bool:
+    """Return whether a shard is the one that was packed, although it was copied or touched since; note its new time.
+
+    Args:
+        sha256: recorded hash of its bytes. Without one, the names and places of its members are compared.
+    """
+    index = read_index(index_path(tar))
+    if index is None or index.tar_size != tar.stat().st_size:
+        return False
+    with tar.open("rb") as file:
+        time = os.fstat(file.fileno()).st_mtime_ns
+        if sha256:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        else:
+            try:
+                now = build_index(str(tar), file.fileno())
+            except DataError:
+                return False
+            same = now.truncated is None and now.same_members(index)
+    if same:
+        write_index(replace(index, tar_mtime_ns=time), index_path(tar))
+    return same
+
+
+def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:
+    header = read_header(index_path(tar))
+    record = header["extra"].get("pack") if header else None
+    if record:
+        return Origin(record["source"], record.get("split"))
+    listed = manifest.shards.get(tar.name) if manifest else None
+    if manifest is None or listed is None or listed.num_bytes != os.stat(tar).st_size:
+        return None
+    return Origin(manifest.pack.get("source"), manifest.pack.get("split"))
+
+
+def _manifest(path: Path) -> Manifest | None:
+    assert path.name.endswith(MANIFEST_SUFFIX)
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except (OSError, DataError):  # the packer writes it again
+        return None

@@ -1,0 +1,69 @@
+"""Decoded pixels before anything is adapted to a model, and what all decoders share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2_train.data.errors import BrokenSample
+
+_COLOR_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A decoded image, upright, with all its channels."""
+
+    image: Tensor
+    """(C, H, W) uint8 or uint16, full range."""
+    alpha: bool = False
+    """True if the last channel is alpha."""
+    premultiplied: bool = False
+    """True if the colors are already multiplied by alpha."""
+
+    @property
+    def transparent(self) -> bool:
+        """True if any pixel is not opaque."""
+        if not self.alpha:
+            return False
+        largest = 255 if self.image.dtype == torch.uint8 else 65535
+        return bool((self.image[-1].numpy() != largest).any())
+
+
+def check_size(height: int, width: int, channels: int = 1, *, max_pixels: int) -> None:
+    """Check the size in a header before its pixels are allocated.
+
+    More than four channels count in proportion, because the limit is for memory.
+
+    Raises:
+        BrokenSample: if the image has more than `max_pixels`.
+    """
+    pixels = height * width * max(channels, _COLOR_CHANNELS) // _COLOR_CHANNELS
+    if pixels > max_pixels:
+        many = f" x {channels}" if channels > _COLOR_CHANNELS else ""
+        raise BrokenSample(
+            f"{width} x {height}{many} is above the limit of {max_pixels:,} pixels (data.max_pixels, --max-pixels)"
+        )
+
+
+def from_numpy(array: np.ndarray) -> Tensor:
+    """(H, W, C) -> (C, H, W), in the byte order of this machine."""
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def upright(image: Tensor, orientation: int) -> Tensor:
+    """Undo an orientation as EXIF and TIFF (tag 274) number them."""
+    if orientation not in range(2, 9):
+        return image
+    array = image.numpy()
+    if orientation >= 5:
+        array = array.swapaxes(1, 2)
+    if orientation in (3, 4, 7, 8):
+        array = array[:, ::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, :, ::-1]
+    return torch.from_numpy(array.copy())  # not ascontiguousarray: it keeps negative strides of sides of one pixel

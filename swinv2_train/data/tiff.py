@@ -1,0 +1,115 @@
+"""TIFF images: any number of channels, 8 or 16 bit, interleaved, planar, or one page per channel."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
+
+if TYPE_CHECKING:
+    import tifffile
+
+_ORIENTATION = 274
+_UNASSOCIATED, _ASSOCIATED = 2, 1
+_OWN_COLORS = ("JPEG", "OJPEG", "WEBP", "JPEG2000", "APERIO", "JPEGXR", "JPEGXL", "JETRAW")
+"""Compressions whose decoder converts YCbCr to RGB itself (beginnings of tifffile's names)."""
+
+_OTHER_COLORS = ("CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")
+"""Photometric interpretations whose samples are neither intensities nor converted here."""
+
+
+def read_tiff(data: bytes, max_pixels: int) -> Pixels:
+    """Decode the first full-resolution image of a TIFF; values are scaled to the full range of 8 or 16 bits.
+
+    Pages of the same shape are channels. Thumbnails (reduced-resolution pages) and masks are skipped. Palettes, CMYK,
+    and YCbCr become RGB.
+
+    Raises BrokenSample for what has no such meaning; tifffile may raise anything on damaged bytes.
+    """
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is an exception; the rest is noise
+    from swinv2_train.data.pil_image import read_with_pil
+
+    kinds = tifffile.PHOTOMETRIC
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        series = _full_resolution(file)
+        page = series.keyframe
+        photometric = kinds(page.photometric)
+        own_colors = tifffile.COMPRESSION(page.compression).name.startswith(_OWN_COLORS)
+        if photometric in (kinds.PALETTE, kinds.SEPARATED) or (photometric == kinds.YCBCR and not own_colors):
+            if photometric == kinds.YCBCR and page.bitspersample != 8:
+                raise BrokenSample(f"YCbCr of {page.bitspersample} bits is not read: convert to RGB")
+            return read_with_pil(data, max_pixels, page.index)
+        if photometric.name in _OTHER_COLORS:
+            raise BrokenSample(f"photometric interpretation {photometric.name} is not read: convert to gray or RGB")
+        check_size(*_sizes(series.shape, series.axes), max_pixels=max_pixels)
+        for each in series.pages:
+            _check_segments(each)
+        array = series.asarray(maxworkers=1)
+        extra = tuple(int(sample) for sample in page.extrasamples)
+        tag = page.tags.get(_ORIENTATION)
+        orientation = int(tag.value) if tag is not None else 1
+        array = _full_range(array, page, white_is_zero=photometric == kinds.MINISWHITE)
+        array = _channels_last(array, series.axes)
+    alpha = extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,)) and array.shape[-1] > 1
+    return Pixels(upright(from_numpy(array), orientation), alpha, premultiplied=extra[-1:] == (_ASSOCIATED,))
+
+
+def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
+    """See that a page has all its strips or tiles: tifffile would fill missing ones with zeros."""
+    if page is not None and len(page.dataoffsets) < (expected := math.prod(page.chunked)):
+        raise BrokenSample(f"page {page.index} has {len(page.dataoffsets)} of {expected} strips or tiles")
+
+
+def _full_resolution(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The first series that is neither a thumbnail nor a mask; a single page is taken whatever it calls itself."""
+    for series in file.series:
+        page = series.keyframe
+        if not (page.is_reduced or page.is_mask):
+            return series
+    first = file.series[0].keyframe
+    if first.subifds:
+        raise BrokenSample(
+            "its pages are thumbnails of an image in a subdirectory (SubIFD): convert it to a plain TIFF"
+        )
+    return max(file.series, key=lambda series: series.size)
+
+
+def _sizes(shape: tuple[int, ...], axes: str) -> tuple[int, int, int]:
+    """Height, width, and number of channels or pages."""
+    if "Y" not in axes or "X" not in axes or len(shape) not in (2, 3):
+        raise BrokenSample(f"shape {shape} with axes {axes} is not an image with channels")
+    sides = dict(zip(axes, shape, strict=True))
+    channels = [size for axis, size in zip(axes, shape, strict=True) if axis not in "YX"]
+    return sides["Y"], sides["X"], channels[0] if channels else 1
+
+
+def _full_range(array: np.ndarray, page: tifffile.TiffPage, *, white_is_zero: bool) -> np.ndarray:
+    """Samples of any depth up to 16 bits as uint8 or uint16 over the whole range of that type, black as zero."""
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
+    if array.dtype not in (np.uint8, np.uint16):
+        raise BrokenSample(f"its samples are {array.dtype}: convert to 8 or 16 bit unsigned integers")
+    depths = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
+    if len(set(depths)) > 1:
+        raise BrokenSample(f"its channels have different depths ({', '.join(map(str, depths))} bits): convert it")
+    largest, full = (1 << depths[0]) - 1, np.iinfo(array.dtype).max
+    if white_is_zero:
+        array = largest - array
+    if largest == full:
+        return array
+    return ((array.astype(np.uint32) * full + largest // 2) // largest).astype(array.dtype)
+
+
+def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:
+    if array.ndim == 2:
+        return array[..., None]
+    (channel,) = (i for i, axis in enumerate(axes) if axis not in "YX")
+    return np.moveaxis(array, channel, -1)

@@ -1,0 +1,105 @@
+"""Room in shared memory and on the disk is checked before it is needed, with numbers and remedies."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from swinv2_train.config.compose import compose
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.build import TASKS
+from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return compose(
+        [
+            "+experiment=in1k_tiny_256",
+            "data.num_workers=4",
+            "data.prefetch_batches=2",
+            "engine.micro_batch=16",
+            "optim.global_batch=128",
+            "checkpoint.every_steps=100",
+            "checkpoint.keep_last=3",
+            "checkpoint.keep_best=1",
+            "checkpoint.keep_every_steps=0",
+        ]
+    )
+
+
+def test_the_batches_that_workers_have_ready_are_counted(config: Config) -> None:
+    task = TASKS["classification"](config, [0.5] * 3, [0.25] * 3, None)
+    needed = shared_memory_needed(config, make_plan(config, 4, 10_000), task)
+    images = 4 * 2 * 16 * 3 * 256 * 256
+    assert images < needed < 1.01 * images
+
+
+@pytest.mark.parametrize(
+    ("hosts", "refused"),
+    [
+        ([("a", 64 * MIB), ("a", 64 * MIB)], False),
+        ([("a", 63 * MIB), ("a", 63 * MIB)], True),
+        ([("a", 64 * MIB), ("b", 31 * MIB), ("a", 64 * MIB)], True),
+        ([("a", 32 * MIB), ("b", 32 * MIB)], False),
+        ([("a", None)], False),
+    ],
+)
+def test_the_workers_of_all_ranks_of_a_host_must_fit(
+    config: Config, hosts: list[tuple[str, int | None]], refused: bool
+) -> None:
+    if not refused:
+        check_shared_memory(config, 32 * MIB, hosts)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_shared_memory(config, 32 * MIB, hosts)
+    for word in ("data.num_workers=4", "data.prefetch_batches", "--shm-size", "MiB free", "/dev/shm"):
+        assert word in str(caught.value)
+
+
+def test_a_checkpoint_is_the_weights_and_what_belongs_to_them() -> None:
+    assert checkpoint_size(nn.Linear(10, 10), 0.0) == 110 * 12
+    assert checkpoint_size(nn.Linear(10, 10), 0.999) == 110 * 16
+
+
+@pytest.mark.parametrize(
+    ("free", "held", "steps_left", "fits"),
+    [
+        (50, 0, 1000, True),
+        (49, 0, 1000, False),
+        (10, 40, 1000, True),
+        (19, 0, 100, False),
+        (20, 0, 100, True),
+        (9, 0, 0, False),
+    ],
+)
+def test_what_the_run_will_keep_must_fit(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, held: int, steps_left: int, fits: bool
+) -> None:
+    """Checkpoints of 10 MiB: three newest, the best, and one that is being written; fewer if the run ends before."""
+    old = tmp_path / "step-00000001"
+    old.mkdir()
+    with (old / "file").open("wb") as file:
+        file.truncate(held * MIB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**40, free=free * MIB))
+    text = disk_warning(config, steps_left, 10 * MIB, tmp_path)
+    assert (text is None) == fits
+    if text is not None:
+        assert str(tmp_path) in text
+        assert "make room" in text
+        assert ("lower keep_last" in text) == (steps_left > 0)
+
+
+def test_a_file_system_without_a_size_is_not_warned_of(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, free=0))
+    assert disk_warning(config, 1000, 10 * MIB, tmp_path) is None
