@@ -6,16 +6,15 @@ disk into a crash.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, FragmentRecord, Manifest, rank_file, tensor_key
-from swinv2_train.checkpoint.tensor_file import extent, read_exactly, read_header
+from swinv2_train.checkpoint.tensor_file import Header, read_exactly, read_header
 
 SLICE_ELEMENTS = 1 << 22
 """Most elements that are held at once: 16 MiB in fp32."""
@@ -46,7 +45,7 @@ class Pieces:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path, self._world_size = path, manifest.world_size
-        self._headers: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._headers: dict[str, Header] = {}
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._records: dict[str, list[FragmentRecord]] = {}
         for record in sorted(manifest.fragments, key=lambda record: (record.start, record.count)):
@@ -87,9 +86,10 @@ class Pieces:
             file = self._opened(relative)
             if relative not in self._headers:
                 self._headers[relative] = read_header(file)
-            data_start, header = self._headers[relative]
-            begin = extent(header[key], "F32", record.count, os.fstat(file.fileno()).st_size - data_start)
-            file.seek(data_start + begin + 4 * (first - record.start))
+            entry = self._headers[relative].entries[key]
+            if entry.dtype != "F32" or entry.end - entry.begin != 4 * record.count:
+                raise ValueError(f"{key} is not {record.count} fp32 numbers")
+            file.seek(entry.begin + 4 * (first - record.start))
             return read_exactly(file, 4 * (last - first))
         except OSError as error:
             raise CheckpointError(f"{self._path / relative} cannot be read ({error.strerror})") from error

@@ -4,7 +4,9 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of
 as JSON, padded with spaces to a multiple of 8 bytes, then the tensors without gaps, in the order of their offsets.
 
 The library's own `save_file` is not used: before version 0.8 it holds Python's lock for the whole file, so that the
-training beside a save stops, and with 0.8 nobody but the owner may read the file.
+training beside a save stops, and with 0.8 nobody but the owner may read the file. Its `safe_open` is not used either:
+it maps the file into memory, which turns a failing disk into a crash. A header is checked by the same rules instead;
+the tests compare the verdicts of both on damaged files.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.reading import is_count, parse_json
+from swinv2_train.reading import is_count
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
 """Names of the dtypes: ours, that of safetensors, and bytes per element."""
 _MAX_HEADER = 100_000_000
 """Bytes; the safetensors library refuses more."""
+_WIDTHS = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes per element of the dtypes of the format; those of less than a byte are not read."""
 
 
 @dataclass(frozen=True)
@@ -51,39 +58,123 @@ def read_exactly(file: Any, count: int) -> bytearray:
     return data
 
 
-def read_header(file: Any) -> tuple[int, dict[str, Any]]:
-    """Where the data of an open safetensors file begins, and its header.
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a safetensors file."""
+
+    dtype: str
+    """Name in the format, such as F32."""
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the start of the file."""
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file, checked against the size of the file."""
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+
+
+def read_header(file: Any) -> Header:
+    """Read and check the header of an open safetensors file: every tensor has the bytes that its shape and dtype need,
+    and all of them together fill the file without a gap or an overlap.
 
     Raises:
-        ValueError: if it is not a safetensors file.
+        ValueError: if the file is not of this format or does not hold what its header claims.
+        OSError: if it cannot be read.
     """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size < 8:
+        raise ValueError("it is cut off before its header")
     length = int.from_bytes(read_exactly(file, 8), "little")
     if length > _MAX_HEADER:
-        raise ValueError("it is no safetensors file")
-    if 8 + length > os.fstat(file.fileno()).st_size:  # before so much memory is taken
-        raise ValueError("it ends early")
-    header = parse_json(bytes(read_exactly(file, length)))
-    if not isinstance(header, dict):
-        raise ValueError("its header is no object")
-    return 8 + length, header
+        raise ValueError(f"its header would take {length} bytes, and at most {_MAX_HEADER} are allowed")
+    if 8 + length > size:
+        raise ValueError(f"it is cut off inside its header: it has {size} bytes, and the header ends at {8 + length}")
+    content = _parsed(bytes(read_exactly(file, length)))
+    metadata = content.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("the __metadata__ of its header is not a mapping of texts")
+    entries = {name: _entry(name, entry, 8 + length) for name, entry in content.items()}
+    _check_layout(entries, 8 + length, size)
+    return Header(metadata, entries)
 
 
-def extent(entry: Any, dtype: str, count: int, data_size: int) -> int:
-    """The first byte of a tensor in the data of a file, by its entry in the header, which is checked.
+def _parsed(header: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in found if names.count(name) > 1)
+            raise ValueError(f"its header names {twice!r} twice")
+        return found
 
-    Args:
-        dtype: the code that it must have (see `DTYPES`).
-        count: how many elements of four bytes it must have.
-        data_size: bytes of data in the file.
+    if not header.startswith(b"{"):
+        raise ValueError("its header does not begin with {")
+    try:
+        content = json.loads(header.decode(), object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its header is not JSON: {error.msg} at character {error.pos}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("its header is not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("its header is nested too deep") from error
+    return content
 
-    Raises:
-        ValueError: if it has others.
-    """
-    offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-    whole = isinstance(offsets, list) and len(offsets) == 2 and all(map(is_count, offsets))
-    if not whole or entry.get("dtype") != dtype or offsets[1] - offsets[0] != 4 * count or offsets[1] > data_size:
-        raise ValueError(f"it is not {count} numbers of {dtype}")
-    return offsets[0]
+
+def _entry(name: str, content: Any, data_start: int) -> Entry:
+    """One entry of a header, with offsets from the start of the file."""
+    if not isinstance(content, dict):
+        raise ValueError(f"its header describes {name!r} by no object")
+    dtype, shape, offsets = (content.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in _WIDTHS:
+        raise ValueError(f"{name!r} is of type {dtype!r}, which is not known")
+    if not isinstance(shape, list) or not all(map(is_count, shape)):
+        raise ValueError(f"the shape of {name!r} is not a list of numbers of at least 0")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
+        raise ValueError(f"the data_offsets of {name!r} are not two numbers of at least 0")
+    begin, end = offsets
+    if end < begin:
+        raise ValueError(f"{name!r} ends at byte {end}, before it begins at {begin}")
+    needed = _bytes(shape, _WIDTHS[dtype], end - begin)
+    if needed != end - begin:
+        wanted = f"more than {end - begin}" if needed > end - begin else needed
+        raise ValueError(f"{name!r} has {end - begin} bytes, and its shape {_short(shape)} of {dtype} needs {wanted}")
+    return Entry(dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _bytes(shape: Sequence[int], width: int, limit: int) -> int:
+    """Bytes of a tensor; once they are above the limit, any number above it (a header may claim any sides)."""
+    total = 0 if 0 in shape else width
+    for side in shape:
+        total *= side
+        if total > limit:
+            break
+    return total
+
+
+def _short(shape: Sequence[int]) -> str:
+    """A shape for a message; a damaged header may claim any number of dimensions."""
+    return str(list(shape)) if len(shape) <= 8 else f"of {len(shape)} dimensions"
+
+
+def _check_layout(entries: Mapping[str, Entry], data_start: int, size: int) -> None:
+    """Refuse tensors that overlap, and bytes that belong to none."""
+    end, before = data_start, ""
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin < end:
+            raise ValueError(f"{name!r} begins at byte {entry.begin}, inside {before!r}, which ends at {end}")
+        if entry.begin > end:
+            raise ValueError(f"{entry.begin - end} bytes before {name!r} belong to no tensor")
+        end, before = entry.end, name
+    if size < end:
+        raise ValueError(f"it is cut off: it has {size} of its {end} bytes")
+    if size > end:
+        raise ValueError(f"it has {size - end} bytes after its last tensor")
 
 
 def write_safetensors(

@@ -18,8 +18,6 @@ from swinv2_train.cli.guard import guarded
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
-    from torch import Tensor
-
     from swinv2_train.interop.export import Exported
     from swinv2_train.interop.load import LoadedModel
 
@@ -33,9 +31,11 @@ formats:
   onnx           model.onnx: normalised float32 images, any batch size, this resolution
   torch-export   model.pt2 for torch.export.load: the same
 
-Every directory gets a README.md, the model card. The result is loaded by the other side and compared on images before
-the command says that it is done; if the outputs differ by more than 1e-5 (onnx: 1e-4; relative to the largest output
-where that is above 1), nothing is left.
+Every directory gets a README.md, the model card. The result is loaded by the other side and compared on encoded images
+before the command says that it is done; if the outputs for the same input differ by more than 1e-5 (onnx: 1e-4;
+relative to the largest output where that is above 1), nothing is left. How the other side resizes, crops and scales is
+compared as well. Where it cannot make the same input, the command and the README say by how much and by which step, and
+the README has the lines of Python that can.
 
 The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
 extractor (in the swinv2-train format it stays whole).
@@ -94,7 +94,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help=f"compare on these: a folder, a pattern or a file, at most {_MOST_IMAGES} of them (default: made images)",
+        help=f"compare on these as well: a folder, a pattern or a file, at most {_MOST_IMAGES} of them",
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=[8, 16],
+        help="depth of the images that the model is for (default: what its weights record, or else 8)",
     )
     return parser
 
@@ -112,19 +118,20 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.out,
         arguments.format,
         dtype=arguments.dtype,
-        images=_images(arguments.images, loaded),
+        pictures=_pictures(arguments.images, loaded),
+        bits=arguments.bits,
         weights="ema" if arguments.ema else "raw",
     )
     _report(done, loaded)
     return FINISHED
 
 
-def _images(text: str | None, loaded: LoadedModel) -> Tensor | None:
+def _pictures(text: str | None, loaded: LoadedModel) -> list[bytes] | None:
     if text is None:
         return None
-    from swinv2_train.interop.images import find_images, image_batch
+    from swinv2_train.interop.images import encoded_images, find_images
 
-    return image_batch(find_images([text]).files[:_MOST_IMAGES], loaded)
+    return encoded_images(find_images([text]).files[:_MOST_IMAGES], loaded)
 
 
 def _report(done: Exported, loaded: LoadedModel) -> None:
@@ -139,9 +146,10 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
         f"checked with {compared.by}: the {compared.output} of {compared.images} images differ by at most "
         f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
     )
+    print(f"input {'checked on' if compared.input.agrees else 'differs on'} {compared.input.sentence(compared.output)}")
     if compared.rounding is not None:
         print(f"rounding the weights moved the {compared.output} by at most {compared.rounding:.2g}")
-    for note in done.notes:
+    for note in (*loaded.source.notes, *done.notes):
         print(f"note: {note}")
 
 

@@ -113,7 +113,7 @@ def inspect(
     """
     found = Inspection(Card(background=background))
     digests = np.zeros(shards.num_samples, np.uint64)
-    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers)
+    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers, name=shards.name)
     try:
         for index, checked in enumerate(check(range(shards.num_samples))):
             if checked.facts is not None:

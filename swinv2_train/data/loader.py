@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swinv2_train.data.current import working_on
 from swinv2_train.data.decode import DecodeOptions, decode, same_depth
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.order import Group, SampleOrder, sample_rng
@@ -208,8 +209,13 @@ class _Samples(Dataset[Any]):
 
     def decoded(self, index: int) -> Decoded:
         """Raises BrokenSample where sample `index` cannot be read or decoded."""
+        working_on(index)
         raw = self.shards.read(index, texts=self.transform.texts)
         return Decoded(decode(raw.data, self.channels, self.decoding), raw)
+
+    def name_of(self, index: int) -> str:
+        """The shard and key of a sample, for messages."""
+        return self.shards.name(index)
 
 
 class _TrainSamples(_Samples):

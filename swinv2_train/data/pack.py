@@ -184,7 +184,7 @@ def pack(
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
 
     With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
-    alphabetical order, or as `class_names` says: a file with a name per line, or the manifest of an earlier split.
+    the order of `in_order`, or as `class_names` says: a file with a name per line, or a manifest.
 
     With `eval_share`, that share of the images goes to the split `eval`, see `pack_split`. `progress` is called with
     the split, the images done and their number.
@@ -216,7 +216,7 @@ def pack(
                 writer.check(known, overwrite)
             if not all(writer.is_finished() for writer in writers.values()):
                 _remove_moved(out, known, writers, splits, may_differ=overwrite or rule.rule == RULE)
-            prepare = ParallelMap(_Prepare(found, options), workers)
+            prepare = ParallelMap(_Prepare(found, options), workers, name=lambda entry: entry.path)
             try:
                 for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(progress, name)):

@@ -183,7 +183,10 @@ def _alike(numbers: Iterable[int], key: Callable[[int], object]) -> list[list[in
 def _size(source: Source, entry: Entry) -> int | None:
     if source.shards is not None:
         assert entry.index is not None
-        return source.shards.image_size(entry.index)
+        try:
+            return source.shards.image_size(entry.index)
+        except BrokenSample:
+            return None
     size = entry.version.partition("-")[0]
     return int(size) if size.isdecimal() else None
 

@@ -12,12 +12,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.workers import end_with_parent, start_server
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _CHUNK = 16
+_NAMED = 8
 _CHUNKS_PER_WORKER = 3
 _task: Callable[[Any], Any]
 
@@ -33,13 +35,17 @@ class ParallelMap:
     `task` is sent to each process once. Raises DataError where a process dies.
     """
 
-    def __init__(self, task: Callable[[Item], Result], workers: int) -> None:
-        self._task, self._workers = task, workers
+    def __init__(self, task: Callable[[Item], Result], workers: int, name: Callable[[Item], str] = str) -> None:
+        self._task, self._workers, self._name = task, workers, name
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             start_server()
             context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(task,))
+            self._pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=self._start_with(context))
+
+    def _start_with(self, context: Any) -> tuple[Any, ...]:
+        self._current = CurrentItems(self._workers)
+        return self._task, self._current, context.Value("i", 0)
 
     def __call__(self, items: Iterable[Item]) -> Iterator[Result]:
         if self._pool is None:
@@ -47,28 +53,40 @@ class ParallelMap:
             return
         rest = iter(items)
         chunks = iter(lambda: list(itertools.islice(rest, _CHUNK)), [])
-        waiting: deque[Future[list[Result]]] = deque()
+        waiting: deque[tuple[int, list[Item], Future[list[Result]]]] = deque()
         try:
-            for chunk in chunks:
-                waiting.append(self._pool.submit(_run, chunk))
+            for number, chunk in zip(itertools.count(0, _CHUNK), chunks, strict=False):
+                waiting.append((number, chunk, self._pool.submit(_run, number, chunk)))
                 if len(waiting) >= self._workers * _CHUNKS_PER_WORKER:
-                    yield from waiting.popleft().result()
+                    yield from waiting[0][2].result()
+                    waiting.popleft()
             while waiting:
-                yield from waiting.popleft().result()
+                yield from waiting[0][2].result()
+                waiting.popleft()
         except BrokenProcessPool:
-            raise DataError("a decoding process died, most often for want of memory: use fewer --workers") from None
+            held = {number + i: item for number, chunk, _ in waiting for i, item in enumerate(chunk)}
+            raise DataError(self._died([held[number] for number in self._current.all() if number in held])) from None
         finally:
-            for future in waiting:
+            for _, _, future in waiting:
                 future.cancel()
+
+    def _died(self, items: list[Item]) -> str:
+        """The message about a process that ended by itself; `items`: what all processes were working on."""
+        names = ", ".join(map(self._name, items[:_NAMED]))
+        which = f" while the processes decoded {names}" if items else ""
+        return f"a decoding process died{which}: an image crashes its decoder, or memory is short (use fewer --workers)"
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _start(task: Callable[[Any], Any]) -> None:
+def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any) -> None:
     import torch
 
+    with started.get_lock():
+        current.take(started.value)
+        started.value += 1
     global _task
     _task = task
     torch.set_num_threads(1)
@@ -77,5 +95,10 @@ def _start(task: Callable[[Any], Any]) -> None:
     end_with_parent()
 
 
-def _run(chunk: list[Any]) -> list[Any]:
-    return [_task(item) for item in chunk]
+def _run(first: int, chunk: list[Any]) -> list[Any]:
+    results = []
+    for number, item in enumerate(chunk, first):
+        working_on(number)
+        results.append(_task(item))
+    working_on(None)
+    return results

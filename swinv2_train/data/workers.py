@@ -26,7 +26,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.import_path import exported_import_path
 from swinv2_train.shortage import shortage
@@ -46,6 +47,9 @@ ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=
 """How to have more of it."""
 _SERVER_GONE = 255
 """The exit code that Python reports of a process whose fork server is gone."""
+
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+"""Signals of a fault in native code, such as a decoder, rather than of a shortage."""
 
 
 def start_server(also: Sequence[str] = ()) -> None:
@@ -88,11 +92,12 @@ class WorkerPool:
     ) -> None:
         if num_workers:
             start_server()
+        self._dataset, self._current = dataset, CurrentItems(num_workers) if num_workers else None
         with warnings.catch_warnings():
             # More workers than cores are the user's choice, made in data.num_workers.
             warnings.filterwarnings("ignore", "This DataLoader will create")
             loader = DataLoader(
-                _Shared(dataset),
+                _Shared(dataset, self._current),
                 batch_sampler=batches,
                 num_workers=num_workers,
                 collate_fn=_unchanged,
@@ -140,7 +145,7 @@ class WorkerPool:
         """The sentence for an error between the workers and this process; None for an error of another kind."""
         text = str(error)
         if "DataLoader worker" in text:
-            return DataError(_died(self._workers, text.splitlines()[0]))
+            return DataError(_died(self._workers, text.splitlines()[0], self._sample_of))
         if "pin memory thread" in text.lower():  # torch: exited unexpectedly, or an error caught in it
             return DataError(
                 f"a batch cannot be copied into pinned memory ({text.splitlines()[-1].strip()}): this host is short of "
@@ -149,6 +154,12 @@ class WorkerPool:
         if isinstance(error, OSError) or "Too many open files" in text:
             return DataError(f"a batch cannot be taken from the data workers ({_reason(error)})")
         return None
+
+    def _sample_of(self, worker: int) -> str:
+        """The name of the sample that a worker was decoding; empty if that is not known."""
+        index = self._current.of(worker) if self._current is not None else None
+        name_of = getattr(self._dataset, "name_of", None)
+        return name_of(index) if index is not None and name_of is not None else ""
 
     def close(self) -> None:
         """End the workers and wait until they are gone."""
@@ -169,12 +180,16 @@ class WorkerPool:
 class _Shared(Dataset[Any]):
     """The same batches, in shared memory if a worker makes them."""
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, current: CurrentItems | None) -> None:
+        self._dataset, self._current = dataset, current
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
+        worker = get_worker_info()
+        if worker is not None and self._current is not None:
+            self._current.take(worker.id)
         batch = self._dataset.__getitems__(indices)
-        if get_worker_info() is None or not isinstance(batch, dict):
+        working_on(None)
+        if worker is None or not isinstance(batch, dict):
             return batch
         try:
             for value in batch.values():
@@ -200,18 +215,26 @@ def _reason(error: BaseException) -> str:
     return shortage(error) or text
 
 
-def _died(workers: Sequence[Any], text: str) -> str:
+def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) -> str:
     """The sentence about workers that ended by themselves."""
     ended = [worker for worker in workers if not worker.is_alive()]
     if any(worker.exitcode == _SERVER_GONE and _runs(worker.pid) for worker in ended):
         return "the process that data workers are forked from was killed; the same command continues the run"
     number = next((-worker.exitcode for worker in ended if (worker.exitcode or 0) < 0), 0)
+    samples = [sample_of(i) for i, worker in enumerate(workers) if not worker.is_alive() and (worker.exitcode or 0) < 0]
+    sample = next(filter(None, samples), "")
+    if number in _CRASHES and sample:
+        return (
+            f"a data worker crashed ({signal.Signals(number).name}) while it decoded {sample}: take this image out of "
+            "the shards, or pack them again without it"
+        )
     if number == signal.SIGBUS:
         return (
             f"a data worker died of SIGBUS: {SHARED_MEMORY} is full; lower data.num_workers or data.prefetch_batches, "
             f"or enlarge it {ENLARGE}"
         )
     how = f"of {signal.Signals(number).name}" if number in set(signal.Signals) else f"({text})"
+    how += f" while it decoded {sample}" if sample else ""
     return (
         f"a data worker died {how}, most often for want of memory or of room in {SHARED_MEMORY}: lower "
         "data.num_workers or data.prefetch_batches"

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,9 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop import onnx, peers
+from swinv2_train.interop.agreement import disagreement
 from swinv2_train.interop.images import made_images
+from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
 from swinv2_train.shortage import remedied
@@ -81,6 +83,8 @@ class _Job:
     dtype: str
     weights: str
     images: Tensor
+    bits: list[int]
+    """Depths of the images that the model is for."""
 
 
 def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> None:
@@ -101,6 +105,9 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
         peers.check_timm(config.model, size)
     elif layout == HUGGINGFACE:
         peers.check_huggingface(config.model, size, config.data.crop_mode)
+    if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
+        mend = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
+        raise ConfigError("model.window", config.model.window, mend)
 
 
 def check_target(out: Path, layout: str, dtype: str) -> None:
@@ -127,18 +134,19 @@ def export(
     layout: str,
     *,
     dtype: str = "fp32",
-    images: Tensor | None = None,
+    pictures: Sequence[bytes] | None = None,
+    bits: int | None = None,
     weights: str = "raw",
 ) -> Exported:
-    """Write a model into a new directory, load it there, and compare what both compute.
+    """Write a model into a new directory, load it there, and compare what both make of encoded images.
 
     Args:
         loaded: it is used up: its weights are rounded to `dtype`, and for a program its position tables fixed.
         out: the directory; must not exist. Folders above it are made.
         layout: one of `EXPORTS`.
         dtype: of the stored weights; a key of `DTYPES`. They are rounded to nearest.
-        images: (B, C, H, W) normalised float32 to compare on; None makes some. For a program they are repeated until
-            there are enough for every batch size that it is tried with.
+        pictures: encoded images to compare on besides those that are made for it.
+        bits: 8 or 16, the depth of the images that the model is for; None: what its weights record, or else 8.
         weights: `raw`, or `ema` where the moving average was loaded, for the records.
 
     Raises:
@@ -153,18 +161,21 @@ def export(
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
     disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
+    recorded = recorded_bits(loaded)
+    depths = [bits] if bits else recorded or [8]
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
-    images = made_images(loaded, count) if images is None else images
+    pixels, images = prepared(loaded, [*(pictures or ()), *made_pictures(loaded, depths)])
+    encoded = len(images)
+    if encoded < count:
+        images = torch.cat([images, made_images(loaded, count - encoded)])
     different = len(images)
-    if layout in PROGRAM_FILES and different < count:
-        images = images[torch.arange(count) % different]
     original = _outputs(inference, images)
     rounding = _round(loaded.model, dtype)
     expected = _outputs(inference, images) if rounding else original
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
-        _write(_Job(loaded, inference, partial, dtype, weights, images), layout)
+        _write(_Job(loaded, inference, partial, dtype, weights, images, depths), layout)
         computed = _loaded_back(partial, layout, images)
         compared = Comparison(
             by=", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",)))),
@@ -173,8 +184,10 @@ def export(
             largest=float(expected.abs().max()),
             rounding=float((expected - original).abs().max()) if rounding else None,
             output=inference.output,
+            input=check_input(loaded, partial, layout, pixels, images[:encoded], expected[:encoded]),
         )
-        card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared)
+        notes = _notes(loaded, layout, compared, depths if bits or recorded else None)
+        card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared, notes=notes)
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         for path in partial.iterdir():
@@ -186,7 +199,7 @@ def export(
         raise CheckpointError(f"{out} cannot be written ({remedied(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(out, files, compared, _notes(loaded, layout, compared))
+    return Exported(out, files, compared, notes)
 
 
 def _outputs(inference: onnx.Inference, images: Tensor) -> Tensor:
@@ -256,16 +269,19 @@ def geometry(loaded: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _preprocess(loaded: LoadedModel) -> dict[str, Any]:
+def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str, Any]:
+    """The preparation of images, with nothing in it that this model does not use."""
     data = loaded.config.data
-    return {
-        "crop_pct": data.crop_pct,
+    known = {
+        "crop_pct": data.crop_pct if data.crop_mode == "center" else None,
         "crop_mode": data.crop_mode,
         "interpolation": data.augment.interpolation,
         "mean": loaded.mean,
         "std": loaded.std,
+        "bits": bits or recorded_bits(loaded),
         "background": data.background,
     }
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def _write_own(job: _Job) -> None:
@@ -293,7 +309,8 @@ def _write_huggingface(job: _Job) -> None:
     multi_label = bool(getattr(loaded.config.task, "multi_label", False))
     config = peers.huggingface_config(loaded, _num_classes(loaded), size, multi_label=multi_label)
     peers.write_json(job.directory / "config.json", config)
-    peers.write_json(job.directory / "preprocessor_config.json", peers.huggingface_preprocessor(loaded, size))
+    processor = peers.huggingface_preprocessor(loaded, size, 16 if job.bits == [16] else 8)
+    peers.write_json(job.directory / "preprocessor_config.json", processor)
 
 
 def _write_foreign(job: _Job, layout: str) -> None:
@@ -307,7 +324,8 @@ def _num_classes(loaded: LoadedModel) -> int:
 
 
 def _write_onnx(job: _Job) -> None:
-    facts = {"resolution": list(resolution(job.loaded.config)), **_preprocess(job.loaded)}
+    facts = {"resolution": list(resolution(job.loaded.config)), **_preprocess(job.loaded, job.bits)}
+    facts["pixels_divided_by"] = [2**bits - 1 for bits in job.bits]
     if job.loaded.class_names:
         facts["classes"] = job.loaded.class_names
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
@@ -380,12 +398,24 @@ def _run_own(directory: Path, images: Tensor) -> Tensor:
     return _outputs(onnx.Inference(load_model(directory).model).eval(), images)
 
 
-def _notes(loaded: LoadedModel, layout: str, compared: Comparison) -> list[str]:
+def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[int] | None) -> list[str]:
+    """What a person should know.
+
+    Args:
+        bits: depths of the images that the model is for; None where that was assumed.
+    """
     notes = []
     if compared.output == "features" and layout != OWN:
         notes.append("a SimMIM model has no classes: exported as a feature extractor, mask token and decoder left out")
     if layout == HUGGINGFACE:
         notes.append(
             "transformers adds the mask of shifted windows twice (-200 instead of -100), which the difference includes"
+        )
+        if bits == [8, 16]:
+            notes.append("the processor is for images of 8 bits; give it rescale_factor=1/65535 with those of 16")
+    if bits is None and layout in (HUGGINGFACE, ONNX):
+        notes.append(
+            "nothing records the depth of the images that this model was trained on: the files say 8 bits; --bits 16 "
+            "writes them for 16"
         )
     return notes

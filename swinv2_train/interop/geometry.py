@@ -223,6 +223,8 @@ def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
     each_stage = isinstance(side, (list, tuple)) and len(side) == NUM_STAGES
     image = config.get("image_size") or config.get("img_size")
     before = config.get("pretrained_window_sizes")
+    if before and len(before) != NUM_STAGES:
+        raise ValueError(f"pretrained_window_sizes={before!r} is not one per stage")
     return Windows(
         [_pair(each) for each in side] if each_stage else [_pair(side)] * NUM_STAGES,
         [_pair(each) for each in before] if before and any(before) else None,
@@ -232,7 +234,11 @@ def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
 
 
 def _pair(value: Any) -> Window:
-    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
+    """Two sides. Raises ValueError or TypeError where they are no whole numbers of at least 0."""
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 <= side < 2**20 for side in sides):
+        raise ValueError(f"{value!r} is not one or two whole numbers")
+    return int(sides[0]), int(sides[1])
 
 
 def _clamped(sides: list[Window], resolution: tuple[int, int]) -> list[Window]:

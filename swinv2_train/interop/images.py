@@ -107,18 +107,30 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     return normalise(pixels, loaded.mean, loaded.std)
 
 
+def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:
+    """The bytes of image files.
+
+    Raises:
+        DataError: naming the first that cannot be used.
+    """
+    for path in paths:
+        _decoded(path, loaded)
+    return [path.read_bytes() for path in paths]
+
+
 def image_batch(paths: Sequence[Path], loaded: LoadedModel) -> Tensor:
     """Files as a normalised batch, (B, C, h, w).
 
     Raises:
         DataError: naming the first that cannot be used.
     """
-    images = []
-    options = DecodeOptions.of(loaded.config.data, loaded.mean)
-    for path in paths:
-        try:
-            image = read_image(path, loaded.config.model.in_channels, options)
-        except BrokenSample as error:
-            raise DataError(f"{path}: {error}") from error
-        images.append(prepare(image, loaded.config, loaded.mean, loaded.std))
-    return torch.stack(images)
+    images = [_decoded(path, loaded) for path in paths]
+    return torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in images])
+
+
+def _decoded(path: Path, loaded: LoadedModel) -> Tensor:
+    try:
+        options = DecodeOptions.of(loaded.config.data, loaded.mean)
+        return read_image(path, loaded.config.model.in_channels, options)
+    except BrokenSample as error:
+        raise DataError(f"{path}: {error}") from error

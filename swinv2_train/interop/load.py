@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import pretrained_windows, stage_geometry, validate_model
+from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, ClassificationConfig, TaskConfig
 from swinv2_train.config.validate import validate_data
@@ -66,6 +66,7 @@ def load_model(
     with open_source(spec, which=which, ema=ema, verify=True) as source:
         config = source_config(source, overrides)
         size = resolution(config)
+        check_peer(source, config, overrides)
         model = meta_model(config, size)
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         transfer = plan_transfer(source, shapes, config.model, resolution=size)
@@ -117,6 +118,62 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         own = put_trained(pretrained_windows(changed.model), trained)
         changed.model.pretrained_window = plain_windows(own)
     return changed
+
+
+def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = ()) -> None:
+    """Compare what the library that weights come from computes with them, at the geometry they are used at.
+
+    A difference by the geometry that the files beside the weights give is refused: nobody asked for another result than
+    theirs. With `model.window` or `data.resolution` among the overrides it is a note of the source, as the result of
+    their library was not what was asked for. A difference by an option of their model is always refused.
+
+    Raises:
+        ConfigError: saying what differs, and the remedy.
+    """
+    from swinv2_train.interop.agreement import PACKAGES, disagreement, is_installed
+
+    layout, model, size, theirs = source.format, config.model, resolution(config), source.peer_config or None
+    if layout not in PACKAGES:
+        return
+    if not is_installed(layout):
+        source.notes.append(
+            f"{PACKAGES[layout]} is not installed, so its results were not compared with this program's"
+        )
+        return
+    given = {item.partition("=")[0] for item in overrides}
+    changed = not given.isdisjoint(("model.window", "data.resolution", "model.pretrained_window"))
+    reason = disagreement(layout, model, size, theirs, own_windows=changed)
+    if not reason:
+        return
+    refusal = f"{source.path} would not give the results of {layout}: {reason}"
+    if theirs and disagreement(layout, model, size, theirs, own_windows=True) != disagreement(layout, model, size):
+        raise ConfigError("", source.path, f"{refusal}, by an option in config.json that this program does not have")
+    if not changed:
+        shown = str(config.data.resolution).replace(" ", "")
+        mend = f"take another data.resolution or model.window, or give data.resolution={shown} yourself to have it "
+        raise ConfigError("data.resolution", shown, f"{refusal}; {mend}computed as this program does")
+    source.notes.append(f"{reason}; it is computed as this program does")
+
+
+def start_note(source: WeightSource, model: ModelConfig, size: tuple[int, int]) -> list[str]:
+    """A line where a run starts from weights of timm or Hugging Face at their geometry, and computes it differently.
+
+    Args:
+        size: input (height, width) in pixels of the run.
+    """
+    from swinv2_train.interop.agreement import PACKAGES, disagreement, is_installed
+
+    there, trained = model_config(source.geometry), source.geometry["data"].get("resolution")
+    if source.format not in PACKAGES or not is_installed(source.format) or not source.geometry["model"].get("window"):
+        return []
+    if trained != list(size) or stage_geometry(there, *size) != stage_geometry(model, *size):
+        return []  # another geometry: nobody expects the same outputs
+    reason = disagreement(source.format, model, size, source.peer_config or None)
+    return (
+        [f"the run does not start from the outputs that these weights have in {source.format}: {reason}"]
+        if reason
+        else []
+    )
 
 
 _UNTOLD = {

@@ -6,7 +6,7 @@ from, the dataset card beside its shards, its evaluations); and from the export 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from swinv2_train.config.model import (
     count_simmim_parameters,
     stage_geometry,
 )
+from swinv2_train.interop.input_code import input_code
 from swinv2_train.interop.peers import earlier_windows, version_of
 from swinv2_train.reading import read_object
 from swinv2_train.redact import redact
@@ -28,6 +29,7 @@ from swinv2_train.text import as_markdown
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
     from swinv2_train.data.card import Card
+    from swinv2_train.interop.input_check import InputCheck
     from swinv2_train.interop.load import LoadedModel
 
 PAPER = "https://arxiv.org/abs/2111.09883"
@@ -53,28 +55,40 @@ class Comparison:
     """How far rounding to half precision moved the outputs; None for fp32."""
     output: str
     """`logits` or `features`."""
+    input: InputCheck
+    """How the way from an encoded image to the input compares."""
 
 
-def model_card(loaded: LoadedModel, layout: str, name: str, *, dtype: str, weights: str, compared: Comparison) -> str:
+def model_card(
+    loaded: LoadedModel,
+    layout: str,
+    name: str,
+    *,
+    dtype: str,
+    weights: str,
+    compared: Comparison,
+    notes: Sequence[str] = (),
+) -> str:
     """The card as Markdown.
 
     Args:
         layout: the format that was exported.
         name: of the directory; the way to load it is shown with this.
         weights: `raw` or `ema`.
+        notes: what a person should know.
     """
     run = run_directory(loaded.source.path)
     trained = _resolved(run)
     sections = [
         ("Model", _table(_model_rows(loaded, layout, dtype, weights))),
-        ("Use", _usage(loaded, layout, name, compared.output)),
-        ("Input", _table(_input_rows(loaded))),
+        ("Use", _usage(loaded, layout, name, compared)),
+        ("Input", f"{_table(_input_rows(loaded, compared.input))}\n\n```python\n{input_code(loaded)}```"),
         ("Classes", _classes(loaded)),
         ("Training", _table(_training_rows(trained)) if trained else ""),
         ("Started from", _chain(trained, run)),
         ("Data", _data(trained)),
         ("Results", _results(loaded, run, weights)),
-        ("Export", _table(_export_rows(loaded, layout, compared))),
+        ("Export", _table(_export_rows(loaded, layout, compared, notes))),
         ("License", "Not stated. Whoever publishes these weights has to name one here."),
     ]
     title = as_markdown(trained.run.name if trained else loaded.config.model.name)
@@ -139,20 +153,26 @@ def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> R
     return rows
 
 
-def _input_rows(loaded: LoadedModel) -> Rows:
+def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     data = loaded.config.data
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, whatever the aspect"
     else:
         crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the centre"
+    largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
     return [
         ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
-        ("values", "divided by the largest value of the pixel type (255 or 65535), minus mean, divided by deviation"),
+        ("transparency", _transparency(data.background)),
+        ("values", f"divided by {largest}, minus mean, divided by deviation"),
         ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
         ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
     ]
+
+
+def _transparency(background: Any) -> str:
+    return "dropped" if background == "drop" else f"put on {background} before all else"
 
 
 def _classes(loaded: LoadedModel) -> str:
@@ -310,7 +330,7 @@ def _number(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, (int, float)) else "not known"
 
 
-def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison) -> Rows:
+def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: Sequence[str]) -> Rows:
     rows = [
         ("format", layout),
         ("made from", f"{loaded.source.path.name} ({loaded.source.format})"),
@@ -320,41 +340,51 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison) -> Rows
             f"{compared.by}: on {compared.images} images the {compared.output} differ by at most "
             f"{compared.difference:.2g} from those of the original model (the largest is {compared.largest:.3g})",
         ),
+        ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.output)),
     ]
     if compared.rounding is not None:
         moved = (
             f"moved the {compared.output} by at most {compared.rounding:.2g} on those images; the comparison is apart"
         )
         rows.append(("rounding of the weights", moved))
+    rows += [("note", note) for note in notes]
     return rows
 
 
-def _usage(loaded: LoadedModel, layout: str, name: str, output: str) -> str:
+def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) -> str:
     """Code that loads this very format; `images` is the batch that "Input" describes."""
+    output = compared.output
     name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
     code = {
         "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model',
         "timm": f'import timm\n\nmodel = timm.create_model("local-dir:{name}", pretrained=True).eval()\n'
         f"{output} = model(images)",
-        "huggingface": _huggingface_code(name, output),
+        "huggingface": _huggingface_code(name, output, compared.input, loaded.config.model.in_channels),
         "onnx": f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}/model.onnx")\n'
         f'({output},) = session.run(None, {{"images": images}})  # a float32 array',
         "torch-export": f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()\n'
         f"{output} = model(images)",
     }[layout]
-    given = f"`images`: (batch, {shape}) float32, prepared as below."
+    given = f"`images`: (batch, {shape}) float32, each made by `prepare` below."
     return f"```python\n{code}\n```\n\n{given}"
 
 
-def _huggingface_code(name: str, output: str) -> str:
+def _huggingface_code(name: str, output: str, check: InputCheck, channels: int) -> str:
     kind = "AutoModelForImageClassification" if output == "logits" else "AutoModel"
     result = "logits" if output == "logits" else "pooler_output"
+    load = f'model = {kind}.from_pretrained("{name}").eval()\n'
+    if not check.agrees:  # the processor would not make the input of this model
+        return f"from transformers import {kind}\n\n{load}{output} = model(images).{result}"
+    pictures, given = "pictures", "a list of PIL images, upright"
+    if channels != 3 or 8 not in check.bits:
+        pictures = 'pictures, input_data_format="channels_first"'
+        given = f"a list of (channels, height, width) arrays of {'uint8' if 8 in check.bits else 'uint16 as float32'}"
     return (
         f"from transformers import AutoImageProcessor, {kind}\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{name}")\n'
-        f'model = {kind}.from_pretrained("{name}").eval()\n'
-        f'{output} = model(**processor(pictures, return_tensors="pt")).{result}  # pictures: a list of PIL images'
+        f"{load}"
+        f'{output} = model(**processor({pictures}, return_tensors="pt")).{result}  # pictures: {given}'
     )
 
 

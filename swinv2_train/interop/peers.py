@@ -6,13 +6,13 @@ Weights are named by `names.py`; here is what stands beside them. A model withou
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, StageGeometry, fit_window, pretrained_windows, stage_geometry
+from swinv2_train.config.model import ModelConfig, fit_window, pretrained_windows, stage_geometry, total_stride
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,30 +25,24 @@ _PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
 def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
-    """Refuse what timm's SwinV2 would compute otherwise.
+    """Refuse what the config of timm's SwinV2 has no place for.
 
     Raises:
-        ConfigError: naming the field and the mend.
+        ConfigError: naming the field and the remedy.
     """
-    for number, stage in enumerate(_whole_patches("timm", model, resolution), 1):
-        # timm pads after the roll, so that its shift mask is off where a shifted side is padded.
-        sides = zip(stage.shift, stage.padded, (stage.height, stage.width), strict=True)
-        if stage.depth > 1 and any(shift and padded != side for shift, padded, side in sides):
-            raise ConfigError("model.window", model.window, _padding_sentence("timm", number, stage))
+    if any(side % model.patch_size for side in resolution):
+        mend = f"timm does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
+        raise ConfigError("data.resolution", list(resolution), mend)
 
 
 def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode: str) -> None:
-    """Refuse what Hugging Face's Swinv2 cannot hold: it has one square window, clamped to the maps.
+    """Refuse what the configs of Hugging Face have no place for: its Swinv2 has one square window for all stages.
 
     Raises:
-        ConfigError: naming the field and the mend.
+        ConfigError: naming the field and the remedy.
     """
-    stages = _whole_patches("huggingface", model, resolution)
-    if any(stage.height % 2 or stage.width % 2 for stage in stages[:-1]):
-        stride = model.patch_size * 2 ** (len(stages) - 1)
-        mend = f"huggingface needs maps that halve evenly: take a data.resolution that is a multiple of {stride}"
-        raise ConfigError("data.resolution", list(resolution), mend)
     if single_window(model, resolution) is None:
+        stages = stage_geometry(model, *resolution)
         windows = ", ".join(f"{stage.window[0]}x{stage.window[1]}" for stage in stages)
         mend = f"huggingface has one square window for all stages, and these are {windows}; take --format timm"
         raise ConfigError("model.window", model.window, mend)
@@ -59,21 +53,6 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
     if resolution[0] != resolution[1] and crop_mode == "center":
         mend = "the image processors of huggingface crop squares only; take data.crop_mode=squash, or --format timm"
         raise ConfigError("data.resolution", list(resolution), mend)
-
-
-def _whole_patches(peer: str, model: ModelConfig, resolution: tuple[int, int]) -> list[StageGeometry]:
-    if any(side % model.patch_size for side in resolution):
-        mend = f"{peer} does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
-        raise ConfigError("data.resolution", list(resolution), mend)
-    return stage_geometry(model, *resolution)
-
-
-def _padding_sentence(peer: str, number: int, stage: StageGeometry) -> str:
-    window, rows, columns = f"{stage.window[0]}x{stage.window[1]}", stage.height, stage.width
-    return (
-        f"{peer} computes padded shifted windows differently, and windows of {window} do not divide the "
-        f"{rows}x{columns} map of stage {number}; take a data.resolution or a model.window that fits"
-    )
 
 
 def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None:
@@ -96,33 +75,37 @@ def earlier_windows(model: ModelConfig, resolution: tuple[int, int]) -> list[tup
     ]
 
 
-def timm_config(loaded: LoadedModel, num_classes: int, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor."""
-    model, data = loaded.config.model, loaded.config.data
+def timm_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str, Any]:
+    """The arguments that timm's `SwinTransformerV2` builds a model from."""
     window: Any = single_window(model, resolution)
     if window is None:
         window = [list(stage.window) for stage in stage_geometry(model, *resolution)]
-    image = [model.in_channels, *resolution]
+    return {
+        "img_size": list(resolution),
+        "patch_size": model.patch_size,
+        "in_chans": model.in_channels,
+        "embed_dim": model.embed_dim,
+        "depths": list(model.depths),
+        "num_heads": list(model.num_heads),
+        "window_size": window,
+        "mlp_ratio": model.mlp_ratio,
+        "pretrained_window_sizes": [_side(pair) for pair in earlier_windows(model, resolution)],
+    }
+
+
+def timm_config(loaded: LoadedModel, num_classes: int, resolution: tuple[int, int]) -> dict[str, Any]:
+    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor."""
+    model, data = loaded.config.model, loaded.config.data
     config: dict[str, Any] = {
         "architecture": TIMM_ARCHITECTURE,
         "num_classes": num_classes,
         "num_features": 8 * model.embed_dim,
         "global_pool": "avg",
-        "model_args": {
-            "img_size": list(resolution),
-            "patch_size": model.patch_size,
-            "in_chans": model.in_channels,
-            "embed_dim": model.embed_dim,
-            "depths": list(model.depths),
-            "num_heads": list(model.num_heads),
-            "window_size": window,
-            "mlp_ratio": model.mlp_ratio,
-            "pretrained_window_sizes": [_side(pair) for pair in earlier_windows(model, resolution)],
-        },
+        "model_args": timm_model_args(model, resolution),
         "pretrained_cfg": {
             "tag": "swinv2_train",
             "custom_load": False,
-            "input_size": image,
+            "input_size": [model.in_channels, *resolution],
             "fixed_input_size": True,
             "interpolation": data.augment.interpolation,
             # timm's squash also crops, by this share; ours does not.
@@ -145,15 +128,9 @@ def _side(pair: tuple[int, int]) -> int | list[int]:
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 
-def huggingface_config(
-    loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], *, multi_label: bool
-) -> dict[str, Any]:
-    """The `config.json` of a Swinv2 model; `num_classes` 0 is a bare `Swinv2Model`."""
-    model = loaded.config.model
-    names = loaded.class_names or [f"LABEL_{number}" for number in range(num_classes)]
-    config: dict[str, Any] = {
-        "architectures": ["Swinv2ForImageClassification" if num_classes else "Swinv2Model"],
-        "model_type": "swinv2",
+def huggingface_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str, Any]:
+    """The arguments that `Swinv2Config` builds a model from."""
+    return {
         "image_size": resolution[0] if resolution[0] == resolution[1] else list(resolution),
         "patch_size": model.patch_size,
         "num_channels": model.in_channels,
@@ -167,10 +144,23 @@ def huggingface_config(
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "drop_path_rate": model.drop_path,
+        # What is exported is the function without stochastic depth; its rate in training is not part of the weights.
+        "drop_path_rate": 0.0,
         "use_absolute_embeddings": False,
         "layer_norm_eps": 1e-5,
-        "initializer_range": 0.02,
+    }
+
+
+def huggingface_config(
+    loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], *, multi_label: bool
+) -> dict[str, Any]:
+    """The `config.json` of a Swinv2 model; `num_classes` 0 is a bare `Swinv2Model`."""
+    names = loaded.class_names or [f"LABEL_{number}" for number in range(num_classes)]
+    config: dict[str, Any] = {
+        "architectures": ["Swinv2ForImageClassification" if num_classes else "Swinv2Model"],
+        "model_type": "swinv2",
+        **huggingface_model_args(loaded.config.model, resolution),
+        "encoder_stride": total_stride(loaded.config.model),
         # Half-precision files are computed in fp32 as well, unless asked otherwise: coordinates do not survive bf16.
         "torch_dtype": "float32",
     }
@@ -182,15 +172,19 @@ def huggingface_config(
     return config
 
 
-def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The `preprocessor_config.json` that `AutoImageProcessor` reads."""
+def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], bits: int) -> dict[str, Any]:
+    """The `preprocessor_config.json` that `AutoImageProcessor` reads.
+
+    Args:
+        bits: 8 or 16, the depth of the images that it is for; it has one factor for all.
+    """
     data = loaded.config.data
     height, width = resolution
     config: dict[str, Any] = {
         "do_resize": True,
         "resample": _PIL_FILTERS[data.augment.interpolation],
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / (2**bits - 1),
         "do_normalize": True,
         "image_mean": loaded.mean,
         "image_std": loaded.std,
@@ -222,6 +216,52 @@ def run_timm(directory: Path, images: Tensor) -> Tensor:
     model = timm.create_model(f"local-dir:{directory}", pretrained=True).float().eval()
     with torch.no_grad():
         return model(images)
+
+
+def timm_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
+    """What timm's transform makes of images, each (C, H, W) uint8: (B, C, h, w).
+
+    Raises:
+        ValueError: if they are none that it reads: it takes PIL images of 8 bits.
+    """
+    import timm
+    import torch
+    from PIL import Image
+
+    if any(image.dtype != torch.uint8 or len(image) not in (1, 3) for image in pixels):
+        raise ValueError("it takes PIL images of 8 bits and 1 or 3 channels")
+    model = timm.create_model(f"local-dir:{directory}", pretrained=False)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    pictures = [Image.fromarray(array[..., 0] if array.shape[2] == 1 else array.copy()) for array in arrays]
+    return torch.stack([transform(picture) for picture in pictures])
+
+
+def huggingface_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
+    """What `AutoImageProcessor` makes of images, each (C, H, W) uint8 or uint16: (B, C, h, w).
+
+    They are given as the README says: as PIL images where there are such, and with a factor of their own where the
+    processor is for the other depth.
+    """
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor
+
+    written = json.loads((directory / "preprocessor_config.json").read_text())["rescale_factor"]
+    processor = AutoImageProcessor.from_pretrained(directory)
+    made = []
+    for image in pixels:
+        array, bits = image.contiguous().numpy(), 8 if image.dtype == torch.uint8 else 16
+        other = {} if (written < 1 / 4096) == (bits == 16) else {"rescale_factor": 1 / (2**bits - 1)}
+        if bits == 8 and len(array) == 3:
+            picture = Image.fromarray(array.transpose(1, 2, 0).copy())
+            made.append(processor([picture], return_tensors="pt", **other)["pixel_values"])
+        else:
+            # As float32, because resizing uint16 wraps around where the cubic filter overshoots.
+            given = array if bits == 8 else array.astype("float32")
+            options = {"input_data_format": "channels_first", "return_tensors": "pt", **other}
+            made.append(processor([given], **options)["pixel_values"])
+    return torch.cat(made)
 
 
 def run_huggingface(directory: Path, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +10,44 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
+from swinv2_train.reading import UnreadableError, read_object
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """PIL's numbers."""
+_VIT = {
+    "size": {"height": 224, "width": 224},
+    "do_center_crop": False,
+    "resample": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+"""What Hugging Face's ViTImageProcessor, which its SwinV2 models have, does where its file does not say."""
+_BIT = {
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+    "do_center_crop": True,
+    "resample": 3,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+"""The same of BitImageProcessor and CLIPImageProcessor."""
 
 
 @dataclass(frozen=True)
 class Sidecar:
     """What stands beside the weights; empty where there is no such file."""
 
+    directory: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     preprocessor: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """timm's record of the input; older files have it at the top. Empty for other files."""
+        inner = self.config.get("pretrained_cfg")
+        if isinstance(inner, Mapping):
+            return inner
+        return self.config if "architecture" in self.config else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -30,12 +57,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is none.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return read_object(path)
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
-    return content
 
 
 def read(directory: Path) -> Sidecar:
@@ -45,23 +69,41 @@ def read(directory: Path) -> Sidecar:
         CheckpointError: if one of the files is broken.
     """
     paths = [directory / name for name in ("config.json", "preprocessor_config.json")]
-    return Sidecar(*(read_json(path) if path.is_file() else {} for path in paths))
+    return Sidecar(directory, *(read_json(path) if path.is_file() else {} for path in paths))
 
 
 def windows(beside: Sidecar, training_config: Any) -> Windows | None:
-    """From the files beside the weights, or from the config that an official training checkpoint holds."""
+    """From the files beside the weights, or from the config that an official training checkpoint holds.
+
+    timm's file names an architecture and what differs from it: the arguments the model was built with come first, then
+    the size of the input, then the architecture.
+
+    Raises:
+        CheckpointError: if config.json has windows or sizes that are none.
+    """
     config = beside.config
-    found = windows_from_config(config)
-    if found is None and isinstance(config.get("model_args"), Mapping):
-        found = windows_from_config({**_timm_input(config), **config["model_args"]})
-    if found is None and isinstance(config.get("architecture"), str):
-        found = windows_from_name(config["architecture"])
+    try:
+        found = windows_from_config(config)
+        if found is None and (beside.pretrained_cfg or config.get("model_args")):
+            found = windows_from_config(_timm_model(beside))
+    except (TypeError, ValueError, IndexError, OverflowError) as error:
+        raise CheckpointError(
+            f"{beside.directory / 'config.json'} has a window or size that is none ({error})"
+        ) from error
     return found or _official_windows(training_config)
 
 
-def _timm_input(config: Mapping[str, Any]) -> dict[str, Any]:
-    size = (config.get("pretrained_cfg") or {}).get("input_size")
-    return {"img_size": size[1:]} if size else {}
+def _timm_model(beside: Sidecar) -> dict[str, Any]:
+    named = windows_from_name(str(beside.config.get("architecture"))) or Windows()
+    model: dict[str, Any] = {"img_size": named.resolution}
+    if named.window:
+        model["window_size"] = named.window[0]
+    if named.pretrained:
+        model["pretrained_window_sizes"] = named.pretrained
+    if beside.pretrained_cfg.get("input_size"):
+        model["img_size"] = beside.pretrained_cfg["input_size"][1:]
+    saved = beside.config.get("model_args")
+    return {**model, **(saved if isinstance(saved, Mapping) else {})}
 
 
 def _official_windows(config: Any) -> Windows | None:
@@ -74,46 +116,134 @@ def _official_windows(config: Any) -> Windows | None:
                 "pretrained_window_sizes": model.get("PRETRAINED_WINDOW_SIZES"),
             }
         )
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError):
         return None
     if found:
         found.origin = "the config inside it"
     return found
 
 
-def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> None:
+def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     """Write mean, deviation, crop and interpolation of a model into its geometry, as far as they are known.
 
-    timm says all of it. Hugging Face's preprocessor resizes to the input without a crop, unless it says otherwise. The
-    official code takes the centre, and no crop from 384 pixels on. What this program has no such crop or interpolation
-    for is written down under its own name, and refused where images are to be prepared.
+    The official code takes the centre, and no crop from 384 pixels on. What this program has no such crop or
+    interpolation for is written down under its own name, and refused where images are to be prepared.
+
+    Returns:
+        What a person should know.
+
+    Raises:
+        CheckpointError: if a file gives something that is no number where one belongs.
     """
     data, crop = geometry["data"], geometry["preprocess"]
-    timm, processor = beside.config.get("pretrained_cfg") or {}, beside.preprocessor
     resolution = data.get("resolution")
     if resolution and max(resolution) >= 384:
         crop["crop_mode"] = "squash"
-    if processor:
-        data["mean"] = list(processor.get("image_mean") or data["mean"])
-        data["std"] = list(processor.get("image_std") or data["std"])
-        crop["crop_mode"] = "center" if processor.get("do_center_crop") else "squash"
-        crop["crop_pct"] = float(processor.get("crop_pct") or crop["crop_pct"])
-        resample = processor.get("resample")
-        crop["interpolation"] = _RESAMPLING.get(resample, str(resample)) if resample is not None else "bicubic"
-    if timm:
-        data["mean"] = list(timm.get("mean") or data["mean"])
-        data["std"] = list(timm.get("std") or data["std"])
-        crop["crop_pct"] = float(timm.get("crop_pct") or crop["crop_pct"])
-        crop["crop_mode"] = timm.get("crop_mode") or "center"
-        if crop["crop_mode"] == "squash" and crop["crop_pct"] != 1:
-            crop["crop_mode"] = "squash-and-crop"  # timm's squash also crops, by this share; ours does not
-        crop["interpolation"] = timm.get("interpolation") or "bicubic"
-        if timm.get("input_size"):
-            data.setdefault("resolution", list(timm["input_size"][1:]))
+    notes: list[str] = []
+    place = "preprocessor_config.json"
+    try:
+        if beside.preprocessor:
+            notes += _put_processor(data, crop, beside.preprocessor)
+        place = "config.json"
+        if beside.pretrained_cfg:
+            _put_timm(data, crop, beside.pretrained_cfg)
+    except (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{beside.directory / place} is broken ({type(error).__name__}: {error})") from error
     channels = geometry["model"]["in_channels"]
     for key in ("mean", "std"):
         if len(data[key]) != channels:  # nobody has said; better absent than wrong
             del data[key]
+    return notes
+
+
+def _put_timm(data: dict[str, Any], crop: dict[str, Any], timm: Mapping[str, Any]) -> None:
+    for key in ("mean", "std"):
+        data[key] = [float(value) for value in timm.get(key) or data[key]]
+    crop["crop_pct"] = float(timm.get("crop_pct") or crop["crop_pct"])
+    crop["crop_mode"] = timm.get("crop_mode") or "center"
+    if crop["crop_mode"] == "squash" and crop["crop_pct"] != 1:
+        crop["crop_mode"] = "squash-and-crop"  # timm's squash also crops, by this share; ours does not
+    crop["interpolation"] = timm.get("interpolation") or "bicubic"
+    if timm.get("input_size"):
+        data.setdefault("resolution", [int(side) for side in timm["input_size"][1:]])
+
+
+def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The input that an image processor of Hugging Face makes.
+
+    Whatever its rescale_factor, mean and deviation of shares of the largest pixel value give the same numbers.
+    """
+    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
+    processor = {**(_BIT if kind.startswith(("Bit", "CLIP")) else _VIT), **given}
+    notes = []
+    given_factor = processor.get("rescale_factor")
+    factor = 1 / 255 if given_factor is None else float(given_factor)
+    factor = factor if processor.get("do_rescale", True) else 1.0
+    bits = 16 if factor < 1 / 4096 else 8
+    share = factor * (2**bits - 1)
+    normalized = processor.get("do_normalize", True)
+    mean, std = (processor["image_mean"], processor["image_std"]) if normalized else ([0.0], [1.0])
+    # A number for all channels, or one for each; exactly those of the file where the factor is the usual one.
+    scale = 1.0 if math.isclose(share, 1, rel_tol=1e-3) else share
+    for key, values in (("mean", mean), ("std", std)):
+        listed = values if isinstance(values, (list, tuple)) else [values]
+        numbers = [float(value) / scale for value in listed]
+        data[key] = numbers * len(data[key]) if len(numbers) == 1 else numbers
+    if bits == 16:
+        crop["bits"] = [16]
+    if scale != 1:
+        notes.append(
+            f"its processor multiplies pixels by {factor:.6g}: mean and deviation are those of pixels in [0, 1]"
+        )
+    crop["interpolation"] = _RESAMPLING.get(processor["resample"], str(processor["resample"]))
+    crop["crop_mode"], made = _processor_crop(processor, crop)
+    if made is not None:
+        if data.get("resolution") not in (None, list(made)):
+            height, width = data["resolution"]
+            notes.append(
+                f"its processor makes images of {made[0]}x{made[1]} pixels, but its model is for {height}x{width}, "
+                f"which is taken; data.resolution=[{made[0]},{made[1]}] follows the processor"
+            )
+        data.setdefault("resolution", list(made))
+    if crop["crop_mode"] == "center":
+        notes.append(
+            "its processor rounds the margin of the crop down and this program to the nearest even number of pixels, "
+            "so that some images are cropped one pixel apart"
+        )
+    return notes
+
+
+def _processor_crop(processor: Mapping[str, Any], crop: dict[str, Any]) -> tuple[str, tuple[int, int] | None]:
+    """The crop of a processor by our name, or by one that says what we have not, and the size of what it makes."""
+    if not processor.get("do_resize", True):
+        return "no-resize", None
+    size, cropped = processor["size"], bool(processor.get("do_center_crop"))
+    if isinstance(size, int):
+        size = {"shortest_edge": size} if cropped else {"height": size, "width": size}
+    if not isinstance(size, Mapping):
+        raise ValueError(f"size={size!r}")
+    wanted = processor.get("crop_size") or {}
+    if isinstance(wanted, int):
+        wanted = {"height": wanted, "width": wanted}
+    target = (int(wanted["height"]), int(wanted["width"])) if cropped and wanted else None
+    if "height" in size:
+        made = (int(size["height"]), int(size["width"]))
+        return ("squash", made) if target in (None, made) else ("squash-and-crop", target)
+    if "shortest_edge" not in size or "longest_edge" in size or target is None:
+        return "shortest-edge", None
+    if target[0] != target[1]:
+        return "shortest-edge-and-crop", target
+    crop["crop_pct"] = _share(target[0], int(size["shortest_edge"]), crop, processor)
+    return ("center" if int(size["shortest_edge"]) >= target[0] else "pad"), target
+
+
+def _share(side: int, edge: int, crop: Mapping[str, Any], processor: Mapping[str, Any]) -> float:
+    """The crop_pct under which an image is resized to this edge before the crop: one that the file or the official code
+    names where it is one of them."""
+    for share in (processor.get("crop_pct"), crop["crop_pct"], side / edge, math.nextafter(side / edge, 0)):
+        if share and int(side / float(share)) == edge:
+            return float(share)
+    return side / edge
 
 
 def class_names(beside: Sidecar, num_classes: int) -> list[str] | None:
@@ -123,5 +253,5 @@ def class_names(beside: Sidecar, num_classes: int) -> list[str] | None:
         names = [named.get(str(index)) for index in range(num_classes)]
         invented = all(name == f"LABEL_{index}" for index, name in enumerate(names))
         return None if invented or None in names or not names else [str(name) for name in names]
-    listed = beside.config.get("label_names")
+    listed = beside.config.get("label_names") or beside.pretrained_cfg.get("label_names")
     return [str(name) for name in listed] if isinstance(listed, list) and len(listed) == num_classes else None

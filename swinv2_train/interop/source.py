@@ -22,7 +22,8 @@ from swinv2_train.interop.geometry import (
     windows_from_name,
 )
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
-from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, TorchStorage, numel
+from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
+from swinv2_train.interop.torch_file import TorchStorage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class WeightSource:
     """A key of `names.FORMATS`."""
     shapes: dict[str, tuple[int, ...]]
     geometry: dict[str, Any]
-    """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std), `classes`.
+    """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std, bits), `classes`.
 
     The model is complete enough to be built, but for `window`, which is absent where nothing tells it.
     """
@@ -61,6 +62,8 @@ class WeightSource:
     """For canonical names that the file spells otherwise: how."""
     notes: list[str] = field(default_factory=list)
     """What a person should know: checkpoints passed over, objects left unread, where the windows were found."""
+    peer_config: Mapping[str, Any] = field(default_factory=dict)
+    """The config.json beside weights of timm or Hugging Face; empty where there is none."""
     _storage: Storage | None = None
     _parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -103,6 +106,11 @@ class WeightSource:
         self.close()
 
     @property
+    def file_keys(self) -> set[str]:
+        """The names of all tensors as the files have them."""
+        return set(self._storage.shapes) if self._storage is not None else set()
+
+    @property
     def num_classes(self) -> int:
         """Rows of the head; 0 without one."""
         return self.shapes["head.weight"][0] if "head.weight" in self.shapes else 0
@@ -135,24 +143,38 @@ def open_source(
         raise ConfigError("", which, f"{which!r} is neither newest nor best")
     if not path.exists():
         raise ConfigError("", path, f"{path} does not exist")
-    export = _export_of(path)
-    if path.is_dir() and not export:
+    files, listed = _export_of(path)
+    if path.is_dir() and not files:
         return _from_checkpoint(*_choose(path, which, verify=verify, ema=ema, skip=skip or {}), ema=ema)
     if which == "best":
         raise ConfigError("", path, f"{path} is one set of weights, so there is no best of them; leave which at newest")
-    return _from_files(path, export or [path], ema=ema)
+    source = _from_files(path, files or [path], ema=ema)
+    missing = sorted(listed - source.file_keys)
+    if missing:
+        source.close()
+        raise CheckpointError(f"{path} lacks {missing[0]}, which its index lists; it is not whole")
+    return source
 
 
-def _export_of(path: Path) -> list[Path]:
-    """The files of weights in an exported directory; none where it is none."""
+def _export_of(path: Path) -> tuple[list[Path], set[str]]:
+    """The files of weights in an exported directory, none where it is none, and the tensors that its index lists.
+
+    Raises:
+        CheckpointError: if the index is broken.
+    """
     for name in _EXPORT_FILES if path.is_dir() else ():
         file = path / name
         if file.is_file() and name.endswith(".index.json"):
-            listed = sidecar.read_json(file).get("weight_map", {})
-            return [path / part for part in sorted(set(listed.values()))]
+            listed = sidecar.read_json(file).get("weight_map")
+            parts = listed.values() if isinstance(listed, dict) else [None]
+            if not parts or not all(isinstance(part, str) and Path(part).name == part for part in parts):
+                raise CheckpointError(
+                    f"{file} is broken: its weight_map does not give a file beside it for each tensor"
+                )
+            return [path / part for part in sorted(set(parts))], set(listed)
         if file.is_file():
-            return [file]
-    return []
+            return [file], set()
+    return [], set()
 
 
 def _choose(
@@ -160,11 +182,13 @@ def _choose(
 ) -> tuple[Path, Manifest, list[str]]:
     """The checkpoint that is meant, and a line for each that was passed over."""
     from swinv2_train.checkpoint.consolidate import checked
+    from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.survey import best_metric_of, checkpoints_of, directory_of, examine, is_checkpoint
 
     candidates = checkpoints_of(path)
     if not candidates:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
+    foreign = {} if is_checkpoint(path) else strangers(directory_of(path))
     notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
     if which == "best" and is_checkpoint(path):
@@ -177,7 +201,7 @@ def _choose(
     for candidate in candidates:
         reason = skip.get(candidate.name)
         if reason is None:
-            entry = examine(candidate)
+            entry = examine(candidate, foreign=foreign.get(candidate.name))
             reason = entry.damage
             try:
                 if not reason:
@@ -292,7 +316,8 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
         "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"},
+        # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
+        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
         "classes": None,
     }
     if geometry["task"]["name"] == "classification":
@@ -306,6 +331,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         dropped=located.dropped,
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
         notes=list(storage.notes),
+        peer_config=beside.config,
         _storage=storage,
         _parts=located.parts,
     )
@@ -317,7 +343,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     if found is not None:
         put_windows(geometry, found)
         source.notes.append(f"{path.name}: windows {geometry['model']['window']} from {found.origin}")
-    sidecar.put_preprocessing(geometry, beside)
+    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(geometry, beside)]
     source.class_names = geometry["classes"] = sidecar.class_names(beside, source.num_classes)
     return source
 

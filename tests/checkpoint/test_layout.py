@@ -10,7 +10,7 @@ import pytest
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import MANIFEST, _digest, read_manifest, step_name
-from swinv2_train.checkpoint.tensor_file import extent, read_header
+from swinv2_train.checkpoint.tensor_file import read_header
 from tests.checkpoint.ranks import write
 
 IMPOSSIBLE: list[tuple[tuple[Any, ...], Any]] = [
@@ -70,20 +70,3 @@ def test_what_is_not_a_tensor_file_is_refused(tmp_path: Path, content: bytes) ->
     (tmp_path / "file").write_bytes(content)
     with (tmp_path / "file").open("rb", buffering=0) as file, pytest.raises(ValueError, match=r"it |its |not "):
         read_header(file)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        None, [], {}, {"dtype": "F32"}, {"dtype": "F32", "data_offsets": [0]},
-        {"dtype": "F32", "data_offsets": [0, -8]},
-        {"dtype": "F32", "data_offsets": [-8, 0]}, {"dtype": "F16", "data_offsets": [0, 8]},
-        {"dtype": "F32", "data_offsets": [8, 0]}, {"dtype": "F32", "data_offsets": [100, 108]},
-        {"dtype": "F32", "data_offsets": [0.0, 8.0]}, {"dtype": "F32", "data_offsets": ["0", "8"]},
-        {"dtype": "F32", "data_offsets": [0, 10**30]}, {"dtype": "F32", "data_offsets": {"0": 8}},
-    ],
-)  # fmt: skip
-def test_a_tensor_outside_of_its_file_is_refused(entry: Any) -> None:
-    assert extent({"dtype": "F32", "data_offsets": [8, 16]}, "F32", 2, 16) == 8
-    with pytest.raises(ValueError, match="is not 2 numbers of F32"):
-        extent(entry, "F32", 2, 16)

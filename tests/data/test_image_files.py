@@ -107,3 +107,13 @@ def test_a_folder_of_nothing_names_what_it_has(tmp_path: Path) -> None:
         find_images([str(tmp_path)])
     with pytest.raises(ValueError, match=r"holds no images.*2 \.heic"):
         open_source(str(tmp_path), classes=False, seed=0)
+
+
+def test_shards_may_go_between_their_images(tmp_path: Path) -> None:
+    """Also the second time, when they are there."""
+    touch(tmp_path, "cat/a.jpg")
+    for _ in range(2):
+        source = open_source(str(tmp_path), classes=True, seed=0, out=tmp_path)
+        assert [entry.key for entry in source.entries] == ["cat/a"]
+        assert (source.notes, source.lost) == ((), False)
+        touch(tmp_path, "train-000000.tar", "train-000000.tar.index.jsonl", "train.dataset.json")

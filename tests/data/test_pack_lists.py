@@ -205,3 +205,17 @@ def test_a_line_of_json_may_hold_any_character(images: Path) -> None:
 def test_numbers_among_names_are_names(images: Path) -> None:
     found = read_list(Path(read(images, "path,label\na.jpg,0\nb.jpg,x\n").root))
     assert class_labels(found, found.rows) == ["0", "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("list.txt", "name it .csv or .tsv"),
+        ("list.json", "write one object per line"),
+        ("list.XLSX", "save it as CSV UTF-8"),
+        ("a.jpg", "it is an image; name its folder"),
+    ],
+)
+def test_files_that_are_not_lists_say_what_to_do(images: Path, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=f"is not a list that can be read: {message}"):
+        read(images, "path\na.jpg\n", name)

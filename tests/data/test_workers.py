@@ -19,7 +19,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from swinv2_train.data.current import working_on
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.workers import WorkerPool
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -35,7 +37,7 @@ class Unsharable(torch.Tensor):
 class Numbers(Dataset[Any]):
     """Returns what it is asked for; -1 makes the worker hang, -2 kills it, -3 fills its /dev/shm.
 
-    -4 gives a batch that cannot be sent, -5 has the worker die of a full /dev/shm.
+    -4 gives a batch that cannot be sent, -5 has the worker die of a full /dev/shm, -6 crashes it.
     """
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -49,7 +51,14 @@ class Numbers(Dataset[Any]):
             return {"numbers": lambda: None}
         if indices[0] == -5:
             os.kill(os.getpid(), signal.SIGBUS)
+        if indices[0] == -6:
+            working_on(77)
+            os.abort()
+        working_on(indices[0])
         return {"numbers": torch.tensor(list(indices)), "threads": torch.get_num_threads()}
+
+    def name_of(self, index: int) -> str:
+        return f"sample {index}"
 
 
 def wait_until(condition: Any) -> None:
@@ -127,6 +136,7 @@ def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
         (-3, ("cannot put a batch into shared memory", "No space left", "data.num_workers", "--shm-size")),
         (-4, ("a data worker died",)),
         (-5, ("SIGBUS", "/dev/shm is full", "--shm-size")),
+        (-6, ("a data worker crashed (SIGABRT) while it decoded sample 77: take this image out of the shards",)),
     ],
 )
 def test_a_batch_that_does_not_arrive_is_not_waited_for(
@@ -238,3 +248,16 @@ def test_a_run_that_forgets_to_close_ends_all_the_same() -> None:
     pids = [int(pid) for pid in result.stdout.split()]
     assert len(pids) == 2
     assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def crash_at_twenty(number: int) -> int:
+    if number == 20:
+        os.abort()
+    return number
+
+
+def test_a_parallel_map_that_crashes_names_the_items_in_hand() -> None:
+    crashing = ParallelMap(crash_at_twenty, workers=1, name=lambda number: f"image {number}")
+    with pytest.raises(DataError, match=r"a decoding process died while the processes decoded image 20: an image cra"):
+        list(crashing(range(40)))
+    crashing.close()

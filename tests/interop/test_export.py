@@ -149,9 +149,9 @@ def test_windows_of_an_earlier_training_travel(sources: Path, tmp_path: Path) ->
     [
         ("timm", "extra", [], "extra_norm_period"),
         ("huggingface", "absolute", [], "absolute_position"),
-        ("timm", "plain", ["model.window=3"], "do not divide the 8x8 map of stage 2"),
+        ("timm", "plain", ["model.window=5", "data.resolution=96"], "5x5 do not divide the 12x12 map of stage 2"),
         ("timm", "plain", ["data.resolution=66"], "multiple of 4"),
-        ("huggingface", "plain", ["data.resolution=72"], "multiple of 32"),
+        ("huggingface", "plain", ["data.resolution=72"], "the 9x9 map of stage 2 does not halve evenly"),
         ("huggingface", "plain", ["model.window=[4,4,2,2]"], "one square window"),
         ("huggingface", "plain", ["model.window=2", "model.pretrained_window=[1,2,2,2]"], "one side above 1"),
         ("huggingface", "plain", ["data.resolution=[64,128]", "model.window=2"], "crop squares only"),
@@ -186,11 +186,11 @@ def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
     monkeypatch.setattr(exporting.onnx, "trace", lambda *_: None)
     monkeypatch.setattr(exporting.onnx, "write_program", lambda _, path: path.write_bytes(b"program"))
     monkeypatch.setattr(exporting.onnx, "run_program", run)
-    for count in (1, 3, 9):
-        images = torch.randn(count, 3, 64, 64)
+    for count in (0, 1, 5):
+        pictures = [make_picture(tmp_path / f"{seed}.png", seed=seed).read_bytes() for seed in range(count)]
         loaded = load_model(sources / "plain.safetensors")
-        done = export(loaded, tmp_path / "new" / "folder" / str(count), "torch-export", images=images)
-        assert done.compared.images == count
+        done = export(loaded, tmp_path / "new" / "folder" / str(count), "torch-export", pictures=pictures)
+        assert done.compared.input.images == count + 4
     assert tried == [[1, 2, 5], [1, 2, 5], [1, 2, 5, 1]]
 
 
@@ -205,6 +205,7 @@ def test_a_difference_leaves_nothing(sources: Path, tmp_path: Path, monkeypatch:
 def test_a_peer_that_cannot_load_it_leaves_nothing(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exporting, "disagreement", lambda *_: None)
     monkeypatch.setattr(peers, "TIMM_ARCHITECTURE", "no_such_model")
     with pytest.raises(CheckpointError, match=r"timm [\d.]+\S* cannot load what was written"):
         export(load_model(sources / "plain.safetensors"), tmp_path / "out", "timm")

@@ -14,11 +14,15 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
+from swinv2_train.interop.input_check import InputCheck
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.interop.model_card import Comparison, dataset_card, evaluated_input, model_card
 from tests.interop.made import CLASSES, write_model
 
-COMPARED = Comparison(by="timm 1.0", images=2, difference=1.2e-7, largest=3.4, rounding=None, output="logits")
+INPUT = InputCheck([8], 4, "timm's transform", 1.0, 0.01)
+COMPARED = Comparison(
+    by="timm 1.0", images=2, difference=1.2e-7, largest=3.4, rounding=None, output="logits", input=INPUT
+)
 
 
 @pytest.fixture(scope="module")

@@ -193,8 +193,8 @@ def bad_file(directory: Path, kind: str) -> Path:
     [
         ("v1", "holds a Swin Transformer V1"),
         ("cut pth", "is cut off or damaged"),
-        ("cut safetensors", "is cut off: it has"),
-        ("no header", "is no whole safetensors file"),
+        ("cut safetensors", "is not a whole safetensors file: it is cut off: it has"),
+        ("no header", "is not a whole safetensors file: its header is not JSON"),
         ("zip", "zip archive without weights"),
         ("keys", "holds no named tensors .it has epoch, optimizer"),
         ("other model", "is no Swin Transformer V2: it lacks patch_embed.proj.weight"),
@@ -206,7 +206,7 @@ def bad_file(directory: Path, kind: str) -> Path:
         ("html", "is a web page"),
         ("text", "is a text file"),
         ("lfs", "Git LFS pointer"),
-        ("noise", "is broken or no file of weights"),
+        ("noise", "is broken or not a file of weights"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, kind: str, sentence: str) -> None:
@@ -254,6 +254,31 @@ def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
         key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
         assert torch.equal(source.elements(key, 500, 1500), weights[key].flatten()[500:1500])
+
+
+def test_a_model_in_several_files_is_whole_or_refused(tmp_path: Path) -> None:
+    tensors = FORMATS["timm"].write(canonical(classifier()), golden_config())
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, keys in halves.items():
+        save_file({key: tensors[key] for key in keys}, tmp_path / file)
+    listed = {key: file for file, keys in halves.items() for key in keys}
+    index = tmp_path / "model.safetensors.index.json"
+
+    def refused(weight_map: Any) -> str:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(CheckpointError) as caught:
+            open_source(tmp_path)
+        return str(caught.value)
+
+    index.write_text(json.dumps({"weight_map": listed}))
+    with open_source(tmp_path) as source:
+        assert torch.equal(source.tensor("norm.weight"), tensors["norm.weight"])
+    assert "lacks more.weight, which its index lists" in refused({**listed, "more.weight": "a.safetensors"})
+    for broken in (None, [], {}, {"norm.weight": 3}, {"norm.weight": "../a.safetensors"}, {"norm.weight": ["a"]}):
+        assert "its weight_map does not give a file" in refused(broken)
+    save_file({key: tensors[key] for key in names}, tmp_path / "b.safetensors")
+    assert f"both hold {names[0]}" in refused(listed)
 
 
 def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""The proof of an export from the encoded image on: what another library makes of a file is what this program makes.
+
+Equal logits for equal tensors say nothing of how the other side resizes, crops and scales. So encoded images of the bit
+depths that the model is for go the whole way on both sides, and what differs is measured and named.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.config.checks import resolution
+from swinv2_train.data.decode import DecodeOptions, decode
+from swinv2_train.interop import peers
+from swinv2_train.interop.images import prepare
+from swinv2_train.interop.input_code import input_code, run_code
+
+if TYPE_CHECKING:
+    from swinv2_train.interop.load import LoadedModel
+
+TIMM, HUGGINGFACE = "timm", "huggingface"
+PROCESSORS = {TIMM: "timm's transform", HUGGINGFACE: "AutoImageProcessor"}
+"""What prepares images on the other side."""
+_CLAMP = ".clamp(0, largest)"
+ROUNDING = 3.0
+"""Levels of 255 that libraries may be apart by how they round while they resize."""
+_SIZES = ((1.3, 1.7), (1.9, 1.1), (0.7, 0.9))
+"""Heights and widths of made images, as a share of the input: wide, tall, and smaller than the input."""
+
+
+@dataclass(frozen=True)
+class InputCheck:
+    """How the way from an encoded image to the input compares."""
+
+    bits: list[int]
+    """Depths of the images."""
+    images: int
+    processor: str | None
+    """The other side's; None where it has none and takes tensors."""
+    levels: float | None = None
+    """The largest difference of a pixel, in levels of 255; None where the processor cannot read such images."""
+    outputs: float | None = None
+    """The largest difference of an output from there on."""
+    why: list[str] = field(default_factory=list)
+    """What the processor does otherwise; empty where the inputs agree."""
+
+    @property
+    def agrees(self) -> bool:
+        return not self.why
+
+    def sentence(self, output: str) -> str:
+        """For the model card and the console.
+
+        Args:
+            output: `logits` or `features`.
+        """
+        what = f"{self.images} encoded images of {_listed(self.bits)} bits"
+        if self.processor is None:
+            return f"{what}: the code under Input makes the same tensors"
+        if self.levels is None:
+            return f"{what}: {'; '.join(self.why)}; use the code under Input, which makes the same tensors"
+        apart = (
+            f"{self.processor} makes pixels that are up to {self.levels:.2g} of 255 levels apart, and the {output} up "
+            f"to {self.outputs:.2g}"
+        )
+        if self.agrees:
+            return f"{what}: {apart}"
+        return f"{what}: {apart} ({'; '.join(self.why)}); the code under Input makes the same tensors"
+
+
+def _listed(bits: Sequence[int]) -> str:
+    return " and ".join(map(str, bits))
+
+
+def recorded_bits(loaded: LoadedModel) -> list[int] | None:
+    """The depths of the images that a model was trained on, where that is recorded."""
+    bits = loaded.source.geometry.get("preprocess", {}).get("bits")
+    return sorted(bits) if isinstance(bits, list) and bits and set(bits) <= {8, 16} else None
+
+
+def made_pictures(loaded: LoadedModel, bits: Sequence[int]) -> list[bytes]:
+    """Encoded images with smooth shapes for each of the depths: of odd sizes around that of the input, and one with a
+    margin around its center crop that libraries round differently."""
+    height, width = resolution(loaded.config)
+    channels = loaded.config.model.in_channels
+    rng = np.random.default_rng(0)
+    sizes = [(int(height * tall) | 1, int(width * wide) | 1) for tall, wide in _SIZES]
+    sizes.append((height, _width_of_odd_margin(loaded, height, width)))
+    made = []
+    for depth in bits:
+        for size in sizes:
+            coarse = torch.from_numpy(rng.uniform(0, 1, (1, channels, 7, 9))).float()
+            smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)[0]
+            values = (smooth.clamp(0, 1) * (2**depth - 1)).round().numpy()
+            made.append(_encoded(values.astype(np.uint8 if depth == 8 else np.uint16)))
+    return made
+
+
+def _width_of_odd_margin(loaded: LoadedModel, height: int, width: int) -> int:
+    """The width of an image of this height that leaves 3 more pixels than a multiple of 4 beside its center crop."""
+    tall = int(height / loaded.config.data.crop_pct)
+    for wide in range(width + width // 4, 4 * width + 8):
+        if (wide * tall // height - width) % 4 == 3:
+            return wide
+    return 2 * width
+
+
+def _encoded(pixels: np.ndarray) -> bytes:
+    """(C, H, W) as PNG where that has such images, else as TIFF."""
+    file = io.BytesIO()
+    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
+        from PIL import Image
+
+        Image.fromarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2).copy()).save(file, "PNG")
+    else:
+        import tifffile
+
+        kind = "rgb" if len(pixels) == 3 else "minisblack"
+        shaped = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
+        options = {} if len(pixels) == 1 else {"planarconfig": "contig"}
+        extra = {} if len(pixels) in (1, 3) else {"extrasamples": (0,) * (len(pixels) - 1)}
+        tifffile.imwrite(file, shaped, photometric=kind, **options, **extra)
+    return file.getvalue()
+
+
+def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tensor], Tensor]:
+    """Encoded images as decoded pixels, each (C, H, W), and as the normalized batch that this program makes of them.
+
+    Raises:
+        BrokenSample: if one cannot be decoded.
+    """
+    options = DecodeOptions.of(loaded.config.data, loaded.mean)
+    pixels = [decode(picture, loaded.config.model.in_channels, options) for picture in pictures]
+    return pixels, torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in pixels])
+
+
+def check_input(
+    loaded: LoadedModel, directory: Path, layout: str, pixels: Sequence[Tensor], ours: Tensor, expected: Tensor
+) -> InputCheck:
+    """Compare what the files of an export make of images with what this program makes.
+
+    Args:
+        directory: the export.
+        pixels: decoded images, each (C, H, W) uint8 or uint16.
+        ours: (B, C, h, w), the input that this program makes of them.
+        expected: the outputs for these.
+
+    Raises:
+        CheckpointError: if the code that the README shows does not make the same input.
+    """
+    shown = run_code(input_code(loaded))
+    theirs = torch.stack([shown(image.clone()) for image in pixels])
+    apart = float((theirs - ours).abs().max())
+    if not apart <= 1e-5 * max(1.0, float(ours.abs().max())):
+        raise CheckpointError(f"the preparation that the README shows differs by {apart:.3g}; nothing was written")
+    bits = sorted({8 if image.dtype == torch.uint8 else 16 for image in pixels})
+    if layout not in PROCESSORS:
+        return InputCheck(bits, len(pixels), None)
+    name = PROCESSORS[layout]
+    run = peers.timm_input if layout == TIMM else peers.huggingface_input
+    try:
+        made = run(directory, pixels)
+    except Exception as error:  # another library may raise anything on images that it does not know
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return InputCheck(bits, len(pixels), name, why=[f"{name} cannot read them: {reason}"])
+    if made.shape != ours.shape:
+        why = [f"{name} makes inputs of {tuple(made.shape[1:])} instead of {tuple(ours.shape[1:])}"]
+        return InputCheck(bits, len(pixels), name, why=why)
+    std = torch.tensor(loaded.std)[:, None, None]
+    levels = float(((made - ours).abs() * std).max() * 255)
+    compute = peers.run_timm if layout == TIMM else peers.run_huggingface
+    outputs = float((compute(directory, made) - expected).abs().max())
+    why = [] if levels <= ROUNDING else [_reason(loaded, layout, pixels, made)]
+    return InputCheck(bits, len(pixels), name, levels, outputs, why)
+
+
+def _reason(loaded: LoadedModel, layout: str, pixels: Sequence[Tensor], made: Tensor) -> str:
+    """The step that a processor does otherwise, found by doing it so here."""
+    name, code = PROCESSORS[layout], input_code(loaded)
+    down = code.replace("round((size[0]", "int((size[0]").replace("round((size[1]", "int((size[1]")
+    crop = (
+        "rounds the margin of its center crop down and this model rounds it to the nearest even number, so that images "
+        "whose margin is 3 more than a multiple of 4 are cropped one pixel apart"
+    )
+    clip = "keeps the values beyond the range of pixels that the cubic filter overshoots to, and this model clips them"
+    std = torch.tensor(loaded.std)[:, None, None]
+    for changed, steps in (
+        (down, [crop]),
+        (code.replace(_CLAMP, ""), [clip]),
+        (down.replace(_CLAMP, ""), [crop, clip]),
+    ):
+        other = torch.stack([run_code(changed)(image.clone()) for image in pixels])
+        if float(((made - other).abs() * std).max() * 255) <= ROUNDING:
+            return f"{name} {', and '.join(steps)}"
+    return f"{name} resizes or crops differently"

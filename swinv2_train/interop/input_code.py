@@ -1,0 +1,71 @@
+"""The input of a model as a few lines of Python for people who do not have this package.
+
+The lines stand in the README of every export, and every export runs them before it is done (`input_check.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.checks import resolution
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swinv2_train.interop.load import LoadedModel
+
+_SQUASH = "    size = ({height}, {width})\n"
+_CENTER = """\
+    height, width = pixels.shape[-2:]
+    if {tall} * width >= {wide} * height:
+        size = ({tall}, width * {tall} // height)
+    else:
+        size = (height * {wide} // width, {wide})
+"""
+_CROP = """\
+    top, left = round((size[0] - {height}) / 2), round((size[1] - {width}) / 2)
+    pixels = pixels[..., top : top + {height}, left : left + {width}]
+"""
+_CODE = """\
+import torch
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+
+def prepare(pixels):
+    \"\"\"(channels, height, width) uint8 or uint16, upright and without alpha -> {shape} float32.\"\"\"
+    largest = 255 if pixels.dtype == torch.uint8 else 65535
+{size}    if largest == 65535:
+        pixels = pixels.float()
+    pixels = functional.resize(pixels, list(size), interpolation=InterpolationMode("{interpolation}"), antialias=True)
+    pixels = pixels.float().round().clamp(0, largest)
+{crop}    mean, std = torch.tensor({mean}), torch.tensor({std})
+    return (pixels - mean[:, None, None] * largest) / (std[:, None, None] * largest)
+"""
+
+
+def input_code(loaded: LoadedModel) -> str:
+    """Python that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation."""
+    data = loaded.config.data
+    height, width = resolution(loaded.config)
+    sides: dict[str, Any] = {"height": height, "width": width}
+    if data.crop_mode == "squash":
+        size, crop = _SQUASH.format(**sides), ""
+    else:
+        tall, wide = int(height / data.crop_pct), int(width / data.crop_pct)
+        size, crop = _CENTER.format(tall=tall, wide=wide), _CROP.format(**sides)
+    return _CODE.format(
+        shape=f"({loaded.config.model.in_channels}, {height}, {width})",
+        size=size,
+        crop=crop,
+        interpolation=data.augment.interpolation,
+        mean=loaded.mean,
+        std=loaded.std,
+    )
+
+
+def run_code(code: str) -> Callable[[Tensor], Tensor]:
+    """The function that `input_code` defines."""
+    scope: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), scope)  # our own text, with numbers and two names that were checked
+    return scope["prepare"]
