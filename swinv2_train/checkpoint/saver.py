@@ -20,7 +20,7 @@ import torch
 from swinv2_train.checkpoint.disk import check_space, has_space
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
-from swinv2_train.checkpoint.layout import step_name
+from swinv2_train.checkpoint.layout import list_checkpoints, step_name
 from swinv2_train.checkpoint.ranks import Ranks
 from swinv2_train.checkpoint.retain import prune
 from swinv2_train.checkpoint.save import Saved, save
@@ -294,7 +294,7 @@ class Saver:
             removed = prune(self._directory, policy, self._protected(), self.damaged, geometry)
             if removed:
                 outcome.warnings.append(f"the disk is nearly full: removed {', '.join(removed)} before writing")
-        fewer = "lower checkpoint.keep_last, " if last > 1 else ""
+        fewer = "lower checkpoint.keep_last, " if last > 1 and len(list_checkpoints(self._directory)) > 1 else ""
         check_space(self._directory, size, f"{fewer}remove what else is on this disk, or move the run (run.dir)")
 
     def _prune(self, outcome: Outcome, geometry: dict[str, Any]) -> None:

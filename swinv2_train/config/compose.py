@@ -310,9 +310,13 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
             config = _typed(composed, own)
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError:
+        raise
+    except (UnicodeDecodeError, RecursionError) as error:  # of a file that Hydra does not name
+        chosen = ", ".join(item for item in overrides if item.startswith(("+", "experiment")) and "=" in item)
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not UTF-8 ({error})"
+        raise ConfigError("", "", f"a config that {chosen or 'the command'} takes {reason}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise explain(error, overrides, config_dir) from error
     _refuse_other_unit(config, overrides)
     return config

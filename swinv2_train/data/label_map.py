@@ -43,7 +43,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
     for number, line in enumerate(_text(path, "label map").splitlines(), 1):
         if not line.strip():
             continue
-        if not line.strip().isdecimal():
+        if not line.strip().isdecimal() or len(line) > 1000:
             raise DataError(f"label map {path}, line {number}: {line.strip()[:40]!r} is no class number")
         column = int(line)
         if column >= num_classes:

@@ -49,7 +49,13 @@ from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
+from swinv2_train.engine.room import (
+    check_address_space,
+    check_shared_memory,
+    checkpoint_size,
+    disk_warning,
+    shared_memory_needed,
+)
 from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.start import (
     background_warnings,
@@ -97,6 +103,7 @@ def train(
     Raises:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
+    check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(worker_modules(config))  # imports what the workers need while this process builds the model
     alone = False
