@@ -123,8 +123,25 @@ def read_manifest(path: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: if it is missing, broken, or of another format.
+        CheckpointError: if it is missing, broken, of another format, or of another step than the directory's name.
     """
+    manifest = _read_manifest(path)
+    if step_of(path) not in (None, manifest.step):
+        raise CheckpointError(
+            f"it was saved at step {manifest.step} and has been renamed; its name must be {step_name(manifest.step)}"
+        )
+    return manifest
+
+
+def is_misnamed(path: Path) -> bool:
+    """Return whether a checkpoint's directory has the name of another step than its manifest."""
+    try:
+        return step_of(path) not in (None, _read_manifest(path).step)
+    except CheckpointError:
+        return False
+
+
+def _read_manifest(path: Path) -> Manifest:
     try:
         values = read_object(path / MANIFEST)
     except FileNotFoundError as error:

@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.identity import is_foreign, same_run
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, Manifest, list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import check_sizes, ranked
 from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.schema import CheckpointConfig
 
+_Geometry = Mapping[str, Any] | None
 
-def _whole(path: Path) -> Manifest | None:
-    """The manifest of a checkpoint whose files are all there in their full length; None of any other."""
+
+def _whole(path: Path, geometry: _Geometry) -> Manifest | None:
+    """Return the manifest of a checkpoint of a run whose files all have their full length; None of any other."""
     try:
         manifest = read_manifest(path)
         check_sizes(path, manifest)
     except CheckpointError:
         return None
-    return manifest
+    return manifest if geometry is None or same_run(manifest.geometry, geometry) else None
 
 
-def _newest(paths: list[Path], count: int) -> set[Path]:
-    """The newest checkpoint and so many of the newest that look whole; broken ones beside them do not count."""
-    return {*paths[:1], *islice((path for path in paths if _whole(path)), count)}
+def _newest(paths: list[Path], count: int, geometry: _Geometry) -> set[Path]:
+    """Return the newest checkpoint and the newest `count` that look complete; others between them do not count."""
+    return {*paths[:1], *islice((path for path in paths if _whole(path, geometry)), count)}
 
 
-def _best(paths: list[Path], policy: CheckpointConfig) -> set[Path]:
-    whole = [(path, manifest) for path in paths if (manifest := _whole(path))]
+def _best(paths: list[Path], policy: CheckpointConfig, geometry: _Geometry) -> set[Path]:
+    whole = [(path, manifest) for path in paths if (manifest := _whole(path, geometry))]
     return set(ranked(whole, policy.best_metric, best_mode(policy))[: policy.keep_best])
 
 
 def surplus(
-    directory: Path, policy: CheckpointConfig, protected: Collection[str] = (), damaged: Collection[str] = ()
+    directory: Path,
+    policy: CheckpointConfig,
+    protected: Collection[str] = (),
+    damaged: Collection[str] = (),
+    geometry: _Geometry = None,
 ) -> list[Path]:
     """The checkpoints that a policy lets go of, newest first.
 
@@ -46,18 +54,24 @@ def surplus(
         protected: names of checkpoints that are kept whatever the policy says.
         damaged: names of checkpoints that are known to be damaged though their files have the right sizes: they are no
             substitute either, and are kept, because the policy says nothing of them.
+        geometry: of the run; checkpoints of other runs are treated like the damaged ones.
     """
     paths = [path for path in list_checkpoints(directory) if path.name not in damaged]
-    kept = _newest(paths, max(1, policy.keep_last))
+    kept = _newest(paths, max(1, policy.keep_last), geometry)
     if policy.keep_best:
-        kept |= _best(paths, policy)
+        kept |= _best(paths, policy, geometry)
     if policy.keep_every_steps:
         kept |= {path for path in paths if (step_of(path) or 1) % policy.keep_every_steps == 0}
-    return [path for path in paths if path not in kept and path.name not in protected]
+    left = [path for path in paths if path not in kept and path.name not in protected]
+    return [path for path in left if not is_foreign(path, geometry)]
 
 
 def prune(
-    directory: Path, policy: CheckpointConfig, protected: Collection[str] = (), damaged: Collection[str] = ()
+    directory: Path,
+    policy: CheckpointConfig,
+    protected: Collection[str] = (),
+    damaged: Collection[str] = (),
+    geometry: _Geometry = None,
 ) -> list[str]:
     """Remove surplus checkpoints and what crashes left behind; return the names. One rank calls it, between saves.
 
@@ -69,7 +83,7 @@ def prune(
         OSError: if something could not be removed; the rest is.
     """
     removed, failure = [], None
-    for path in surplus(directory, policy, protected, damaged):
+    for path in surplus(directory, policy, protected, damaged, geometry):
         try:
             path.rename(path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}"))
             removed.append(path.name)

@@ -24,6 +24,7 @@ import torch
 from swinv2_train.checkpoint.disk import BLOCK, REPLACED_PREFIX, check_space, flush, restore_replaced
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
+from swinv2_train.checkpoint.identity import is_foreign
 from swinv2_train.checkpoint.layout import (
     KINDS,
     MANIFEST,
@@ -50,6 +51,8 @@ class Saved(NamedTuple):
     path: Path
     size_bytes: int
     """Of the files of all ranks."""
+    kept_as: Path | None = None
+    """New place of a checkpoint of another run that had this name; known to the main rank."""
 
 
 def _write_text(path: Path, text: str) -> int:
@@ -161,6 +164,16 @@ def _prepare(
         (partial / kind).mkdir(parents=True)
 
 
+def _set_aside(final: Path, geometry: dict[str, Any]) -> Path | None:
+    """Rename a checkpoint of another run that has the name of the new one; return its place, or None if none has."""
+    if not final.exists() or not is_foreign(final, geometry):
+        return None
+    number = 1
+    while (aside := final.with_name(f"{final.name}.other-{number}")).exists():
+        number += 1
+    return final.rename(aside)
+
+
 def _publish(partial: Path, final: Path) -> None:
     """Give a directory that is complete its final name; one of that name goes only when this one is in its place."""
     for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
@@ -223,8 +236,10 @@ def save(
     size = sum(count for count, _ in plans)
     on_main(lambda: _prepare(directory, partial, {kind for _, kinds in plans for kind in kinds}, size, room))
     parts = _together(ranks, partial, lambda: (own.write(partial, ranks), own.records, own.shapes))
+    kept_as: Path | None = None
 
     def complete() -> None:
+        nonlocal kept_as
         text = json.dumps(state, indent=1)
         state_file = FileRecord(STATE, _write_text(partial / STATE, text), hashlib.sha256(text.encode()).hexdigest())
         manifest = Manifest(
@@ -238,7 +253,8 @@ def save(
             versions=_versions(),
         )
         _write_text(partial / MANIFEST, manifest_text(manifest))
+        kept_as = _set_aside(final, geometry)
         _publish(partial, final)
 
     on_main(complete)
-    return Saved(final, sum(record.size for files, _, _ in parts for record in files))
+    return Saved(final, sum(record.size for files, _, _ in parts for record in files), kept_as)

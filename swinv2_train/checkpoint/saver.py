@@ -20,7 +20,7 @@ import torch
 from swinv2_train.checkpoint.disk import check_space, has_space
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
-from swinv2_train.checkpoint.layout import step_name
+from swinv2_train.checkpoint.layout import list_checkpoints, step_name
 from swinv2_train.checkpoint.ranks import Ranks
 from swinv2_train.checkpoint.retain import prune
 from swinv2_train.checkpoint.save import Saved, save
@@ -245,10 +245,13 @@ class Saver:
     def _run(self, outcome: Outcome, content: dict[str, Any]) -> None:
         try:
             with self._watch():
-                outcome.size_bytes = self._attempt(outcome, content).size_bytes
+                saved = self._attempt(outcome, content)
+                outcome.size_bytes = saved.size_bytes
+                if saved.kept_as is not None:
+                    outcome.warnings.append(f"the {outcome.path.name} of another run is kept as {saved.kept_as.name}")
                 self.last_saved = outcome.step
                 self.damaged.discard(outcome.path.name)
-                self._prune(outcome)
+                self._prune(outcome, content["geometry"])
         except CheckpointError as error:
             outcome.failure = str(error)
         except Exception as error:  # such as that of a collective whose other end is gone: nothing to try again with
@@ -265,7 +268,7 @@ class Saver:
         while True:
             outcome.attempts += 1
             try:
-                room = functools.partial(self._have_room, outcome)
+                room = functools.partial(self._have_room, outcome, content["geometry"])
                 return save(self._directory, outcome.step, ranks=self._ranks, room=room, **content)
             except CheckpointError as error:
                 if outcome.attempts > self._policy.retries:
@@ -275,7 +278,7 @@ class Saver:
                 outcome.write_seconds = time.perf_counter() - started
             time.sleep(self._policy.retry_seconds)
 
-    def _have_room(self, outcome: Outcome, size: int) -> None:
+    def _have_room(self, outcome: Outcome, geometry: dict[str, Any], size: int) -> None:
         """See that a checkpoint fits, removing old ones first if it does not. The main rank calls it.
 
         First goes what the policy does not keep, such as after a lower `keep_last`; then what it would not keep after
@@ -287,18 +290,19 @@ class Saver:
         for keep in dict.fromkeys((last, max(1, last - 1))):
             if has_space(self._directory, size):
                 return
-            removed = prune(self._directory, replace(self._policy, keep_last=keep), self._protected(), self.damaged)
+            policy = replace(self._policy, keep_last=keep)
+            removed = prune(self._directory, policy, self._protected(), self.damaged, geometry)
             if removed:
                 outcome.warnings.append(f"the disk is nearly full: removed {', '.join(removed)} before writing")
-        fewer = "lower checkpoint.keep_last, " if last > 1 else ""
+        fewer = "lower checkpoint.keep_last, " if last > 1 and len(list_checkpoints(self._directory)) > 1 else ""
         check_space(self._directory, size, f"{fewer}remove what else is on this disk, or move the run (run.dir)")
 
-    def _prune(self, outcome: Outcome) -> None:
+    def _prune(self, outcome: Outcome, geometry: dict[str, Any]) -> None:
         if self._ranks.rank != 0:
             return
         try:
             # What was just written stays, also where broken ones of later steps are still there.
             protected = {*self._protected(), outcome.path.name}
-            prune(self._directory, self._policy, protected, self.damaged)
+            prune(self._directory, self._policy, protected, self.damaged, geometry)
         except Exception as error:  # the checkpoint is whole: whatever is wrong here must not say otherwise
             outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

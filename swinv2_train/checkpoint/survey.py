@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.identity import strangers
 from swinv2_train.checkpoint.layout import (
     MANIFEST,
     STATE,
@@ -44,10 +45,12 @@ class Entry:
     """Whether the hashes were checked, or only the sizes."""
     damage: str | None
     """What is wrong with it; None if nothing is."""
+    foreign: bool = False
+    """True if that is only that it is of another run than its directory."""
 
     @property
     def state(self) -> str:
-        return "damaged" if self.damage else "verified" if self.hashed else "complete"
+        return "foreign" if self.foreign else "damaged" if self.damage else "verified" if self.hashed else "complete"
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -78,7 +81,7 @@ def checkpoints_of(path: Path) -> list[Path]:
 
 
 def newest_of(path: Path) -> Path:
-    """The checkpoint that a path is, or the newest in it, whole or not.
+    """Return the checkpoint that a path is, or the newest in it, complete or not, that is not of another run.
 
     Raises:
         ConfigError: if there is none.
@@ -86,7 +89,13 @@ def newest_of(path: Path) -> Path:
     found = checkpoints_of(path)
     if not found:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)}")
-    return found[0]
+    foreign = _strangers(path)
+    return next((one for one in found if one.name not in foreign), found[0])
+
+
+def _strangers(path: Path) -> dict[str, str]:
+    """Return the checkpoints of other runs in a directory, with the reason; none if the path is one checkpoint."""
+    return {} if is_checkpoint(path) else strangers(directory_of(path))
 
 
 def leftovers(directory: Path) -> list[Path]:
@@ -121,11 +130,12 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
             raise CheckpointError(f"{record.path} has {size} bytes instead of {record.size}")
 
 
-def examine(path: Path, *, hashes: bool = False) -> Entry:
+def examine(path: Path, *, hashes: bool = False, foreign: str | None = None) -> Entry:
     """Look at one checkpoint: its manifest (which carries its own hash) and the sizes of its files.
 
     Args:
         hashes: read every byte as well, and compare the hashes.
+        foreign: why it is of another run than its directory, if it is.
     """
     manifest, damage = None, None
     try:
@@ -143,14 +153,16 @@ def examine(path: Path, *, hashes: bool = False) -> Entry:
         written=_written(path),
         manifest=manifest,
         hashed=hashes,
-        damage=damage,
+        damage=damage or foreign,
+        foreign=damage is None and foreign is not None,
     )
 
 
 def survey(path: Path, *, hashes: bool = False) -> Iterator[Entry]:
     """Look at the checkpoint that a path is, or at those in it, newest first, one at a time."""
+    foreign = _strangers(path)
     for checkpoint in checkpoints_of(path):
-        entry = examine(checkpoint, hashes=hashes)
+        entry = examine(checkpoint, hashes=hashes, foreign=foreign.get(checkpoint.name))
         if checkpoint.exists():  # a run at work may let go of one while it is looked at
             yield entry
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,9 +87,9 @@ class Found:
 
     path: Path | None
     passed_over: list[str]
-    """One line for each newer checkpoint that is not valid: its name and the reason."""
+    """One line for each newer checkpoint that was skipped: its name and the reason."""
     damaged: list[str]
-    """The names of those."""
+    """The names of those, damaged or of another run."""
 
 
 def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
@@ -96,15 +97,21 @@ def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
     return sorted(files, key=lambda record: record.size)[ranks.rank :: ranks.world_size]
 
 
-def damage(path: Path, ranks: Ranks, kind: str | None = None) -> str | None:
+def damage(
+    path: Path, ranks: Ranks, kind: str | None = None, foreign: Callable[[Manifest], str | None] | None = None
+) -> str | None:
     """What is wrong with a checkpoint; None if nothing is. Every rank must call it; they share the work of hashing.
 
     Args:
         kind: one of `KINDS`: look at the files of this kind only.
+        foreign: returns why a checkpoint is of another run, or None.
     """
     failure = None
     try:
         manifest = read_manifest(path)
+        reason = foreign(manifest) if foreign else None
+        if reason:
+            raise CheckpointError(reason)
         check_complete(manifest)
         files = [record for record in manifest.files if kind is None or record.path.startswith(f"{kind}/")]
         check_files(path, replace(manifest, files=_share(files, ranks)))
@@ -113,13 +120,19 @@ def damage(path: Path, ranks: Ranks, kind: str | None = None) -> str | None:
     return next((reason for reason in ranks.gather(failure) if reason), None)
 
 
-def newest_valid(directory: Path, ranks: Ranks, until: int | None = None) -> Found:
+def newest_valid(
+    directory: Path,
+    ranks: Ranks,
+    until: int | None = None,
+    foreign: Callable[[Manifest], str | None] | None = None,
+) -> Found:
     """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing.
 
     A checkpoint that a crash caught between losing its name and being replaced gets it back.
 
     Args:
         until: leave checkpoints of later steps aside; None: there is no last step.
+        foreign: returns why a checkpoint is of another run, or None; such a checkpoint is skipped like a damaged one.
     """
     if ranks.rank == 0:
         with contextlib.suppress(OSError):  # another's run may be read and not written to
@@ -128,7 +141,7 @@ def newest_valid(directory: Path, ranks: Ranks, until: int | None = None) -> Fou
     names = ranks.broadcast([path.name for path in listed if until is None or (step_of(path) or 0) <= until])
     passed_over: list[str] = []
     for index, name in enumerate(names):
-        reason = damage(directory / name, ranks)
+        reason = damage(directory / name, ranks, foreign=foreign)
         if reason is None:
             return Found(directory / name, passed_over, names[:index])
         passed_over.append(f"{name}: {reason}")

@@ -196,7 +196,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     damaged = 0
     for entry in survey(arguments.path, hashes=True):
         damaged += entry.damage is not None
-        outcome = f"damaged: {entry.damage}" if entry.damage else f"verified, {size_text(entry.size)}"
+        outcome = f"{entry.state}: {entry.damage}" if entry.damage else f"verified, {size_text(entry.size)}"
         print(f"{entry.path.name}: {outcome}", flush=True)
     return FAILED if damaged else FINISHED
 
@@ -219,6 +219,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
+    from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.retain import prune, surplus
     from swinv2_train.checkpoint.survey import directory_of, leftovers, tree_size
     from swinv2_train.cli.checkpoint_display import size_text
@@ -246,9 +247,11 @@ def _prune(arguments: argparse.Namespace) -> int:
         if arguments.keep_best:
             _check_metric(directory, metric)
         partial = [path for path in leftovers(directory) if path.name.startswith(PARTIAL_PREFIX)]
-        protected = _needed_by_replay(directory)
-        doomed = [*surplus(directory, policy, protected), *partial]
-        for path in surplus(directory, policy):
+        protected, foreign = _needed_by_replay(directory), strangers(directory)
+        doomed = [*surplus(directory, policy, protected, foreign), *partial]
+        for name, reason in foreign.items():
+            print(f"{name}: kept, {reason}")
+        for path in surplus(directory, policy, damaged=foreign):
             if path.name in protected:
                 print(f"{path.name}: kept for a replay of the latest incident")
         for path in doomed:
@@ -260,7 +263,7 @@ def _prune(arguments: argparse.Namespace) -> int:
             print(f"{len(doomed)} to remove, {size_text(before)} in all; --yes removes them")
         else:
             _check_rest(directory, doomed)
-            prune(directory, policy, protected)
+            prune(directory, policy, protected, foreign)
             print(f"{len(doomed)} removed, {size_text(before)} freed")
     return FINISHED
 
@@ -285,18 +288,19 @@ def _check_metric(directory: Path, metric: str) -> None:
 
 def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:
     """See that a valid checkpoint stays."""
+    from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.survey import examine
 
-    gone, failures = {path.name for path in doomed}, []
+    gone, failures, foreign = {path.name for path in doomed}, [], strangers(directory)
     for path in list_checkpoints(directory):
         if path.name in gone:
             continue
-        entry = examine(path, hashes=True)
+        entry = examine(path, hashes=True, foreign=foreign.get(path.name))
         if not entry.damage:
             for failure in failures:
                 print(f"warning: {failure}", file=sys.stderr)
             return
-        failures.append(f"{path.name} is damaged: {entry.damage}")
+        failures.append(f"{path.name} is {entry.state}: {entry.damage}")
     if failures:  # without any, there are only leftovers to remove
         raise CheckpointError(f"nothing was removed, because no valid checkpoint would stay: {'; '.join(failures)}")
 
@@ -338,20 +342,19 @@ def _no_run(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: if one is training there.
     """
-    from swinv2_train.engine.lock import RunLock
+    from swinv2_train.engine.lock import RunLock, StartLock
 
     run = directory.parent
     if directory.name != "checkpoints" or not run.is_dir():  # no run saves there
         yield
         return
-    try:
-        lock = RunLock(run)
-    except ConfigError:
-        raise ConfigError("", run, f"a run is training in {run}; stop it first, or wait for its end") from None
-    try:
+    with contextlib.ExitStack() as locks:
+        try:
+            for lock in (StartLock, RunLock):
+                locks.callback(lock(run).release)
+        except ConfigError:
+            raise ConfigError("", run, f"a run is training in {run}; stop it first, or wait for its end") from None
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

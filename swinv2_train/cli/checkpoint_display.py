@@ -63,7 +63,7 @@ def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
                 "?" if manifest is None else "yes" if manifest.has_ema else "no",
                 metrics_text(manifest.metrics) if manifest else "",
                 ", ".join(marks),
-                f"damaged: {entry.damage}" if entry.damage else entry.state,
+                f"{entry.state}: {entry.damage}" if entry.damage else entry.state,
             )
         )
     return table(rows)

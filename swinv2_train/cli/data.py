@@ -85,8 +85,8 @@ def _add_pack(commands: Any) -> None:
         "--class-names",
         type=Path,
         metavar="FILE",
-        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before "
-        "(default: in alphabetical order)",
+        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before, "
+        "or the manifest.json of a checkpoint (default: in alphabetical order, numbers by value)",
     )
     add(
         "--split",

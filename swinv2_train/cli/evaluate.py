@@ -61,7 +61,7 @@ labels:
   label_map=FILE           a line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
                            the official map22kto1k.txt)
   label_map=names          match classes by their names; names 0, 1, ... of the data that are none of the model's are
-                           the numbers of its classes (ImageNet-V2, whose folders 0 to 999 are sorted as text)
+                           the numbers of its classes (ImageNet-V2, whose folders are 0 to 999)
   label_map=numbers        class n of the data is class n of the model, whatever either is called
   real_labels=FILE         ReaL labels: a list of lists; an image may have several right classes, or none (left out)
 

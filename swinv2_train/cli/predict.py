@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.identity import moved_name
 from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
@@ -188,6 +189,11 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
         names.pop()
     if len(names) != count:
         raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, and the model {count:,} classes")
+    moved = moved_name(loaded.class_names or [], names)
+    if moved is not None:
+        known = (loaded.class_names or []).index(moved)
+        mend = f"is class {names.index(moved)} there and class {known} of the model; put the lines into its order"
+        raise ConfigError("", labels, f"--labels {labels}: {moved!r} {mend}, or omit --labels")
     return names
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -21,9 +22,9 @@ from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.identity import check_same_run, is_used, saved_geometry, shards_digest
-from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
-from swinv2_train.engine.status import read_status, write_status
+from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_geometry
+from swinv2_train.engine.signals import StopRequest
+from swinv2_train.engine.status import read_status
 from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
@@ -32,6 +33,8 @@ from swinv2_train.shortage import shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
+    from swinv2_train.data.shards import ShardSet
+    from swinv2_train.engine.surroundings import Surroundings
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -129,12 +132,15 @@ class Samples:
     count: int
     source: str
     """Where the count comes from, for a person."""
-    digest: str
-    """See `shards_digest`; empty where there are no shards."""
-    card: Card | None
-    """The dataset card of the shards."""
+    shards: ShardSet | None
+    """The training shards; None without any."""
     warnings: list[str] = field(default_factory=list)
     """Held-out shards that are trained on."""
+
+    @property
+    def card(self) -> Card | None:
+        """The dataset card of the shards."""
+        return self.shards.card if self.shards else None
 
 
 def count_samples(config: Config, *, required: bool) -> Samples:
@@ -159,16 +165,15 @@ def count_samples(config: Config, *, required: bool) -> Samples:
     held_out = open_shards("data.eval_shards", spec) if spec else None
     if config.data.shards:
         shards = open_shards("data.shards", config.data.shards)
-        digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
         shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
-        return Samples(shards.num_samples, "counted in data.shards", digest, shards.card, shared)
+        return Samples(shards.num_samples, "counted in data.shards", shards, shared)
     if required or config.data.expected_samples is None:
         raise ConfigError(
             "data.shards",
             "''",
             "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
         )
-    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", "", None)
+    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None)
 
 
 def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
@@ -226,7 +231,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         _show(config, plan, samples, device, overrides)
         for line in [*doubts(config, plan), *samples.warnings]:
             print(redact(f"warning        {line}"))
-        for line in _init_lines(config):
+        for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
     return FINISHED
 
@@ -241,18 +246,19 @@ def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
     return device, int(os.environ["WORLD_SIZE"]) if joined() else num_ranks
 
 
-def _init_lines(config: Config) -> list[str]:
+def _init_lines(config: Config, card: Card | None) -> list[str]:
     """What the weights that the run is to start from would do to it."""
     source = config.init_from
     if source is None or config.replay:
         return []
     if not Path(source).expanduser().exists():
         return [f"{source} does not exist (yet)"]
-    if saved_geometry(Path(config.run.dir)) is not None:
+    if saved_geometry(Path(config.run.dir), config) is not None:
         return [f"{source} is for the start of a run; the one in {config.run.dir} goes on from its own checkpoint"]
+    from swinv2_train.engine.classes import names_of_classes
     from swinv2_train.engine.init_from import preview
 
-    return preview(config)
+    return preview(config, names_of_classes(config, card))
 
 
 def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
@@ -276,20 +282,52 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
         if code_of(error) is None or not joined():
             raise
         problem = error  # the other ranks have to hear of it
-    if samples is not None and not joined():
-        code = _launch(config, samples)
-        if code is not None:
-            return code
-    if not (launched or again or config.launch.preflight_only) and os.environ.get("RANK", "0") == "0":
-        _begin(directory)
-    surroundings = surroundings or prepare(config.launch)
+    with contextlib.ExitStack() as stack:
+        if samples is not None and not joined():
+            stack.enter_context(_only_start(config))
+            code = _launch(config, samples)
+            if code is not None:
+                return code
+        surroundings = surroundings or prepare(config.launch)
+        return _train(config, stop, surroundings, problem, begins=not (launched or again))
+
+
+@contextlib.contextmanager
+def _only_start(config: Config) -> Iterator[None]:
+    """Keep other commands away from the run directory until this one has reported how the run ended.
+
+    Raises:
+        ConfigError: if another is at work there, or has used the directory meanwhile and `resume.mode` is never.
+    """
+    if config.launch.preflight_only:
+        yield
+        return
+    from swinv2_train.engine.lock import StartLock
+
+    directory = Path(config.run.dir)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = StartLock(directory)
+    except OSError as error:
+        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+    try:
+        _refuse_used(config)
+        yield
+    finally:
+        lock.release()
+
+
+def _train(
+    config: Config, stop: StopRequest | None, surroundings: Surroundings, problem: Exception | None, *, begins: bool
+) -> int:
+    """Train on this rank; `begins` as in `swinv2_train.engine.run.train`."""
     requests = stop or StopRequest()
     try:
         from swinv2_train.engine.ranks import LostRanks
         from swinv2_train.engine.run import train
 
         try:
-            return train(config, requests, surroundings, problem)
+            return train(config, requests, surroundings, problem, begins=begins)
         except LostRanks as error:
             # Everything is closed; taking down collectives whose other end is gone may hang for ever.
             _complain(error)
@@ -300,31 +338,30 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
             requests.restore()
 
 
-def _begin(directory: Path) -> None:
-    """Forget what stopped the run before, where no command of ours has done so."""
-    if KEEP_STOP_VARIABLE not in os.environ:
-        (directory / STOP_FILE).unlink(missing_ok=True)
-    if read_status(directory).get("status") == "stopped":
-        write_status(directory, "starting", read_status(directory).get("step", 0))
-
-
 def _check(config: Config, *, launched: bool) -> Samples:
     """Complete and freeze a config, and see that its data is there and its directory is this run's."""
     directory = Path(config.run.dir)
     samples = count_samples(config, required=True)
     # A rank of our own finds what the command that started it has just written.
-    if config.resume == "never" and not launched and is_used(directory):
+    if not launched:
+        _refuse_used(config)
+    if launched:
+        config.freeze()  # complete: the command that started this rank has seen to it
+    else:
+        finish(config, samples.card)
+    assert samples.shards is not None  # they are required
+    check_same_run(directory, run_identity(config, samples.shards))
+    return samples
+
+
+def _refuse_used(config: Config) -> None:
+    directory = Path(config.run.dir)
+    if config.resume.mode == "never" and is_used(directory):
         raise ConfigError(
             "resume",
             "never",
             f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it",
         )
-    if launched:
-        config.freeze()  # complete: the command that started this rank has seen to it
-    else:
-        finish(config, samples.card)
-    check_same_run(directory, config, samples.digest)
-    return samples
 
 
 def _launch(config: Config, samples: Samples) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any
 from swinv2_train.config.environment import expressions, remember, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
-from swinv2_train.config.schema import Config
+from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.reading import read_text
 
@@ -182,11 +182,35 @@ def _reject_unknown(values: Any, section: type, prefix: str) -> None:
             _reject_unknown(value, inner, f"{prefix}{key}.")
 
 
-def _typed(composed: Any) -> Config:
+def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Turn `resume` into a section, whether a mode stands there or a section, and return it.
+
+    The mode alone is how the command line, config files, and runs of earlier versions spell it.
+
+    Args:
+        plain: the config; it is changed.
+        own: overrides of keys of the section, which Hydra cannot apply to a mode.
+    """
+    from omegaconf import OmegaConf
+
+    value = plain.get("resume", {})
+    section = value if isinstance(value, dict) else {"mode": value}
+    merged = OmegaConf.merge({"resume": section}, OmegaConf.from_dotlist(list(own)))
+    section = plain["resume"] = OmegaConf.to_container(merged)["resume"]
+    if isinstance(section.get("allow"), str):
+        raise ConfigError("resume.allow", section["allow"], f"is a list: write resume.allow=[{section['allow']}]")
+    return section
+
+
+def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
+    """Return the config of what was composed or read; `own` as in `_resume_section`."""
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(composed, resolve=False)
     plain = OmegaConf.to_container(composed, resolve=True)
+    resume = _resume_section(plain, own) if isinstance(plain, dict) else {}
+    if isinstance(raw, dict):
+        raw["resume"] = resume
     _reject_unknown(plain, Config, "")
     # What Hydra composed is of the schema's types already; what a file or a container holds is not.
     typed = OmegaConf.get_type(composed) is Config
@@ -194,9 +218,10 @@ def _typed(composed: Any) -> Config:
         base = OmegaConf.structured(Config)
         if "task" in plain:
             base.task = OmegaConf.structured(_task_section(plain["task"]))
-        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions: values are not parsed again
+        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions, for `remember`
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
+    config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]
     remember(config, raw, to_dict(config))
     return config
 
@@ -206,7 +231,7 @@ def _store_schemas() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    store.store("schema", Config(task=TaskConfig()))
+    store.store("schema", Config(task=TaskConfig(), resume="auto"))  # a mode or a section: see `_resume_section`
     for name, section in TASK_SECTIONS.items():
         store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
 
@@ -276,15 +301,22 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 
     _store_schemas()
     GlobalHydra.instance().clear()
+    own = [item.lstrip("+") for item in overrides if item.lstrip("+").startswith("resume.")]
+    others = [item for item in overrides if not item.lstrip("+").startswith("resume.")]
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = _typed(hydra_compose("config", overrides=[*_in_effect(overrides, config_dir), *search]))
+            composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search])
+            config = _typed(composed, own)
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
+    except ConfigError:
+        raise
+    except (UnicodeDecodeError, RecursionError) as error:  # of a file that Hydra does not name
+        chosen = ", ".join(item for item in overrides if item.startswith(("+", "experiment")) and "=" in item)
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not UTF-8 ({error})"
+        raise ConfigError("", "", f"a config that {chosen or 'the command'} takes {reason}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise explain(error, overrides, config_dir) from error
     _refuse_other_unit(config, overrides)
     return config

@@ -26,6 +26,20 @@ class RunConfig(Section):
 
 
 @dataclass
+class ResumeConfig(Section):
+    """What happens in a run directory that has been used. `resume=auto` and `resume=never` set the mode."""
+
+    mode: str = "auto"
+    """auto: continue from the newest valid checkpoint of the run directory, else start.
+
+    never: refuse a used directory.
+    """
+    allow: list[str] = field(default_factory=list)
+    """Differences from the checkpoint that are accepted and logged, instead of refused: [data] for training shards
+    with other names, sizes, content or names of classes."""
+
+
+@dataclass
 class AugmentConfig(Section):
     """The training crop and flips, of every task."""
 
@@ -96,7 +110,12 @@ class InitConfig(Section):
     ema: bool = False
     """Take the moving average of the weights instead of the weights."""
     label_map: str | None = None
-    """A file with one line per class of this run: the class (from 0) of the source whose row of the head it takes."""
+    """The class of the source whose row of the head each class of this run takes.
+
+    null: the class of the same name, if both sides name their classes (a class without one starts at 0); else the one
+    of the same number, if there are equally many. names: by name, and refused if a name is missing. numbers: class n
+    takes class n. Anything else is a file with one line per class: a number from 0.
+    """
 
 
 @dataclass
@@ -324,11 +343,7 @@ class Config(Section):
     """One run, whole."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    resume: str = "auto"
-    """auto: continue from the newest valid checkpoint of the run directory, else start.
-
-    never: refuse a used directory.
-    """
+    resume: Any = field(default_factory=ResumeConfig)
     init_from: str | None = None
     """Start a new run from weights: a run, a checkpoint, or a file (ours, official, timm's, Hugging Face's)."""
     replay: str | None = None

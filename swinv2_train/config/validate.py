@@ -163,7 +163,9 @@ def _validate_schedules(config: Config) -> None:
         )
     at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
-    one_of("resume", config.resume, ("auto", "never"))
+    one_of("resume", config.resume.mode, ("auto", "never"))
+    for value in config.resume.allow:
+        one_of("resume.allow", value, ("data",))
     one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
     _validate_launch(config.launch)
     if not config.run.dir:

@@ -211,8 +211,19 @@ def misplaced(index: ShardIndex, fd: int) -> str | None:
             found = short_name(header).decode("utf-8", "surrogateescape")
             if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
                 return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
-            if plain and number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
+            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
                 return f"{name} has another size"
+    return _wrong_end(index, fd)
+
+
+def _wrong_end(index: ShardIndex, fd: int) -> str | None:
+    """Look behind the last member: no header after it would show that its data is shifted."""
+    end = int((index.offsets + index.sizes).max())
+    rest = os.pread(fd, -end % BLOCK + BLOCK, end)
+    padding, following = rest[: -end % BLOCK], rest[-end % BLOCK :]
+    zeros = following.count(0) == len(following)
+    if padding.strip(b"\0") or not (zeros or checksum_fits(following) or index.truncated):
+        return f"there is other data behind byte {end}, where the last member ends"
     return None
 
 

@@ -52,11 +52,10 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None) -> ShardInd
     old = None
     for path in _places(url, cache, file):
         index = read_index(path)
-        if index is not None and _fresh(index.header(), url, file) and _complete(index.header(), file):
-            wrong = _mismatch(index, url) if file is None and not index.proven else None
-            if wrong is None:
-                return index
-            logger.warning("ignoring the index %s (%s)", path, wrong)
+        # Without a hash a local tar is indexed again, which reads as much of it as a check of the index would.
+        proven = file is not None or (index is not None and index.proven)
+        if index is not None and proven and _fresh(index.header(), url, file) and _complete(index.header(), file):
+            return index
         old = old or index
     return _local_index(url, cache, old) if file is None else _remote_index(file, cache)
 
@@ -129,11 +128,6 @@ def _closing(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def _mismatch(index: ShardIndex, path: str) -> str | None:
-    with _closing(os.open(path, os.O_RDONLY)) as fd:
-        return misplaced(index, fd)
 
 
 def _complete(header: dict[str, Any], file: RemoteFile | None) -> bool:

@@ -4,9 +4,9 @@ Test sets of ImageNet models do not all number their classes alike:
 
 - A model of ImageNet-22K on ImageNet-1K data: the official `map22kto1k.txt` has one line per class of the data, the
   number of that class in the model. The other rows of its head are left out, so it chooses among the 1000.
-- ImageNet-V2 comes as folders `0` to `999`. Folders become classes in the order of their names as text (0, 1, 10, 100,
-  ...), so class 2 of the shards is folder `10`. `NAMES` goes by the names instead and puts that right: where they are
-  none of the model's names, numbers are the numbers of its classes.
+- ImageNet-V2 comes as folders `0` to `999`. Earlier versions numbered them in the order of text (0, 1, 10, 100, ...),
+  so class 2 of such shards is folder `10`. `NAMES` goes by the names instead: where they are none of the model's names,
+  numbers are the numbers of its classes.
 - ImageNet-A, -R and others have the folders of a part of the classes (n01498041, ...): `NAMES` as well, where the model
   knows the names of its classes.
 - A model of Hugging Face calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` says that the
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.data.class_order import is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
 
@@ -42,7 +43,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
     for number, line in enumerate(_text(path, "label map").splitlines(), 1):
         if not line.strip():
             continue
-        if not line.strip().isdecimal():
+        if not line.strip().isdecimal() or len(line) > 1000:
             raise DataError(f"label map {path}, line {number}: {line.strip()[:40]!r} is no class number")
         column = int(line)
         if column >= num_classes:
@@ -97,11 +98,10 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
     if data is None:
         return
     if model is None:
-        numbered = sorted(data, key=lambda name: (len(name), name)) if all(map(str.isdecimal, data)) else list(data)
-        if numbered != list(data) and numbered == [str(number) for number in range(len(data))]:
+        if is_text_order_of_numbers(data):
             wrong = next(number for number, name in enumerate(data) if name != str(number))
             raise DataError(
-                f"class {wrong} of the shards is the folder {data[wrong]!r}, because names are sorted as text: "
+                f"class {wrong} of the shards is the folder {data[wrong]!r}, because names were sorted as text: "
                 f"with label_map={NAMES} the folder's number is the class"
             )
         return

@@ -184,7 +184,7 @@ def pack(
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
 
     With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
-    alphabetical order, or as `class_names` says: a file with a name per line, or the manifest of an earlier split.
+    the order of `in_order`, or as `class_names` says: a file with a name per line, or a manifest.
 
     With `eval_share`, that share of the images goes to the split `eval`, see `pack_split`. `progress` is called with
     the split, the images done and their number.

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FolderScan, extension, scan_folder
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
@@ -19,6 +20,8 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 from swinv2_train.reading import UnreadableError, decode_text
 
+CHECKPOINT_MANIFEST = "manifest.json"
+"""Name of the file in a checkpoint whose geometry names the classes of its run."""
 _NOT_LISTS = {
     ".txt": "name it .csv or .tsv",
     ".json": "write one object per line into a .jsonl file",
@@ -146,7 +149,8 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """The classes in the order of their numbers, from a file with a name per line or a manifest (*.dataset.json).
+    """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
+    (*.dataset.json) or of a checkpoint (manifest.json).
 
     Raises DataError where there are none, or one stands there twice.
     """
@@ -159,6 +163,8 @@ def read_class_names(path: Path) -> list[str]:
         if not names:
             raise DataError(f"{path} knows no names of classes: its split was packed without --classes")
         return list(names)
+    if path.name == CHECKPOINT_MANIFEST:
+        return _names_of_checkpoint(text, path)
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"the class names {path} are empty: write a name per line, in the order of the numbers")
@@ -166,6 +172,16 @@ def read_class_names(path: Path) -> list[str]:
     if twice:
         raise DataError(f"the class names {path} have {twice[0]!r} twice")
     return names
+
+
+def _names_of_checkpoint(text: str, path: Path) -> list[str]:
+    try:
+        names = json.loads(text)["geometry"]["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the class names {path} are no manifest of a checkpoint ({error})") from None
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path} has no names of classes: its run has none")
+    return list(map(str, names))
 
 
 def fraction(text: str) -> float:
@@ -202,7 +218,7 @@ def _folder_classes(
     if not found or loose:
         what = f"{loose} images lie in it directly" if loose else "it has no subfolders with images"
         raise DataError(f"{root}: --classes takes the subfolders as classes, but {what}")
-    return _numbered(sorted(found), class_names, str(root))
+    return _numbered(in_order(found), class_names, str(root))
 
 
 def _relative(path: str, root: Path) -> str:
@@ -268,10 +284,10 @@ def _no_file(path: str) -> str | None:
 def _class_numbers(
     labels: set[str], class_names: list[str] | None, where: str
 ) -> tuple[list[str] | None, dict[str | None, int]]:
-    """Whole numbers are kept as they are; names are numbered in alphabetical order, or in that of `class_names`."""
-    if class_names is None and all(label.isdecimal() for label in labels):
+    """Keep labels that are numbers; number names in the order of `class_names`, or else of `in_order`."""
+    if class_names is None and all(map(is_number, labels)):
         return None, {label: int(label) for label in labels}
-    return _numbered(sorted(labels), class_names, where)
+    return _numbered(in_order(labels), class_names, where)
 
 
 def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tuple[list[str], dict[str | None, int]]:

@@ -22,7 +22,7 @@ from swinv2_train.data.index_store import index_path
 from swinv2_train.data.pack_record import Origin, confirmed
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
+from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text, parse_manifest
 
 _VERSION = 1  # of the bytes that packing gives; part of every fingerprint
 _BLOCK = 512
@@ -116,8 +116,22 @@ class SplitWriter:
                 raise DataError(
                     f"{self._out} holds {self._split} of {made_from}: choose another directory, or give --overwrite"
                 )
+        if not overwrite:
+            self._keep_order()
         for leftover in self._out.glob(f".{self._split}-*.tmp"):
             leftover.unlink()
+
+    def _keep_order(self) -> None:
+        """Refuse to number the classes of finished shards in another order, as earlier versions did with numbers."""
+        if not self._manifest.is_file() or not (now := self._source.class_names):
+            return
+        before = parse_manifest(self._manifest.read_bytes(), str(self._manifest)).card["classes"]["names"] or []
+        if before != now and sorted(before) == sorted(now):
+            number = next(n for n, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
+            raise DataError(
+                f"class {number} is {before[number]!r} in {self._manifest} and would be {now[number]!r}: "
+                f"--class-names {self._manifest} keeps the numbers, --overwrite numbers the classes again"
+            )
 
     def is_finished(self) -> bool:
         """Return whether an earlier command has written all shards of the split, from the same images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 from collections import Counter, OrderedDict
@@ -67,6 +68,10 @@ class Shard:
     """Why the shard ends early, where it does."""
     file: RemoteFile | None = None
     """What to fetch, where the shard is remote."""
+    fingerprint: str = ""
+    """Packer's fingerprint of its inputs; empty if another program wrote it."""
+    sha256: str = ""
+    """Of the tar, as the packer recorded it; empty if it did not."""
     left_out: LeftOut | None = None
     """Members that are not read, as far as they were counted when the set was opened."""
     empty: str | None = None
@@ -75,6 +80,27 @@ class Shard:
     @property
     def name(self) -> str:
         return self.url.partition("?")[0].rpartition("/")[2]
+
+    @property
+    def content(self) -> str:
+        """What is known of its content without reading it, in words `kind:value`.
+
+        Two descriptions of the same content agree in every kind that both have: its size in bytes, the packer's hash
+        and fingerprint, and the version that a server gives to this URL, such as its ETag. Equal hashes mean equal
+        content, whatever the fingerprints are: those change with the time of an image's file.
+        """
+        words = [f"bytes:{self.size}"]
+        if self.sha256:
+            words.append(f"sha256:{self.sha256[:16]}")
+        if self.fingerprint:
+            words.append(f"packed:{self.fingerprint[:12]}")
+        elif self.file is not None and self.file.version:
+            place, version = (
+                hashlib.sha256(text.encode()).hexdigest()[:12]
+                for text in (self.url.partition("?")[0], self.file.version)
+            )
+            words.append(f"version-{place}:{version}")
+        return " ".join(words)
 
 
 class ShardSet:
@@ -357,11 +383,12 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
     name = url.partition("?")[0].rpartition("/")[2]
     if manifest is not None and name in manifest.shards:
         listed = manifest.shards[name]
+        packed = (listed.fingerprint, listed.sha256)
         if is_remote(url):
             file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
-            return Shard(url, listed.num_bytes, listed.num_samples, file=file)
+            return Shard(url, listed.num_bytes, listed.num_samples, None, file, *packed)
         if os.stat(url).st_size == listed.num_bytes:
-            return Shard(url, listed.num_bytes, listed.num_samples)
+            return Shard(url, listed.num_bytes, listed.num_samples, None, None, *packed)
     file = cache.stat(url) if is_remote(url) else None
     try:
         header = index_header(url, cache, file)
@@ -373,7 +400,9 @@ def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard
     if manifest is None and "pack" in header["extra"]:
         logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
     left_out = LeftOut.from_json(header.get("left_out"))
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, left_out)
+    record = header["extra"].get("pack", {})
+    packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, *packed, left_out)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

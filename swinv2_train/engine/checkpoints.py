@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.identity import DATA, Identity
 from swinv2_train.checkpoint.layout import read_manifest
 from swinv2_train.checkpoint.load import check_parameters, load_fragments
 from swinv2_train.checkpoint.saver import Outcome, Saver
@@ -35,20 +36,28 @@ class Loaded:
     lines: list[str]
     """What a person should know of it."""
     damaged: list[str]
-    """Names of the checkpoints that were passed over."""
+    """Names of the checkpoints that were skipped, damaged or of another run."""
+    geometry: dict[str, Any] | None = None
+    """The geometry in it; None without a valid checkpoint."""
 
 
-def load_newest(directory: Path, engine: Engine, ranks: Ranks, until: int | None = None) -> Loaded:
-    """Load the newest checkpoint that verifies, if there is one.
+def load_newest(
+    directory: Path, engine: Engine, ranks: Ranks, until: int | None = None, own: Identity | None = None
+) -> Loaded:
+    """Load the newest checkpoint that verifies and is of the run, if there is one.
 
     Args:
         until: leave checkpoints of later steps aside.
+        own: the run; None: any.
     """
-    found = newest_valid(directory, ranks, until)
+    found = newest_valid(directory, ranks, until, own.foreign if own else None)
     lines = [f"passed over {line}" for line in found.passed_over]
     if found.path is None:
         return Loaded(None, {}, lines, found.damaged)
-    return load(found.path, engine, ranks, lines, found.damaged)
+    loaded = load(found.path, engine, ranks, lines, found.damaged)
+    accepted = own.differences(loaded.geometry or {}) if own else []
+    loaded.lines += [f"continuing although the data differ (resume.allow=[{DATA}]): {one}" for one in accepted]
+    return loaded
 
 
 def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), damaged: Sequence[str] = ()) -> Loaded:
@@ -64,7 +73,7 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), da
     said = [*lines, f"resuming from {path}{ranks_then}"]
     if manifest.has_ema and not engine.averages:
         said.append("its moving average of the weights is left behind, as optim.ema_decay is 0 now")
-    return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged))
+    return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged), manifest.geometry)
 
 
 def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
@@ -79,6 +88,8 @@ class Checkpoints:
     engine: Engine
     ranks: Ranks
     geometry: dict[str, Any]
+    identity: Identity
+    """What a checkpoint must agree with to be gone back to."""
     tracker: Tracker
     saver: Saver
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.card import Card
+from swinv2_train.data.class_order import is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.shards import ShardSet
 
 
+def names_of_classes(config: Config, card: Card | None) -> list[str] | None:
+    """Return a name for every class of a classifier, from the card of its training shards; None without them.
+
+    Args:
+        config: complete.
+    """
+    names = card.class_names if card and isinstance(config.task, ClassificationConfig) else None
+    return names if names and len(names) == config.task.num_classes else None
+
+
 def check_held_out_classes(config: Config, card: Card | None) -> None:
-    """Do `check_classes` for a classifier, with the held-out shards of the config; nothing for another task.
+    """Check the classes of all labeled shards of a config: `check_classes` for a classifier, and those of the probes.
 
     Args:
         config: complete.
@@ -19,12 +33,14 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
     Raises:
         DataError: if the held-out shards cannot be read, and as `check_classes`.
     """
-    if not isinstance(config.task, ClassificationConfig):
-        return
-    data, held_out = config.data, None
-    if data.eval_shards:
-        held_out = ShardSet.open(data.eval_shards, data.cache_dir, data.cache_gib).card
-    check_classes(config.task.num_classes, card, held_out)
+    data, probe = config.data, config.probe
+
+    def card_of(spec: Any) -> Card | None:
+        return ShardSet.open(spec, data.cache_dir, data.cache_gib).card if spec else None
+
+    if isinstance(config.task, ClassificationConfig):
+        check_classes(config.task.num_classes, card, card_of(data.eval_shards))
+    check_same_numbers({"probe.shards": card_of(probe.shards), "probe.eval_shards": card_of(probe.eval_shards)})
 
 
 def check_classes(num_classes: int, card: Card | None, held_out: Card | None) -> None:
@@ -37,20 +53,52 @@ def check_classes(num_classes: int, card: Card | None, held_out: Card | None) ->
         DataError: naming the shards and what differs.
     """
     for key, one in (("data.shards", card), ("data.eval_shards", held_out)):
-        if one is None:
-            continue
-        if one.class_lists_differ:
+        if one is not None and num_classes and (one.num_classes or 0) > num_classes:
+            raise DataError(f"{key} has {one.num_classes} classes, and task.num_classes={num_classes}")
+    check_same_numbers({"data.shards": card, "data.eval_shards": held_out})
+
+
+def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
+    """Refuse two sets of shards that number their classes differently.
+
+    Args:
+        cards: of training and held-out shards, by their keys.
+
+    Raises:
+        DataError: naming the shards and the first class that differs.
+    """
+    for key, one in cards.items():
+        if one is not None and one.class_lists_differ:
             raise DataError(
                 f"the shards of {key} number their classes differently, because they were packed apart: pack them "
                 "again with --class-names, or together"
             )
-        if num_classes and (one.num_classes or 0) > num_classes:
-            raise DataError(f"{key} has {one.num_classes} classes, and task.num_classes={num_classes}")
-    names = [one.class_names for one in (card, held_out) if one is not None and one.class_names]
-    if len(names) == 2 and names[0] != names[1]:
+    (train, first), (held_out, second) = cards.items()
+    names = [one.class_names if one else None for one in (first, second)]
+    again = f"pack them again with --class-names of {train} (TRAIN.dataset.json)"
+    if names[0] and names[1] and names[0] != names[1]:
         pairs = enumerate(zip(*names, strict=False))
-        first = next((f"class {k} is {a!r} and {b!r}" for k, (a, b) in pairs if a != b), "one list is longer")
-        raise DataError(
-            f"held-out shards number their classes differently from data.shards ({first}): pack them again with "
-            "--class-names of the training shards (TRAIN.dataset.json)"
-        )
+        shown = next((f"class {k} is {a!r} and {b!r}" for k, (a, b) in pairs if a != b), "one list is longer")
+        raise DataError(f"held-out shards number their classes differently from {train} ({held_out}: {shown}): {again}")
+    for key, here, there in ((train, names[0], second), (held_out, names[1], first)):
+        plain = there is not None and there.class_counts and not there.class_names
+        if plain and here and is_text_order_of_numbers(here):
+            wrong = next(number for number, name in enumerate(here) if name != str(number))
+            raise DataError(
+                f"class {wrong} of {key} is the folder {here[wrong]!r}, because its names were sorted as text, and the "
+                f"classes of {held_out if key == train else train} are plain numbers: pack {key} again"
+            )
+
+
+def unnamed_classes(cards: Mapping[str, Card | None]) -> list[str]:
+    """Return a line if one of two sets of labeled shards names its classes and the other does not.
+
+    Args:
+        cards: as in `check_same_numbers`; without a second set there is nothing to compare.
+    """
+    names = {key: card.class_names if card else None for key, card in cards.items()}
+    named = [key for key, found in names.items() if found]
+    if len(named) != 1 or names[named[0]] == list(map(str, range(len(names[named[0]] or ())))):
+        return []
+    (other,) = names.keys() - set(named)
+    return [f"{named[0]} names its classes and {other} does not: whether they are numbered the same way is not checked"]

@@ -6,15 +6,19 @@ weights, nor what it was then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
-from swinv2_train.data.label_map import read_label_map
-from swinv2_train.engine.identity import EARLIER_BACKGROUND, saved_geometry
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
+from swinv2_train.engine.classes import names_of_classes
+from swinv2_train.engine.identity import saved_geometry
 from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
@@ -37,7 +41,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         ConfigError: if something stays unknown, or the weights of `init_from` are of another model.
         CheckpointError, DataError: if the weights, or the label map, cannot be read.
     """
-    begun = saved_geometry(Path(config.run.dir))
+    begun = saved_geometry(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     if getattr(config.task, "num_classes", None) == 0:
@@ -50,7 +54,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         with _opened(config) as source:
             check_structure(source, config.model)
             _take_windows(config, source)
-            read_map(config, source)
+            read_map(config, source, names_of_classes(config, card))
     return config
 
 
@@ -63,8 +67,11 @@ def _opened(config: Config) -> WeightSource:
         raise ConfigError("init_from", config.init_from, error.mend) from error
 
 
-def read_map(config: Config, source: WeightSource) -> list[int] | None:
+def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:
     """The label map of `init.label_map`: for each class of the run that of the source; None without one.
+
+    Args:
+        class_names: of the run, one for every class; None without any.
 
     Raises:
         ConfigError: if the source has no head, or the map another number of classes.
@@ -75,6 +82,16 @@ def read_map(config: Config, source: WeightSource) -> list[int] | None:
         return None
     if not source.num_classes:
         raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be taken")
+    if path == NAMES:
+        try:
+            return match_names(class_names, source.class_names, source.num_classes)
+        except DataError as error:
+            raise ConfigError("init.label_map", path, str(error).replace(" label_map=", " init.label_map=")) from error
+    if path == NUMBERS:
+        if source.num_classes != config.task.num_classes:
+            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.num_classes}"
+            raise ConfigError("init.label_map", path, f"takes class n for class n, but {mend}")
+        return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
     if len(mapped) != config.task.num_classes:
         mend = f"has {len(mapped)} lines for task.num_classes={config.task.num_classes}; it needs one for each class"

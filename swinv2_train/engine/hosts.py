@@ -82,7 +82,7 @@ def read_hostfile(path: Path) -> list[Host]:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        match = re.fullmatch(r"([\w.:@-]+)\s+slots=(\d+)(\s*#.*)?", line)
+        match = re.fullmatch(r"([\w.:@-]+)\s+slots=(\d{1,6})(\s*#.*)?", line)
         if match is None or int(match[2]) < 1:
             raise ConfigError("launch.hostfile", path, f"line {number}: {line!r} is not NAME slots=N")
         if any(host.name == match[1] for host in hosts):

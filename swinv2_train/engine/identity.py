@@ -1,135 +1,115 @@
-"""What makes two starts the same run, and what weights must be used with.
-
-Torch-free, so that a resume with another model is refused before anything slow happens.
-"""
+"""Whether a run directory belongs to a run. Torch-free, so that a resume with another model is refused at once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
-from swinv2_train.config.compose import to_dict
+from swinv2_train.checkpoint.identity import DATA, SHARDS, Difference, Identity, identity
+from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
-from swinv2_train.config.validate import resolution
-
-FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
-"""Fields of the model that change neither its parameters nor what they mean."""
-
-EARLIER_BACKGROUND = "drop"
-"""`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.data.shards import ShardSet
 
 
-def shards_digest(names: list[str], sizes: list[int]) -> str:
-    """Which shards a run reads, in short: their names and numbers of samples, in order. Folders may change."""
-    digest = hashlib.sha256(json.dumps([names, sizes]).encode()).hexdigest()[:12]
+def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
+    """Return a short form of the shards' names and numbers of samples, in order. Folders may change."""
+    digest = hashlib.sha256(json.dumps([list(names), list(sizes)]).encode()).hexdigest()[:12]
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
-COMPARED = ("model", "task", "data", "order")
-"""Sections of the geometry that must not change in a run; the others are for readers of the weights."""
+def run_identity(config: Config, shards: ShardSet) -> Identity:
+    """Return the identity of a run of a complete config over its training shards."""
+    digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
+    names = shards.card.class_names if shards.card and isinstance(config.task, ClassificationConfig) else None
+    return identity(config, digest, [shard.content for shard in shards.shards], names)
 
 
-def geometry(
-    config: Config,
-    shards: str,
-    classes: list[str] | None = None,
-    statistics: tuple[list[float], list[float]] | None = None,
-    bits: list[int] | None = None,
-) -> dict[str, Any]:
-    """What a checkpoint says of its run: dotted config keys and their values.
+def check_same_run(directory: Path, own: Identity) -> None:
+    """Refuse to continue a run with another model, other data, or another order of samples.
 
-    `task`, `model`, `data`, `classes` and `preprocess` are what the weights need; `order` is what the sequence of
-    samples hangs on.
-
-    Args:
-        shards: the digest of the training shards.
-        classes: names of the classes.
-        statistics: per-channel mean and deviation, where `data.mean` and `data.std` only say where they come from.
-        bits: depths of the training images, where the dataset card knows them.
-    """
-    mean, std = statistics or (config.data.mean, config.data.std)
-    model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
-    return {
-        "task": to_dict(config.task),
-        "model": model,
-        "data": {
-            "resolution": list(resolution(config)),
-            "mean": config.data.mean,
-            "std": config.data.std,
-            "background": config.data.background,
-        },
-        "order": {
-            "seed": config.seed,
-            "optim.global_batch": config.optim.global_batch,
-            "data.shuffle_samples": config.data.shuffle_samples,
-            "data.shards": shards,
-            "data.image": config.data.image,
-        },
-        "classes": classes,
-        "preprocess": {
-            "crop_pct": config.data.crop_pct,
-            "crop_mode": config.data.crop_mode,
-            "interpolation": config.data.augment.interpolation,
-            "mean": mean,
-            "std": std,
-            "bits": bits,
-            "background": config.data.background,
-        },
-    }
-
-
-def check_same_run(directory: Path, config: Config, shards: str) -> None:
-    """Refuse to continue a run with another model or another order of samples.
+    Checkpoints of other runs are no obstacle as long as one is of this run; they are skipped when one is loaded.
 
     Args:
         directory: the run directory.
-        shards: the digest of the training shards.
 
     Raises:
-        ConfigError: naming the first key that differs, with both values.
+        ConfigError: naming what differs, with both values.
     """
-    saved = saved_geometry(directory)
-    if saved is None:
-        return
-    present = geometry(config, shards)
-    for section in COMPARED:
-        prefix = "" if section == "order" else f"{section}."
-        for key, value in present[section].items():
-            before = saved.get(section, {}).get(key, _default(config, section, key))
-            if before != value:
-                raise ConfigError(
-                    f"{prefix}{key}",
-                    value,
-                    f"the run in {directory} was started with {before}; "
-                    "set it back, or take another run.dir for a new run",
-                )
+    refused: tuple[Difference, Path] | None = None
+    for path, saved in _geometries(directory):
+        found = own.refusal(saved)
+        if found is None:
+            return
+        refused = refused or (found, path)
+    if refused is not None:
+        raise ConfigError(refused[0].key, _shown(refused[0], own), _advice(*refused, directory))
 
 
-def saved_geometry(directory: Path) -> dict[str, Any] | None:
-    """The geometry in the newest checkpoint of a run whose manifest can be read; None where it has none."""
+def _shown(found: Difference, own: Identity) -> Any:
+    return own.geometry["order"][SHARDS] if found.key == SHARDS else found.now
+
+
+def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
+    """Return what differs from a checkpoint of the run in a directory, and what to do about it."""
+    back = "set it back, or take another run.dir for a new run"
+    if found.what and not found.is_data:
+        return (
+            f"{found.what}, so the labels of the run in {directory} have moved: pack the data again with "
+            f"--class-names {checkpoint / MANIFEST}, which keeps the numbers, or take another run.dir with "
+            f"init_from={directory}, which goes by the names"
+        )
+    was = found.what or f"the run in {directory} was started with {found.before}"
+    where = f" since the run in {directory} was started" if found.what else ""
+    return f"{was}{where}; {back}{f', or resume.allow=[{DATA}] to continue with these data' if found.is_data else ''}"
+
+
+def saved_geometry(directory: Path, config: Config) -> dict[str, Any] | None:
+    """Return the geometry in the newest checkpoint of a run; None if it has none.
+
+    It is that of the newest manifest that can be read, of those that are of this run if there are any.
+
+    Args:
+        directory: the run directory.
+        config: may leave `task.num_classes` and `model.pretrained_window` at 0, which are not compared then.
+    """
+    found = [saved for _, saved in _geometries(directory)]
+    own = identity(config)
+    if not own.geometry["task"].get("num_classes"):
+        own.geometry["task"].pop("num_classes", None)
+    if not any(map(any, pretrained_windows(config.model))):
+        del own.geometry["model"]["pretrained_window"]
+    return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
+
+
+def _geometries(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in list_checkpoints(directory / "checkpoints"):
         try:
-            saved = read_manifest(path).geometry
+            yield path, read_manifest(path).geometry
         except CheckpointError:
             continue
-        if all(isinstance(saved.get(section, {}), dict) for section in COMPARED):
-            return saved
-    return None
 
 
-def _default(config: Config, section: str, key: str) -> Any:
-    """What a run had for a field that its version did not know yet: the default of today, which changes nothing."""
-    if (section, key) == ("data", "background"):
-        return EARLIER_BACKGROUND
-    return getattr(type(getattr(config, section))(), key, None) if section in ("model", "task") else None
+def class_warnings(saved: dict[str, Any] | None, own: Identity) -> list[str]:
+    """Return a line if only one of checkpoint and data has names of its classes, so that they cannot be compared.
+
+    Args:
+        saved: the geometry of the checkpoint.
+    """
+    before = (saved or {}).get("classes")
+    if saved is None or own.geometry["task"].get("name") != "classification" or bool(before) == bool(own.class_names):
+        return []
+    which, other = ("the checkpoint", "data.shards") if before else ("data.shards", "the checkpoint")
+    return [f"{which} names its classes and {other} does not: whether they are numbered the same way is not checked"]
 
 
 def is_used(directory: Path) -> bool:
-    """Whether a run has already left something in a directory."""
+    """Return whether a run has left something in a directory."""
     left = any((directory / name).exists() for name in ("resolved.yaml", "metrics.jsonl"))
     return left or bool(list_checkpoints(directory / "checkpoints"))

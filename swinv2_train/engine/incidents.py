@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
@@ -128,17 +128,29 @@ def _state(values: Any) -> TrainState:
     return state
 
 
-def base_checkpoint(incident: Incident, checkpoints: Path) -> Path | None:
-    """The newest checkpoint from which a run comes to this step with the same batches, or None."""
+def base_checkpoints(incident: Incident, checkpoints: Path) -> Iterator[Path]:
+    """Yield the checkpoints from which a run comes to this step with the same batches, newest first.
+
+    Whether they are complete is for the caller to check.
+    """
     before = _state(incident.state)
     for path in list_checkpoints(checkpoints):
         try:
             saved = _state(read_state(path).get("train"))
+            if saved.step != step_of(path) or _seed(path) not in (None, incident.seed):
+                continue  # renamed, or of another run
         except (CheckpointError, UnreadableError):
             continue
         if saved.comes_to(before):
-            return path
-    return None
+            yield path
+
+
+def _seed(path: Path) -> int | None:
+    """Return the seed of the run that a checkpoint is of; None if its manifest cannot be read."""
+    try:
+        return read_manifest(path).geometry.get("order", {}).get("seed")
+    except (CheckpointError, AttributeError):
+        return None
 
 
 @dataclass
@@ -201,7 +213,7 @@ def protector(run_dir: Path) -> Callable[[], set[str]]:
         # A damaged one says nothing; the one before it may still be replayed.
         for path in sorted((run_dir / FOLDER).glob("step-*.json"), reverse=True):
             try:
-                base = base_checkpoint(read_incident(path), run_dir / "checkpoints")
+                base = next(base_checkpoints(read_incident(path), run_dir / "checkpoints"), None)
             except ConfigError:
                 continue
             return {base.name} if base else set()

@@ -5,6 +5,7 @@ Every rank reads what it owns of the fp32 weights and no more; the optimizer sta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.status import write_text
 from swinv2_train.interop.load import meta_model, start_note
-from swinv2_train.interop.source import open_source
+from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 
 REPORT = "init_from.txt"
@@ -33,8 +34,11 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in model.named_parameters()}
 
 
-def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
+def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequence[str] | None = None) -> list[str]:
     """Give the engine's weights the values of `config.init_from`; all ranks call it.
+
+    Args:
+        class_names: of the run, one for every class; None without any.
 
     Returns:
         What happened, in lines for a person. All of it is in `REPORT` in the run directory.
@@ -51,9 +55,11 @@ def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
                 source,
                 parameter_shapes(engine.module),
                 config.model,
-                read_map(config, source),
+                read_map(config, source, class_names),
                 resolution=resolution(config),
+                class_names=class_names,
             )
+            source.notes += _warnings(config, source, class_names)
             _fill(engine, transfer)
             if ranks.is_main:
                 source.notes += start_note(source, config.model, resolution(config))
@@ -67,8 +73,8 @@ def start_from(config: Config, engine: Engine, ranks: Ranks) -> list[str]:
     return [*transfer.lines(), windows, f"every tensor and what happened to it: {Path(config.run.dir) / REPORT}"]
 
 
-def preview(config: Config) -> list[str]:
-    """What `start_from` would do with a complete config, in lines for a person; needs no engine and no memory.
+def preview(config: Config, class_names: Sequence[str] | None = None) -> list[str]:
+    """Return what `start_from` would do with a complete config, in lines for display; needs no engine and no memory.
 
     Raises:
         ConfigError, CheckpointError, DataError: as `start_from`, but for what only hashes tell.
@@ -77,7 +83,21 @@ def preview(config: Config) -> list[str]:
     with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
         shapes = parameter_shapes(meta_model(config, size))
         source.notes += start_note(source, config.model, size)
-        return plan_transfer(source, shapes, config.model, read_map(config, source), resolution=size).lines()
+        mapped = read_map(config, source, class_names)
+        plan = plan_transfer(source, shapes, config.model, mapped, resolution=size, class_names=class_names)
+        return [*plan.lines(), *_warnings(config, source, class_names)]
+
+
+def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[str]:
+    """Return a line if the rows of the head are taken by number although one side names its classes."""
+    taken = source.num_classes and source.num_classes == getattr(config.task, "num_classes", 0)
+    if not taken or config.init.label_map is not None or bool(class_names) == bool(source.class_names):
+        return []
+    named, other = ("data.shards", source.path) if class_names else (source.path, "data.shards")
+    return [
+        f"warning: {named} names its classes and {other} does not: row n of the head is taken for class n, unchecked "
+        "(init.label_map=numbers if that is right)"
+    ]
 
 
 @torch.no_grad()

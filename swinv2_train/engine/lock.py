@@ -14,12 +14,13 @@ from swinv2_train.config.errors import ConfigError
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 """What file systems without locks answer, such as Lustre mounted without `flock`."""
 _LOCK_FILE = ".lock"
+_START_FILE = ".start.lock"
 _TRIES, _PAUSE_SECONDS = 3, 0.1
 """Whoever only looks (`is_held`) is in the way for a moment; that is no reason to refuse a run."""
 
 
 class RunLock:
-    """Holds `<run>/.lock` until `release` or the end of the process, however it ends.
+    """Lock of the process that trains: `<run>/.lock`, until `release` or the end of the process, however it ends.
 
     On a file system without locks it holds nothing, for a run is worth more than this check.
 
@@ -27,12 +28,13 @@ class RunLock:
         ConfigError: if another process holds it.
     """
 
+    file = _LOCK_FILE
     held: bool
     """Whether this keeps others out; False on a file system without locks, and after `release`."""
 
     def __init__(self, directory: Path) -> None:
         self.held = False
-        self._file = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._file = os.open(directory / self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(self._file)
             self.held = True
@@ -51,6 +53,26 @@ class RunLock:
     def release(self) -> None:
         os.close(self._file)
         self.held = False
+
+
+class StartLock(RunLock):
+    """Lock of the command that starts a run and reports its outcome, `<run>/.start.lock`.
+
+    Ranks that the command starts hold the `RunLock`, and release it before the command has read how the run ended.
+    """
+
+    file = _START_FILE
+
+
+def check_free(directory: Path) -> None:
+    """Refuse a directory that a command or a rank is at work in.
+
+    Raises:
+        ConfigError: if one is.
+        OSError: if the lock files cannot be opened.
+    """
+    for lock in (StartLock, RunLock):
+        lock(directory).release()
 
 
 def _lock(file: int) -> None:

@@ -205,7 +205,8 @@ class Trainer:
             self.watchdog.now("save", before.step)
             self.checkpoints.settle()
             self.watchdog.now("start", before.step)
-            found = load_newest(self.checkpoints.directory, self.engine, self.ranks, until=before.step)
+            checkpoints = self.checkpoints
+            found = load_newest(checkpoints.directory, self.engine, self.ranks, before.step, checkpoints.identity)
             state = found.state
             if state is None:
                 raise self.ranks.end(

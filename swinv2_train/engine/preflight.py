@@ -69,7 +69,7 @@ class Facts:
     packages: dict[str, str | None]
     device: str
     shards: str | None = None
-    """Digest of names and sizes of all training and held-out shards; None where they could not be opened."""
+    """Digest of names, samples and bytes of all training and held-out shards; None if they could not be opened."""
     disk_free: int = 0
     """Bytes free for run.dir."""
     sees_run_dir: bool = True
@@ -108,6 +108,7 @@ def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exce
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     names = [shard.name for part in shards for shard in part.shards]
     sizes = [size for part in shards for size in part.shard_sizes]
+    num_bytes = [shard.size for part in shards for shard in part.shards]
     facts = Facts(
         rank=ranks.rank,
         host=socket.gethostname(),
@@ -116,7 +117,7 @@ def look(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exce
         python=platform.python_version(),
         packages={name: version(name) for name in PACKAGES},
         device=device,
-        shards=shards_digest(names, sizes) if shards else None,
+        shards=f"{shards_digest(names, sizes)} {shards_digest(names, num_bytes)}" if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,
         shared_free=free_shared_memory(),
@@ -179,7 +180,7 @@ def differences(everyone: Sequence[Facts]) -> list[str]:
                 line = _first_difference(facts.config, first.config)
                 note(f"was started with another config than {first.place}: {line}", facts)
             elif facts.shards != first.shards:
-                note(f"sees other shards (names or numbers of samples) than {first.place}", facts)
+                note(f"sees other shards (names, numbers of samples or bytes) than {first.place}", facts)
     return [f"{_places(group)}: {text}" for text, group in found.items()]
 
 

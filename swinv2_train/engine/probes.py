@@ -30,6 +30,7 @@ from swinv2_train.data.loader import EvalLoader
 from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.engine.classes import check_same_numbers, unnamed_classes
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.models.heads import pooled_features
 
@@ -104,6 +105,12 @@ class Probe:
         ]
         for text in overlap_warning("probe.eval_shards", self._sets[1], "probe.shards", self._sets[0]):
             self._warn_once(text)
+        keys = ("probe.shards", "probe.eval_shards")
+        cards = {key: shards.card for key, shards in zip(keys, self._sets, strict=True)}
+        check_same_numbers(cards)
+        if ranks.is_main:
+            for line in unnamed_classes(cards):
+                self._warn_once(line)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.compose import override
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.checkpoints import load
-from swinv2_train.engine.incidents import Incident, base_checkpoint, read_incident
+from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.loop import Did, Trainer
 from swinv2_train.engine.schedule import learning_rate
@@ -56,26 +56,24 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
     """Bring engine and state to the newest checkpoint before the incident; all ranks call it.
 
     Raises:
-        RunError: if there is none.
+        RunError: if all are damaged or of another run.
     """
-    base, failure = None, None
+    base, passed_over = None, []
     if trainer.ranks.is_main:
-        base = base_checkpoint(incident, run_dir / "checkpoints")
-        try:
-            if base is not None:
-                verify(base)
-        except CheckpointError as error:
-            failure = f"{base}: {error}"
-    base, failure = trainer.ranks.broadcast((base, failure))
-    if failure is not None:
-        raise RunError(f"step {incident.step} cannot be replayed: {failure}")
+        base, passed_over = _base(trainer, incident, run_dir / "checkpoints")
+    base, passed_over = trainer.ranks.broadcast((base, passed_over))
+    if base is None and passed_over:
+        raise RunError(f"step {incident.step} cannot be replayed: {'; '.join(passed_over)}")
+    for line in passed_over:
+        trainer.tracker.message(f"passed over {line}")
     if base is None:
         trainer.tracker.message(
             f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
             "weights come first, as the config of the incident would have run them"
         )
         if trainer.config.init_from:
-            for line in start_from(trainer.config, trainer.engine, trainer.ranks):
+            names = trainer.checkpoints.identity.class_names
+            for line in start_from(trainer.config, trainer.engine, trainer.ranks, names):
                 trainer.tracker.message(line)
         state = TrainState()
     else:
@@ -85,6 +83,23 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
     # A checkpoint may be of before a rollback or of after it: the batches of then are those of the incident.
     state.avoided_batches = list(incident.state["avoided_batches"])
     return state
+
+
+def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint to start from, and a line for each that was skipped. For the main rank."""
+    passed_over = []
+    # Only what decides which samples come: model and task may be varied to look into a step.
+    own = trainer.checkpoints.identity
+    own = replace(own, geometry={"order": own.geometry["order"]})
+    for path in base_checkpoints(incident, checkpoints):
+        try:
+            reason = own.foreign(verify(path))
+        except CheckpointError as error:
+            reason = str(error)
+        if reason is None:
+            return path, passed_over
+        passed_over.append(f"{path.name}: {reason}")
+    return None, passed_over
 
 
 def replay(trainer: Trainer) -> int:

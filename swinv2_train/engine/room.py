@@ -1,11 +1,13 @@
-"""Room for what a run will write: shared memory for the batches of its workers, disk for its checkpoints."""
+"""Room for a run: address space, shared memory for the batches of its workers, disk for its checkpoints."""
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -16,7 +18,29 @@ from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.workers import ENLARGE, SHARED_MEMORY
 from swinv2_train.engine.build import prefetched
+from swinv2_train.errors import RunError
 from swinv2_train.tasks.task import Task
+
+_ADDRESSES = 2**30
+"""Bytes of address space that threads and communication need beyond what a process has at the start."""
+
+
+def check_address_space() -> None:
+    """Check that a limit on the address space (ulimit -v) leaves room for the threads of a run.
+
+    Libraries written in C++ wait forever, or end the process, if a thread of theirs cannot start.
+
+    Raises:
+        RunError: if it does not.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = psutil.Process().memory_info().vms
+    if limit != resource.RLIM_INFINITY and limit - used < _ADDRESSES:
+        raise RunError(
+            f"the address space of this process is limited to {human(limit)} (ulimit -v), of which {human(used)} are "
+            f"used before the run begins; it needs at least {human(_ADDRESSES)} more: raise the limit, such as with "
+            "ulimit -v unlimited"
+        )
 
 
 def free_shared_memory() -> int | None:
@@ -90,7 +114,7 @@ def disk_warning(config: Config, steps_left: int, size: int, directory: Path) ->
     counts = [f"checkpoint.keep_last={policy.keep_last}"]
     counts += [f"keep_best={policy.keep_best}"] if policy.keep_best else []
     counts += [f"keep_every_steps={step_wise}"] if step_wise else []
-    fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 else ""
+    fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 and room >= 2 * size else ""
     return (
         f"{directory} has {human(disk.free)} free, and the run will need up to {human(needed)} there, of which "
         f"{human(min(held, needed))} are written: {human(size)} for each of {kept} checkpoints "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, geometry
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.doubts import doubts
@@ -34,10 +36,11 @@ from swinv2_train.engine.build import (
     worker_modules,
 )
 from swinv2_train.engine.checkpoints import Checkpoints, load_newest
+from swinv2_train.engine.classes import names_of_classes, unnamed_classes
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, check_stop
 from swinv2_train.engine.guard import mostly_skipped
-from swinv2_train.engine.identity import geometry, shards_digest
+from swinv2_train.engine.identity import class_warnings, run_identity
 from swinv2_train.engine.incidents import IncidentLog, protector
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
@@ -46,8 +49,14 @@ from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.probes import Probe
 from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.room import check_shared_memory, checkpoint_size, disk_warning, shared_memory_needed
-from swinv2_train.engine.signals import STOP_FILE, StopRequest
+from swinv2_train.engine.room import (
+    check_address_space,
+    check_shared_memory,
+    checkpoint_size,
+    disk_warning,
+    shared_memory_needed,
+)
+from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.engine.start import (
     background_warnings,
     changed_since,
@@ -56,7 +65,7 @@ from swinv2_train.engine.start import (
     start_lines,
 )
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import write_status, write_text
+from swinv2_train.engine.status import read_status, write_status, write_text
 from swinv2_train.engine.surroundings import Surroundings
 from swinv2_train.engine.watchdog import Watchdog
 from swinv2_train.errors import MainRankError
@@ -77,17 +86,24 @@ def collective_minutes(limits: WatchdogConfig) -> float:
 
 
 def train(
-    config: Config, stop: StopRequest, surroundings: Surroundings | None = None, problem: Exception | None = None
+    config: Config,
+    stop: StopRequest,
+    surroundings: Surroundings | None = None,
+    problem: Exception | None = None,
+    *,
+    begins: bool = False,
 ) -> int:
     """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
 
     Args:
         surroundings: what the launcher and the environment gave.
         problem: what went wrong on this rank already. It joins the others all the same, to tell them.
+        begins: no command of this package has prepared the run directory for this start.
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
     """
+    check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(worker_modules(config))  # imports what the workers need while this process builds the model
     alone = False
@@ -95,7 +111,7 @@ def train(
         device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
         ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
         alone = ranks.world_size == 1
-        code = _train(config, ranks, stop, surroundings, problem)
+        code = _train(config, ranks, stop, surroundings, problem, begins=begins)
         # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
         ranks.barrier()
         leave()
@@ -111,12 +127,18 @@ def train(
 
 
 def _train(
-    config: Config, ranks: Ranks, stop: StopRequest, surroundings: Surroundings | None, problem: Exception | None
+    config: Config,
+    ranks: Ranks,
+    stop: StopRequest,
+    surroundings: Surroundings | None,
+    problem: Exception | None,
+    *,
+    begins: bool,
 ) -> int:
     directory = Path(config.run.dir)
     only = config.launch.preflight_only
     with ExitStack() as stack:
-        lock = on_main(ranks, lambda: None if only else _take_directory(directory))
+        lock = on_main(ranks, lambda: None if only else _take_directory(directory, begins=begins))
         if lock is not None:
             stack.callback(lock.release)
             stop.watch(directory / STOP_FILE)
@@ -145,10 +167,16 @@ def _train(
         return _train_with(engine, task, config, plan, shards, held_out, ranks, stop, watchdog, trainers, lines)
 
 
-def _take_directory(directory: Path) -> RunLock:
+def _take_directory(directory: Path, *, begins: bool) -> RunLock:
+    """Lock the run directory; only then is what an earlier start left there read or removed."""
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-        return RunLock(directory)
+        lock = RunLock(directory)
+        if begins and KEEP_STOP_VARIABLE not in os.environ:
+            (directory / STOP_FILE).unlink(missing_ok=True)
+        if begins and read_status(directory).get("status") == "stopped":
+            write_status(directory, "starting", read_status(directory).get("step", 0))
+        return lock
     except OSError as error:
         raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
@@ -176,7 +204,8 @@ def _train_with(
     preflight_lines: list[str],
 ) -> int:
     directory = Path(config.run.dir)
-    found = load_newest(directory / "checkpoints", engine, ranks)
+    own = run_identity(config, shards)
+    found = load_newest(directory / "checkpoints", engine, ranks, own=own)
     state, lines = found.state or TrainState(), found.lines
     if found.damaged and found.state is None:
         raise ranks.end(
@@ -186,7 +215,7 @@ def _train_with(
     if found.state is None and not config.replay:  # a replay finds its own
         lines.append("no checkpoint yet: starting from " + (config.init_from or "the beginning"))
         if config.init_from:
-            lines.extend(start_from(config, engine, ranks))
+            lines.extend(start_from(config, engine, ranks, names_of_classes(config, shards.card)))
     elif config.init_from and not config.replay:
         lines.append(
             f"init_from={config.init_from} is for the start of a run; this one goes on from its own checkpoint"
@@ -220,6 +249,9 @@ def _train_with(
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
         warnings = [*doubts(config, plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
+        warnings += class_warnings(found.geometry, own)
+        if held_out is not None and isinstance(config.task, ClassificationConfig):
+            warnings += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
         if held_out is not None:
             warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
         for line in warnings if ranks.is_main else ():
@@ -258,7 +290,9 @@ def _train_with(
                 stop=stop,
                 probe=_probe(config, plan, task, ranks, tracker, stop),
             ),
-            checkpoints=Checkpoints(directory, engine, ranks, _geometry(config, shards), tracker, saver),
+            checkpoints=Checkpoints(
+                directory, engine, ranks, _geometry(config, shards, own, found.geometry), own, tracker, saver
+            ),
             incidents=IncidentLog(directory, config, plan, ranks, lambda position: shards.name(order.at(position)[1])),
             tracker=tracker,
             clock=StepClock(plan.global_batch),
@@ -295,15 +329,20 @@ def _probe(config: Config, plan: Plan, task: Task, ranks: Ranks, tracker: Tracke
     )
 
 
-def _geometry(config: Config, shards: ShardSet) -> dict[str, Any]:
-    """What the checkpoints of this run say of it."""
-    digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
-    names = shards.card.class_names if shards.card else None
+def _geometry(config: Config, shards: ShardSet, own: Identity, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the checkpoints of this run record of it.
+
+    Args:
+        before: the geometry of the checkpoint that the run continues from.
+    """
+    # Data without names do not take those of the run away.
+    names = list(own.class_names) if own.class_names else (before or {}).get("classes")
     if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
         names = None
+    order = own.geometry["order"]
     statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
     bits = sorted(shards.card.bits) if shards.card else None
-    return geometry(config, digest, names, statistics, bits or None)
+    return geometry(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
 
 
 @dataclass

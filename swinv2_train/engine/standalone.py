@@ -199,7 +199,7 @@ class _Bench:
         card = self.shards.card
         if card is not None and card.class_lists_differ:
             raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate them apart")
-        names = card.class_names if card else None
+        names, known_labels = (card.class_names, bool(card.class_counts)) if card else (None, True)
         spec = self.options.label_map
         if spec == NAMES:
             columns = match_names(names, self.class_names, task.num_classes)
@@ -214,6 +214,8 @@ class _Bench:
         else:
             columns = None
             check_same_classes(names, None if spec == NUMBERS else self.class_names)
+            if spec is None and known_labels and bool(names) != bool(self.class_names):
+                self.warnings.append(_unnamed(self.options.data, names))
             self.class_names = self.class_names or (names if names and len(names) == task.num_classes else None)
         most, known = task.num_classes if columns is None else len(columns), card.class_counts if card else {}
         if known and max(known) >= most:
@@ -289,6 +291,14 @@ class _Bench:
             lambda: Probe(self.config, self.ranks, warn=self.warnings.append, check=check_alive, **options),
         )
         return probe.measure(self.model, self.loaded.source.step)
+
+
+def _unnamed(data: Any, names: Sequence[str] | None) -> str:
+    named, other = (f"data={data}", "the model") if names else ("the model", f"data={data}")
+    return (
+        f"{named} names its classes and {other} does not, so class n of one is taken for class n of the other, "
+        f"unchecked (label_map={NUMBERS} if that is right)"
+    )
 
 
 def check_alive() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
@@ -13,7 +14,6 @@ from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.section import flat
 from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
-from swinv2_train.engine.identity import EARLIER_BACKGROUND
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
@@ -55,6 +55,8 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
         return [f"what changed since the last start is not known: {error}"]
     now = redacted(flat(config))
     changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
+    if now["checkpoint.best_mode"] is None:  # recipes gave it before it followed from the metric
+        changed.pop("checkpoint.best_mode", None)
     lines = []
     if before.get("data.background") is None and changed.get("data.background") == EARLIER_BACKGROUND:
         del changed["data.background"]

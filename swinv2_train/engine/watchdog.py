@@ -196,7 +196,9 @@ class Watchdog:
             self._closed.wait(self._look_seconds)
 
     def _set_timer(self, seconds: float) -> None:
-        faulthandler.dump_traceback_later(max(seconds, self._look_seconds), exit=True, file=self._last_words or 2)
+        # It takes a thread of C, which a limit on memory or threads may refuse: then this thread watches alone.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            faulthandler.dump_traceback_later(max(seconds, self._look_seconds), exit=True, file=self._last_words or 2)
 
     def _look_for_marker(self) -> None:
         while not self._closed.wait(self._look_seconds):
@@ -315,7 +317,11 @@ def _within(seconds: float, work: Callable[[], Any]) -> bool:
             done.set()
 
     thread = threading.Thread(target=run, name="watchdog's writer", daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: better to risk waiting than to write nothing
+        run()
+        return done.is_set()
     thread.join(seconds)
     return done.is_set()
 

@@ -182,11 +182,13 @@ def _choose(
 ) -> tuple[Path, Manifest, list[str]]:
     """The checkpoint that is meant, and a line for each that was passed over."""
     from swinv2_train.checkpoint.consolidate import checked
+    from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.survey import best_metric_of, checkpoints_of, directory_of, examine, is_checkpoint
 
     candidates = checkpoints_of(path)
     if not candidates:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
+    foreign = {} if is_checkpoint(path) else strangers(directory_of(path))
     notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
     if which == "best" and is_checkpoint(path):
@@ -199,7 +201,7 @@ def _choose(
     for candidate in candidates:
         reason = skip.get(candidate.name)
         if reason is None:
-            entry = examine(candidate)
+            entry = examine(candidate, foreign=foreign.get(candidate.name))
             reason = entry.damage
             try:
                 if not reason:

@@ -16,6 +16,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.interop.geometry import model_config
+from swinv2_train.interop.head import HeadRows, rows_by_name
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY
 from swinv2_train.interop.source import WeightSource
 from swinv2_train.interop.storage import numel
@@ -47,6 +48,8 @@ class Transfer:
     _make: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     """How to make a tensor that is not in the source as it is wanted, by canonical name."""
     _kept: set[str] = field(default_factory=set)
+    head: HeadRows | None = None
+    """Rows of the head, unless all of it is taken as it is or new."""
 
     def tensor(self, name: str) -> Tensor | None:
         """The value of a parameter, fp32 on the CPU; None where the model keeps its initial one.
@@ -95,7 +98,8 @@ class Transfer:
         """Every tensor and what happens to it, one a line."""
         width = max((len(row.key) for row in self.rows), default=0)
         lines = [f"{row.key:<{width}}  {row.action:<10}  {row.detail}".rstrip() for row in self.rows]
-        return "\n".join([*self.lines(), "", *lines]) + "\n"
+        rows = ["", *self.head.lines(self.source.class_names)] if self.head else []
+        return "\n".join([*self.lines(), "", *lines, *rows]) + "\n"
 
     def _examples(self, action: str) -> str:
         if action == "loaded":
@@ -127,6 +131,7 @@ def plan_transfer(
     label_map: Sequence[int] | None = None,
     *,
     resolution: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Transfer:
     """Decide what happens to every tensor of the source and of a model.
 
@@ -136,6 +141,7 @@ def plan_transfer(
         label_map: for each class of the model the class of the source whose row of the head it takes.
         resolution: input (height, width) in pixels of the model; needed by an absolute position embedding of a map
             that is not square.
+        class_names: of the model. Without a label map the rows of the head go by names where the source has them too.
 
     Raises:
         ConfigError: on a contradiction, naming the first tensor that shows it, and the mend.
@@ -146,8 +152,12 @@ def plan_transfer(
     if note := _other_rule(source, model, resolution):
         source.notes.append(note)
     transfer = Transfer(source, _shapes=wanted)
+    if label_map is not None:
+        transfer.head = HeadRows(list(label_map), "by the label map", class_names)
+    elif HEAD[0] in source.shapes and HEAD[0] in wanted:
+        transfer.head = rows_by_name(class_names, source.class_names)
     for key, shape in wanted.items():
-        transfer.rows.append(_row(transfer, key, shape, model, label_map, resolution))
+        transfer.rows.append(_row(transfer, key, shape, model, resolution))
     for key in source.shapes:
         if key not in wanted:
             transfer.rows.append(Row(key, "dropped", _why_left(source, key)))
@@ -178,13 +188,12 @@ def _row(
     key: str,
     shape: tuple[int, ...],
     model: ModelConfig,
-    label_map: Sequence[int] | None,
     resolution: tuple[int, int] | None,
 ) -> Row:
     source = transfer.source
     there = source.shapes.get(key)
-    if key in HEAD and there is not None and (label_map is not None or there != shape):
-        return _head(transfer, key, shape, label_map)
+    if key in HEAD and there is not None and (transfer.head is not None or there != shape):
+        return _head(transfer, key, shape)
     if there is None and key in (*HEAD, *SIMMIM_ONLY):
         return Row(key, "new", "initial value; the source has none")
     if key == POSITION and (maps := _other_map(source, there, shape, model, resolution)):
@@ -203,23 +212,30 @@ def _row(
     raise _contradiction(source, key, there, shape)
 
 
-def _head(transfer: Transfer, key: str, shape: tuple[int, ...], label_map: Sequence[int] | None) -> Row:
+def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
     import torch
 
     source, classes = transfer.source, transfer.source.num_classes
-    if label_map is None:
+    if transfer.head is None:
         transfer._make[key] = lambda: torch.zeros(shape)
         return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
-    if len(label_map) != shape[0]:
-        mend = f"it has {len(label_map)} lines, and the model {shape[0]} classes; give one line per class"
-        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", mend)
-    outside = next((row for row in label_map if not 0 <= row < classes), None)
+    rows = transfer.head.rows
+    if len(rows) != shape[0]:
+        mend = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+    outside = next((row for row in rows if row is not None and not 0 <= row < classes), None)
     if outside is not None:
         mend = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
-        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", mend)
-    rows = list(label_map)
-    transfer._make[key] = lambda: source.tensor(key)[rows]
-    return Row(key, "rows taken", f"{len(rows)} of {classes} rows by the label map")
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+
+    def make() -> Tensor:
+        taken = torch.tensor([number for number, row in enumerate(rows) if row is not None], dtype=torch.long)
+        values = torch.zeros(shape)
+        values[taken] = source.tensor(key)[[row for row in rows if row is not None]]
+        return values
+
+    transfer._make[key] = make
+    return Row(key, "rows taken" if transfer.head.taken else "new", transfer.head.detail(classes))
 
 
 def change_channels(weight: Tensor, channels: int) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
-from swinv2_train.checkpoint.layout import list_checkpoints, step_of
+from swinv2_train.checkpoint.layout import is_misnamed, list_checkpoints, step_of
 from swinv2_train.engine.status import read_status
 from swinv2_train.pipeline.state import Record, State, last_sign, now
 from swinv2_train.reading import UnreadableError, finite_number, is_count, parse_json
@@ -52,7 +53,8 @@ def view(name: str, record: Record, run_dir: Path) -> StageView:
     state = str(status.get("status", "to do"))
     logged, values = progress(run_dir, record.metric)
     best = (max if record.metric_mode == "max" else min)(values, default=None)
-    saved = [number for path in list_checkpoints(run_dir / "checkpoints")[:1] if (number := step_of(path))]
+    steps = (step_of(path) for path in list_checkpoints(run_dir / "checkpoints") if not is_misnamed(path))
+    saved = [number for number in islice(steps, 1) if number]
     sign = last_sign(run_dir)
     silent = now() - sign if sign and state not in ("finished", "to do") else None
     running = record.working_since is not None and state != "finished"

@@ -16,7 +16,7 @@ from swinv2_train.checkpoint.survey import Entry, ranked, survey
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.metrics import best_mode
 from swinv2_train.engine.child import StopSignals, run_command, train_command
-from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.lock import RunLock, check_free
 from swinv2_train.engine.status import read_status
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
@@ -222,7 +222,7 @@ def _wait_for_the_run(run_dir: Path, signals: StopSignals, say: Say) -> bool:
     said = False
     while run_dir.is_dir() and not signals.received:
         try:
-            RunLock(run_dir).release()
+            check_free(run_dir)
             break
         except ConfigError:
             if not said:
@@ -317,6 +317,8 @@ def _again(redo: Redo) -> str:
 
 
 def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, anew: str, say: Say) -> int:
+    if code == FINISHED:
+        _wait_for_the_run(item.run_dir, signals, say)  # the same run may have been started by hand meanwhile
     status = read_status(item.run_dir)
     if status.get("status") == "finished" and code == FINISHED:
         return FINISHED

@@ -39,6 +39,8 @@ PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
 STAGE_KEYS = ("name", "experiment", "overrides", "init_from", "weights", "ema", "title", "baseline_of")
 OWN_KEYS = ("run.dir", "run.name", "init.which", "init.ema", "resume", "replay", "hydra", "experiment")
 """What the pipeline decides for each stage, so that an override cannot."""
+FREE_KEYS = ("resume.allow",)
+"""Keys below those of `OWN_KEYS` that are the user's."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -134,7 +136,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
 
 
 def _refuse_own(key: str, value: str) -> None:
-    if any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS):
+    if key not in FREE_KEYS and any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS):
         raise ConfigError(key, value, "the pipeline decides this for each stage; dir=DIR moves all of it")
 
 

@@ -184,7 +184,7 @@ def describe(config: Config, plan: Plan, samples_from: str) -> str:
     macs = forward_macs(model, (height, width))
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     lines = [
-        f"run            {config.run.name} in {config.run.dir} (resume={config.resume}, seed {config.seed})",
+        f"run            {config.run.name} in {config.run.dir} (resume={config.resume.mode}, seed {config.seed})",
         f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), "
         f"{count_words(total)} with {head}",
         f"input          {model.in_channels} channels, {height}x{width} pixels, "

@@ -23,7 +23,7 @@ from swinv2_train.redact import redact, redacted
 
 JOB_FILE, SWEEP_FILE = "job.json", "sweep.json"
 DONE = ("finished", "pruned")
-WITHOUT_EFFECT = ("sweep.", "launch.")
+WITHOUT_EFFECT = ("sweep.", "launch.", "resume.allow")
 """Beginnings of keys that change how a job is run, and not what it is; unless they are what is swept over."""
 SEED = "seed"
 """The key whose values are repetitions, and not something to compare."""

@@ -22,7 +22,7 @@ from swinv2_train.config.multirun import quoted
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.engine.child import StopSignals, run_command, train_command
-from swinv2_train.engine.lock import RunLock
+from swinv2_train.engine.lock import RunLock, check_free
 from swinv2_train.engine.signals import STOP_FILE, signal_name
 from swinv2_train.engine.status import read_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
@@ -163,7 +163,7 @@ def _wait_for_the_run(run_dir: Path, signals: StopSignals) -> bool:
     said = False
     while not signals.received:
         try:
-            RunLock(run_dir).release()
+            check_free(run_dir)
             return True
         except ConfigError:
             if not said:
@@ -223,6 +223,8 @@ def _try(sweep: Sweep, job: Job, record: JobRecord, signals: StopSignals) -> Non
     command = train_command((), sweep.arguments(job))
     code = run_command(command, signals, stop=stop, last_errors=errors)
     record.seconds += time.time() - begun
+    if code == FINISHED:
+        _wait_for_the_run(run_dir, signals)  # the same run may have been started by hand meanwhile
     if code == FINISHED and _is_finished(run_dir):
         record.status = "finished"
     elif signals.received or code in (STOPPED, INTERRUPTED) or asked:

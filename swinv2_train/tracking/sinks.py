@@ -57,6 +57,8 @@ class TensorBoardSink:
 
     def __init__(self, directory: Path, start_step: int) -> None:
         self._directory = str(directory)
+        if directory.is_file():  # a file in its place is kept, and ends no run
+            put_aside(directory)
         # A run from the beginning logs step 0 again, a resumed one does not.
         self._open(start_step + 1 if start_step else 0)
 

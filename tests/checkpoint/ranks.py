@@ -92,6 +92,7 @@ def write(
     *,
     ema: bool = False,
     metrics: dict[str, float] | None = None,
+    geometry: dict[str, Any] | None = None,
 ) -> list[Any]:
     """Save on that many ranks: what each returned or raised."""
     tensors = full_tensors(seed, ema=ema)
@@ -100,7 +101,13 @@ def write(
         pieces = shards(tensors, ranks.rank, ranks.world_size)
         state = {"train": {"step": step}}
         return save(
-            directory, step, fragments=pieces, state=state, geometry={"model": {}}, ranks=ranks, metrics=metrics
+            directory,
+            step,
+            fragments=pieces,
+            state=state,
+            geometry=geometry or {"model": {}},
+            ranks=ranks,
+            metrics=metrics,
         )
 
     return on_ranks(world_size, work)

@@ -137,3 +137,28 @@ def test_a_mistake_in_a_file_of_the_user_names_it(tmp_path: Path, text: str, sen
     with pytest.raises(ConfigError) as caught:
         compose(["+experiment=mine"], tmp_path)
     assert sentence in str(caught.value)
+
+
+GARBAGE = {
+    "noise": (bytes(range(256)), "is not UTF-8"),
+    "deep": (b"a: " + b"[" * 5000, "nested too deeply"),
+    "zeros": (b"\0\0", "is not YAML"),
+    "another encoding": ("run:\n  name: é\n".encode("latin1"), "is not UTF-8"),
+    "a tag that calls": (b'!!python/object/apply:os.system ["exit 1"]\n', "could not determine a constructor"),
+    "many digits": (b"# @package _global_\nseed: " + b"9" * 5000, "4300 digits"),
+    "a list": (b"- 1\n", "experiment=mine"),
+}
+
+
+@pytest.mark.parametrize(("content", "sentence"), GARBAGE.values(), ids=GARBAGE)
+def test_a_file_of_anything_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(content)
+    (tmp_path / "experiment" / "folder.yaml").mkdir()
+    assert "mine" in dict(experiments(tmp_path))
+    with pytest.raises(ConfigError, match=sentence):
+        compose(["+experiment=mine"], tmp_path)
+    with pytest.raises(ConfigError):
+        from_yaml(tmp_path / "experiment" / "mine.yaml")
+    with pytest.raises(ConfigError):
+        from_yaml(tmp_path / "experiment" / "folder.yaml")

@@ -242,5 +242,15 @@ def test_headers_that_are_not_where_the_index_says_are_found(tmp_path: Path) -> 
             index.sizes[index.extensions.index("jpg"), 0] += 1
             assert "a.jpg has another size" in str(misplaced(index, file.fileno()))
             index.sizes[index.extensions.index("jpg"), 0] -= 1
+            end = int((index.offsets + index.sizes).max())
+            for place in (end, -(-end // 512) * 512 + 5):
+                file.seek(place)
+                file.write(b"x")
+                file.flush()
+                assert f"other data behind byte {end}" in str(misplaced(index, file.fileno()))
+                file.seek(place)
+                file.write(b"\0")
+                file.flush()
+            assert misplaced(index, file.fileno()) is None
             file.truncate(3000)
             assert "there is no header of" in str(misplaced(index, file.fileno()))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.engine.lock import RunLock, is_held
+from swinv2_train.engine.lock import RunLock, StartLock, check_free, is_held
 
 
 def test_a_directory_that_is_in_use_is_refused_until_it_is_released(tmp_path: Path) -> None:
@@ -20,6 +20,19 @@ def test_a_directory_that_is_in_use_is_refused_until_it_is_released(tmp_path: Pa
         RunLock(tmp_path)
     first.release()
     RunLock(tmp_path).release()
+
+
+def test_a_directory_is_free_when_neither_command_nor_rank_is_at_work(tmp_path: Path) -> None:
+    check_free(tmp_path)
+    for kind in (StartLock, RunLock):
+        lock = kind(tmp_path)
+        with pytest.raises(ConfigError, match="another process is training in this directory"):
+            check_free(tmp_path)
+        lock.release()
+    start, run = StartLock(tmp_path), RunLock(tmp_path)  # a command, and the rank that it has started
+    start.release()
+    run.release()
+    check_free(tmp_path)
 
 
 def test_one_can_look_without_taking_it(tmp_path: Path) -> None:

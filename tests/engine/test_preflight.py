@@ -43,7 +43,7 @@ def test_ranks_that_are_alike_say_nothing() -> None:
         ({"python": "3.12.1"}, "Python 3.12.1, and rank 0 on a has 3.11.7"),
         ({"code": "beef"}, "its source of swinv2-train is beef, and that of rank 0 on a c0de"),
         ({"config": "seed: 0\nlr: 2\n"}, "was started with another config than rank 0 on a: lr: 2, and there lr: 1"),
-        ({"shards": "d2"}, "sees other shards (names or numbers of samples) than rank 0 on a"),
+        ({"shards": "d2"}, "sees other shards (names, numbers of samples or bytes) than rank 0 on a"),
         ({"sees_run_dir": False}, "its run.dir is not that of rank 0 on a: all ranks need one that they share"),
         ({"problem": "data.shards=x: no such file", "shards": None}, "data.shards=x: no such file"),
     ],

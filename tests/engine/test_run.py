@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.config.schema import Config
 from swinv2_train.engine import loop
+from swinv2_train.engine.surroundings import prepare
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, losses, make_shard, metrics, run_apart, run_here, tiny_run
@@ -212,6 +214,42 @@ def test_two_runs_in_one_directory_are_refused(
     assert "another process is training in this directory" in capsys.readouterr().err
     lock.release()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_second_start_is_refused_and_leaves_the_first_alone(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
+) -> None:
+    """The same command while the ranks start, and when they have ended but the command has not read how."""
+    from swinv2_train.cli import train
+
+    run_dir = tmp_path / "run"
+    command = tiny_run(shards, run_dir, "optim.steps=2", "optim.warmup_steps=0")
+    seen: list[tuple[int, str, bool]] = []
+
+    def start_again() -> None:
+        (run_dir / "status.json").write_text('{"status": "stopped", "step": 0}')
+        (run_dir / "STOP").touch()
+        code = run_here(command)
+        seen.append((code, (run_dir / "status.json").read_text(), (run_dir / "STOP").exists()))
+        (run_dir / "STOP").unlink()
+
+    def as_launcher(config: Config, samples: train.Samples) -> int | None:
+        monkeypatch.setattr(train, "_launch", real)
+        if when == "before":
+            start_again()
+        train._train(config, None, prepare(config.launch), None, begins=False)
+        if when == "after":
+            start_again()
+        return FINISHED
+
+    real = train._launch
+    monkeypatch.setattr(train, "_launch", as_launcher)
+    assert run_here(command) == FINISHED
+    assert seen == [(WRONG_USE, '{"status": "stopped", "step": 0}', True)]
+    assert "another process is training in this directory" in capsys.readouterr().err
+    assert run_here(command) == FINISHED, "afterwards it says that the run is finished"
+    assert "is finished: step 2 of 2" in capsys.readouterr().out
 
 
 def test_other_shards_in_a_used_directory_are_refused(

@@ -21,17 +21,17 @@ def folder(tmp_path: Path, seed: int) -> Path:
 
 
 def test_damaged_tars(tmp_path: Path) -> None:
-    counts = good({seed: tar_case(seed, folder(tmp_path, seed)) for seed in range(100)})
+    counts = good({seed: tar_case(seed, folder(tmp_path, seed)) for seed in range(80)})
     assert counts["reported"] > 40
     assert counts["same"] > 5
 
 
 def test_damaged_indexes_manifests_and_copies(tmp_path: Path) -> None:
-    counts = good({seed: index_case(seed, folder(tmp_path, seed)) for seed in range(60)})
-    assert counts["same"] > 30
+    counts = good({seed: index_case(seed, folder(tmp_path, seed)) for seed in range(30)})
+    assert counts["same"] > 15
 
 
 def test_damaged_run_files(finished_run: Path, tmp_path: Path) -> None:
-    counts = good({seed: run_case(seed, folder(tmp_path, seed), finished_run) for seed in range(40)})
-    assert counts["same"] > 15
-    assert counts["reported"] > 3
+    counts = good({seed: run_case(seed, folder(tmp_path, seed), finished_run) for seed in range(15)})
+    assert counts["same"] >= 5
+    assert counts["reported"] >= 2

@@ -126,6 +126,7 @@ def test_a_feature_extractor_of_timm_is_read_as_it_was_built(tmp_path: Path) -> 
     [
         {"image_size": 128, "window_size": 8, "pretrained_window_sizes": [6, 6, 6, 3]},
         {"image_size": [96, 128], "window_size": 2},
+        {"image_size": [64, 128], "window_size": 4},  # by the official rule for maps with a side within the window
         {"image_size": 64, "window_size": 4, "num_channels": 5},
     ],
 )

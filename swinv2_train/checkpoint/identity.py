@@ -1,0 +1,250 @@
+"""Identity of a run: the values in a checkpoint's manifest that a resumed run must share. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.checkpoint.layout import Manifest, is_misnamed, list_checkpoints, read_manifest
+from swinv2_train.config.compose import from_yaml, to_dict
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+
+FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
+"""Fields of the model that change neither its parameters nor what they mean."""
+COMPARED = ("model", "task", "data", "order")
+"""Sections of the geometry that must not change in a run; the others are for readers of the weights."""
+SHARDS, CONTENT = "data.shards", "data.content"
+"""Keys of the section `order` that describe the data: names and sizes of the shards, and their content."""
+EARLIER_BACKGROUND = "drop"
+"""`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
+DATA = "data"
+"""Value of `resume.allow`: accept other training data."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value in which a checkpoint is not of a run."""
+
+    key: str
+    """Dotted config key."""
+    before: Any
+    """Value in the checkpoint."""
+    now: Any
+    """Value of the run."""
+    what: str = ""
+    """Description of data that differ, if the two values do not say enough."""
+    is_data: bool = False
+    """True if `resume.allow=[data]` accepts it."""
+
+    def __str__(self) -> str:
+        return self.what or f"{self.key}={self.before}, and this run has {self.now}"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The run that a checkpoint must be of."""
+
+    geometry: Mapping[str, Any]
+    """See `geometry`."""
+    class_names: Sequence[str] | None = None
+    """Names of the classes of the training data; None without any."""
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By section: values of fields that a checkpoint of an earlier version does not have."""
+    allow: Sequence[str] = ()
+    """See `resume.allow`."""
+
+    def differences(self, saved: Mapping[str, Any]) -> list[Difference]:
+        """Return every difference from the geometry of a checkpoint, in the order of their weight."""
+        found = []
+        for section in COMPARED:
+            before = saved.get(section)
+            for key, now in self.geometry.get(section, {}).items():
+                if key in (SHARDS, CONTENT):
+                    continue
+                value = _value(before, key, self.defaults.get(section, {}).get(key, now))
+                if value != now:
+                    found.append(Difference(key if section == "order" else f"{section}.{key}", value, now))
+        return [*found, *self._class_difference(saved), *self._data_difference(saved.get("order"))]
+
+    def refusal(self, saved: Mapping[str, Any]) -> Difference | None:
+        """Return the first difference that `resume.allow` does not accept; None if there is none."""
+        return next((one for one in self.differences(saved) if not (one.is_data and DATA in self.allow)), None)
+
+    def foreign(self, manifest: Manifest) -> str | None:
+        """Return why a checkpoint is not of this run; None if it is."""
+        found = self.refusal(manifest.geometry)
+        if found is None:
+            return None
+        advice = f"; resume.allow=[{DATA}] accepts it" if found.is_data else ""
+        return f"it is of another run ({found}{advice})"
+
+    def _class_difference(self, saved: Mapping[str, Any]) -> list[Difference]:
+        before, now = saved.get("classes"), self.class_names
+        if not isinstance(before, list) or not now:
+            return []
+        number = next((n for n, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+        if number is None:
+            return []
+        what = f"class {number} was {before[number]!r} and is {now[number]!r} in the data"
+        # A head whose rows mean other classes is of no use, so no option accepts that.
+        return [Difference(SHARDS, before[number], now[number], what, is_data=not moved_name(before, now))]
+
+    def _data_difference(self, saved: Any) -> list[Difference]:
+        order = self.geometry.get("order", {})
+        shards, content = order.get(SHARDS), order.get(CONTENT)
+        before = _value(saved, SHARDS, shards)
+        if not shards or not before:
+            return []
+        if before != shards:
+            return [Difference(SHARDS, before, shards, is_data=True)]
+        listed = _value(saved, CONTENT, None)
+        if not isinstance(listed, list) or not content or len(listed) != len(content):
+            return []
+        number = next((n for n, pair in enumerate(zip(listed, content, strict=True)) if _replaced(*pair)), None)
+        if number is None:
+            return []
+        what = f"shard {number} of data.shards was replaced (then {listed[number]}, now {content[number]})"
+        return [Difference(SHARDS, listed[number], content[number], what, is_data=True)]
+
+
+def _value(section: Any, key: str, default: Any) -> Any:
+    return section.get(key, default) if isinstance(section, Mapping) else default
+
+
+def _replaced(before: str, now: str) -> bool:
+    """Return whether two descriptions of a shard (`Shard.content`) contradict each other.
+
+    They are words; only those of one kind, the part before the first colon, can be compared. A hash decides alone.
+    """
+    there = dict(word.split(":", 1) for word in str(before).split() if ":" in word)
+    here = dict(word.split(":", 1) for word in str(now).split() if ":" in word)
+    kinds = there.keys() & here.keys()
+    return any(there[kind] != here[kind] for kind in ({"sha256"} if "sha256" in kinds else kinds))
+
+
+def moved_name(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """Return the first name that two lists of classes give to different numbers; None if there is none."""
+    numbers = {name: number for number, name in enumerate(before)}
+    return next((name for number, name in enumerate(now) if numbers.get(name, number) != number), None)
+
+
+def geometry(
+    config: Config,
+    shards: str,
+    classes: list[str] | None = None,
+    statistics: tuple[list[float], list[float]] | None = None,
+    content: Sequence[str] = (),
+    bits: list[int] | None = None,
+) -> dict[str, Any]:
+    """Return what a checkpoint records of its run: dotted config keys and their values.
+
+    `task`, `model`, `data`, `classes` and `preprocess` are what the weights need; `order` is what the sequence of
+    samples depends on.
+
+    Args:
+        shards: digest of the training shards.
+        classes: names of the classes.
+        statistics: per-channel mean and standard deviation, where `data.mean` and `data.std` name their source only.
+        content: `Shard.content` of every training shard.
+        bits: depths of the training images, where the dataset card knows them.
+    """
+    mean, std = statistics or (config.data.mean, config.data.std)
+    model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
+    return {
+        "task": to_dict(config.task),
+        "model": model,
+        "data": {
+            "resolution": list(resolution(config)),
+            "mean": config.data.mean,
+            "std": config.data.std,
+            "background": config.data.background,
+        },
+        "order": {
+            "seed": config.seed,
+            "optim.global_batch": config.optim.global_batch,
+            "data.shuffle_samples": config.data.shuffle_samples,
+            SHARDS: shards,
+            CONTENT: list(content),
+            "data.image": config.data.image,
+        },
+        "classes": classes,
+        "preprocess": {
+            "crop_pct": config.data.crop_pct,
+            "crop_mode": config.data.crop_mode,
+            "interpolation": config.data.augment.interpolation,
+            "mean": mean,
+            "std": std,
+            "bits": bits,
+            "background": config.data.background,
+        },
+    }
+
+
+def identity(
+    config: Config, shards: str = "", content: Sequence[str] = (), class_names: Sequence[str] | None = None
+) -> Identity:
+    """Return the identity of the run of a config.
+
+    Args:
+        shards, content: as in `geometry`; without `shards` the data are not compared.
+        class_names: names of the classes of the training data.
+    """
+    defaults = {name: to_dict(type(getattr(config, name))()) for name in ("model", "task", "data")}
+    defaults["data"]["background"] = EARLIER_BACKGROUND
+    defaults["order"] = {"data.image": None}
+    own = geometry(config, shards, content=content)
+    if config.data.background is None:  # not filled in yet
+        del own["data"]["background"]
+    return Identity(own, class_names, defaults, tuple(config.resume.allow))
+
+
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two geometries are of one run, whatever its data were at either time."""
+    for section in COMPARED:
+        values = one.get(section)
+        for key, value in values.items() if isinstance(values, Mapping) else ():
+            if key not in (SHARDS, CONTENT) and _value(other.get(section), key, value) != value:
+                return False
+    return True
+
+
+def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:
+    """Return whether a checkpoint is of another run than the one of a geometry, or has the name of another step.
+
+    Args:
+        own: None: the run is not known, and only the name counts.
+    """
+    try:
+        saved = read_manifest(path).geometry
+    except CheckpointError:
+        return is_misnamed(path)
+    return own is not None and not same_run(saved, own)
+
+
+def strangers(directory: Path) -> dict[str, str]:
+    """Return the checkpoints of other runs in a directory of checkpoints, by name, each with the reason.
+
+    The run is that of the `resolved.yaml` next to the directory; without one only those count that were renamed.
+    """
+    found: dict[str, Manifest] = {}
+    renamed: dict[str, str] = {}
+    for path in list_checkpoints(directory):
+        try:
+            found[path.name] = read_manifest(path)
+        except CheckpointError as error:
+            if is_misnamed(path):
+                renamed[path.name] = str(error)
+    geometries = [manifest.geometry for manifest in found.values()]
+    # The config is read only if it has to decide: composing takes longer than everything else here.
+    if all(same_run(geometries[0], other) for other in geometries[1:]):
+        return renamed
+    try:
+        own = identity(from_yaml(directory.parent / "resolved.yaml"))
+    except ConfigError:
+        return renamed
+    return renamed | {name: reason for name, manifest in found.items() if (reason := own.foreign(manifest))}

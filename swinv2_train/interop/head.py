@@ -1,0 +1,66 @@
+"""Rows of a classifier's head: which class of the source each class of a model takes its row from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_MOST_NAMED = 4
+"""Number of new classes that a line names."""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """The source's row for each class of the model."""
+
+    rows: list[int | None]
+    """None: the class is new, and its row starts at 0."""
+    by: str
+    """Reason for this choice, such as "by class name"."""
+    class_names: Sequence[str] | None = None
+    """Names of the model's classes."""
+
+    @property
+    def taken(self) -> int:
+        """Number of rows that come from the source."""
+        return sum(row is not None for row in self.rows)
+
+    def detail(self, classes: int) -> str:
+        """Return a summary for the row of a tensor.
+
+        Args:
+            classes: number of classes of the source.
+        """
+        new = [self._name(number) for number, row in enumerate(self.rows) if row is None]
+        if not self.taken:
+            return (
+                f"zeros; none of the {len(self.rows)} classes has the name of one of the source's {classes}: "
+                "init.label_map=numbers takes class n for class n, init.label_map=FILE goes by a list of numbers"
+            )
+        more = ", ..." if len(new) > _MOST_NAMED else ""
+        left = f"; {len(new)} new, zeros ({', '.join(new[:_MOST_NAMED])}{more})" if new else ""
+        return f"{self.taken} of {classes} rows {self.by}{left}"
+
+    def lines(self, source_names: Sequence[str] | None) -> list[str]:
+        """Return a line per class of the model: where its row is from."""
+        return [
+            f"head row {number} ({self._name(number)}): {_origin(row, source_names)}"
+            for number, row in enumerate(self.rows)
+        ]
+
+    def _name(self, number: int) -> str:
+        return self.class_names[number] if self.class_names else f"class {number}"
+
+
+def _origin(row: int | None, source_names: Sequence[str] | None) -> str:
+    if row is None:
+        return "new, zeros"
+    return f"row {row} of the source" + (f" ({source_names[row]})" if source_names else "")
+
+
+def rows_by_name(model: Sequence[str] | None, source: Sequence[str] | None) -> HeadRows | None:
+    """Return the rows that classes of the same name give; None if a side has no names or both lists are equal."""
+    if not model or not source or list(model) == list(source):
+        return None
+    known = {name: number for number, name in enumerate(source)}
+    return HeadRows([known.get(name) for name in model], "by class name", model)

@@ -1,0 +1,229 @@
+"""A used directory is continued only with the data and classes it was started with, as the command says it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.checkpoint.layout import list_checkpoints, manifest_text, read_manifest, step_name
+from swinv2_train.config.compose import compose
+from swinv2_train.data.pack import PackOptions, pack
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.identity import class_warnings, run_identity, saved_geometry
+from swinv2_train.engine.init_from import preview
+from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from tests.data.http_server import FlakyServer
+from tests.runs import make_images, run_here, tiny_classification
+
+OPTIONS = (
+    "task.num_classes=0", "data.eval_shards=''", "optim.steps=2", "checkpoint.every_steps=1", "eval.every_steps=0",
+    "eval.figure_every_steps=0", "optim.warmup_steps=0",
+)  # fmt: skip
+
+
+def packed(directory: Path, names: list[str], *, seed: int = 0) -> Path:
+    """Shards of six images for each class, with two of them held out."""
+    for number, name in enumerate(names):
+        make_images(directory / "images" / name, 6, seed + number)
+    pack(str(directory / "images"), directory, PackOptions(), classes=True)
+    return directory
+
+
+def command(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return tiny_classification(shards, run_dir, *OPTIONS, *more)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data"), ["0", "1", "2"])
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert run_here(command(data, run_dir)) == FINISHED
+    return run_dir
+
+
+def test_what_the_run_was_started_with_is_recorded(data: Path, trained: Path) -> None:
+    geometry = read_manifest(list_checkpoints(trained / "checkpoints")[0]).geometry
+    assert geometry["classes"] == ["0", "1", "2"]
+    (content,) = geometry["order"]["data.content"]
+    assert content.split()[0] == f"bytes:{(data / 'train-000000.tar').stat().st_size}"
+    assert run_here(command(data, trained)) == FINISHED, "the same data"
+
+
+@pytest.mark.parametrize(
+    ("names", "seed", "sentence", "code"),
+    [
+        (["1", "2", "zero"], 0, "class 0 was '0' and is '1' in the data", WRONG_USE),
+        (["0", "1", "two"], 0, "class 2 was '2' and is 'two' in the data", FINISHED),
+        (["0", "1", "2"], 50, "shard 0 of data.shards was replaced", FINISHED),
+    ],
+)
+def test_data_that_were_packed_again_are_refused_or_accepted(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    names: list[str],
+    seed: int,
+    sentence: str,
+    code: int,
+) -> None:
+    other, run_dir = packed(tmp_path / "data", names, seed=seed), tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    assert run_here(command(other, run_dir)) == WRONG_USE
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert ("resume.allow=[data]" in message) == (code == FINISHED)
+    assert ("--class-names" in message) == (code == WRONG_USE)
+    assert run_here(command(other, run_dir, "resume.allow=[data]", "optim.steps=3")) == code
+    if code == FINISHED:
+        assert f"continuing although the data differ (resume.allow=[data]): {sentence}" in capsys.readouterr().out
+        assert run_here(command(other, run_dir, "optim.steps=3")) == FINISHED, "it is the data of the run now"
+
+
+def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        manifest = read_manifest(path)
+        del manifest.geometry["order"]["data.content"]
+        (path / "manifest.json").write_text(manifest_text(manifest))
+    resolved = tmp_path / "run" / "resolved.yaml"
+    text = resolved.read_text()
+    assert "resume:\n  mode: auto\n  allow: []\n" in text
+    resolved.write_text(text.replace("resume:\n  mode: auto\n  allow: []\n", "resume: auto\n"))
+    assert run_here(command(data, tmp_path / "run", "optim.steps=3")) == FINISHED
+    newest = read_manifest(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
+    assert newest.geometry["order"]["data.content"], "and records the content from now on"
+
+
+def damage(path: Path) -> None:
+    file = next((path / "model").iterdir())
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+
+def other_seed(path: Path) -> None:
+    manifest = read_manifest(path)
+    manifest.geometry["order"]["seed"] = 7
+    (path / "manifest.json").write_text(manifest_text(manifest))
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name(step_name(9)))
+
+
+@pytest.mark.parametrize(
+    ("newest", "older", "code", "sentence"),
+    [
+        (damage, other_seed, 1, "step-00000001: it is of another run (seed=7, and this run has 0)"),
+        (other_seed, None, 0, "passed over step-00000002: it is of another run (seed=7, and this run has 0)"),
+        (other_seed, other_seed, 2, "seed=0: the run in"),
+        (
+            lambda path: path.rename(path.with_name(step_name(9))),
+            None,
+            0,
+            "it was saved at step 2 and has been renamed",
+        ),
+    ],
+)
+def test_what_is_loaded_is_what_was_checked(
+    data: Path,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    newest: Callable[[Path], None],
+    older: Callable[[Path], None] | None,
+    code: int,
+    sentence: str,
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    if older:
+        older(run_dir / "checkpoints" / step_name(1))
+    newest(run_dir / "checkpoints" / step_name(2))
+    assert run_here(command(data, run_dir)) == code
+    output = capsys.readouterr()
+    assert sentence in (output.err if code else output.out)
+    if not code:
+        assert f"resuming from {run_dir / 'checkpoints' / step_name(1)}" in output.out
+
+
+def test_the_classes_are_completed_from_a_checkpoint_of_this_run(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    other_seed(tmp_path / "run" / "checkpoints" / step_name(2))
+    config = compose(command(Path("/nowhere"), tmp_path / "run"))
+    found = saved_geometry(tmp_path / "run", config)
+    assert found is not None
+    assert found["order"]["seed"] == 0
+    config.seed = 3
+    assert saved_geometry(tmp_path / "run", config)["order"]["seed"] == 7, "the newest, for its error"
+    assert saved_geometry(tmp_path / "none", config) is None
+
+
+def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
+    data = packed(tmp_path / "data", ["a", "b"])
+    for name in ("train.dataset.json", "train-000000.tar.index.jsonl"):
+        (data / name).unlink()
+    server = FlakyServer(data)
+    config = compose(command(data, tmp_path / "run", "task.num_classes=2"))
+
+    def seen() -> list[str]:
+        shards = ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0)
+        (shard,) = shards.shards
+        assert replace(shard, url=f"{shard.url}?signature=2").content == shard.content, "of the URL without its query"
+        return run_identity(config, shards).geometry["order"]["data.content"]
+
+    def differs(before: list[str], now: list[str]) -> bool:
+        own = run_identity(config, ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0))
+        saved = json.loads(json.dumps(own.geometry))
+        saved["order"]["data.content"], own.geometry["order"]["data.content"] = before, now
+        return own.refusal(saved) is not None
+
+    try:
+        first = seen()
+        assert "version-" in first[0]
+        tar = data / "train-000000.tar"
+        content = bytearray(tar.read_bytes())
+        content[-1] ^= 1  # in the padding after the end: the same size, names and samples
+        tar.write_bytes(content)
+        second = seen()
+        assert differs(first, second)
+        assert not differs(first, first)
+        local = run_identity(config, ShardSet.open(str(tar), tmp_path / "cache")).geometry["order"]["data.content"]
+        assert not differs(first, local), "a local copy has no version, only its size"
+    finally:
+        server.close()
+
+
+def test_one_side_without_names_warns(data: Path, trained: Path) -> None:
+    own = run_identity(compose(command(data, trained, "task.num_classes=3")), ShardSet.open(str(data)))
+    assert class_warnings({"classes": ["0", "1", "2"]}, own) == []
+    assert class_warnings(None, own) == [], "a new run has nothing to compare with"
+    assert "data.shards names its classes and the checkpoint does not" in class_warnings({"classes": None}, own)[0]
+    pretraining = run_identity(compose(["+experiment=simmim_demo", f"data.shards={data}"]), ShardSet.open(str(data)))
+    assert class_warnings({"classes": None}, pretraining) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "sentence"),
+    [
+        (["2", "1", "0"], (), "3 of 3 rows by class name"),
+        (["0", "1", "new"], (), "2 of 3 rows by class name; 1 new, zeros (new)"),
+        (None, (), "names its classes and data.shards does not: row n of the head is taken for class n, unchecked"),
+        (None, ("init.label_map=numbers",), "3 of 3 rows by the label map"),
+    ],
+)
+def test_a_dry_run_tells_what_happens_to_the_head(
+    trained: Path, tmp_path: Path, names: list[str] | None, more: tuple[str, ...], sentence: str
+) -> None:
+    config = compose(command(Path("/nowhere"), tmp_path / "run", "task.num_classes=3", f"init_from={trained}", *more))
+    config.model.pretrained_window = [4, 4, 4, 2]
+    lines = preview(config, names)
+    assert any(sentence in line for line in lines)
