@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from swinv2_train.interop.geometry import (
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
+from swinv2_train.reading import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -296,11 +296,16 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
     if detect(storage.shapes) != OWN:
         return _foreign(path, files[0], storage, None)
     try:
-        geometry = json.loads(metadata["geometry"])
-        metrics = json.loads(metadata.get("metrics", "{}"))
+        geometry, metrics = (parse_json(metadata.get(key, "{}")) for key in ("geometry", "metrics"))
+        if not isinstance(geometry, dict) or not isinstance(metrics, dict):
+            raise ValueError(geometry)
+        if not isinstance(geometry.get("classes"), list | None):
+            raise ValueError(geometry)
         step = int(metadata["step"]) if metadata.get("step", "").isdigit() else None
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} does not say what model it is for (its geometry is damaged); export it again"
+        ) from error
     return _own(path, storage, geometry, metrics, step, [])
 
 
