@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import NUM_STAGES, ModelConfig, fit_window, pretrained_windows, stage_geometry
+from swinv2_train.config.model import (
+    NUM_STAGES,
+    ModelConfig,
+    fit_window,
+    pretrained_windows,
+    stage_geometry,
+    validate_model,
+)
+from swinv2_train.reading import UnreadableError, finite_number, from_object, is_count
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -35,6 +44,46 @@ def plain_windows(windows: Sequence[Window]) -> list[int | list[int]]:
 def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Window]:
     """Per stage the window of the training that is given, with the known one in the place of sides that are 0."""
     return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
+
+
+def recorded_geometry(content: Any) -> dict[str, Any]:
+    """Check the geometry that weights of this package record, section by section.
+
+    Raises:
+        UnreadableError: naming the section that is missing or has something else in the place of a value.
+    """
+    if not isinstance(content, Mapping):
+        raise UnreadableError("its geometry is missing")
+    sections = ("task", "model", "data", "preprocess")
+    known: dict[str, Any] = {
+        key: dict(value) for key in sections if isinstance(value := content.get(key), Mapping) and value
+    }
+    for key in ("model", "data"):
+        if key not in known:
+            raise UnreadableError(f"its geometry is missing (it has no section {key})")
+    try:
+        validate_model(from_object(ModelConfig, known["model"]))
+    except UnreadableError as error:
+        raise UnreadableError(f"its geometry is damaged: model.{error}") from error
+    except ConfigError as error:
+        raise UnreadableError(f"its geometry is damaged: {error}") from error
+    sides = known["data"].get("resolution")
+    if sides is not None and not (_is_list(sides, is_count) and len(sides) == 2 and all(sides)):
+        raise UnreadableError(f"its geometry is damaged: data.resolution is {reprlib.repr(sides)}")
+    for section in ("data", "preprocess"):
+        for key in ("mean", "std"):
+            value = known.get(section, {}).get(key)
+            if not (value is None or isinstance(value, str) or _is_list(value, lambda x: finite_number(x) is not None)):
+                raise UnreadableError(f"its geometry is damaged: {section}.{key} is {reprlib.repr(value)}")
+    classes = content.get("classes")
+    if not (classes is None or _is_list(classes, lambda name: isinstance(name, str))):
+        raise UnreadableError(f"its geometry is damaged: classes is {reprlib.repr(classes)}")
+    known["classes"] = classes
+    return known
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
 
 
 def model_config(geometry: Mapping[str, Any]) -> ModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from swinv2_train.interop.geometry import (
     IMAGENET_STD,
     infer_model,
     put_windows,
+    recorded_geometry,
     refuse_other_models,
     windows_from_buffers,
     windows_from_name,
@@ -24,6 +24,7 @@ from swinv2_train.interop.geometry import (
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
+from swinv2_train.reading import UnreadableError, is_count, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,20 +248,17 @@ def _own(
     located = FORMATS[OWN].locate(storage.shapes)
     shapes = _joined_shapes(located, storage)
     refuse_other_models(shapes, path)
-    known = {
-        key: dict(value)
-        for key in ("task", "model", "data", "preprocess")
-        if isinstance(value := geometry.get(key), Mapping)
-    }
-    if not known.get("model") or not known.get("data"):
-        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)")
-    known["classes"] = geometry.get("classes")
+    try:
+        known = recorded_geometry(geometry)
+    except UnreadableError as error:
+        storage.close()
+        raise CheckpointError(f"{path} does not say what model it is for: {error}") from error
     return WeightSource(
         path=path,
         format=OWN,
         shapes=shapes,
         geometry=known,
-        class_names=geometry.get("classes"),
+        class_names=known["classes"],
         metrics=dict(metrics),
         step=step,
         dropped=located.dropped,
@@ -296,12 +294,14 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
     if detect(storage.shapes) != OWN:
         return _foreign(path, files[0], storage, None)
     try:
-        geometry = json.loads(metadata["geometry"])
-        metrics = json.loads(metadata.get("metrics", "{}"))
-        step = int(metadata["step"]) if metadata.get("step", "").isdigit() else None
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)") from error
-    return _own(path, storage, geometry, metrics, step, [])
+        geometry = parse_json(metadata.get("geometry", "null"))
+        metrics = parse_json(metadata.get("metrics", "{}"))
+        step = parse_json(metadata.get("step", "null"))
+    except UnreadableError as error:
+        storage.close()
+        raise CheckpointError(f"{path} is damaged: a record in its header is {error}") from error
+    metrics = metrics if isinstance(metrics, dict) else {}
+    return _own(path, storage, geometry, metrics, step if is_count(step) else None, [])
 
 
 def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:

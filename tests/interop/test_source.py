@@ -24,6 +24,7 @@ from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import VARIANTS
 from swinv2_train.interop.geometry import trained_windows
+from swinv2_train.interop.load import source_config
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
 from tests.interop.files import (
@@ -35,6 +36,7 @@ from tests.interop.files import (
     released_simmim_file,
     released_v1_file,
 )
+from tests.interop.made import write_model
 from tests.models.golden import golden_config
 
 RELEASES = [  # file, resolution, window, windows of the pretraining, classes
@@ -254,6 +256,57 @@ def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
         key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
         assert torch.equal(source.elements(key, 500, 1500), weights[key].flatten()[500:1500])
+
+
+def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.safetensors")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = header["__metadata__"]
+
+    def refusal(**changes: str) -> str:
+        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        with pytest.raises((CheckpointError, ConfigError)) as caught, open_source(path) as source:
+            source_config(source)
+        said = str(caught.value)
+        assert str(path) in said
+        assert "\n" not in said
+        assert len(said) < 600
+        return said
+
+    for text in ("null", "[]", "1", "{}", '{"model": []}'):
+        assert "geometry is missing" in refusal(geometry=text), text
+    for text in ("", "[" * 100_000, '{"model":'):
+        assert "is not JSON" in refusal(geometry=text), text
+    whole = json.loads(metadata["geometry"])
+    for place, values in {
+        "model.embed_dim": ["8", 1.5, None, True, 10**400],
+        "model.depths": [3, ["x"], [1, 2]],
+        "model.window": ["x", {}, [1], -1],
+        "model.mlp_ratio": ["x", float("nan"), 10**400],
+        "data.resolution": [64, ["64", "64"], [0, 64], [64], [64, 64, 64]],
+        "preprocess.mean": [3, ["x"] * 3, [float("nan")] * 3, [10**400] * 3],
+        "preprocess.crop_pct": ["x", [], 10**400],
+        "preprocess.interpolation": [3, ["bicubic"], "cubic"],
+        "preprocess.crop_mode": [{}, 1],
+        "task.name": [None, "sort"],
+        "task.label_smoothing": ["x", 10**400],
+        "classes": ["kind", [1, 2], {}],
+        "task": [None, 3],
+    }.items():
+        section, _, key = place.partition(".")
+        for value in values:
+            changed = {**whole, section: {**whole[section], key: value} if key else value}
+            said = refusal(geometry=json.dumps(changed))
+            word = "task" if section == "task" and key in ("", "name") else (key or section).split("_")[0]
+            assert word in said, (place, value)
+    for changes in ({"metrics": "[1]"}, {"step": "-3"}, {"step": "[]"}):  # of the training, not of the weights
+        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        with open_source(path) as source:
+            assert source.metrics == {} or source.step is None
 
 
 def test_a_model_in_several_files_is_whole_or_refused(tmp_path: Path) -> None:
