@@ -169,6 +169,9 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         held = ", ".join(list(shapes)[:3]) or "nothing"
         key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
         raise ConfigError("", path, f"{path} is no Swin Transformer V2: it lacks {key} (it has {held}, ...)")
+    scalar = next((key for key, shape in shapes.items() if not shape), None)
+    if scalar is not None:
+        raise ConfigError("", path, f"{path} is no Swin Transformer V2: its {scalar} has no dimensions")
 
 
 def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
@@ -225,7 +228,7 @@ def windows_from_buffers(
     before: list[Window] = []
     for stage in range(len(depths)):
         name = f"layers.{stage}.blocks.0.attn.relative_coords_table"
-        if len(shapes.get(name, ())) != 4:
+        if len(shapes.get(name, ())) != 4 or 0 in shapes[name] or shapes[name][3] != 2:
             return None
         _, rows, columns, _ = shapes[name]
         window = ((rows + 1) // 2, (columns + 1) // 2)
@@ -245,7 +248,7 @@ def windows_from_buffers(
 
 def _trained_side(side: int, largest: float) -> int:
     """The side p of the pretraining window for which log2(8 (side - 1) / (p - 1) + 1) / 3 is this largest value."""
-    if side < 2 or not largest > 0:
+    if side < 2 or not 1e-4 < largest < 16:  # no window of any use is beyond, and a damaged value may be anything
         return side
     return 1 + round(8 * (side - 1) / (2 ** (3 * largest) - 1))
 

@@ -246,7 +246,7 @@ def _own(
     notes: list[str],
 ) -> WeightSource:
     located = FORMATS[OWN].locate(storage.shapes)
-    shapes = _joined_shapes(located, storage)
+    shapes = _joined_shapes(located, storage, path)
     refuse_other_models(shapes, path)
     try:
         known = recorded_geometry(geometry)
@@ -268,12 +268,21 @@ def _own(
     )
 
 
-def _joined_shapes(located: Located, storage: Storage) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes; parts are joined along their first dimension."""
+def _joined_shapes(located: Located, storage: Storage, path: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes; parts are joined along their first dimension.
+
+    Raises:
+        CheckpointError: if parts of one tensor do not fit together.
+    """
     shapes = {}
     for name, keys in located.parts.items():
-        first = storage.shapes[keys[0]]
-        shapes[name] = (sum(storage.shapes[key][0] for key in keys), *first[1:]) if len(keys) > 1 else first
+        parts = [storage.shapes[key] for key in keys]
+        shapes[name] = parts[0]
+        if len(parts) > 1:
+            if () in parts or len({part[1:] for part in parts}) > 1:
+                listed = ", ".join(f"{key} {part}" for key, part in zip(keys, parts, strict=True))
+                raise CheckpointError(f"{path} is broken: the shapes of {listed} do not fit together")
+            shapes[name] = (sum(part[0] for part in parts), *parts[0][1:])
     return shapes
 
 
@@ -311,7 +320,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         refuse_other_models({key.removeprefix("module."): shape for key, shape in storage.shapes.items()}, path)
         raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
     located = FORMATS[layout].locate(storage.shapes)
-    shapes = _joined_shapes(located, storage)
+    shapes = _joined_shapes(located, storage, path)
     geometry: dict[str, Any] = {
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
         "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import sys
 import tarfile
@@ -23,7 +25,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import VARIANTS
-from swinv2_train.interop.geometry import trained_windows
+from swinv2_train.interop.geometry import trained_windows, windows_from_buffers
 from swinv2_train.interop.load import source_config
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
@@ -256,6 +258,47 @@ def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
         key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
         assert torch.equal(source.elements(key, 500, 1500), weights[key].flatten()[500:1500])
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_that_are_not_plain_are_one_sentence(tmp_path: Path) -> None:
+    weights = canonical(classifier())
+    name = "patch_embed.proj.weight"
+    patches = weights[name]
+    for changed, sentence in (
+        ({1: patches}, "names a tensor 1, which is not a text"),
+        ({**weights, None: patches}, "names a tensor None, which is not a text"),
+        ({**weights, name: patches.to_sparse()}, f"holds {name} as a sparse tensor"),
+        ({**weights, name: patches.to(torch.complex64)}, f"holds {name} as a complex tensor"),
+        ({**weights, name: patches.to("meta")}, f"holds {name} as a meta (empty) tensor"),
+        ({**weights, name: torch.tensor(1.0)}, "patch_embed.proj.weight of 4 dimensions"),
+        ({**weights, "layers.0.blocks.0.attn.logit_scale": torch.tensor(1.0)}, "logit_scale has no dimensions"),
+        ({**weights, "head.weight": torch.tensor(1.0)}, "head.weight has no dimensions"),
+    ):
+        torch.save(changed, tmp_path / "x_window4_64.pth")
+        with pytest.raises((CheckpointError, ConfigError), match=re.escape(sentence)):
+            open_source(tmp_path / "x_window4_64.pth")
+
+
+@pytest.mark.parametrize(("side", "value"), [(0, 1.0), (7, math.nan), (7, math.inf), (7, 1e-30), (7, 1e30), (7, -1.0)])
+def test_damaged_buffers_do_not_tell_windows_of_a_pretraining(side: int, value: float) -> None:
+    names = [f"layers.{stage}.blocks.0.attn.relative_coords_table" for stage in range(4)]
+    found = windows_from_buffers(dict.fromkeys(names, (1, side, side, 2)), lambda _: [value] * 2 * side**2, [1] * 4, 4)
+    if side:
+        assert found is not None
+        assert (found.window, found.pretrained) == ([(4, 4)] * 4, None)
+    else:
+        assert found is None
+
+
+def test_queries_and_keys_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    weights = canonical(classifier())
+    for shape in ((), (8, 3)):
+        named = FORMATS["huggingface"].write(weights, golden_config())
+        key = next(name for name in named if name.endswith("key.weight"))
+        save_file({**named, key: torch.zeros(shape)}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"key\.weight \(.*do not fit together"):
+            open_source(tmp_path)
 
 
 def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> None:
