@@ -123,13 +123,6 @@ def test_the_name_of_the_run_directory_stays_usable(monkeypatch: pytest.MonkeyPa
     assert redact(config.run.dir) == "/scratch/me/run"
 
 
-def test_a_value_like_an_expression_is_read_alike_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ODD", "a${run.name}b")
-    config = compose(["+experiment=simmim_demo", "tracking.wandb_group='${oc.env:ODD}'"])
-    (tmp_path / "c.yaml").write_text(to_yaml(config))
-    assert from_yaml(tmp_path / "c.yaml").tracking.wandb_group == config.tracking.wandb_group
-
-
 def test_files_of_a_sweep_have_no_secret(tmp_path: Path) -> None:
     job = make_job([f"data.shards={URLS[0]}", "seed=1"], {"seed"})
     assert SECRET not in job.id

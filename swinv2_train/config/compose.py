@@ -218,7 +218,7 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
         base = OmegaConf.structured(Config)
         if "task" in plain:
             base.task = OmegaConf.structured(_task_section(plain["task"]))
-        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions: values are not parsed again
+        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions, for `remember`
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]

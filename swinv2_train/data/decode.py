@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,7 @@ MAX_PIXELS = 200_000_000
 _WEBP_NOT_PLAIN = 0x08 | 0x02  # flags of the VP8X chunk: EXIF, animation
 _SOURCE_PLACE = re.compile(r"^.*\.(?:cpp|h):\d+, ")
 _ADDRESS = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")
+_LONGEST_REASON = 200  # characters; tifffile quotes whole tables
 _LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bit fixed point, as PIL has it
 _STATISTICS_PIXELS = 1 << 18
 
@@ -137,7 +139,7 @@ def _reason(error: Exception) -> str:
     text = _SOURCE_PLACE.sub("", str(error))
     if _ADDRESS.search(text):  # PIL: cannot identify image file <_io.BytesIO object at 0x7f...>
         return "its header is damaged, or the installed Pillow does not read this kind"
-    return text or type(error).__name__
+    return shorten(text, _LONGEST_REASON, placeholder=" ...") or type(error).__name__
 
 
 def _bytes_tensor(data: bytes) -> Tensor:

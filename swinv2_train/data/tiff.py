@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is an exception; the rest is noise
     from swinv2_train.data.pil_image import read_with_pil
 
+    _check_pages(data)
     kinds = tifffile.PHOTOMETRIC
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = _full_resolution(file)
@@ -60,6 +62,27 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         array = _channels_last(array, series.axes)
     alpha = extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,)) and array.shape[-1] > 1
     return Pixels(upright(from_numpy(array), orientation), alpha, premultiplied=extra[-1:] == (_ASSOCIATED,))
+
+
+def _check_pages(data: bytes) -> None:
+    """Follow the chain of pages: tifffile would walk in a circle for a long time.
+
+    Raises BrokenSample if a page comes twice. A chain that leaves the file simply ends.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    count, entry, offset, first = ("Q", 20, "Q", 8) if big else ("H", 12, "I", 4)
+    seen: set[int] = set()
+    place = first
+    try:
+        while position := struct.unpack_from(order + offset, data, place)[0]:
+            if position in seen:
+                raise BrokenSample("its pages form a circle")
+            seen.add(position)
+            (entries,) = struct.unpack_from(order + count, data, position)
+            place = position + struct.calcsize(order + count) + entries * entry
+    except struct.error:
+        pass
 
 
 def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:

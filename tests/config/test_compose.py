@@ -162,3 +162,24 @@ def test_a_file_of_anything_is_one_sentence(tmp_path: Path, content: bytes, sent
         from_yaml(tmp_path / "experiment" / "mine.yaml")
     with pytest.raises(ConfigError):
         from_yaml(tmp_path / "experiment" / "folder.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mode", "allow"),
+    [
+        (["resume=auto"], "auto", []),
+        (["resume=never"], "never", []),
+        (["resume.allow=[data]"], "auto", ["data"]),
+        (["resume=never", "resume.allow=[data]"], "never", ["data"]),
+        (["resume={mode:never,allow:[data]}"], "never", ["data"]),
+    ],
+)
+def test_resume_is_a_mode_or_a_section(overrides: list[str], mode: str, allow: list[str]) -> None:
+    resume = compose(["+experiment=simmim_demo", *overrides]).resume
+    assert (resume.mode, resume.allow) == (mode, allow)
+    assert type(resume).__name__ == "ResumeConfig"
+
+
+def test_a_list_in_resume_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"resume.allow=data: is a list: write resume.allow=\[data\]"):
+        compose(["+experiment=simmim_demo", "resume.allow=data"])

@@ -98,3 +98,18 @@ def test_missing_strips_are_not_filled_with_zeros() -> None:
         data[tag.offset + 4 : tag.offset + 8] = (2).to_bytes(4, "little")
     with pytest.raises(BrokenSample, match="tiff: "):
         decode(bytes(data))
+
+
+@pytest.mark.parametrize("options", [{}, {"bigtiff": True}, {"byteorder": ">"}])
+def test_pages_that_form_a_circle_are_refused(options: dict[str, Any]) -> None:
+    data = bytearray(tiff(PHOTO, photometric="rgb", metadata=None, **options))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        size, first = 8 if file.is_bigtiff else 4, file.pages[0].offset
+        order = "big" if file.byteorder == ">" else "little"
+    end = first + (8 if size == 8 else 2)
+    entries = int.from_bytes(data[first:end], order)
+    place = end + entries * (20 if size == 8 else 12)
+    assert int.from_bytes(data[place : place + size], order) == 0
+    data[place : place + size] = first.to_bytes(size, order)
+    with pytest.raises(BrokenSample, match="its pages form a circle"):
+        decode(bytes(data))

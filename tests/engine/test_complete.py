@@ -99,3 +99,15 @@ def test_a_label_map_that_cannot_be_used_is_refused(
     shape = ["model.embed_dim=8", "model.depths=[2,2,2,2]"] if source != finished_run else []
     with pytest.raises(ConfigError, match=sentence):
         complete(config(tmp_path / "run", *given, *shape), None)
+
+
+@pytest.mark.parametrize(("recorded", "taken"), [({}, "drop"), ({"background": "black"}, "black"), (None, "white")])
+def test_a_run_keeps_the_background_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, str] | None, taken: str
+) -> None:
+    """An earlier version recorded none, because it dropped the alpha channel; None: there is no checkpoint."""
+    saved = None if recorded is None else {"data": recorded, "task": {"num_classes": 2}}
+    monkeypatch.setattr("swinv2_train.engine.complete.saved_geometry", lambda *_: saved)
+    assert complete(config(tmp_path), Card(class_counts=Counter({0: 4, 1: 4}))).data.background == taken
+    given = complete(config(tmp_path, "task.num_classes=2", "data.background=mean"), None)
+    assert given.data.background == "mean"  # and refused by the check of the run, if the run has another
