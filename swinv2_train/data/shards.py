@@ -181,11 +181,12 @@ class ShardSet:
         left_out = LeftOut()
         for shard in self.shards:
             left_out.merge(shard.left_out or LeftOut(), shard.name)
-        if self.image is not None:
+        unchosen = self.image is None
+        if not unchosen:
             left_out.counts.pop("shared key", None)  # chosen, not lost
-        for shard, entry in enumerate(self.shards):
+        for shard, entry in enumerate(self.shards if unchosen else ()):
             if entry.left_out is not None and entry.left_out.images:
-                lines += [f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), self.image)]
+                lines += [f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), None)]
                 break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
 

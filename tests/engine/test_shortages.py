@@ -83,9 +83,8 @@ def test_a_run_whose_directory_is_gone_does_not_count_as_finished(
         count(self, **options)
 
     monkeypatch.setattr(Trainer, "finish_saving" if when == "at the end" else "count", lose)
-    overrides = tiny_run(shards, run_dir, *SHORT)
-    assert run_here(overrides) == FAILED
+    assert run_here(tiny_run(shards, run_dir, *SHORT)) == FAILED
     assert f"run.dir={run_dir} was moved or removed during the run" in capsys.readouterr().err
     monkeypatch.undo()
     if how == "moved":
-        assert run_here([*overrides, f"run.dir={tmp_path / 'elsewhere'}"]) == FINISHED
+        assert run_here(tiny_run(shards, tmp_path / "elsewhere", *SHORT)) == FINISHED
