@@ -202,14 +202,19 @@ def _pack(arguments: argparse.Namespace) -> int:
     for card in report.cards.values():
         print_table(card.rows())
     reused = f", {report.num_reused} of them finished before" if report.num_reused else ""
-    print(f"{report.num_shards} shards in {arguments.out}{reused}")
+    print(f"{report.num_shards} {'shard' if report.num_shards == 1 else 'shards'} in {arguments.out}{reused}")
     for warning in (*report.warnings, *report.notes):
         print(f"warning: {warning}", file=sys.stderr)
     for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
         print(line, file=sys.stderr)
     if report.broken:
         where = arguments.out / BROKEN_FILE
-        print(f"{len(report.broken)} images are broken and were left out: see {where}", file=sys.stderr)
+        broken = (
+            "1 image is broken and was"
+            if len(report.broken) == 1
+            else f"{len(report.broken)} images are broken and were"
+        )
+        print(f"{broken} left out: see {where}", file=sys.stderr)
     return 0 if report.complete else 1
 
 

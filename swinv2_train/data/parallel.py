@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from swinv2_train.data.current import CurrentItems, working_on
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import UnreachableData
 from swinv2_train.data.workers import end_with_parent, start_server
 
 Item = TypeVar("Item")
@@ -32,7 +32,7 @@ def available_cores() -> int:
 class ParallelMap:
     """`task(item)` for every item, in order, in `workers` processes; in this one where `workers` is 0.
 
-    `task` is sent to each process once. Raises DataError where a process dies.
+    `task` is sent to each process once. Raises UnreachableData where a process dies.
     """
 
     def __init__(self, task: Callable[[Item], Result], workers: int, name: Callable[[Item], str] = str) -> None:
@@ -65,7 +65,9 @@ class ParallelMap:
                 waiting.popleft()
         except BrokenProcessPool:
             held = {number + i: item for number, chunk, _ in waiting for i, item in enumerate(chunk)}
-            raise DataError(self._died([held[number] for number in self._current.all() if number in held])) from None
+            raise UnreachableData(
+                self._died([held[number] for number in self._current.all() if number in held])
+            ) from None
         finally:
             for _, _, future in waiting:
                 future.cancel()

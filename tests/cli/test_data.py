@@ -59,7 +59,7 @@ def test_broken_images_give_status_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     (source / "cats" / "cut.jpg").write_bytes(jpeg(1)[:500])
     code, _, err = run(capsys, "pack", source, tmp_path / "out", "--workers", 0)
     assert code == 1
-    assert f"1 images are broken and were left out: see {tmp_path / 'out' / 'broken.jsonl'}" in err
+    assert f"1 image is broken and was left out: see {tmp_path / 'out' / 'broken.jsonl'}" in err
     write_shards(tmp_path / "foreign", [5], broken=[2])
     code, out, _ = run(capsys, "inspect", tmp_path / "foreign", "--workers", 0)
     assert code == 1

@@ -23,6 +23,7 @@ from swinv2_train.data.current import working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.workers import WorkerPool
+from swinv2_train.exit_codes import FAILED
 
 pytestmark = pytest.mark.usefixtures("default_signals")
 
@@ -258,6 +259,9 @@ def crash_at_twenty(number: int) -> int:
 
 def test_a_parallel_map_that_crashes_names_the_items_in_hand() -> None:
     crashing = ParallelMap(crash_at_twenty, workers=1, name=lambda number: f"image {number}")
-    with pytest.raises(DataError, match=r"a decoding process died while the processes decoded image 20: an image cra"):
+    with pytest.raises(
+        DataError, match=r"a decoding process died while the processes decoded image 20: an image cra"
+    ) as e:
         list(crashing(range(40)))
+    assert e.value.exit_code == FAILED
     crashing.close()
