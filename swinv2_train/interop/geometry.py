@@ -9,12 +9,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import NUM_STAGES, ModelConfig, fit_window, pretrained_windows, stage_geometry
+from swinv2_train.config.model import (
+    NUM_STAGES,
+    ModelConfig,
+    fit_window,
+    pretrained_windows,
+    stage_geometry,
+    validate_model,
+)
+from swinv2_train.reading import UnreadableError, finite_number, from_object, is_count
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -35,6 +44,46 @@ def plain_windows(windows: Sequence[Window]) -> list[int | list[int]]:
 def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Window]:
     """Per stage the window of the training that is given, with the known one in the place of sides that are 0."""
     return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
+
+
+def recorded_geometry(content: Any) -> dict[str, Any]:
+    """Check the geometry that weights of this package record, section by section.
+
+    Raises:
+        UnreadableError: naming the section that is missing or has something else in the place of a value.
+    """
+    if not isinstance(content, Mapping):
+        raise UnreadableError("its geometry is missing")
+    sections = ("task", "model", "data", "preprocess")
+    known: dict[str, Any] = {
+        key: dict(value) for key in sections if isinstance(value := content.get(key), Mapping) and value
+    }
+    for key in ("model", "data"):
+        if key not in known:
+            raise UnreadableError(f"its geometry is missing (it has no section {key})")
+    try:
+        validate_model(from_object(ModelConfig, known["model"]))
+    except UnreadableError as error:
+        raise UnreadableError(f"its geometry is damaged: model.{error}") from error
+    except ConfigError as error:
+        raise UnreadableError(f"its geometry is damaged: {error}") from error
+    sides = known["data"].get("resolution")
+    if sides is not None and not (_is_list(sides, is_count) and len(sides) == 2 and all(sides)):
+        raise UnreadableError(f"its geometry is damaged: data.resolution is {reprlib.repr(sides)}")
+    for section in ("data", "preprocess"):
+        for key in ("mean", "std"):
+            value = known.get(section, {}).get(key)
+            if not (value is None or isinstance(value, str) or _is_list(value, lambda x: finite_number(x) is not None)):
+                raise UnreadableError(f"its geometry is damaged: {section}.{key} is {reprlib.repr(value)}")
+    classes = content.get("classes")
+    if not (classes is None or _is_list(classes, lambda name: isinstance(name, str))):
+        raise UnreadableError(f"its geometry is damaged: classes is {reprlib.repr(classes)}")
+    known["classes"] = classes
+    return known
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
 
 
 def model_config(geometry: Mapping[str, Any]) -> ModelConfig:
@@ -120,6 +169,9 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         held = ", ".join(list(shapes)[:3]) or "nothing"
         key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
         raise ConfigError("", path, f"{path} is no Swin Transformer V2: it lacks {key} (it has {held}, ...)")
+    scalar = next((key for key, shape in shapes.items() if not shape), None)
+    if scalar is not None:
+        raise ConfigError("", path, f"{path} is no Swin Transformer V2: its {scalar} has no dimensions")
 
 
 def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
@@ -176,7 +228,7 @@ def windows_from_buffers(
     before: list[Window] = []
     for stage in range(len(depths)):
         name = f"layers.{stage}.blocks.0.attn.relative_coords_table"
-        if len(shapes.get(name, ())) != 4:
+        if len(shapes.get(name, ())) != 4 or 0 in shapes[name] or shapes[name][3] != 2:
             return None
         _, rows, columns, _ = shapes[name]
         window = ((rows + 1) // 2, (columns + 1) // 2)
@@ -196,7 +248,7 @@ def windows_from_buffers(
 
 def _trained_side(side: int, largest: float) -> int:
     """The side p of the pretraining window for which log2(8 (side - 1) / (p - 1) + 1) / 3 is this largest value."""
-    if side < 2 or not largest > 0:
+    if side < 2 or not 1e-4 < largest < 16:  # no window of any use is beyond, and a damaged value may be anything
         return side
     return 1 + round(8 * (side - 1) / (2 ** (3 * largest) - 1))
 

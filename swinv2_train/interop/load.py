@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
@@ -25,6 +26,7 @@ from swinv2_train.interop.geometry import (
 )
 from swinv2_train.interop.source import OWN, WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
+from swinv2_train.reading import UnreadableError, finite_number, from_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -85,12 +87,16 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
     """
     geometry = source.geometry
-    config = Config(task=_task(geometry["task"], source.path), model=model_config(geometry))
+    config = Config(task=_task(geometry.get("task", {}), source.path), model=model_config(geometry))
     trained = trained_windows(geometry)
     data, crop = geometry["data"], geometry.get("preprocess", {})
-    config.data.augment.interpolation = crop.get("interpolation", config.data.augment.interpolation)
-    config.data.crop_pct = crop.get("crop_pct", config.data.crop_pct)
-    config.data.crop_mode = crop.get("crop_mode", config.data.crop_mode)
+    for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):
+        value = crop.get(key)
+        if value is None:
+            continue
+        if not (isinstance(value, str) if key != "crop_pct" else finite_number(value) is not None):
+            raise CheckpointError(f"{source.path} is damaged: its {key} is {reprlib.repr(value)}")
+        setattr(section, key, value)
     # This package's weights without the entry were trained with alpha dropped; other libraries do not record it.
     config.data.background = crop.get("background") or ("drop" if source.format == OWN else "white")
     given = {item.partition("=")[0] for item in overrides}
@@ -218,8 +224,10 @@ def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
     section = TASK_SECTIONS.get(str(values.get("name")))
     if section is None:
         raise ConfigError("", path, f"{path} is of a task that this version does not know: {values.get('name')}")
-    known = {spec.name for spec in dataclasses.fields(section)}
-    return section(**{key: value for key, value in values.items() if key in known})
+    try:
+        return from_object(section, values)
+    except UnreadableError as error:
+        raise CheckpointError(f"{path} is damaged: of its task, {error}") from error
 
 
 def _numbers(value: Any) -> list[float] | None:

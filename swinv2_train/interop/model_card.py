@@ -37,6 +37,8 @@ SIMMIM_PAPER = "https://arxiv.org/abs/2111.09886"
 _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _SHOWN_CLASSES = 20
+_EARLIER_INPUT = {"window_rule": "per-axis", "background": "drop"}
+"""Input of evaluations by earlier versions, which had no choice and recorded none."""
 Rows = list[tuple[str, str]]
 
 
@@ -300,9 +302,11 @@ def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict
         "resolution": list(resolution(config)),
         "window": model.window,
         "pretrained_window": model.pretrained_window,
+        "window_rule": model.window_rule,
         "crop_pct": data.crop_pct,
         "crop_mode": data.crop_mode,
         "interpolation": data.augment.interpolation,
+        "background": data.background,
         "mean": mean,
         "std": std,
     }
@@ -317,7 +321,7 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
         try:
             content = read_object(path)
             same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
-            same = same and content["ema"] == (weights == "ema") and content["input"] == own
+            same = same and content["ema"] == (weights == "ema") and {**_EARLIER_INPUT, **content["input"]} == own
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content

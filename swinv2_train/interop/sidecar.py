@@ -143,7 +143,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     place = "preprocessor_config.json"
     try:
         if beside.preprocessor:
-            notes += _put_processor(data, crop, beside.preprocessor)
+            notes += _put_processor(data, crop, beside.preprocessor, geometry["model"]["in_channels"])
         place = "config.json"
         if beside.pretrained_cfg:
             _put_timm(data, crop, beside.pretrained_cfg)
@@ -168,7 +168,7 @@ def _put_timm(data: dict[str, Any], crop: dict[str, Any], timm: Mapping[str, Any
         data.setdefault("resolution", [int(side) for side in timm["input_size"][1:]])
 
 
-def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
+def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[str, Any], channels: int) -> list[str]:
     """The input that an image processor of Hugging Face makes.
 
     Whatever its rescale_factor, mean and deviation of shares of the largest pixel value give the same numbers.
@@ -188,7 +188,7 @@ def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[st
     for key, values in (("mean", mean), ("std", std)):
         listed = values if isinstance(values, (list, tuple)) else [values]
         numbers = [float(value) / scale for value in listed]
-        data[key] = numbers * len(data[key]) if len(numbers) == 1 else numbers
+        data[key] = numbers * channels if len(numbers) == 1 else numbers
     if bits == 16:
         crop["bits"] = [16]
     if scale != 1:

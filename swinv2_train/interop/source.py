@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from swinv2_train.interop.geometry import (
     IMAGENET_STD,
     infer_model,
     put_windows,
+    recorded_geometry,
     refuse_other_models,
     windows_from_buffers,
     windows_from_name,
@@ -24,6 +24,7 @@ from swinv2_train.interop.geometry import (
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
+from swinv2_train.reading import UnreadableError, is_count, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -245,22 +246,19 @@ def _own(
     notes: list[str],
 ) -> WeightSource:
     located = FORMATS[OWN].locate(storage.shapes)
-    shapes = _joined_shapes(located, storage)
+    shapes = _joined_shapes(located, storage, path)
     refuse_other_models(shapes, path)
-    known = {
-        key: dict(value)
-        for key in ("task", "model", "data", "preprocess")
-        if isinstance(value := geometry.get(key), Mapping)
-    }
-    if not known.get("model") or not known.get("data"):
-        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)")
-    known["classes"] = geometry.get("classes")
+    try:
+        known = recorded_geometry(geometry)
+    except UnreadableError as error:
+        storage.close()
+        raise CheckpointError(f"{path} does not say what model it is for: {error}") from error
     return WeightSource(
         path=path,
         format=OWN,
         shapes=shapes,
         geometry=known,
-        class_names=geometry.get("classes"),
+        class_names=known["classes"],
         metrics=dict(metrics),
         step=step,
         dropped=located.dropped,
@@ -270,12 +268,21 @@ def _own(
     )
 
 
-def _joined_shapes(located: Located, storage: Storage) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes; parts are joined along their first dimension."""
+def _joined_shapes(located: Located, storage: Storage, path: Path) -> dict[str, tuple[int, ...]]:
+    """Canonical names and shapes; parts are joined along their first dimension.
+
+    Raises:
+        CheckpointError: if parts of one tensor do not fit together.
+    """
     shapes = {}
     for name, keys in located.parts.items():
-        first = storage.shapes[keys[0]]
-        shapes[name] = (sum(storage.shapes[key][0] for key in keys), *first[1:]) if len(keys) > 1 else first
+        parts = [storage.shapes[key] for key in keys]
+        shapes[name] = parts[0]
+        if len(parts) > 1:
+            if () in parts or len({part[1:] for part in parts}) > 1:
+                listed = ", ".join(f"{key} {part}" for key, part in zip(keys, parts, strict=True))
+                raise CheckpointError(f"{path} is broken: the shapes of {listed} do not fit together")
+            shapes[name] = (sum(part[0] for part in parts), *parts[0][1:])
     return shapes
 
 
@@ -296,12 +303,14 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
     if detect(storage.shapes) != OWN:
         return _foreign(path, files[0], storage, None)
     try:
-        geometry = json.loads(metadata["geometry"])
-        metrics = json.loads(metadata.get("metrics", "{}"))
-        step = int(metadata["step"]) if metadata.get("step", "").isdigit() else None
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} does not say what model it is for (its geometry is missing)") from error
-    return _own(path, storage, geometry, metrics, step, [])
+        geometry = parse_json(metadata.get("geometry", "null"))
+        metrics = parse_json(metadata.get("metrics", "{}"))
+        step = parse_json(metadata.get("step", "null"))
+    except UnreadableError as error:
+        storage.close()
+        raise CheckpointError(f"{path} is damaged: a record in its header is {error}") from error
+    metrics = metrics if isinstance(metrics, dict) else {}
+    return _own(path, storage, geometry, metrics, step if is_count(step) else None, [])
 
 
 def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:
@@ -311,7 +320,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         refuse_other_models({key.removeprefix("module."): shape for key, shape in storage.shapes.items()}, path)
         raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
     located = FORMATS[layout].locate(storage.shapes)
-    shapes = _joined_shapes(located, storage)
+    shapes = _joined_shapes(located, storage, path)
     geometry: dict[str, Any] = {
         "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
         "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},

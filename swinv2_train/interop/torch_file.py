@@ -163,4 +163,22 @@ def _state_dict(path: Path, content: Any, *, ema: bool) -> dict[str, torch.Tenso
     if not tensors:
         held = ", ".join(str(key) for key in list(state)[:6]) or "nothing"
         raise CheckpointError(f"{path} holds no named tensors (it has {held})")
+    for key, tensor in tensors.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{path} names a tensor {key!r}, which is not a text; it is not a file of weights")
+        if kind := _unreadable_kind(tensor):
+            raise CheckpointError(f"{path} holds {key} as a {kind} tensor, which this program does not read")
     return tensors
+
+
+def _unreadable_kind(tensor: torch.Tensor) -> str | None:
+    """The kind of a tensor whose elements cannot be taken as they are; None for the usual one."""
+    import torch
+
+    kinds = {
+        "sparse": tensor.layout is not torch.strided,
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "meta (empty)": tensor.is_meta,
+    }
+    return next((kind for kind, found in kinds.items() if found), None)

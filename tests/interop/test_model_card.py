@@ -96,6 +96,8 @@ def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel
         {"input": {**own, "resolution": [128, 128]}},
         {"input": {**own, "window": 8}},
         {"input": {**own, "pretrained_window": 0}},
+        {"input": {**own, "window_rule": "official"}},
+        {"input": {**own, "background": "white"}},
         {"input": {**own, "crop_pct": 1.0}},
         {"input": {**own, "crop_mode": "squash"}},
         {"input": {**own, "mean": [0.5, 0.5, 0.5]}},
@@ -104,7 +106,9 @@ def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel
         {"real_labels": "real.json"},
         {"max_samples": 100},
     ]
-    for number, change in enumerate([{}, *others]):
+    # An earlier version recorded no rule of windows and no background.
+    earlier = {key: value for key, value in own.items() if key not in ("window_rule", "background")}
+    for number, change in enumerate([{"input": earlier}, *others]):
         place = run / "evaluations" / str(number)
         place.mkdir(parents=True)
         metrics = {"metrics": {"top1": 0.0625}} if number else {}

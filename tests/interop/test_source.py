@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+import re
 import shutil
 import sys
 import tarfile
@@ -23,7 +25,8 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import VARIANTS
-from swinv2_train.interop.geometry import trained_windows
+from swinv2_train.interop.geometry import trained_windows, windows_from_buffers
+from swinv2_train.interop.load import source_config
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
 from tests.interop.files import (
@@ -35,6 +38,7 @@ from tests.interop.files import (
     released_simmim_file,
     released_v1_file,
 )
+from tests.interop.made import write_model
 from tests.models.golden import golden_config
 
 RELEASES = [  # file, resolution, window, windows of the pretraining, classes
@@ -254,6 +258,98 @@ def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
         assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
         key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
         assert torch.equal(source.elements(key, 500, 1500), weights[key].flatten()[500:1500])
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_tensors_that_are_not_plain_are_one_sentence(tmp_path: Path) -> None:
+    weights = canonical(classifier())
+    name = "patch_embed.proj.weight"
+    patches = weights[name]
+    for changed, sentence in (
+        ({1: patches}, "names a tensor 1, which is not a text"),
+        ({**weights, None: patches}, "names a tensor None, which is not a text"),
+        ({**weights, name: patches.to_sparse()}, f"holds {name} as a sparse tensor"),
+        ({**weights, name: patches.to(torch.complex64)}, f"holds {name} as a complex tensor"),
+        ({**weights, name: patches.to("meta")}, f"holds {name} as a meta (empty) tensor"),
+        ({**weights, name: torch.tensor(1.0)}, "patch_embed.proj.weight of 4 dimensions"),
+        ({**weights, "layers.0.blocks.0.attn.logit_scale": torch.tensor(1.0)}, "logit_scale has no dimensions"),
+        ({**weights, "head.weight": torch.tensor(1.0)}, "head.weight has no dimensions"),
+    ):
+        torch.save(changed, tmp_path / "x_window4_64.pth")
+        with pytest.raises((CheckpointError, ConfigError), match=re.escape(sentence)):
+            open_source(tmp_path / "x_window4_64.pth")
+
+
+@pytest.mark.parametrize(("side", "value"), [(0, 1.0), (7, math.nan), (7, math.inf), (7, 1e-30), (7, 1e30), (7, -1.0)])
+def test_damaged_buffers_do_not_tell_windows_of_a_pretraining(side: int, value: float) -> None:
+    names = [f"layers.{stage}.blocks.0.attn.relative_coords_table" for stage in range(4)]
+    found = windows_from_buffers(dict.fromkeys(names, (1, side, side, 2)), lambda _: [value] * 2 * side**2, [1] * 4, 4)
+    if side:
+        assert found is not None
+        assert (found.window, found.pretrained) == ([(4, 4)] * 4, None)
+    else:
+        assert found is None
+
+
+def test_queries_and_keys_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    weights = canonical(classifier())
+    for shape in ((), (8, 3)):
+        named = FORMATS["huggingface"].write(weights, golden_config())
+        key = next(name for name in named if name.endswith("key.weight"))
+        save_file({**named, key: torch.zeros(shape)}, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"key\.weight \(.*do not fit together"):
+            open_source(tmp_path)
+
+
+def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.safetensors")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    metadata = header["__metadata__"]
+
+    def refusal(**changes: str) -> str:
+        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        with pytest.raises((CheckpointError, ConfigError)) as caught, open_source(path) as source:
+            source_config(source)
+        said = str(caught.value)
+        assert str(path) in said
+        assert "\n" not in said
+        assert len(said) < 600
+        return said
+
+    for text in ("null", "[]", "1", "{}", '{"model": []}'):
+        assert "geometry is missing" in refusal(geometry=text), text
+    for text in ("", "[" * 100_000, '{"model":'):
+        assert "is not JSON" in refusal(geometry=text), text
+    whole = json.loads(metadata["geometry"])
+    for place, values in {
+        "model.embed_dim": ["8", 1.5, None, True, 10**400],
+        "model.depths": [3, ["x"], [1, 2]],
+        "model.window": ["x", {}, [1], -1],
+        "model.mlp_ratio": ["x", float("nan"), 10**400],
+        "data.resolution": [64, ["64", "64"], [0, 64], [64], [64, 64, 64]],
+        "preprocess.mean": [3, ["x"] * 3, [float("nan")] * 3, [10**400] * 3],
+        "preprocess.crop_pct": ["x", [], 10**400],
+        "preprocess.interpolation": [3, ["bicubic"], "cubic"],
+        "preprocess.crop_mode": [{}, 1],
+        "task.name": [None, "sort"],
+        "task.label_smoothing": ["x", 10**400],
+        "classes": ["kind", [1, 2], {}],
+        "task": [None, 3],
+    }.items():
+        section, _, key = place.partition(".")
+        for value in values:
+            changed = {**whole, section: {**whole[section], key: value} if key else value}
+            said = refusal(geometry=json.dumps(changed))
+            word = "task" if section == "task" and key in ("", "name") else (key or section).split("_")[0]
+            assert word in said, (place, value)
+    for changes in ({"metrics": "[1]"}, {"step": "-3"}, {"step": "[]"}):  # of the training, not of the weights
+        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        with open_source(path) as source:
+            assert source.metrics == {} or source.step is None
 
 
 def test_a_model_in_several_files_is_whole_or_refused(tmp_path: Path) -> None:
