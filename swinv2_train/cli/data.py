@@ -79,7 +79,7 @@ def _add_pack(commands: Any) -> None:
     add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
     add("--quality", type=_quality, metavar="Q", help="JPEG quality of the images that --resize shrinks (default: 92)")
     add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
-    _add_reading(add, "(the shards keep the alpha channel)")
+    _add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
     add(
         "--class-names",

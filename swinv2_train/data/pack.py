@@ -52,6 +52,8 @@ class PackReport:
     """{"path", "reason"} of every image that was left out."""
     label_problems: list[dict[str, str]] = field(default_factory=list)
     """{"path", "reason"} of every image that was packed with a label that cannot be used."""
+    unlabeled: int = 0
+    """Images that were packed without a label."""
     notes: list[str] = field(default_factory=list)
     """Contents of the source that were not read, one line each."""
     lost: bool = False
@@ -64,18 +66,27 @@ class PackReport:
         self.cards.setdefault(split, Card()).add(shard.card)
         self.broken.extend(shard.broken)
         self.label_problems.extend(shard.label_problems)
+        self.unlabeled += shard.unlabeled
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
     @property
     def complete(self) -> bool:
         """True if everything that looks like an image or a label was taken and can be used."""
-        return not (self.broken or self.label_problems or self.lost)
+        return not (self.broken or self.label_problems or self.lost or self._partly_labeled)
+
+    @property
+    def _partly_labeled(self) -> bool:
+        """True if some images have a label and others none."""
+        unusable = self.unlabeled + len(self.label_problems)
+        return self.unlabeled > 0 and unusable < sum(card.num_samples for card in self.cards.values())
 
     @property
     def warnings(self) -> list[str]:
         """What a person should know although the packing succeeded."""
         lines = []
+        if self._partly_labeled:
+            lines.append(f"{self.unlabeled:,} images have no label, while others have one")
         channels = sorted(Card.merged(self.cards.values()).channels)
         if len(channels) > 1 and channels != [1, 3]:
             counts = ", ".join(
@@ -108,7 +119,7 @@ class _Prepare:
             pixels, image = self._decoded(data)
             limit = self._options.resize
             if limit is not None and max(image.shape[1:]) > limit:
-                pixels = _shrink(pixels, image, limit)
+                pixels = _shrink(pixels, image, limit, keep_alpha=self._background is not None)
                 image = opaque(pixels, self._options.channels, self._background)
                 data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
         except OSError as error:
@@ -126,16 +137,19 @@ class _Prepare:
         return pixels, opaque(pixels, self._options.channels, self._background)
 
 
-def _shrink(pixels: Pixels, image: Tensor, limit: int) -> Pixels:
+def _shrink(pixels: Pixels, image: Tensor, limit: int, *, keep_alpha: bool) -> Pixels:
     """Shrink an image to a longer side of `limit`; transparent ones keep their alpha channel.
 
     Args:
         image: as it is read, without alpha or with it as one of the wanted channels.
+        keep_alpha: False: colors of transparent pixels are as good as others, and alpha is dropped.
     """
     height, width = image.shape[1:]
     scale = limit / max(height, width)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    if not pixels.transparent or image.shape[0] == pixels.image.shape[0]:
+    if image.shape[0] == pixels.image.shape[0]:
+        return Pixels(resize(image, size, "bicubic"), alpha=pixels.alpha)
+    if not (pixels.transparent and keep_alpha):
         return Pixels(resize(image, size, "bicubic"))
     return Pixels(resize_transparent(pixels.image, size, premultiplied=pixels.premultiplied), alpha=True)
 

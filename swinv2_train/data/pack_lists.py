@@ -38,7 +38,9 @@ _SEPARATORS = (",", "\t", ";", "|")
 _NONE = "\x1f"  # a separator that occurs in no list: the whole line is the path
 _LOOKED_AT = 200
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
-_INTEGER = re.compile(r"(\d+)([.,]0*)?", re.ASCII)
+_INTEGER = re.compile(r"(\d+)([.,](?!000$)0*)?", re.ASCII)
+"""`1,000` is one or a thousand, so it is refused."""
+_SEPARATED = re.compile(r"[,|]|\S\s+\S")
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "#n/a", "?", "-"))
 Label = str | tuple[str, ...] | None
 
@@ -199,7 +201,7 @@ def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list
     if first and extension(first[0]) not in IMAGE_EXTENSIONS and not os.path.lexists(located(path.parent, first[0])):
         raise DataError(
             f"{path}, line 1: expected path or path,label, or a header with a column path (or file, filename, image), "
-            f"found {best.join(first)!r}"
+            f"found {best.join(first)!r}; if this is a header, rename the column of the files to path"
         )
     return best, None
 
@@ -272,10 +274,10 @@ def _check_separated(path: Path, rows: list[Row], column: str) -> None:
         return
     for row in rows:
         for text in _texts(row.label):
-            if "," in text or "|" in text:
+            if _SEPARATED.search(text):
                 raise DataError(
-                    f"{path}, line {row.line}, column {column}: separate the classes {text!r} by semicolons, or name "
-                    "the column label if it is a single class"
+                    f"{path}, line {row.line}, column {column}: separate the classes {text!r} with semicolons, or "
+                    "rename the column to label if it is a single class"
                 )
 
 

@@ -18,7 +18,7 @@ from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_la
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
-from swinv2_train.reading import UnreadableError, decode_text
+from swinv2_train.reading import UnreadableError, decode_text, parse_json
 
 CHECKPOINT_MANIFEST = "manifest.json"
 """Name of the file in a checkpoint whose geometry names the classes of its run."""
@@ -116,7 +116,7 @@ def open_source(
             raise DataError("--classes is for folders: shards bring their own labels")
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
-        found = _from_shards(source, image)
+        found = _with_loose_images(_from_shards(source, image), path)
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
@@ -148,6 +148,18 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
     return None if tars and not scan.images else scan
 
 
+def _with_loose_images(found: Source, path: Path) -> Source:
+    """Add a note about image files next to the shards that are packed, if the source is their folder."""
+    images = scan_folder(path).images if path.is_dir() else []
+    if not images:
+        return found
+    note = (
+        f"{path}: its shards are packed, and not its {len(images):,} image files, such as {images[0]}; to pack these, "
+        "move the shards to another folder"
+    )
+    return replace(found, notes=(*found.notes, note), lost=True)
+
+
 def read_class_names(path: Path) -> list[str]:
     """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
     (*.dataset.json) or of a checkpoint (manifest.json).
@@ -176,7 +188,7 @@ def read_class_names(path: Path) -> list[str]:
 
 def _names_of_checkpoint(text: str, path: Path) -> list[str]:
     try:
-        names = json.loads(text)["geometry"]["classes"]
+        names = parse_json(text)["geometry"]["classes"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"the class names {path} are no manifest of a checkpoint ({error})") from None
     if not isinstance(names, list) or not names:
@@ -192,8 +204,8 @@ def fraction(text: str) -> float:
 def _from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None) -> Source:
     root = Path(scan.root)
     notes, lost = scan.notes(), scan.lost
-    if "tar" in scan.unread:
-        notes.append(f"{root}: its images are packed; to pack its shards, name them: '{root}/*.tar'")
+    if "tar" in scan.unread and scan.images:
+        notes.append(f"{root}: its images are packed; to pack shards, name them with a pattern such as '{root}/*.tar'")
     images = [(path, _relative(path, root)) for path in scan.images]
     label = dict.fromkeys((path for path, _ in images), None)
     names = None

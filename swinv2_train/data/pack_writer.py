@@ -82,6 +82,8 @@ class FinishedShard:
     reused: bool
     sha256: str = ""
     """Of the bytes of the tar; empty if an earlier version packed it."""
+    unlabeled: int = 0
+    """Images without a label."""
 
 
 _LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image")}
@@ -207,10 +209,11 @@ class SplitWriter:
             label_problems=record.get("label_problems", []),
             reused=True,
             sha256=str(record.get("sha256", "")),
+            unlabeled=int(record.get("unlabeled", 0)),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, stop = Card(background=self._options.background), start
+        card, stop, unlabeled = Card(background=self._options.background), start, 0
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
@@ -225,6 +228,7 @@ class SplitWriter:
                             break
                         else:
                             _add(tar, packed, card)
+                            unlabeled += packed.labels is None and packed.label_problem is None
                             if packed.label_problem:
                                 label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
                         stop += 1
@@ -245,6 +249,7 @@ class SplitWriter:
                 label_problems,
                 reused=False,
                 sha256=sha256,
+                unlabeled=unlabeled,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -262,6 +267,7 @@ class SplitWriter:
             "sha256": shard.sha256,
             "broken": shard.broken,
             "label_problems": shard.label_problems,
+            "unlabeled": shard.unlabeled,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:

@@ -125,14 +125,15 @@ class SampleGroups:
 
     def add(self, member: Member) -> None:
         """Take the next member of the tar."""
-        match = _NAME.match(member.name)
+        base = member.name.rpartition("/")[2]
+        # webdataset gives `x/._a.jpg` the key `x/`; what macOS stores there is never an image.
+        match = None if base.startswith("._") else _NAME.match(member.name)
         if not member.regular:
             if member.kind != b"5" and not member.name.endswith("/"):  # folders hold nothing themselves
                 self.left_out.add("link" if member.kind in (b"1", b"2") else "special", member.name)
             return
         if match is None:
-            hidden = member.name.rpartition("/")[2].startswith(".")
-            self.left_out.add("hidden" if hidden else "no extension", member.name)
+            self.left_out.add("hidden" if base.startswith(".") else "no extension", member.name)
             return
         key, extension = match[1], match[2].lower()
         if not self._samples or self._samples[-1].key != key:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -12,6 +13,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.background import background_color, flatten, resize_transparent
 from swinv2_train.data.decode import DecodeOptions, decode, image_facts, read_pixels
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.pack import pack
+from swinv2_train.data.pack_writer import PackOptions
+from swinv2_train.data.shards import ShardSet
 from tests.data.samples import encoded, pixels
 from tests.data.test_decode import tiff
 
@@ -148,3 +152,23 @@ def test_shrinking_keeps_the_color_of_what_is_seen(dtype: torch.dtype, premultip
     assert (small[0].numpy()[seen] >= largest - largest // 20).all()  # no black fringe
     white = flatten(small, (1.0,)).numpy()
     assert (white[:, :, 0] >= largest - largest // 20).all()
+
+
+@pytest.mark.parametrize(
+    ("background", "channels", "stored", "alpha"),
+    [("white", None, 4, True), ("white", 4, 4, True), ("drop", None, 3, False), ("drop", 4, 4, True)],
+)
+def test_shrunk_images_keep_what_is_read_of_them(
+    tmp_path: Path, background: str, channels: int | None, stored: int, alpha: bool
+) -> None:
+    """With `drop` the colors of transparent pixels count; with four channels alpha does, and stays known as alpha."""
+    hidden = np.full((16, 16, 4), (200, 10, 30, 0), np.uint8)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(encoded(hidden, "PNG"))
+    options = PackOptions(resize=8, background=background, channels=channels)
+    card = pack(str(tmp_path / "in"), tmp_path / "out", options).cards["train"]
+    assert (card.alpha, card.transparent) == (alpha, alpha)
+    found = read_pixels(ShardSet.open(str(tmp_path / "out")).read(0).data)
+    assert (found.image.shape, found.alpha) == ((stored, 8, 8), alpha)
+    if background == "drop" or channels == 4:
+        assert np.abs(found.image[:3].numpy() - np.array([200, 10, 30])[:, None, None]).max() <= 3  # JPEG

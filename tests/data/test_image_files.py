@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.data.image_files import IMAGE_EXTENSIONS, scan_folder
+from swinv2_train.data.pack import pack
 from swinv2_train.data.pack_sources import open_source
+from swinv2_train.data.pack_writer import PackOptions
 from swinv2_train.interop.images import find_images
+from tests.data.samples import encoded, pixels
 
 
 def touch(root: Path, *names: str) -> None:
@@ -107,6 +110,19 @@ def test_a_folder_of_nothing_names_what_it_has(tmp_path: Path) -> None:
         find_images([str(tmp_path)])
     with pytest.raises(ValueError, match=r"holds no images.*2 \.heic"):
         open_source(str(tmp_path), classes=False, seed=0)
+
+
+def test_images_next_to_packed_shards_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "out/a.png", "out/new.png")
+    (tmp_path / "out" / "a.png").write_bytes(encoded(pixels(0)))
+    pack(str(tmp_path / "out"), tmp_path / "out", PackOptions())
+    source = open_source(str(tmp_path / "out"), classes=False, seed=0)
+    assert len(source.entries) == 1
+    assert source.lost
+    assert "its shards are packed, and not its 2 image files, such as" in source.notes[-1]
+    for image in ("a.png", "new.png"):
+        (tmp_path / "out" / image).unlink()
+    assert not open_source(str(tmp_path / "out"), classes=False, seed=0).lost
 
 
 def test_shards_may_go_between_their_images(tmp_path: Path) -> None:

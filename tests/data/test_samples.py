@@ -38,6 +38,7 @@ def index_of(path: Path) -> ShardIndex:
         ("a.jpg b.jpg a.jpg", "a b a", {"repeated key": (1, "a.jpg")}),
         ("._a.jpg a.jpg ._a.cls a.cls .DS_Store", "a", {"hidden": (3, "._a.jpg")}),
         ("./._a.jpg ./a.jpg ./a.cls", "./a", {"hidden": (1, "./._a.jpg")}),
+        ("./._x x/._a.jpg x/a.jpg x/._a.cls x/a.cls __MACOSX/._a.jpg", "x/a", {"hidden": (4, "./._x")}),
         ("README a.jpg", "a", {"no extension": (1, "README")}),
         ("a.jpg hard.jpg soft.jpg pipe.jpg", "a", {"link": (2, "hard.jpg"), "special": (1, "pipe.jpg")}),
         ("folder a.jpg", "a", {}),

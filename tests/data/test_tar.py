@@ -198,12 +198,12 @@ def test_a_header_of_zeros_and_an_archive_behind_another_are_no_silent_end(tmp_p
 def test_every_flipped_bit_of_a_header_is_noticed(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", bytes([n + 1]) * 100) for n in range(2)])
     intact = path.read_bytes()
+    allowed = [("0.jpg", 512, 100), ("damaged", 0, 0)], theirs_of(intact)
     for bit in range(8 * BLOCK):
         data = bytearray(intact)
         data[2 * BLOCK + bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        found = ours(path)
-        assert found in ([("0.jpg", 512, 100), ("damaged", 0, 0)], theirs_of(intact))
+        assert ours(path) in allowed
 
 
 def theirs_of(data: bytes) -> list[tuple[str, int, int]]:
