@@ -117,6 +117,30 @@ def test_a_value_from_the_environment_is_stored_as_its_name(tmp_path: Path, monk
             read()
 
 
+@pytest.mark.parametrize("value", [
+    "a/${x}", "${seed}", "a${oc.env:HOME}b", "\\${a}", "a\\\\${b} c\\d",
+    "x # y", "x: y", "'q\"", "l1\nl2", "1e-3", "null", "[a,b]", "{a: 1}", " a ", "~", "",
+])  # fmt: skip
+def test_a_value_from_the_environment_is_resolved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("PLACE", value)
+    config = compose(["+experiment=simmim_demo", "data.shards=['${oc.env:PLACE}/a.tar',b]"])
+    config.data.cache_dir = value  # as text that was never an expression
+    path = tmp_path / "resolved.yaml"
+    path.write_text(to_yaml(config))
+    again = from_yaml(path)
+    assert again == config
+    assert (again.data.shards, again.data.cache_dir) == ([f"{value}/a.tar", "b"], value)
+
+
+@pytest.mark.parametrize("value", ["mode", "data", "simmim", "true"])
+def test_a_word_of_the_config_is_not_hidden(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("WORD", value)
+    config = compose(["+experiment=simmim_demo", "tracking.wandb_project='${oc.env:WORD}'"])
+    assert redact(to_yaml(config)) == to_yaml(config)
+
+
 def test_the_name_of_the_run_directory_stays_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     config = compose(["+experiment=simmim_demo", "run.dir='${oc.env:SCRATCH}/run'"])

@@ -231,6 +231,8 @@ def _prune(arguments: argparse.Namespace) -> int:
             if (value := getattr(arguments, option)) is not None:
                 name = f"--{option.replace('_', '-')}"
                 raise ConfigError("", value, f"{name} says what --keep-best ranks by; add --keep-best N")
+    if arguments.best_metric:
+        _check_metric(directory, arguments.best_metric)  # a misspelled name has no known direction either
     metric, mode = _metric(directory, arguments)
     policy = CheckpointConfig(
         keep_last=arguments.keep_last,

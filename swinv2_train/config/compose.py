@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.environment import expressions, remember, without_missing
+from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config, ResumeConfig
@@ -337,9 +337,8 @@ def to_yaml(config: Config) -> str:
     from omegaconf import OmegaConf
 
     node = OmegaConf.structured(config)
-    for key, (expression, value) in expressions(config).items():
-        if str(OmegaConf.select(node, key)) == str(value):  # as it was read; in a file a number may be text
-            OmegaConf.update(node, key, expression, merge=False)
+    for key, value in stored(config, to_dict(config)):
+        OmegaConf.update(node, key, value, merge=False)
     return OmegaConf.to_yaml(node)
 
 

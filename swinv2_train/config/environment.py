@@ -39,7 +39,7 @@ def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None
     for key, value in pending.items():
         for expression in _FROM_ENVIRONMENT.finditer(str(value)):
             secret = os.environ.get(expression[1], "")
-            if key not in _NAMES_OF_PLACES and isinstance(values[key], (str, list)):
+            if key not in _NAMES_OF_PLACES and _is_text(values[key]) and not _is_word(secret, raw):
                 hide(secret, f"${{oc.env:{expression[1]}}}")
             secrets.add(secret)
             found[key] = (value, values[key])
@@ -49,9 +49,32 @@ def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None
     setattr(config, _ATTRIBUTE, found)
 
 
-def expressions(config: Any) -> dict[str, tuple[Any, Any]]:
-    """Return what a config had for values that depend on the environment, by key: (expression, value)."""
-    return getattr(config, _ATTRIBUTE, {})
+def _is_text(value: Any) -> bool:
+    return any(isinstance(item, str) for item in (value if isinstance(value, list) else [value]))
+
+
+def _is_word(value: str, raw: dict[str, Any]) -> bool:
+    """Return whether a value is a word of the config itself: replacing it everywhere would garble keys and choices."""
+    plain = dict(_leaves(raw))
+    return value in ("true", "false", "null", *plain.values()) or any(value in key for key in plain)
+
+
+def stored(config: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Return the values that the text of a config cannot hold as they are, by dotted key, each as the text holds it.
+
+    Values that depend on the environment are stored as their expressions. In all others, an expression is escaped: it
+    was text when the config was composed, and must be text when the config is read.
+
+    Args:
+        values: the config as plain data.
+    """
+    found: dict[str, tuple[Any, Any]] = getattr(config, _ATTRIBUTE, {})
+    for key, value in _leaves(values):
+        expression, before = found.get(key, (None, None))
+        if expression is not None and str(value) == str(before):  # as it was read; in a file a number may be text
+            yield key, expression
+        elif "${" in str(value):
+            yield key, _escaped(value)
 
 
 def without_missing(values: Any) -> Any:
@@ -68,8 +91,15 @@ def without_missing(values: Any) -> Any:
         for expression in _FROM_ENVIRONMENT.finditer(values)
         for name in [expression[1]]
     ):
-        return values.replace("${", "\\${")
+        return _escaped(values)
     return values
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value whose expressions are plain text for OmegaConf, with the backslashes before them."""
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -59,11 +59,12 @@ class PartReader:
     Args:
         url: the file.
         size: its size in bytes.
-        version: its ETag or date as the server told it before; empty if it is not known.
+        version: its ETag or date as the server gave it before; empty if it is not known.
+        modified: its date as the server gave it before; empty if it is not known.
     """
 
-    def __init__(self, url: str, size: int, version: str = "") -> None:
-        self._url, self._size, self._version = url, size, version
+    def __init__(self, url: str, size: int, version: str = "", modified: str = "") -> None:
+        self._url, self._size, self._version, self._modified = url, size, version, modified
         self._first: tuple[str, str] | None = None
         """ETag and date of the first answer."""
 
@@ -113,10 +114,11 @@ class PartReader:
 
     def _check_version(self, headers: Mapping[str, str]) -> None:
         tag, date = headers.get("ETag", ""), headers.get("Last-Modified", "")
-        if self._version and tag and self._version not in (tag, date):
+        # The nodes of some clusters give one file different tags; the date is the same then.
+        known = (self._version, self._modified) if date else (self._version,)
+        if self._version and tag and not {tag, date}.intersection(known):
             raise ReplacedError(f"its version is {tag} now, and {self._version} before")
         first = self._first = self._first or (tag, date)
-        # The nodes of some clusters give one file different tags; the date is the same then.
         if tag != first[0] and (not date or date != first[1]):
             raise ReplacedError(f"its version is {tag or date} now, and {first[0] or first[1]} before")
 

@@ -46,6 +46,8 @@ class RemoteFile:
     """Whether the version is the packer's fingerprint."""
     sha256: str = ""
     """Of its bytes, if the manifest has it."""
+    modified: str = ""
+    """Date of its last change as an HTTP server gives it; empty if it is not known."""
 
     @property
     def digest(self) -> str:
@@ -80,7 +82,7 @@ class ShardCache:
             raise DataError(f"{url}: the server does not tell the size of the file, which the cache needs")
         if not is_count(info["size"]):
             raise DataError(f"{url}: the server tells the impossible size {info['size']!r}")
-        return RemoteFile(url, info["size"], version_of(info))
+        return RemoteFile(url, info["size"], version_of(info), modified=str(info.get("Last-Modified", "")))
 
     def fetch_bytes(self, url: str) -> bytes | None:
         """A small remote file, whole; None where there is no such file.
@@ -182,7 +184,7 @@ class ShardCache:
     def _fetch_once(self, file: RemoteFile, stopped: Callable[[], bool]) -> None:
         target = self.path(file)
         part = target.with_name(f"{target.name}.part")
-        reader = PartReader(file.url, file.size, "" if file.from_manifest else file.version)
+        reader = PartReader(file.url, file.size, "" if file.from_manifest else file.version, file.modified)
         digest = hashlib.sha256()
         with self._locked(self.directory / ".lock", wait=True):
             part.unlink(missing_ok=True)  # left behind by a process that died

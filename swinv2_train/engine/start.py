@@ -55,8 +55,9 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
         return [f"what changed since the last start is not known: {error}"]
     now = redacted(flat(config))
     changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
-    if now["checkpoint.best_mode"] is None:  # recipes gave it before it followed from the metric
-        changed.pop("checkpoint.best_mode", None)
+    for key in ("checkpoint.best_mode", "sweep.direction"):  # earlier versions always stored one
+        if now[key] is None:  # it follows from the metric
+            changed.pop(key, None)
     lines = []
     if before.get("data.background") is None and changed.get("data.background") == EARLIER_BACKGROUND:
         del changed["data.background"]

@@ -299,7 +299,7 @@ def _write_own(job: _Job) -> None:
 
 def _write_timm(job: _Job) -> None:
     _write_foreign(job, TIMM)
-    config = peers.timm_config(job.loaded, _num_classes(job.loaded), resolution(job.loaded.config))
+    config = peers.timm_config(job.loaded, _num_classes(job.loaded), resolution(job.loaded.config), job.bits)
     peers.write_json(job.directory / "config.json", config)
 
 
@@ -309,7 +309,7 @@ def _write_huggingface(job: _Job) -> None:
     multi_label = bool(getattr(loaded.config.task, "multi_label", False))
     config = peers.huggingface_config(loaded, _num_classes(loaded), size, multi_label=multi_label)
     peers.write_json(job.directory / "config.json", config)
-    processor = peers.huggingface_preprocessor(loaded, size, 16 if job.bits == [16] else 8)
+    processor = peers.huggingface_preprocessor(loaded, size, job.bits)
     peers.write_json(job.directory / "preprocessor_config.json", processor)
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 TIMM_ARCHITECTURE = "swinv2_tiny_window8_256"
 """An entry point of timm's registry, which makes any SwinV2 from the arguments in its config file."""
+OWN_INPUT = "swinv2_train_input"
+"""Key of exported configs, for imports into this package only: parts of the input that the other library has no name
+for."""
 _PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
@@ -93,8 +96,14 @@ def timm_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str
     }
 
 
-def timm_config(loaded: LoadedModel, num_classes: int, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor."""
+def timm_config(
+    loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], bits: Sequence[int]
+) -> dict[str, Any]:
+    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor.
+
+    Args:
+        bits: depths of the images that the model is for.
+    """
     model, data = loaded.config.model, loaded.config.data
     config: dict[str, Any] = {
         "architecture": TIMM_ARCHITECTURE,
@@ -118,6 +127,7 @@ def timm_config(loaded: LoadedModel, num_classes: int, resolution: tuple[int, in
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
         },
+        OWN_INPUT: {"bits": list(bits), "background": data.background},
     }
     if num_classes and loaded.class_names:
         config["label_names"] = loaded.class_names
@@ -172,13 +182,15 @@ def huggingface_config(
     return config
 
 
-def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], bits: int) -> dict[str, Any]:
+def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], depths: Sequence[int]) -> dict[str, Any]:
     """The `preprocessor_config.json` that `AutoImageProcessor` reads.
 
     Args:
-        bits: 8 or 16, the depth of the images that it is for; it has one factor for all.
+        depths: 8, 16, or both: those of the images that the model is for. The processor has one factor for all, that of
+            8 bits if the model is for both.
     """
     data = loaded.config.data
+    bits = 16 if list(depths) == [16] else 8
     height, width = resolution
     config: dict[str, Any] = {
         "do_resize": True,
@@ -189,6 +201,7 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], b
         "image_mean": loaded.mean,
         "image_std": loaded.std,
         "do_convert_rgb": loaded.config.model.in_channels == 3,
+        OWN_INPUT: {"bits": list(depths), "background": data.background},
     }
     if data.crop_mode == "squash":
         return {"image_processor_type": "ViTImageProcessor", **config, "size": {"height": height, "width": width}}

@@ -10,6 +10,7 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
+from swinv2_train.interop.peers import OWN_INPUT
 from swinv2_train.reading import UnreadableError, read_object
 
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -149,11 +150,24 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
             _put_timm(data, crop, beside.pretrained_cfg)
     except (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise CheckpointError(f"{beside.directory / place} is broken ({type(error).__name__}: {error})") from error
+    for given in (beside.preprocessor, beside.config):
+        _put_own(crop, given.get(OWN_INPUT))
     channels = geometry["model"]["in_channels"]
     for key in ("mean", "std"):
         if len(data[key]) != channels:  # nobody has said; better absent than wrong
             del data[key]
     return notes
+
+
+def _put_own(crop: dict[str, Any], given: Any) -> None:
+    """The part of the input that this package writes for itself into the files of other libraries."""
+    if not isinstance(given, Mapping):
+        return
+    bits = given.get("bits")
+    if isinstance(bits, list) and bits in ([8], [16], [8, 16]):
+        crop["bits"] = bits
+    if given.get("background") is not None:
+        crop["background"] = given["background"]
 
 
 def _put_timm(data: dict[str, Any], crop: dict[str, Any], timm: Mapping[str, Any]) -> None:

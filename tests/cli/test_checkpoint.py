@@ -22,6 +22,7 @@ from tests.cli.checkpoints import made as made
 from tests.cli.checkpoints import refused as refused
 
 COMMANDS = ("ls", "verify", "show", "prune", "reshape", "weights")
+LOCKS = (".lock", ".start.lock")
 
 
 WITHOUT_TORCH = (
@@ -72,10 +73,13 @@ def test_ls_lists_everything(made: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert lines[3].endswith("best    complete")
     assert [line.split().count("yes") for line in lines[1:5]] == [1, 1, 1, 0]
     assert lines[5].startswith(".saving-step-00000050-ab: 2.0 KiB, being written, or left behind")
-    code, out, _ = run(capsys, "ls", made / "checkpoints", "--verify", "--best-mode", "max")
+    code, out, _ = run(capsys, "ls", made / "checkpoints", "--verify")
     assert code == FINISHED
     assert out.count("verified") == 4
-    assert out.splitlines()[4].endswith("best    verified")
+    assert out.splitlines()[3].endswith("best    verified")
+    code, out, err = run(capsys, "ls", made, "--best-mode", "max")
+    assert (code, out) == (WRONG_USE, "")
+    assert "lower values of eval/loss are better" in err
     code, out, _ = run(capsys, "ls", made / "checkpoints" / "step-00000020")
     assert code == FINISHED
     assert len(out.splitlines()) == 2
@@ -253,7 +257,7 @@ def test_wrong_use_is_one_sentence(
     assert message.format(run=made, tmp=tmp_path) in err
     assert err.startswith("swinv2-checkpoint")
     assert err.count("\n") == 1
-    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != ".lock"] == before
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name not in LOCKS] == before
 
 
 def _other_format(path: Path) -> None:

@@ -81,6 +81,16 @@ def test_an_answer_that_is_not_the_part_is_asked_for_again(server: FlakyServer, 
     assert_all_read(shards)
 
 
+def test_nodes_of_a_cluster_may_give_a_file_different_tags(server: FlakyServer, tmp_path: Path) -> None:
+    """If its date is the same: the tag of some servers contains the number of the inode."""
+    server.always.update(dict.fromkeys(NAMES, "dated"))
+    shards = open_set(server, tmp_path)
+    for copy in copies(shards):
+        copy.unlink()
+    server.always.update(dict.fromkeys(NAMES, "dated other tag"))
+    assert_all_read(shards)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from swinv2_train.checkpoint.layout import list_checkpoints
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.engine import loop
 from swinv2_train.engine.surroundings import prepare
@@ -325,5 +326,7 @@ def test_a_file_stops_the_run_and_the_next_start_removes_it(
     stopped = json.loads((run_dir / "status.json").read_text())
     assert stopped["status"] == "stopped"
     assert (run_dir / "STOP").exists()
-    assert run_here([*overrides, f"optim.steps={stopped['step'] + 1}", "optim.warmup_steps=0"]) == FINISHED
+    assert (
+        run_here(last_of_each([*overrides, f"optim.steps={stopped['step'] + 1}", "optim.warmup_steps=0"])) == FINISHED
+    )
     assert not (run_dir / "STOP").exists()

@@ -16,12 +16,13 @@ from PIL import Image
 
 from swinv2_train.data.decode import decode
 from swinv2_train.interop import export as exporting
-from swinv2_train.interop import sidecar
+from swinv2_train.interop import peers, sidecar
 from swinv2_train.interop.export import Exported, export
 from swinv2_train.interop.images import prepare
 from swinv2_train.interop.input_check import made_pictures
 from swinv2_train.interop.input_code import input_code, run_code
 from swinv2_train.interop.load import LoadedModel, load_model
+from swinv2_train.interop.source import open_source
 from tests.interop.made import write_model
 
 
@@ -144,6 +145,9 @@ def test_configs_say_nothing_that_the_model_does_not(exported: Any) -> None:
     assert "crop_pct" not in processor
     again = load_model(done.path)
     assert again.source.geometry["preprocess"]["bits"] == [16]
+    assert again.config.data.background == "drop"  # that of files without an entry
+    with open_source(exported("timm", 16).path) as timm:
+        assert (timm.geometry["preprocess"]["bits"], timm.geometry["preprocess"]["background"]) == ([16], "drop")
     assert (again.config.data.crop_mode, again.config.data.augment.interpolation) == ("squash", "bilinear")
     assert np.allclose(again.mean, [0.4, 0.45, 0.5])
     assert any("adds the mask" in note for note in done.notes)
@@ -171,9 +175,11 @@ def test_metadata_of_a_program_is_what_it_was_made_for(
     assert any("nothing records the depth" in note for note in done.notes)
 
 
-def read_processor(tmp_path: Path, processor: dict[str, Any], size: int = 64) -> tuple[dict[str, Any], list[str]]:
+def read_processor(
+    tmp_path: Path, processor: dict[str, Any], size: int = 64, channels: int = 3
+) -> tuple[dict[str, Any], list[str]]:
     geometry: dict[str, Any] = {
-        "model": {"in_channels": 3},
+        "model": {"in_channels": channels},
         "data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resolution": [size, size]},
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
     }
@@ -195,6 +201,13 @@ def test_a_processor_is_followed(tmp_path: Path) -> None:
         assert "one pixel apart" in notes[0]
     read, _ = read_processor(tmp_path, {**VIT, "size": 64, "image_mean": 0.5, "image_std": [0.25, 0.5, 1]})
     assert (read["crop_mode"], read["mean"], read["std"]) == ("squash", [0.5] * 3, [0.25, 0.5, 1])
+    for channels in (1, 5):
+        read, _ = read_processor(tmp_path, {**VIT, "image_mean": [0.5], "image_std": [0.25]}, channels=channels)
+        assert (read["mean"], read["std"]) == ([0.5] * channels, [0.25] * channels)
+    for bits, background in ([8, 16], "drop"), ([16], [0.2, 0.4, 0.6]):
+        own = {peers.OWN_INPUT: {"bits": bits, "background": background}}
+        read, _ = read_processor(tmp_path, {**VIT, "rescale_factor": 1 / (2 ** bits[0] - 1), **own})
+        assert (read["bits"], read["background"]) == (bits, background)
     _, notes = read_processor(tmp_path, {**VIT, "size": {"height": 96, "width": 96}})
     assert "makes images of 96x96 pixels, but its model is for 64x64" in notes[0]
 

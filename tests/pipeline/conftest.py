@@ -11,6 +11,7 @@ import pytest
 
 from swinv2_train.cli.pipeline import main
 from swinv2_train.config.compose import compose
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from tests.pipeline import train_stub
 
@@ -52,11 +53,12 @@ class Chain:
         return self.root / "chain"
 
     def arguments(self, *more: str) -> list[str]:
-        return [
+        """The command line; later arguments win."""
+        return last_of_each([
             "pipeline=chain", f"dir={self.directory}", f"data.shards={self.shards}/train-*.tar",
             f"data.eval_shards={self.shards}/eval-*.tar", "stages.first.checkpoint.keep_best=1",
             f"launcher={sys.executable} {train_stub.__file__}", "--config-dir", str(self.root / "conf"), *more,
-        ]  # fmt: skip
+        ])  # fmt: skip
 
     def run(self, *more: str) -> int:
         """Run it in this process; returns the exit code."""

@@ -1,6 +1,7 @@
 """Stands in for `swinv2-train` behind a pipeline's launcher: leaves what a run leaves, in no time.
 
-What it does is told by a file beside the run directory, `<run dir>.does`: `finish` (also without such a file), `die`
+What it does is told by a file beside the run directory, `<run dir>.does`: `finish` (also without such a file),
+`finish, best first` (its first checkpoint has the best metric), `die`
 (of SIGKILL, after a first checkpoint), `wait` (for a stop signal, then save and exit with 75), `refuse` (exit with 2),
 `refuse behind torchrun` (which makes a 1 of the 2).
 """
@@ -19,11 +20,12 @@ from swinv2_train.engine.status import read_status, write_status, write_text
 
 SCORES = {10: 0.5, 20: 0.4, 30: 0.45}
 """eval/loss by step: the best is not the last."""
+BEST_FIRST = {10: 0.3, 20: 0.4, 30: 0.45}
 WEIGHTS = rank_file("model", 0, 1)
 REFUSES = {"refuse": 2, "refuse behind torchrun": 1}
 
 
-def save(run_dir: Path, step: int) -> None:
+def save(run_dir: Path, step: int, loss: float) -> None:
     """A checkpoint that verifies, without tensors."""
     path = run_dir / "checkpoints" / step_name(step)
     (path / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,7 @@ def save(run_dir: Path, step: int) -> None:
     for name in (STATE, WEIGHTS):
         (path / name).write_text("{}")
         files.append(FileRecord(name, 2, sha256(path / name)))
-    metrics = {"eval/loss": SCORES[step]}
+    metrics = {"eval/loss": loss}
     (path / MANIFEST).write_text(manifest_text(Manifest(step, 1, {}, {}, [], files, metrics)))
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -50,10 +52,10 @@ def main(arguments: list[str]) -> int:
     write_text(run_dir / "resolved.yaml", "\n".join(arguments))  # as a run that accepts its config
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     done = read_status(run_dir).get("step", 0)
-    for step in SCORES:
+    for step, loss in (BEST_FIRST if does == "finish, best first" else SCORES).items():
         if step <= done:
             continue
-        save(run_dir, step)
+        save(run_dir, step, loss)
         write_status(run_dir, "running", step)
         if does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
