@@ -33,15 +33,17 @@ _OF_TRAINING = (
 """Keys of the config that would change nothing there."""
 
 
-class _Once(argparse.Action):
+class Once(argparse.Action):
     """Store a value, and reject an option that is given a second time: its first value would be ignored."""
 
     given = False
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        if option is not None and self.given:
-            parser.error(f"{option} is given more than once; give it once")
-        self.given = option is not None
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if option_string is not None and self.given:
+            parser.error(f"{option_string} is given more than once; give it once")
+        self.given = option_string is not None
         setattr(namespace, self.dest, values)
 
 
@@ -51,12 +53,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for kind in (None, "store"):
-            self.register("action", kind, _Once)
+            self.register("action", kind, Once)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as usual; what an earlier command line of this process gave does not count."""
         for action in self._actions:
-            if isinstance(action, _Once):
+            if isinstance(action, Once):
                 action.given = False
         return super().parse_known_args(args, namespace)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from swinv2_train.cli.arguments import SECTIONS
+from swinv2_train.cli.arguments import SECTIONS, Once
 from swinv2_train.config.compose import conf_dir, schema_keys
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
@@ -35,7 +35,9 @@ def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -
     if "_ARGCOMPLETE" not in os.environ:
         return
     import argcomplete
+    from argcomplete.finders import safe_actions
 
+    safe_actions.add(Once)  # it calls only actions that it knows, and values of others would be missing here
     for action in _positionals(parser):
         action.completer = completer or _path_words  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=_path_words)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import DATA, SHARDS, Difference, Identity, identity
@@ -15,7 +15,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.data.shards import ShardSet
+
+if TYPE_CHECKING:  # a dry run and `--help` do without numpy
+    from swinv2_train.data.shards import ShardSet
 
 
 def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:

@@ -115,7 +115,7 @@ def test_options_subcommands_and_their_choices(offered: Offered) -> None:
     assert offered("swinv2-analyze w") == ["windows"]
     assert "windows=" in offered("swinv2-analyze windows w")
     assert offered("swinv2-eval check") == ["checkpoint="]
-    assert offered("swinv2-eval model.win") == ["model.window="]
+    assert offered("swinv2-eval model.win") == ["model.window=", "model.window_rule="]
     assert offered("swinv2-eval optim.l") == []
 
 

@@ -146,7 +146,7 @@ def test_contradictions_are_one_sentence(
     for item, sentence in (
         ("data.crop_mode=sqash", "data.crop_mode=sqash: take one of center, squash"),
         ("model.windows=8", "model.windows=8: there is no such key; did you mean model.window?"),
-        (f"data={tmp_path}/nothing", "does not exist"),
+        (f"real_labels={tmp_path}/nothing", "cannot be read"),
         (f"out={tmp_path}/file", "cannot be written to"),
         (f"label_map={tmp_path}/none.txt", "cannot be read"),
     ):
@@ -169,7 +169,7 @@ def test_a_full_disk_costs_no_numbers(
     printed = capsys.readouterr()
     assert "top-1 accuracy" in printed.out
     remedy = "No space left on device; make room there, or choose another path"
-    assert printed.err == f"swinv2-eval: {tmp_path}/confusion.png cannot be written ({remedy})\n"
+    assert printed.err.endswith(f"\nswinv2-eval: {tmp_path}/confusion.png cannot be written ({remedy})\n")
     assert not (tmp_path / "results.json").exists()
 
 

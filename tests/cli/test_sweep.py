@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.sweep import main
+from swinv2_train.config.overrides import last_of_each
 from swinv2_train.sweep.job import SweepRecord, write_sweep
 from tests.runs import losses, start, tiny_run
 
@@ -30,8 +31,9 @@ def test_a_sweep_that_is_stopped_goes_on_and_repeats_nothing(
     directory = tmp_path / "sweep"
     own = [item for item in tiny_run(shards, tmp_path) if not item.startswith("run.dir=")]
     command = [
-        "swinv2-train", "-m", *own, f"sweep.dir={directory}", "sweep.name=two", "optim.lr=1e-3,5e-4",
-        "optim.steps=12", "data.num_workers=0", "eval.figure_every_steps=0",
+        "swinv2-train", "-m", f"sweep.dir={directory}", "sweep.name=two", *last_of_each(
+            [*own, "optim.lr=1e-3,5e-4", "optim.steps=12", "data.num_workers=0", "eval.figure_every_steps=0"]
+        ),
     ]  # fmt: skip
     first = start(command, hostile)
     second = _metrics_of_the_second(directory, first)

@@ -164,7 +164,7 @@ def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards
     main.suspend()
     output, _ = process.communicate(timeout=280)
     assert process.returncode == FAILED, output
-    assert not main.is_running()
+    assert not main.is_running() or main.status() == psutil.STATUS_ZOMBIE  # or not reaped yet
     assert "rank 1 on" in output
     assert "is not done after 0.1 minutes (watchdog.step_minutes)" in output
     (stacks,) = (tmp_path / "run" / "stacks").glob("step-*/rank-00001.txt")

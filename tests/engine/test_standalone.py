@@ -160,9 +160,9 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
 
 
 def test_real_labels_that_do_not_fit_are_one_sentence(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"no entry for sample img00004"):
+    with pytest.raises(RunError, match=r"no entry for sample img00004"):
         one(options(folder, real_labels=real_labels(folder, [[0]] * 4)))
-    with pytest.raises(DataError, match=r"real label 9 of sample img00000 is outside 0 to 2"):
+    with pytest.raises(RunError, match=r"real label 9 of sample img00000 is outside 0 to 2"):
         one(options(folder, real_labels=real_labels(folder, [[0, 9]] * 23)))
     with pytest.raises(ConfigError, match=r"real_labels=.* is for a classifier"):
         one(options(folder, "encoder", real_labels=real_labels(folder, [[0]] * 23)))
@@ -172,7 +172,7 @@ def test_real_labels_that_do_not_fit_are_one_sentence(folder: Path) -> None:
 
 def test_labels_that_cannot_be_used_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "plain", [3])
-    with pytest.raises(DataError, match=r"none of the 3 .* has no label"):
+    with pytest.raises(RunError, match=r"none of the 3 .* has no label"):
         one(options(folder, data=str(tmp_path / "plain")))
     labelled_shards(tmp_path / "more", 4, 4)
     found = one(options(folder, data=str(tmp_path / "more")))
@@ -180,19 +180,26 @@ def test_labels_that_cannot_be_used_are_one_sentence(folder: Path, tmp_path: Pat
     assert found.samples == 3
 
 
-def packed_folders(tmp_path: Path, names: list[str]) -> Path:
-    """An image in each folder, packed with its class: the n-th name has the n-th image."""
+def packed_folders(tmp_path: Path, names: list[str], *, order: list[str] | None = None) -> Path:
+    """An image in each folder, packed with its class: the n-th name has the n-th image.
+
+    `order` numbers the classes: by text, as earlier versions did, if it is sorted.
+    """
+    class_names = tmp_path / "names.txt" if order else None
+    if class_names:
+        class_names.write_text("\n".join(order or ()))
     for number, name in enumerate(names):
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "photo.jpg").write_bytes(jpeg(number))
-    pack(str(tmp_path / "images"), tmp_path / "packed", PackOptions(), split="val", classes=True)
+    choices = {"classes": True, "class_names": class_names}
+    pack(str(tmp_path / "images"), tmp_path / "packed", PackOptions(), split="val", **choices)
     return tmp_path / "packed"
 
 
 def test_folders_named_by_number_are_the_models_classes_by_name(tmp_path: Path) -> None:
     classifier(tmp_path / "model.safetensors", 12)
     numbers = [str(number) for number in range(12)]
-    request = options(tmp_path, data=str(packed_folders(tmp_path, numbers)))
+    request = options(tmp_path, data=str(packed_folders(tmp_path, numbers, order=sorted(numbers))))
     with pytest.raises(DataError, match=r"class 2 of the shards is the folder '10', .* with label_map=names"):
         one(request)
     found = one(replace(request, label_map="names"))
@@ -313,7 +320,8 @@ def test_the_same_classes_under_other_words_go_by_their_numbers(folder: Path, tm
 def test_numbered_folders_find_the_classes_of_a_model_with_names(tmp_path: Path) -> None:
     wnids = [f"n{number:08d}" for number in range(12)]
     classifier(tmp_path / "model.safetensors", 12, wnids)
-    request = options(tmp_path, data=str(packed_folders(tmp_path, [str(number) for number in range(12)])))
+    numbers = [str(number) for number in range(12)]
+    request = options(tmp_path, data=str(packed_folders(tmp_path, numbers, order=sorted(numbers))))
     with pytest.raises(DataError, match="class 0 is '0' in the shards and 'n00000000' in the model: label_map=names"):
         one(request)
     with pytest.raises(DataError, match=r"class 2 of the shards is the folder '10', .* with label_map=names"):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.interop import export as exporting
 from swinv2_train.interop import peers
 from swinv2_train.interop.export import Exported, check_request, export
@@ -73,7 +74,7 @@ def test_a_classifier_comes_back_with_equal_bits(
     assert (after.mean, after.std) == (before.mean, before.std)
     for key in ("resolution", "crop_pct", "crop_mode"):
         assert getattr(after.config.data, key) == getattr(before.config.data, key), key
-    image = read_image(make_picture(tmp_path / "picture.png"), 3)
+    image = read_image(make_picture(tmp_path / "picture.png"), 3, DecodeOptions())
     batch = prepare(image, after.config, after.mean, after.std)[None]
     with torch.no_grad():
         assert torch.equal(after.model(batch), before.model(batch))
@@ -84,7 +85,7 @@ def test_peers_compute_the_same_on_pictures(
     sources: Path, exported: Callable[..., Path], layout: str, tmp_path: Path
 ) -> None:
     loaded = load_model(sources / "plain.safetensors")
-    pictures = [read_image(make_picture(tmp_path / f"{seed}.png", seed=seed), 3) for seed in range(3)]
+    pictures = [read_image(make_picture(tmp_path / f"{seed}.png", seed=seed), 3, DecodeOptions()) for seed in range(3)]
     batch = torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in pictures])
     run = peers.run_timm if layout == "timm" else peers.run_huggingface
     with torch.no_grad():
@@ -244,7 +245,7 @@ def test_transformers_prepares_pictures_alike(sources: Path, exported: Callable[
     path = make_picture(tmp_path / "picture.png", size=(96, 64))  # the margin of its crop is even: 56 pixels
     processor: Any = AutoImageProcessor.from_pretrained(exported("huggingface"))
     theirs = processor([Image.open(path)], return_tensors="pt")["pixel_values"][0]
-    ours = prepare(read_image(path, 3), loaded.config, loaded.mean, loaded.std)
+    ours = prepare(read_image(path, 3, DecodeOptions()), loaded.config, loaded.mean, loaded.std)
     levels = (theirs - ours).abs().max() * max(loaded.std) * 255
     assert theirs.shape == ours.shape
     assert levels < 3  # of 255: resizing rounds
@@ -258,6 +259,6 @@ def test_timm_prepares_pictures_alike(sources: Path, exported: Callable[..., Pat
     model = timm.create_model(f"local-dir:{exported('timm')}", pretrained=True)
     config = timm.data.resolve_model_data_config(model)
     theirs = timm.data.create_transform(**config, is_training=False)(Image.open(path))
-    ours = prepare(read_image(path, 3), loaded.config, loaded.mean, loaded.std)
+    ours = prepare(read_image(path, 3, DecodeOptions()), loaded.config, loaded.mean, loaded.std)
     assert np.abs((theirs - ours).numpy()).max() * max(loaded.std) * 255 < 3
     assert model.pretrained_cfg["label_names"] == CLASSES

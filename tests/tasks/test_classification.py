@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
+from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.tasks.classification import Classification, balanced_weights, pack_labels, unpack_labels
 from swinv2_train.tasks.pictures import RIGHT, WRONG, prediction_sheet
 from tests.runs import (
@@ -226,7 +226,7 @@ def test_labels_that_cannot_be_used_end_the_run_in_a_sentence(
     assert "its label 9 is outside 0 to 2" in log
 
     make_labelled_shard(folder / "train-0.tar", 12, 0, dict.fromkeys(range(12)))
-    assert run_here(tiny_classification(folder, tmp_path / "other", *few)) == WRONG_USE
+    assert run_here(tiny_classification(folder, tmp_path / "other", *few)) == FAILED
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "samples in a row are broken, the last of them train-0.tar/train-0-00" in error
