@@ -57,7 +57,7 @@ def test_an_element_that_is_not_there_is_an_error_and_not_left_as_it_was(tmp_pat
     ("content", "reason"),
     [
         (None, r"cannot be read \(No such file or directory\)"),
-        (b"1234", r"is broken \(it ends early\)"),
+        (b"1234", r"is broken \(it is cut off before its header\)"),
         (b"\2\0\0\0\0\0\0\0[]", "is broken"),
         (b"\2\0\0\0\0\0\0\0{}", "lacks 'exp_avg/encoder.weight@"),
     ],
