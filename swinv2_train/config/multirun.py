@@ -40,6 +40,8 @@ OWN_KEYS = {
     "hydra.searchpath": "--config-dir DIR says it",
 }
 """What the sweep decides itself, so that an override cannot."""
+FREE_KEYS = ("resume.allow",)
+"""What an override may set below the keys of `OWN_KEYS`, for all jobs. Hydra does not see it: `compose` takes it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Multirun:
     """The keys that every job has the same value of."""
     arguments: tuple[str, ...]
     """The overrides for Hydra's multirun."""
+    free: tuple[str, ...]
+    """Overrides of `FREE_KEYS`, which every job has in addition."""
     sweep_file: str | None
     search: bool
     """Whether a sweeper proposes values from those of earlier jobs."""
@@ -86,9 +90,10 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     _refuse_own(overrides)
     refuse_repeated(overrides, lists="-m KEY=A,B sweeps over several values")
     of_hydra = [item for item in overrides if key_of(item).startswith(("hydra.", "hydra/"))]
-    items = in_order([item for item in overrides if item not in of_hydra])
+    free = tuple(item for item in overrides if key_of(item) in FREE_KEYS)
+    items = in_order([item for item in overrides if item not in (*of_hydra, *free)])
     try:
-        config = compose([*_first_values(items), *of_hydra], config_dir)
+        config = compose([*_first_values(items), *of_hydra, *free], config_dir)
         if config.sweep.experiment and "experiment" not in map(key_of, items):
             items = [f"+experiment={config.sweep.experiment}", *items]
         node = _hydra_section([*_first_values(items), *of_hydra], config_dir)
@@ -104,8 +109,9 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     swept_by_file = [item for item in of_file if key_of(item) not in given]
     parsed = {each.get_key_element(): each for each in _parse([*swept_by_file, *items])}
     fixed = frozenset(key_of(key) for key, each in parsed.items() if not each.is_sweep_override())
+    fixed |= frozenset(map(key_of, free))
     choices = [_choices(key, each, search=search) for key, each in parsed.items()]
-    first = tuple(in_order([each[0] for each in choices]))
+    first = (*in_order([each[0] for each in choices]), *free)
     submitit = "submitit" in str(launcher.get("_target_"))
     sweep_file = next((item.partition("=")[2] for item in items if key_of(item) == "sweep"), None)
     config = compose(first, config_dir)
@@ -113,10 +119,11 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     _check_sweeper(sweeper, direction, explicit="hydra.sweeper.direction" in map(key_of, of_hydra))
     return Multirun(
         config=config,
-        jobs=() if search else tuple(tuple(in_order(each)) for each in itertools.product(*choices)),
+        jobs=() if search else tuple((*in_order(each), *free) for each in itertools.product(*choices)),
         first=first,
         fixed=fixed,
         arguments=(*items, *of_hydra),
+        free=free,
         sweep_file=sweep_file,
         search=search,
         direction=direction,
@@ -144,8 +151,10 @@ def run_multirun(
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    free = multirun.free
+
     def task(_: object) -> Any:
-        return run_job(list(HydraConfig.get().overrides.task))
+        return run_job([*HydraConfig.get().overrides.task, *free])
 
     options = [
         f"hydra.sweep.dir={quoted(directory)}", "hydra.sweep.subdir=.", "hydra.output_subdir=null",
@@ -212,7 +221,7 @@ def _refuse_own(overrides: Sequence[str]) -> None:
     for item in overrides:
         key, value = key_of(item), item.partition("=")[2]
         mend = next((why for own, why in OWN_KEYS.items() if key == own or key.startswith(f"{own}.")), None)
-        if mend:
+        if mend and key not in FREE_KEYS:
             raise ConfigError(key, value, mend)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.multirun import plan_multirun
 from swinv2_train.sweep.job import JOB_FILE, make_job, new_record, read_job, read_jobs, write_job
 
 FIXED = ("+experiment=simmim_demo", "optim.steps=8", "launch.nproc_per_node=2", "sweep.retries=1")
@@ -33,6 +35,17 @@ def test_every_override_is_in_the_hash_save_those_that_change_nothing() -> None:
     ranks = [make_job([*FIXED[:2], f"launch.nproc_per_node={n}"], frozenset(KEYS - {"launch.nproc_per_node"})).id
              for n in (1, 2)]  # fmt: skip
     assert ranks[0] != ranks[1]  # swept over, it tells jobs apart
+
+
+def test_every_job_may_resume_on_data_packed_again_and_keeps_its_id() -> None:
+    items = ["+experiment=simmim_demo", "optim.lr=1e-3,5e-4", "optim.steps=60"]
+    before, after = (plan_multirun([*items, *more]) for more in ((), ("resume.allow=[data]",)))
+    assert after.config.resume.allow == ["data"]
+    assert [make_job(job, after.fixed).id for job in after.jobs] == [
+        make_job(job, before.fixed).id for job in before.jobs
+    ]
+    with pytest.raises(ConfigError, match="resume=never: a sweep goes on with every job"):
+        plan_multirun([*items, "resume=never"])
 
 
 def test_jobs_that_differ_only_in_what_is_swept_are_a_family() -> None:
