@@ -7,6 +7,7 @@ Exit status: 0 done; 1 done, but some images could not be read (they are named),
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
 from swinv2_train.text import printable
+from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # imports torch
     from torch import Tensor
@@ -325,19 +327,21 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
     from swinv2_train.cli.sheet import csv_text, html_sheet, jsonl_text, png_sheet
 
     for path in targets["csv"]:
-        path.write_text(csv_text(done.found), encoding="utf-8", errors="surrogateescape")
+        write_bytes(path, csv_text(done.found).encode(errors="surrogateescape"))
     for path in targets["jsonl"]:
         # A lone surrogate becomes its escape in JSON.
-        path.write_text(jsonl_text(done.found), encoding="utf-8", errors="backslashreplace")
+        write_bytes(path, jsonl_text(done.found).encode(errors="backslashreplace"))
     model = str(loaded.source.path)
     for path in targets["sheet"]:
         entries = done.pictures[: MOST_ON_SHEET[path.suffix]]
         more = len(done.found) - len(entries)
         line = f"{model}{f' (and {more:,} more images)' if more else ''}"
         if path.suffix == ".html":
-            path.write_text(html_sheet(entries, line), encoding="utf-8")
+            write_bytes(path, html_sheet(entries, line).encode())
         elif entries:
-            png_sheet(entries, line).save(path)
+            stream = io.BytesIO()
+            png_sheet(entries, line).save(stream, "PNG")
+            write_bytes(path, stream.getvalue())
     written = [str(path) for kind in targets.values() for path in kind if path.exists()]
     if written:
         print(f"written: {', '.join(written)}")

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.reading import UnreadableError, is_count, put_aside, read_object
+from swinv2_train.writing import write_bytes
 
 STATUSES = ("starting", "running", "stopped", "finished", "failed")
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one go: a reader, and a crash, see the old text or the new. A folder in its place is kept."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")  # ranks may write at the same time
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names need not be UTF-8
     if path.is_dir() and not path.is_symlink():
         put_aside(path)
-    os.replace(temporary, path)
+    write_bytes(path, text.encode(errors="backslashreplace"))  # names need not be UTF-8
 
 
 def write_status(directory: Path, status: str, step: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from swinv2_train.text import as_label
+from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -91,7 +92,7 @@ class Chart:
         """
         written = [path.with_suffix(".png"), path.with_suffix(".pdf")]
         for target in written:
-            target.write_bytes(self.encoded(target.suffix[1:]))
+            write_bytes(target, self.encoded(target.suffix[1:]))
         return written
 
 

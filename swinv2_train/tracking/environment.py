@@ -21,6 +21,7 @@ import psutil
 
 from swinv2_train.reading import UnreadableError, put_aside, read_json
 from swinv2_train.redact import redact
+from swinv2_train.writing import write_bytes
 
 PACKAGES = (
     "swinv2-train",
@@ -83,9 +84,7 @@ def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
     if not isinstance(starts, list):
         put_aside(path)
         starts = []
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps([*starts, entry], indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, (json.dumps([*starts, entry], indent=2) + "\n").encode())
     return entry
 
 

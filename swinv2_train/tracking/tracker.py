@@ -6,6 +6,7 @@ on the others every method does nothing, except that warnings go to stderr with 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from swinv2_train.shortage import remedied
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
 from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink
+from swinv2_train.writing import write_bytes
 
 
 class Tracker:
@@ -108,11 +110,11 @@ class Tracker:
         path = self.run_dir / "figures" / f"{name}-step-{step:08}.png"
         if self._closed:
             return path
-        temporary = path.with_suffix(".tmp")
+        stream = io.BytesIO()
+        image.save(stream, format="PNG")
         try:
             path.parent.mkdir(exist_ok=True)
-            image.save(temporary, format="PNG")
-            temporary.replace(path)
+            write_bytes(path, stream.getvalue())
         except OSError as error:
             self.warn(f"{path} was not written: {remedied(error)}")
         self._to_sinks(lambda sink: sink.figure(step, f"figures/{name}", image))
