@@ -55,7 +55,7 @@ def human(size: int) -> str:
 
 
 def has_space(directory: Path, size: int) -> bool:
-    """Return whether so many bytes, and a little more, fit into a directory."""
+    """Return whether `size` bytes and a small margin fit into a directory."""
     usage = shutil.disk_usage(directory)
     # Some network file systems say that they have no size at all.
     return not usage.total or usage.free >= size + size // 100 + _MARGIN
@@ -65,7 +65,7 @@ def check_space(directory: Path, size: int, mend: str) -> None:
     """Check that so many bytes, and a little more, fit into a directory.
 
     Args:
-        mend: what the user can do in addition to making room, for the message.
+        mend: for the message, what else the user can do other than making room.
 
     Raises:
         CheckpointError: if they do not.

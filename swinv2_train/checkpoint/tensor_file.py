@@ -4,7 +4,7 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of
 as JSON, padded with spaces to a multiple of 8 bytes, then the tensors without gaps, in the order of their offsets.
 
 The library's own `save_file` is not used: before version 0.8 it holds Python's lock for the whole file, so that the
-training beside a save stops, and with 0.8 nobody but the owner may read the file. Its `safe_open` is not used either:
+training stops during a save, and with 0.8 only the owner can read the file. Its `safe_open` is not used either:
 it maps the file into memory, which turns a failing disk into a crash. A header is checked by the same rules instead;
 the tests compare the verdicts of both on damaged files.
 """
