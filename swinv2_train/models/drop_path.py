@@ -63,12 +63,12 @@ def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch in the dtype of x.
 
     Args:
-        x, branch: (B, H, W, C).
+        x, branch: (B, *sides, C).
         scale: (B,), or None for 1.
     """
     if scale is None:
         return x + branch
-    return (x + branch * scale.view(-1, 1, 1, 1)).to(x.dtype)
+    return (x + branch * scale.view(-1, *(1 for _ in x.shape[1:]))).to(x.dtype)
 
 
 class Residual(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, total_stride
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
-from swinv2_train.models.init import init_weights
+from swinv2_train.models.init import INITIAL_STD, draw_normal, init_weights
 
 
 def mean_of_tokens(features: Tensor) -> Tensor:
@@ -71,12 +71,16 @@ class MaskedImageModel(nn.Module):
     def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         stride = total_stride(config)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=INITIAL_STD))
         self.encoder = SwinTransformerV2(config, resolution)
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.dims[-1], config.in_channels * stride**2, kernel_size=1),
             nn.PixelShuffle(stride),
         )
+
+    def init_parameters(self, generator: torch.Generator | None) -> None:
+        """Set the initial values, see `init_weights`."""
+        draw_normal(self.mask_token, generator)
 
     def forward(self, images: Tensor, token_mask: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruct the images.
