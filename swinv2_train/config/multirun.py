@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.compose import compose, conf_dir, explain
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir, explain
 from swinv2_train.config.metrics import checked_direction
 from swinv2_train.config.overrides import in_order, key_of, refuse_repeated
 from swinv2_train.config.schema import Config
