@@ -378,7 +378,7 @@ def _tracking(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> It
             try:
                 write_status(directory, status, end.trainer.state.step if end.trainer else state.step)
             except OSError as error:
-                print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)
+                print(f"swinv2-train: status.json cannot be written: {remedied(error)}", file=sys.stderr)
 
 
 class _ToTracker(logging.Handler):

@@ -159,7 +159,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
+        raise CheckpointError(f"{out.parent} cannot be made ({remedied(error)})") from error
     disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
     recorded = recorded_bits(loaded)
     depths = [bits] if bits else recorded or [8]

@@ -18,7 +18,7 @@ import webdataset
 
 from swinv2_train.data import pack_writer
 from swinv2_train.data.decode import decode
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, UnwritableData
 from swinv2_train.data.pack import PackOptions, PackReport, pack
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.packed import folder as folder
@@ -305,9 +305,9 @@ def test_a_full_disk_ends_in_one_sentence_and_finished_shards_stay(
         if fails_at == "write":
             patch.setattr(pack_writer, "_add", fail_later(pack_writer._add, 12))
         else:
-            patch.setattr(pack_writer.os, "fsync", fail_later(os.fsync, 4))  # twice per shard: tar and index
+            patch.setattr(os, "fsync", fail_later(os.fsync, 4))  # twice per shard: tar and index
         with pytest.raises(
-            DataError, match=r"no space is left for .*: the 2 shards finished so far are valid; make room"
+            UnwritableData, match=r"no space is left for .*: the 2 shards finished so far are valid; make room"
         ):
             pack(str(folder), out, SMALL)
     assert list(tars(out)) == ["train-000000.tar", "train-000001.tar"]
