@@ -43,14 +43,6 @@ def check_address_space() -> None:
         )
 
 
-def free_shared_memory() -> int | None:
-    """Return the bytes that are free in the shared memory of this host; None if it has none."""
-    try:
-        return shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:
-        return None
-
-
 def shared_memory_needed(config: Config, plan: Plan, task: Task) -> int:
     """Return the bytes of the batches that the workers of one rank hold in shared memory, for 8-bit images."""
     sample = task.example_batch(1)

@@ -15,7 +15,6 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.build import TASKS
 from swinv2_train.engine.room import (
     check_address_space,
     check_shared_memory,
@@ -24,6 +23,7 @@ from swinv2_train.engine.room import (
     shared_memory_needed,
 )
 from swinv2_train.errors import RunError
+from swinv2_train.tasks.build import TASKS
 
 MIB = 2**20
 
