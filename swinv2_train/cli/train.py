@@ -29,7 +29,7 @@ from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joine
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.redact import redact
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -311,7 +311,7 @@ def _only_start(config: Config) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = StartLock(directory)
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
         _refuse_used(config)
         yield
