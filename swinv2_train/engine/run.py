@@ -151,7 +151,7 @@ def _train(
         (shards, held_out), everyone = preflight.compare(config, ranks, problem, lambda: open_shards(config))
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
-        needed = shared_memory_needed(config, plan, task)
+        needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
         lines = surroundings.lines if surroundings else []
         if ranks.world_size > 1 or only:
