@@ -30,6 +30,7 @@ SECRET = "hunter2SECRET"
 URLS = [
     f"https://user:{SECRET}@example.org/d/train-{{000000..000011}}.tar",
     f"https://{SECRET}@example.org/a.tar",
+    f"https://{SECRET.lower()}@example.org/a.tar",
     f"https://user:{SECRET}@x@example.org:8080/a.tar",
     f"https://user:{SECRET}/with?odd#signs@example.org/a.tar",
     f"s3://key:{SECRET}@bucket/a.tar",
@@ -61,7 +62,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_credentials_in_a_url_are_replaced(url: str, around: str) -> None:
     shown = redact(around.replace("{}", url))
-    assert SECRET not in shown
+    assert SECRET.lower() not in shown.lower()
     assert "example.org" in shown or "bucket" in shown or "blob" in shown or "s3.amazonaws" in shown
     assert redact(shown) == shown
 

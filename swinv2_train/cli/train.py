@@ -29,7 +29,7 @@ from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.status import read_status
 from swinv2_train.redact import redact
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
@@ -311,7 +311,7 @@ def _only_start(config: Config) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = StartLock(directory)
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
         _refuse_used(config)
         yield

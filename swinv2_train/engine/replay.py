@@ -22,6 +22,7 @@ from torch import nn
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.compose import override
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.checkpoints import load
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
@@ -33,6 +34,7 @@ from swinv2_train.engine.step import forward_backward
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
+from swinv2_train.redact import HIDDEN
 from swinv2_train.tasks.task import Batch, to_device
 from swinv2_train.tracking.metrics_file import json_number
 
@@ -44,12 +46,17 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
     """The config of a replay: that of the incident's run, with its number of ranks unless another is asked for.
 
     Raises:
-        ConfigError: if the incident cannot be read or an override is wrong.
+        ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
     """
     incident = read_incident(path)
     own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "resume=auto"]
     own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
-    return override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+    config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+    shards = str(config.data.shards)
+    if "://" in shards and HIDDEN in shards:
+        mend = "the incident has no credentials; give the value of the run again, such as data.shards='https://...'"
+        raise ConfigError("data.shards", shards, mend)
+    return config
 
 
 def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:

@@ -112,7 +112,7 @@ def _train(
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
         parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
-        needed = shared_memory_needed(config, plan, task)
+        needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
         lines = environment.lines if environment else []
         if ranks.world_size > 1 or only:

@@ -29,6 +29,12 @@ def into(source: WeightSource, names: list[str] | None, count: int = 6, label_ma
     return plan_transfer(source, shapes, config, label_map, resolution=(64, 64), class_names=names)
 
 
+def test_a_name_that_several_classes_have_gives_no_row() -> None:
+    found = rows_by_name(["crane", "fox"], ["crane", "owl", "crane", "fox"])
+    assert found is not None
+    assert found.rows == [None, 3]
+
+
 OTHERS = ["kind 5", "fox", "kind 0", "owl"]
 
 
