@@ -123,7 +123,13 @@ def _add_inspect(commands: Any) -> None:
         nargs="+",
         help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
     )
-    add("--sheet", type=Path, metavar="FILE.png", help="also draw randomly chosen samples into this picture")
+    add(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="also draw randomly chosen samples into this picture "
+        "(Chinese, Japanese, and Korean names appear as boxes)",
+    )
     add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=int, help="chooses the samples of the sheet (default: 0)")
     add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")

@@ -23,10 +23,12 @@ from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import manifest_url
+from swinv2_train.lettering import fitted, font
 from swinv2_train.writing import write_bytes
 
 _TILE = 160
 _CAPTION = 28
+_TEXT = 11
 _COLUMNS = 8
 
 
@@ -186,7 +188,7 @@ def contact_sheet(
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, rows * (_TILE + _CAPTION + 8) + 8), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, letters = ImageDraw.Draw(sheet), font(_TEXT)
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
@@ -198,8 +200,8 @@ def contact_sheet(
         except BrokenSample as error:
             draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
             text = f"broken: {error.reason}"
-        draw.text((left, top + _TILE + 2), _shortened(shards.key(index), keep_end=True), fill="black")
-        draw.text((left, top + _TILE + 14), _shortened(text), fill="gray")
+        draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
+        draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
     stream = io.BytesIO()
     sheet.save(stream, sheet_format(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,10 +236,3 @@ def _tile(image: Tensor) -> object:
     scale = _TILE / max(height, width)
     image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _shortened(text: str, length: int = 26, *, keep_end: bool = False) -> str:
-    text = text.encode("ascii", "replace").decode()  # what PIL's built-in font can draw
-    if len(text) <= length:
-        return text
-    return f"...{text[3 - length :]}" if keep_end else f"{text[: length - 3]}..."

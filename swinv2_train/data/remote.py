@@ -134,10 +134,6 @@ class ShardCache:
         """Where the copy of a file lies, if it lies there."""
         return self.directory / f"{file.digest}-{file.url.partition('?')[0].rpartition('/')[2]}"
 
-    def cached_bytes(self) -> int:
-        """Bytes of all copies, the unfinished ones at their full size."""
-        return sum(size for _, size, _ in self._entries())
-
     def _open_cached(self, file: RemoteFile) -> int | None:
         try:
             fd = os.open(self.path(file), os.O_RDONLY)
@@ -186,11 +182,8 @@ class ShardCache:
         part = target.with_name(f"{target.name}.part")
         reader = PartReader(file.url, file.size, "" if file.from_manifest else file.version, file.modified)
         digest = hashlib.sha256()
-        with self._locked(self.directory / ".lock", wait=True):
-            part.unlink(missing_ok=True)  # left behind by a process that died
-            self._make_room(file)
-            with part.open("xb") as local:
-                local.truncate(file.size)  # reserves the room: others count it
+        while not self._reserved(part, file):
+            time.sleep(0.1)  # until one of the others that are being fetched is there, and can go
         try:
             with part.open("r+b") as local:
                 position = 0
@@ -204,7 +197,8 @@ class ShardCache:
                 os.fsync(local.fileno())  # before the rename, or a crash leaves zeros under the final name
             if file.sha256 and digest.hexdigest() != file.sha256:
                 raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
-            part.replace(target)
+            with self._directory_locked():  # or whoever counts meets the copy under neither of its names
+                part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -231,24 +225,28 @@ class ShardCache:
         except FileNotFoundError:
             raise DataError(f"{file.url} does not exist any more") from None
 
-    def _make_room(self, file: RemoteFile) -> None:
+    def _reserved(self, part: Path, file: RemoteFile) -> bool:
+        """Make room for a file and take it, if enough of the other copies can go."""
         if file.size > self.max_bytes:
             raise DataError(
                 f"{file.url} has {file.size / 2**30:.3g} GiB, more than the cache may hold "
                 f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards"
             )
-        while True:
+        with self._directory_locked():
+            part.unlink(missing_ok=True)  # left behind by a process that died
             entries = sorted(self._entries())
             total = sum(entry[1] for entry in entries)
             for _, entry_size, path in entries:
                 if total + file.size <= self.max_bytes:
-                    return
+                    break
                 if path.suffix != ".part" or self._abandoned(path):
                     path.unlink(missing_ok=True)
                     total -= entry_size
-            if total + file.size <= self.max_bytes:
-                return
-            time.sleep(0.1)  # what is left is being fetched by others, who need no lock of ours to finish
+            if total + file.size > self.max_bytes:
+                return False
+            with part.open("xb") as local:
+                local.truncate(file.size)  # others count it at its full size
+        return True
 
     def _abandoned(self, part: Path) -> bool:
         """Whether nobody is fetching this unfinished copy any more."""
@@ -269,6 +267,9 @@ class ShardCache:
     @property
     def _lock_directory(self) -> Path:
         return self.directory / ".locks"
+
+    def _directory_locked(self) -> contextlib.AbstractContextManager[bool]:
+        return self._locked(self.directory / ".lock", wait=True)
 
     def _lock_path(self, file: RemoteFile) -> Path:
         return self._lock_directory / file.digest

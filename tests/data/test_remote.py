@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +46,11 @@ def open_set(server: FlakyServer, tmp_path: Path, *, gib: float = 1.0, retries: 
 
 def copies(shards: ShardSet) -> list[Path]:
     return [shards.cache.path(shard.file) for shard in shards.shards if shard.file]
+
+
+def bytes_in(cache: Path) -> int:
+    """Of all copies in a cache, the unfinished ones at their full size."""
+    return sum(path.stat().st_size for path in cache.iterdir() if path.is_file())
 
 
 def assert_all_read(shards: ShardSet) -> None:
@@ -139,7 +146,7 @@ def test_the_cache_stays_below_its_bound_and_a_lost_shard_comes_back(server: Fla
     shards = open_set(server, tmp_path, gib=limit / 2**30)
     for index in [0, 2, 5, 6, 0, 2, 5, 6, 7, 1]:
         assert shards.read(index).data == jpeg(index)
-        assert shards.cache.cached_bytes() <= limit
+        assert bytes_in(shards.cache.directory) <= limit
     # least recently used goes first: 3 and 0 are there now, 0 is used again, 1 pushes out 3
     shards.read(0)
     shards.read(2)
@@ -197,7 +204,31 @@ def test_what_a_dead_process_left_does_not_fill_the_cache(server: FlakyServer, t
         path = cache.path(RemoteFile(f"{server.url}/{name}", SHARD))
         path.with_name(f"{path.name}.part").write_bytes(bytes(SHARD))
     os.close(cache.open(RemoteFile(f"{server.url}/{NAMES[3]}", SHARD)))
-    assert cache.cached_bytes() <= 2 * SHARD
+    assert bytes_in(cache.directory) <= 2 * SHARD
+
+
+def test_a_copy_never_changes_its_name_while_others_count(server: FlakyServer, tmp_path: Path) -> None:
+    """They would find it under neither name and let the cache outgrow its bound."""
+    cache = ShardCache(tmp_path / "cache", 2 * SHARD, retries=0, backoff=0.0)
+    file = RemoteFile(f"{server.url}/{NAMES[0]}", SHARD)
+    seen, chunks = [], []
+
+    def count(lock: int) -> None:
+        time.sleep(0.1)
+        seen.extend(path.suffix for path in cache.directory.iterdir() if path.is_file() and path.name != ".lock")
+        os.close(lock)
+
+    def after_each_chunk() -> bool:
+        chunks.append(1)
+        if len(chunks) == 4:  # the last one
+            lock = os.open(cache.directory / ".lock", os.O_RDWR)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            threading.Thread(target=count, args=(lock,)).start()
+        return False
+
+    cache.fetch(file, after_each_chunk)
+    assert seen == [".part"]
+    assert cache.touch(file)
 
 
 def read_everything(spec: str, cache: Path, gib: float) -> int:
@@ -212,7 +243,7 @@ def test_many_processes_share_one_cache(server: FlakyServer, tmp_path: Path) -> 
         assert [server.gets(name) for name in NAMES] == [4] * 4  # each shard was fetched by one of them
         tight = pool.starmap(read_everything, [(spec, tmp_path / "b", (2 * SHARD + 100) / 2**30)] * 4)
     assert roomy == tight == [8] * 4
-    assert ShardCache(tmp_path / "b", 0).cached_bytes() <= 2 * SHARD + 100
+    assert bytes_in(tmp_path / "b") <= 2 * SHARD + 100
 
 
 def wait_until(condition: object, seconds: float = 20.0) -> None:
@@ -270,5 +301,5 @@ def test_a_loader_trains_from_a_failing_server_through_a_small_cache(
         batches.append([next(loader)["image"] for _ in range(12)])
         loader.close()
     assert all((a == b).all() for a, b in zip(*batches, strict=True))
-    assert far.cache.cached_bytes() <= 1.5 * SHARD
+    assert bytes_in(far.cache.directory) <= 1.5 * SHARD
     assert "the remote shards of one shuffle group take" in caplog.text
