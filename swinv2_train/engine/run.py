@@ -248,18 +248,15 @@ def _train_with(
             tracker.message(f"preflight: {line}")
         for line in [*lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        warnings = [*doubts(config, plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
-        warnings += class_warnings(found.geometry, own)
-        if held_out is not None and isinstance(config.task, ClassificationConfig):
-            warnings += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
-        if held_out is not None:
-            warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
-        for line in warnings if ranks.is_main else ():
-            tracker.warn(line)
         size = checkpoint_size(engine.module, config.optim.ema_decay)
         short = disk_warning(config, plan.total_steps - state.step, size, directory / "checkpoints")
-        if short and ranks.is_main:
-            tracker.warn(short)
+        warnings = [
+            *doubts(config, plan),
+            *class_warnings(found.geometry, own),
+            *_data_warnings(config, shards, held_out),
+        ]
+        for line in [*warnings, *([short] if short else [])] if ranks.is_main else ():
+            tracker.warn(line)
         saver = Saver(
             directory / "checkpoints",
             ranks.another(),
@@ -327,6 +324,16 @@ def _probe(config: Config, plan: Plan, task: Task, ranks: Ranks, tracker: Tracke
         warn=tracker.warn,
         check=lambda: check_stop(ranks, stop),
     )
+
+
+def _data_warnings(config: Config, shards: ShardSet, held_out: ShardSet | None) -> list[str]:
+    """Return a line for everything about the data that is probably not intended."""
+    lines = [*shards.warnings(), *background_warnings(config.data, shards.card)]
+    if held_out is not None and isinstance(config.task, ClassificationConfig):
+        lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
+    if held_out is not None:
+        lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
+    return lines
 
 
 def _geometry(config: Config, shards: ShardSet, own: Identity, before: dict[str, Any] | None) -> dict[str, Any]:
