@@ -45,14 +45,6 @@ def check_address_space() -> None:
         )
 
 
-def free_shared_memory() -> int | None:
-    """Return the bytes that are free in the shared memory of this host; None if it has none."""
-    try:
-        return shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:
-        return None
-
-
 def shared_memory_needed(
     config: Config, plan: Plan, task: Task, card: Card | None = None, held_out: ShardSet | None = None
 ) -> int:

@@ -15,8 +15,8 @@ from swinv2_train.config.section import flat
 from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
-from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
+from swinv2_train.launch.ranks import Ranks
 from swinv2_train.reading import UnreadableError, read_json
 from swinv2_train.redact import redacted
 

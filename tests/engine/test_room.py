@@ -18,7 +18,6 @@ from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.build import TASKS
 from swinv2_train.engine.room import (
     check_address_space,
     check_shared_memory,
@@ -27,6 +26,7 @@ from swinv2_train.engine.room import (
     shared_memory_needed,
 )
 from swinv2_train.errors import RunError
+from swinv2_train.tasks.build import TASKS
 from tests.data.samples import write_tar
 
 MIB = 2**20

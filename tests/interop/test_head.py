@@ -8,7 +8,7 @@ import torch
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.engine.complete import read_map
+from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop.head import rows_by_name
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
