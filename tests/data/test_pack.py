@@ -94,6 +94,17 @@ def test_the_same_command_again_does_nothing(folder: Path, tmp_path: Path) -> No
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar*")} == before
 
 
+def test_a_damaged_manifest_is_written_again(folder: Path, tmp_path: Path) -> None:
+    pack(str(folder), tmp_path / "out", PackOptions(), classes=True)
+    manifest = tmp_path / "out" / "train.dataset.json"
+    intact = manifest.read_text()
+    for damaged in (intact[:100], "[]", intact.replace('"format": 1', '"format": 1, "format": 2')):
+        manifest.write_text(damaged)
+        report = pack(str(folder), tmp_path / "out", PackOptions(), classes=True)
+        assert report.num_reused == report.num_shards
+        assert manifest.read_text() == intact
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_changed_is_packed_again_and_nothing_else(folder: Path, tmp_path: Path, workers: int) -> None:
     out = tmp_path / "out"
