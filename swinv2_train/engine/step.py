@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.ranks import Ranks
+from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Task, to_device
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.engine.lock import RunLock
-from swinv2_train.engine.status import read_status
+from swinv2_train.launch.lock import RunLock
+from swinv2_train.launch.status import read_status
 from tests.pipeline.conftest import Chain
 from tests.pipeline.train_stub import WEIGHTS
 from tests.runs import environment, until
