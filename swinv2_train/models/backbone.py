@@ -1,8 +1,8 @@
 """Swin Transformer V2 (arXiv 2111.09883), with the parameters of the official code under the official names.
 
-Works on images of any size and any number of channels: maps are padded to whole windows, windows that exceed a map are
-clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its results;
-`window_rule="per-axis"` does so where every map is square, or larger than its window along both sides.
+Works on images of any size and any number of channels: maps are padded to whole windows, and windows that exceed a map
+are clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its
+results; `window_rule="per-axis"` does so if every map is square, or larger than its window along both sides.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class SwinTransformerV2(nn.Module):
 
         Args:
             images: (B, in_channels, H, W), any size.
-            mask_token: (C,) stands in for the masked tokens, after the patch norm and before a position embedding.
-            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            mask_token: (C,) replaces the masked tokens, after the patch norm and before a position embedding.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked.
             noise: (B, num_blocks, 2) uniform numbers in [0, 1) that decide stochastic depth in training (see
                 `drop_path_noise`); None draws them from torch's global generator. Not used in eval mode.
 
@@ -112,7 +112,7 @@ class SwinTransformerV2(nn.Module):
         return features
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every block with `torch.compile`, for images of one size; alike blocks of a stage share a graph.
+        """Compile every block with `torch.compile`, for images of one size; equal blocks of a stage share a graph.
 
         Args:
             options: for `torch.compile`, such as `mode`.
@@ -124,7 +124,7 @@ class SwinTransformerV2(nn.Module):
                 block.compile(dynamic=False, **options)
 
     def _stochastic_depth(self, noise: Tensor | None, x: Tensor) -> Tensor | None:
-        """Scales of all branches, (B, num_blocks, 2), or None where none is dropped."""
+        """Scales of all branches, (B, num_blocks, 2), or None if none is dropped."""
         if not self.training or not any(self.drop_path_rates):
             return None
         shape = (x.shape[0], self.num_blocks, 2)

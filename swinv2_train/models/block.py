@@ -25,7 +25,7 @@ class BlockWindow:
     shifted: bool = False
     """True if the map is rolled by half a window."""
     rule: str = "per-axis"
-    """How the window is clamped, see `fit_window`."""
+    """Rule by which the window is clamped, see `fit_window`."""
 
     def fit(self, sides: Window) -> tuple[Window, Window]:
         """Return the window and the shift on a map with these sides."""

@@ -194,11 +194,13 @@ def expand_bias(table: Tensor, window: Window, queries: tuple[Span, ...] | None 
     queries, axes = queries or tuple((0, side) for side in window), len(window)
     views = table[(slice(None), *offset_slices(window, queries))]
     # Sliding views give entry i + c along each axis; counting keys backwards makes c = side - 1 - k. Unfolding the last
-    # axis first fixes the order in which the backward pass sums: over the first axis, then over the next ones.
-    for axis in range(axes, 0, -1):
-        views = views.unfold(axis, window[axis - 1], 1)  # (h, i1 .. in, cn .. c1)
+    # axis first fixes the order in which the backward pass sums: over the first axis, then over the next ones. Its flip
+    # copies little here, and makes the copy of all pairs below read successive numbers.
+    views = views.unfold(axes, window[-1], 1).flip(-1)
+    for axis in range(axes - 1, 0, -1):
+        views = views.unfold(axis, window[axis - 1], 1)  # (h, i1 .. in, kn, cn-1 .. c1)
     keys = range(axes + 1, 2 * axes + 1)
-    pairs = views.permute(*range(axes + 1), *reversed(keys)).flip(tuple(keys))
+    pairs = views.permute(*range(axes + 1), *reversed(keys)).flip(tuple(keys[:-1]))
     return pairs.reshape(table.shape[0], math.prod([b - a for a, b in queries]), math.prod(window))
 
 

@@ -1,4 +1,4 @@
-"""Models with a head: image classification and masked image modelling."""
+"""Models with a head: image classification and masked image modeling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def mean_of_tokens(features: Tensor) -> Tensor:
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
-    """The mean over the tokens of the last stage after the final norm: what the head of a classifier is given.
+    """Return the mean over the tokens of the last stage after the final norm: the input of a classifier's head.
 
     Nothing is masked. In training mode stochastic depth draws its own noise; for features call `model.eval()` first.
 
     Args:
         model: a backbone, or any model that holds one, wrapped or not.
-        images: (B, in_channels, H, W), normalised.
+        images: (B, in_channels, H, W), normalized.
 
     Returns:
         (B, 8C), in the dtype of the activations.
@@ -86,12 +86,12 @@ class MaskedImageModel(nn.Module):
         """Reconstruct the images.
 
         Args:
-            images: (B, in_channels, H, W), normalised.
-            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            images: (B, in_channels, H, W), normalized.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked.
             noise: as in the backbone.
 
         Returns:
-            (B, in_channels, H, W), also where the tokens of the last stage reach beyond the image.
+            (B, in_channels, H, W), also if the tokens of the last stage reach beyond the image.
         """
         features = self.encoder(images, mask_token=self.mask_token.flatten(), token_mask=token_mask, noise=noise)[-1]
         pixels = self.decoder(features.permute(0, 3, 1, 2))

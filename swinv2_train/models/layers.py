@@ -13,14 +13,14 @@ from swinv2_train.models.precision import at_least_float32, without_autocast
 
 
 class InputError(ValueError):
-    """An input that does not fit the model. `str(error)` is the whole message for a person."""
+    """An input that does not fit the model. `str(error)` is the entire message for the user."""
 
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last dimension, computed in at least float32, returning the dtype of its input.
 
-    torch's CUDA kernel does that by itself where input and weights share a dtype, and keeps no widened copy. Its CPU
-    kernel keeps half-precision statistics for the backward pass, so there the input is widened first.
+    torch's CUDA kernel does that without a widened copy if input and weights have the same dtype. Its CPU kernel keeps
+    half-precision statistics for the backward pass, so there the input is widened first.
 
     Args:
         initial_weight: value that `init_weights` fills the weight with.

@@ -28,7 +28,7 @@ def plain_features(
 ) -> list[Tensor]:
     """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone.
 
-    A state without logit scales stands for the dot product, `table_windows` (one per stage) for tables of biases.
+    A state without logit scales means the dot product, `table_windows` (one per stage) tables of biases.
     """
     x = _layer_norm(_patches(state, image, patch), state, "patch_embed.norm")
     features = []
@@ -201,7 +201,7 @@ def _window(
 
 
 def plain_scores(q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, added: Tensor) -> Tensor:
-    """Attention of every pair of tokens by itself.
+    """Attention with one score computed per pair of tokens.
 
     Args:
         q, k, v: (..., h, N, d).

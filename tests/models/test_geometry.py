@@ -96,7 +96,7 @@ def test_mask_separates_tokens_that_only_the_roll_brought_together(padded, windo
     assert map_regions(x, window, tuple(0 for _ in shift)) is None
 
 
-@pytest.mark.parametrize("window", [(1, 1), (1, 3), (4, 3), (2, 3, 2), (3, 1, 2)])
+@pytest.mark.parametrize("window", [(4,), (1, 1), (1, 3), (4, 3), (2, 3, 2), (3, 1, 2)])
 def test_bias_depends_on_the_offset_and_can_be_made_in_parts(window):
     table = torch.randn(2, *(2 * side - 1 for side in window))
     bias = expand_bias(table, window)
