@@ -57,10 +57,10 @@ def _add_pack(commands: Any) -> None:
         help="pack images into shards",
         description=filled(
             "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
-            "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files are "
-            "copied as they are; each is decoded once, and what does not decode is skipped and listed in OUT/broken.jsonl. "
-            "Files of other types are counted. The order is shuffled, the same for the same seed. If the command is "
-            "interrupted, rerun it to resume."
+            "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files "
+            "are copied as they are; each is decoded once, and what does not decode is skipped and listed in "
+            "OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the same seed. If "
+            "the command is interrupted, rerun it to resume."
         ),
         epilog=manual("data", _STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
