@@ -236,16 +236,20 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
+    from swinv2_train.cli.evaluate import writable
     from swinv2_train.data.background import background_color
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import DataError
-    from swinv2_train.data.inspect import contact_sheet, inspect
+    from swinv2_train.data.inspect import contact_sheet, inspect, sheet_format
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
             raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
+    if arguments.sheet is not None:
+        sheet_format(arguments.sheet)
+        writable("--sheet", arguments.sheet.parent)
     shards = ShardSet.open(
         arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
     )

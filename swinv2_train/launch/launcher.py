@@ -274,7 +274,7 @@ def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
     try:
         write_status(directory, state, status.get("step", 0))
     except OSError as error:
-        _say(f"status.json cannot be written: {error}")
+        _say(f"status.json cannot be written: {remedied(error)}")
 
 
 def _say(text: str) -> None:
