@@ -1,4 +1,4 @@
-"""Plain English in comments, docstrings, messages, pages, and test names: a list of phrases to avoid, with replacements.
+"""Plain English in comments, docstrings, messages, pages, and test names: phrases to avoid, with replacements.
 
 The number of findings may only fall: `CEILINGS` holds what is left. Run this file to list them:
 
@@ -44,7 +44,31 @@ PHRASES = {
     r"\d %": "31%",
 }
 """Pattern and replacement. A line that ends in `# english: ok` with a reason is not searched."""
-CEILINGS: dict[str, int] = {}
+CEILINGS: dict[str, int] = {
+    r"\bhangs? on\b": 31,
+    r"\bmend(s|ed)?\b(?!\s*=)": 18,
+    r"\bso many\b(?! \w+ that)": 33,
+    r"\ba person\b": 34,
+    r"\bwrong use\b": 33,
+    r"\banew\b": 29,
+    r"\b(as|for) ever\b": 7,
+    r"\b(is|are|was|were) said\b": 21,
+    r"\bsays? so\b": 12,
+    r"\bmade up for\b": 6,
+    r"\b(became of|came to[,.;])": 9,
+    r"\bcannot be meant\b": 2,
+    r"\bbesides?\b": 72,
+    r"\bpass(ed|ing)? over\b(?! the (data|steps))": 30,
+    r"\b(exists|begun|there) already\b": 13,
+    r"\b(leave|left) (\S+ ){1,4}away\b": 3,
+    r"(?<!there )\b(is|are) no (?!longer\b|more\b|less\b|different\b|reason\b|substitute\b)": 67,
+    r"\bfrom (here|there|\d+) on(?! the)": 13,
+    r", for (it|they|nobody|there|digits|the paper)\b": 3,
+    r'''^\s*"""(What|Whose|Whoever|Whether|Which|How)\b''': 316,
+    r"\b(neighbour|colour|normalis|initialis|standardis|labell|modelling|licence)": 85,
+    r"\b(centre|grey)s?\b": 26,
+    r"\d %": 46,
+}
 
 
 def python_text(path: Path) -> Iterator[tuple[int, str]]:
