@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2_train.data.augment import resize
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.geometry import resize
 from swinv2_train.data.index import write_atomically
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_record import Origin, keys_of, origins
@@ -35,7 +35,7 @@ from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.pixels import Pixels
-from swinv2_train.data.shards import RawSample
+from swinv2_train.data.raw_sample import RawSample
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
 """Extension of the members in a shard, for formats that are not called like their extension."""
@@ -127,7 +127,7 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image, pixels)
-        labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
+        labels, problem = known_labels(RawSample(entry.key, facts.format, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
         return Packed(entry, members, facts, labels, label_problem=problem)
 

@@ -16,9 +16,10 @@ from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.auto_augment import POLICY_MODULE
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import DecodeOptions
-from swinv2_train.data.loader import EvalLoader, TrainLoader
+from swinv2_train.data.loader import EvalLoader, SampleSource, Share, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import Workers
 from swinv2_train.engine.classes import check_classes
 from swinv2_train.engine.deepspeed import PRECISIONS
 from swinv2_train.engine.ranks import Ranks
@@ -104,21 +105,15 @@ def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
     """The training micro-batches of this rank from where the run stands."""
+    decoding = DecodeOptions.of(config.data, task.mean)
     return TrainLoader(
-        shards,
+        SampleSource(shards, task.train_transform, config.model.in_channels, config.seed, decoding),
         sample_order(config, shards),
-        task.train_transform,
+        Share(plan.micro_batch, ranks.rank, ranks.world_size),
         global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
         start_batch=state.batch,
         avoid=state.avoided_batches,
-        channels=config.model.in_channels,
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        prefetch_batches=prefetched(config, plan),
-        decoding=DecodeOptions.of(config.data, task.mean),
+        workers=Workers(config.data.num_workers, prefetched(config, plan)),
     )
 
 
@@ -137,18 +132,12 @@ def evaluation_loader(
 
     def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)
+        decoding = DecodeOptions.of(config.data, task.mean)
         return EvalLoader(
-            shards,
-            task.eval_transform,
+            SampleSource(shards, task.eval_transform, config.model.in_channels, EVAL_SEED, decoding),
+            Share(min(micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
             num_samples=count,
-            micro_batch=min(micro_batch, -(-count // ranks.world_size)),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            channels=config.model.in_channels,
-            seed=EVAL_SEED,
-            num_workers=config.data.num_workers,
-            prefetch_batches=config.data.prefetch_batches,
-            decoding=DecodeOptions.of(config.data, task.mean),
+            workers=Workers(config.data.num_workers, config.data.prefetch_batches),
         )
 
     return open_loader

@@ -11,6 +11,7 @@ from swinv2_train.data.class_order import in_order, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import pack
 from swinv2_train.data.pack_sources import read_class_names
+from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set
 from tests.data.samples import write_folder
 
@@ -42,7 +43,7 @@ def test_text_order_of_numbers() -> None:
 def labels(out: Path) -> dict[str, int]:
     """The label of every sample by its key."""
     shards = open_set(out)
-    read = (shards.read(index, texts=True) for index in range(shards.num_samples))
+    read = (shards.read(index, IMAGE_AND_TEXTS) for index in range(shards.num_samples))
     return {raw.key: raw.label for raw in read}
 
 

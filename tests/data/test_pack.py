@@ -20,6 +20,7 @@ from swinv2_train.data import pack_writer
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import PackOptions, PackReport, pack
+from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.packed import folder as folder
 from tests.data.samples import encoded, jpeg, pixels, write_folder, write_shards, write_tar
@@ -218,7 +219,7 @@ def test_shards_can_be_packed_again_with_their_texts(tmp_path: Path) -> None:
     report = pack(str(tmp_path / "src"), tmp_path / "out", PackOptions(max_count=2), workers=1)
     assert [line["path"].rpartition("src/")[2] for line in report.broken] == ["a.tar/s9"]
     shards = open_set(tmp_path / "out")
-    samples = {s.key: s for s in (shards.read(i, texts=True) for i in range(5))}
+    samples = {s.key: s for s in (shards.read(i, IMAGE_AND_TEXTS) for i in range(5))}
     assert sorted(samples) == ["s0", "s0-2", "s1", "s2", "s3"]
     assert samples["s0"].data == samples["s0-2"].data == jpeg(0)
     assert samples["s3"].label == 3
