@@ -19,7 +19,7 @@ import webdataset
 from swinv2_train.data import pack_writer
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.pack import PackOptions, PackReport, pack
+from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
 from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.packed import folder as folder
@@ -59,7 +59,7 @@ def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
 def test_the_bytes_hang_on_images_and_options_alone(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "a", SMALL)
     os.utime(folder / "cats" / "img001.jpg", (0, 0))
-    pack(str(folder), tmp_path / "b", SMALL, workers=2)
+    pack(str(folder), tmp_path / "b", SMALL, how=PackRun(workers=2))
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
     assert (
         tars(tmp_path / "a")
@@ -102,7 +102,7 @@ def test_what_changed_is_packed_again_and_nothing_else(folder: Path, tmp_path: P
     old = open_set(out)
     shard, _ = old.locate(12)
     (folder / f"{old.read(12).key}.jpg").write_bytes(jpeg(99))
-    report = pack(str(folder), out, SMALL, workers=workers)
+    report = pack(str(folder), out, SMALL, how=PackRun(workers=workers))
     assert (report.num_shards, report.num_reused) == (5, 4)
     pack(str(folder), tmp_path / "fresh", SMALL)
     assert tars(out) == tars(tmp_path / "fresh")
@@ -216,7 +216,7 @@ def test_shards_can_be_packed_again_with_their_texts(tmp_path: Path) -> None:
     ]
     write_tar(tmp_path / "src" / "a.tar", [*members, ("s9.jpg", b"broken"), ("s9.pyd", b"pickle")])
     write_tar(tmp_path / "src" / "b.tar", members[:3])  # the same key again
-    report = pack(str(tmp_path / "src"), tmp_path / "out", PackOptions(max_count=2), workers=1)
+    report = pack(str(tmp_path / "src"), tmp_path / "out", PackOptions(max_count=2), how=PackRun(workers=1))
     assert [line["path"].rpartition("src/")[2] for line in report.broken] == ["a.tar/s9"]
     shards = open_set(tmp_path / "out")
     samples = {s.key: s for s in (shards.read(i, IMAGE_AND_TEXTS) for i in range(5))}
@@ -323,13 +323,13 @@ def test_shards_of_others_are_not_overwritten(folder: Path, tmp_path: Path) -> N
     with pytest.raises(
         DataError, match=r"train-000007\.tar was not written by swinv2-data pack: choose another directory"
     ):
-        pack(str(folder), out, SMALL, overwrite=True)
+        pack(str(folder), out, SMALL, how=PackRun(overwrite=True))
     other = write_folder(tmp_path / "other", 3)
     pack(str(other), tmp_path / "mine", SMALL)
     with pytest.raises(DataError, match=r"mine holds train of .*/other: choose another directory, or give --overwrite"):
         pack(str(folder), tmp_path / "mine", SMALL)
     assert open_set(tmp_path / "mine").num_samples == 3
-    pack(str(folder), tmp_path / "mine", SMALL, overwrite=True)
+    pack(str(folder), tmp_path / "mine", SMALL, how=PackRun(overwrite=True))
     assert open_set(tmp_path / "mine").num_samples == 23
 
 
