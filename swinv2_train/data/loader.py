@@ -260,9 +260,11 @@ class _TrainSamples(_Samples):
         broken: list[Broken] = []
         index = self.order.at(position)[1]
         for attempt in range(1, _MAX_REPLACEMENTS + 2):
+            kept = self.last
             try:
                 return self.transform(self.opened_once(index), sample_rng(self.seed, position)), broken
             except BrokenSample as error:
+                self.last = kept  # the stand-in of the previous repeat, which is that of this one as well
                 broken.append((position, self.shards.name(index), error.reason))
             index = self.order.replacement(position, attempt)
         _, name, reason = broken[-1]

@@ -92,7 +92,7 @@ class ShardSet:
         Raises:
             DataError: if a shard is missing or is not a tar, or no shard has a sample.
         """
-        scope = Scope(main)
+        scope = Scope(main, all_members=main != IMAGE)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         try:
             urls = expand(spec, cache)
@@ -327,7 +327,8 @@ def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, sco
         read = chosen or scope.main_extension(list(extensions))
         others = [extension for extension in extensions if extension != read]
         what = f"{count:,} sample{'s' if count > 1 else ''} with several {scope.main}s ({', '.join(extensions)})"
-        lines.append(f"{what}: {read} is read; to read another: data.image={others[0]}")
+        another = f"; to read another: data.image={others[0]}" if scope.main == IMAGE else ""
+        lines.append(f"{what}: {read} is read{another}")
     return lines
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
     for image, label, key in samples:
         assert image.shape == (24, 32, 3)
         assert label == ("cats", "dogs").index(key.split("/")[0])
+    assert all(by_tarfile(data) == data for data in tars(tmp_path / "out").values()), "also with labels"
     card = open_set(tmp_path / "out").card
     assert card is not None
     assert card.class_names == ["cats", "dogs"]
@@ -70,6 +73,20 @@ def test_the_bytes_hang_on_images_and_options_alone(folder: Path, tmp_path: Path
     assert cards[0] == cards[1]
 
 
+def by_tarfile(shard: bytes) -> bytes:
+    """The members of a shard as earlier versions wrote them, with Python's own module."""
+    buffer = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(shard)) as old,
+        tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in old:
+            info = tarfile.TarInfo(member.name)
+            info.size = member.size
+            new.addfile(info, old.extractfile(member))
+    return buffer.getvalue()
+
+
 def test_shards_stay_below_their_bound(tmp_path: Path) -> None:
     source = tmp_path / "src"
     for n in range(30):
@@ -79,6 +96,7 @@ def test_shards_stay_below_their_bound(tmp_path: Path) -> None:
         path.write_bytes(encoded(np.random.default_rng(n).integers(0, 255, (40 + 3 * n, 40, 3), np.uint8), "PNG"))
     limit = 60_000
     pack(str(source), tmp_path / "out", PackOptions(max_bytes=limit))
+    assert all(by_tarfile(data) == data for data in tars(tmp_path / "out").values())
     sizes = [len(data) for data in tars(tmp_path / "out").values()]
     assert all(limit / 2 < size <= limit for size in sizes[:-1])
     assert sum(open_set(tmp_path / "out").shard_sizes) == 30
