@@ -89,9 +89,11 @@ def _redact_url(url: str) -> str:
 
 
 def _without_password(found: re.Match[str]) -> str:
-    # Without a password this is a container (abfs://), a git user, or a token: only the first two are short words.
-    user = found[0][:-1]
-    return found[0] if ":" not in user and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,19}", user) else f"{HIDDEN}@"
+    # Without a password this is a container (abfs://), a git user, or a token: only the first two are short words, and
+    # on the web it is a token.
+    user, web = found[0][:-1], found.string[: found.start()].lower().endswith(("http://", "https://"))
+    plain = not web and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,19}", user)
+    return found[0] if plain else f"{HIDDEN}@"
 
 
 def _parameter(found: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from swinv2_train.engine.status import read_status, write_status
+from swinv2_train.launch.status import read_status, write_status
 from swinv2_train.reading import UnreadableError, finite_number, from_object, is_count, put_aside, read_json, read_text
 
 

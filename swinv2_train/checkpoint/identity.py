@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +133,12 @@ def moved_name(before: Sequence[str], now: Sequence[str]) -> str | None:
     """Return the first name that two lists of classes give to different numbers; None if there is none."""
     numbers = {name: number for number, name in enumerate(before)}
     return next((name for number, name in enumerate(now) if numbers.get(name, number) != number), None)
+
+
+def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
+    """Return a short form of the shards' names and numbers of samples, in order. Folders may change."""
+    digest = hashlib.sha256(json.dumps([list(names), list(sizes)]).encode()).hexdigest()[:12]
+    return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
 def geometry(

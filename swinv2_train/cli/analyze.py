@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # these import torch
     from torch import Tensor
 
     from swinv2_train.interop.load import LoadedModel
-    from swinv2_train.models.signal import BlockSignal
+    from swinv2_train.models.activations import BlockActivations
 
 MODULE = "swinv2_train.cli.analyze"
 _MODELS_HELP = """\
@@ -173,9 +173,9 @@ def _windows(items: Sequence[str], given: Sequence[str]) -> int:
     if started is not None:
         return started
 
+    from swinv2_train.analysis.window_transfer import window_curve
     from swinv2_train.cli.analyze_display import BIAS_NAMES, labels, windows_text, write_windows
-    from swinv2_train.engine.agree import together
-    from swinv2_train.engine.window_transfer import window_curve
+    from swinv2_train.launch.failures import together
 
     found = []
     with ranks_of(options) as ranks, batches_shown(ranks) as progress:
@@ -199,7 +199,7 @@ def _signal(items: Sequence[str], given: Sequence[str]) -> int:
     from swinv2_train.cli.analyze_display import NORM_NAMES, labels, signal_text, write_signal
     from swinv2_train.interop.load import load_model
 
-    found: list[list[BlockSignal]] = []
+    found: list[list[BlockActivations]] = []
     facts, kinds, sources = [], [], []
     for _, path in models:
         loaded = load_model(path, overrides, which=options.get("which", "newest"), ema=options.get("ema", False))
@@ -216,16 +216,16 @@ def _signal(items: Sequence[str], given: Sequence[str]) -> int:
     return FINISHED
 
 
-def _measured(loaded: LoadedModel, options: Mapping[str, Any]) -> list[BlockSignal]:
-    from swinv2_train.engine.deepspeed import PRECISIONS
-    from swinv2_train.engine.propagation import measure_signal
+def _measured(loaded: LoadedModel, options: Mapping[str, Any]) -> list[BlockActivations]:
+    from swinv2_train.analysis.activations import measure_activations
+    from swinv2_train.models.precision import PRECISIONS
 
     device = choose_device(options.get("device", "auto"))
     precision = options.get("precision", "fp32")
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError("precision", "fp16", "needs a GPU; take bf16 or fp32")
     model = loaded.model.to(device, PRECISIONS[precision])
-    return measure_signal(model, _images(loaded, options).to(device))
+    return measure_activations(model, _images(loaded, options).to(device))
 
 
 def _images(loaded: LoadedModel, options: Mapping[str, Any]) -> Tensor:
@@ -238,9 +238,9 @@ def _images(loaded: LoadedModel, options: Mapping[str, Any]) -> Tensor:
     if not options.get("data"):
         generator = torch.Generator().manual_seed(options.get("seed", 0))
         return torch.randn(count, config.model.in_channels, *resolution(config), generator=generator)
+    from swinv2_train.analysis.probes import first_images
     from swinv2_train.data.augment import normalise
     from swinv2_train.data.shards import ShardSet
-    from swinv2_train.engine.probes import first_images
 
     cache = {key: options[key] for key in ("cache_dir", "cache_gib") if key in options}
     shards = ShardSet.open(options["data"], **cache, image=config.data.image)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.checkpoint_display import table
-from swinv2_train.engine.status import write_text
+from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
 
 if TYPE_CHECKING:  # these import torch
-    from swinv2_train.engine.window_transfer import Curve
-    from swinv2_train.models.signal import BlockSignal
+    from swinv2_train.analysis.window_transfer import Curve
+    from swinv2_train.models.activations import BlockActivations
 
 BIAS_NAMES = {"log-cpb": "log-spaced CPB", "linear-cpb": "linear CPB", "table": "parameterised bias"}
 NORM_NAMES = {"res-post": "res-post-norm", "pre": "pre-norm", "post": "post-norm", "sandwich": "sandwich norm"}
@@ -138,20 +138,20 @@ def _windows_json(curves: Mapping[str, Curve], data: Any) -> dict[str, Any]:
     return {"data": data, "models": models}
 
 
-def signal_text(models: Mapping[str, Sequence[BlockSignal]]) -> str:
+def signal_text(models: Mapping[str, Sequence[BlockActivations]]) -> str:
     """A row per model."""
-    from swinv2_train.engine.propagation import signal_metrics
+    from swinv2_train.analysis.activations import activation_metrics
 
     rows = [("model", "blocks", "largest amplitude", "largest / smallest")]
     for name, blocks in models.items():
-        metrics = signal_metrics(blocks)
+        metrics = activation_metrics(blocks)
         numbers = (f"{metrics['signal/largest']:.4g}", f"{metrics['signal/discrepancy']:.4g}")
         rows.append((name, str(len(blocks)), *numbers))
     return table(rows)
 
 
 def write_signal(
-    directory: Path, models: Mapping[str, Sequence[BlockSignal]], facts: Sequence[Mapping[str, Any]], images: Any
+    directory: Path, models: Mapping[str, Sequence[BlockActivations]], facts: Sequence[Mapping[str, Any]], images: Any
 ) -> list[Path]:
     """Write signal.png, .pdf and .json.
 
@@ -162,12 +162,12 @@ def write_signal(
     Raises:
         OSError: if one cannot be written.
     """
-    from swinv2_train.engine.propagation import signal_chart, signal_metrics
+    from swinv2_train.analysis.activations import activation_chart, activation_metrics
 
     described = [
-        {"name": name, **fact, "metrics": signal_metrics(blocks), "blocks": [vars(block) for block in blocks]}
+        {"name": name, **fact, "metrics": activation_metrics(blocks), "blocks": [vars(block) for block in blocks]}
         for (name, blocks), fact in zip(models.items(), facts, strict=True)
     ]
     content = {"images": images, "amplitude": "average channel variance", "models": described}
     write_text(directory / "signal.json", json.dumps(redacted(content), indent=2) + "\n")
-    return [*signal_chart(models).save(directory / "signal.png"), directory / "signal.json"]
+    return [*activation_chart(models).save(directory / "signal.png"), directory / "signal.json"]

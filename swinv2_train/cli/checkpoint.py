@@ -344,7 +344,7 @@ def _no_run(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: if one is training there.
     """
-    from swinv2_train.engine.lock import RunLock, StartLock
+    from swinv2_train.launch.lock import RunLock, StartLock
 
     run = directory.parent
     if directory.name != "checkpoints" or not run.is_dir():  # no run saves there

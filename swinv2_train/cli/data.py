@@ -123,7 +123,13 @@ def _add_inspect(commands: Any) -> None:
         nargs="+",
         help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
     )
-    add("--sheet", type=Path, metavar="FILE.png", help="also draw randomly chosen samples into this picture")
+    add(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="also draw randomly chosen samples into this picture "
+        "(Chinese, Japanese, and Korean names appear as boxes)",
+    )
     add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=int, help="chooses the samples of the sheet (default: 0)")
     add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
@@ -222,16 +228,20 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
+    from swinv2_train.cli.evaluate import writable
     from swinv2_train.data.background import background_color
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import DataError
-    from swinv2_train.data.inspect import contact_sheet, inspect
+    from swinv2_train.data.inspect import contact_sheet, inspect, sheet_format
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
             raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
+    if arguments.sheet is not None:
+        sheet_format(arguments.sheet)
+        writable("--sheet", arguments.sheet.parent)
     shards = ShardSet.open(
         arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
     )

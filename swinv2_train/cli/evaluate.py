@@ -28,8 +28,8 @@ from swinv2_train.shortage import remedied
 if TYPE_CHECKING:  # these import torch
     import torch
 
-    from swinv2_train.engine.ranks import Ranks
-    from swinv2_train.engine.standalone import EvalOptions
+    from swinv2_train.analysis.evaluate import EvalOptions
+    from swinv2_train.launch.ranks import Ranks
 
 MODULE = "swinv2_train.cli.evaluate"
 _JOIN_MINUTES = 10.0
@@ -136,8 +136,8 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     if started is not None:
         return started
 
-    from swinv2_train.engine.agree import together
-    from swinv2_train.engine.standalone import evaluate
+    from swinv2_train.analysis.evaluate import evaluate
+    from swinv2_train.launch.failures import together
 
     request = eval_options(options, overrides)
     with ranks_of(options) as ranks, batches_shown(ranks) as progress:
@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
 
 def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: Any) -> EvalOptions:
     """The part of the options that says what is computed."""
-    from swinv2_train.engine.standalone import EvalOptions
+    from swinv2_train.analysis.evaluate import EvalOptions
 
     names = ("checkpoint", "data", "which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir")
     names = (*names, "cache_gib", "label_map", "real_labels")
@@ -172,7 +172,7 @@ def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]
         if options.get("ranks", int(os.environ["WORLD_SIZE"])) != int(os.environ["WORLD_SIZE"]):
             raise ConfigError("ranks", options["ranks"], f"a launcher has started {os.environ['WORLD_SIZE']} already")
         return None
-    from swinv2_train.engine.local_ranks import choose_ranks, run_ranks
+    from swinv2_train.launch.local_ranks import choose_ranks, run_ranks
 
     device, num_ranks = choose_ranks(options.get("device", "auto"), options.get("ranks"))
     return None if num_ranks == 1 else run_ranks(module, given, num_ranks, device)
@@ -186,7 +186,7 @@ def choose_device(name: str) -> torch.device:
     """
     import torch
 
-    from swinv2_train.engine.local_ranks import choose_ranks
+    from swinv2_train.launch.local_ranks import choose_ranks
 
     return torch.device(choose_ranks(name, 1)[0])
 
@@ -194,7 +194,7 @@ def choose_device(name: str) -> torch.device:
 @contextmanager
 def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
     """This process among the ranks of the command; left in order where all went well."""
-    from swinv2_train.engine.ranks import join, leave
+    from swinv2_train.launch.ranks import join, leave
 
     ranks = join(choose_device(options.get("device", "auto")).type, _COLLECTIVE_MINUTES, _JOIN_MINUTES)
     try:

@@ -17,11 +17,11 @@ from swinv2_train.cli.checkpoint_display import table
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.label_map import NAMES, NUMBERS
-from swinv2_train.engine.status import write_text
+from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
 
 if TYPE_CHECKING:  # both import torch
-    from swinv2_train.engine.standalone import EvalOptions, Evaluated
+    from swinv2_train.analysis.evaluate import EvalOptions, Evaluated
 
 _NAMES = {
     "top1": "top-1 accuracy",
@@ -80,7 +80,7 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
 
 def _worst_rows(found: Evaluated) -> list[tuple[str, str, str, str]]:
     """The classes with the lowest accuracy, where there is anything to choose from."""
-    from swinv2_train.engine.standalone import worst_classes
+    from swinv2_train.analysis.evaluate import worst_classes
 
     if "correct_1" not in found.sums or np.size(found.sums["class_samples"]) <= 2:
         return []

@@ -75,7 +75,7 @@ def prepare_output() -> None:
 
 def _end_lost(say: Callable[[object], None]) -> None:
     """End a rank that others have left; a command that started the ranks says which died."""
-    from swinv2_train.engine.signals import PARENT_VARIABLE
+    from swinv2_train.launch.signals import PARENT_VARIABLE
 
     if PARENT_VARIABLE not in os.environ:
         say("another rank has died or does not answer, so there is no result; run the command again")

@@ -167,8 +167,8 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
     from swinv2_train.cli.train import count_samples, finish
     from swinv2_train.config.plan import make_plan
     from swinv2_train.data.errors import DataError
-    from swinv2_train.engine.classes import check_held_out_classes
     from swinv2_train.pipeline.report import is_begun
+    from swinv2_train.tasks.classes import check_held_out_classes
 
     config = deepcopy(item.config)
     try:

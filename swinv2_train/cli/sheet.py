@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from swinv2_train.text import as_html, printable
+from swinv2_train.lettering import fitted, font
+from swinv2_train.text import as_html
 
 if TYPE_CHECKING:
     from swinv2_train.cli.predict import Prediction
@@ -140,8 +141,8 @@ def png_sheet(entries: Sequence[Entry], line: str) -> Image.Image:
     size = (_GAP + columns * (_CELL + _GAP), top + math.ceil(len(entries) / columns) * (height + _GAP))
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    font = _font(14)
-    draw.text((_GAP, _GAP), _fitted(draw, line, font, size[0] - 2 * _GAP), _DIM, font)
+    letters = font(14)
+    draw.text((_GAP, _GAP), fitted(line, letters, size[0] - 2 * _GAP), _DIM, letters)
     for index, entry in enumerate(entries):
         left, upper = _GAP + index % columns * (_CELL + _GAP), top + index // columns * (height + _GAP)
         _draw_card(sheet, draw, entry, left, upper, height)
@@ -158,35 +159,18 @@ def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, left
     middle = (left + (_CELL - sides[0]) // 2, upper + _PAD + (_PICTURE_HEIGHT - sides[1]) // 2)
     sheet.paste(picture, middle)
     y = upper + _PAD + _PICTURE_HEIGHT + 6
-    small, font = _font(12), _font(14)
-    draw.text((left + _PAD, y), _fitted(draw, entry.path.name, small, box[0]), _DIM, small)
+    small, letters = font(12), font(14)
+    draw.text((left + _PAD, y), fitted(entry.path.name, small, box[0]), _DIM, small)
     y += _ROW
     for rank, (label, share) in enumerate(entry.bars):
         text = f"{share:.1%}"
-        width = draw.textlength(text, font)
+        width = letters.getlength(text)
         ink = _INK if rank == 0 else _DIM
-        draw.text((left + _PAD, y), _fitted(draw, label, font, box[0] - width - 10), ink, font)
-        draw.text((left + _CELL - _PAD, y), text, ink, font, anchor="ra")
+        draw.text((left + _PAD, y), fitted(label, letters, box[0] - width - 10), ink, letters)
+        draw.text((left + _CELL - _PAD, y), text, ink, letters, anchor="ra")
         track = (left + _PAD, y + 18, left + _CELL - _PAD, y + 21)
         draw.rectangle(track, _TRACK)
         if round(box[0] * share) > 0:
             end = left + _PAD + round(box[0] * share)
             draw.rectangle((*track[:2], end, track[3]), _FIRST_BAR if rank == 0 else _BAR)
         y += _ROW
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font that knows most alphabets, where one is installed with matplotlib."""
-    from matplotlib import font_manager
-
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
-
-
-def _fitted(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, cut with an ellipsis where it is wider than so many pixels."""
-    text = " ".join(printable(text).split())
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(f"{text}…", font) > width:
-        text = text[:-1]
-    return f"{text}…"

@@ -93,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError, DataError, RunError: if it cannot be run.
     """
-    from swinv2_train.engine.surroundings import joined
+    from swinv2_train.launch.environment import joined
     from swinv2_train.sweep.call import run_sweep
 
     if arguments.cfg:

@@ -23,18 +23,18 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_geometry
-from swinv2_train.engine.signals import StopRequest
-from swinv2_train.engine.status import read_status
-from swinv2_train.engine.surroundings import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
+from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
+from swinv2_train.launch.signals import StopRequest
+from swinv2_train.launch.status import read_status
 from swinv2_train.redact import redact
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
     from swinv2_train.data.shards import ShardSet
-    from swinv2_train.engine.surroundings import Surroundings
+    from swinv2_train.launch.environment import LaunchEnvironment
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -184,7 +184,7 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
     Raises:
         ConfigError, CheckpointError, DataError: if it cannot be run.
     """
-    from swinv2_train.engine.complete import complete
+    from swinv2_train.engine.fill_in import complete
 
     complete(config, card, weights=weights)
     validate(config)
@@ -192,14 +192,14 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
-    from swinv2_train.engine.launcher import launch_command, launch_environment, launch_file, shown
+    from swinv2_train.launch.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
     print(redact(describe(config, plan, samples.source)))
     if joined():
         print("commands       none: a launcher has started the ranks")
     elif config.launch.hostfile:
-        from swinv2_train.engine.hosts import describe_hosts, read_hostfile
+        from swinv2_train.launch.hosts import describe_hosts, read_hostfile
 
         lines = describe_hosts(config, read_hostfile(Path(config.launch.hostfile)), overrides)
         print(redact("\n".join(lines)))
@@ -213,7 +213,7 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     """Print what would happen; under a launcher one rank prints."""
-    from swinv2_train.engine.classes import check_held_out_classes
+    from swinv2_train.tasks.classes import check_held_out_classes
 
     samples = count_samples(config, required=False)
     # A recipe may be looked at before there are weights for it.
@@ -241,7 +241,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
 def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
     """The device type and the number of ranks of the run that a command line means."""
     if launch.hostfile and not joined():
-        from swinv2_train.engine.hosts import read_hostfile
+        from swinv2_train.launch.hosts import read_hostfile
 
         return launch.device, sum(host.slots for host in read_hostfile(Path(launch.hostfile)))
     device, num_ranks = _choose_ranks(launch)
@@ -257,8 +257,8 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
         return [f"{source} does not exist (yet)"]
     if saved_geometry(Path(config.run.dir), config) is not None:
         return [f"{source} is for the start of a run; the one in {config.run.dir} goes on from its own checkpoint"]
-    from swinv2_train.engine.classes import names_of_classes
     from swinv2_train.engine.init_from import preview
+    from swinv2_train.tasks.classes import names_of_classes
 
     return preview(config, names_of_classes(config, card))
 
@@ -276,7 +276,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and read_status(directory).get("status") == "stopped":
         return STOPPED  # torchrun takes the end of a stopped run for a failure, and starts it again
-    surroundings = prepare(config.launch) if joined() else None
+    environment = prepare(config.launch) if joined() else None
     problem = samples = None
     try:
         samples = _check(config, launched=launched)
@@ -290,8 +290,8 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
             code = _launch(config, samples)
             if code is not None:
                 return code
-        surroundings = surroundings or prepare(config.launch)
-        return _train(config, stop, surroundings, problem, begins=not (launched or again))
+        environment = environment or prepare(config.launch)
+        return _train(config, stop, environment, problem, begins=not (launched or again))
 
 
 @contextlib.contextmanager
@@ -304,14 +304,14 @@ def _only_start(config: Config) -> Iterator[None]:
     if config.launch.preflight_only:
         yield
         return
-    from swinv2_train.engine.lock import StartLock
+    from swinv2_train.launch.lock import StartLock
 
     directory = Path(config.run.dir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = StartLock(directory)
     except OSError as error:
-        raise ConfigError("run.dir", directory, f"cannot be written to ({error.strerror})") from error
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
     try:
         _refuse_used(config)
         yield
@@ -320,16 +320,16 @@ def _only_start(config: Config) -> Iterator[None]:
 
 
 def _train(
-    config: Config, stop: StopRequest | None, surroundings: Surroundings, problem: Exception | None, *, begins: bool
+    config: Config, stop: StopRequest | None, environment: LaunchEnvironment, problem: Exception | None, *, begins: bool
 ) -> int:
     """Train on this rank; `begins` as in `swinv2_train.engine.run.train`."""
     requests = stop or StopRequest()
     try:
-        from swinv2_train.engine.ranks import LostRanks
         from swinv2_train.engine.run import train
+        from swinv2_train.launch.ranks import LostRanks
 
         try:
-            return train(config, requests, surroundings, problem, begins=begins)
+            return train(config, requests, environment, problem, begins=begins)
         except LostRanks as error:
             # Everything is closed; taking down collectives whose other end is gone may hang for ever.
             _complain(error)
@@ -370,7 +370,7 @@ def _launch(config: Config, samples: Samples) -> int | None:
     """Start the ranks where there are to be several; their exit code. None: this process is the only rank."""
     launch = config.launch
     if launch.hostfile:
-        from swinv2_train.engine.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
+        from swinv2_train.launch.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
 
         hosts = read_hostfile(Path(launch.hostfile))
         make_plan(config, sum(host.slots for host in hosts), samples.count)
@@ -381,15 +381,15 @@ def _launch(config: Config, samples: Samples) -> int | None:
     make_plan(config, num_ranks, samples.count)
     if num_ranks == 1:
         return None
-    from swinv2_train.engine.launcher import launch as launch_here
-    from swinv2_train.engine.surroundings import free_port
+    from swinv2_train.launch.environment import free_port
+    from swinv2_train.launch.launcher import launch as launch_here
 
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
 
 
 def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:
     """The device type of a run that this command starts, and its number of ranks."""
-    from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
+    from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
 
     return choose_ranks(launch.device, launch.nproc_per_node, LAUNCH_KEYS, only_planned=launch.dry_run)
 

@@ -35,6 +35,8 @@ DERIVED_DEEPSPEED_KEYS = {
 """What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
 MAY_BE_INFINITE = ("guard.zscore", "guard.loss_ratio", "guard.grad_norm_ratio")
 """Limits that .inf switches off."""
+LEAST_CROP = 0.05
+"""Below, an image would be enlarged more than twentyfold before its crop, and a damaged file may claim anything."""
 
 
 def validate_data(config: Config) -> None:
@@ -56,8 +58,9 @@ def validate_data(config: Config) -> None:
     for key in ("hflip", "vflip"):
         share(f"data.augment.{key}", getattr(data.augment, key))
     one_of("data.crop_mode", data.crop_mode, ("center", "squash"))
-    if not 0 < data.crop_pct <= 1:
-        raise ConfigError("data.crop_pct", data.crop_pct, f"is a share above 0 and up to 1{percent(data.crop_pct)}")
+    if not LEAST_CROP <= data.crop_pct <= 1:
+        mend = f"is a share from {LEAST_CROP} to 1{percent(data.crop_pct)}"
+        raise ConfigError("data.crop_pct", data.crop_pct, mend)
     share("data.max_broken_share", data.max_broken_share)
     check_background(data.background, config.model.in_channels)
     at_least("data.max_pixels", data.max_pixels, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,12 @@ from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_url
+from swinv2_train.lettering import fitted, font
+from swinv2_train.writing import write_bytes
 
 _TILE = 160
 _CAPTION = 28
+_TEXT = 11
 _COLUMNS = 8
 
 
@@ -173,7 +177,10 @@ def contact_sheet(
     """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
-    Raises DataError where the file cannot be written.
+
+    Raises:
+        DataError: if the file's suffix is of no picture format.
+        OSError: if the file cannot be written.
     """
     from PIL import Image, ImageDraw
 
@@ -181,7 +188,7 @@ def contact_sheet(
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, rows * (_TILE + _CAPTION + 8) + 8), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, letters = ImageDraw.Draw(sheet), font(_TEXT)
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
@@ -193,14 +200,27 @@ def contact_sheet(
         except BrokenSample as error:
             draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
             text = f"broken: {error.reason}"
-        draw.text((left, top + _TILE + 2), _shortened(shards.key(index), keep_end=True), fill="black")
-        draw.text((left, top + _TILE + 14), _shortened(text), fill="gray")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be written ({error})") from None
+        draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
+        draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
+    stream = io.BytesIO()
+    sheet.save(stream, sheet_format(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, stream.getvalue())
     return len(chosen)
+
+
+def sheet_format(path: Path) -> str:
+    """Return PIL's name of the format of a picture file.
+
+    Raises:
+        DataError: if its suffix is of none that can be written.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise DataError(f"{path}: the name must end in that of a picture format, such as .png or .jpg")
+    return kind
 
 
 def _tile(image: Tensor) -> object:
@@ -216,10 +236,3 @@ def _tile(image: Tensor) -> object:
     scale = _TILE / max(height, width)
     image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _shortened(text: str, length: int = 26, *, keep_end: bool = False) -> str:
-    text = text.encode("ascii", "replace").decode()  # what PIL's built-in font can draw
-    if len(text) <= length:
-        return text
-    return f"...{text[3 - length :]}" if keep_end else f"{text[: length - 3]}..."

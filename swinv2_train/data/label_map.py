@@ -18,11 +18,12 @@ Test sets of ImageNet models do not all number their classes alike:
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.data.class_order import is_text_order_of_numbers
+from swinv2_train.data.class_order import is_number, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
 
@@ -63,16 +64,23 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
     the numbers of the model's classes.
 
     Raises:
-        DataError: if the names of the data are not known, or one of them is none of the model's.
+        DataError: if the names of the data are not known, or one of them is none of the model's or that of several.
     """
     if data is None:
         raise DataError("the shards do not say how their classes are called: pack them with swinv2-data pack --classes")
     known = {name: number for number, name in enumerate(model or ())}
+    twice = next((name for name, count in Counter(model).items() if count > 1 and name in data), None)
+    if twice is not None:
+        raise DataError(
+            f"several classes of the model are called {twice!r}, so names do not tell which one is meant: "
+            f"label_map={NUMBERS} takes the classes to be the same in the same order, label_map=FILE goes by a list of "
+            "numbers"
+        )
     missing = [name for name in data if name not in known]
     if not missing:
         return [known[name] for name in data]
-    numbers = [int(name) if name.isdecimal() else num_classes for name in data]
-    if max(numbers) < num_classes and not any(map(str.isdecimal, known)):
+    numbers = [int(name) if is_number(name) else num_classes for name in data]
+    if max(numbers) < num_classes and not any(map(is_number, known)):
         if len(set(numbers)) < len(numbers):
             raise DataError("two classes of the data are the same number: give a label map as a file")
         return numbers

@@ -17,10 +17,10 @@ from swinv2_train.checkpoint.saver import Outcome, Saver
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.lock import check_in_place
-from swinv2_train.engine.ranks import Ranks
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import write_status
+from swinv2_train.launch.lock import check_in_place
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.status import write_status
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.tracker import Tracker
 

@@ -25,9 +25,7 @@ from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.engine.fragments import adam_steps, fragments, publish, set_adam_steps
 from swinv2_train.engine.param_groups import parameter_groups
-from swinv2_train.engine.ranks import Ranks
-
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from swinv2_train.launch.ranks import Ranks
 
 
 def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 import torch
 
+from swinv2_train.analysis.activations import activation_chart, activation_metrics, measure_activations
+from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.probes import Probe
-from swinv2_train.engine.propagation import measure_signal, signal_chart, signal_metrics
-from swinv2_train.engine.ranks import Ranks
-from swinv2_train.engine.signals import StopRequest
-from swinv2_train.engine.watchdog import Watchdog
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.signals import StopRequest
+from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.tracker import Tracker
 
@@ -67,7 +67,7 @@ class Evaluation:
     probe: Probe | None = None
     """Scores the frozen features on labelled images; None without any."""
 
-    def look(self, step: int, what: set[str]) -> dict[str, float]:
+    def run(self, step: int, what: set[str]) -> dict[str, float]:
         """Do what is due at a step; returns the metrics of the evaluation and the probes.
 
         Raises:
@@ -135,10 +135,10 @@ class Evaluation:
         samples = self.config.eval.figure_samples
         with self._batches(samples * self.ranks.world_size, samples) as batches:
             images = normalise(next(iter(batches))["image"], self.task.mean, self.task.std)
-            blocks = measure_signal(self.engine.model, images)
-        self.tracker.log_evaluation(step, signal_metrics(blocks))
+            blocks = measure_activations(self.engine.model, images)
+        self.tracker.log_evaluation(step, activation_metrics(blocks))
         if self.ranks.is_main:
-            self.tracker.log_figure(step, "signal", signal_chart({f"step {step}": blocks}).image)
+            self.tracker.log_figure(step, "signal", activation_chart({f"step {step}": blocks}).image)
 
     @contextmanager
     def _batches(self, num_samples: int | None, micro_batch: int) -> Iterator[Iterator[Batch]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.identity import DATA, SHARDS, Difference, Identity, identity
+from swinv2_train.checkpoint.identity import DATA, SHARDS, Difference, Identity, identity, shards_digest
 from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
@@ -18,12 +16,6 @@ from swinv2_train.config.tasks import ClassificationConfig
 
 if TYPE_CHECKING:  # a dry run and `--help` do without numpy
     from swinv2_train.data.shards import ShardSet
-
-
-def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
-    """Return a short form of the shards' names and numbers of samples, in order. Folders may change."""
-    digest = hashlib.sha256(json.dumps([list(names), list(sizes)]).encode()).hexdigest()[:12]
-    return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
 def run_identity(config: Config, shards: ShardSet) -> Identity:

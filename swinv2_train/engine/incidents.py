@@ -26,13 +26,14 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.errors import DataError
 from swinv2_train.engine.guard import Refusal
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import write_text
+from swinv2_train.launch.status import write_text
 from swinv2_train.reading import UnreadableError, from_object, is_count, read_json, read_text
+from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.metrics_file import json_number
 
 if TYPE_CHECKING:
-    from swinv2_train.engine.ranks import Ranks
+    from swinv2_train.launch.ranks import Ranks
 
 FOLDER = "incidents"
 
@@ -192,7 +193,7 @@ class IncidentLog:
                 for position in range(state.batch * size, (state.batch + 1) * size)
             ],
             state=state.to_dict(),
-            config=to_yaml(self.config),
+            config=redact(to_yaml(self.config)),
         )
         try:
             return f"swinv2-train replay={write_incident(self.run_dir, incident)} runs it again"

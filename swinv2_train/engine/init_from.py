@@ -16,14 +16,14 @@ from swinv2_train.checkpoint.survey import is_checkpoint
 from swinv2_train.checkpoint.verify import damage
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.agree import together
-from swinv2_train.engine.complete import read_map
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.ranks import Ranks
-from swinv2_train.engine.status import write_text
+from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop.load import meta_model, start_note
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
+from swinv2_train.launch.failures import together
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.status import write_text
 
 REPORT = "init_from.txt"
 """In the run directory: every tensor and what happened to it."""

@@ -18,25 +18,25 @@ import torch
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.loader import TrainLoader
-from swinv2_train.engine.checkpoints import Checkpoints, load_newest
+from swinv2_train.engine.checkpoints import Checkpoints
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, Interrupted, due
 from swinv2_train.engine.guard import Guard, Refusal, mostly_skipped
-from swinv2_train.engine.incidents import IncidentLog
-from swinv2_train.engine.ranks import Ranks
+from swinv2_train.engine.phase import Phases
+from swinv2_train.engine.recovery import Action, Recovery
 from swinv2_train.engine.schedule import ema_decay, learning_rate
-from swinv2_train.engine.signals import StopRequest
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.step import StepSums, forward_backward
-from swinv2_train.engine.watchdog import Watchdog
+from swinv2_train.engine.step import forward_backward
 from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.signals import StopRequest
 from swinv2_train.tasks.task import Batch, Task
 from swinv2_train.tracking.clock import StepClock, Throughput
 from swinv2_train.tracking.memory import memory_gib
 from swinv2_train.tracking.tracker import Tracker
 
 
-class Did(enum.Enum):
+class StepOutcome(enum.Enum):
     """What came of an attempt at a step."""
 
     STEP = enum.auto()
@@ -73,10 +73,10 @@ class Trainer:
     """Opens this rank's training micro-batches from where a state stands."""
     evaluation: Evaluation
     checkpoints: Checkpoints
-    incidents: IncidentLog
+    recovery: Recovery
     tracker: Tracker
     clock: StepClock
-    watchdog: Watchdog
+    phase: Phases
     stop: StopRequest
     missed: set[str] = field(default_factory=set)
     """What was due at the present step when the run ended there (see `due`)."""
@@ -87,8 +87,6 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         """The evaluation at the present step."""
         self.pace: Throughput | None = None
-        self.doing = "starting"
-        """What the main thread is at, for the watchdog."""
 
     def run(self) -> int:
         """Train to the end, or until a stop signal reached any rank. Returns the exit code."""
@@ -102,32 +100,32 @@ class Trainer:
 
     def _run(self) -> int:
         at_start = self.state.step == 0 and self.config.eval.at_start
-        self.look(self.missed | (due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()))
+        first = due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()
+        self.evaluate(self.missed | first)
         if self.state.step == 0 and self.config.guard.policy == "rollback":
-            self.save()  # something to go back to
-        self.watchdog.now("start", self.state.step)
+            self.save()  # a checkpoint to go back to
+        self.phase.watchdog.now("start", self.state.step)
         save_due = False
         while self.state.step < self.plan.total_steps:
-            self.doing = "waiting for data"
-            with self.clock.waiting():
+            with self.phase.waiting():
                 batches = list(islice(self.batches, self.plan.accumulation))
-            did = self.train_step(batches)
-            if did is Did.STOP:
+            outcome = self.train_step(batches)
+            if outcome is StepOutcome.STOP:
                 return self.stop_here()
-            self.watchdog.now("step", self.state.step)
-            if did is Did.ROLLBACK:
+            self.phase.training(self.state.step, "between steps")
+            if outcome is StepOutcome.ROLLBACK:
                 continue
             self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
             last = self.state.step == self.plan.total_steps
             if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
-            self.look(due(self.config, self.state.step, last=last))
+            self.evaluate(due(self.config, self.state.step, last=last))
             save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)
             # Weights from which step after step is refused may be bad themselves: they must not push good ones out.
             if save_due and not last and self.state.skipped_in_row < 2:
                 self.save()
                 save_due = False
-            self.watchdog.now("step", self.state.step)
+            self.phase.training(self.state.step, "between steps")
         self.finish_saving()
         if failure := mostly_skipped(self.state):
             raise self.ranks.end(failure)
@@ -137,7 +135,7 @@ class Trainer:
         """Whether something that happens every so many steps happens after this one; 0 is never."""
         return every > 0 and self.state.step % every == 0
 
-    def train_step(self, batches: list[Batch]) -> Did:
+    def train_step(self, batches: list[Batch]) -> StepOutcome:
         """One optimizer step over this rank's micro-batches."""
         broken = [line for batch in batches for line in batch.pop("broken", [])]
         weights = [self.task.weight(batch) for batch in batches]
@@ -145,87 +143,43 @@ class Trainer:
             [sum(weights), float(self.stop.requested), float(len(broken))]
         )
         if stops:
-            return Did.STOP
-        self.doing = "forward and backward, with the gradients' reduction"
+            return StepOutcome.STOP
+        self.phase.watchdog.doing = "forward and backward, with the gradients' reduction"
         sums = forward_backward(self.engine, self.task, batches, global_weight, self.ranks)
         loss = self.ranks.sum([float(sums.loss)])[0]
-        self.doing = "the optimizer's step"
+        self.phase.watchdog.doing = "the optimizer's step"
         rate = learning_rate(self.state.step, self.config.optim, self.plan)
         applied = self.engine.step(rate, lambda norm: self.guard.judge(loss, norm, self.state) is None)
         if applied:
             self.engine.update_average(ema_decay(self.state.step, self.config.optim))
             self.guard.accept(loss, self.engine.grad_norm, self.state)
-        elif self.respond(loss, sums, weights) is Did.ROLLBACK:
-            return Did.ROLLBACK
+        else:
+            response = self.recovery.respond(self.guard, loss, sums, weights, self.state)
+            if response.action is Action.END:
+                self.finish_saving()
+                raise self.ranks.end(response.message)
+            self.warn(response.message)
+            if response.action is Action.ROLLBACK:
+                self.roll_back(response.refusal)
+                return StepOutcome.ROLLBACK
         self.count(applied=applied)
         record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, sums.extras)
         self.records.append(record)
         if num_broken:
             self.note_broken(broken, int(num_broken))
         self.check_skipped()
-        return Did.STEP
-
-    def respond(self, loss: float, sums: StepSums, weights: list[float]) -> Did:
-        """Answer a step whose update was not made: write down why, then skip it, go back, or end the run."""
-        step, norm = self.state.step + 1, self.engine.grad_norm
-        refusal = self.guard.judge(loss, norm, self.state) or Refusal("a gradient is not finite", spike=False)
-        self.guard.refuse(refusal, self.state)
-        micro = [float(total) / (weight or 1.0) for total, weight in zip(sums.micro_totals, weights, strict=True)]
-        again = self.incidents.record(refusal, loss, norm, micro, self.state)
-        policy = self.config.guard.policy if refusal.spike else "skip"
-        if self.engine.scale_exhausted:
-            raise self.ranks.end(
-                f"step {step}: gradients overflow in fp16 even at the smallest loss scale, so no update is possible "
-                f"({again}): take engine.precision=bf16 or a lower optim.lr, and go on from the newest checkpoint"
-            )
-        if policy == "stop":
-            self.finish_saving()
-            raise self.ranks.end(
-                f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved; {again}; "
-                "guard.policy=skip goes on without it"
-            )
-        if policy == "rollback":
-            self.warn(f"step {step}: {refusal.reason}; going back; {again}")
-            self.roll_back(refusal)
-            return Did.ROLLBACK
-        scale = ", and the loss scale lowered" if self.config.engine.precision == "fp16" and not refusal.spike else ""
-        self.warn(f"step {step}: {refusal.reason}; the update is left out{scale}; {again}")
-        return Did.STEP
+        return StepOutcome.STEP
 
     def roll_back(self, refusal: Refusal) -> None:
-        """Go back to the newest checkpoint, and leave the offending batches out from there on."""
-        guard, before = self.config.guard, self.state
-        if before.rollbacks >= guard.max_rollbacks:
-            raise self.ranks.end(
-                f"step {before.step + 1}: {refusal.reason}, and the run has gone back {before.rollbacks} times already "
-                "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
-            )
-        self.doing = "going back to a checkpoint"
-        with self.clock.paused():
-            self.watchdog.now("save", before.step)
-            self.checkpoints.settle()
-            self.watchdog.now("start", before.step)
-            checkpoints = self.checkpoints
-            found = load_newest(checkpoints.directory, self.engine, self.ranks, before.step, checkpoints.identity)
-            state = found.state
-            if state is None:
-                raise self.ranks.end(
-                    f"step {before.step + 1}: {refusal.reason}, and there is no valid checkpoint to go back to"
-                )
-            left_out = range(before.batch - guard.rollback_batches + 1, before.batch + 1)
-            state.avoid([*before.avoided_batches, *left_out])
-            state.rollbacks = before.rollbacks + 1
-            self.state, self.metrics = state, found.metrics
-            self.checkpoints.saver.damaged.update(found.damaged)
-            self.records.clear()
-            self.tracker.rewind(state.step)
-            avoided = ", ".join(str(batch) for batch in state.avoided_batches)
-            for line in [*found.lines, f"batches that are left out: {avoided}"]:
-                self.tracker.message(line)
-            self.batches.close()
-            self.batches = self.open_batches(state)
-            self.checkpoints.saver.last_saved = None
-            self.checkpoints.begin(state, self.metrics)  # the same weights; what is left out must not be forgotten
+        """Continue from the newest checkpoint, without the offending batches."""
+        found = self.recovery.go_back(refusal, self.state)
+        self.state, self.metrics = found.state, found.metrics
+        self.records.clear()
+        self.batches.close()
+        self.batches = self.open_batches(self.state)
+        # The same weights again: a restart must not forget which batches are excluded.
+        with self.phase("beginning a checkpoint", "save", self.state.step):
+            self.checkpoints.begin(self.state, self.metrics)
 
     def count(self, *, applied: bool) -> None:
         """Count a step that was taken."""
@@ -297,13 +251,12 @@ class Trainer:
         self.records.clear()
         self.tracker.log_steps(rows)
 
-    def look(self, what: set[str]) -> None:
-        """Evaluate, probe and draw, as far as it is due."""
+    def evaluate(self, what: set[str]) -> None:
+        """Evaluate, probe, and draw what is due (see `due`)."""
         if not what:
             return
-        self.doing = f"evaluation ({', '.join(sorted(what))})"
-        with self.clock.paused():
-            self.metrics |= self.evaluation.look(self.state.step, what)
+        with self.phase(f"evaluation ({', '.join(sorted(what))})", "evaluation", self.state.step):
+            self.metrics |= self.evaluation.run(self.state.step, what)
         if "evaluate" in what:
             self.check_best_metric()
 
@@ -316,21 +269,17 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Save the present state in the background."""
+        """Save the current state in the background."""
         self.log()
-        self.doing = "beginning a checkpoint"
-        self.watchdog.now("save", self.state.step)
-        with self.clock.paused():
+        with self.phase("beginning a checkpoint", "save", self.state.step):
             self.checkpoints.begin(self.state, self.metrics)
 
     def finish_saving(self) -> None:
-        """Have the step that the run ends at on disk."""
+        """Save the current step and wait until it is on disk."""
         self.log()
-        self.doing = "waiting for a checkpoint to be written"
-        self.watchdog.now("save", self.state.step)
-        with self.clock.paused():
+        with self.phase("waiting for a checkpoint to be written", "save", self.state.step):
             self.checkpoints.settle()
-            self.watchdog.now("save", self.state.step)
+        with self.phase("saving the last step", "save", self.state.step):
             self.checkpoints.finish(self.state, self.metrics)
 
     def stop_here(self) -> int:

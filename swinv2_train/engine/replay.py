@@ -22,18 +22,20 @@ from torch import nn
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.compose import override
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.checkpoints import load
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
 from swinv2_train.engine.init_from import start_from
-from swinv2_train.engine.loop import Did, Trainer
+from swinv2_train.engine.loop import StepOutcome, Trainer
 from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import write_text
 from swinv2_train.engine.step import forward_backward
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.launch.status import write_text
+from swinv2_train.redact import HIDDEN
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
@@ -44,12 +46,17 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
     """The config of a replay: that of the incident's run, with its number of ranks unless another is asked for.
 
     Raises:
-        ConfigError: if the incident cannot be read or an override is wrong.
+        ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
     """
     incident = read_incident(path)
     own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "resume=auto"]
     own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
-    return override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+    config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+    shards = str(config.data.shards)
+    if "://" in shards and HIDDEN in shards:
+        mend = "the incident has no credentials; give the value of the run again, such as data.shards='https://...'"
+        raise ConfigError("data.shards", shards, mend)
+    return config
 
 
 def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
@@ -114,15 +121,14 @@ def replay(trainer: Trainer) -> int:
     trainer.batches = trainer.open_batches(trainer.state)
     try:
         while trainer.state.step < incident.step - 1:
-            trainer.doing = "running up to the step"
-            trainer.watchdog.now("step", trainer.state.step)
-            if trainer.train_step(list(islice(trainer.batches, trainer.plan.accumulation))) is not Did.STEP:
+            trainer.phase.training(trainer.state.step, "running up to the step")
+            if trainer.train_step(list(islice(trainer.batches, trainer.plan.accumulation))) is not StepOutcome.STEP:
                 return STOPPED
         batches = list(islice(trainer.batches, trainer.plan.accumulation))
     finally:
         trainer.batches.close()
-    trainer.watchdog.now("evaluation", incident.step)
-    report = examine(trainer, incident, batches)
+    with trainer.phase("examining the step", "evaluation", incident.step):
+        report = examine(trainer, incident, batches)
     if trainer.ranks.is_main:
         target = Path(trainer.config.run.dir) / "replay.json"
         write_text(target, json.dumps(report, indent=1))

@@ -16,6 +16,8 @@ from swinv2_train.checkpoint.layout import list_checkpoints
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.card import Card
+from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import ENLARGE, SHARED_MEMORY
 from swinv2_train.engine.build import prefetched
 from swinv2_train.errors import RunError
@@ -43,19 +45,32 @@ def check_address_space() -> None:
         )
 
 
-def free_shared_memory() -> int | None:
-    """Return the bytes that are free in the shared memory of this host; None if it has none."""
-    try:
-        return shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:
-        return None
+def shared_memory_needed(
+    config: Config, plan: Plan, task: Task, card: Card | None = None, held_out: ShardSet | None = None
+) -> int:
+    """Return the most bytes of batches that the workers of one rank hold in shared memory.
+
+    During an evaluation the workers of the training keep theirs.
+
+    Args:
+        card: of the training shards; images of unknown depth count as 8-bit ones.
+        held_out: shards of the evaluations, if there are any.
+    """
+    batches = config.data.num_workers * plan.micro_batch
+    needed = batches * prefetched(config, plan) * _sample_bytes(task, card)
+    if held_out is not None and config.eval.every_steps and batches:
+        count = min(config.eval.max_samples or held_out.num_samples, held_out.num_samples)
+        own = -(-count // plan.world_size)
+        needed += min(own, batches * config.data.prefetch_batches) * _sample_bytes(task, held_out.card)
+    return needed
 
 
-def shared_memory_needed(config: Config, plan: Plan, task: Task) -> int:
-    """Return the bytes of the batches that the workers of one rank hold in shared memory, for 8-bit images."""
-    sample = task.example_batch(1)
-    size = plan.micro_batch * sum(value.nbytes for value in sample.values() if isinstance(value, torch.Tensor))
-    return size * config.data.num_workers * prefetched(config, plan)
+def _sample_bytes(task: Task, card: Card | None) -> int:
+    """Return the bytes of a sample in a batch; one image of 16 bits widens those of its whole batch."""
+    sample = {key: value.nbytes for key, value in task.example_batch(1).items() if isinstance(value, torch.Tensor)}
+    if card is not None and 16 in card.bits:
+        sample["image"] *= 2
+    return sum(sample.values())
 
 
 def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, int | None]]) -> None:

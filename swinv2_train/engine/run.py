@@ -1,83 +1,48 @@
-"""Put a run together: from a config to a `Trainer`, on every rank alike, and leave it in order."""
+"""A run on one rank, from its config to its exit code; every rank does the same."""
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, geometry
-from swinv2_train.checkpoint.saver import Saver
+import torch
+
 from swinv2_train.config.compose import to_yaml
-from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.plan import Plan, make_plan
+from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
-from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.data.augment import resolve_statistics
-from swinv2_train.data.overlap import overlap_warning
-from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
-from swinv2_train.engine import preflight
-from swinv2_train.engine.agree import begun, on_main, together
-from swinv2_train.engine.build import (
-    build_model,
-    build_task,
-    evaluation_loader,
-    open_shards,
-    sample_order,
-    train_loader,
-    worker_modules,
-)
-from swinv2_train.engine.checkpoints import Checkpoints, load_newest
-from swinv2_train.engine.classes import names_of_classes, unnamed_classes
+from swinv2_train.engine.assemble import Parts, Start, build_trainer, first_batch_seconds, start_warnings
+from swinv2_train.engine.build import build_model
+from swinv2_train.engine.checkpoints import load_newest
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.evaluation import Evaluation, check_stop
 from swinv2_train.engine.guard import mostly_skipped
-from swinv2_train.engine.identity import class_warnings, run_identity
-from swinv2_train.engine.incidents import IncidentLog, protector
+from swinv2_train.engine.identity import run_identity
 from swinv2_train.engine.init_from import start_from
-from swinv2_train.engine.local_ranks import LAUNCH_KEYS, choose_ranks
-from swinv2_train.engine.lock import RunLock, check_in_place
-from swinv2_train.engine.loop import Trainer
-from swinv2_train.engine.probes import Probe
-from swinv2_train.engine.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.room import (
-    check_address_space,
-    check_shared_memory,
-    checkpoint_size,
-    disk_warning,
-    shared_memory_needed,
-)
-from swinv2_train.engine.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
-from swinv2_train.engine.start import (
-    background_warnings,
-    changed_since,
-    damaged_records,
-    missed_evaluation,
-    start_lines,
-)
+from swinv2_train.engine.room import check_address_space, check_shared_memory, shared_memory_needed
+from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import read_status, write_status, write_text
-from swinv2_train.engine.surroundings import Surroundings
-from swinv2_train.engine.watchdog import Watchdog
+from swinv2_train.engine.tracked import tracked
 from swinv2_train.errors import MainRankError
-from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.exit_codes import FINISHED
+from swinv2_train.launch import preflight
+from swinv2_train.launch.environment import LaunchEnvironment
+from swinv2_train.launch.failures import begun, on_main, together
+from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
+from swinv2_train.launch.lock import RunLock
+from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, leave
+from swinv2_train.launch.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
+from swinv2_train.launch.status import read_status, write_status, write_text
+from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
-from swinv2_train.tasks.task import Task
-from swinv2_train.tracking.clock import StepClock
+from swinv2_train.tasks.build import build_task, open_shards, worker_modules
+from swinv2_train.tasks.classes import names_of_classes
 from swinv2_train.tracking.environment import append_environment
-from swinv2_train.tracking.tracker import Tracker
-
-logger = logging.getLogger("swinv2_train")
 
 
 def collective_minutes(limits: WatchdogConfig) -> float:
@@ -88,7 +53,7 @@ def collective_minutes(limits: WatchdogConfig) -> float:
 def train(
     config: Config,
     stop: StopRequest,
-    surroundings: Surroundings | None = None,
+    environment: LaunchEnvironment | None = None,
     problem: Exception | None = None,
     *,
     begins: bool = False,
@@ -96,7 +61,7 @@ def train(
     """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
 
     Args:
-        surroundings: what the launcher and the environment gave.
+        environment: what the launcher and the environment gave.
         problem: what went wrong on this rank already. It joins the others all the same, to tell them.
         begins: no command of this package has prepared the run directory for this start.
 
@@ -111,7 +76,7 @@ def train(
         device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
         ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
         alone = ranks.world_size == 1
-        code = _train(config, ranks, stop, surroundings, problem, begins=begins)
+        code = _train(config, ranks, stop, environment, problem, begins=begins)
         # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
         ranks.barrier()
         leave()
@@ -130,7 +95,7 @@ def _train(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
-    surroundings: Surroundings | None,
+    environment: LaunchEnvironment | None,
     problem: Exception | None,
     *,
     begins: bool,
@@ -142,29 +107,23 @@ def _train(
         if lock is not None:
             stack.callback(lock.release)
             stop.watch(directory / STOP_FILE)
-        trainers: list[Trainer] = []
-        watchdog = Watchdog(
-            config.watchdog, directory, ranks, where=lambda: trainers[0].doing if trainers else "starting"
-        )
-        stack.enter_context(watchdog)
-        watchdog.now("start", 0)
+        watchdog = stack.enter_context(Watchdog(config.watchdog, directory, ranks))
         (shards, held_out), everyone = preflight.compare(config, ranks, problem, lambda: open_shards(config))
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
-        needed = shared_memory_needed(config, plan, task)
+        parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
+        needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
-        lines = surroundings.lines if surroundings else []
+        lines = environment.lines if environment else []
         if ranks.world_size > 1 or only:
-            parts = [part for part in (shards, held_out) if part]
-            read = partial(preflight.first_batch, config, plan, task, shards, ranks)
-            lines = [*preflight.report(everyone, parts, task), *preflight.measure(ranks, read), *lines]
+            lines = [*_preflight_lines(parts, everyone), *lines]
         if only:
             if ranks.is_main:
                 print("\n".join(f"preflight      {line}" for line in lines), flush=True)
             return FINISHED
         engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
         stack.push(_closing(engine, ranks))
-        return _train_with(engine, task, config, plan, shards, held_out, ranks, stop, watchdog, trainers, lines)
+        return _train_from(_resume_or_begin(parts, engine), parts, engine, lines)
 
 
 def _take_directory(directory: Path, *, begins: bool) -> RunLock:
@@ -181,6 +140,14 @@ def _take_directory(directory: Path, *, begins: bool) -> RunLock:
         raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
 
 
+def _preflight_lines(parts: Parts, everyone: list[preflight.Facts]) -> list[str]:
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in parts.task.build_model().parameters())
+    num_shards = sum(len(part.shards) for part in (parts.shards, parts.held_out) if part)
+    measured = preflight.measure(parts.ranks, partial(first_batch_seconds, parts))
+    return [*preflight.report(everyone, num_shards, parameters), *measured]
+
+
 def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
     def close(kind: type[BaseException] | None, *_: object) -> bool:
         if kind is None or ranks.world_size == 1:  # among several, the others may sit in a collective
@@ -190,22 +157,14 @@ def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
     return close
 
 
-def _train_with(
-    engine: Engine,
-    task: Task,
-    config: Config,
-    plan: Plan,
-    shards: ShardSet,
-    held_out: ShardSet | None,
-    ranks: Ranks,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    trainers: list[Trainer],
-    preflight_lines: list[str],
-) -> int:
-    directory = Path(config.run.dir)
-    own = run_identity(config, shards)
-    found = load_newest(directory / "checkpoints", engine, ranks, own=own)
+def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
+    """Load the newest checkpoint of the run, or the weights that it starts from; all ranks call it.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, RunError: if there is nothing to start from.
+    """
+    config, ranks, directory = parts.config, parts.ranks, Path(parts.config.run.dir)
+    found = load_newest(directory / "checkpoints", engine, ranks, own=parts.identity)
     state, lines = found.state or TrainState(), found.lines
     if found.damaged and found.state is None:
         raise ranks.end(
@@ -215,19 +174,27 @@ def _train_with(
     if found.state is None and not config.replay:  # a replay finds its own
         lines.append("no checkpoint yet: starting from " + (config.init_from or "the beginning"))
         if config.init_from:
-            lines.extend(start_from(config, engine, ranks, names_of_classes(config, shards.card)))
+            lines.extend(start_from(config, engine, ranks, names_of_classes(config, parts.shards.card)))
     elif config.init_from and not config.replay:
         lines.append(
             f"init_from={config.init_from} is for the start of a run; this one goes on from its own checkpoint"
         )
-    if state.step > plan.total_steps:
+    total = parts.plan.total_steps
+    if state.step > total:
         raise ranks.end(
-            f"the run in {directory} is at step {state.step} already, and the config ends it at {plan.total_steps}: "
+            f"the run in {directory} is at step {state.step} already, and the config ends it at {total}: "
             "set optim.steps or optim.epochs back, or take another run.dir"
         )
-    last = state.step == plan.total_steps
-    missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last)) if state.step else set()
-    if last and not missed:
+    missed = set()
+    if state.step:
+        missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=state.step == total))
+    return Start(state, lines, missed, found.damaged, found.geometry)
+
+
+def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: list[str]) -> int:
+    config, plan, ranks, state = parts.config, parts.plan, parts.ranks, start.state
+    directory = Path(config.run.dir)
+    if state.step == plan.total_steps and not start.missed:
         if failure := mostly_skipped(state):
             raise ranks.end(failure)
         if ranks.is_main:
@@ -235,73 +202,24 @@ def _train_with(
             write_status(directory, "finished", state.step)
         return FINISHED
 
-    def describe_start() -> None:
-        lines.extend(changed_since(directory / "resolved.yaml", config) if state.step else [])
-        lines.extend(damaged_records(directory))
+    def describe_start() -> list[str]:
+        lines = changed_since(directory / "resolved.yaml", config) if state.step else []
+        lines += damaged_records(directory)
         write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)
         write_status(directory, "running", state.step)
+        return lines
 
-    on_main(ranks, describe_start)
-    with _tracking(config, plan, state, ranks) as (tracker, end):
+    start.lines.extend(on_main(ranks, describe_start) or [])
+    with tracked(config, plan, state, ranks) as (tracker, end):
         for line in preflight_lines:
             tracker.message(f"preflight: {line}")
-        for line in [*lines, *start_lines(config, plan, state, ranks)]:
+        for line in [*start.lines, *start_lines(config, plan, state, ranks)]:
             tracker.message(line)
-        warnings = [*doubts(config, plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
-        warnings += class_warnings(found.geometry, own)
-        if held_out is not None and isinstance(config.task, ClassificationConfig):
-            warnings += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
-        if held_out is not None:
-            warnings += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
-        for line in warnings if ranks.is_main else ():
+        for line in start_warnings(parts, start, engine) if ranks.is_main else ():
             tracker.warn(line)
-        size = checkpoint_size(engine.module, config.optim.ema_decay)
-        short = disk_warning(config, plan.total_steps - state.step, size, directory / "checkpoints")
-        if short and ranks.is_main:
-            tracker.warn(short)
-        saver = Saver(
-            directory / "checkpoints",
-            ranks.another(),
-            config.checkpoint,
-            watch=lambda: watchdog.background("save"),
-            protected=protector(directory),
-            damaged=found.damaged,
-            check=lambda: check_in_place(directory),
-        )
-        order = sample_order(config, shards)
-        trainer = Trainer(
-            config=config,
-            plan=plan,
-            ranks=ranks,
-            engine=engine,
-            task=task,
-            state=state,
-            open_batches=lambda state: train_loader(config, plan, task, shards, state, ranks),
-            evaluation=Evaluation(
-                config=config,
-                plan=plan,
-                ranks=ranks,
-                engine=engine,
-                task=task,
-                open_held_out=evaluation_loader(config, task, held_out, ranks) if held_out else None,
-                tracker=tracker,
-                watchdog=watchdog,
-                stop=stop,
-                probe=_probe(config, plan, task, ranks, tracker, stop),
-            ),
-            checkpoints=Checkpoints(
-                directory, engine, ranks, _geometry(config, shards, own, found.geometry), own, tracker, saver
-            ),
-            incidents=IncidentLog(directory, config, plan, ranks, lambda position: shards.name(order.at(position)[1])),
-            tracker=tracker,
-            clock=StepClock(plan.global_batch),
-            watchdog=watchdog,
-            stop=stop,
-            missed=missed,
-        )
-        end.trainer = trainer
-        trainers.append(trainer)
+        trainer = build_trainer(parts, start, engine, tracker)
+        end.state = lambda: trainer.state
         try:
             with begun():
                 end.code = replay(trainer) if config.replay else trainer.run()
@@ -311,82 +229,5 @@ def _train_with(
                 tracker.warn(f"rank {ranks.rank} ended at step {trainer.state.step}: {reason}")
             raise
         finally:
-            saver.close()
+            trainer.checkpoints.saver.close()
     return end.code
-
-
-def _probe(config: Config, plan: Plan, task: Task, ranks: Ranks, tracker: Tracker, stop: StopRequest) -> Probe | None:
-    if not config.probe.shards:
-        return None
-    return Probe(
-        config,
-        ranks,
-        mean=task.mean,
-        std=task.std,
-        micro_batch=plan.micro_batch,
-        warn=tracker.warn,
-        check=lambda: check_stop(ranks, stop),
-    )
-
-
-def _geometry(config: Config, shards: ShardSet, own: Identity, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what the checkpoints of this run record of it.
-
-    Args:
-        before: the geometry of the checkpoint that the run continues from.
-    """
-    # Data without names do not take those of the run away.
-    names = list(own.class_names) if own.class_names else (before or {}).get("classes")
-    if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
-        names = None
-    order = own.geometry["order"]
-    statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
-    bits = sorted(shards.card.bits) if shards.card else None
-    return geometry(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
-
-
-@dataclass
-class _End:
-    """What is known of a run when it ends, however that happens."""
-
-    trainer: Trainer | None = None
-    code: int | None = None
-
-
-@contextmanager
-def _tracking(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Iterator[tuple[Tracker, _End]]:
-    """The tracker of a run, closed with the run's status, which status.json gets as well."""
-    directory = Path(config.run.dir)
-    progress = {"total_steps": plan.total_steps, "start_step": state.step}
-    trackers: list[Tracker] = []
-    end = _End()
-    handler: logging.Handler | None = None
-    try:
-        # The main rank's tracker is the one that can fail; the others' does nothing.
-        on_main(ranks, lambda: trackers.append(Tracker(directory, config, is_main=True, **progress)))
-        tracker = trackers[0] if trackers else Tracker(directory, config, is_main=False, **progress)
-        handler = _ToTracker(tracker)
-        logger.addHandler(handler)
-        yield tracker, end
-    finally:
-        if handler is not None:
-            logger.removeHandler(handler)
-        status = {FINISHED: "finished", STOPPED: "stopped"}.get(end.code, "failed")
-        for tracker in trackers:
-            tracker.close(status)
-        if ranks.is_main:
-            try:
-                write_status(directory, status, end.trainer.state.step if end.trainer else state.step)
-            except OSError as error:
-                print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)
-
-
-class _ToTracker(logging.Handler):
-    """Brings warnings of the data code (a cut-off shard, a server that fails) into the run's log."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        super().__init__(logging.WARNING)
-        self._tracker = tracker
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._tracker.warn(record.getMessage())

@@ -25,8 +25,9 @@ from swinv2_train.checkpoint.tensor_file import DTYPES, write_safetensors
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import ModelConfig
 from swinv2_train.interop import onnx, peers
-from swinv2_train.interop.agreement import disagreement
+from swinv2_train.interop.agreement import disagreement, is_installed
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
@@ -104,10 +105,24 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
     if layout == TIMM:
         peers.check_timm(config.model, size)
     elif layout == HUGGINGFACE:
-        peers.check_huggingface(config.model, size, config.data.crop_mode)
+        try:
+            peers.check_huggingface(config.model, size, config.data.crop_mode)
+        except ConfigError as error:
+            other = TIMM if _timm_holds(config.model, size) else OWN
+            raise ConfigError(error.key, error.value, f"{error.mend}; --format {other} can hold it") from None
     if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
         mend = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
         raise ConfigError("model.window", config.model.window, mend)
+
+
+def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
+    """Return whether an export to timm of this geometry is possible, as far as its installation can tell."""
+    try:
+        FORMATS[TIMM].check(model)
+        peers.check_timm(model, size)
+    except ConfigError:
+        return False
+    return not is_installed(TIMM) or disagreement(TIMM, model, size) is None
 
 
 def check_target(out: Path, layout: str, dtype: str) -> None:
@@ -159,7 +174,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{out.parent} cannot be made ({error.strerror})") from error
+        raise CheckpointError(f"{out.parent} cannot be made ({remedied(error)})") from error
     disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
     recorded = recorded_bits(loaded)
     depths = [bits] if bits else recorded or [8]

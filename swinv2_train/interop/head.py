@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,8 +60,12 @@ def _origin(row: int | None, source_names: Sequence[str] | None) -> str:
 
 
 def rows_by_name(model: Sequence[str] | None, source: Sequence[str] | None) -> HeadRows | None:
-    """Return the rows that classes of the same name give; None if a side has no names or both lists are equal."""
+    """Return the rows that classes of the same name give; None if a side has no names or both lists are equal.
+
+    A name that a side has twice (ImageNet has two classes `crane`) does not tell which class it is, and gives no row.
+    """
     if not model or not source or list(model) == list(source):
         return None
-    known = {name: number for number, name in enumerate(source)}
+    repeated = {name for names in (model, source) for name, count in Counter(names).items() if count > 1}
+    known = {name: number for number, name in enumerate(source) if name not in repeated}
     return HeadRows([known.get(name) for name in model], "by class name", model)

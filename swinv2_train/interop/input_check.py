@@ -83,7 +83,7 @@ def _listed(bits: Sequence[int]) -> str:
 def recorded_bits(loaded: LoadedModel) -> list[int] | None:
     """The depths of the images that a model was trained on, where that is recorded."""
     bits = loaded.source.geometry.get("preprocess", {}).get("bits")
-    return sorted(bits) if isinstance(bits, list) and bits and set(bits) <= {8, 16} else None
+    return list(map(int, bits)) if bits in ([8], [16], [8, 16]) else None
 
 
 def made_pictures(loaded: LoadedModel, bits: Sequence[int]) -> list[bytes]:

@@ -42,19 +42,19 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
     """Refuse what the configs of Hugging Face have no place for: its Swinv2 has one square window for all stages.
 
     Raises:
-        ConfigError: naming the field and the remedy.
+        ConfigError: naming the field; the caller adds the formats that can hold the model.
     """
     if single_window(model, resolution) is None:
         stages = stage_geometry(model, *resolution)
         windows = ", ".join(f"{stage.window[0]}x{stage.window[1]}" for stage in stages)
-        mend = f"huggingface has one square window for all stages, and these are {windows}; take --format timm"
+        mend = f"huggingface has one square window for all stages, and these are {windows}"
         raise ConfigError("model.window", model.window, mend)
     for height, width in earlier_windows(model, resolution):
         if height != width or height == 1:
-            mend = "huggingface takes one side above 1 per stage; take --format timm"
+            mend = "huggingface takes one side above 1 per stage"
             raise ConfigError("model.pretrained_window", model.pretrained_window, mend)
     if resolution[0] != resolution[1] and crop_mode == "center":
-        mend = "the image processors of huggingface crop squares only; take data.crop_mode=squash, or --format timm"
+        mend = "the image processors of huggingface crop squares only; take data.crop_mode=squash"
         raise ConfigError("data.resolution", list(resolution), mend)
 
 

@@ -253,6 +253,10 @@ def _own(
     except UnreadableError as error:
         storage.close()
         raise CheckpointError(f"{path} does not say what model it is for: {error}") from error
+    named, rows = len(known["classes"] or ()), shapes.get(HEAD[0], (0,))[0]
+    if named and rows and named != rows:
+        notes = [*notes, f"its list of {named} class names is ignored, because its head has {rows} classes"]
+        known["classes"] = None
     return WeightSource(
         path=path,
         format=OWN,

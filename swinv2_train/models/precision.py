@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""The dtype of each `engine.precision`."""
+
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype that an island computes in: float32, or float64 for float64 inputs."""

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from swinv2_train.checkpoint.layout import is_misnamed, list_checkpoints, step_of
-from swinv2_train.engine.status import read_status
+from swinv2_train.launch.status import read_status
 from swinv2_train.pipeline.state import Record, State, last_sign, now
 from swinv2_train.reading import UnreadableError, finite_number, is_count, parse_json
 

@@ -15,11 +15,11 @@ from swinv2_train.checkpoint.layout import KIND_OF, list_checkpoints
 from swinv2_train.checkpoint.survey import Entry, ranked, survey
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.metrics import best_mode
-from swinv2_train.engine.child import StopSignals, run_command, train_command
-from swinv2_train.engine.lock import RunLock, check_free
-from swinv2_train.engine.status import read_status
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.launch.command import StopSignals, run_command, train_command
+from swinv2_train.launch.lock import RunLock, check_free
+from swinv2_train.launch.status import read_status
 from swinv2_train.pipeline.plan import PlannedStage, by_name, differences
 from swinv2_train.pipeline.report import chain_text, comparison_text, is_begun, is_finished, view, views
 from swinv2_train.pipeline.spec import Pipeline

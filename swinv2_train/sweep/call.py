@@ -18,8 +18,8 @@ from swinv2_train.config.multirun import Multirun, plan_multirun, run_multirun
 from swinv2_train.config.schema import Config
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.signals import STOP_FILE, give_back_signals, take_signals
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.launch.signals import STOP_FILE, give_back_signals, take_signals
 from swinv2_train.shortage import remedied
 from swinv2_train.sweep.job import (
     DONE,

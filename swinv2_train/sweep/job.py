@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from swinv2_train.config.overrides import in_order, key_of
-from swinv2_train.engine.status import write_text
+from swinv2_train.launch.status import write_text
 from swinv2_train.reading import UnreadableError, from_object, read_json
 from swinv2_train.redact import redact, redacted
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.engine.status import write_text
+from swinv2_train.launch.status import write_text
 from swinv2_train.sweep.job import SEED, JobRecord, SweepRecord
 from swinv2_train.sweep.show import counts_text, number, table
 from swinv2_train.sweep.values import metric_names, missing_metric

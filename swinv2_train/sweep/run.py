@@ -21,11 +21,11 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.multirun import quoted
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.sweep import SweepConfig
-from swinv2_train.engine.child import StopSignals, run_command, train_command
-from swinv2_train.engine.lock import RunLock, check_free
-from swinv2_train.engine.signals import STOP_FILE, signal_name
-from swinv2_train.engine.status import read_status
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.launch.command import StopSignals, run_command, train_command
+from swinv2_train.launch.lock import RunLock, check_free
+from swinv2_train.launch.signals import STOP_FILE, signal_name
+from swinv2_train.launch.status import read_status
 from swinv2_train.redact import redact
 from swinv2_train.sweep.job import DONE, Job, JobRecord, make_job, new_record, read_job, write_job
 from swinv2_train.sweep.values import Pruner, judged, metric_names, metric_values, missing_metric

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.metrics import better_end, checked_direction
-from swinv2_train.engine.lock import is_held
+from swinv2_train.launch.lock import is_held
 from swinv2_train.sweep.job import SWEEP_FILE, JobRecord, SweepRecord, read_jobs, read_sweep
 from swinv2_train.sweep.run import LOCKS
 from swinv2_train.sweep.values import judged, metric_values

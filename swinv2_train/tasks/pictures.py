@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from swinv2_train.text import printable
+from swinv2_train.lettering import fitted, font
 from swinv2_train.tracking.figures import BACKGROUND, INK, image_grid, to_pil
 
 RIGHT, WRONG = "#2a9d4a", "#d03030"
@@ -65,7 +64,7 @@ def _tile(
     scale = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
-    font = ImageFont.load_default(size=_TEXT)
+    letters = font(_TEXT)
     colour = RIGHT if right else WRONG
     side = _SIDE + 2 * _FRAME
     tile = Image.new("RGB", (side, side + _LINES * (_TEXT + 4)), BACKGROUND)
@@ -75,7 +74,7 @@ def _tile(
     whole = all(share == 1 for share in truth.values())
     lines = (_listed(truth, class_names, numbers=not whole), _listed(predicted, class_names, numbers=True))
     for row, (text, ink) in enumerate(zip(lines, (INK, colour), strict=True)):
-        draw.text((1, side + 1 + row * (_TEXT + 4)), _fitted(text, font, side - 2), ink, font)
+        draw.text((1, side + 1 + row * (_TEXT + 4)), fitted(text, letters, side - 2), ink, letters)
     return tile
 
 
@@ -86,13 +85,3 @@ def _listed(shares: Mapping[int, float], class_names: Sequence[str] | None, *, n
         name = class_names[label] if class_names and label < len(class_names) else f"class {label}"
         words.append(f"{name} {shares[label]:.2f}" if numbers else name)
     return ", ".join(words) or "none"
-
-
-def _fitted(text: str, font: Any, width: int) -> str:
-    """The text, cut off where it would be wider than so many pixels."""
-    text = printable(text)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}...") > width:
-        text = text[:-1]
-    return f"{text}..."

@@ -2,7 +2,7 @@
 
 The loop calls these methods and knows nothing else of a task. A new task (detection, segmentation, video) is a class
 with these methods and two transforms, a section in `config/tasks.py` with its checks in `config/validate_task.py`, and
-an entry in `engine.build.TASKS`.
+an entry in `tasks.build.TASKS`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from swinv2_train.checkpoint.save import Saved, save
 
 
 class ThreadRanks:
-    """One rank of several; `gather` and `broadcast` as in `swinv2_train.engine.ranks.Ranks`."""
+    """One rank of several; `gather` and `broadcast` as in `swinv2_train.launch.ranks.Ranks`."""
 
     def __init__(self, rank: int, world_size: int, board: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.world_size, self._board, self._barrier = rank, world_size, board, barrier

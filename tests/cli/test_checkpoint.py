@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from swinv2_train.checkpoint import consolidate
 from swinv2_train.checkpoint.layout import MANIFEST, read_manifest
-from swinv2_train.engine.lock import RunLock
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, WRONG_USE
+from swinv2_train.launch.lock import RunLock
 from tests.checkpoint.written import read, write
 from tests.cli.checkpoints import flip_a_byte, run
 from tests.cli.checkpoints import made as made

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.engine.lock import RunLock
 from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
+from swinv2_train.launch.lock import RunLock
 from tests.cli.checkpoints import flip_a_byte, run, steps
 from tests.cli.checkpoints import made as made
 from tests.cli.checkpoints import refused as refused

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
+from swinv2_train.analysis.evaluate import EvalOptions
 from swinv2_train.cli.arguments import split_items, switch, whole
 from swinv2_train.cli.evaluate import main
 from swinv2_train.cli.evaluate_display import output_name, output_root
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.engine.local_ranks import run_ranks
-from swinv2_train.engine.signals import PARENT_VARIABLE
-from swinv2_train.engine.standalone import EvalOptions
 from swinv2_train.errors import RunError
+from swinv2_train.launch.local_ranks import run_ranks
+from swinv2_train.launch.signals import PARENT_VARIABLE
 from tests.evaluated import classifier, encoder, labelled_shards
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from swinv2_train.cli import train
 from swinv2_train.config.compose import experiments
-from swinv2_train.engine.status import write_status
 from swinv2_train.exit_codes import FINISHED, STOPPED, WRONG_USE
+from swinv2_train.launch.status import write_status
 from tests.runs import environment, run_here, tiny_run
 
 WITHOUT_TORCH = """
@@ -158,7 +158,7 @@ def test_the_command_of_several_ranks_on_cpu_never_imports_torch(shards: Path, t
     script = """
 import sys
 from swinv2_train.cli.train import main
-from swinv2_train.engine import launcher
+from swinv2_train.launch import launcher
 launcher.launch = lambda config, num_ranks, device, port: print(num_ranks, device, "torch" in sys.modules) or 0
 main(sys.argv[1:])
 """

@@ -94,6 +94,7 @@ SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "o
         (["task.repeats=5"], ["multiple of 10", "5 times (task.repeats)", "take 30"]),
         (["task.repeats=5", "task.mix_prob=0"], ["multiple of 5", "copies of a sample", "take 25"]),
         (["data.crop_pct=0"], ["data.crop_pct=0"]),
+        (["data.crop_pct=1e-9"], ["data.crop_pct=1e-09", "is a share from 0.05 to 1"]),
         (["data.crop_pct=1.2"], ["data.crop_pct=1.2"]),
         (["data.crop_mode=pad"], ["data.crop_mode=pad", "squash"]),
         (["init_from=x", "init.which=oldest"], ["init.which=oldest", "best"]),

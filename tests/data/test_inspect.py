@@ -11,6 +11,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import contact_sheet, inspect
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.lettering import fitted, font
 from tests.data.samples import jpeg, pixels, write_folder, write_shards, write_tar
 
 
@@ -62,7 +63,7 @@ def test_a_contact_sheet_shows_the_samples(tmp_path: Path) -> None:
         ("wide.png", imagecodecs.png_encode(pixels(1, 30, 60, 3, np.uint16))),
         ("bands.tif", imagecodecs.png_encode(pixels(1, 30, 60, 1))),
         ("broken.jpg", b"\xff\xd8\xff"),
-        ("photo.jpg", jpeg(1)),
+        ("größe/ελ.jpg", jpeg(1)),
     ]
     shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache")
     path = tmp_path / "new" / "sheet.png"
@@ -73,5 +74,19 @@ def test_a_contact_sheet_shows_the_samples(tmp_path: Path) -> None:
     frame = sheet[8, 8 + 3 * 168 + 80].tolist()
     assert frame == [255, 0, 0]  # the broken one is framed, not skipped
     assert contact_sheet(shards, path, num_samples=2) == 2
-    with pytest.raises(DataError, match=r"sheet\.nosuchformat cannot be written"):
+    with pytest.raises(DataError, match=r"sheet\.nosuchformat: the name must end in"):
         contact_sheet(shards, tmp_path / "sheet.nosuchformat", num_samples=2)
+
+
+def test_the_font_of_names_has_the_letters_of_most_alphabets() -> None:
+    letters = font(11)
+    box = letters.getmask("\U0010fffd").getbbox(), letters.getlength("\U0010fffd")
+    for sign in "aß日éłαжא…":
+        shape = letters.getmask(sign).getbbox(), letters.getlength(sign)
+        assert (shape == box) == (sign == "日"), sign
+    assert fitted("größe/élan", letters, 200) == "größe/élan"
+    for keep_end in (False, True):
+        short = fitted("größe/" * 20, letters, 80, keep_end=keep_end)
+        assert letters.getlength(short) <= 80
+        assert short.strip("…") in "größe/" * 20
+        assert short.startswith("…") == keep_end

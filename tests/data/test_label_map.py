@@ -56,6 +56,11 @@ def test_numbered_folders_are_matched_by_their_number() -> None:
 
 def test_a_part_of_the_classes_is_matched_by_name() -> None:
     assert match_names(["elk", "cat"], ["cat", "dog", "elk"], 3) == [2, 0]
+    assert match_names(["elk"], ["crane", "crane", "elk"], 3) == [2]
+    with pytest.raises(DataError, match="several classes of the model are called 'crane'"):
+        match_names(["elk", "crane"], ["crane", "crane", "elk"], 3)
+    with pytest.raises(DataError, match="none of the model's names"):
+        match_names(["9" * 5000], ["cat"], 1)
 
 
 def test_numbers_are_the_classes_of_a_model_with_other_names() -> None:

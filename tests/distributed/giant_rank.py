@@ -18,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from swinv2_train.config.compose import compose
 from swinv2_train.config.plan import make_plan
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.ranks import Ranks
+from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.simmim import SimMIM
 
 WORLD, RANK = 64, 5

@@ -13,8 +13,8 @@ import pytest
 
 from swinv2_train.config.compose import compose, experiments
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.status import read_status
-from swinv2_train.engine.surroundings import free_port
+from swinv2_train.launch.environment import free_port
+from swinv2_train.launch.status import read_status
 from tests.engine.apart import Apart
 from tests.runs import losses, make_labelled_data
 
@@ -50,7 +50,7 @@ def run_all(configs: list[Config], ports: list[int], server: str) -> None:
     import os
 
     from swinv2_train.engine.run import train
-    from swinv2_train.engine.signals import StopRequest
+    from swinv2_train.launch.signals import StopRequest
 
     gc.freeze()  # DeepSpeed collects garbage 40 times in a start
     # The workers come from the server that this process came from: imports cost more than all of these steps.

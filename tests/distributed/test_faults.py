@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from swinv2_train.engine.status import read_status
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED
+from swinv2_train.launch.status import read_status
 from tests.faults import damage
 from tests.faults.job import COMMAND, FaultyRun, Job
 from tests.faults.nursery import Nursery

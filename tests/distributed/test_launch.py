@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from swinv2_train.engine.surroundings import free_port
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from swinv2_train.launch.environment import free_port
 from tests.runs import comparable, losses, run_command, run_here, start, tiny_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("default_signals")]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.engine.surroundings import free_port
+from swinv2_train.launch.environment import free_port
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -29,7 +29,7 @@ class Apart:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["swinv2_train.engine.ranks", "swinv2_train.engine.watchdog"])
+        self._context.set_forkserver_preload(["swinv2_train.launch.ranks", "swinv2_train.launch.watchdog"])
         self.processes: list[Any] = []
 
     def start(self, work: Callable[..., None], *arguments: Any, **variables: str) -> Any:

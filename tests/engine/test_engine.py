@@ -12,8 +12,9 @@ from torch import nn
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.plan import make_plan
-from swinv2_train.engine.deepspeed import PRECISIONS, Engine
-from swinv2_train.engine.ranks import join, leave
+from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.launch.ranks import join, leave
+from swinv2_train.models.precision import PRECISIONS
 from tests.runs import run_command
 
 LAYOUTS = [("fp32", 0, "null"), ("fp32", 1, "null"), ("bf16", 0, "null"), ("bf16", 1, "null"), ("bf16", 1, "fp32"),

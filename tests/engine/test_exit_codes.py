@@ -13,13 +13,13 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import BrokenSample, DataError, UnreachableData
 from swinv2_train.data.retries import with_retries
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.agree import begun, on_main, together
 from swinv2_train.engine.guard import mostly_skipped
-from swinv2_train.engine.launcher import outcome
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.status import read_status, write_status
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE, code_of
+from swinv2_train.launch.failures import begun, on_main, together
+from swinv2_train.launch.launcher import outcome
+from swinv2_train.launch.status import read_status, write_status
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Losses
 from tests.engine.threads import on_ranks

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.engine.incidents import Incident, protector, read_incident, write_incident
+from swinv2_train.config.plan import make_plan
+from swinv2_train.engine.guard import Refusal
+from swinv2_train.engine.incidents import Incident, IncidentLog, protector, read_incident, write_incident
+from swinv2_train.engine.replay import replay_config
 from swinv2_train.engine.state import TrainState
+from tests.engine.threads import on_ranks
 
 INCIDENT = Incident(
     step=12, reason="the loss is nan", action="skip", batch=11, loss=None, grad_norm=None, world_size=1, micro_batch=12,
@@ -73,3 +79,21 @@ def test_a_damaged_incident_is_refused_and_never_overwritten(tmp_path: Path, dam
     assert protector(tmp_path)() == set()
     assert read_incident(write_incident(tmp_path, INCIDENT)) == INCIDENT
     assert path.read_bytes() == data
+
+
+def test_an_incident_has_no_credentials_and_its_replay_asks_for_them(tmp_path: Path) -> None:
+    url = "https://user:hunter2@example.org/train-{000000..000011}.tar?sig=hunter2"
+    config = compose(["+experiment=simmim_demo", f"data.shards='{url}'"])
+    plan = make_plan(config, 1, 1000)
+
+    def work(ranks: Any) -> str:
+        log = IncidentLog(tmp_path, config, plan, ranks, str)
+        return log.record(Refusal("the loss is nan", spike=False), 1.0, 1.0, [1.0], TrainState(step=2, samples_seen=0))
+
+    on_ranks(1, work)
+    (path,) = (tmp_path / "incidents").iterdir()
+    assert "hunter2" not in path.read_text()
+    with pytest.raises(ConfigError, match="has no credentials") as caught:
+        replay_config(path, [])
+    assert caught.value.key == "data.shards"
+    assert replay_config(path, [f"data.shards={url}"]).data.shards == url

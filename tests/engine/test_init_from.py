@@ -13,14 +13,15 @@ from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.compose import compose, from_yaml
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.plan import make_plan
-from swinv2_train.engine.deepspeed import PRECISIONS, Engine
+from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.init_from import REPORT, start_from
-from swinv2_train.engine.ranks import join, leave
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
 from swinv2_train.interop.load import meta_model
 from swinv2_train.interop.source import open_source
+from swinv2_train.launch.ranks import join, leave
 from swinv2_train.models import init_weights
+from swinv2_train.models.precision import PRECISIONS
 from tests.runs import TINY_MODEL, make_shard, run_command, run_here, tiny_run
 
 LAYOUTS = [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1), ("bf16", 2)]

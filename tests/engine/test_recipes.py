@@ -9,11 +9,12 @@ import torch
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.plan import make_plan
-from swinv2_train.engine.build import TASKS, build_model
+from swinv2_train.engine.build import build_model
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.param_groups import parameter_groups
-from swinv2_train.engine.ranks import join, leave
+from swinv2_train.launch.ranks import join, leave
 from swinv2_train.models.heads import ImageClassifier
+from swinv2_train.tasks.build import TASKS
 
 FITTING = ["simmim_demo", "simmim_tiny", "simmim_base", "classify_demo", "in1k_tiny_256", "simmim_finetune_base_224"]
 """simmim_small and simmim_large are tiny and base with more blocks or channels."""

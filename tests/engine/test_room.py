@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,8 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.build import TASKS
+from swinv2_train.data.card import Card
+from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.room import (
     check_address_space,
     check_shared_memory,
@@ -24,6 +26,8 @@ from swinv2_train.engine.room import (
     shared_memory_needed,
 )
 from swinv2_train.errors import RunError
+from swinv2_train.tasks.build import TASKS
+from tests.data.samples import write_tar
 
 MIB = 2**20
 
@@ -50,6 +54,18 @@ def test_the_batches_that_workers_have_ready_are_counted(config: Config) -> None
     needed = shared_memory_needed(config, make_plan(config, 4, 10_000), task)
     images = 4 * 2 * 16 * 3 * 256 * 256
     assert images < needed < 1.01 * images
+    deep = shared_memory_needed(config, make_plan(config, 4, 10_000), task, Card(bits=Counter({8: 5, 16: 1})))
+    assert deep == needed + images
+
+
+def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path: Path) -> None:
+    write_tar(tmp_path / "eval.tar", [(f"{number}.jpg", b"x") for number in range(30)])
+    held_out = ShardSet.open(str(tmp_path / "eval.tar"), tmp_path / "cache")
+    task = TASKS["classification"](config, [0.5] * 3, [0.25] * 3, None)
+    alone, both = (
+        shared_memory_needed(config, make_plan(config, 4, 10_000), task, held_out=shards) for shards in (None, held_out)
+    )
+    assert both == pytest.approx(alone * (1 + 8 / (4 * 2 * 16)))
 
 
 @pytest.mark.parametrize(

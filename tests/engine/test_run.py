@@ -16,8 +16,8 @@ from swinv2_train.checkpoint.layout import list_checkpoints
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.engine import loop
-from swinv2_train.engine.surroundings import prepare
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
+from swinv2_train.launch.environment import prepare
 from tests.checkpoint.weights import load_weights
 from tests.runs import comparable, losses, make_shard, metrics, run_apart, run_here, tiny_run
 
@@ -207,7 +207,7 @@ def test_another_run_in_a_used_directory_is_refused(
 def test_two_runs_in_one_directory_are_refused(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from swinv2_train.engine.lock import RunLock
+    from swinv2_train.launch.lock import RunLock
 
     (tmp_path / "run").mkdir()
     lock = RunLock(tmp_path / "run")
@@ -308,7 +308,7 @@ def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, t
 def test_a_file_stops_the_run_and_the_next_start_removes_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from swinv2_train.engine import signals
+    from swinv2_train.launch import signals
 
     monkeypatch.setattr(signals, "_LOOK_SECONDS", 0.0)
     run_dir = tmp_path / "run"

@@ -10,8 +10,8 @@ import torch
 
 from swinv2_train.engine import loop
 from swinv2_train.engine.loop import Trainer
-from swinv2_train.engine.status import read_status
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.launch.status import read_status
 from tests.runs import run_here, tiny_run
 
 SHORT = (

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class ThreadRanks:
-    """Stands in for `engine.ranks.Ranks` in one of several threads."""
+    """Stands in for `launch.ranks.Ranks` in one of several threads."""
 
     def __init__(self, rank: int, world_size: int, shared: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.world_size = rank, world_size

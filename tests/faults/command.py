@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swinv2_train.engine import launcher
+from swinv2_train.launch import launcher
 from tests.faults import rank
 from tests.faults.patches import Faults
 

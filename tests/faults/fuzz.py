@@ -467,8 +467,8 @@ def look_at_run(run: Path) -> dict[str, Any]:
     from swinv2_train.engine.incidents import protector
     from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation
     from swinv2_train.engine.state import TrainState
-    from swinv2_train.engine.status import read_status
     from swinv2_train.interop.model_card import run_directory
+    from swinv2_train.launch.status import read_status
     from swinv2_train.pipeline.report import view
     from swinv2_train.pipeline.run import _state_before
     from swinv2_train.pipeline.state import Record

@@ -8,7 +8,7 @@ import torch
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.engine.complete import read_map
+from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop.head import rows_by_name
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
@@ -27,6 +27,12 @@ def into(source: WeightSource, names: list[str] | None, count: int = 6, label_ma
         model = ImageClassifier(config, count, (64, 64))
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     return plan_transfer(source, shapes, config, label_map, resolution=(64, 64), class_names=names)
+
+
+def test_a_name_that_several_classes_have_gives_no_row() -> None:
+    found = rows_by_name(["crane", "fox"], ["crane", "owl", "crane", "fox"])
+    assert found is not None
+    assert found.rows == [None, 3]
 
 
 OTHERS = ["kind 5", "fox", "kind 0", "owl"]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from swinv2_train.checkpoint.consolidate import write_weights
 from swinv2_train.checkpoint.errors import CheckpointError
@@ -26,7 +27,8 @@ from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import VARIANTS
 from swinv2_train.interop.geometry import trained_windows, windows_from_buffers
-from swinv2_train.interop.load import source_config
+from swinv2_train.interop.input_check import recorded_bits
+from swinv2_train.interop.load import load_model, source_config
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
 from tests.interop.files import (
@@ -299,6 +301,19 @@ def test_queries_and_keys_that_do_not_fit_together_are_refused(tmp_path: Path) -
         save_file({**named, key: torch.zeros(shape)}, tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"key\.weight \(.*do not fit together"):
             open_source(tmp_path)
+
+
+def test_records_that_do_not_fit_the_weights_are_ignored(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    geometry = json.loads(metadata["geometry"])
+    geometry |= {"classes": ["one"], "preprocess": {**geometry["preprocess"], "bits": [[8]]}}
+    save_file(load_file(path), path, metadata={**metadata, "geometry": json.dumps(geometry)})
+    loaded = load_model(path)
+    assert loaded.class_names is None
+    assert any("its list of 1 class names is ignored" in note for note in loaded.source.notes)
+    assert recorded_bits(loaded) is None
 
 
 def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> None:

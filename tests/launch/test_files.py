@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swinv2_train.engine.hosts import Host, read_hostfile
-from swinv2_train.engine.surroundings import read_env_file
 from swinv2_train.exit_codes import STOPPED, WRONG_USE
+from swinv2_train.launch.environment import read_env_file
+from swinv2_train.launch.hosts import Host, read_hostfile
 from tests.documents import blocks, run_block
 from tests.runs import make_shard
 
@@ -155,7 +155,7 @@ def test_every_block_of_the_page_runs(
 
 
 def test_the_page_names_every_file_and_every_forwarded_prefix() -> None:
-    from swinv2_train.engine import hosts
+    from swinv2_train.launch import hosts
 
     page = (LAUNCH / "README.md").read_text()
     for path in LAUNCH.iterdir():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.engine.status import read_status
+from swinv2_train.launch.status import read_status
 from tests.pipeline.conftest import call
 from tests.runs import TINY_MODEL, make_labelled_data, metrics, start, until
 

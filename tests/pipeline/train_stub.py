@@ -16,7 +16,7 @@ from pathlib import Path
 
 from swinv2_train.checkpoint.disk import sha256
 from swinv2_train.checkpoint.layout import MANIFEST, STATE, FileRecord, Manifest, manifest_text, rank_file, step_name
-from swinv2_train.engine.status import read_status, write_status, write_text
+from swinv2_train.launch.status import read_status, write_status, write_text
 
 SCORES = {10: 0.5, 20: 0.4, 30: 0.45}
 """eval/loss by step: the best is not the last."""

@@ -13,7 +13,7 @@ import pytest
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
 from swinv2_train.config.sweep import SweepConfig
-from swinv2_train.engine.child import StopSignals
+from swinv2_train.launch.command import StopSignals
 from swinv2_train.sweep.job import JobRecord, make_job
 from swinv2_train.sweep.run import Sweep, run_job, this_process
 from tests.runs import run_here

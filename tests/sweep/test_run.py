@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.engine.child import StopSignals
-from swinv2_train.engine.lock import RunLock
+from swinv2_train.launch.command import StopSignals
+from swinv2_train.launch.lock import RunLock
 from swinv2_train.sweep.job import make_job, read_job
 from swinv2_train.sweep.run import LOCKS, run_job
 from tests.sweep.conftest import FIXED, KEYS, Jobs

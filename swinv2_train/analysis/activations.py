@@ -1,0 +1,80 @@
+"""The signal propagation plot (paper, figure 2): how large activations grow from block to block.
+
+One function measures a model on a batch of images, one draws any number of models into one picture, and one takes from
+it the numbers that are worth a curve of their own during training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_train.analysis.probes import evaluating
+from swinv2_train.models.activations import BlockActivations, record_activations
+from swinv2_train.models.heads import pooled_features
+from swinv2_train.tracking.charts import Chart, Series, line_chart
+
+
+@torch.no_grad()
+def measure_activations(model: nn.Module, images: Tensor) -> list[BlockActivations]:
+    """Amplitudes of all blocks in one forward pass of the backbone, in eval mode and without a mask.
+
+    Args:
+        model: any model of the package, also a training one; its mode is put back. Under ZeRO-3 all ranks call this.
+        images: (B, C, H, W), normalised, on the model's device.
+    """
+    with evaluating(model), record_activations(model) as signal:
+        pooled_features(model, images)
+    return signal.blocks
+
+
+def activation_metrics(blocks: Sequence[BlockActivations]) -> dict[str, float]:
+    """`signal/largest`, the largest amplitude of the main branch; `signal/discrepancy`, the largest over the smallest.
+
+    The paper reports the discrepancy: up to 10^4 under pre-norm at the size of Large.
+    """
+    main = [block.main for block in blocks]
+    smallest = min(main)
+    return {
+        "signal/largest": max(main),
+        "signal/discrepancy": max(main) / smallest if smallest > 0 else math.inf,
+    }
+
+
+def activation_chart(models: Mapping[str, Sequence[BlockActivations]]) -> Chart:
+    """The plot of one or more models by name, over the number of the block, on a logarithmic axis.
+
+    Of a single model the residual branch is drawn as well; of several the main branch alone.
+    """
+    curves = []
+    for name, blocks in models.items():
+        x = range(1, len(blocks) + 1)
+        curves.append(Series("main branch" if len(models) == 1 else name, x, [block.main for block in blocks]))
+        if len(models) == 1:
+            branch = [block.branch for block in blocks]
+            curves.append(Series("larger residual branch", x, branch, dashed=True))
+    ends = {tuple(_stage_ends(blocks)) for blocks in models.values()}
+    longest = max(len(blocks) for blocks in models.values())
+    return line_chart(
+        curves,
+        x_label="block",
+        y_label="activation amplitude\n(average channel variance)",
+        title=next(iter(models)) if len(models) == 1 else "",
+        log_y=True,
+        x_ticks=[(number, str(number)) for number in _ticks(longest)],
+        separators=ends.pop() if len(ends) == 1 else (),
+    )
+
+
+def _stage_ends(blocks: Sequence[BlockActivations]) -> list[float]:
+    """The places between blocks where a stage ends, of all stages but the last."""
+    stages = [block.name.partition(".blocks.")[0] for block in blocks]
+    return [number + 0.5 for number in range(1, len(stages)) if stages[number] != stages[number - 1]]
+
+
+def _ticks(count: int) -> list[int]:
+    step = next(step for step in (1, 2, 4, 6, 10, 20, 50, count) if count / step <= 13)
+    return sorted({1, *range(step, count + 1, step)}) if step > 1 else list(range(1, count + 1))

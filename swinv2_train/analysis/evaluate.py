@@ -1,0 +1,321 @@
+"""Evaluation of finished weights outside of a run: any checkpoint or file, on any labelled shards, over any ranks.
+
+The model, the data and the metrics are those of the evaluation during training, so the same weights on the same samples
+give the same numbers. Every sample counts once, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from swinv2_train.analysis.probes import EvalImages, Probe
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config, ProbeConfig
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.data.augment import normalise
+from swinv2_train.data.batch import Batch, to_device
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.label_map import (
+    NAMES,
+    NUMBERS,
+    check_same_classes,
+    match_names,
+    read_label_map,
+    read_real_labels,
+    real_labels_of,
+)
+from swinv2_train.data.loader import EvalLoader
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.errors import RunError
+from swinv2_train.interop.load import load_model
+from swinv2_train.launch.failures import begun, together
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.signals import PARENT_VARIABLE
+from swinv2_train.models.precision import PRECISIONS
+from swinv2_train.tasks.build import build_task, evaluation_loader
+from swinv2_train.tasks.metrics import classification_sums
+from swinv2_train.tasks.task import Sums, Task, add_sums
+
+Progress = Callable[[int, int], None]
+"""Called with the batches done and their number."""
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What to evaluate, and how."""
+
+    checkpoint: str
+    """See `interop.source.open_source`."""
+    data: Any
+    """Shards, as `data.shards`."""
+    overrides: Sequence[str] = ()
+    """Changes to the model and its input, such as model.window=24 and data.resolution=384."""
+    which: str = "newest"
+    ema: bool = False
+    batch: int = 32
+    """Images of a rank in one forward pass."""
+    precision: str = "fp32"
+    max_samples: int | None = None
+    workers: int = 4
+    cache_dir: str = "~/.cache/swinv2_train/shards"
+    cache_gib: float = 50.0
+    label_map: str | None = None
+    """A file of class numbers, `names` or `numbers`; see `data.label_map`."""
+    real_labels: Path | None = None
+    """ReaL labels in the place of those of the shards."""
+    probe: ProbeConfig | None = None
+    """Also score a k-NN vote and a linear classifier that learn from `probe.shards`."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome, the same on every rank but for what the clock says."""
+
+    config: Config
+    """Of the model as it was evaluated."""
+    source: Path
+    step: int | None
+    metrics: dict[str, float]
+    sums: Sums
+    """What the metrics were made of; see `Task.evaluate`."""
+    class_names: list[str] | None
+    samples: int
+    """Those that count: not padding, not broken, not without a label."""
+    broken: list[tuple[str, str]]
+    """Shard and key of the samples that could not be used, and why."""
+    seconds: float
+    """From the first batch to the last, with reading and decoding."""
+    ranks: int
+    device: str
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds > 0 else float("nan")
+
+
+class ChosenClasses(nn.Module):
+    """A classifier that chooses among some of its classes.
+
+    Args:
+        columns: the numbers of these classes in the model, in the order of their new numbers.
+    """
+
+    def __init__(self, model: nn.Module, columns: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.columns = list(columns)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) -> logits (B, len(columns))."""
+        return self.model(images, noise=noise)[:, self.columns]
+
+
+@torch.no_grad()
+def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = None) -> Evaluated:
+    """Evaluate, all ranks together.
+
+    Args:
+        progress: called on the main rank.
+
+    Raises:
+        ConfigError: if the model and the options contradict each other.
+        DataError: if the shards or the labels cannot be used.
+        CheckpointError: if the weights cannot be read.
+        RunError: if something of this went wrong on another rank only, or a rank is gone.
+    """
+    bench = together(ranks, lambda: _Bench(options, ranks, progress))
+    started = time.perf_counter()
+    with begun():
+        own = together(ranks, bench.sums)
+    sums = ranks.sum_all(own)
+    seconds = time.perf_counter() - started
+    broken = sorted({entry for part in ranks.gather(bench.broken) for entry in part})
+    metrics = bench.task.metrics(sums)
+    if not metrics["samples"]:
+        raise ranks.end(f"none of the samples in {options.data} counts: they are broken or have no label")
+    if not math.isfinite(metrics["loss"]):
+        raise ranks.end(f"the outputs of {bench.loaded.source.path} are not finite: its weights are broken")
+    with begun():
+        metrics |= bench.probe_scores()
+    return Evaluated(
+        config=bench.config,
+        source=bench.loaded.source.path,
+        step=bench.loaded.source.step,
+        metrics=metrics,
+        sums=sums,
+        class_names=bench.class_names,
+        samples=int(metrics["samples"]),
+        broken=[(name, reason) for _, name, reason in broken],
+        seconds=seconds,
+        ranks=ranks.world_size,
+        device=torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU",
+        warnings=bench.warnings,
+    )
+
+
+class _Bench:
+    """Model, data and task of one evaluation, on one rank."""
+
+    def __init__(self, options: EvalOptions, ranks: Ranks, progress: Progress | None) -> None:
+        if options.precision == "fp16" and ranks.device.type != "cuda":
+            raise ConfigError("precision", "fp16", "needs a GPU; take bf16 or fp32")
+        self.options, self.ranks, self.progress = options, ranks, progress
+        self.broken: list[tuple[int, str, str]] = []
+        self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
+        self.warnings = list(self.loaded.source.notes)
+        self.shards = ShardSet.open(
+            options.data, options.cache_dir, options.cache_gib, image=self.loaded.config.data.image
+        )
+        task = self.loaded.config.task
+        self.class_names = self.loaded.class_names
+        self.columns = self._columns(task) if isinstance(task, ClassificationConfig) else None
+        self.real_labels: dict[str, list[int]] = {}
+        if options.label_map or options.real_labels:
+            if not isinstance(task, ClassificationConfig) or (task.multi_label and options.real_labels):
+                key = "label_map" if options.label_map else "real_labels"
+                raise ConfigError(key, getattr(options, key), "is for a classifier with one class per image")
+            if options.real_labels:
+                self.real_labels = read_real_labels(options.real_labels)
+        self.config = self._config(task)
+        self.task: Task = build_task(self.config, self.shards)
+        if self.real_labels:  # the shards need not have any of their own
+            self.task.eval_transform = EvalImages(self.config)
+        self.model = self.loaded.model.to(ranks.device, PRECISIONS[options.precision]).eval()
+        self.judged = self.model if self.columns is None else ChosenClasses(self.model, self.columns)
+
+    def _columns(self, task: ClassificationConfig) -> list[int] | None:
+        """The model's class for each class of the data; None where they are the same."""
+        card = self.shards.card
+        if card is not None and card.class_lists_differ:
+            raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate them apart")
+        names, known_labels = (card.class_names, bool(card.class_counts)) if card else (None, True)
+        spec = self.options.label_map
+        if spec == NAMES:
+            columns = match_names(names, self.class_names, task.num_classes)
+            self.class_names = [self.class_names[column] for column in columns] if self.class_names else names
+            return columns
+        if spec not in (None, NUMBERS):
+            columns = read_label_map(Path(spec), task.num_classes)
+            model_names = self.class_names
+            self.class_names = names if names and len(names) == len(columns) else None
+            if self.class_names is None and model_names:
+                self.class_names = [model_names[column] for column in columns]
+        else:
+            columns = None
+            check_same_classes(names, None if spec == NUMBERS else self.class_names)
+            if spec is None and known_labels and bool(names) != bool(self.class_names):
+                self.warnings.append(_unnamed(self.options.data, names))
+            self.class_names = self.class_names or (names if names and len(names) == task.num_classes else None)
+        most, known = task.num_classes if columns is None else len(columns), card.class_counts if card else {}
+        if known and max(known) >= most:
+            what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
+            raise DataError(f"the shards have labels up to {max(known)}, and {what} (0 to {most - 1})")
+        return columns
+
+    def _config(self, task: Any) -> Config:
+        config, options = self.loaded.config, self.options
+        if isinstance(task, ClassificationConfig):
+            count = task.num_classes if self.columns is None else len(self.columns)
+            task = replace(task, num_classes=count, class_weights=None)
+        data = replace(
+            config.data,
+            eval_shards=options.data,
+            mean=self.loaded.mean,
+            std=self.loaded.std,
+            num_workers=options.workers,
+            cache_dir=options.cache_dir,
+            cache_gib=options.cache_gib,
+        )
+        return replace(config, task=task, data=data, probe=options.probe or ProbeConfig())
+
+    def sums(self) -> Sums:
+        """The sums over this rank's share of the samples."""
+        open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
+        with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
+            batches = self._batches(loader)
+            if self.real_labels:
+                return self._real_sums(batches)
+            return self.task.evaluate(self.judged, batches)
+
+    def _batches(self, loader: EvalLoader) -> Iterator[Batch]:
+        for done, batch in enumerate(loader, 1):
+            check_alive()
+            self.broken += batch.pop("broken")
+            yield to_device(batch, self.ranks.device)
+            if self.progress is not None and self.ranks.is_main:
+                self.progress(done, len(loader))
+
+    def _real_sums(self, batches: Iterable[Batch]) -> Sums:
+        """As `Classification.evaluate`, with the best of an image's ReaL labels, by the model's scores, as its label.
+
+        So the prediction is right where it is any of them. Images without a label do not count.
+        """
+        sums: Sums = {}
+        for batch in batches:
+            logits = self.judged(normalise(batch["image"], self.loaded.mean, self.loaded.std)).float()
+            rows = zip(logits, batch["position"].tolist(), batch["valid"].tolist(), strict=True)
+            targets = torch.tensor([self._best_label(*row) for row in rows])
+            sums = add_sums(sums, classification_sums(logits, targets.clamp(min=0), targets >= 0))
+        return sums
+
+    def _best_label(self, logits: Tensor, position: int, valid: bool) -> int:
+        """The label with the highest score; -1 where the sample does not count."""
+        if not valid:
+            return -1
+        key = self.shards.key(position)
+        labels = real_labels_of(key, self.real_labels)
+        if labels is None:
+            raise DataError(f"the real labels have no entry for sample {key}: they go by the names of the images")
+        if max(labels, default=0) >= len(logits):
+            raise DataError(f"real label {max(labels)} of sample {key} is outside 0 to {len(logits) - 1}")
+        return labels[int(logits[labels].argmax())] if labels else -1
+
+    def probe_scores(self) -> dict[str, float]:
+        """The scores of the probes, where they are wanted."""
+        if self.options.probe is None:
+            return {}
+        options = {"mean": self.loaded.mean, "std": self.loaded.std, "micro_batch": self.options.batch}
+        probe = together(
+            self.ranks,
+            lambda: Probe(self.config, self.ranks, warn=self.warnings.append, check=check_alive, **options),
+        )
+        return probe.measure(self.model, self.loaded.source.step)
+
+
+def _unnamed(data: Any, names: Sequence[str] | None) -> str:
+    named, other = (f"data={data}", "the model") if names else ("the model", f"data={data}")
+    return (
+        f"{named} names its classes and {other} does not, so class n of one is taken for class n of the other, "
+        f"unchecked (label_map={NUMBERS} if that is right)"
+    )
+
+
+def check_alive() -> None:
+    """End this rank where the command that has started it is gone.
+
+    Raises:
+        RunError: then.
+    """
+    parent = os.environ.get(PARENT_VARIABLE)
+    if parent is not None and os.getppid() != int(parent):
+        raise RunError("the command that started this rank is gone")
+
+
+def worst_classes(sums: Sums, count: int) -> list[int]:
+    """Classes with samples, the lowest accuracy first; of equals the one with more samples."""
+    samples, correct = np.asarray(sums["class_samples"]), np.asarray(sums["class_correct"])
+    present = np.flatnonzero(samples)
+    accuracy = correct[present] / samples[present]
+    return present[np.lexsort((present, -samples[present], accuracy))][:count].tolist()

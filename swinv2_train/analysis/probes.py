@@ -1,0 +1,287 @@
+"""Probes: how well the frozen features of a model tell labelled images apart, without training the model for it.
+
+Two cheap views, both on the mean over the tokens of the last stage:
+
+- k-NN: the nearest training images by cosine similarity vote for their class, each with weight exp(similarity / 0.07)
+  (Wu et al. 2018, arXiv 1805.01978; the protocol of DINO, arXiv 2104.14294).
+- a linear classifier: multinomial logistic regression on standardised features with an L2 penalty, which is chosen on a
+  fifth of the training samples that is held back.
+
+Both are exact solutions without randomness: the same features give the same result for any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+from swinv2_train.data.augment import eval_crop, normalise
+from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.labels import read_labels
+from swinv2_train.data.loader import EvalLoader, SampleSource, Share
+from swinv2_train.data.overlap import overlap_warning
+from swinv2_train.data.sample import Sample
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.transform import Transform
+from swinv2_train.data.workers import Workers
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.models.heads import pooled_features
+from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
+
+TEMPERATURE = 0.07
+PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
+"""L2 penalties that the linear classifier chooses from; the loss they are added to is a mean over samples."""
+_SIMILARITIES = 1 << 26
+"""Most similarities that the vote holds at a time."""
+_ITERATIONS = 200
+
+
+class EvalImages(Transform):
+    """The evaluation crop: the entry `image` (C, H, W) as decoded."""
+
+    def __init__(self, config: Config) -> None:
+        self.size = resolution(config)
+        self.crop_pct, self.crop_mode = config.data.crop_pct, config.data.crop_mode
+        self.interpolation = config.data.augment.interpolation
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"image": eval_crop(sample.image, self.size, self.crop_pct, self.crop_mode, self.interpolation)}
+
+
+class LabelledImages(EvalImages):
+    """The evaluation crop and the class: the entries `image` (C, H, W) as decoded and `label` int64."""
+
+    members = ("image", "cls", "json")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        entries = super().__call__(sample, rng)
+        labels = read_labels(sample.raw)
+        if len(labels) != 1 or labels[0] < 0:
+            raise BrokenSample(f"a probe needs one class number, and it has {list(labels)}")
+        return entries | {"label": torch.tensor(labels[0])}
+
+
+def no_check() -> None:
+    """What a probe does between two batches when nothing else is wanted."""
+
+
+class Probe:
+    """The probes of a run (`config.probe`), all ranks together.
+
+    Args:
+        mean, std: per-channel statistics that images are normalised with.
+        micro_batch: images of a rank in one forward pass.
+        warn: gets a sentence for a person, on every rank.
+        check: called before every batch, equally often on every rank; what it raises ends the probe.
+
+    Raises:
+        DataError: if the shards cannot be used.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ranks: Ranks,
+        *,
+        mean: list[float],
+        std: list[float],
+        micro_batch: int,
+        warn: Callable[[str], None],
+        check: Callable[[], None] = no_check,
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.mean, self.std, self.micro_batch = mean, std, micro_batch
+        self.warn, self.check = warn, check
+        self._warned: set[str] = set()
+        self._place = "probe"
+        self._sets = [
+            ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
+            for spec in (config.probe.shards, config.probe.eval_shards)
+        ]
+        for text in overlap_warning("probe.eval_shards", self._sets[1], "probe.shards", self._sets[0]):
+            self._warn_once(text)
+        keys = ("probe.shards", "probe.eval_shards")
+        cards = {key: shards.card for key, shards in zip(keys, self._sets, strict=True)}
+        check_same_numbers(cards)
+        if ranks.is_main:
+            for line in unnamed_classes(cards):
+                self._warn_once(line)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:
+        """`probe/knn_top1` and `probe/linear_top1`, in [0, 1], as far as the config asks for them.
+
+        The same on every rank. The model may be a training one, of any task; its mode is put back. Samples that have
+        not one label are left out, with a warning.
+
+        Args:
+            step: of the run, for the warnings.
+
+        Raises:
+            DataError: if no sample of a set can be used.
+        """
+        self._place = "probe" if step is None else f"probe at step {step}"
+        with evaluating(model):
+            train, test = (self._features(model, shards) for shards in self._sets)
+        scores: dict[str, float] = {}
+        if self.ranks.is_main:
+            scores = self._scores(train, test)
+        return self.ranks.broadcast(scores)
+
+    def _scores(self, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
+        unknown = ~torch.isin(test[1], train[1])
+        if unknown.any():
+            self._warn_once(
+                f"{int(unknown.sum())} of {len(test[1])} samples are of classes that none of the "
+                f"{len(train[1])} samples it learns from has: raise probe.max_samples, or shuffle the shards "
+                "(swinv2-data pack does)"
+            )
+        scores = {}
+        if self.config.probe.knn:
+            scores["probe/knn_top1"] = knn_accuracy(train, test, self.config.probe.knn)
+        if self.config.probe.linear:
+            with torch.enable_grad():
+                scores["probe/linear_top1"] = linear_accuracy(train, test)
+        return scores
+
+    def _features(self, model: nn.Module, shards: ShardSet) -> tuple[Tensor, Tensor]:
+        """Features (N, D) float64 and classes (N,) of the first samples of a set, on the device, in their order."""
+        own = self._own_features(model, shards)
+        # Rank by rank they lie in the order of the ranks; the result must not hang on their number.
+        positions, labels, vectors = (np.concatenate(column) for column in zip(*self.ranks.gather(own), strict=True))
+        order = np.argsort(positions)
+        device = self.ranks.device
+        return torch.from_numpy(vectors[order]).to(device, torch.float64), torch.from_numpy(labels[order]).to(device)
+
+    def _own_features(self, model: nn.Module, shards: ShardSet) -> tuple[np.ndarray, ...]:
+        """Positions, classes and features (n, D) float32 of this rank's share."""
+        count = min(self.config.probe.max_samples, shards.num_samples)
+        config, ranks = self.config, self.ranks
+        decoding = DecodeOptions.of(config.data, self.mean)
+        loader = EvalLoader(
+            SampleSource(shards, LabelledImages(config), config.model.in_channels, seed=0, decoding=decoding),
+            Share(min(self.micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
+            num_samples=count,
+            workers=Workers(config.data.num_workers, config.data.prefetch_batches),
+        )
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        with closing(loader):
+            for batch in loader:
+                self.check()
+                for _, name, reason in batch["broken"]:
+                    self._warn_once(f"sample {name} is left out: {reason}")
+                images = normalise(batch["image"].to(self.ranks.device), self.mean, self.std)
+                features = pooled_features(model, images).float().cpu()
+                kept = [part[batch["valid"]].numpy() for part in (batch["position"], batch["label"], features)]
+                parts.append((kept[0], kept[1], kept[2]))
+        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warn(f"{self._place}: {text}")
+
+
+def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[float]) -> Tensor:
+    """The evaluation crops of the first `count` samples that can be used, (B, C, H, W) as decoded.
+
+    Args:
+        mean: per-channel mean that images are normalized with, for `data.background=mean`.
+
+    Raises:
+        DataError: if none can.
+    """
+    count = min(count, shards.num_samples)
+    decoding = DecodeOptions.of(config.data, mean)
+    source = SampleSource(shards, EvalImages(config), config.model.in_channels, seed=0, decoding=decoding)
+    loader = EvalLoader(source, Share(count), num_samples=count)
+    with closing(loader):
+        batch = next(iter(loader))
+    return batch["image"][batch["valid"]]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and afterwards in the mode it was in."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neighbours: int) -> float:
+    """Share of the test samples whose class the weighted vote of their nearest training samples finds.
+
+    Args:
+        train, test: features (N, D) and classes (N,).
+        neighbours: how many vote; at most as many as there are.
+    """
+    (features, labels), (queries, targets) = train, test
+    classes, votes_for = labels.unique(return_inverse=True)
+    features = F.normalize(features, dim=1)
+    most = min(neighbours, len(features))
+    right = 0
+    for rows in torch.arange(len(queries)).split(max(1, _SIMILARITIES // len(features))):
+        similarity = F.normalize(queries[rows], dim=1) @ features.T
+        nearest, indices = similarity.topk(most, dim=1)
+        votes = torch.zeros(len(rows), len(classes), dtype=nearest.dtype, device=nearest.device)
+        votes.scatter_add_(1, votes_for[indices], ((nearest - 1) / TEMPERATURE).exp())
+        right += int((classes[votes.argmax(dim=1)] == targets[rows]).sum())
+    return right / len(queries)
+
+
+def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    """Share of the test samples that a linear classifier, fitted to the training samples, gets right.
+
+    Args:
+        train, test: features (N, D) float64 and classes (N,).
+    """
+    (features, labels), (queries, targets) = train, test
+    mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
+    deviation = torch.where(deviation > 0, deviation, 1.0)
+    features, queries = (features - mean) / deviation, (queries - mean) / deviation
+    classes, numbers = labels.unique(return_inverse=True)
+    held_back = torch.arange(len(features), device=features.device) % 5 == 4
+    penalty = PENALTIES[2]
+    if held_back.any() and len(numbers[~held_back].unique()) > 1:
+        fits = _fits(features[~held_back], numbers[~held_back], len(classes), PENALTIES)
+        right = [int((_predicted(fit, features[held_back]) == numbers[held_back]).sum()) for fit in fits]
+        penalty = PENALTIES[right.index(max(right))]  # of equals the strongest
+    stronger = [value for value in PENALTIES if value >= penalty]
+    found = _fits(features, numbers, len(classes), stronger)[-1]
+    return int((classes[_predicted(found, queries)] == targets).sum()) / len(queries)
+
+
+def _fits(features: Tensor, labels: Tensor, num_classes: int, penalties: Sequence[float]) -> list[Tensor]:
+    """Logistic regressions (D + 1, K), the last row the bias, for falling penalties; each starts from the last."""
+    weights = features.new_zeros(features.shape[1] + 1, num_classes, requires_grad=True)
+    found = []
+    for penalty in penalties:
+        optimizer = torch.optim.LBFGS(
+            [weights], max_iter=_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        )
+
+        def loss(optimizer: torch.optim.LBFGS = optimizer, penalty: float = penalty) -> Tensor:
+            optimizer.zero_grad()
+            logits = torch.addmm(weights[-1], features, weights[:-1])
+            value = F.cross_entropy(logits, labels) + 0.5 * penalty * weights[:-1].square().sum()
+            value.backward()
+            return value
+
+        optimizer.step(loss)
+        found.append(weights.detach().clone())
+    return found
+
+
+def _predicted(weights: Tensor, features: Tensor) -> Tensor:
+    return torch.addmm(weights[-1], features, weights[:-1]).argmax(dim=1)

@@ -1,0 +1,97 @@
+"""Accuracy over test-time windows (paper, table 1): weights trained with one window, evaluated with others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swinv2_train.analysis.evaluate import EvalOptions, Progress, evaluate
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import table_windows, total_stride, windows
+from swinv2_train.config.schema import Config
+from swinv2_train.interop.geometry import plain_windows
+from swinv2_train.interop.load import source_config
+from swinv2_train.interop.source import open_source
+from swinv2_train.launch.failures import together
+from swinv2_train.launch.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a curve."""
+
+    window: int
+    resolution: tuple[int, int]
+    """(height, width) in pixels."""
+    metrics: dict[str, float]
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One model over all windows."""
+
+    config: Config
+    """As the model was trained."""
+    source: Path
+    step: int | None
+    points: list[Point]
+
+
+def resolution_for(config: Config, window: int) -> tuple[int, int]:
+    """The input (height, width) that has as many windows as the one of the training had, as in the paper.
+
+    A side that is no whole number of pixels is rounded to whole tokens of the last stage.
+
+    Raises:
+        ConfigError: if the model has not one square window for all stages.
+    """
+    trained = {side for pair in windows(config.model) for side in pair}
+    if len(trained) > 1:
+        mend = "there is not one window to scale the resolution from; give resolutions=, one for each of windows="
+        raise ConfigError("model.window", config.model.window, mend)
+    stride, (own,) = total_stride(config.model), trained
+
+    def scaled(side: int) -> int:
+        whole, rest = divmod(side * window, own)
+        return whole if not rest else max(1, round(side * window / own / stride)) * stride
+
+    height, width = resolution(config)
+    return scaled(height), scaled(width)
+
+
+def window_curve(
+    options: EvalOptions,
+    test_windows: Sequence[int],
+    resolutions: Sequence[int] | None,
+    ranks: Ranks,
+    progress: Progress | None = None,
+) -> Curve:
+    """Evaluate one model with every window, all ranks together.
+
+    Args:
+        options: its overrides hold for all evaluations.
+        resolutions: sides of the input in pixels, one per window; None: `resolution_for` each.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunError: as `evaluate`.
+    """
+
+    def trained() -> tuple[Config, list[tuple[int, int]]]:
+        with open_source(options.checkpoint, which=options.which, ema=options.ema) as source:
+            config = source_config(source, options.overrides)
+        if resolutions is not None:
+            return config, [(side, side) for side in resolutions]
+        return config, [resolution_for(config, window) for window in test_windows]
+
+    config, sizes = together(ranks, trained)
+    # The windows of the training stay those that they are before the sweep changes window and resolution.
+    before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
+    points = []
+    for window, (height, width) in zip(test_windows, sizes, strict=True):
+        overrides = [*options.overrides, before, f"model.window={window}", f"data.resolution=[{height},{width}]"]
+        found = evaluate(replace(options, overrides=overrides), ranks, progress)
+        points.append(Point(window, (height, width), found.metrics, found.images_per_second))
+    return Curve(config, found.source, found.step, points)

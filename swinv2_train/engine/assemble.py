@@ -1,0 +1,187 @@
+"""Assemble the trainer of a run from its parts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.analysis.probes import Probe
+from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, geometry
+from swinv2_train.checkpoint.saver import Saver
+from swinv2_train.config.doubts import doubts
+from swinv2_train.config.plan import Plan
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.overlap import overlap_warning
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.engine.build import sample_order, train_loader
+from swinv2_train.engine.checkpoints import Checkpoints
+from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.evaluation import Evaluation, check_stop
+from swinv2_train.engine.identity import class_warnings
+from swinv2_train.engine.incidents import IncidentLog, protector
+from swinv2_train.engine.loop import Trainer
+from swinv2_train.engine.phase import Phases
+from swinv2_train.engine.recovery import Recovery
+from swinv2_train.engine.room import checkpoint_size, disk_warning
+from swinv2_train.engine.start import background_warnings
+from swinv2_train.engine.state import TrainState
+from swinv2_train.launch.lock import check_in_place
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.signals import StopRequest
+from swinv2_train.launch.watchdog import Watchdog
+from swinv2_train.tasks.build import evaluation_loader
+from swinv2_train.tasks.classes import unnamed_classes
+from swinv2_train.tasks.task import Task
+from swinv2_train.tracking.clock import StepClock
+from swinv2_train.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run consists of before its model exists, on one rank."""
+
+    config: Config
+    plan: Plan
+    ranks: Ranks
+    task: Task
+    shards: ShardSet
+    held_out: ShardSet | None
+    identity: Identity
+    """What a checkpoint must match to be continued from."""
+    stop: StopRequest
+    watchdog: Watchdog
+
+
+@dataclass
+class Start:
+    """Where a run starts."""
+
+    state: TrainState
+    lines: list[str]
+    """How it came to that, for the log."""
+    missed: set[str]
+    """What was due at this step when the run ended there (see `engine.evaluation.due`)."""
+    damaged: list[str]
+    """Names of the checkpoints that were skipped."""
+    geometry: dict[str, Any] | None
+    """Metadata of the checkpoint that was loaded; None without one."""
+
+
+def first_batch_seconds(parts: Parts) -> float:
+    """Return the seconds in which this rank reads and decodes one micro-batch, without workers.
+
+    Raises:
+        DataError: if it cannot.
+    """
+    config = replace(parts.config, data=replace(parts.config.data, num_workers=0))
+    begun = time.perf_counter()
+    loader = train_loader(config, parts.plan, parts.task, parts.shards, TrainState(), parts.ranks)
+    try:
+        next(loader)
+    finally:
+        loader.close()
+    return time.perf_counter() - begun
+
+
+def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
+    """Return a line for everything in config and data that was probably not intended. For the main rank."""
+    config, shards, held_out = parts.config, parts.shards, parts.held_out
+    lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
+    lines += class_warnings(start.geometry, parts.identity)
+    if held_out is not None:
+        if isinstance(config.task, ClassificationConfig):
+            lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
+        lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
+    size = checkpoint_size(engine.module, config.optim.ema_decay)
+    steps_left = parts.plan.total_steps - start.state.step
+    short = disk_warning(config, steps_left, size, Path(config.run.dir) / "checkpoints")
+    return [*lines, short] if short else lines
+
+
+def build_trainer(parts: Parts, start: Start, engine: Engine, tracker: Tracker) -> Trainer:
+    """Return the trainer of a run; all ranks call it."""
+    config, plan, ranks, task = parts.config, parts.plan, parts.ranks, parts.task
+    directory = Path(config.run.dir)
+    saver = Saver(
+        directory / "checkpoints",
+        ranks.another(),
+        config.checkpoint,
+        watch=lambda: parts.watchdog.background("save"),
+        protected=protector(directory),
+        damaged=start.damaged,
+        check=lambda: check_in_place(directory),
+    )
+    metadata = _geometry(parts, start.geometry)
+    checkpoints = Checkpoints(directory, engine, ranks, metadata, parts.identity, tracker, saver)
+    order = sample_order(config, parts.shards)
+    incidents = IncidentLog(directory, config, plan, ranks, lambda position: parts.shards.name(order.at(position)[1]))
+    clock = StepClock(plan.global_batch)
+    phase = Phases(parts.watchdog, clock)
+    return Trainer(
+        config=config,
+        plan=plan,
+        ranks=ranks,
+        engine=engine,
+        task=task,
+        state=start.state,
+        open_batches=lambda state: train_loader(config, plan, task, parts.shards, state, ranks),
+        evaluation=_evaluation(parts, engine, tracker),
+        checkpoints=checkpoints,
+        recovery=Recovery(config, ranks, engine, checkpoints, incidents, tracker, phase),
+        tracker=tracker,
+        clock=clock,
+        phase=phase,
+        stop=parts.stop,
+        missed=start.missed,
+    )
+
+
+def _evaluation(parts: Parts, engine: Engine, tracker: Tracker) -> Evaluation:
+    config, ranks, held_out = parts.config, parts.ranks, parts.held_out
+    return Evaluation(
+        config=config,
+        plan=parts.plan,
+        ranks=ranks,
+        engine=engine,
+        task=parts.task,
+        open_held_out=evaluation_loader(config, parts.task, held_out, ranks) if held_out else None,
+        tracker=tracker,
+        watchdog=parts.watchdog,
+        stop=parts.stop,
+        probe=_probe(parts, tracker),
+    )
+
+
+def _probe(parts: Parts, tracker: Tracker) -> Probe | None:
+    if not parts.config.probe.shards:
+        return None
+    return Probe(
+        parts.config,
+        parts.ranks,
+        mean=parts.task.mean,
+        std=parts.task.std,
+        micro_batch=parts.plan.micro_batch,
+        warn=tracker.warn,
+        check=lambda: check_stop(parts.ranks, parts.stop),
+    )
+
+
+def _geometry(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the checkpoints of this run record of it.
+
+    Args:
+        before: the geometry of the checkpoint that the run continues from.
+    """
+    config, shards, own = parts.config, parts.shards, parts.identity
+    # Data without names do not take those of the run away.
+    names = list(own.class_names) if own.class_names else (before or {}).get("classes")
+    if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
+        names = None
+    order = own.geometry["order"]
+    statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
+    bits = sorted(shards.card.bits) if shards.card else None
+    return geometry(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)

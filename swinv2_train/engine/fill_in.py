@@ -1,0 +1,140 @@
+"""Fill in what a config leaves to the data and to the weights that the run starts from.
+
+Where the run has begun already, its own checkpoints say what was filled in: a resume needs neither the source of the
+weights, nor what it was then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.schema import Config
+from swinv2_train.data.card import Card
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
+from swinv2_train.engine.identity import saved_geometry
+from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
+from swinv2_train.interop.source import WeightSource, open_source
+from swinv2_train.interop.transfer import check_structure
+from swinv2_train.tasks.classes import names_of_classes
+
+
+def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
+    """Set `task.num_classes`, `model.pretrained_window` and `data.background` where they are left open.
+
+    Weights that cannot fit are refused.
+
+    Args:
+        config: not frozen; it is changed.
+        card: of the training data; None where there is none at hand.
+        weights: False: do not look at the weights of `init_from`, which are not there yet.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: if something stays unknown, or the weights of `init_from` are of another model.
+        CheckpointError, DataError: if the weights, or the label map, cannot be read.
+    """
+    begun = saved_geometry(Path(config.run.dir), config)
+    if config.data.background is None:
+        config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
+    if getattr(config.task, "num_classes", None) == 0:
+        config.task.num_classes = _saved(begun, "task", "num_classes") or _classes_of(card)
+    if begun is not None:
+        if not any(map(any, pretrained_windows(config.model))):
+            config.model.pretrained_window = _saved(begun, "model", "pretrained_window") or 0
+        return config
+    if config.init_from and weights and not config.replay:  # the config of a replay is complete
+        with _opened(config) as source:
+            check_structure(source, config.model)
+            _take_windows(config, source)
+            read_map(config, source, names_of_classes(config, card))
+    return config
+
+
+def _opened(config: Config) -> WeightSource:
+    try:
+        return open_source(config.init_from or "", which=config.init.which, ema=config.init.ema)
+    except ConfigError as error:
+        if error.key:
+            raise
+        raise ConfigError("init_from", config.init_from, error.mend) from error
+
+
+def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:
+    """The label map of `init.label_map`: for each class of the run that of the source; None without one.
+
+    Args:
+        class_names: of the run, one for every class; None without any.
+
+    Raises:
+        ConfigError: if the source has no head, or the map another number of classes.
+        DataError: if it cannot be read.
+    """
+    path = config.init.label_map
+    if path is None:
+        return None
+    if not source.num_classes:
+        raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be taken")
+    if path == NAMES:
+        try:
+            return match_names(class_names, source.class_names, source.num_classes)
+        except DataError as error:
+            raise ConfigError("init.label_map", path, str(error).replace(" label_map=", " init.label_map=")) from error
+    if path == NUMBERS:
+        if source.num_classes != config.task.num_classes:
+            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.num_classes}"
+            raise ConfigError("init.label_map", path, f"takes class n for class n, but {mend}")
+        return list(range(source.num_classes))
+    mapped = read_label_map(Path(path), source.num_classes)
+    if len(mapped) != config.task.num_classes:
+        mend = f"has {len(mapped)} lines for task.num_classes={config.task.num_classes}; it needs one for each class"
+        raise ConfigError("init.label_map", path, mend)
+    return mapped
+
+
+def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
+    return (geometry or {}).get(section, {}).get(key)
+
+
+def _classes_of(card: Card | None) -> int:
+    known = card.num_classes if card else None
+    if not known:
+        mend = (
+            "the dataset card of data.shards knows of no classes; give their number, or pack the data with its labels"
+        )
+        raise ConfigError("task.num_classes", 0, mend)
+    return known
+
+
+def _take_windows(config: Config, source: WeightSource) -> None:
+    """Record the windows that the weights were trained with where the config leaves them open, and refuse others."""
+    given = pretrained_windows(config.model)
+    trained = trained_windows(source.geometry)
+    if trained is None:
+        if all(map(all, given)):
+            return
+        mend = (
+            f"nothing tells which window the weights in {source.path} were trained with; give it, such as "
+            "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
+        )
+        raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
+    taken = put_trained(given, trained)
+    if taken != trained:
+        mend = (
+            f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 takes "
+            "the windows of the source"
+        )
+        raise ConfigError("model.pretrained_window", _written(given), mend)
+    config.model.pretrained_window = plain_windows(taken)
+
+
+def _written(windows: list[Window]) -> str:
+    """Windows as one writes them on the command line."""
+    return str(plain_windows(windows)).replace(" ", "")

@@ -1,0 +1,117 @@
+"""Recovery from a refused step: record it, then skip the update, go back to a checkpoint, or end the run.
+
+`guard.policy` decides about spikes. Non-finite values are always skipped.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.checkpoints import Checkpoints, Loaded, load_newest
+from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.guard import Guard, Refusal
+from swinv2_train.engine.incidents import IncidentLog
+from swinv2_train.engine.phase import Phases
+from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.step import StepSums
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.tracking.tracker import Tracker
+
+
+class Action(enum.Enum):
+    """Response to a refused step."""
+
+    SKIP = enum.auto()
+    ROLLBACK = enum.auto()
+    END = enum.auto()
+
+
+@dataclass(frozen=True)
+class Response:
+    """What to do about a refused step, and why."""
+
+    action: Action
+    refusal: Refusal
+    message: str
+    """For the log, or the error that ends the run."""
+
+
+@dataclass
+class Recovery:
+    """Decides about refused steps, on all ranks identically."""
+
+    config: Config
+    ranks: Ranks
+    engine: Engine
+    checkpoints: Checkpoints
+    incidents: IncidentLog
+    tracker: Tracker
+    phase: Phases
+
+    def respond(self, guard: Guard, loss: float, sums: StepSums, weights: list[float], state: TrainState) -> Response:
+        """Record a step whose update was refused, and decide what follows.
+
+        Args:
+            weights: of the micro-batches of this rank.
+            state: before the step.
+
+        Raises:
+            RunError, MainRankError: if no update is possible any longer.
+        """
+        step, norm = state.step + 1, self.engine.grad_norm
+        refusal = guard.judge(loss, norm, state) or Refusal("a gradient is not finite", spike=False)
+        guard.refuse(refusal, state)
+        micro = [float(total) / (weight or 1.0) for total, weight in zip(sums.micro_totals, weights, strict=True)]
+        again = self.incidents.record(refusal, loss, norm, micro, state)
+        if self.engine.scale_exhausted:
+            raise self.ranks.end(
+                f"step {step}: gradients overflow in fp16 even at the smallest loss scale, so no update is possible "
+                f"({again}): take engine.precision=bf16 or a lower optim.lr, and go on from the newest checkpoint"
+            )
+        policy = self.config.guard.policy if refusal.spike else "skip"
+        if policy == "stop":
+            message = (
+                f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved; {again}; "
+                "guard.policy=skip goes on without it"
+            )
+            return Response(Action.END, refusal, message)
+        if policy == "rollback":
+            return Response(Action.ROLLBACK, refusal, f"step {step}: {refusal.reason}; going back; {again}")
+        scale = ", and the loss scale lowered" if self.config.engine.precision == "fp16" and not refusal.spike else ""
+        return Response(Action.SKIP, refusal, f"step {step}: {refusal.reason}; the update is left out{scale}; {again}")
+
+    def go_back(self, refusal: Refusal, before: TrainState) -> Loaded:
+        """Load the newest checkpoint, with the offending batches excluded from its state.
+
+        Args:
+            before: the state before the refused step.
+
+        Raises:
+            RunError, MainRankError: if `guard.max_rollbacks` is used up, or there is no valid checkpoint.
+        """
+        guard, step = self.config.guard, before.step + 1
+        if before.rollbacks >= guard.max_rollbacks:
+            raise self.ranks.end(
+                f"step {step}: {refusal.reason}, and the run has gone back {before.rollbacks} times already "
+                "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
+            )
+        checkpoints = self.checkpoints
+        with self.phase("waiting for a checkpoint to be written", "save", before.step):
+            checkpoints.settle()
+        with self.phase("going back to a checkpoint", "start", before.step):
+            found = load_newest(checkpoints.directory, self.engine, self.ranks, before.step, checkpoints.identity)
+        state = found.state
+        if state is None:
+            raise self.ranks.end(f"step {step}: {refusal.reason}, and there is no valid checkpoint to go back to")
+        left_out = range(before.batch - guard.rollback_batches + 1, before.batch + 1)
+        state.avoid([*before.avoided_batches, *left_out])
+        state.rollbacks = before.rollbacks + 1
+        checkpoints.saver.damaged.update(found.damaged)
+        checkpoints.saver.last_saved = None
+        self.tracker.rewind(state.step)
+        avoided = ", ".join(str(batch) for batch in state.avoided_batches)
+        for line in [*found.lines, f"batches that are left out: {avoided}"]:
+            self.tracker.message(line)
+        return found

@@ -1,0 +1,240 @@
+"""What a rank finds around itself and what it still needs, before torch is imported: launcher, environment, network.
+
+`deepspeed` and `torchrun` say who a rank is in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `srun` has
+variables of its own, which become these here. An environment file gives what the shell of a login does not carry to
+other hosts, and the network interface and the number of threads are chosen where nobody has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shlex
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import LaunchConfig
+from swinv2_train.reading import read_object
+
+FORWARDED_SUFFIX = ".env.json"
+"""In place of the launch file's: the variables of the starting command, for the ranks on other hosts."""
+SOCKET_INTERFACES = {"NCCL_SOCKET_IFNAME": "=", "GLOO_SOCKET_IFNAME": ""}
+"""The variables, and what stands before a name there: NCCL takes one without "=" for the beginning of names."""
+_ELSEWHERE = "192.0.2.1"
+"""An address that no host has (RFC 5737): the way there is the default route."""
+_FIRST_PORT, _PORTS = 20000, 12000
+"""Below the ports that a system gives to outgoing connections."""
+
+
+@dataclass(frozen=True)
+class LaunchEnvironment:
+    """What was found and set, for the log."""
+
+    launcher: str
+    """swinv2-train, deepspeed, torchrun, srun, or none."""
+    lines: list[str] = field(default_factory=list)
+
+
+def joined() -> bool:
+    """Whether this process is one rank of a job that a launcher has started."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def adopt_slurm() -> bool:
+    """Where `srun` has started several tasks and nobody else has given them ranks, every task is a rank.
+
+    Returns:
+        Whether this process is such a rank.
+
+    Raises:
+        ConfigError: if Slurm's variables cannot be read.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if joined() or "SLURM_PROCID" not in os.environ or not tasks.isdecimal() or int(tasks) < 2:
+        return False
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    job = re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "0")) or "0"
+    local = _tasks_here()
+    # With --gpus-per-task every task sees one GPU alone, which is its number 0.
+    one_gpu = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ.update(
+        RANK=os.environ["SLURM_PROCID"],
+        WORLD_SIZE=tasks,
+        LOCAL_RANK="0" if one_gpu else os.environ.get("SLURM_LOCALID", "0"),
+        **({"LOCAL_WORLD_SIZE": str(local)} if local else {}),
+    )
+    os.environ.setdefault("MASTER_ADDR", first_host(nodes))
+    os.environ.setdefault("MASTER_PORT", str(_FIRST_PORT + int(job) % _PORTS))
+    return True
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list such as `node[007-012,020],gpu3`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    first = re.match(r"(?:[^,\[\]]|\[[^\]]*\])+", nodes.strip())
+    if first is None:
+        raise ConfigError("SLURM_STEP_NODELIST", repr(nodes), "names no host; set MASTER_ADDR to the host of rank 0")
+    return re.sub(r"\[([^\]]*)\]", lambda numbers: re.split("[-,]", numbers[1])[0], first[0])
+
+
+def _tasks_here() -> int | None:
+    """How many tasks of this Slurm step are on this host: the entry of `8(x3),4` for its SLURM_NODEID."""
+    text, node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""), os.environ.get("SLURM_NODEID", "0")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts.extend([int(count)] * int(times or 1))
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at the moment.
+
+    It lies below the ports that a system gives to outgoing connections (from 32768 on, on Linux), because one of those
+    could be taken before the main rank listens, even by a rank that tries to reach it.
+    """
+    for port in random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _PORTS), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The variables of a file of KEY=VALUE lines, with comments, blank lines, quotes and `export` as in a shell.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        text = path.expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError("launch.env_file", path, f"cannot be read ({reason})") from error
+    found = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            parts = [part for part in shlex.split(line, comments=True) if part != "export"]
+        except ValueError as error:
+            raise ConfigError("launch.env_file", path, f"line {number}: {line!r} is not KEY=VALUE ({error})") from error
+        for part in parts:
+            key, equals, value = part.partition("=")
+            if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key):
+                raise ConfigError("launch.env_file", path, f"line {number}: {line!r} is not KEY=VALUE")
+            found[key] = value
+    return found
+
+
+def adopt_forwarded(launch_file: Path) -> None:
+    """Take over the variables that the starting command has left for the ranks on other hosts, if it has.
+
+    Raises:
+        ConfigError: if they cannot be read.
+    """
+    path = launch_file.with_suffix(FORWARDED_SUFFIX)
+    if not path.exists():
+        return
+    try:
+        os.environ.update(read_object(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError("", path, f"{path}: cannot read the environment of the starting command ({error})") from error
+
+
+def prepare(launch: LaunchConfig) -> LaunchEnvironment:
+    """Set what a rank needs in its environment. Before torch is imported.
+
+    Raises:
+        ConfigError: if the environment file cannot be read, or there is no such interface.
+    """
+    lines = []
+    if launch.env_file:
+        given = read_env_file(Path(launch.env_file))
+        new = {key: value for key, value in given.items() if key not in os.environ}
+        os.environ.update(new)
+        kept = sorted(given.keys() - new.keys())
+        note = f"; set already and kept: {', '.join(kept)}" if kept else ""
+        lines.append(f"{len(new)} variables from {launch.env_file}{note}")
+    if joined():
+        lines.extend(_choose_interface(launch.interface))
+        lines.extend(_choose_threads())
+    return LaunchEnvironment(_launcher(), lines)
+
+
+def _launcher() -> str:
+    if not joined():
+        return "none"
+    if "SWINV2_TRAIN_PARENT" in os.environ:
+        return "swinv2-train"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    if "CROSS_RANK" in os.environ:
+        return "deepspeed"
+    return "srun" if "SLURM_STEP_ID" in os.environ else "another launcher"
+
+
+def _choose_interface(wanted: str | None) -> list[str]:
+    if wanted:
+        known = psutil.net_if_addrs()
+        if wanted not in known:
+            host = socket.gethostname()
+            raise ConfigError("launch.interface", wanted, f"{host} has no such interface; it has {', '.join(known)}")
+        _set_interface(wanted, list(SOCKET_INTERFACES))
+        return [f"network interface {wanted} (launch.interface)"]
+    unset = [name for name in SOCKET_INTERFACES if name not in os.environ]
+    master = os.environ.get("MASTER_ADDR", "")
+    found = interface_to(master) if unset else None
+    way = f"which leads to rank 0 at {master}"
+    if found is None and unset and _several_hosts():
+        # The name of rank 0's own host is a loopback address there, on Debian and its like.
+        found, way = interface_to(_ELSEWHERE), "that of the default route"
+    if found is None:
+        return []
+    _set_interface(found, unset)
+    return [f"network interface {found}, {way} ({', '.join(unset)})"]
+
+
+def _set_interface(name: str, variables: list[str]) -> None:
+    os.environ.update({variable: SOCKET_INTERFACES[variable] + name for variable in variables})
+
+
+def _several_hosts() -> bool:
+    world, here = os.environ["WORLD_SIZE"], os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
+    return world.isdecimal() and here.isdecimal() and int(here) < int(world)
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface over which this host reaches an address; None where it is this host alone, or unknown."""
+    try:
+        target = socket.getaddrinfo(address, 9, socket.AF_INET, socket.SOCK_DGRAM)[0][4]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(target)  # sends nothing
+            own = probe.getsockname()[0]
+    except (OSError, UnicodeError):
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == own for entry in addresses):
+            return None if own.startswith("127.") else name
+    return None
+
+
+def _choose_threads() -> list[str]:
+    if "OMP_NUM_THREADS" in os.environ:
+        return [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"]
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    ranks = int(here) if here.isdecimal() and int(here) else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Under srun with cores bound to each task, the task has its cores for itself.
+    bound = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    share = int(bound) if bound.isdecimal() and int(bound) == cores else max(1, cores // ranks)
+    os.environ["OMP_NUM_THREADS"] = str(share)
+    return [f"OMP_NUM_THREADS={share} ({cores} cores, {ranks} ranks on this host)"]

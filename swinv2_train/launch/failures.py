@@ -1,0 +1,74 @@
+"""Work that may go wrong on any rank: what it is ends all of them, is said once, and leaves nobody waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.errors import DataError
+from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.exit_codes import FAILED, code_of
+from swinv2_train.launch.ranks import Ranks
+
+T = TypeVar("T")
+_SAID = (ConfigError, DataError, CheckpointError, RunError, OSError)
+"""What is a sentence for a person; anything else is a mistake of the program, and ends its rank with a traceback."""
+
+
+def together(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work` returns on this rank, once it has succeeded on all of them. A collective; `work` may hold none.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong on the main rank; of another rank
+            the main rank says it as a RunError. All other ranks end silently.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except _SAID as error:
+        failure = error
+    failures = ranks.gather(None if failure is None else (str(failure), code_of(failure) or FAILED))
+    first = next((rank for rank, found in enumerate(failures) if found is not None), None)
+    if first is None:
+        return result  # type: ignore[return-value]
+    text, code = failures[first]  # all ranks end with one code, whichever of them a launcher sees end first
+    if not ranks.is_main:
+        raise MainRankError(text, code)
+    raise failure or RunError(f"rank {first}: {text}", code)
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
+    """Do something on the main rank alone; None on the others. A collective; `work` may hold none.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong there; the other ranks end silently.
+    """
+    result, failure = None, None
+    if ranks.is_main:
+        try:
+            result = work()
+        except _SAID as error:
+            failure = error
+    said = ranks.broadcast((str(failure), code_of(failure) or FAILED) if failure else None)
+    if failure is not None:
+        raise failure
+    if said is not None:
+        raise MainRankError(*said)
+    return result
+
+
+@contextmanager
+def begun() -> Iterator[None]:
+    """Turn what is a usage error at the start into a failure, for work that has begun.
+
+    Data that could be read at the start and cannot be read later is no usage error: a retry may succeed.
+    """
+    try:
+        yield
+    except MainRankError as error:
+        raise MainRankError(str(error)) from error
+    except (ConfigError, DataError) as error:
+        raise RunError(str(error)) from error

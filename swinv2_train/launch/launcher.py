@@ -1,0 +1,282 @@
+"""Start the ranks of a run on this machine through DeepSpeed's launcher, pass signals on to them, and see them end.
+
+On one machine this is `deepspeed.launcher.launch`, which the `deepspeed` command would start as well, seconds later and
+with a process in between. It passes a SIGTERM on to one rank after the other, with 30 seconds for each, and leaves
+its ranks behind when it is killed; so the signals go to the ranks directly, success is what the run directory says, and
+ranks that are left behind are ended. When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after
+30 seconds, which a stopped process does not outlive either.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
+from swinv2_train.import_path import import_variables
+from swinv2_train.launch.lock import RunLock
+from swinv2_train.launch.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
+from swinv2_train.launch.status import read_status, write_status
+from swinv2_train.redact import redact
+from swinv2_train.shortage import remedied
+
+RANK_MODULE = "swinv2_train.cli.train"
+LAUNCH_FILES = ".launch-"
+"""What a command hands to its ranks begins with this; `resolved.yaml` is written by the run itself."""
+_POLL_SECONDS = 0.2
+
+
+def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[str]:
+    """The command that starts `num_ranks` ranks on this machine from a complete config."""
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    devices = visible[:num_ranks] if len(visible) >= num_ranks else list(range(num_ranks))
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+    options = ["--no_local_rank", "--master_port", str(port), "--log_level", "critical"]
+    return [*launcher, *options, "--module", RANK_MODULE, "--resolved", str(config_file)]
+
+
+def launch_environment(device: str) -> dict[str, str]:
+    """The variables that the launcher and the ranks need beside the present ones."""
+    return {"DS_ACCELERATOR": device}
+
+
+def shown(command: list[str], environment: dict[str, str]) -> str:
+    """A command with its environment as one types it."""
+    return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])
+
+
+@dataclass
+class _Rank:
+    """A rank's process. The launcher collects it; what it died of can be read between its death and that."""
+
+    number: int
+    process: psutil.Process
+    killed_by: int | None = None
+    """The signal, where it was seen."""
+
+    def lives(self) -> bool:
+        """Whether it is still there; notes the signal that it died of."""
+        try:
+            if not self.process.is_running():
+                return False
+            if self.process.status() != psutil.STATUS_ZOMBIE:
+                return True
+            # The last field is the exit status as `wait` gives it; psutil does not show it for another's child.
+            code = int(Path(f"/proc/{self.process.pid}/stat").read_text().split()[-1])
+            self.killed_by = self.killed_by or code & 0x7F or None
+        except (psutil.Error, OSError, ValueError):
+            return False
+        return False
+
+
+class _Family:
+    """The ranks below the launcher."""
+
+    def __init__(self, launcher: subprocess.Popen, size: int) -> None:
+        self._launcher, self._size = launcher, size
+        self._ranks: dict[int, _Rank] = {}
+        self.first_dead: list[_Rank] = []
+        """The ranks that ended first. What the others end of may be the launcher's doing."""
+
+    def look(self) -> list[_Rank]:
+        """The ranks that are alive."""
+        if len(self._ranks) < self._size:  # a look through all processes of a machine is not for nothing
+            for process in _ranks_below(self._launcher.pid):
+                number = _rank_number(process)
+                if number is not None:
+                    self._ranks.setdefault(process.pid, _Rank(number, process))
+        alive = [rank for rank in self._ranks.values() if rank.lives()]
+        if not self.first_dead:
+            self.first_dead = [rank for rank in self._ranks.values() if rank not in alive]
+        return alive
+
+
+def _ranks_below(launcher: int) -> list[psutil.Process]:
+    found = []
+    try:
+        children = psutil.Process(launcher).children(recursive=True)
+    except psutil.Error:
+        return []
+    for child in children:
+        try:
+            arguments = child.cmdline()
+        except psutil.Error:
+            continue
+        if RANK_MODULE in arguments and not any("deepspeed.launcher" in part for part in arguments):
+            found.append(child)
+    return found
+
+
+def _rank_number(process: psutil.Process) -> int | None:
+    try:
+        return int(process.environ()["RANK"])
+    except (psutil.Error, KeyError, ValueError):  # it is gone already, or its program is about to begin
+        return None
+
+
+class Signals:
+    """Stop signals that came to this command, for the ranks; a signal may come before there are any."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._sent: dict[int, int] = {}
+        self._previous = take_signals(self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+
+    def forward(self, ranks: list[_Rank]) -> None:
+        """Send every rank the signals that it has not had yet."""
+        for rank in ranks:
+            process = rank.process
+            for number in self.received[self._sent.get(process.pid, 0) :]:
+                try:
+                    process.send_signal(number)
+                except psutil.Error:
+                    break
+            self._sent[process.pid] = len(self.received)
+
+    def restore(self) -> None:
+        give_back_signals(self._previous)
+
+
+def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
+    """Start the ranks, wait for them, and return the exit code of the run.
+
+    SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the ranks, which finish their step, save and exit; if
+    this process dies of another signal, they notice and do the same. When ranks die, one sentence on stderr says so,
+    and `status.json` says `failed`.
+    """
+    directory = Path(config.run.dir)
+    config_file = launch_file(directory)
+    environment = {**os.environ, **import_variables(), **launch_environment(device), PARENT_VARIABLE: str(os.getpid())}
+    signals = Signals()
+    try:
+        announce(directory, config, config_file)
+        # In a session of its own a Ctrl-C on the terminal reaches the ranks once, through us, and not the launcher.
+        command = launch_command(num_ranks, config_file, port)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        family = _Family(process, num_ranks)
+        while True:
+            alive = family.look()
+            signals.forward(alive)
+            try:
+                code = process.wait(_POLL_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        left_behind = bool(family.look())
+        killed = _killed(family.first_dead, code)  # from here on it could be our doing
+        if left_behind:
+            _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
+    finally:
+        signals.restore()
+        config_file.unlink(missing_ok=True)
+    if config.launch.preflight_only and not killed:
+        return code
+    if read_status(directory).get("status") == "finished" and (left_behind or code == FINISHED):
+        return FINISHED
+    return outcome(directory, code, killed, stopped=bool(signals.received) or left_behind)
+
+
+def launch_file(directory: Path) -> Path:
+    """Where this command leaves the config for its ranks."""
+    return directory / f"{LAUNCH_FILES}{socket.gethostname()}-{os.getpid()}.yaml"
+
+
+def announce(directory: Path, config: Config, config_file: Path) -> None:
+    """Write the config for the ranks, and that the run is starting.
+
+    Raises:
+        ConfigError: if `run.dir` cannot be written to, or another process is training there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not config.launch.preflight_only:
+            RunLock(directory).release()  # the main rank takes it; here it must be free
+            for left in directory.glob(f"{LAUNCH_FILES}*"):  # of a command that was killed
+                left.unlink(missing_ok=True)
+            (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
+            write_status(directory, "starting", read_status(directory).get("step", 0))
+        # The one file with the credentials of URLs: for its owner alone, and removed when the ranks have ended.
+        config_file.touch(mode=0o600)
+        config_file.write_text(to_yaml(config))
+    except OSError as error:
+        raise ConfigError("run.dir", directory, f"cannot be written to ({remedied(error)})") from error
+
+
+def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:
+    """Ask ranks that outlived their launcher to save and end, and end those that do not within `patience` seconds."""
+    _say("the launcher died; its ranks finish the step, save and end")
+    signals.received.append(signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while alive := family.look():
+        signals.forward(alive)
+        if time.monotonic() > deadline:
+            for rank in alive:
+                with contextlib.suppress(psutil.Error):
+                    rank.process.kill()
+        time.sleep(_POLL_SECONDS)
+
+
+def _killed(first_dead: list[_Rank], code: int) -> str:
+    """Which ranks a signal ended and which, in words; empty if none, as far as that was seen."""
+    known = [f"rank {rank.number} died of {signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
+    if not known and code > 256 - signal.NSIG:  # the launcher ends with the negative signal of its rank, in a byte
+        who = f"rank {first_dead[0].number}" if len(first_dead) == 1 else "a rank"
+        known = [f"{who} died of {signal_name(256 - code)}"]
+    return " and ".join(known)
+
+
+def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
+    """The exit code of a run whose ranks have ended; says a last word where the ranks could not."""
+    status = read_status(directory)
+    state = status.get("status")
+    if state == "finished":
+        if code != FINISHED:
+            _say(f"the run is finished; its launcher ended with code {code} afterwards")
+        return FINISHED
+    if state == "stopped" and (stopped or code == STOPPED):
+        return STOPPED
+    if state == "starting" and stopped:  # before the first step there is nothing to save
+        _write_end(directory, "stopped", status)
+        return STOPPED
+    if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is no usage error any more
+        code = FAILED
+    if state in ("starting", "running"):
+        _write_end(directory, "failed", status)
+    if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
+        what = killed or f"the launcher ended with code {code}, but the run is not finished (status: {state})"
+        _say(f"{what}; the same command continues from the newest checkpoint")
+        return FAILED
+    return code
+
+
+def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
+    try:
+        write_status(directory, state, status.get("step", 0))
+    except OSError as error:
+        _say(f"status.json cannot be written: {remedied(error)}")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave the ranks alone
+        print(redact(f"swinv2-train: {text}"), file=sys.stderr, flush=True)

@@ -1,0 +1,106 @@
+"""Start a command several times on this machine, once per rank, and see all of them end.
+
+For commands that save nothing on the way, such as an evaluation: where one rank ends badly, the others are ended, and
+the command can be run again. (A training run, which saves before it ends, has `launch.launcher`.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.errors import RunError
+from swinv2_train.import_path import import_variables
+from swinv2_train.launch.environment import free_port
+from swinv2_train.launch.launcher import launch_environment
+from swinv2_train.launch.signals import PARENT_VARIABLE, signal_name
+
+LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
+"""What a run's config calls the device and the number of ranks."""
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 3.0
+"""How long ranks may still speak and end by themselves after the first one has failed."""
+
+
+def choose_ranks(
+    device: str, wanted: int | None, keys: tuple[str, str] = ("device", "ranks"), *, only_planned: bool = False
+) -> tuple[str, int]:
+    """The device, cuda or cpu, and how many ranks to start: as many as are wanted, or one per GPU, or one.
+
+    Args:
+        device: auto, cuda or cpu.
+        keys: what the user calls the two.
+        only_planned: the ranks are not to be started, so there may be more of them than GPUs.
+
+    Raises:
+        ConfigError: if this machine has no GPU or not enough of them.
+    """
+    if device == "cpu":
+        return "cpu", wanted or 1  # known without importing torch, which takes seconds
+    import torch
+
+    available = torch.cuda.device_count()
+    if device == "cuda" and not available:
+        raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; take {keys[0]}=cpu")
+    if available and (wanted or 1) > available and not only_planned:
+        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or {keys[0]}=cpu"
+        raise ConfigError(keys[1], wanted, mend)
+    return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
+
+
+def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str) -> int:
+    """Run `python -m module arguments` as `num_ranks` ranks and return 0, or the exit code of one that failed.
+
+    The ranks are in sessions of their own, so that a Ctrl-C reaches this process alone; whatever ends it, they end too.
+
+    Args:
+        device: cuda or cpu.
+
+    Raises:
+        RunError: if a rank died of a signal.
+    """
+    shared = {
+        **os.environ,
+        **import_variables(),
+        **launch_environment(device),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks))),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(num_ranks),
+        PARENT_VARIABLE: str(os.getpid()),
+    }
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(num_ranks):
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", module, *arguments]
+            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        return _wait(ranks)
+    finally:
+        for process in ranks:
+            with contextlib.suppress(OSError):
+                process.kill()
+        for process in ranks:
+            process.wait()
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    while True:
+        codes = [process.poll() for process in ranks]
+        for rank, code in enumerate(codes):
+            if code is not None and code < 0:
+                raise RunError(f"rank {rank} died of {signal_name(-code)}, and the others were ended; run it again")
+        failed = next((code for code in codes if code), None)
+        if failed is not None:
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
+                time.sleep(_POLL_SECONDS)
+            return ranks[0].poll() or failed  # the main rank knows best what the others ended with
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(_POLL_SECONDS)

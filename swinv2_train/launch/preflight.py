@@ -1,0 +1,327 @@
+"""Before the first step: are all ranks on the same code, config, packages and data, and is there room to run?
+
+What differs is said for all hosts at once, with rank and host, instead of as a hang or a wrong number hours later.
+Differences in code, config, packages, Python and data end the run; a slow network, a skewed clock, a GPU that somebody
+else uses or a full disk are said, for they need not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from swinv2_train.checkpoint.identity import shards_digest
+from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import SHARED_MEMORY
+from swinv2_train.errors import MainRankError
+from swinv2_train.exit_codes import FAILED, code_of
+from swinv2_train.launch.failures import on_main, together
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.tracking.environment import PACKAGES, version
+
+T = TypeVar("T")
+_PACKAGE_DIR = Path(__file__).resolve().parent.parent
+_CLOCK_SECONDS = 2.0
+_BUSY_SHARE = 0.9
+"""A GPU with a smaller share of its memory free is in use by somebody."""
+_ALL_REDUCE_MIB = {"cuda": 256, "cpu": 4}
+_ROUNDS = 3
+_SLOW_SHARE = 3.0
+"""A rank that needs so many times the median for a batch is named."""
+_SHARED_SECONDS = 15.0
+"""How long a file may take to be seen by other hosts."""
+_CHECKPOINT_BYTES = 12
+"""Per parameter: the fp32 weight and Adam's two moments."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one rank knows of itself."""
+
+    rank: int
+    host: str
+    code: str
+    """Hash of the package's source files."""
+    config: str
+    """The config as YAML."""
+    python: str
+    packages: dict[str, str | None]
+    device: str
+    shards: str | None = None
+    """Digest of names, samples and bytes of all training and held-out shards; None if they could not be opened."""
+    disk_free: int = 0
+    """Bytes free for run.dir."""
+    sees_run_dir: bool = True
+    """Whether its run.dir is the main rank's: a file that is made there is here."""
+    memory: tuple[int, int] | None = None
+    """Bytes of the GPU that are free, and all."""
+    shared_free: int | None = None
+    """Bytes free in the shared memory of its host; None if it has none."""
+    problem: str | None = None
+    """What went wrong on this rank before it came here."""
+    problem_code: int = FAILED
+    """The exit code of that problem."""
+    clock: float = field(default=0.0, compare=False)
+    """Its clock when all ranks were at the same place, in seconds."""
+
+    @property
+    def place(self) -> str:
+        return f"rank {self.rank} on {self.host}"
+
+
+@cache
+def code_digest() -> str:
+    """A hash over the source files of the package."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE_DIR.rglob("*.py")):
+        digest.update(str(path.relative_to(_PACKAGE_DIR)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exception | None) -> Facts:
+    """The facts of this rank. A collective, so that the clocks are read at one moment."""
+    place = Path(config.run.dir)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    memory = torch.cuda.mem_get_info(ranks.device) if ranks.device.type == "cuda" else None
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    names = [shard.name for part in shards for shard in part.shards]
+    sizes = [size for part in shards for size in part.shard_sizes]
+    num_bytes = [shard.size for part in shards for shard in part.shards]
+    facts = Facts(
+        rank=ranks.rank,
+        host=socket.gethostname(),
+        code=code_digest(),
+        config=to_yaml(config),
+        python=platform.python_version(),
+        packages={name: version(name) for name in PACKAGES},
+        device=device,
+        shards=f"{shards_digest(names, sizes)} {shards_digest(names, num_bytes)}" if shards else None,
+        disk_free=shutil.disk_usage(place).free,
+        memory=memory,
+        shared_free=free_shared_memory(),
+        sees_run_dir=_sees_run_dir(Path(config.run.dir), ranks),
+        problem=str(problem) if problem else None,
+        problem_code=(code_of(problem) if problem else None) or FAILED,
+    )
+    ranks.barrier()
+    return replace(facts, clock=time.time())
+
+
+def _sees_run_dir(directory: Path, ranks: Ranks) -> bool:
+    """Whether a file that the main rank makes in its run.dir appears in this rank's. A collective."""
+
+    def make() -> Path:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".preflight-", dir=directory)
+        os.close(handle)
+        return Path(name)
+
+    made: list[Path] = []
+    on_main(ranks, lambda: made.append(make()))
+    name = ranks.broadcast(made[0].name if made else None)
+    deadline = time.monotonic() + _SHARED_SECONDS
+    while not (seen := (directory / name).exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)  # a network file system may show it later
+    ranks.barrier()
+    for path in made:
+        path.unlink(missing_ok=True)
+    return seen
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that are free in the shared memory of this host; None if it has none."""
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return None
+
+
+def differences(everyone: Sequence[Facts]) -> list[str]:
+    """One sentence for every way in which ranks differ so that they cannot train together; rank 0 is the measure.
+
+    Ranks of one host that differ in the same way are named together.
+    """
+    first = everyone[0]
+    found: dict[str, list[Facts]] = {}
+
+    def note(text: str, facts: Facts) -> None:
+        found.setdefault(text, []).append(facts)
+
+    for facts in everyone:
+        if facts.problem:
+            note(facts.problem, facts)
+    for facts in everyone[1:]:
+        if facts.python.split(".")[:2] != first.python.split(".")[:2]:
+            note(f"Python {facts.python}, and {first.place} has {first.python}", facts)
+        for name, here in facts.packages.items():
+            there = first.packages.get(name)
+            if here != there:
+                note(f"{name} {here or 'is missing'}, and {first.place} has {there or 'none'}", facts)
+        if not facts.sees_run_dir:
+            note(f"its run.dir is not that of {first.place}: all ranks need one that they share", facts)
+        if facts.code != first.code:
+            note(f"its source of swinv2-train is {facts.code}, and that of {first.place} {first.code}", facts)
+        if facts.problem is None and first.problem is None:
+            if facts.config != first.config:
+                line = _first_difference(facts.config, first.config)
+                note(f"was started with another config than {first.place}: {line}", facts)
+            elif facts.shards != first.shards:
+                note(f"sees other shards (names, numbers of samples or bytes) than {first.place}", facts)
+    return [f"{_places(group)}: {text}" for text, group in found.items()]
+
+
+def _first_difference(here: str, there: str) -> str:
+    pairs = zip(here.splitlines(), there.splitlines(), strict=False)
+    line, other = next(((a, b) for a, b in pairs if a != b), (here.splitlines()[-1], there.splitlines()[-1]))
+    return f"{line.strip()}, and there {other.strip()}"
+
+
+def _places(group: Sequence[Facts]) -> str:
+    hosts: dict[str, list[int]] = {}
+    for facts in group:
+        hosts.setdefault(facts.host, []).append(facts.rank)
+    parts = []
+    for host, numbers in hosts.items():
+        name = f"rank {numbers[0]}" if len(numbers) == 1 else f"ranks {', '.join(map(str, numbers))}"
+        parts.append(f"{name} on {host}")
+    return " and ".join(parts) if len(parts) < 4 else f"{parts[0]} and {len(parts) - 1} more hosts"
+
+
+def warnings(everyone: Sequence[Facts], checkpoint_bytes: int) -> list[str]:
+    """A line for everything that may go wrong later.
+
+    Args:
+        checkpoint_bytes: size of one checkpoint.
+    """
+    lines = []
+    middle = sorted(facts.clock for facts in everyone)[len(everyone) // 2]
+    for facts in _one_per_host(everyone):
+        if abs(facts.clock - middle) > _CLOCK_SECONDS:
+            lines.append(f"the clock of {facts.host} is {facts.clock - middle:+.1f} s off")
+        if facts.disk_free < 2 * checkpoint_bytes:
+            free, need = facts.disk_free / 2**30, checkpoint_bytes / 2**30
+            lines.append(f"{facts.host} has {free:.1f} GiB free for run.dir, and one checkpoint takes {need:.1f}")
+        if facts.device != everyone[0].device:
+            lines.append(f"{facts.host} has {facts.device}, and {everyone[0].host} {everyone[0].device}")
+    for facts in everyone:
+        if facts.memory and facts.memory[0] < _BUSY_SHARE * facts.memory[1]:
+            free, whole = (size / 2**30 for size in facts.memory)
+            lines.append(f"{facts.place}: {free:.1f} of {whole:.1f} GiB of its GPU are free; another process uses it")
+    return lines
+
+
+def _one_per_host(everyone: Sequence[Facts]) -> list[Facts]:
+    return list({facts.host: facts for facts in reversed(everyone)}.values())[::-1]
+
+
+def bus_bandwidth(ranks: Ranks) -> float:
+    """Bytes per second of an all-reduce over all ranks, as the bus sees them: 2 (n - 1) / n of the tensor's bytes.
+
+    The same on every rank. The number compares with the one of NVIDIA's nccl-tests (`busbw`). A collective.
+    """
+    size = _ALL_REDUCE_MIB[ranks.device.type] * 2**20
+    tensor = torch.zeros(size // 4, dtype=torch.float32, device=ranks.device)
+
+    def reduce() -> None:
+        dist.all_reduce(tensor)
+        if ranks.device.type == "cuda":
+            torch.cuda.synchronize(ranks.device)
+
+    reduce()  # sets the connections up
+    ranks.barrier()
+    begun = time.perf_counter()
+    for _ in range(_ROUNDS):
+        reduce()
+    seconds = max(ranks.gather(time.perf_counter() - begun)) / _ROUNDS
+    return 2 * (ranks.world_size - 1) / ranks.world_size * size / seconds
+
+
+def compare(
+    config: Config, ranks: Ranks, problem: Exception | None, open_data: Callable[[], T]
+) -> tuple[T, list[Facts]]:
+    """Open the data and compare all ranks: (what `open_data` gives, the facts of every rank). A collective.
+
+    Args:
+        problem: what went wrong on this rank before.
+        open_data: opens training shards and held-out shards, or None for the latter.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the problem, where all ranks have one.
+        RunError: with everything in which ranks differ; on the main rank in words.
+    """
+    data = None
+    if problem is None:
+        try:
+            data = open_data()
+        except (ConfigError, DataError) as error:
+            problem = error
+    shards = [part for part in data or () if part is not None]
+    everyone = ranks.gather(collect_facts(config, ranks, shards, problem))
+    if problem is not None and all(facts.problem for facts in everyone):
+        raise problem if ranks.is_main else MainRankError(str(problem), everyone[0].problem_code)
+    wrong = differences(everyone)
+    if wrong:
+        raise ranks.end("; ".join(wrong))
+    return data, everyone
+
+
+def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[str]:
+    """Return what all ranks have in common and what may go wrong later, one line each.
+
+    Args:
+        num_shards: training and held-out shards.
+        parameters: of the model with its head.
+    """
+    first, hosts = everyone[0], _one_per_host(everyone)
+    source = f"swinv2-train {first.packages.get('swinv2-train')} ({first.code})"
+    versions = f"torch {first.packages['torch']}, deepspeed {first.packages['deepspeed']}, Python {first.python}"
+    clocks = [facts.clock for facts in everyone]
+    lines = [
+        f"{_count(len(hosts), 'host')}, {_count(len(everyone), 'rank')}: {source}, {versions}",
+        f"clocks within {max(clocks) - min(clocks):.2f} s; "
+        f"{min(facts.disk_free for facts in everyone) / 2**30:.0f} GiB free for run.dir",
+        f"{_count(num_shards, 'shard')} seen by every rank",
+    ]
+    free = [facts.memory[0] for facts in everyone if facts.memory]
+    if free:
+        lines.append(f"at least {min(free) / 2**30:.1f} GiB of GPU memory free on every rank")
+    return [*lines, *(f"warning: {line}" for line in warnings(everyone, _CHECKPOINT_BYTES * parameters))]
+
+
+def measure(ranks: Ranks, read: Callable[[], float]) -> list[str]:
+    """Time the network and one batch: lines for a person. A collective.
+
+    Raises:
+        DataError, RunError: if a rank cannot read its batch.
+    """
+    lines = []
+    if ranks.world_size > 1:
+        mib, speed = _ALL_REDUCE_MIB[ranks.device.type], bus_bandwidth(ranks)
+        lines.append(f"all-reduce of {mib} MiB over {ranks.world_size} ranks: {speed / 1e9:.2f} GB/s on the bus")
+    seconds = together(ranks, read)
+    times = sorted(ranks.gather((seconds, f"rank {ranks.rank} on {socket.gethostname()}")))
+    (middle, _), (worst, where) = times[len(times) // 2], times[-1]
+    slow = f"; {where} needs {worst:.2f} s" if worst > _SLOW_SHARE * middle else ""
+    return [*lines, f"a micro-batch is read and decoded in {middle:.2f} s by one process{slow}"]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

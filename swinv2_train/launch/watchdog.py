@@ -1,0 +1,355 @@
+"""The watchdog: a run that hangs ends, and every rank writes down where it stood.
+
+A thread of each rank compares what the rank is doing with the limit for it. When one takes too long, that rank leaves a
+marker in the run directory, which makes the others follow; each writes the stacks of all its threads to
+`<run>/stacks/step-00000012/rank-00003.txt` and ends. An empty file there belongs to a rank that could not even do that:
+it was stopped, or its host is gone.
+
+Three things may be stuck together with the training, and none may keep a rank from ending:
+
+- the file system: only threads of their own touch it, and nobody waits for them for long;
+- Python itself, where foreign code holds the interpreter lock: a timer of `faulthandler`, which needs no Python, is set
+  anew as long as the watchdog's thread runs, and otherwise writes the stacks and ends the process;
+- another rank: the ranks share no more than the marker, and each has its own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import psutil
+
+from swinv2_train.checkpoint.layout import step_name
+from swinv2_train.config.schema import WatchdogConfig
+from swinv2_train.exit_codes import FAILED
+from swinv2_train.launch.status import read_status, write_status
+from swinv2_train.reading import UnreadableError, read_object
+
+if TYPE_CHECKING:
+    from swinv2_train.launch.ranks import Ranks
+
+STACKS = "stacks"
+"""The directory of a run for what its watchdogs write."""
+LOOK_SECONDS = 1.0
+"""How often a rank looks at its clock and for the marker of another."""
+WRITE_SECONDS = 20.0
+"""How long a rank waits for the file system before it writes to stderr instead."""
+GRACE_SECONDS = 10.0
+"""How long a rank stays after it has written: a launcher ends the others as soon as the first one is gone."""
+FAR_GRACE_SECONDS = 60.0
+"""The same among several hosts: a network file system may show a marker as late as that."""
+MARGIN_SECONDS = 15.0
+"""How much later than the watchdog's thread the timer of `faulthandler` ends the process."""
+_TRACED = 64
+"""Collectives that are written from torch's flight recorder, the newest."""
+_SETTINGS = {"start": "start_minutes", "step": "step_minutes", "evaluation": "eval_minutes", "save": "save_minutes"}
+_SENTENCES = {
+    "start": "the first step is not done",
+    "step": "step {step} is not done",
+    "evaluation": "the evaluation of step {step} is not done",
+    "save": "the checkpoint of step {step} is not saved",
+}
+
+
+@dataclass(frozen=True)
+class _Activity:
+    name: str
+    done: int
+    """Steps that are done."""
+    begun: float
+    limit: float
+    """Seconds."""
+
+    @property
+    def left(self) -> float:
+        return self.begun + self.limit - time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """The step that it is about."""
+        return self.done + (self.name == "step")
+
+    def overdue(self) -> str:
+        what = _SENTENCES[self.name].format(step=self.step)
+        return f"{what} after {self.limit / 60:.3g} minutes (watchdog.{_SETTINGS[self.name]})"
+
+
+@dataclass(frozen=True)
+class _Incident:
+    what: str
+    """The sentence about what took too long."""
+    folder: str
+    """Where in `stacks` the ranks write."""
+    is_ours: bool
+    """Whether this rank was the first to find it."""
+
+
+class Watchdog:
+    """Ends this rank, with its stacks on record, when something takes longer than its limit.
+
+    Every rank makes one; making it is a collective. The clock runs from `start` to `close`.
+
+    Args:
+        limits: minutes for each activity.
+        directory: the run directory, which all ranks share.
+        ranks: the other ranks.
+    """
+
+    def __init__(self, limits: WatchdogConfig, directory: Path, ranks: Ranks) -> None:
+        self._limits = {name: 60 * getattr(limits, setting) for name, setting in _SETTINGS.items()}
+        self._directory, self._ranks = directory, ranks
+        self.doing = "starting"
+        """What the main thread is doing, in a few words, for the report."""
+        # Named after this start, so that a marker of an earlier one means nothing, however late it is seen.
+        self._own = directory / STACKS / f"start-{ranks.broadcast(secrets.token_hex(4))}"
+        self._marker = self._own / "incident.json"
+        self._last_words: TextIO | None = None
+        self._main = self._activity("start", 0)
+        self._background: dict[object, _Activity] = {}
+        self._lock = threading.Lock()
+        self._elsewhere: _Incident | None = None
+        self._closed = threading.Event()
+        self._look_seconds = min(LOOK_SECONDS, min(self._limits.values()) / 4)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch, with the activity `start`."""
+        try:
+            self._own.mkdir(parents=True, exist_ok=True)
+            self._last_words = (self._own / _rank_file(self._ranks.rank)).open("w")
+            if self._ranks.is_main:
+                _sweep(self._own)
+        except OSError as error:
+            _say(f"the watchdog cannot write to {self._own} ({error.strerror}): it will write to stderr")
+        self.now("start", 0)
+        self._thread.start()
+        threading.Thread(target=self._look_for_marker, name="watchdog's look-out", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+        if self._last_words is not None:
+            self._last_words.close()
+            with contextlib.suppress(OSError):
+                (self._own / _rank_file(self._ranks.rank)).unlink()
+                self._own.rmdir()  # the last rank succeeds
+                self._own.parent.rmdir()
+
+    def __enter__(self) -> Watchdog:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def now(self, activity: str, step: int) -> None:
+        """The main thread begins something; its clock starts anew. Costs a microsecond.
+
+        Args:
+            activity: `start`, `step`, `evaluation` or `save`.
+            step: the step that was done last.
+        """
+        self._main = self._activity(activity, step)
+
+    @contextlib.contextmanager
+    def background(self, activity: str) -> Iterator[None]:
+        """Something that another thread does beside the main one, with a clock of its own."""
+        key = object()
+        with self._lock:
+            self._background[key] = self._activity(activity, self._main.done)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._background[key]
+
+    def _activity(self, name: str, step: int) -> _Activity:
+        return _Activity(name, step, time.monotonic(), self._limits[name])
+
+    def _activities(self) -> list[_Activity]:
+        with self._lock:
+            return [self._main, *self._background.values()]
+
+    def _watch(self) -> None:
+        while not self._closed.is_set():
+            nearest = min(self._activities(), key=lambda activity: activity.left)
+            if nearest.left <= 0:
+                by = f"rank {self._ranks.rank} on {socket.gethostname()}"
+                self._end(_Incident(f"{by}: {nearest.overdue()}", step_name(nearest.step), is_ours=True))
+            if self._elsewhere is not None:
+                self._end(self._elsewhere)
+            self._set_timer(nearest.left + MARGIN_SECONDS)
+            self._closed.wait(self._look_seconds)
+
+    def _set_timer(self, seconds: float) -> None:
+        # It takes a thread of C, which a limit on memory or threads may refuse: then this thread watches alone.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            faulthandler.dump_traceback_later(max(seconds, self._look_seconds), exit=True, file=self._last_words or 2)
+
+    def _look_for_marker(self) -> None:
+        while not self._closed.wait(self._look_seconds):
+            with contextlib.suppress(OSError):
+                if self._marker.exists():
+                    self._elsewhere = self._read_marker()
+                    return
+
+    def _read_marker(self) -> _Incident:
+        for _ in range(5):  # it may be there and not be written yet
+            with contextlib.suppress(OSError, UnreadableError):
+                incident = read_object(self._marker)
+                what, folder = incident.get("what"), incident.get("folder")
+                if isinstance(what, str) and isinstance(folder, str) and re.fullmatch(r"[\w-]+", folder):
+                    return _Incident(what, folder, is_ours=False)
+            time.sleep(self._look_seconds / 5)
+        return _Incident("another rank hangs", step_name(self._main.step), is_ours=False)
+
+    def _end(self, incident: _Incident) -> None:
+        """Write what there is to write, wait for the others, and end the process."""
+        grace = FAR_GRACE_SECONDS if _several_hosts(self._ranks.world_size) else GRACE_SECONDS
+        self._set_timer(5 * WRITE_SECONDS + grace + MARGIN_SECONDS)
+        found: list[_Incident] = []
+        if _within(WRITE_SECONDS, lambda: found.append(self._claim(incident))):
+            incident = found[0]
+        path = self._directory / STACKS / incident.folder / _rank_file(self._ranks.rank)
+        if _within(WRITE_SECONDS, lambda: self._write_report(incident, path)):
+            place = f"the stacks of all ranks are in {path.parent}"
+        else:
+            place = f"{path} could not be written, so the stacks of rank {self._ranks.rank} are above"
+            _within(WRITE_SECONDS, lambda: self._write_report(incident, 2))
+        if incident.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
+            _say(f"{incident.what}: {place}; the same command continues from the newest checkpoint")
+            _within(WRITE_SECONDS, self._write_status)
+        if self._ranks.world_size > 1:
+            time.sleep(grace)
+            if incident.is_ours:
+                _within(WRITE_SECONDS, lambda: self._collect(incident))
+        os._exit(FAILED)
+
+    def _claim(self, incident: _Incident) -> _Incident:
+        """Leave the marker, or follow the one that is there."""
+        if not incident.is_ours:
+            return incident
+        try:
+            with self._marker.open("x") as file:
+                json.dump({"what": incident.what, "folder": incident.folder}, file)
+        except FileExistsError:
+            return self._read_marker()
+        return incident
+
+    def _write_status(self) -> None:
+        known = self._main.done or read_status(self._directory).get("step", 0)  # at the start it is not known here
+        write_status(self._directory, "failed", known)
+
+    def _write_report(self, incident: _Incident, file: Path | int) -> None:
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", closefd=file != 2) as opened:
+            self._report(incident, opened)
+
+    def _collect(self, incident: _Incident) -> None:
+        # A rank whose Python is stuck has its file open still: what its timer writes later lands in the new place.
+        for file in self._own.glob("rank-*.txt"):
+            place = self._directory / STACKS / incident.folder / file.name
+            if not place.exists():
+                file.rename(place)
+
+    def _report(self, incident: _Incident, file: TextIO) -> None:
+        doing = "; ".join(
+            f"{activity.name} (step {activity.step}) for {time.monotonic() - activity.begun:.0f} s"
+            for activity in self._activities()
+        )
+        print(incident.what, file=file)
+        print(f"this is rank {self._ranks.rank} of {self._ranks.world_size}, {_process()}", file=file)
+        print(f"doing: {doing}", file=file)
+        print(f"where: {self.doing}", file=file)
+        print(f"last collective: {self._ranks.last_collective}", file=file)
+        print(f"main thread: {threading.main_thread().ident:#018x}\n", file=file, flush=True)
+        faulthandler.dump_traceback(file, all_threads=True)
+        print("\nchild processes:", *_children(), sep="\n", file=file, flush=True)
+        print("\ncollectives, from torch's flight recorder:", *_flight_recorder(), sep="\n", file=file, flush=True)
+
+
+def _several_hosts(world_size: int) -> bool:
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world_size)  # torchrun, deepspeed
+    return here.isdecimal() and int(here) < world_size
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.txt"
+
+
+def _process() -> str:
+    return f"host {socket.gethostname()}, pid {os.getpid()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}"
+
+
+def _sweep(own: Path) -> None:
+    """Remove what earlier starts left behind: markers, and files that nothing was written to."""
+    for directory in own.parent.glob("start-*"):
+        if directory != own:
+            with contextlib.suppress(OSError):
+                for file in directory.iterdir():
+                    if file.suffix != ".txt" or file.stat().st_size == 0:
+                        file.unlink()
+                directory.rmdir()
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> bool:
+    """Whether something was done in time and without an error; it goes on in its thread if it was not."""
+    done = threading.Event()
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            work()
+            done.set()
+
+    thread = threading.Thread(target=run, name="watchdog's writer", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: better to risk waiting than to write nothing
+        run()
+        return done.is_set()
+    thread.join(seconds)
+    return done.is_set()
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"swinv2-train: {text}\n".encode())
+
+
+def _children() -> list[str]:
+    lines = []
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                lines.append(f"{child.pid} {child.status()} {' '.join(child.cmdline())[:120]}")
+    return lines or ["none"]
+
+
+def _flight_recorder() -> list[str]:
+    """The newest collectives of all groups of this process, one JSON object a line, where torch keeps a record."""
+    from torch._C import _distributed_c10d as library
+
+    lines = []
+    for backend, name in (("gloo", "_dump_fr_trace_json"), ("nccl", "_dump_nccl_trace_json")):
+        dump = getattr(library, name, None)  # not a public interface, and a torch without NCCL has less of it
+        if dump is not None:
+            with contextlib.suppress(Exception):
+                entries = json.loads(dump()).get("entries", [])[-_TRACED:]
+                lines += [f"{backend} {json.dumps(entry, sort_keys=True)}" for entry in entries]
+    return lines or ["none on record"]

@@ -1,0 +1,113 @@
+"""What the data and the weights know is filled in, and what does not fit is refused before anything slow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.config.compose import compose
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.data.card import Card
+from swinv2_train.engine.fill_in import complete
+from tests.runs import TINY_MODEL, environment, tiny_run
+
+
+def config(run_dir: Path, *more: str) -> Config:
+    model = [item for item in TINY_MODEL if not item.startswith("task.")]
+    return compose(["task=classification", *model, f"run.dir={run_dir}", *more])
+
+
+def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
+    named = Card(class_names=["a", "b", "c"], class_counts=Counter({0: 4, 1: 4}))
+    assert complete(config(tmp_path), named).task.num_classes == 3
+    counted = Card(class_counts=Counter({0: 4, 6: 1}))
+    assert complete(config(tmp_path), counted).task.num_classes == 7
+    assert complete(config(tmp_path, "task.num_classes=9"), counted).task.num_classes == 9
+    for card in (None, Card()):
+        with pytest.raises(ConfigError, match=r"task.num_classes=0: .* knows of no classes"):
+            complete(config(tmp_path), card)
+
+
+def test_the_source_tells_the_windows_it_was_trained_with(finished_run: Path, tmp_path: Path) -> None:
+    given = ["task.num_classes=2", f"init_from={finished_run}", "model.window=8", "data.resolution=128"]
+    assert complete(config(tmp_path, *given), None).model.pretrained_window == [4, 4, 4, 2]
+    mixed = complete(config(tmp_path, *given, "model.pretrained_window=[4,0,0,2]"), None)
+    assert mixed.model.pretrained_window == [4, 4, 4, 2]
+    untouched = complete(config(tmp_path, *given), None, weights=False)
+    assert untouched.model.pretrained_window == 0
+
+
+@pytest.mark.parametrize("windows", ["[6,6,6,3]", "4", "[4,0,0,4]"])
+def test_windows_that_the_source_was_not_trained_with_are_refused(
+    finished_run: Path, tmp_path: Path, windows: str
+) -> None:
+    given = ["task.num_classes=2", f"init_from={finished_run}", f"model.pretrained_window={windows}"]
+    sentence = r"model.pretrained_window=\[.*\]: the weights in .* were trained with \[4,4,4,2\]; .*window=0 takes"
+    with pytest.raises(ConfigError, match=sentence):
+        complete(config(tmp_path, *given), None)
+
+
+def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
+    import torch
+
+    from tests.interop.files import official_simmim_file
+
+    torch.save(official_simmim_file(window=4), tmp_path / "weights.pth")
+    given = ["task.num_classes=2", "model.embed_dim=8", "model.depths=[2,2,2,2]", f"init_from={tmp_path}/weights.pth"]
+    with pytest.raises(ConfigError, match=r"nothing tells which window .* model.pretrained_window=\[12,12,12,6\]"):
+        complete(config(tmp_path, *given), None)
+    told = complete(config(tmp_path, *given, "model.pretrained_window=[3,3,3,2]"), None)
+    assert told.model.pretrained_window == [3, 3, 3, 2]
+
+
+def test_a_run_that_has_begun_is_completed_from_itself(finished_run: Path) -> None:
+    own = compose(tiny_run(Path("/nowhere"), finished_run, "init_from=/no/longer/there", "model.window=4"))
+    assert complete(own, None).model.pretrained_window == 0, "as in its checkpoints"
+
+
+def test_weights_of_another_size_are_refused_before_torch(finished_run: Path, shards: Path, tmp_path: Path) -> None:
+    overrides = tiny_run(shards, tmp_path / "run", f"init_from={finished_run}", "model.depths=[1,1,1,1]")
+    code = "import sys\nfrom swinv2_train.cli.train import main\n"
+    code += "try: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *overrides], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "False\n")
+    assert "2 blocks in layers.1.blocks, the model 1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("lines", "sentence"), [("0\n1\n", "has 2 lines"), ("0\n1\n2\n", "no classes whose rows")])
+def test_a_label_map_that_cannot_be_used_is_refused(
+    finished_run: Path, tmp_path: Path, lines: str, sentence: str
+) -> None:
+    import torch
+
+    from tests.interop.files import official_file
+
+    (tmp_path / "map.txt").write_text(lines)
+    source = finished_run
+    if "2 lines" in sentence:
+        source = tmp_path / "window4_64.pth"
+        torch.save(official_file(64, classes=5, window=4, embed_dim=8), source)
+    given = ["task.num_classes=3", f"init_from={source}", f"init.label_map={tmp_path / 'map.txt'}"]
+    shape = ["model.embed_dim=8", "model.depths=[2,2,2,2]"] if source != finished_run else []
+    with pytest.raises(ConfigError, match=sentence):
+        complete(config(tmp_path / "run", *given, *shape), None)
+
+
+@pytest.mark.parametrize(("recorded", "taken"), [({}, "drop"), ({"background": "black"}, "black"), (None, "white")])
+def test_a_run_keeps_the_background_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, str] | None, taken: str
+) -> None:
+    """An earlier version recorded none, because it dropped the alpha channel; None: there is no checkpoint."""
+    saved = None if recorded is None else {"data": recorded, "task": {"num_classes": 2}}
+    monkeypatch.setattr("swinv2_train.engine.fill_in.saved_geometry", lambda *_: saved)
+    assert complete(config(tmp_path), Card(class_counts=Counter({0: 4, 1: 4}))).data.background == taken
+    given = complete(config(tmp_path, "task.num_classes=2", "data.background=mean"), None)
+    assert given.data.background == "mean"  # and refused by the check of the run, if the run has another

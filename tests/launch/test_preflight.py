@@ -1,0 +1,116 @@
+"""The preflight: what differs between ranks is named with rank and host; what is alike is said once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.launch.environment import free_port
+from swinv2_train.launch.preflight import Facts, differences, warnings
+from tests.runs import environment, run_here, tiny_run
+
+GIB = 2**30
+ALIKE = Facts(
+    rank=0, host="a", code="c0de", config="seed: 0\nlr: 1\n", python="3.11.7", device="CPU", shards="d1",
+    packages={"torch": "2.15.0", "wandb": None}, disk_free=100 * GIB, clock=1000.0,
+)  # fmt: skip
+
+
+def ranks(*changes: dict[str, object]) -> list[Facts]:
+    """Four ranks, two to a host, with changes to the last ones."""
+    facts = [replace(ALIKE, rank=rank, host="ab"[rank // 2]) for rank in range(4)]
+    first = len(facts) - len(changes)
+    return facts[:first] + [replace(old, **new) for old, new in zip(facts[first:], changes, strict=True)]
+
+
+def test_ranks_that_are_alike_say_nothing() -> None:
+    assert differences(ranks()) == []
+    assert warnings(ranks(), GIB) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"packages": {"torch": "2.11.0", "wandb": None}}, "torch 2.11.0, and rank 0 on a has 2.15.0"),
+        ({"packages": {"torch": "2.15.0", "wandb": "0.31"}}, "wandb 0.31, and rank 0 on a has none"),
+        ({"packages": {"torch": None, "wandb": None}}, "torch is missing, and rank 0 on a has 2.15.0"),
+        ({"python": "3.12.1"}, "Python 3.12.1, and rank 0 on a has 3.11.7"),
+        ({"code": "beef"}, "its source of swinv2-train is beef, and that of rank 0 on a c0de"),
+        ({"config": "seed: 0\nlr: 2\n"}, "was started with another config than rank 0 on a: lr: 2, and there lr: 1"),
+        ({"shards": "d2"}, "sees other shards (names, numbers of samples or bytes) than rank 0 on a"),
+        ({"sees_run_dir": False}, "its run.dir is not that of rank 0 on a: all ranks need one that they share"),
+        ({"problem": "data.shards=x: no such file", "shards": None}, "data.shards=x: no such file"),
+    ],
+)
+def test_what_differs_is_named_with_rank_and_host(change: dict[str, object], sentence: str) -> None:
+    assert differences(ranks(change)) == [f"rank 3 on b: {sentence}"]
+    assert differences(ranks(change, change)) == [f"ranks 2, 3 on b: {sentence}"]
+
+
+def test_a_patch_release_of_python_is_no_difference() -> None:
+    assert differences(ranks({"python": "3.11.9"})) == []
+
+
+def test_what_may_go_wrong_later_is_said() -> None:
+    assert warnings(ranks({"clock": 1007.5}, {"clock": 1007.5}), 0) == ["the clock of a is -7.5 s off"]
+    assert warnings(ranks({"disk_free": GIB}, {"disk_free": GIB}), 2 * GIB) == [
+        "b has 1.0 GiB free for run.dir, and one checkpoint takes 2.0"
+    ]
+    assert warnings(ranks({"memory": (10 * GIB, 40 * GIB)}), 0) == [
+        "rank 3 on b: 10.0 of 40.0 GiB of its GPU are free; another process uses it"
+    ]
+
+
+def test_one_rank_alone_can_be_asked(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    assert run_here(tiny_run(shards, run_dir, "launch.preflight_only=true")) == FINISHED
+    output = capsys.readouterr().out
+    assert "preflight      1 host, 1 rank: swinv2-train" in output
+    assert "3 shards seen by every rank" in output
+    assert not any(run_dir.iterdir())
+
+
+def start(rank: int, port: int, overrides: list[str], **more: str) -> subprocess.Popen[str]:
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "swinv2_train.cli.train", *overrides],
+        env={**environment(), **place, "MASTER_PORT": str(port), **more},
+        cwd=more["HOME"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.distributed
+def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path: Path) -> None:
+    """On the second of two ranks, which sees another webdataset, no shards and no run.dir under the same names."""
+    (tmp_path / "packages" / "webdataset-9.9.9.dist-info").mkdir(parents=True)
+    (tmp_path / "packages" / "webdataset-9.9.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: webdataset\nVersion: 9.9.9\n"
+    )
+    for rank in (0, 1):
+        (tmp_path / f"home-{rank}").mkdir()
+    (tmp_path / "home-0" / "data").symlink_to(shards)
+    home = ("data.shards='~/data/train-*.tar'", "data.eval_shards='~/data/eval-*.tar'")
+    overrides = tiny_run(shards, Path("run"), "launch.preflight_only=true", "data.num_workers=0", *home)
+    port = free_port()
+    path = f"{tmp_path / 'packages'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    both = [
+        start(0, port, overrides, HOME=str(tmp_path / "home-0")),
+        start(1, port, overrides, HOME=str(tmp_path / "home-1"), PYTHONPATH=path),
+    ]
+    first, second = (process.communicate(timeout=200)[0] for process in both)
+    assert [process.returncode for process in both] == [FAILED, FAILED], first + second
+    (line,) = [line for line in first.splitlines() if line.startswith("swinv2-train:")]
+    assert "rank 1 on " in line
+    assert "webdataset 9.9.9, and rank 0 on " in line
+    assert "data.eval_shards=~/data/eval-*.tar: " in line
+    assert "its run.dir is not that of rank 0 on " in line
+    assert "swinv2-train:" not in second
