@@ -1,4 +1,4 @@
-"""Geometry of a sample: drawn once, then applied to the image and to everything that lies on it.
+"""Geometry of a sample: drawn once, then applied to the image, its label map, masks, and boxes.
 
 Coordinates are in pixels. A box is (left, top, right, bottom), where right and bottom are the first coordinates outside
 of it, so a box around one pixel is one pixel wide.

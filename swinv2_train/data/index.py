@@ -1,12 +1,12 @@
 """The index of a tar shard: where the members of every sample lie, so that any sample is one `pread` away.
 
-The samples are those that `webdataset` sees: neighbouring members whose names agree up to the first dot of the base
+The samples are those that `webdataset` sees: neighboring members whose names agree up to the first dot of the base
 name. Images and plain text (cls, txt, json) are always indexed, all other members (npy, mp4, ...) once a transform asks
 for one; a pickle in a shard is never indexed, so never read.
 
 On disk an index is two lines of JSON: a small header (enough to count samples) and the columns, each with its hash.
-The header of an index with all members says so, and has the same format otherwise, so that every version of this
-package reads the indexes of all others.
+The header of an index with all members has one more entry, and the format is the same otherwise, so that every version
+of this package reads the indexes of all others.
 """
 
 from __future__ import annotations

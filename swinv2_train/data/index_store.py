@@ -1,7 +1,7 @@
 """Where the index of a shard is kept and when it is trusted.
 
-Local: beside the tar, or in the cache directory where that place is read-only; trusted while size and time of the tar
-agree. Remote: beside the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
+Local: next to the tar, or in the cache directory if that place is read-only; trusted while size and time of the tar
+agree. Remote: next to the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
 agrees and the copy has a header where the index has a member. A damaged index is rebuilt.
 """
 
@@ -104,7 +104,7 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
 
 
 def index_path(tar: str | Path) -> Path:
-    """The place of an index beside its tar."""
+    """Return the place of an index next to its tar."""
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 

@@ -1,6 +1,6 @@
 """Batches for training and evaluation: which rank gets which sample of which step, decoded and collated.
 
-What a step contains hangs on the position of its samples alone (see order.py), so it is the same for any number of
+The samples of a step depend only on their positions (see order.py), so they are the same for any number of
 ranks, workers and micro-batches, and a run resumes at any step by arithmetic.
 """
 
@@ -28,7 +28,7 @@ from swinv2_train.data.workers import Failure, WorkerPool, Workers
 
 logger = logging.getLogger(__name__)
 Entries = dict[str, Any]
-"""What a transform makes of one sample."""
+"""Result of a transform for one sample."""
 Broken = tuple[int, str, str]
 """(position, "shard/key", reason) of a sample that could not be used."""
 _MAX_REPLACEMENTS = 32

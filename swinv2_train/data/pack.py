@@ -48,7 +48,7 @@ def _no_progress(_split: str, _done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class PackRun:
-    """How a packing runs, apart from what decides the bytes of its shards."""
+    """Settings of a packing that do not affect the bytes of its shards."""
 
     workers: int = 0
     """Decoding processes; 0: images are decoded in this one."""
@@ -60,7 +60,7 @@ class PackRun:
 
 @dataclass
 class PackReport:
-    """What was done."""
+    """Result of a packing."""
 
     cards: dict[str, Card] = field(default_factory=dict)
     """Card of each split."""
@@ -99,7 +99,7 @@ class PackReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know although the packing succeeded."""
+        """Warnings about a packing that succeeded."""
         lines = []
         if self._partly_labeled:
             lines.append(f"{self.unlabeled:,} images have no label, while others have one")

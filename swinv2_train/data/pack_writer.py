@@ -34,7 +34,7 @@ _LONG_NAME = 3 * _BLOCK  # what a PAX header for a long or non-ASCII name adds, 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the bytes of the shards, besides the images."""
+    """Options that decide the bytes of the shards, in addition to the images."""
 
     max_bytes: int = 256 << 20
     """Upper bound of a shard; a single image that is larger gets a shard of its own."""
@@ -45,7 +45,7 @@ class PackOptions:
     quality: int = 92
     """JPEG quality of images that were shrunk."""
     channels: int | None = None
-    """Leave out images that cannot be read with so many channels."""
+    """Leave out images that cannot be read with this number of channels."""
     seed: int = 0
     """Decides the order of the images and the split."""
     background: Any = "white"

@@ -1,4 +1,4 @@
-"""One shard of a set: where it is, and what is known of it before it is read."""
+"""One shard of a set: its place, and what is known of it before it is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Shard:
     truncated: str | None = None
     """Why the shard ends early, where it does."""
     file: RemoteFile | None = None
-    """What to fetch, where the shard is remote."""
+    """File to fetch if the shard is remote."""
     fingerprint: str = ""
     """Packer's fingerprint of its inputs; empty if another program wrote it."""
     sha256: str = ""
@@ -46,7 +46,7 @@ class Shard:
 
     @property
     def content(self) -> str:
-        """What is known of its content without reading it, in words `kind:value`.
+        """Description of its content without reading it, in words `kind:value`.
 
         Two descriptions of the same content agree in every kind that both have: its size in bytes, the packer's hash
         and fingerprint, and the version that a server gives to this URL, such as its ETag. Equal hashes mean equal

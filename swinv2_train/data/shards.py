@@ -35,7 +35,7 @@ class ShardSet:
     """Random access to the samples of many shards, local or remote.
 
     Safe to use after a fork (descriptors are read with `pread`) and to send to another process. Not safe to read from
-    two threads at once.
+    two threads at a time.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ShardSet:
         self.image = image.lower().lstrip(".") if image else None
         """Extension of the member that is read as the image, if it was chosen."""
         self.scope = scope
-        """What is a sample, and the members that the indexes must have: all of them after the first read of others."""
+        """Samples and members that the indexes must have: all members once another than images and texts was read."""
         self.shards = [shard for shard in shards if shard.num_samples]
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
@@ -173,7 +173,7 @@ class ShardSet:
         return self._index(shard).keys[sample]
 
     def name(self, index: int) -> str:
-        """A sample's shard and key, for a person."""
+        """Return a sample's shard and key, for messages."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
     def image_size(self, index: int) -> int:
@@ -232,7 +232,7 @@ class ShardSet:
     def prefetch(self, shard_ids: Sequence[int]) -> None:
         """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
 
-        A later call replaces what an earlier one asked for. Local shards are passed over.
+        A later call replaces what an earlier one asked for. Local shards are skipped.
         """
         if not self.remote:
             return
@@ -263,7 +263,7 @@ class ShardSet:
     def _descriptor(self, shard: int) -> Iterator[int]:
         entry = self.shards[shard]
         if entry.file is not None:
-            # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+            # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
             fd = self._copy(shard, entry.file)
             try:
                 yield fd

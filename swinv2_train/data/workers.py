@@ -71,7 +71,7 @@ def start_server(also: Sequence[str] = ()) -> None:
 
 
 class Failure:
-    """What a worker returns instead of a batch when it cannot go on: one sentence, and a traceback for a programmer."""
+    """Result of a worker that cannot make a batch: one sentence, and a traceback for a programmer."""
 
     def __init__(self, sentence: str, traceback: str = "") -> None:
         self.sentence, self.traceback = sentence, traceback

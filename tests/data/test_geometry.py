@@ -19,7 +19,7 @@ SIZES = [(24, 24), (16, 40), (40, 16), (5, 3), (33, 57)]
 
 
 def test_500_samples_are_cropped_as_before_to_the_bit() -> None:
-    """Images and the generators afterwards: pretraining that is resumed goes on with the same numbers."""
+    """Images and the generators afterwards: a pretraining that is resumed uses the same numbers."""
     for number in range(500):
         rng = np.random.default_rng(number)
         dtype, channels = (np.uint8, np.uint16)[number // 2 % 2], (1, 3, 4, 13)[number // 3 % 4]

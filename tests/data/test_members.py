@@ -155,7 +155,7 @@ def test_the_size_of_an_image_is_known_before_it_is_decoded(monkeypatch: pytest.
 
 
 class Paired(Transform):
-    """A crop that is drawn before anything is decoded, on the image and all that lies on it."""
+    """A crop that is drawn before anything is decoded, on the image, its label map, and its boxes."""
 
     members = ("image", "seg.png", "json")
     ragged = ("boxes",)
