@@ -43,7 +43,7 @@ class PlannedStage:
         return Path(self.config.run.dir)
 
     def recipe(self) -> dict[str, Any]:
-        """What its result hangs on, as plain data: keys of the config, and whose weights it starts from."""
+        """What its result depends on, as plain data: keys of the config, and whose weights it starts from."""
         values = {key: value for key, value in flat(self.config).items() if not key.startswith(WITHOUT_EFFECT)}
         stage = self.stage
         values["starts from"] = (
