@@ -70,7 +70,7 @@ def load_model(
         size = resolution(config)
         check_peer(source, config, overrides)
         model = meta_model(config, size)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        shapes = state_shapes(model)
         transfer = plan_transfer(source, shapes, config.model, resolution=size)
         if missing := transfer.of("new"):
             mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
@@ -270,7 +270,7 @@ def _fill(model: nn.Module, transfer: Transfer) -> None:
     import torch
 
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, tensor in named_state(model):
             value = transfer.tensor(name)
             assert value is not None  # nothing is new
-            parameter.copy_(value)
+            tensor.copy_(value)
