@@ -12,8 +12,8 @@
 
 A fragment is a run of consecutive elements of one flattened parameter or buffer (see `fragment.py`). The files of the
 model have all of them, the others only those of the parameters that train. The tensors are named
-`<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under its final
-name only when all of it is on disk, and the manifest says what "all" is; it carries its own hash.
+`<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under its
+final name only when all of it is on disk, and the manifest says what "all" is; it carries its own hash.
 """
 
 from __future__ import annotations

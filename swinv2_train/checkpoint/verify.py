@@ -30,7 +30,9 @@ def check_complete(manifest: Manifest) -> None:
     listed = {record.path for record in manifest.files}
     kinds = manifest.kinds()
     owners = {(record.rank, record.name in manifest.fixed) for record in manifest.fragments}
-    pairs = {(rank, place) for rank, fixed in owners for place, kind in enumerate(kinds) if kind == "model" or not fixed}
+    pairs = {
+        (rank, place) for rank, fixed in owners for place, kind in enumerate(kinds) if kind == "model" or not fixed
+    }
     needed = (rank_file(kinds[place], rank, manifest.world_size) for rank, place in sorted(pairs))
     for path in (STATE, *needed):
         if path not in listed:

@@ -262,7 +262,7 @@ class Engine:
         """
         shared = bool(self._deepspeed.zero_optimization_stage())
         rank, world_size = (ranks.rank, ranks.world_size) if shared else (0, 1)
-        fixed = share_of(replicated_fragments(self.module), rank, world_size)
+        fixed = list(share_of(replicated_fragments(self.module), rank, world_size))  # may fail: on all ranks alike
         if shared or ranks.is_main:
             yield from self.fragments()
             yield from partitioned_fragments(self.module, self._optimizer)

@@ -76,7 +76,7 @@ def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
 def partitioned_fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
     """This rank's parts of the frozen parameters that stage 3 has taken apart.
 
-    DeepSpeed has no fp32 master weights of what does not train: these are views of the model's own memory, in its dtype.
+    DeepSpeed has no fp32 master weights of what does not train: these are views of the model's memory, in its dtype.
     """
     for name, parameter in module.named_parameters():
         if parameter.requires_grad or not hasattr(parameter, "ds_tensor"):

@@ -32,6 +32,7 @@ from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
+from swinv2_train.models.state import named_state
 from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:

@@ -65,6 +65,8 @@ def load_model(
         ConfigError: on a wrong override, or if the source is not a whole model or does not tell all of it.
         CheckpointError: if the source is damaged.
     """
+    from swinv2_train.models.state import state_shapes
+
     with open_source(spec, which=which, ema=ema, verify=True) as source:
         config = source_config(source, overrides)
         size = resolution(config)
@@ -268,6 +270,8 @@ def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
 
 def _fill(model: nn.Module, transfer: Transfer) -> None:
     import torch
+
+    from swinv2_train.models.state import named_state
 
     with torch.no_grad():
         for name, tensor in named_state(model):

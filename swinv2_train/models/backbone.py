@@ -134,7 +134,7 @@ class SwinStage(nn.Module):
         """(B, H, W, C) -> (B, H, W, C), before patch merging; `scales` is (B, depth, 2) or None."""
         for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
             block_scales = None if scales is None else scales[:, index]
-            if recompute and torch.is_grad_enabled():
+            if recompute and torch.is_grad_enabled() and _needs_backward(block, x):
                 # A block draws no random numbers of its own, so there is no random state to put back.
                 x = checkpoint(block, x, block_scales, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -238,6 +238,11 @@ class SwinTransformerV2(nn.Module):
         if noise.shape != shape:
             raise InputError(f"noise of shape {tuple(noise.shape)}: the model takes {shape} for this batch")
         return branch_scales(noise, self.drop_path_rates, x.dtype)
+
+
+def _needs_backward(block: nn.Module, x: Tensor) -> bool:
+    """False for a frozen block after frozen ones: autograd keeps nothing of it that could be recomputed."""
+    return x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
 
 
 def backbone_of(model: nn.Module) -> SwinTransformerV2:

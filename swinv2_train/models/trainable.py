@@ -19,7 +19,7 @@ BACKBONE = "backbone"
 
 
 def backbone_name(model: nn.Module) -> str | None:
-    """The name of the backbone inside a model, empty where it is the model itself; None where there is not exactly one."""
+    """The name of the backbone in a model, empty where it is the model itself; None unless there is exactly one."""
     found = [name for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)]
     return found[0] if len(found) == 1 else None
 
@@ -71,12 +71,14 @@ def _first_stages(model: nn.Module, count: int) -> list[str]:
     return [prefix for prefix in prefixes if any(below(name, prefix) for name in present)]
 
 
-def rate_factors(model: nn.Module, lr_scales: Mapping[str, float]) -> dict[str, float]:
+def rate_factors(model: nn.Module, lr_scales: Mapping[str, float] | None) -> dict[str, float]:
     """The factor of `optim.lr_scales` for each parameter that has one, by name; the longest prefix wins.
 
     Raises:
         ConfigError: for a name that the model has not.
     """
+    if not lr_scales:
+        return {}
     resolved = _resolved(model, "optim.lr_scales", lr_scales)
     shortest_first = sorted((prefix, lr_scales[given]) for given, prefix in resolved.items())
     return {
@@ -125,7 +127,7 @@ def count_trained(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
-def trained_text(model: nn.Module, freeze: Any, lr_scales: Mapping[str, float]) -> list[str]:
+def trained_text(model: nn.Module, freeze: Any, lr_scales: Mapping[str, float] | None) -> list[str]:
     """What `optim.freeze` and `optim.lr_scales` make of a model that they were applied to, in lines for a log."""
     lines = []
     if freeze is not None:
