@@ -24,6 +24,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import normalise
+from swinv2_train.data.batch import Batch, to_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import (
     NAMES,
@@ -44,7 +45,7 @@ from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
 from swinv2_train.tasks.build import build_task, evaluation_loader
 from swinv2_train.tasks.metrics import classification_sums
-from swinv2_train.tasks.task import Batch, Sums, Task, add_sums, to_device
+from swinv2_train.tasks.task import Sums, Task, add_sums
 
 Progress = Callable[[int, int], None]
 """Called with the batches done and their number."""

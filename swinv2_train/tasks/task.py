@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,28 +17,18 @@ from PIL import Image
 from torch import nn
 
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Batch
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
 
 NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
 
-Batch = dict[str, Any]
-"""A micro-batch: tensors by name, batch first; always `image` and `position`."""
-
 Sums = dict[str, float | np.ndarray]
 """What an evaluation adds up over samples, micro-batches and ranks: numbers and float64 arrays by name.
 
 The names and shapes are the same on every rank.
 """
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }
 
 
 def add_sums(total: Sums, more: Mapping[str, float | np.ndarray]) -> Sums:
