@@ -1,28 +1,35 @@
-"""The parameters that `optim.freeze` and `optim.lr_scales` select, known before a run takes any memory."""
+"""What `optim.freeze` and `optim.lr_scales` select, known before a run takes any memory."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 
-if TYPE_CHECKING:  # a dry run that selects nothing does without torch
-    from torch import nn
+
+class Selection(NamedTuple):
+    """What trains, and how fast."""
+
+    frozen: int = 0
+    """Number of parameters that do not train."""
+    lines: tuple[str, ...] = ()
+    """The selection in lines for a log; empty where all trains at one rate."""
 
 
-def selected_model(config: Config) -> nn.Module | None:
-    """The model of a run on the meta device, without gradients where it is frozen; None where all trains at one rate.
+def selection(config: Config) -> Selection:
+    """What a config selects, from its model on the meta device; torch-free where it selects nothing.
 
     Raises:
         ConfigError: if `optim.freeze` or `optim.lr_scales` has a name that the model has not.
     """
     if config.optim.freeze is None and not config.optim.lr_scales:
-        return None
+        return Selection()
     from swinv2_train.interop.load import meta_model
-    from swinv2_train.models.trainable import apply_freeze, rate_factors
+    from swinv2_train.models.trainable import apply_freeze, count_trained, rate_factors, trained_text
 
     model = meta_model(config, resolution(config))
     apply_freeze(model, config.optim.freeze)
     rate_factors(model, config.optim.lr_scales)
-    return model
+    trained, total = count_trained(model)
+    return Selection(total - trained, tuple(trained_text(model, config.optim.freeze, config.optim.lr_scales)))

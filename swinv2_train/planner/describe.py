@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
@@ -18,9 +18,6 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
 from swinv2_train.config.validate import resolution
 from swinv2_train.planner.flops import forward_macs
-
-if TYPE_CHECKING:
-    from torch import nn
 
 GIB = 2**30
 USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
@@ -178,30 +175,18 @@ def _task(config: Config) -> tuple[int, str, str]:
     return count_simmim_parameters(model, size), "the decoder", _simmim(config.task)
 
 
-def _trained(config: Config, model: nn.Module | None) -> tuple[int, list[str]]:
-    """How many parameters are frozen, and what trains and how fast, in lines."""
-    if model is None:
-        return 0, []
-    from swinv2_train.models.trainable import count_trained, trained_text
-
-    trained, total = count_trained(model)
-    texts = trained_text(model, config.optim.freeze, config.optim.lr_scales)
-    return total - trained, [f"training       {text}" for text in texts]
-
-
-def describe(config: Config, plan: Plan, samples_from: str, built: nn.Module | None = None) -> str:
+def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
     """Everything that follows from a config.
 
     Args:
         samples_from: where the number of samples comes from, for a person.
-        built: the model, on any device, with the gradients of what is frozen turned off; None: all of it trains at one
-            rate.
+        frozen: number of parameters that do not train.
+        training: what trains and how fast, in lines; empty where all trains at one rate.
     """
     model, optim, engine = config.model, config.optim, config.engine
     height, width = resolution(config)
     backbone = count_parameters(model, (height, width))
     total, head, task = _task(config)
-    frozen, training = _trained(config, built)
     macs = forward_macs(model, (height, width))
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     lines = [
@@ -219,7 +204,7 @@ def describe(config: Config, plan: Plan, samples_from: str, built: nn.Module | N
         f"schedule       {_schedule(config, plan)}",
         f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, "
         f"weight decay {optim.weight_decay:g}, layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",
-        *training,
+        *(f"training       {line}" for line in training),
         f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
         f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
         *_worlds(config, plan, total, frozen),

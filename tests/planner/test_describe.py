@@ -10,7 +10,7 @@ from swinv2_train.config.model import count_parameters, count_simmim_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.engine.selection import selected_model
+from swinv2_train.engine.selection import selection
 from swinv2_train.planner.describe import GIB, describe, evaluation_bytes, host_copy_bytes, state_bytes
 
 
@@ -65,7 +65,7 @@ def test_what_trains_is_described() -> None:
     made = config(3)
     made.optim.freeze, made.optim.lr_scales = {"stages": 4}, {"backbone": 0.1}
     made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
-    lines = describe(made, make_plan(made, 1, 6400), "a test", selected_model(made)).splitlines()
+    lines = describe(made, make_plan(made, 1, 6400), "a test", *selection(made)).splitlines()
     first, second = (line.removeprefix("training       ") for line in lines if line.startswith("training "))
     total = count_simmim_parameters(made.model, (192, 192))
     trained = total - count_parameters(made.model, (192, 192)) + 2 * 768  # decoder and mask token, and the final norm
