@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from swinv2_train.checkpoint.consolidate import write_weights
+from swinv2_train.checkpoint.layout import MANIFEST
 from swinv2_train.checkpoint.reshape import reshape
 from swinv2_train.checkpoint.save import save
 from swinv2_train.checkpoint.verify import verify
@@ -132,6 +133,7 @@ def check_changes(config: Config, ranks: Ranks, out: Path) -> None:
     step(trained, 0, ranks)
     path = saved(trained, out / "trained", ranks)
     assert not verify(path).frozen
+    assert '"frozen"' not in (path / MANIFEST).read_text(), "earlier versions read what has nothing frozen"
     trained._deepspeed.destroy()
     engine = opened(config, ("fp32", 1), ranks, seed=9)
     lines = load(path, engine, ranks).lines
