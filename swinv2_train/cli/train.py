@@ -132,17 +132,20 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
         ConfigError, CheckpointError, DataError: if it cannot be run.
     """
     from swinv2_train.engine.fill_in import complete
+    from swinv2_train.engine.selection import selection
 
     complete(config, card, weights=weights)
     validate(config)
+    selection(config)  # refuses names that the model has not
     config.freeze()
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
+    from swinv2_train.engine.selection import selection
     from swinv2_train.launch.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
-    print(redact(describe(config, plan, samples.source)))
+    print(redact(describe(config, plan, samples.source, *selection(config))))
     if joined():
         print("commands       none: a launcher has started the ranks")
     elif config.launch.hostfile:

@@ -123,9 +123,14 @@ class SwinStage(nn.Module):
         """(B, *sides, C) -> (B, *sides, C), before patch merging; `scales` is (B, depth, 2) or None."""
         for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
             block_scales = None if scales is None else scales[:, index]
-            if recompute and torch.is_grad_enabled():
+            if recompute and torch.is_grad_enabled() and _needs_backward(block, x):
                 # A block draws no random numbers, so there is no random state to restore.
                 x = checkpoint(block, x, block_scales, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, block_scales)
         return x
+
+
+def _needs_backward(block: nn.Module, x: Tensor) -> bool:
+    """False for a frozen block after frozen ones: autograd keeps nothing of it that could be recomputed."""
+    return x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
