@@ -1,7 +1,7 @@
 """Reading files that may be damaged: every defect of their content is one kind of error.
 
 A crash, a bad disk or an editor can leave anything in a file: no UTF-8, half of a JSON value, a folder in its place.
-Callers decide what that means: a file that only describes a run is reported and passed over, state is refused.
+Callers decide what that means: a file that only describes a run is reported and skipped; damaged state is rejected.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _PASSWORD = re.compile(r"(?<=://)[^/?#@:]*:(?!\d+(?:/|$))\S*@")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
 _HEADER = re.compile(r"\b(Bearer|Basic) [A-Za-z0-9._~+/=-]{8,}")
 _SHORTEST = 4
-"""Shorter values from the environment are no secrets, and replacing them would garble every number."""
+"""Shorter values from the environment are not secrets, and replacing them would garble every number."""
 
 _values: dict[str, str] = {}
 

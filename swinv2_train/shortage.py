@@ -7,7 +7,7 @@ import errno
 TRAINING = (
     "lower engine.micro_batch (the results stay the same), or set model.checkpointing=1 or model.attention=sequential"
 )
-"""What a training run can do about GPU memory."""
+"""Remedies for a lack of GPU memory in training."""
 _GPU = ("CUDA out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _HOST = ("can't allocate memory", "Cannot allocate memory", "not enough memory: you tried to allocate")
 _DISK = (errno.ENOSPC, errno.EDQUOT)

@@ -1,4 +1,4 @@
-"""What checkpoints need of the file system: hashes, flushing, free space, and replacing a directory."""
+"""File system operations of checkpoints: hashes, flushing, free space, and replacing a directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPLACED_PREFIX = ".replaced-"
 BLOCK = 1 << 22
 """Bytes that are read or written, and hashed, at a time."""
 _MARGIN = 1 << 20
-"""Bytes left for headers, manifest and state, besides a hundredth of the whole."""
+"""Bytes reserved for headers, manifest, and state, in addition to a hundredth of the total."""
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
@@ -39,7 +39,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems (FUSE, SMB) cannot do it for directories, and say so in different ways.
+        # Some file systems (FUSE, SMB) cannot do it for directories, and report that in different ways.
         if error.errno not in _CANNOT_FLUSH or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise
     finally:
@@ -62,7 +62,7 @@ def has_space(directory: Path, size: int) -> bool:
 
 
 def check_space(directory: Path, size: int, mend: str) -> None:
-    """Check that so many bytes, and a little more, fit into a directory.
+    """Check that a number of bytes, and a little more, fits into a directory.
 
     Args:
         mend: for the message, what else the user can do other than making room.

@@ -32,5 +32,5 @@ class Fragment:
 
     @property
     def trains(self) -> bool:
-        """Whether the optimizer updates it."""
+        """True if the optimizer updates it."""
         return self.exp_avg is not None

@@ -79,12 +79,12 @@ class FragmentRecord:
 
 @dataclass
 class Manifest:
-    """What a checkpoint holds."""
+    """Contents of a checkpoint."""
 
     step: int
     world_size: int
     geometry: dict[str, Any]
-    """What another run must know to use the weights: task, model, input."""
+    """Metadata that another run needs to use the weights: task, model, input."""
     shapes: dict[str, list[int]]
     """Shape of every parameter and persistent buffer."""
     fragments: list[FragmentRecord]
@@ -100,7 +100,7 @@ class Manifest:
 
     @property
     def has_ema(self) -> bool:
-        """Whether the moving average of the weights is in it."""
+        """True if it contains the moving average of the weights."""
         return any(record.path.startswith("ema/") for record in self.files)
 
     @functools.cached_property
@@ -113,7 +113,7 @@ class Manifest:
         return [kind for kind in KINDS if kind != "ema" or self.has_ema]
 
     def holds(self, kind: str, name: str) -> bool:
-        """Whether the files of a kind have pieces of a tensor."""
+        """Return whether the files of a kind contain pieces of a tensor."""
         return kind == "model" or name not in self.fixed
 
     def files_for(self, kind: str | None) -> list[FileRecord]:

@@ -1,4 +1,4 @@
-"""What saving and loading need of the other ranks."""
+"""Interface to the other ranks that saving and loading need."""
 
 from __future__ import annotations
 

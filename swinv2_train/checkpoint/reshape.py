@@ -38,7 +38,7 @@ MOST_RANKS = 4096
 
 
 def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[FragmentRecord]]:
-    """What each rank owns when all tensors are laid end to end and cut into equal shares; the last may be smaller,
+    """Return what each rank owns if all tensors are laid end to end and cut into equal shares; the last may be smaller,
     or empty."""
     share = -(-sum(math.prod(shape) for shape in shapes.values()) // num_ranks)
     owned: list[list[FragmentRecord]] = [[] for _ in range(num_ranks)]
@@ -56,7 +56,7 @@ def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[Fragment
 
 
 def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = None) -> Path:
-    """Write a checkpoint anew as `num_ranks` files of each kind, verify it, and return its directory.
+    """Rewrite a checkpoint as `num_ranks` files of each kind, verify it, and return its directory.
 
     Args:
         path: the checkpoint; it is verified first.

@@ -1,4 +1,4 @@
-"""Which checkpoints are kept."""
+"""Checkpoint retention policy."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def _write_text(path: Path, text: str) -> int:
 
 @dataclass
 class _Share:
-    """What one rank writes."""
+    """Fragments and files that one rank writes."""
 
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """By kind of file and by key."""

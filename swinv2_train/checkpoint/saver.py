@@ -1,6 +1,6 @@
 """Save in the background: the training waits for a copy of the state in host memory, not for the disk.
 
-begin: wait for the save in flight, copy, agree -> thread: write, retry, prune -> poll: what became of it
+begin: wait for the save in flight, copy, agree -> thread: write, retry, prune -> poll: the outcome
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _BLOCK_ELEMENTS = 1 << 26
 
 @dataclass
 class Outcome:
-    """What became of a save. Every rank has one; they agree on whether it failed, unless a rank was lost."""
+    """Outcome of a save. Every rank has one; they agree on whether it failed, unless a rank was lost."""
 
     step: int
     path: Path
     pause_seconds: float
-    """How long the training waited: for the save before and for the copy; without a background, for all of it."""
+    """Seconds that training waited: for the save before and for the copy; without a background, for all of it."""
     failure: str | None = None
     """The reason, or None: the checkpoint is whole on the disk."""
     attempts: int = 0
@@ -132,7 +132,7 @@ def _said(error: Exception) -> str:
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time, beside the training.
+    """Writes the checkpoints of a run, one at a time, in the background.
 
     Args:
         directory: where the checkpoints are; shared by all ranks.
@@ -158,7 +158,7 @@ class Saver:
         self._directory, self._ranks, self._policy = directory, ranks, policy
         self._watch, self._protected, self._check = watch, protected, check
         self.damaged = set(damaged)
-        """Names of checkpoints that do not count; to be changed between saves. Saving one of them anew takes it out."""
+        """Names of checkpoints that do not count; to be changed between saves. Saving one of them again removes it."""
         self._host = HostCopy()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -219,14 +219,14 @@ class Saver:
             failure = f"rank {self._ranks.rank}: {reason}"
         failures = [reason for reason in self._ranks.gather(failure) if reason]
         if failures:
-            self._host = HostCopy()  # lets go of the memory: a neighbour may need it
+            self._host = HostCopy()  # lets go of the memory: another process may need it
             others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             outcome.warnings.append(f"{failures[0]}{others}; this save is written while the training waits")
             return None
         return {**copy.deepcopy({**content, "fragments": ()}), "fragments": own}
 
     def poll(self) -> list[Outcome]:
-        """What became of the saves that have ended since the last call."""
+        """Return the outcomes of the saves that ended since the last call."""
         with self._lock:
             outcomes, self._outcomes = self._outcomes, []
         return outcomes

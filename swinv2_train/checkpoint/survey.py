@@ -1,4 +1,4 @@
-"""Which checkpoints are there, and is each of them whole? From manifests and file sizes, so that a glance is quick."""
+"""Survey of the checkpoints of a directory: complete or not, judged quickly by manifests and file sizes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Entry:
     manifest: Manifest | None
     """None if it cannot be read."""
     hashed: bool
-    """Whether the hashes were checked, or only the sizes."""
+    """True if the hashes were checked, and not only the sizes."""
     damage: str | None
-    """What is wrong with it; None if nothing is."""
+    """Description of the damage; None if it is intact."""
     foreign: bool = False
     """True if that is only that it is of another run than its directory."""
 
@@ -54,7 +54,7 @@ class Entry:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a path is one checkpoint, whole or not."""
+    """Return whether a path is one checkpoint, complete or not."""
     return path.is_dir() and (step_of(path) is not None or (path / MANIFEST).is_file())
 
 
@@ -99,7 +99,7 @@ def _strangers(path: Path) -> dict[str, str]:
 
 
 def leftovers(directory: Path) -> list[Path]:
-    """What is being written at the moment or was left behind by a crash: directories with a dot before their step."""
+    """Return what is being written or was left behind by a crash: directories with a dot before their step."""
     return sorted(path for path in directory.glob(".*step-*") if path.is_dir())
 
 

@@ -103,7 +103,7 @@ def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
 def damage(
     path: Path, ranks: Ranks, kind: str | None = None, foreign: Callable[[Manifest], str | None] | None = None
 ) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is. Every rank must call it; they share the work of hashing.
+    """Return the damage of a checkpoint; None if it is intact. Every rank must call it; they share the work of hashing.
 
     Args:
         kind: one of `KINDS`: look at the files that reading this kind takes, and no others.

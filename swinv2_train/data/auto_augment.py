@@ -1,4 +1,4 @@
-"""RandAugment, AutoAugment, AugMix and 3-Augment by timm, colour jitter by torchvision, with our randomness.
+"""RandAugment, AutoAugment, AugMix and 3-Augment by timm, color jitter by torchvision, with our randomness.
 
 These libraries draw from the global generators of Python, numpy and torch. Here those are seeded from the sample's own
 generator for the time of the call and put back afterwards.
@@ -20,7 +20,7 @@ from torch import Tensor
 from swinv2_train.data.errors import DataError
 
 POLICY_MODULE = "timm.data.auto_augment"
-"""What a worker imports for a policy; seconds, so the server of the workers does it ahead."""
+"""Module that a worker imports for a policy. It takes seconds, so the fork server imports it ahead."""
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def seeded_globals(rng: np.random.Generator) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ColourAugment:
-    """An auto-augmentation policy, or colour jitter: (3, H, W) uint8 -> (3, H, W) uint8.
+    """An auto-augmentation policy, or color jitter: (3, H, W) uint8 -> (3, H, W) uint8.
 
     As timm's `create_transform` combines them: jitter if there is no policy, or in addition to 3-Augment. An instance
     holds settings alone and never changes, because it is sent to the workers, also after it was used.

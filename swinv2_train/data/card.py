@@ -20,7 +20,7 @@ _SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one image adds to a card."""
+    """Contribution of one image to a card."""
 
     format: str
     """Format of the bytes, whatever the name says: jpeg, png, webp, tiff, bmp, gif, avif, or jp2."""
@@ -82,7 +82,7 @@ class Card:
     background: Any = None
     """Color behind transparent pixels that `moments` and `flat` were counted with; None: unknown, alpha was dropped."""
     class_lists_differ: bool = False
-    """Whether cards were added up that give the same number to different classes; not stored."""
+    """True if cards were added up that give the same number to different classes; not stored."""
 
     def add_image(self, facts: ImageFacts, num_bytes: int, labels: Sequence[int] | None) -> None:
         self.num_samples += 1

@@ -38,7 +38,7 @@ _STATISTICS_PIXELS = 1 << 18
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How images are decoded, apart from the number of channels."""
+    """Decoding options of images, other than the number of channels."""
 
     background: Background = WHITE
     """Color behind transparent pixels; None: drop the alpha channel."""

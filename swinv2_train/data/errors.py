@@ -1,4 +1,4 @@
-"""What can go wrong with data: a data set that cannot be used, or one sample of it that cannot be read."""
+"""Errors of data: a data set that cannot be used, or one sample of it that cannot be read."""
 
 from __future__ import annotations
 

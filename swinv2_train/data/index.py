@@ -57,7 +57,7 @@ class ShardIndex:
     truncated: str | None = None
     """Why the shard ends early; its complete samples are indexed."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """What the packer knows about the shard: its share of the dataset card, its inputs."""
+    """Records of the packer about the shard: its part of the dataset card, its inputs."""
     left_out: LeftOut | None = None
     """Members that are not read; None in an index of an earlier version, which did not count them."""
     proven: bool = True

@@ -38,7 +38,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
     """One line per class of the data: the number (from 0) of that class in the model, which has `num_classes`.
 
     Raises:
-        DataError: if the file cannot be read, or a line is no class of the model.
+        DataError: if the file cannot be read, or a line is not a class of the model.
     """
     columns: list[int] = []
     for number, line in enumerate(_text(path, "label map").splitlines(), 1):
@@ -122,7 +122,7 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
 
 
 def _advice(data: Sequence[str], model: Sequence[str]) -> str:
-    """What is likely to put right that classes are called differently."""
+    """Return the likely fix for classes with different names."""
     if all(map(str.isdecimal, data)) or not set(data).isdisjoint(model):
         return f"label_map={NAMES} goes by the names"
     return f"label_map={NUMBERS} goes by their numbers, if the same ones are only called otherwise"

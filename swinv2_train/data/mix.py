@@ -19,7 +19,7 @@ from swinv2_train.data.pixels import same_depth
 
 @dataclass(frozen=True)
 class Mix:
-    """How much of a sample stays, and what is pasted over it."""
+    """The fraction of a sample that stays, and the rectangle that is pasted over it."""
 
     share: float
     """Of the sample itself; the rest is its partner's."""
@@ -38,7 +38,7 @@ def partner_of(position: int, repeats: int) -> int:
 
 def draw_mix(config: ClassificationConfig, size: tuple[int, int], rng: np.random.Generator) -> Mix:
     """Draw how a sample of height and width `size` is mixed."""
-    # All numbers are always drawn, so that changing one setting leaves what hangs on the others as it was.
+    # Always draw every number, so that changing one setting does not affect results that depend on the others.
     mixed, switch, row, column = rng.random(4).tolist()
     cut = config.cutmix > 0 and (config.mixup == 0 or switch < config.mix_switch_prob)
     alpha = config.cutmix if cut else config.mixup

@@ -75,8 +75,8 @@ class SampleOrder:
     A larger `shuffle_samples` mixes better. A larger `block_samples` (default: a 32nd of it) reads the data set in
     longer stretches, so that a group touches fewer shards: what counts where shards are fetched whole.
 
-    With `repeats` (repeated augmentation), so many positions in a row hold the same sample, and an epoch of the order
-    is so many times longer.
+    With `repeats` (repeated augmentation), that many positions in a row contain the same sample, and an epoch of the
+    order is longer by that factor.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_url, p
 
 @dataclass(frozen=True)
 class Origin:
-    """What a shard was packed from."""
+    """Inputs that a shard was packed from."""
 
     source: str | None
     """Its source; None if an earlier version did not record it and the index is lost."""

@@ -1,4 +1,4 @@
-"""What there is to pack: the images of a folder, of a list, or of existing shards, in a shuffled but fixed order."""
+"""Sources to pack: the images of a folder, of a list, or of existing shards, in a shuffled but fixed order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Entry:
     path: str
     """Where it comes from: a file, or shard and key."""
     key: str
-    """Its name in the new shard; its place in the order hangs on this alone."""
+    """Its name in the new shard; its place in the order depends only on this."""
     version: str
     """Changes when the image does: size and time of its file."""
     label: int | tuple[int, ...] | None = None
@@ -197,7 +197,7 @@ def _names_of_checkpoint(text: str, path: Path) -> list[str]:
 
 
 def fraction(text: str) -> float:
-    """A number in [0, 1) that looks random and hangs on the text alone."""
+    """Return a number in [0, 1) that looks random and depends only on the text."""
     return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:7], "big") / 2**56
 
 

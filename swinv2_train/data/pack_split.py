@@ -33,7 +33,7 @@ Label = int | tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How the images were divided between two splits; recorded with the shards."""
+    """Division of the images between two splits; recorded with the shards."""
 
     share: float
     """Held-out share; 0: there is one split."""
@@ -107,7 +107,7 @@ def _chosen(
 
 
 def _quota(count: int, rule: SplitRule, name: str) -> int:
-    """How many of the `count` images of a class are held out."""
+    """Return the number of images of a class that are held out, out of `count`."""
     wanted = rule.share * count
     rounded = int(wanted + 0.5) if wanted >= 0.5 else int(fraction(name) < wanted)
     return min(rounded, count - 1)

@@ -17,7 +17,7 @@ from swinv2_train.data.retries import WrongAnswerError
 _VERSION_KEYS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "updated")  # as fsspec's backends call it
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _FEW_TRIES = 2
-"""How often a page in the place of a file is asked for again: a login does not go away."""
+"""Retries if a web page arrives instead of a file: a login page does not go away."""
 
 
 class ReplacedError(Exception):

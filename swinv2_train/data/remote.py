@@ -43,7 +43,7 @@ class RemoteFile:
     version: str = ""
     """Differs where the content does: the packer's fingerprint, an ETag, a date; empty if nothing is known."""
     from_manifest: bool = False
-    """Whether the version is the packer's fingerprint."""
+    """True if the version is the packer's fingerprint."""
     sha256: str = ""
     """Of its bytes, if the manifest has it."""
     modified: str = ""
@@ -115,7 +115,7 @@ class ShardCache:
                 self._fetch(file)
 
     def touch(self, file: RemoteFile) -> bool:
-        """Whether there is a local copy; if so, it counts as used just now."""
+        """Return whether there is a local copy; if so, mark it as just used."""
         fd = self._open_cached(file)
         if fd is not None:
             os.close(fd)
@@ -249,7 +249,7 @@ class ShardCache:
         return True
 
     def _abandoned(self, part: Path) -> bool:
-        """Whether nobody is fetching this unfinished copy any more."""
+        """Return whether no process is fetching this unfinished copy any longer."""
         with self._locked(self._lock_directory / part.name.partition("-")[0], wait=False) as mine:
             return mine
 
@@ -319,7 +319,7 @@ class Prefetcher:
             if total > self._cache.max_bytes:
                 break
             chosen.append(file)
-        # What is there already must not be thrown out to make room for the rest.
+        # Cached files must not be removed to make room for the rest.
         missing = [file for file in chosen if not self._cache.touch(file)]
         with self._changed:
             self._wanted = missing

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _ABSENT = (404, 410)
 _DENIED = (401, 403, 407)
 _WORTH_ANOTHER_TRY = (408, 409, 425, 429)
-"""Refusals (400 to 499) that may go away; every status from 500 on may."""
+"""Refusals (400 to 499) that may go away; every status of at least 500 may."""
 _LONGEST_WAIT = 30.0
 _LONGEST_ASKED_WAIT = 120.0
 """Longest wait, in seconds, that a server may ask for with Retry-After."""
@@ -76,7 +76,7 @@ def with_retries(
             return action()
         except (DataError, *through):
             raise
-        except Exception as error:  # every backend of fsspec brings its own; aiohttp's short body is no OSError
+        except Exception as error:  # every backend of fsspec brings its own; aiohttp's short body is not an OSError
             cause = _cause(error)
             status = http_status(cause)
             reason = _reason(cause, status)

@@ -1,4 +1,4 @@
-"""From what a person writes (`data.shards`) to a list of shards: paths, directories, patterns, URLs, lists of these."""
+"""Expansion of `data.shards` to a list of shards: paths, directories, patterns, URLs, lists of these."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ListedShard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the packer writes beside the shards of one split: `<split>.dataset.json`."""
+    """File that the packer writes next to the shards of one split: `<split>.dataset.json`."""
 
     card: dict[str, Any]
     shards: dict[str, ListedShard]
@@ -174,7 +174,7 @@ def _check_count(spec: str) -> None:
 
 
 def _names_in(pattern: str) -> int:
-    """How many names braceexpand makes of a pattern; braces that do not match are left to it."""
+    """Return the number of names that braceexpand makes of a pattern; unmatched braces are left to it."""
     count = 1
     for expression in _groups(pattern):
         numbers = _RANGE.fullmatch(expression)
@@ -191,7 +191,7 @@ def _names_in(pattern: str) -> int:
 
 
 def _groups(pattern: str) -> list[str]:
-    """What stands inside each outermost pair of braces."""
+    """Return the text inside each outermost pair of braces."""
     found, depth, start = [], 0, 0
     for position, sign in _unescaped(pattern):
         if sign == "{":

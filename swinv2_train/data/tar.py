@@ -43,7 +43,7 @@ class Member:
 
 
 class DamagedError(Exception):
-    """The archive cannot be read from here on. `str(error)` says why."""
+    """The archive cannot be read any further. `str(error)` is the reason."""
 
 
 def members(fd: int, tar: str) -> Iterator[Member]:

@@ -46,7 +46,7 @@ _PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
 SHARED_MEMORY = Path("/dev/shm")
 """Where torch passes batches between processes."""
 ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=8G /dev/shm)"
-"""How to have more of it."""
+"""Ways to enlarge it."""
 _SERVER_GONE = 255
 """The exit code that Python reports of a process whose fork server is gone."""
 

@@ -43,7 +43,7 @@ class PlannedStage:
         return Path(self.config.run.dir)
 
     def recipe(self) -> dict[str, Any]:
-        """What its result depends on, as plain data: keys of the config, and whose weights it starts from."""
+        """Inputs that its result depends on, as plain data: keys of the config, and whose weights it starts from."""
         values = {key: value for key, value in flat(self.config).items() if not key.startswith(WITHOUT_EFFECT)}
         stage = self.stage
         values["starts from"] = (
@@ -54,7 +54,7 @@ class PlannedStage:
         return json.loads(json.dumps(redacted(values)))
 
     def arguments(self, weights: Path | None) -> list[str]:
-        """What `swinv2-train` gets to run it."""
+        """Return the arguments of `swinv2-train` that run it."""
         options = ["--config-dir", str(self.config_dir)] if self.config_dir else []
         return [*_overrides(self.stage, self.config.run.name, self.run_dir, weights), *options]
 
@@ -117,7 +117,7 @@ def _check_link(source: PlannedStage, target: PlannedStage) -> None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is not as it was, a text for each; keys that only one of them knows come from another version."""
+    """Return a text for every change; keys that only one of them knows come from another version."""
     before = redacted(before)  # an earlier version kept credentials
     return [f"{key} {before[key]} -> {value}" for key, value in now.items() if key in before and before[key] != value]
 

@@ -1,4 +1,4 @@
-"""What a pipeline shows: the chain with its metrics, and the results beside those without pretraining."""
+"""Display of a pipeline: the chain with its metrics, and the results next to those without pretraining."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class StageView:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the run in a directory came to its end."""
+    """Return whether the run in a directory finished."""
     return read_status(run_dir).get("status") == "finished"
 
 
 def is_begun(run_dir: Path) -> bool:
-    """Whether a run has left something in a directory."""
+    """Return whether a run has left files in a directory."""
     return bool(read_status(run_dir)) or bool(list_checkpoints(run_dir / "checkpoints"))
 
 
@@ -76,7 +76,7 @@ def view(name: str, record: Record, run_dir: Path) -> StageView:
 
 
 def progress(run_dir: Path, metric: str) -> tuple[int, list[float]]:
-    """What `metrics.jsonl` says: (last step, finite values of a metric in order). A line cut off is skipped."""
+    """Read `metrics.jsonl`: (last step, finite values of a metric in order). A line cut off is skipped."""
     step, values = 0, []
     try:
         lines = (run_dir / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
@@ -124,7 +124,7 @@ def chain_text(stages: Sequence[StageView]) -> str:
 
 
 def comparison_text(stages: Sequence[StageView]) -> str:
-    """The stages that have a baseline, each beside it; empty if none has."""
+    """Return the stages that have a baseline, each next to it; empty if none has."""
     known = {stage.name: stage for stage in stages}
     rows = [["", "metric", "with pretraining", "without", "difference"]]
     for baseline in stages:
@@ -148,7 +148,7 @@ def number(value: float | None) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A time for a person."""
+    """Return a time for display."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     if seconds < 6000:

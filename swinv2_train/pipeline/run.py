@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Redo:
-    """Which stages are run anew."""
+    """Stages to run again from scratch."""
 
     stages: Collection[str] = ()
     changed: bool = False
@@ -134,7 +134,7 @@ def _state_before(directory: Path, say: Say) -> State | None:
 
 
 def _record(item: PlannedStage, before: Record | None) -> Record:
-    """What is known of a stage, brought up to the present config in what is only shown."""
+    """Return the record of a stage, with its display values updated to the current config."""
     record = before or Record(item.stage.experiment)
     settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while it worked
     record.title, record.baseline_of = item.stage.title, item.stage.baseline_of
@@ -233,7 +233,7 @@ def _wait_for_the_run(run_dir: Path, signals: StopSignals, say: Say) -> bool:
 
 
 def _changes(item: PlannedStage, state: State) -> list[str]:
-    """What is not as it was when a stage was begun: its recipe, and the run that its weights came from."""
+    """Return the changes since a stage was begun: its recipe, and the run that its weights came from."""
     record = state.stages[item.name]
     changes = differences(record.recipe, item.recipe())
     source = item.stage.source
@@ -304,7 +304,7 @@ def _candidates(item: PlannedStage, entries: list[Entry], source: Record, say: S
 
 
 def _fault(path: Path, *, ema: bool) -> str | None:
-    """What is wrong with the weights, or their averages, in a checkpoint, by their hashes; None if nothing is."""
+    """Return the damage of the weights, or their averages, in a checkpoint, by their hashes; None if intact."""
     try:
         manifest = checked(path, KIND_OF["ema" if ema else "weight"])
     except CheckpointError as error:

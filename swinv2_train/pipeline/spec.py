@@ -1,4 +1,4 @@
-"""What a pipeline is: its file in `conf/pipeline/`, plus what the command line changes.
+"""Specification of a pipeline: its file in `conf/pipeline/`, plus what the command line changes.
 
     name: giant
     dir: outputs/giant            # default outputs/NAME; every stage has its run directory in it
@@ -38,7 +38,7 @@ from swinv2_train.reading import read_text
 PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
 STAGE_KEYS = ("name", "experiment", "overrides", "init_from", "weights", "ema", "title", "baseline_of")
 OWN_KEYS = ("run.dir", "run.name", "init.which", "init.ema", "resume", "replay", "hydra", "experiment")
-"""What the pipeline decides for each stage, so that an override cannot."""
+"""Keys that the pipeline sets for each stage and overrides cannot."""
 FREE_KEYS = ("resume.allow",)
 """Keys below those of `OWN_KEYS` that are the user's."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -75,7 +75,7 @@ class Pipeline:
 
 @dataclass
 class Changes:
-    """What a command line changes: see `split_arguments`."""
+    """Changes of a command line: see `split_arguments`."""
 
     settings: dict[str, str]
     """dir, experiment and launcher."""

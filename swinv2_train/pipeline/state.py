@@ -22,7 +22,7 @@ SIGNS_OF_LIFE = ("status.json", "metrics.jsonl", "log.txt", "resolved.yaml")
 
 @dataclass
 class Record:
-    """What is known of one stage."""
+    """Record of one stage."""
 
     experiment: str
     title: str = ""
@@ -37,7 +37,7 @@ class Record:
     working_since: float | None = None
     """When it was last started, while it has not ended."""
     seconds: float = 0.0
-    """How long it has run, in all its starts."""
+    """Seconds that it has run, over all its starts."""
     source: str | None = None
     source_begun: float | None = None
     """`begun` of the source at that time: tells whether the source was redone since."""

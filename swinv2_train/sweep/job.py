@@ -1,6 +1,6 @@
 """The jobs of a sweep: what makes two of them the same, and what is kept of each in `job.json` and `sweep.json`.
 
-A job is its overrides, in whatever order they were given. The truth about its training is its run directory, as ever;
+A job is its overrides, in whatever order they were given. Its run directory is the record of its training, as usual;
 `job.json` in it says what the sweep has seen of it.
 """
 
@@ -105,12 +105,12 @@ class JobRecord:
     status: str = "to do"
     """to do, running, finished, stopped, pruned, failed, or refused (its config is wrong)."""
     tries: int = 0
-    """How often it was started."""
+    """Number of starts."""
     metric: float | None = None
     seconds: float = 0.0
-    """How long it has run, in all its starts."""
+    """Seconds that it has run, over all its starts."""
     message: str = ""
-    """What was wrong with it, in its own words."""
+    """Its error message."""
 
 
 @dataclass
@@ -124,12 +124,12 @@ class SweepRecord:
     family: str
     """Of its jobs; see `Job`. Another one in the same directory would be mixed up with it."""
     shared: list[str]
-    """What the family is the hash of."""
+    """Values that the family is the hash of."""
     command: list[str] = field(default_factory=list)
 
 
 def new_record(job: Job) -> JobRecord:
-    """What is known of a job before it begins."""
+    """Record of a job before it begins."""
     return JobRecord(job.id, list(job.overrides), dict(job.swept), job.family)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep says: one row for each combination of values, with the spread over seeds; CSV and figures."""
+"""Report of a sweep: one row for each combination of values, with the spread over seeds; CSV and figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Row:
     spread: float | None
     """Sample standard deviation over the seeds; None with fewer than two."""
     n: int
-    """How many jobs have a value."""
+    """Number of jobs with a value."""
     jobs: list[JobRecord]
 
 
@@ -39,11 +39,11 @@ class Report:
 
     sweep: SweepRecord
     keys: list[str]
-    """What was swept over, without the seed."""
+    """Swept keys, without the seed."""
     rows: list[Row]
     jobs: list[JobRecord]
     others: int
-    """How many jobs in the directory are of another experiment or have other fixed values; they are left out."""
+    """Number of jobs in the directory with another experiment or other fixed values; they are excluded."""
 
 
 def make_report(sweep: SweepRecord, jobs: Sequence[JobRecord], directory: Path) -> Report:

@@ -34,12 +34,12 @@ LOCKS = ".locks"
 _WAIT_SECONDS = 0.5
 _KEPT_LINES = 50
 _REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
-"""What Slurm sends ahead of a job's end, for submitit to put it into the queue again."""
+"""Signal that Slurm sends before a job's time limit, on which submitit requeues it."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all jobs of a sweep share. Can be pickled: jobs may run in other processes, on other hosts."""
+    """Values that all jobs of a sweep share. Can be pickled: jobs may run in other processes, on other hosts."""
 
     name: str
     directory: Path
@@ -49,7 +49,7 @@ class Sweep:
     planned: tuple[str, ...] = ()
     """The ids of the jobs, in order, where they are known."""
     search: bool = False
-    """Whether the values of jobs decide what the next one is."""
+    """True if the values of jobs decide which job is next."""
     config_dir: Path | None = None
     main: str = ""
     """The process that the sweep was started as; see `this_process`."""
@@ -59,7 +59,7 @@ class Sweep:
         return self.directory / job.id
 
     def arguments(self, job: Job) -> list[str]:
-        """What `swinv2-train` gets to run a job."""
+        """Return the arguments of `swinv2-train` that run a job."""
         own = {
             "run.name": job.id,
             "run.dir": self.run_dir(job),
@@ -187,7 +187,7 @@ def _is_done(sweep: Sweep, job: Job, record: JobRecord) -> bool:
 
 
 def _settled(sweep: Sweep, job: Job, record: JobRecord) -> bool:
-    """Whether there is nothing left to do; brings the record up to what the run's directory says."""
+    """Return whether the job is done, after updating its record from the run directory."""
     run_dir, metric = sweep.run_dir(job), sweep.settings.metric
     if not _is_done(sweep, job, record):
         return False
@@ -242,13 +242,13 @@ def _try(sweep: Sweep, job: Job, record: JobRecord, signals: StopSignals) -> Non
 
 
 def _sentence(lines: Sequence[str]) -> str:
-    """What a run has said about its end: its own last sentence, else the last line."""
+    """Return the last message of a run: its own, else the last line."""
     own = [line.removeprefix("swinv2-train: ") for line in lines if line.startswith("swinv2-train: ")]
     return (own or [line.strip() for line in lines if line.strip()] or [""])[-1]
 
 
 def _result(sweep: Sweep, record: JobRecord) -> str:
-    """What a job came to, for a line."""
+    """Return the outcome of a job, for one line."""
     value = f", {sweep.settings.metric} {record.metric:.6g}" if record.metric is not None else ""
     return f"{record.status}{value}" + (f" ({record.message})" if record.message else "")
 
@@ -259,7 +259,7 @@ def _stop_file(sweep: Sweep) -> Path:
 
 
 def _is_further_task() -> bool:
-    """Whether this is not the first task of a Slurm job of several: then it is one rank of the job's run."""
+    """Return whether this is a later task of a Slurm job, which is then one rank of the job's run."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     return tasks.isdecimal() and int(tasks) > 1 and os.environ.get("SLURM_PROCID", "0") != "0"
 

@@ -1,4 +1,4 @@
-"""A sweep as text: its jobs and what they came to."""
+"""A sweep as text: its jobs and their outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def jobs_text(records: Sequence[JobRecord], metric: str) -> str:
 
 
 def counts_text(records: Iterable[JobRecord]) -> str:
-    """How many jobs have which status."""
+    """Return the number of jobs by status."""
     counts = Counter(record.status for record in records)
     order = (*DONE, *sorted(status for status in counts if status not in DONE))
     return ", ".join(f"{counts[status]} {status}" for status in order if counts[status]) or "no jobs"

@@ -50,7 +50,7 @@ def survey(
 
 
 def _is_at_work(directory: Path, name: str) -> bool | None:
-    """Whether a process is at a job; None if that cannot be found out."""
+    """Return whether a process is running a job; None if that is unknown."""
     try:
         return is_held(directory / LOCKS / name)
     except OSError:  # somebody else's sweep: believe what it says

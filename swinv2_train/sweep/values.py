@@ -18,7 +18,7 @@ METRICS_FILE = "metrics.jsonl"
 class MetricReader:
     """Reads a metric from a file that grows; every `read` looks only at what is new.
 
-    A run that goes back to a checkpoint replaces its file by a shorter one; then it is read anew.
+    A run that goes back to a checkpoint replaces its file by a shorter one; then it is read again.
     """
 
     def __init__(self, run_dir: Path, metric: str) -> None:
@@ -81,7 +81,7 @@ def _object_of(line: bytes) -> dict[str, Any]:
 
 
 def judged(values: dict[int, float], which: str, direction: str) -> float | None:
-    """What counts of a job's values: the `last`, or the `best`; None where there are none."""
+    """Return the value of a job that counts: the `last`, or the `best`; None without values."""
     if not values:
         return None
     if which == "last":
@@ -106,10 +106,10 @@ class Pruner:
         self._own.read()
         self._seen = set(self._own.values)
         self.reason = ""
-        """What it was pruned for."""
+        """Reason for which it was pruned."""
 
     def falls_behind(self) -> bool:
-        """Whether a value that is new since the last time is worse than the median of the others at its step."""
+        """Return whether a value added since the last call is worse than the median of the others at its step."""
         if not self._own.read():
             return False
         new = [step for step in self._own.values if step not in self._seen]

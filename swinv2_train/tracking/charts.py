@@ -44,7 +44,7 @@ _STYLE: dict[str, Any] = {
     "ps.fonttype": 42,
 }
 _NAMED_CLASSES = 40
-"""Up to so many classes a confusion matrix shows their names, up to half of it the numbers in the cells."""
+"""Most classes for which a confusion matrix shows names; up to half of it, also the numbers in the cells."""
 _MOST_CELLS = 250
 _LONGEST_NAME = 18
 
@@ -85,7 +85,7 @@ class Chart:
         return stream.getvalue()
 
     def save(self, path: Path) -> list[Path]:
-        """Write the picture (PNG) to `path` and the same as vectors (PDF) beside it; returns both paths.
+        """Write the figure as PNG to `path` and as PDF next to it; return both paths.
 
         Raises:
             OSError: if they cannot be written.

@@ -19,7 +19,7 @@ _SMOOTHING = 0.3
 
 @dataclass(frozen=True)
 class Throughput:
-    """What happened since the clock was last read."""
+    """Throughput since the clock was last read."""
 
     steps: int
     """Optimizer steps in the interval."""

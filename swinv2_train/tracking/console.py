@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in `log.txt`."""
+"""Console output of a run: a live bar on a terminal, plain lines anywhere else, and the same lines in `log.txt`."""
 
 from __future__ import annotations
 

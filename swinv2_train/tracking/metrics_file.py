@@ -69,7 +69,7 @@ class MetricsFile:
 
     @property
     def waiting(self) -> int:
-        """How many lines are not in the file yet."""
+        """Number of lines that are not in the file yet."""
         return len(self._waiting)
 
     def append(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
@@ -150,7 +150,7 @@ def _reason(error: OSError) -> str:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinity when the line is torn or is no record, so that it counts as past every step."""
+    """The step of a line; infinity when the line is torn or is not a record, so that it counts as past every step."""
     try:
         record: Any = parse_json(line)
         step = record["step"]

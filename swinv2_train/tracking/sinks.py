@@ -24,9 +24,9 @@ from swinv2_train.reading import UnreadableError, put_aside, read_text
 from swinv2_train.redact import redact, redacted
 
 _LOGIN_SECONDS = 60
-"""How long W&B may wait for a person to type a key; the other ranks are already waiting for this one."""
+"""Seconds that W&B may wait for the user to type a key; the other ranks are already waiting for this one."""
 _CONNECT_SECONDS = 60
-"""How long W&B may try to reach its server at start."""
+"""Seconds that W&B may try to reach its server at start."""
 
 
 class Sink(Protocol):

@@ -68,7 +68,7 @@ class Tracker:
             self.message(wandb.where)
         self._metrics = MetricsFile(self.run_dir / "metrics.jsonl", start_step)
         self._outage = False
-        """Whether metrics.jsonl could not be written the last time."""
+        """True if the last write to metrics.jsonl failed."""
         if self._metrics.dropped_lines:
             count = self._metrics.dropped_lines
             self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
