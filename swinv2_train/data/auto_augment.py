@@ -19,9 +19,6 @@ from torch import Tensor
 
 from swinv2_train.data.errors import DataError
 
-POLICY_MODULE = "timm.data.auto_augment"
-"""What a worker imports for a policy; seconds, so the server of the workers does it ahead."""
-
 
 @contextlib.contextmanager
 def seeded_globals(rng: np.random.Generator) -> Iterator[None]:

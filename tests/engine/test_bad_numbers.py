@@ -32,7 +32,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Any:
     def poisoned(self: SimMIM, model: torch.nn.Module, batch: dict) -> Losses:
         losses = real(self, model, batch)
         factor = factors.get(int(batch["position"][0]) // BATCH, 1.0)
-        return Losses(losses.total * factor) if factor != 1.0 else losses
+        return Losses.single(losses.terms["loss"] * factor) if factor != 1.0 else losses
 
     monkeypatch.setattr(SimMIM, "loss", poisoned)
     return factors
