@@ -5,7 +5,7 @@
 # NPROC ranks per node (default: one per GPU), MASTER_PORT (29500), NODE_RANK (0 on MASTER; found out where it is not set).
 # A rank that dies is started again with all others, three times, from the newest checkpoint.
 # Unless OMP_NUM_THREADS is set, every rank gets its share of the node's cores.
-# Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (the same line continues), 76 the same
+# Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after saving (the same line continues), 76 the same
 # by a file STOP that somebody put into run.dir (start it again only if that is wanted), 130 a second Ctrl-C.
 set -uo pipefail
 

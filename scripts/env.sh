@@ -20,7 +20,7 @@ find_python() {
 
 make_environment() {
     local python stamp
-    # What is installed hangs on these files; the stamp says which version of them the environment was made from.
+    # What is installed depends on these files; the stamp says which version of them the environment was made from.
     stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
     if [ "$(cat "$VENV/.swinv2-stamp" 2>/dev/null)" = "$stamp" ]; then
         echo "environment: $VENV (up to date)"

@@ -1,7 +1,7 @@
 """Write a folder of real photographs, cut out of installed packages: DEST/train and DEST/heldout.
 
 For demos and tests on a machine without a data set. The photographs ship inside the wheels of scikit-image and
-scikit-learn (`pip install "swinv2-train[demo]"`; each package has its licence notes); nothing is downloaded. Each is
+scikit-learn (`pip install "swinv2-train[demo]"`; each package has its license notes); nothing is downloaded. Each is
 cut into overlapping squares of several sizes; those above 256 pixels are shrunk to 256. The held-out squares come from
 photographs of which training sees nothing, so a falling held-out loss means something.
 

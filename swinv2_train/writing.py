@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | Iterable[bytes], *, flush: bool = False) -> None:
     """Replace a file in one go: a reader, and a crash, see the old content or the new. Nothing partial is left.
 
     A device or a pipe, such as /dev/stdout, is written to as it is; a link is followed.
 
+    Args:
+        data: the content, or the parts of a large one.
+        flush: bring the content to the disk before it gets its name, so that it survives a power failure.
+
     Raises:
-        OSError: if it cannot be written; the old content is still there.
+        OSError: naming `path`, if it cannot be written; the old content is still there.
     """
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return
+    parts = [data] if isinstance(data, bytes) else data
     target = path.resolve() if path.is_symlink() else path
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")  # ranks may write at the same time
+    # Ranks, and hosts that share a disk, may write at the same time. Not tempfile: its files are their owner's alone.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    special = path.exists() and not path.is_file()
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
-    except BaseException:
+        with path.open("wb") if special else temporary.open("xb") as file:
+            file.writelines(parts)
+            if flush and not special:
+                file.flush()
+                os.fsync(file.fileno())
+        if not special:
+            os.replace(temporary, target)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write does not know its file, and the temporary name helps nobody
+            error.filename = str(path)
         raise

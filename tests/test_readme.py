@@ -1,4 +1,4 @@
-"""Every command block of README.md and conf/README.md runs, in order, in a folder with images in it."""
+"""Every command block of the README and of the pages in the package runs, in order, in a folder with images in it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.runs import losses, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = blocks(ROOT / "README.md")
+PACKAGE_PAGES = sorted(ROOT.glob("swinv2_train/*/README.md"))
 
 
 def test_the_first_block_names_the_two_commands() -> None:
@@ -25,6 +26,7 @@ def test_the_first_block_names_the_two_commands() -> None:
 
 @pytest.mark.distributed
 def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the pages use the runs and shards that the README's have made."""
     make_images(tmp_path / "my-images", 40, 0)
     for seed, name in enumerate(("cats", "dogs"), start=1):
         make_images(tmp_path / "my-classes" / name, 20, seed)
@@ -36,6 +38,9 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(losses(tmp_path / "runs" / "classes")) == 10
     assert "dogs" in (tmp_path / "sheet.html").read_text()
     assert (tmp_path / "timm-export" / "model.safetensors").is_file()
+    for page in PACKAGE_PAGES:
+        for block in blocks(page):
+            run_block(block, tmp_path, monkeypatch)
 
 
 def test_the_blocks_of_the_page_on_configs_run(
@@ -52,7 +57,12 @@ def test_the_blocks_of_the_page_on_configs_run(
     assert "13 channels, 96x96 pixels" in last
 
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("[a-z]*/README.md")),
+    *PACKAGE_PAGES,
+    ROOT / "scripts" / "bench" / "README.md",
+]
 RUN = re.compile(
     r"(?:docker run .* )?(?:\w+=\S+ )*(?:swinv2-train(?::\S+)?|sbatch .*slurm\.sbatch|\S*torchrun\.sh"
     r"|(?:deepspeed|torchrun) .*swinv2_train\.cli\.train) (.*)"
@@ -81,7 +91,7 @@ def test_the_pages_have_such_commands() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in [ROOT / "README.md", *ROOT.glob("*/README.md"), ROOT / "conf" / "REFERENCE.md"]:
+    for page in [*PAGES, ROOT / "conf" / "REFERENCE.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
@@ -99,3 +109,17 @@ def test_nothing_is_left_to_be_filled_in() -> None:
     assert not re.search(r"^[A-Z_]{4,}$|TODO|TBD", text, re.MULTILINE)
     for path in re.findall(r"`(?:python |pytest |OMP_NUM_THREADS=1 python )([\w/]+\.py)", text):
         assert (ROOT / path).is_file(), path
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 10 * 1024
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    seen, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        seen.add(page)
+        links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", page.read_text())
+        todo += [target for link in links if (target := (page.parent / link).resolve()) not in seen]
+    assert set(PAGES) <= seen

@@ -16,6 +16,7 @@ from swinv2_train.cli.predict import Prediction
 from swinv2_train.cli.sheet import Entry, csv_text, html_sheet, jsonl_text, png_sheet
 from swinv2_train.config.compose import compose, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.multirun import plan_multirun, run_multirun
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.engine.start import changed_since
 from swinv2_train.errors import RunError
@@ -153,6 +154,12 @@ def test_files_of_a_sweep_have_no_secret(tmp_path: Path) -> None:
     assert SECRET not in job.id
     write_job(tmp_path, new_record(job))
     assert SECRET not in (tmp_path / "job.json").read_text()
+    multirun = plan_multirun(["+experiment=simmim_demo", f"data.shards='{URLS[0]}'", "seed=0,1"], None)
+    given = []
+    run_multirun(multirun, "sweep", tmp_path, None, lambda overrides: given.append(list(overrides)))
+    assert SECRET in given[1][1]
+    assert "optim:" in (tmp_path / "multirun.yaml").read_text()
+    assert SECRET not in (tmp_path / "multirun.yaml").read_text()
 
 
 def test_short_values_are_kept() -> None:

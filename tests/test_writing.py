@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,19 @@ def test_content_is_replaced_and_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_the_old_content_and_nothing_partial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, whole = tmp_path / "file", Path.write_bytes
+    path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def full(self: Path, data: bytes) -> int:
-        whole(self, data[:1])
-        raise OSError(28, "No space left on device", str(self))
+    def full(*_: object) -> Iterator[bytes]:
+        yield b"n"
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_bytes(path, b"new")
+    with pytest.raises(OSError, match="No space left") as of_writing:
+        write_bytes(path, full())
+    monkeypatch.setattr("swinv2_train.writing.os.fsync", lambda *_: list(full()))
+    with pytest.raises(OSError, match="No space left") as of_flushing:
+        write_bytes(path, b"new", flush=True)
+    assert of_writing.value.filename == of_flushing.value.filename == str(path)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
 

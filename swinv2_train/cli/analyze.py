@@ -27,6 +27,7 @@ from swinv2_train.cli.evaluate import (
     writable,
 )
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 
@@ -92,7 +93,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; ends the process with the status."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
-        prog="swinv2-analyze", description="Figures of the Swin V2 paper for your own models.", epilog=_STATUS
+        prog="swinv2-analyze",
+        description="Figures of the Swin V2 paper for your own models.",
+        epilog=manual("analysis", _STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", required=True, metavar="{windows,signal}")
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             help=line,
             usage=f"swinv2-analyze {name} [NAME=]PATH ... [KEY=VALUE ...]",
             description=f"Draw the {line}, write it as PNG and PDF, and the numbers as JSON.",
-            epilog=text,
+            epilog=f"{text}\n\n{manual('analysis')}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("items", nargs="*", metavar="ITEM", help="see below")

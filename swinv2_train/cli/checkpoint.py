@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import filled, manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="swinv2-checkpoint",
         description="Look at the checkpoints of swinv2-train, check them, thin them out, and take weights out of them.",
-        epilog=f"examples:\n{_EXAMPLES}\n\n{_filled(_STATUS)}",
+        epilog=f"examples:\n{_EXAMPLES}\n\n{manual('checkpoint', _STATUS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{ls,verify,show,prune,reshape,weights}")
@@ -61,17 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, 100)
-
-
 def _command(commands: Any, name: str, run: Callable[..., int], line: str, texts: Sequence[str], *examples: str) -> Any:
     listed = "\n".join(f"  swinv2-checkpoint {name} {example}" for example in examples)
     command = commands.add_parser(
         name,
         help=line,
-        description="\n\n".join(map(_filled, texts)),
-        epilog=f"examples:\n{listed}\n\n{_filled(_STATUS)}",
+        description="\n\n".join(map(filled, texts)),
+        epilog=f"examples:\n{listed}\n\n{manual('checkpoint', _STATUS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from swinv2_train.cli.arguments import SECTIONS, Once
-from swinv2_train.config.compose import conf_dir, schema_keys
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir, schema_keys
 from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS

@@ -17,6 +17,7 @@ from typing import Any
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import filled, manual
 
 # What imports torch is imported where it is used: --help must not wait for it.
 _STATUS = (
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="swinv2-data", description="Make data sets of WebDataset shards and check them.", epilog=_STATUS
+        prog="swinv2-data",
+        description="Make data sets of WebDataset shards and check them.",
+        epilog=manual("data", _STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
     _add_pack(commands)
@@ -51,12 +55,15 @@ def _add_pack(commands: Any) -> None:
     pack = commands.add_parser(
         "pack",
         help="pack images into shards",
-        description="Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
-        "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files are "
-        "copied as they are; each is decoded once, and what does not decode is skipped and listed in OUT/broken.jsonl. "
-        "Files of other types are counted. The order is shuffled, the same for the same seed. If the command is "
-        "interrupted, rerun it to resume.",
-        epilog=_STATUS,
+        description=filled(
+            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
+            "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files "
+            "are copied as they are; each is decoded once, and what does not decode is skipped and listed in "
+            "OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the same seed. If "
+            "the command is interrupted, rerun it to resume."
+        ),
+        epilog=manual("data", _STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = pack.add_argument
     add(
@@ -111,10 +118,13 @@ def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="check shards and show what they hold",
-        description="Decode every sample and print the dataset card. List the samples that are broken, the members of "
-        "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
-        "WebDataset tars.",
-        epilog=_STATUS,
+        description=filled(
+            "Decode every sample and print the dataset card. List the samples that are broken, the members of "
+            "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
+            "WebDataset tars."
+        ),
+        epilog=manual("data", _STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = inspect.add_argument
     add(
@@ -226,16 +236,20 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
+    from swinv2_train.cli.evaluate import writable
     from swinv2_train.data.background import background_color
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import DataError
-    from swinv2_train.data.inspect import contact_sheet, inspect
+    from swinv2_train.data.inspect import contact_sheet, inspect, sheet_format
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
             raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
+    if arguments.sheet is not None:
+        sheet_format(arguments.sheet)
+        writable("--sheet", arguments.sheet.parent)
     shards = ShardSet.open(
         arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
     )

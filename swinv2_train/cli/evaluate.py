@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="swinv2-eval",
         usage="swinv2-eval checkpoint=PATH data=SHARDS [KEY=VALUE ...] [--json]",
         description="Evaluate weights on labelled shards; of a SimMIM checkpoint the masked loss on any images.",
-        epilog=_HELP,
+        epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
@@ -77,7 +78,7 @@ def _parser() -> Parser:
         prog="swinv2-export",
         usage="swinv2-export CHECKPOINT OUT --format FORMAT [options] [KEY=VALUE ...]",
         description="Write weights in the format of another program, load them there, and compare what both compute.",
-        epilog=_HELP,
+        epilog=f"{_HELP}\n\n{manual('interop')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

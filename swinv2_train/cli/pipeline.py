@@ -19,6 +19,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, pipeline_words
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="swinv2-pipeline",
         usage=USAGE,
         description="Run a chain of stages, such as SimMIM, supervised training and a task.",
-        epilog=f"pipelines:\n{listed}\n\n{EXAMPLES}",
+        epilog=f"pipelines:\n{listed}\n\n{EXAMPLES}\n\n{manual('conf')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -21,6 +21,7 @@ from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
@@ -87,7 +88,7 @@ def _parser() -> Parser:
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
         description="Name what is in images, with any classifier: ours, official, timm's, Hugging Face's.",
-        epilog=_HELP,
+        epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

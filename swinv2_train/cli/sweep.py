@@ -14,6 +14,7 @@ from pathlib import Path
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.exit_codes import FINISHED
@@ -33,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="swinv2-sweep",
         description="Look at a sweep, several runs that `swinv2-train -m` has started.",
-        epilog=EXAMPLES,
+        epilog=f"{EXAMPLES}\n\n{manual('conf')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.guard import prepare_output
+from swinv2_train.cli.manual import manual
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="swinv2-train",
         usage=USAGE,
         description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
-        epilog=f"experiments:\n{listed}\n\n{EXAMPLES}",
+        epilog=f"experiments:\n{listed}\n\n{EXAMPLES}\n\n{manual('conf')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

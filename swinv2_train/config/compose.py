@@ -6,33 +6,22 @@ Hydra's own messages describe its machinery; here they become one sentence that 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.task_module import chosen_section, store_schemas
-from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, task_section
+from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.reading import read_text
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
 """What YAML and OmegaConf raise for text that is not a config at all, next to their own errors."""
-
-
-def conf_dir() -> Path:
-    """The shipped configs: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    for candidate in (package / "conf", package.parent / "conf"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise ConfigError(
-        "", "", f"the installation is broken: no conf/config.yaml in {package} or beside it; install again"
-    )
 
 
 def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
@@ -50,116 +39,6 @@ def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
-def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every key that a config can hold, dotted, sections and leaves; `task` has those of every task."""
-    for spec in dataclasses.fields(section):
-        yield f"{prefix}{spec.name}"
-        if (section, spec.name) == (Config, "task"):
-            for task in TASK_SECTIONS.values():
-                yield from schema_keys(task, "task.")
-            continue
-        inner = spec.default_factory if isinstance(spec.default_factory, type) else None
-        if inner is not None and dataclasses.is_dataclass(inner):
-            yield from schema_keys(inner, f"{prefix}{spec.name}.")
-
-
-def _closest(key: str) -> str:
-    keys = list(schema_keys())
-    leaf = key.rsplit(".", 1)[-1]
-    match = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
-    match = match or [known for known in keys if known.rsplit(".", 1)[-1] == leaf][:1]
-    match = match or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else "; swinv2-train --cfg job prints all keys"
-
-
-def _no_such_key(key: str) -> str:
-    """What to do about a key that this run's config does not have."""
-    owners = [name for name, section in TASK_SECTIONS.items() if key in schema_keys(section, "task.")]
-    if owners:
-        return f"is a key of task={owners[0]}, and this run has another task: choose a task as a whole, with task=NAME"
-    return f"there is no such key{_closest(key)}"
-
-
-def _given(key: str, overrides: Sequence[str]) -> str:
-    """Return the value of a key on the command line; the last one wins, as in Hydra."""
-    given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(f"{key}="))
-    return next(given, "?")
-
-
-def _options(group: str, config_dir: Path | None) -> list[str]:
-    """The names of a group, the user's among them."""
-    return sorted({path.stem for place in (config_dir, conf_dir()) if place for path in (place / group).glob("*.yaml")})
-
-
-def _file_of(text: str, config_dir: Path | None) -> Path | None:
-    """The file that Hydra's message says it has trouble with; the user's directory goes before ours."""
-    named = re.match(r"In '([^']+)'", text)
-    files = [place / f"{named[1]}.yaml" for place in (config_dir, conf_dir()) if place] if named else []
-    return next((file for file in files if file.is_file()), None)
-
-
-def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
-    """Hydra's or OmegaConf's error as one sentence."""
-    text = str(error)
-    cause = str(error.__cause__ or "")
-    file = _file_of(text, config_dir)
-    absent = re.search(r"Could not load '([^']+)'", text)
-    if file and absent:
-        return ConfigError("", absent[1], f"{file}: its defaults name {absent[1]}, and there is no such config")
-    missing = re.search(r"Could not find '([^']+?)/([^'/]+)'", text)
-    if missing:
-        group, name = missing[1], missing[2]
-        options = _options(group, config_dir)
-        if not options:
-            return ConfigError(group, name, f"there is no config group '{group}'{_closest(group)}")
-        return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        key = unknown[1]
-        value = _given(key, overrides)
-        if key.startswith("engine.deepspeed."):
-            return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
-        if key == "pipeline":
-            return ConfigError(key, value, f"is a chain of runs: swinv2-pipeline pipeline={value} runs it")
-        if (conf_dir() / key).is_dir():
-            return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
-        return ConfigError(key, value, _no_such_key(key))
-    if "Config group override must be" in text:
-        for item in overrides:
-            group, _, name = item.lstrip("+~").partition("=")
-            options = _options(group, config_dir) if group else []
-            if options and name not in options:
-                return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
-    unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
-    if unset:
-        key = re.search(r"full_key: (\S+)", f"{cause} {text}")
-        mend = (
-            f"the environment variable {unset[1]} is not set; set it, or give a default: ${{oc.env:{unset[1]},DEFAULT}}"
-        )
-        return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", mend)
-    for source in (cause, text):
-        invalid = re.search(r"full_key: (\S+)", source)
-        if invalid:
-            reason = source.splitlines()[0]
-            unknown_key = re.match(r"Key '[^']+' not in '[^']+'", reason)
-            value = _given(invalid[1], overrides)
-            task = _given("task", overrides)
-            if file and task != "?" and invalid[1].startswith("task."):
-                mend = (
-                    f"{file} sets {invalid[1]}, which task={task} does not have; choose an experiment for task={task}"
-                )
-                return ConfigError("task", task, mend)
-            if file and value == "?":
-                mend = _no_such_key(invalid[1]) if "not in" in source else reason
-                return ConfigError("", invalid[1], f"{file}: {invalid[1]}: {mend}")
-            return ConfigError(invalid[1], value, _no_such_key(invalid[1]) if unknown_key else reason)
-    if type(error).__name__ == "OverrideParseException":
-        wrong = re.search(r"Error parsing override '(.*)'", text)
-        item = wrong[1] if wrong else next((one for one in overrides if "=" not in one), " ".join(overrides))
-        return ConfigError("", item, f"cannot read the override {item!r}: write key=value, and quote lists and braces")
-    return ConfigError("", "", " ".join(text.split()))
-
-
 def _task_section(values: dict[str, Any]) -> type[TaskConfig]:
     return task_section(values if isinstance(values, dict) else {"name": values})
 
@@ -169,7 +48,7 @@ def _reject_unknown(values: Any, section: type, prefix: str) -> None:
     known = {spec.name: spec for spec in dataclasses.fields(section)}
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{prefix}{key}", value, _no_such_key(f"{prefix}{key}"))
+            raise ConfigError(f"{prefix}{key}", value, no_such_key(f"{prefix}{key}"))
         inner = known[key].default_factory
         if (section, key) == (Config, "task"):
             inner = _task_section(value)
@@ -241,7 +120,7 @@ def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
     chosen = {}
     for item in overrides:
         group, equals, name = item.partition("=")
-        if equals and group in _GROUPS and name in _options(group, config_dir):
+        if equals and group in _GROUPS and name in options_of(group, config_dir):
             chosen[group] = name
     ordered = in_order(overrides)
     if not chosen:
@@ -352,7 +231,10 @@ def from_yaml(path: Path, *, only_read: bool = False) -> Config:
     except FileNotFoundError as error:
         raise ConfigError("", path, f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, OmegaConfBaseException, *_DAMAGED) as error:
+        wrong = wrong_type(str(error))
         reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if wrong and (key := re.search(r"full_key: (\S+)", str(error))):
+            reason = f"{key[1]}={wrong[1] or '?'}: {wrong[0]}"
         raise ConfigError("", path, f"{path} is not a valid config: {reason}") from error
 
 

@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.compose import compose, conf_dir, explain
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir, explain
 from swinv2_train.config.metrics import checked_direction
 from swinv2_train.config.overrides import in_order, key_of, refuse_repeated
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
 from swinv2_train.import_path import exported_import_path
+from swinv2_train.redact import redact
+from swinv2_train.writing import write_bytes
 
 OWN_KEYS = {
     "run.dir": "the sweep decides this for each job; sweep.dir=DIR moves all of it",
@@ -170,7 +173,12 @@ def run_multirun(
     door = hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)
     command_line = _command_line([*options, *multirun.arguments])
     try:
-        with command_line, _quiet_search(multirun), exported_import_path():  # submitit starts its jobs by itself
+        with (
+            command_line,
+            _quiet_search(multirun),
+            _without_secrets(),
+            exported_import_path(),
+        ):  # submitit starts its jobs by itself
             door()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, multirun.arguments) from error
@@ -196,6 +204,22 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = full
+
+
+@contextmanager
+def _without_secrets() -> Iterator[None]:
+    """Hydra stores its config as `multirun.yaml`: with the URLs of the command line, so without their credentials."""
+    from omegaconf import OmegaConf
+
+    def save(config: Any, f: Any, resolve: bool = False) -> None:
+        write_bytes(Path(f), redact(OmegaConf.to_yaml(config, resolve=resolve)).encode())
+
+    before = OmegaConf.save
+    OmegaConf.save = save
+    try:
+        yield
+    finally:
+        OmegaConf.save = before
 
 
 @contextmanager

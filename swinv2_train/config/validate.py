@@ -92,6 +92,13 @@ def validate_data(config: Config) -> None:
                 raise ConfigError("data.std", value, "every standard deviation must be above 0")
 
 
+def _validate_run(config: Config) -> None:
+    if not config.run.name:
+        raise ConfigError("run.name", "''", "must not be empty: the run directory is named after it")
+    if not -(2**63) <= config.seed < 2**64:
+        raise ConfigError("seed", config.seed, "must have at most 64 bits, such as a number from 0 to 2**64 - 1")
+
+
 def _validate_engine(config: Config) -> None:
     engine = config.engine
     one_of("engine.zero_stage", engine.zero_stage, (0, 1, 2, 3))
@@ -270,6 +277,7 @@ def validate(config: Config) -> None:
     config.task.validate(config)
     validate_data(config)
     validate_optim(config.optim)
+    _validate_run(config)
     _validate_engine(config)
     _validate_safety(config)
     _validate_schedules(config)

@@ -21,6 +21,12 @@ class UnreachableData(DataError):  # noqa: N818 (a state, as the message names i
     exit_code = FAILED
 
 
+class UnwritableData(DataError):  # noqa: N818 (a state, as the message names it)
+    """Shards that cannot be written now, because the disk is full."""
+
+    exit_code = FAILED
+
+
 class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
     """One sample that cannot be read or decoded; `reason` says why in a few words."""
 

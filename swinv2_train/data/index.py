@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from swinv2_train.data.image_files import IMAGE_EXTENSIONS
 from swinv2_train.data.samples import LeftOut, SampleGroups, image_extension
 from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
 from swinv2_train.reading import UnreadableError, is_count, parse_json
+from swinv2_train.writing import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -145,23 +145,8 @@ def write_index(index: ShardIndex, path: Path) -> None:
     }
     text = json.dumps(columns, separators=(",", ":"))
     header = {**index.header(), "columns_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomically(path, json.dumps({**header, "sha256": _digest(header)}) + "\n" + text + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files can be read by their owner alone, and shards are shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_bytes(path, f"{json.dumps({**header, 'sha256': _digest(header)})}\n{text}\n".encode(), flush=True)
 
 
 def read_header(path: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import manifest_url
 from swinv2_train.lettering import fitted, font
+from swinv2_train.writing import write_bytes
 
 _TILE = 160
 _CAPTION = 28
@@ -175,7 +177,10 @@ def contact_sheet(
     """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
-    Raises DataError where the file cannot be written.
+
+    Raises:
+        DataError: if the file's suffix is of no picture format.
+        OSError: if the file cannot be written.
     """
     from PIL import Image, ImageDraw
 
@@ -197,12 +202,25 @@ def contact_sheet(
             text = f"broken: {error.reason}"
         draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
         draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be written ({error})") from None
+    stream = io.BytesIO()
+    sheet.save(stream, sheet_format(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, stream.getvalue())
     return len(chosen)
+
+
+def sheet_format(path: Path) -> str:
+    """Return PIL's name of the format of a picture file.
+
+    Raises:
+        DataError: if its suffix is of none that can be written.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise DataError(f"{path}: the name must end in that of a picture format, such as .png or .jpg")
+    return kind
 
 
 def _tile(image: Tensor) -> object:

@@ -26,8 +26,7 @@ from swinv2_train.data.augment import resize
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
-from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import write_atomically
+from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
@@ -36,6 +35,7 @@ from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, Sp
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.pixels import Pixels
 from swinv2_train.data.shards import RawSample
+from swinv2_train.writing import write_bytes
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
 """Extension of the members in a shard, for formats that are not called like their extension."""
@@ -241,7 +241,7 @@ def pack(
             _write_broken(out, report.broken)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
+            raise UnwritableData(
                 f"no space is left for {out}: the {report.num_shards} shards finished so far are valid; make room and "
                 "give the same command again to go on"
             ) from None
@@ -357,6 +357,6 @@ def _only_writer(out: Path) -> Iterator[None]:
 def _write_broken(out: Path, broken: list[dict[str, str]]) -> None:
     path = out / BROKEN_FILE
     if broken:
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in broken))
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in broken).encode(), flush=True)
     else:
         path.unlink(missing_ok=True)

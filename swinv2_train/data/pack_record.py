@@ -35,7 +35,7 @@ def origins(out: Path) -> dict[Path, Origin]:
     for tar in sorted(out.glob("*.tar")):
         place = manifest_url(str(tar))
         if place is not None and place not in manifests:
-            manifests[place] = _manifest(Path(place))
+            manifests[place] = known_manifest(Path(place))
         origin = _origin(tar, manifests.get(place or ""))
         if origin is not None:
             found[tar] = origin
@@ -89,9 +89,10 @@ def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:
     return Origin(manifest.pack.get("source"), manifest.pack.get("split"))
 
 
-def _manifest(path: Path) -> Manifest | None:
+def known_manifest(path: Path) -> Manifest | None:
+    """Return a manifest of the packer; None if there is none, or a damaged one, which the packer writes again."""
     assert path.name.endswith(MANIFEST_SUFFIX)
     try:
         return parse_manifest(path.read_bytes(), str(path))
-    except (OSError, DataError):  # the packer writes it again
+    except (OSError, DataError):
         return None

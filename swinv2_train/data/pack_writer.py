@@ -17,12 +17,13 @@ from typing import Any
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import build_index, read_header, write_atomically, write_index
+from swinv2_train.data.index import build_index, read_header, write_index
 from swinv2_train.data.index_store import index_path
-from swinv2_train.data.pack_record import Origin, confirmed
+from swinv2_train.data.pack_record import Origin, confirmed, known_manifest
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text, parse_manifest
+from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
+from swinv2_train.writing import write_bytes
 
 _VERSION = 1  # of the bytes that packing gives; part of every fingerprint
 _BLOCK = 512
@@ -125,9 +126,10 @@ class SplitWriter:
 
     def _keep_order(self) -> None:
         """Refuse to number the classes of finished shards in another order, as earlier versions did with numbers."""
-        if not self._manifest.is_file() or not (now := self._source.class_names):
+        known, now = known_manifest(self._manifest), self._source.class_names
+        if known is None or not now:
             return
-        before = parse_manifest(self._manifest.read_bytes(), str(self._manifest)).card["classes"]["names"] or []
+        before = known.card.get("classes", {}).get("names") or []
         if before != now and sorted(before) == sorted(now):
             number = next(n for n, (a, b) in enumerate(zip(before, now, strict=True)) if a != b)
             raise DataError(
@@ -178,7 +180,8 @@ class SplitWriter:
                 index_path(tar).unlink(missing_ok=True)
         card.split, card.class_names = self._split, self._source.class_names
         if self._written:
-            write_atomically(self._manifest, manifest_text(Manifest(card.to_json(), self._written, self._origin)))
+            text = manifest_text(Manifest(card.to_json(), self._written, self._origin))
+            write_bytes(self._manifest, text.encode(), flush=True)
 
     def _present(self) -> list[Path]:
         numbered = re.compile(rf"{re.escape(self._split)}-\d{{6,}}\.tar")

@@ -17,6 +17,7 @@ from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.state import TrainState
 from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.status import read_status
 from swinv2_train.reading import UnreadableError, read_json
 from swinv2_train.redact import redacted
 
@@ -86,7 +87,8 @@ def damaged_records(directory: Path) -> list[str]:
     found = []
     for name, kind in (("status.json", dict), ("environment.json", list)):
         try:
-            if not isinstance(read_json(directory / name), kind):
+            usable = isinstance(read_json(directory / name), kind) and (kind is list or read_status(directory))
+            if not usable:
                 found.append(f"{name} is damaged (it holds something else); its content is dropped")
         except FileNotFoundError:
             continue

@@ -16,6 +16,7 @@ from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.failures import on_main
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import write_status
+from swinv2_train.shortage import remedied
 from swinv2_train.tracking.tracker import Tracker
 
 _logger = logging.getLogger("swinv2_train")
@@ -60,7 +61,7 @@ def tracked(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Iter
             try:
                 write_status(directory, status, end.state().step)
             except OSError as error:
-                print(f"swinv2-train: status.json cannot be written: {error}", file=sys.stderr)
+                print(f"swinv2-train: status.json cannot be written: {remedied(error)}", file=sys.stderr)
 
 
 class _ToTracker(logging.Handler):

@@ -118,16 +118,6 @@ def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def image_batch(paths: Sequence[Path], loaded: LoadedModel) -> Tensor:
-    """Files as a normalised batch, (B, C, h, w).
-
-    Raises:
-        DataError: naming the first that cannot be used.
-    """
-    images = [_decoded(path, loaded) for path in paths]
-    return torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in images])
-
-
 def _decoded(path: Path, loaded: LoadedModel) -> Tensor:
     try:
         options = DecodeOptions.of(loaded.config.data, loaded.mean)

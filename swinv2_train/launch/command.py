@@ -25,7 +25,7 @@ from swinv2_train.launch.signals import give_back_signals, take_signals
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
 _PIPE_SECONDS = 2.0
-"""How long a run that has ended may leave its stderr open, through a process of its own that lives on."""
+"""Seconds for which a run that has ended may leave its stderr open, through a surviving child process."""
 
 
 class StopSignals:

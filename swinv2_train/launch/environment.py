@@ -1,4 +1,4 @@
-"""What a rank finds around itself and what it still needs, before torch is imported: launcher, environment, network.
+"""Environment of a rank, read and completed before torch is imported: launcher, variables, network.
 
 `deepspeed` and `torchrun` say who a rank is in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `srun` has
 variables of its own, which become these here. An environment file gives what the shell of a login does not carry to
@@ -34,7 +34,7 @@ _FIRST_PORT, _PORTS = 20000, 12000
 
 @dataclass(frozen=True)
 class LaunchEnvironment:
-    """What was found and set, for the log."""
+    """Variables that were found and set, for the log."""
 
     launcher: str
     """swinv2-train, deepspeed, torchrun, srun, or none."""
@@ -42,7 +42,7 @@ class LaunchEnvironment:
 
 
 def joined() -> bool:
-    """Whether this process is one rank of a job that a launcher has started."""
+    """Return whether this process is one rank of a job that a launcher started."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -87,7 +87,7 @@ def first_host(nodes: str) -> str:
 
 
 def _tasks_here() -> int | None:
-    """How many tasks of this Slurm step are on this host: the entry of `8(x3),4` for its SLURM_NODEID."""
+    """Return the number of tasks of this Slurm step on this host: the entry of `8(x3),4` for its SLURM_NODEID."""
     text, node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""), os.environ.get("SLURM_NODEID", "0")
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
@@ -98,7 +98,7 @@ def _tasks_here() -> int | None:
 def free_port() -> int:
     """A TCP port that nobody listens on at the moment.
 
-    It lies below the ports that a system gives to outgoing connections (from 32768 on, on Linux), because one of those
+    It lies below the ports that a system gives to outgoing connections (32768 and above on Linux), because one of those
     could be taken before the main rank listens, even by a rank that tries to reach it.
     """
     for port in random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _PORTS), 100):

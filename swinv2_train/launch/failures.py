@@ -1,4 +1,4 @@
-"""Work that may go wrong on any rank: what it is ends all of them, is said once, and leaves nobody waiting."""
+"""Failure handling across ranks: an error on any rank ends them all, is reported once, and leaves none waiting."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from swinv2_train.exit_codes import FAILED, code_of
 from swinv2_train.launch.ranks import Ranks
 
 T = TypeVar("T")
-_SAID = (ConfigError, DataError, CheckpointError, RunError, OSError)
-"""What is a sentence for a person; anything else is a mistake of the program, and ends its rank with a traceback."""
+_REPORTED = (ConfigError, DataError, CheckpointError, RunError, OSError)
+"""Errors with a message for the user. Anything else is a bug and ends its rank with a traceback."""
 
 
 def together(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work` returns on this rank, once it has succeeded on all of them. A collective; `work` may hold none.
+    """Return the result of `work` on this rank once it has succeeded on all. A collective; `work` may contain none.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong on the main rank; of another rank
@@ -28,7 +28,7 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     result, failure = None, None
     try:
         result = work()
-    except _SAID as error:
+    except _REPORTED as error:
         failure = error
     failures = ranks.gather(None if failure is None else (str(failure), code_of(failure) or FAILED))
     first = next((rank for rank, found in enumerate(failures) if found is not None), None)
@@ -50,13 +50,13 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
     if ranks.is_main:
         try:
             result = work()
-        except _SAID as error:
+        except _REPORTED as error:
             failure = error
-    said = ranks.broadcast((str(failure), code_of(failure) or FAILED) if failure else None)
+    reported = ranks.broadcast((str(failure), code_of(failure) or FAILED) if failure else None)
     if failure is not None:
         raise failure
-    if said is not None:
-        raise MainRankError(*said)
+    if reported is not None:
+        raise MainRankError(*reported)
     return result
 
 
@@ -64,7 +64,7 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
 def begun() -> Iterator[None]:
     """Turn what is a usage error at the start into a failure, for work that has begun.
 
-    Data that could be read at the start and cannot be read later is no usage error: a retry may succeed.
+    Data that could be read at the start and cannot be read later is not a usage error: a retry may succeed.
     """
     try:
         yield

@@ -42,9 +42,9 @@ _FOR_PYTHON = (
     "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONHOME", "VIRTUAL_ENV",
     "CONDA_PREFIX",
 )  # fmt: skip
-"""What has to be there before Python starts."""
+"""Variables that must be set before Python starts."""
 _PLAIN = re.compile(r"[\w@+=:,./-]+")
-"""What pdsh and the shells behind it leave as it is."""
+"""Characters that pdsh and the shells behind it do not change."""
 _FORWARDED = re.compile(
     r"(NCCL|GLOO|TORCH|PYTORCH|OMP|MKL|KMP|CUDA|DS|UCX|FI|WANDB|HF|AWS|AZURE|GOOGLE|GCS|S3|FSSPEC|SWINV2)_\w+"
     r"|(https?|ftp|all|no)_proxy|TMPDIR|XDG_CACHE_HOME|TRITON_CACHE_DIR|REQUESTS_CA_BUNDLE|SSL_CERT_FILE|CURL_CA_BUNDLE",
@@ -141,7 +141,7 @@ def forwarded_variables() -> dict[str, str]:
 
 
 def _deepspeed_env_files() -> dict[str, str]:
-    # DeepSpeed reads these by itself, but not beside the file that it is given here.
+    # DeepSpeed reads these by itself, but not in addition to the file that it is given here.
     given = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     found: dict[str, str] = {}
     for directory in (Path.home(), Path.cwd()):
@@ -295,7 +295,7 @@ def _end_at_once(
 
 
 def _what_hung(directory: Path, begun: float) -> str:
-    """What the watchdog of this start has written, for the rank that said it may be on a host that is cut off."""
+    """Return the watchdog report of this start; the rank that printed it may be on an unreachable host."""
     for path in sorted((directory / STACKS).glob("*/rank-*.txt")):
         with contextlib.suppress(OSError):
             if path.stat().st_mtime >= begun and (lines := path.read_text(errors="replace").splitlines()):
@@ -304,7 +304,7 @@ def _what_hung(directory: Path, begun: float) -> str:
 
 
 def describe_hosts(config: Config, hosts: list[Host], overrides: list[str]) -> list[str]:
-    """What a dry run says about the hosts: one command for all, and the same by hand, host by host."""
+    """Return the lines of a dry run about the hosts: one command for all, and the same by hand, host by host."""
     port = config.launch.master_port or DEFAULT_PORT
     file = launch_file(Path(config.run.dir))
     command = hosts_command(config, hosts, file, port)

@@ -39,7 +39,7 @@ from swinv2_train.shortage import remedied
 
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
-"""What a command hands to its ranks begins with this; `resolved.yaml` is written by the run itself."""
+"""Prefix of the files that a command passes to its ranks; the run itself writes `resolved.yaml`."""
 _POLL_SECONDS = 0.2
 
 
@@ -54,7 +54,7 @@ def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[s
 
 
 def launch_environment(device: str) -> dict[str, str]:
-    """The variables that the launcher and the ranks need beside the present ones."""
+    """Return the variables that the launcher and the ranks need in addition to the current ones."""
     return {"DS_ACCELERATOR": device}
 
 
@@ -73,7 +73,7 @@ class _Rank:
     """The signal, where it was seen."""
 
     def lives(self) -> bool:
-        """Whether it is still there; notes the signal that it died of."""
+        """True if the process still exists; records the signal that killed it."""
         try:
             if not self.process.is_running():
                 return False
@@ -162,7 +162,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """Start the ranks, wait for them, and return the exit code of the run.
 
     SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the ranks, which finish their step, save and exit; if
-    this process dies of another signal, they notice and do the same. When ranks die, one sentence on stderr says so,
+    this process dies of another signal, they notice and do the same. When ranks die, one message on stderr reports it,
     and `status.json` says `failed`.
     """
     directory = Path(config.run.dir)
@@ -184,7 +184,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
             except subprocess.TimeoutExpired:
                 continue
         left_behind = bool(family.look())
-        killed = _killed(family.first_dead, code)  # from here on it could be our doing
+        killed = _killed(family.first_dead, code)  # later deaths may be our doing
         if left_behind:
             _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
     finally:
@@ -238,7 +238,7 @@ def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:
 
 
 def _killed(first_dead: list[_Rank], code: int) -> str:
-    """Which ranks a signal ended and which, in words; empty if none, as far as that was seen."""
+    """Return the ranks that a signal killed, and the signals, as text; empty if none was observed."""
     known = [f"rank {rank.number} died of {signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
     if not known and code > 256 - signal.NSIG:  # the launcher ends with the negative signal of its rank, in a byte
         who = f"rank {first_dead[0].number}" if len(first_dead) == 1 else "a rank"
@@ -259,7 +259,7 @@ def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
     if state == "starting" and stopped:  # before the first step there is nothing to save
         _write_end(directory, "stopped", status)
         return STOPPED
-    if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is no usage error any more
+    if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is not a usage error
         code = FAILED
     if state in ("starting", "running"):
         _write_end(directory, "failed", status)
@@ -274,7 +274,7 @@ def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
     try:
         write_status(directory, state, status.get("step", 0))
     except OSError as error:
-        _say(f"status.json cannot be written: {error}")
+        _say(f"status.json cannot be written: {remedied(error)}")
 
 
 def _say(text: str) -> None:

@@ -21,10 +21,10 @@ from swinv2_train.launch.launcher import launch_environment
 from swinv2_train.launch.signals import PARENT_VARIABLE, signal_name
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
-"""What a run's config calls the device and the number of ranks."""
+"""Config keys of the device and the number of ranks."""
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3.0
-"""How long ranks may still speak and end by themselves after the first one has failed."""
+"""Seconds for which ranks may still print and end by themselves after the first one has failed."""
 
 
 def choose_ranks(

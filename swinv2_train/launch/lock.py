@@ -12,11 +12,11 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems without locks answer, such as Lustre mounted without `flock`."""
+"""Errors of file systems without locks, such as Lustre mounted without `flock`."""
 _LOCK_FILE = ".lock"
 _START_FILE = ".start.lock"
 _TRIES, _PAUSE_SECONDS = 3, 0.1
-"""Whoever only looks (`is_held`) is in the way for a moment; that is no reason to refuse a run."""
+"""Seconds to retry for: a process that only checks (`is_held`) holds the lock for a moment."""
 
 
 class RunLock:
@@ -30,7 +30,7 @@ class RunLock:
 
     file = _LOCK_FILE
     held: bool
-    """Whether this keeps others out; False on a file system without locks, and after `release`."""
+    """True if this excludes other runs; False on a file system without locks, and after `release`."""
 
     def __init__(self, directory: Path) -> None:
         self.held = False
@@ -102,7 +102,7 @@ def check_in_place(directory: Path) -> None:
 
 
 def is_held(directory: Path) -> bool | None:
-    """Whether a process holds the `RunLock` of a directory; None on a file system without locks.
+    """Return whether a process holds the `RunLock` of a directory; None on a file system without locks.
 
     Raises:
         OSError: if the lock's file cannot be looked at.

@@ -1,8 +1,8 @@
-"""Before the first step: are all ranks on the same code, config, packages and data, and is there room to run?
+"""The preflight: before the first step, check that all ranks match and that there is room to run.
 
-What differs is said for all hosts at once, with rank and host, instead of as a hang or a wrong number hours later.
-Differences in code, config, packages, Python and data end the run; a slow network, a skewed clock, a GPU that somebody
-else uses or a full disk are said, for they need not matter.
+Report all mismatches together, with rank and host, before they cause a hang or a wrong number hours later.
+Differences in code, config, packages, Python, or data end the run. A slow network, a skewed clock, a GPU that another
+process uses, or a full disk only produces a warning, because it may be harmless.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _BUSY_SHARE = 0.9
 _ALL_REDUCE_MIB = {"cuda": 256, "cpu": 4}
 _ROUNDS = 3
 _SLOW_SHARE = 3.0
-"""A rank that needs so many times the median for a batch is named."""
+"""A rank is named if it needs this many times the median for a batch."""
 _SHARED_SECONDS = 15.0
-"""How long a file may take to be seen by other hosts."""
+"""Seconds that a file may take to appear on other hosts."""
 _CHECKPOINT_BYTES = 12
 """Per parameter: the fp32 weight and Adam's two moments."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank knows of itself."""
+    """Facts about one rank."""
 
     rank: int
     host: str
@@ -69,13 +69,13 @@ class Facts:
     disk_free: int = 0
     """Bytes free for run.dir."""
     sees_run_dir: bool = True
-    """Whether its run.dir is the main rank's: a file that is made there is here."""
+    """True if its run.dir is the main rank's: a file that is created there appears here."""
     memory: tuple[int, int] | None = None
     """Bytes of the GPU that are free, and all."""
     shared_free: int | None = None
     """Bytes free in the shared memory of its host; None if it has none."""
     problem: str | None = None
-    """What went wrong on this rank before it came here."""
+    """Error on this rank before the preflight."""
     problem_code: int = FAILED
     """The exit code of that problem."""
     clock: float = field(default=0.0, compare=False)
@@ -126,7 +126,7 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
 
 
 def _sees_run_dir(directory: Path, ranks: Ranks) -> bool:
-    """Whether a file that the main rank makes in its run.dir appears in this rank's. A collective."""
+    """Return whether a file that the main rank creates in its run.dir appears in this rank's. A collective."""
 
     def make() -> Path:
         directory.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[
 
 
 def measure(ranks: Ranks, read: Callable[[], float]) -> list[str]:
-    """Time the network and one batch: lines for a person. A collective.
+    """Time the network and one batch; return one line each. A collective.
 
     Raises:
         DataError, RunError: if a rank cannot read its batch.

@@ -27,11 +27,11 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import MainRankError, RunError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-"""DeepSpeed looks for an MPI job unless it finds all of these, also where the process group is there already."""
+"""DeepSpeed looks for an MPI job unless it finds all of these, even if the process group already exists."""
 
 
 def under_launcher() -> bool:
-    """Whether a launcher (deepspeed, torchrun) has started this process as one rank of a job."""
+    """Return whether a launcher (deepspeed, torchrun) started this process as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
@@ -45,7 +45,7 @@ _GONE = re.compile(
     r"|communicator was aborted",
     re.IGNORECASE,
 )
-"""How gloo and NCCL say that a peer is gone; their other errors are about the collective itself."""
+"""Phrases by which gloo and NCCL report that a peer is gone; their other errors concern the collective itself."""
 _SPEAKERS = re.compile(r"gloo|NCCL|pair closure")
 _REASON_LENGTH = 200
 
@@ -243,7 +243,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
         join_minutes: how long to wait for the other ranks to come; None: as long.
 
     Raises:
-        ConfigError: if the launcher's variables cannot be meant, or there are more ranks than GPUs.
+        ConfigError: if the launcher's variables are inconsistent, or there are more ranks than GPUs.
         RunError: if the ranks do not find each other.
     """
     timeout = datetime.timedelta(minutes=timeout_minutes)
@@ -288,9 +288,11 @@ def _check_variables() -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         value = os.environ.get(name, "0" if name == "LOCAL_RANK" else "")
         if not value.isdecimal():
-            raise ConfigError(name, repr(value), "is a number that the launcher sets beside RANK and WORLD_SIZE")
+            raise ConfigError(
+                name, repr(value), "must be a number; the launcher sets it together with RANK and WORLD_SIZE"
+            )
     if not os.environ.get("MASTER_ADDR"):
-        raise ConfigError("MASTER_ADDR", "''", "is the address of rank 0, which the launcher sets beside RANK")
+        raise ConfigError("MASTER_ADDR", "''", "must be the address of rank 0; the launcher sets it together with RANK")
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank >= world_size:
         raise ConfigError("RANK", rank, f"counts from 0, and WORLD_SIZE={world_size}")

@@ -40,7 +40,7 @@ It stays until the next start, so that whoever starts runs again can tell this f
 KEEP_STOP_VARIABLE = "SWINV2_KEEP_STOP"
 """Where it is set, whoever has started the ranks has removed an old `STOP`, and one that is there is for them."""
 _LOOK_SECONDS = 1.0
-"""How often the main rank looks for it."""
+"""Seconds between two checks of the main rank for the file."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")
 
 
@@ -58,7 +58,7 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether this rank should stop; cheap enough to ask in every step."""
+        """True if this rank should stop; cheap enough to check in every step."""
         if self.signal is None and not self._left_alone and self._orphaned():
             self._left_alone = True
             _say("the launcher of this rank has died: finishing the step and saving")
@@ -155,7 +155,7 @@ def _runs(process: int) -> bool:
 
 
 def signal_name(number: int) -> str:
-    """A signal by its name, for a person."""
+    """Return the name of a signal."""
     try:
         name = signal.Signals(number).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""`status.json` of a run directory: what the run is doing, for the launcher, for scripts and for a person."""
+"""`status.json` of a run directory: what the run is doing, for the launcher, for scripts, and for display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog: a run that hangs ends, and every rank writes down where it stood.
+"""The watchdog: end a run that hangs, with the stacks of every rank on record.
 
 A thread of each rank compares what the rank is doing with the limit for it. When one takes too long, that rank leaves a
 marker in the run directory, which makes the others follow; each writes the stacks of all its threads to
@@ -7,9 +7,9 @@ it was stopped, or its host is gone.
 
 Three things may be stuck together with the training, and none may keep a rank from ending:
 
-- the file system: only threads of their own touch it, and nobody waits for them for long;
+- the file system: only dedicated threads touch it, and no other thread waits for them for long;
 - Python itself, where foreign code holds the interpreter lock: a timer of `faulthandler`, which needs no Python, is set
-  anew as long as the watchdog's thread runs, and otherwise writes the stacks and ends the process;
+  again as long as the watchdog's thread runs, and otherwise writes the stacks and ends the process;
 - another rank: the ranks share no more than the marker, and each has its own clock.
 """
 
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 STACKS = "stacks"
 """The directory of a run for what its watchdogs write."""
 LOOK_SECONDS = 1.0
-"""How often a rank looks at its clock and for the marker of another."""
+"""Seconds between two checks of a rank: of its clock, and for the marker of another."""
 WRITE_SECONDS = 20.0
-"""How long a rank waits for the file system before it writes to stderr instead."""
+"""Seconds that a rank waits for the file system before it writes to stderr instead."""
 GRACE_SECONDS = 10.0
-"""How long a rank stays after it has written: a launcher ends the others as soon as the first one is gone."""
+"""Seconds that a rank stays after it has written: a launcher ends the others as soon as the first one is gone."""
 FAR_GRACE_SECONDS = 60.0
 """The same among several hosts: a network file system may show a marker as late as that."""
 MARGIN_SECONDS = 15.0
-"""How much later than the watchdog's thread the timer of `faulthandler` ends the process."""
+"""Seconds after the watchdog's thread at which the timer of `faulthandler` ends the process."""
 _TRACED = 64
 """Collectives that are written from torch's flight recorder, the newest."""
 _SETTINGS = {"start": "start_minutes", "step": "step_minutes", "evaluation": "eval_minutes", "save": "save_minutes"}
@@ -93,7 +93,7 @@ class _Incident:
     folder: str
     """Where in `stacks` the ranks write."""
     is_ours: bool
-    """Whether this rank was the first to find it."""
+    """True if this rank was the first to find it."""
 
 
 class Watchdog:
@@ -111,7 +111,7 @@ class Watchdog:
         self._limits = {name: 60 * getattr(limits, setting) for name, setting in _SETTINGS.items()}
         self._directory, self._ranks = directory, ranks
         self.doing = "starting"
-        """What the main thread is doing, in a few words, for the report."""
+        """Current work of the main thread, in a few words, for the report."""
         # Named after this start, so that a marker of an earlier one means nothing, however late it is seen.
         self._own = directory / STACKS / f"start-{ranks.broadcast(secrets.token_hex(4))}"
         self._marker = self._own / "incident.json"
@@ -158,7 +158,7 @@ class Watchdog:
         self.close()
 
     def now(self, activity: str, step: int) -> None:
-        """The main thread begins something; its clock starts anew. Costs a microsecond.
+        """Begin an activity of the main thread, and restart its clock. Costs a microsecond.
 
         Args:
             activity: `start`, `step`, `evaluation` or `save`.
@@ -168,7 +168,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def background(self, activity: str) -> Iterator[None]:
-        """Something that another thread does beside the main one, with a clock of its own."""
+        """Run an activity of another thread in the background, with its own clock."""
         key = object()
         with self._lock:
             self._background[key] = self._activity(activity, self._main.done)
@@ -309,7 +309,7 @@ def _sweep(own: Path) -> None:
 
 
 def _within(seconds: float, work: Callable[[], Any]) -> bool:
-    """Whether something was done in time and without an error; it goes on in its thread if it was not."""
+    """Return whether work finished in time and without an error; otherwise it continues in its thread."""
     done = threading.Event()
 
     def run() -> None:

@@ -20,7 +20,7 @@ from swinv2_train.pipeline.spec import Pipeline, Stage
 from swinv2_train.redact import redacted
 
 WITHOUT_EFFECT = ("run.", "init_from", "init.which", "init.ema", "resume", "replay", "launch.", "tracking.",
-                  "watchdog.", "checkpoint.", "eval.", "probe.", "data.num_workers", "data.prefetch_batches",
+                  "watchdog.", "checkpoint.", "eval.", "probe.", "sweep.", "data.num_workers", "data.prefetch_batches",
                   "data.cache_", "data.eval_shards", "data.expected_samples", "engine.micro_batch", "engine.compile",
                   "model.name", "model.attention", "model.sequential_chunk_mib", "model.checkpointing")  # fmt: skip
 """Beginnings of keys that change how a stage runs, but not what it computes (beyond rounding)."""
@@ -43,7 +43,7 @@ class PlannedStage:
         return Path(self.config.run.dir)
 
     def recipe(self) -> dict[str, Any]:
-        """What its result hangs on, as plain data: keys of the config, and whose weights it starts from."""
+        """What its result depends on, as plain data: keys of the config, and whose weights it starts from."""
         values = {key: value for key, value in flat(self.config).items() if not key.startswith(WITHOUT_EFFECT)}
         stage = self.stage
         values["starts from"] = (

@@ -30,8 +30,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from swinv2_train.config.compose import conf_dir
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir
 from swinv2_train.config.overrides import last_of_each, refuse_repeated
 from swinv2_train.reading import read_text
 

@@ -1,7 +1,7 @@
 """Charts for papers and logs, drawn with matplotlib: curves, confusion matrices, reliability diagrams.
 
-Figures are plain objects on the Agg canvas: no window, no pyplot, no state between two charts. The colours are those of
-Okabe and Ito (2008), which people of any colour vision tell apart; every curve has a marker of its own as well.
+Figures are plain objects on the Agg canvas: no window, no pyplot, no state between two charts. The colors are those of
+Okabe and Ito (2008), which people of any color vision tell apart; every curve has a marker of its own as well.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> C
     """A confusion matrix: true classes down, predicted ones across, as the share of each true class.
 
     With up to 20 classes the cells hold the share in percent, with up to 40 the axes hold the names. Of larger matrices
-    the colours grow with the logarithm, and above 250 classes a cell is the largest share of a square of neighbours, so
+    the colors grow with the logarithm, and above 250 classes a cell is the largest share of a square of neighbors, so
     that rare mistakes can be seen.
 
     Args:
@@ -277,7 +277,7 @@ def _write_cells(axes: Any, shares: np.ndarray) -> None:
 
 
 def _pooled(shares: np.ndarray) -> np.ndarray:
-    """The largest value of each square of neighbours, so that at most `_MOST_CELLS` are left each way."""
+    """The largest value of each square of neighbors, so that at most `_MOST_CELLS` are left each way."""
     side = -(-len(shares) // _MOST_CELLS)
     starts = np.arange(0, len(shares), side)
     return np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)

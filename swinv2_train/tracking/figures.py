@@ -21,8 +21,8 @@ FOOTER_INK = "#606060"
 def to_pil(image: Any, *, like: Any = None) -> Image.Image:
     """A (channels, height, width) array or CPU tensor with values in [0, 1] as an 8-bit picture.
 
-    One channel becomes grey and three become RGB, clipped to [0, 1]. Any other number cannot be shown as it is: the
-    first three channels (of two, the first, in grey) are shown as RGB, each stretched so that its 2nd to 98th
+    One channel becomes gray and three become RGB, clipped to [0, 1]. Any other number cannot be shown as it is: the
+    first three channels (of two, the first, in gray) are shown as RGB, each stretched so that its 2nd to 98th
     percentile fill the range. Values that are not finite are shown as 0.
 
     Args:

@@ -7,14 +7,16 @@ The file is the record of a run that every other display is drawn from, so it st
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.reading import UnreadableError, is_count, parse_json, put_aside
+from swinv2_train.writing import write_bytes
 
 
 def json_number(value: float | int | None) -> float | int | None:
@@ -55,6 +57,8 @@ class MetricsFile:
             # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
             self.dropped_lines = self._rewrite(start_step if start_step > 0 else -1)
             """Lines dropped at start: past `start_step`, or torn by a crash."""
+            self.missing_steps = self._missing(start_step)
+            """Steps up to `start_step` without a line, because the file was damaged or removed."""
         except OSError as error:
             reason = _reason(error)
             raise OSError(
@@ -112,30 +116,32 @@ class MetricsFile:
         self._whole = None
         self._waiting.clear()
 
+    def _missing(self, step: int) -> int:
+        if not step:
+            return 0
+        with self.path.open("rb") if self._is_there() else io.BytesIO() as file:
+            return step - len({_step_of(line) for line in file if b'"loss":' in line})
+
     def _is_there(self) -> bool:
         self.path.parent.stat()  # raises where the directory is gone: a lost disk is not a file without lines
         return self.path.exists()
 
     def _rewrite(self, step: int) -> int:
         """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        dropped = 0
         if not self._is_there():
-            return dropped
-        try:
-            with self.path.open("rb") as old, temporary.open("wb") as new:
-                for line in old:
-                    if _step_of(line) <= step:
-                        new.write(line.rstrip(b"\r\n") + b"\n")
-                    else:
-                        dropped += 1
-                new.flush()
-                os.fsync(new.fileno())
-            temporary.replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+            return 0
+        dropped = 0
+
+        def kept(old: Iterable[bytes]) -> Iterator[bytes]:
+            nonlocal dropped
+            for line in old:
+                if _step_of(line) <= step:
+                    yield line.rstrip(b"\r\n") + b"\n"
+                else:
+                    dropped += 1
+
+        with self.path.open("rb") as old:
+            write_bytes(self.path, kept(old), flush=True)
         return dropped
 
 

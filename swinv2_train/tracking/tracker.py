@@ -72,6 +72,12 @@ class Tracker:
         if self._metrics.dropped_lines:
             count = self._metrics.dropped_lines
             self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
+        if self._metrics.missing_steps:
+            count = self._metrics.missing_steps
+            self.warn(
+                f"metrics.jsonl has no line for {count} of the steps up to {start_step}: it was damaged, removed, or "
+                "could not be written"
+            )
         if config.tracking.tensorboard:
             self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
 

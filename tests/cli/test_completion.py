@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from swinv2_train.cli import completion
-from swinv2_train.config.compose import conf_dir, experiments, schema_keys
+from swinv2_train.config.compose import experiments
+from swinv2_train.config.explain import conf_dir, schema_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

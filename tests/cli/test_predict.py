@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from swinv2_train.cli.predict import main
-from swinv2_train.interop.images import image_batch
+from swinv2_train.interop.input_check import prepared
 from swinv2_train.interop.load import load_model
 from tests.interop.made import CLASSES, make_picture, write_model
 
@@ -53,7 +53,7 @@ def test_all_outputs_agree_with_the_model(place: Path, tmp_path: Path, capsys: p
     good = [place / "pictures" / "a <b> & c.png", place / "pictures" / "deeper" / "upright.JPG"]
     loaded = load_model(place / "model.safetensors")
     with torch.no_grad():
-        shares, numbers = loaded.model(image_batch(good, loaded)).softmax(1).topk(3)
+        shares, numbers = loaded.model(prepared(loaded, [path.read_bytes() for path in good])[1]).softmax(1).topk(3)
     expected = [
         (str(path), rank + 1, number, CLASSES[number])
         for path, row in zip(good, numbers.tolist(), strict=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.config.compose import compose, conf_dir, experiments, from_yaml, schema_keys, to_yaml
+from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir, schema_keys
 from swinv2_train.config.schema import Config
 
 NAMES = [name for name, _ in experiments()]
@@ -61,9 +62,24 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         (["+experiment=simim_tiny"], ["experiment=simim_tiny", "simmim_tiny"]),
         (["experiment=simmim_tiny"], ["+experiment=simmim_tiny"]),
         (["model=swinv3"], ["model=swinv3", "swinv2_base"]),
-        (["optim.lr=fast"], ["optim.lr=fast", "Float"]),
-        (["model.depths=abc"], ["model.depths=abc"]),
-        (["optim.global_batch=1.5"], ["optim.global_batch=1.5", "Integer"]),
+        (["optim.lr=fast"], ["optim.lr=fast: must be a number"]),
+        (["optim.lr="], ["optim.lr=: must be a number"]),
+        (["optim.lr=null"], ["optim.lr=null: cannot be null"]),
+        (["model.depths=abc"], ["model.depths=abc: is a list: write [value, value]"]),
+        (["model.depths=[2,2,x,2]"], ["model.depths[2]=x: must be a whole number"]),
+        (["optim.global_batch=1.5"], ["optim.global_batch=1.5: must be a whole number, in digits"]),
+        (["data.max_pixels=200M"], ["data.max_pixels=200M: must be a whole number, in digits"]),
+        (["checkpoint.background=maybe"], ["checkpoint.background=maybe: must be true or false"]),
+        (["run.dir=[a]"], ["run.dir=[a]: must be one text"]),
+        (["resume=[a]"], ["resume.mode", "must be one text"]),
+        (["data.augment=5"], ["data.augment=5: is a section"]),
+        (["~optim.lr"], ["optim.lr: cannot be removed"]),
+        (["~optim.lrr"], ["~optim.lrr: there is no such key; did you mean optim.lr?"]),
+        (["optim.lr=1e-3,5e-4"], ["optim.lr=1e-3,5e-4: a list is optim.lr=[1e-3,5e-4]; -m sweeps"]),
+        (["+experiment=simmim_tiny,simmim_base"], ["take one of them; -m sweeps"]),
+        (["+experiment="], ["experiment=: there is no such experiment; take one of"]),
+        (["model="], ["model=: there is no such model; take one of"]),
+        (["=5"], ["cannot read the override '=5'"]),
         (["model=3", "junk"], ["'junk'", "key=value"]),
         (["data.shards=[a,b"], ["cannot read the override"]),
         (["model.window=[1,2"], ["cannot read the override"]),
@@ -94,6 +110,9 @@ def test_a_broken_resolved_file_is_one_sentence(tmp_path: Path) -> None:
         from_yaml(path)
     path.write_text("model: [")
     with pytest.raises(ConfigError, match="not a valid config"):
+        from_yaml(path)
+    path.write_text("data: {max_pixels: 200M}")
+    with pytest.raises(ConfigError, match=r"not a valid config: data.max_pixels=200M: must be a whole number"):
         from_yaml(path)
     path.write_text("modle: {}")
     with pytest.raises(ConfigError, match="did you mean model"):
@@ -129,6 +148,10 @@ def test_schema_keys_reach_every_section() -> None:
         ("data:\n  resolutoin: 96\n", "mine.yaml: data.resolutoin: there is no such key; did you mean data.resol"),
         ("defaults:\n  - /model: nothing_like_it\n", "there is no such"),
         ("data: [\n", "a config is not YAML"),
+        ("data:\n  max_pixels: 200M\n", "mine.yaml: data.max_pixels=200M: must be a whole number"),
+        ("model:\n  drop_path: abc\n", "mine.yaml: model.drop_path=abc: must be a number"),
+        ("model:\n  depths: 3\n", "mine.yaml: model.depths: is a list"),
+        ("model: 3\n", "mine.yaml: is a section; set one of its keys instead"),
     ],
 )
 def test_a_mistake_in_a_file_of_the_user_names_it(tmp_path: Path, text: str, sentence: str) -> None:

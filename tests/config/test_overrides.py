@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from swinv2_train.cli.arguments import Parser, split_items
-from swinv2_train.config.compose import compose, conf_dir
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.explain import conf_dir
 from swinv2_train.config.overrides import last_of_each, refuse_repeated
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.config.compose import compose, conf_dir, experiments
+from swinv2_train.config.compose import compose, experiments
+from swinv2_train.config.explain import conf_dir
 from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.model import pretrained_windows, stage_geometry
 from swinv2_train.config.plan import make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from swinv2_train.config.compose import schema_keys
+from swinv2_train.config.explain import schema_keys
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,6 +14,8 @@ BASE = ["+experiment=simmim_tiny"]
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
+        (["run.name="], ["run.name=''", "must not be empty"]),
+        ([f"seed={2**64}"], ["seed=18446744073709551616", "at most 64 bits"]),
         (["model.window=0"], ["model.window=0"]),
         (["model.window=[12,12]"], ["model.window", "one per stage"]),
         (["model.num_heads=[5,6,12,24]"], ["5 heads", "96 channels"]),

@@ -18,7 +18,7 @@ import webdataset
 
 from swinv2_train.data import pack_writer
 from swinv2_train.data.decode import decode
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, UnwritableData
 from swinv2_train.data.pack import PackOptions, PackReport, pack
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.packed import folder as folder
@@ -92,6 +92,17 @@ def test_the_same_command_again_does_nothing(folder: Path, tmp_path: Path) -> No
     assert (report.num_shards, report.num_reused) == (5, 5)
     assert report.cards["train"].num_samples == 23
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar*")} == before
+
+
+def test_a_damaged_manifest_is_written_again(folder: Path, tmp_path: Path) -> None:
+    pack(str(folder), tmp_path / "out", PackOptions(), classes=True)
+    manifest = tmp_path / "out" / "train.dataset.json"
+    intact = manifest.read_text()
+    for damaged in (intact[:100], "[]", intact.replace('"format": 1', '"format": 1, "format": 2')):
+        manifest.write_text(damaged)
+        report = pack(str(folder), tmp_path / "out", PackOptions(), classes=True)
+        assert report.num_reused == report.num_shards
+        assert manifest.read_text() == intact
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -305,9 +316,9 @@ def test_a_full_disk_ends_in_one_sentence_and_finished_shards_stay(
         if fails_at == "write":
             patch.setattr(pack_writer, "_add", fail_later(pack_writer._add, 12))
         else:
-            patch.setattr(pack_writer.os, "fsync", fail_later(os.fsync, 4))  # twice per shard: tar and index
+            patch.setattr(os, "fsync", fail_later(os.fsync, 4))  # twice per shard: tar and index
         with pytest.raises(
-            DataError, match=r"no space is left for .*: the 2 shards finished so far are valid; make room"
+            UnwritableData, match=r"no space is left for .*: the 2 shards finished so far are valid; make room"
         ):
             pack(str(folder), out, SMALL)
     assert list(tars(out)) == ["train-000000.tar", "train-000001.tar"]

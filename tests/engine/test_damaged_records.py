@@ -38,6 +38,8 @@ def damage(run: Path, kind: str) -> None:
             path.mkdir()
         else:
             path.write_bytes({"garbage": GARBAGE, "folders": b"", "wrong types": b'"text 1e999"'}[kind])
+    if kind == "wrong types":
+        (run / "status.json").write_text('{"sTatus": "stopped", "step": 4}')
     lines = (run / "metrics.jsonl").read_bytes()
     if kind == "garbage":
         (run / "metrics.jsonl").write_bytes(flipped(lines, b'step": 2'))
@@ -54,7 +56,8 @@ def test_a_run_goes_on_with_damaged_records(
     assert run_here(tiny_run(shards, run)) == FINISHED
     said = capsys.readouterr().out
     assert "resuming from" in said
-    for name in ("environment.json", "incidents/step-00000003-batch-00000002.json"):
+    assert ("metrics.jsonl has no line for 1 of the steps up to 4" in said) == (kind == "garbage")
+    for name in ("status.json", "environment.json", "incidents/step-00000003-batch-00000002.json"):
         assert f"{name} is damaged" in said
     assert "what changed since the last start is not known: " in said
     assert "lines of metrics.jsonl, past step 4 or damaged" in said

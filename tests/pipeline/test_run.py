@@ -126,12 +126,17 @@ def test_a_second_pipeline_in_the_directory_is_refused(chain: Chain, capsys: pyt
 
 def test_a_changed_recipe_is_said_and_redone_only_when_told(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     assert chain.run() == 0
+    file = chain.directory / "pipeline.json"
+    state = json.loads(file.read_text())
+    state["stages"]["first"]["recipe"]["sweep.direction"] = "minimize"  # earlier versions stored one
+    file.write_text(json.dumps(state))
     changed = "stages.second.optim.weight_decay=0.1"
     assert chain.run(changed, "tracking.log_every_steps=7") == 0
     output = capsys.readouterr().out
     assert "second: changed since it ran: optim.weight_decay 0.05 -> 0.1; it stays as it is" in output
     assert "plain: changed since it ran" in output  # a baseline has the same recipe
     assert "log_every_steps" not in output
+    assert "sweep.direction" not in output
     assert len(chain.started()) == 3
 
     (chain.directory / "second" / "mark").write_text("")

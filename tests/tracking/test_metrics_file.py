@@ -45,7 +45,7 @@ def test_resume_drops_steps_and_evaluations_past_the_checkpoint(tmp_path: Path) 
     )
     resumed = MetricsFile(path, 4)
     resumed.append([{"step": 5, "loss": 9.0}])
-    assert resumed.dropped_lines == 4
+    assert (resumed.dropped_lines, resumed.missing_steps) == (4, 0)
     assert [(r["step"], *(k for k in r if k != "step")) for r in read(path)] == [
         (0, "eval/loss"), *((step, "loss") for step in range(1, 5)), (4, "eval/loss"), (5, "loss")
     ]  # fmt: skip
@@ -59,7 +59,7 @@ def test_a_line_torn_by_a_crash_is_dropped(tmp_path: Path, torn: bytes) -> None:
     resumed = MetricsFile(path, 10)
     resumed.append([{"step": 11, "loss": 0.25}])
     assert [record["step"] for record in read(path)] == [1, 11]
-    assert resumed.dropped_lines == 1
+    assert (resumed.dropped_lines, resumed.missing_steps) == (1, 9)
 
 
 def test_a_whole_last_line_without_its_newline_is_kept(tmp_path: Path) -> None:
@@ -94,7 +94,11 @@ def test_a_crash_while_truncating_leaves_the_old_file(tmp_path: Path, monkeypatc
 def test_a_full_disk_at_the_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
-    (tmp_path / "metrics.jsonl.tmp").symlink_to("/dev/full")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("swinv2_train.writing.os.fsync", full)
     with pytest.raises(OSError, match=r"cannot write the metrics: No space left on device; make room") as caught:
         MetricsFile(path, 1)
     assert caught.value.errno == errno.ENOSPC
