@@ -28,6 +28,17 @@ def blocks(document: Path) -> list[str]:
     return re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
 
 
+def python_files(document: Path, directory: Path) -> list[Path]:
+    """Write every block fenced as python whose first line names a file, such as `# my_tasks/light.py`."""
+    written = []
+    for name, text in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", document.read_text(), re.DOTALL):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        written.append(path)
+    return written
+
+
 def lines(block: str) -> Iterator[str]:
     """The commands of a block, one that goes over several lines as one."""
     yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())

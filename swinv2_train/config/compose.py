@@ -171,7 +171,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            store_schemas(chosen_section(others, config_dir, conf_dir()))
+            store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search])
             config = _typed(composed, own)
     except yaml.YAMLError as error:

@@ -16,11 +16,12 @@ KEY = "task.module"
 _MOST_STUBS = 9
 
 
-def store_schemas(section: type[TaskConfig] | None) -> None:
+def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> None:
     """Give Hydra the schema and the section of every task.
 
     Args:
         section: of a task that is not ours: the run has it from the start, so that files need not name its schema.
+        config_dir: the user's configs; None without any.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -29,8 +30,12 @@ def store_schemas(section: type[TaskConfig] | None) -> None:
     store.store("schema", Config(task=(section or TaskConfig)(), resume="auto"))
     for name, each in TASK_SECTIONS.items():
         store.store(f"{name}_schema", each, group="task")  # the file of a task chooses its section
-    if section is not None:
-        store.store(section().name, section, group="task")  # task=NAME without a file of that name
+    if section is not None:  # task=NAME without a file of that name; with one Hydra warns of two
+        name = section().name
+        if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
+            store.repo["task"].pop(f"{name}.yaml", None)
+        else:
+            store.store(name, section, group="task")
 
 
 def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: Path) -> type[TaskConfig] | None:
