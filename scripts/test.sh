@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the whole test suite (lint first). Arguments go to pytest: scripts/test.sh tests/models -k attention
+# Run lint and the whole test suite. Arguments go to pytest: scripts/test.sh tests/models -k attention
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
@@ -30,6 +30,9 @@ in_memory() {
     "$scratch/probe" 2>/dev/null || { rm -r "$scratch" && return 1; }
 }
 in_memory || scratch=$(mktemp -d "${TMPDIR:-/tmp}/swinv2-tests-XXXXXX")
+# Hundreds of processes import the package: let them find it compiled.
+unset PYTHONDONTWRITEBYTECODE
+python -m compileall -q swinv2_train
 # One more at a time than there are cores, at most 8: many tests wait for something. A file stays with one worker, for its
 # fixtures' sake, and the slow ones come first (tests/conftest.py).
 cores=$(env -u OMP_NUM_THREADS nproc)

@@ -22,6 +22,7 @@ from swinv2_train.analysis.probes import EvalImages, Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import TaskConfig
+from swinv2_train.data.batch import Batch, to_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import (
     NAMES,
@@ -44,7 +45,7 @@ from swinv2_train.tasks.build import build_task, evaluation_loader
 from swinv2_train.tasks.measured import Measured, Sums
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.report import Report
-from swinv2_train.tasks.task import Batch, Task, to_device
+from swinv2_train.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 """Called with the batches done and their number."""

@@ -26,10 +26,12 @@ from swinv2_train.data.augment import eval_crop, normalise
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import read_labels
-from swinv2_train.data.loader import EvalLoader
+from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.overlap import overlap_warning
+from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.data.transform import Transform
+from swinv2_train.data.workers import Workers
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.heads import pooled_features
 from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
@@ -50,20 +52,21 @@ class EvalImages(Transform):
         self.crop_pct, self.crop_mode = config.data.crop_pct, config.data.crop_mode
         self.interpolation = config.data.augment.interpolation
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         return {"image": eval_crop(sample.image, self.size, self.crop_pct, self.crop_mode, self.interpolation)}
 
 
 class LabelledImages(EvalImages):
     """The evaluation crop and the class: the entries `image` (C, H, W) as decoded and `label` int64."""
 
-    texts = True
+    members = ("image", "cls", "json")
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        entries = super().__call__(sample, rng)
         labels = read_labels(sample.raw)
         if len(labels) != 1 or labels[0] < 0:
             raise BrokenSample(f"a probe needs one class number, and it has {list(labels)}")
-        return super().__call__(sample, rng) | {"label": torch.tensor(labels[0])}
+        return entries | {"label": torch.tensor(labels[0])}
 
 
 def no_check() -> None:
@@ -161,18 +164,13 @@ class Probe:
     def _own_features(self, model: nn.Module, shards: ShardSet) -> tuple[np.ndarray, ...]:
         """Positions, classes and features (n, D) float32 of this rank's share."""
         count = min(self.config.probe.max_samples, shards.num_samples)
+        config, ranks = self.config, self.ranks
+        decoding = DecodeOptions.of(config.data, self.mean)
         loader = EvalLoader(
-            shards,
-            LabelledImages(self.config),
+            SampleSource(shards, LabelledImages(config), config.model.in_channels, seed=0, decoding=decoding),
+            Share(min(self.micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
             num_samples=count,
-            micro_batch=min(self.micro_batch, -(-count // self.ranks.world_size)),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            channels=self.config.model.in_channels,
-            seed=0,
-            num_workers=self.config.data.num_workers,
-            prefetch_batches=self.config.data.prefetch_batches,
-            decoding=DecodeOptions.of(self.config.data, self.mean),
+            workers=Workers(config.data.num_workers, config.data.prefetch_batches),
         )
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         with closing(loader):
@@ -202,17 +200,9 @@ def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[fl
         DataError: if none can.
     """
     count = min(count, shards.num_samples)
-    loader = EvalLoader(
-        shards,
-        EvalImages(config),
-        num_samples=count,
-        micro_batch=count,
-        rank=0,
-        world_size=1,
-        channels=config.model.in_channels,
-        seed=0,
-        decoding=DecodeOptions.of(config.data, mean),
-    )
+    decoding = DecodeOptions.of(config.data, mean)
+    source = SampleSource(shards, EvalImages(config), config.model.in_channels, seed=0, decoding=decoding)
+    loader = EvalLoader(source, Share(count), num_samples=count)
     with closing(loader):
         batch = next(iter(loader))
     return batch["image"][batch["valid"]]

@@ -182,7 +182,7 @@ def _add_reading(add: Any, background: str) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, label_lines, print_table
     from swinv2_train.data.errors import DataError
-    from swinv2_train.data.pack import BROKEN_FILE, PackOptions, pack
+    from swinv2_train.data.pack import BROKEN_FILE, PackOptions, PackRun, pack
     from swinv2_train.data.parallel import available_cores
 
     if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
@@ -211,9 +211,11 @@ def _pack(arguments: argparse.Namespace) -> int:
             eval_share=arguments.eval_share,
             classes=arguments.classes,
             class_names=arguments.class_names,
-            workers=available_cores() if arguments.workers is None else arguments.workers,
-            overwrite=arguments.overwrite,
-            progress=progress.show,
+            how=PackRun(
+                workers=available_cores() if arguments.workers is None else arguments.workers,
+                overwrite=arguments.overwrite,
+                progress=progress.show,
+            ),
         )
     for card in report.cards.values():
         print_table(card.rows())

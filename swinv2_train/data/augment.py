@@ -1,4 +1,4 @@
-"""Crops, flips, erasing and normalisation. All randomness comes from the generator that is handed in."""
+"""Crops, flips, erasing and normalization of images. All randomness comes from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -9,105 +9,30 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.card import Card
+from swinv2_train.data.geometry import draw_crop, fixed_crop
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def train_crop(image: Tensor, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Random resized crop and flips: (C, H, W) -> (C, *size), same dtype."""
-    image = random_resized_crop(image, size, config.scale, config.ratio, config.interpolation, rng)
-    # Both numbers are always drawn, so that switching one flip off leaves the other as it was.
-    horizontal, vertical = rng.random(2).tolist()
-    return _flip(image, horizontal < config.hflip, vertical < config.vflip)
-
-
-def random_resized_crop(
-    image: Tensor,
-    size: tuple[int, int],
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    interpolation: str,
-    rng: np.random.Generator,
-) -> Tensor:
-    """A random part of the image, resized: (C, H, W) -> (C, *size)."""
-    top, left, height, width = random_crop_box(image.shape[-2], image.shape[-1], scale, ratio, rng)
-    return resize(image[..., top : top + height, left : left + width], size, interpolation)
-
-
-def random_crop_box(
-    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop with random area and aspect ratio.
-
-    The algorithm of torchvision's RandomResizedCrop: ten tries, then the largest central crop of an allowed ratio.
-    """
-    for _ in range(10):
-        area = height * width * rng.uniform(scale[0], scale[1])
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(0, height - crop_height + 1))
-            left = int(rng.integers(0, width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    crop_height, crop_width = height, width
-    if width / height < ratio[0]:
-        crop_height = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        crop_width = round(height * ratio[1])
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+    """Apply a random resized crop and flips: (C, H, W) -> (C, *size), same dtype."""
+    return draw_crop((image.shape[-2], image.shape[-1]), size, config, rng).image(image, config.interpolation)
 
 
 def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str) -> Tensor:
-    """The input of an evaluation: (C, H, W) -> (C, *size), same dtype.
-
-    Args:
-        crop_pct: the share of the resized image's tighter side that a centre crop covers.
-        crop_mode: `center`: resize so that the crop covers that share, then take the centre; for square sizes this is
-            the official transform, Resize(int(S / 0.875)) and CenterCrop(S). `squash`: resize to `size`, whatever the
-            aspect, and ignore `crop_pct`, as the official 384-pixel models do.
+    """Return the input of an evaluation, (C, H, W) -> (C, *size), same dtype; see `geometry.fixed_crop`.
 
     Raises:
-        ConfigError: for another `crop_mode`.
+        ConfigError: if `crop_mode` is neither center nor squash.
     """
-    if crop_mode == "squash":
-        return resize(image, size, interpolation)
-    if crop_mode != "center":
-        raise ConfigError("data.crop_mode", crop_mode, "take one of center, squash")
-    height, width = image.shape[-2:]
-    tall, wide = (int(side / crop_pct) for side in size)
-    if tall * width >= wide * height:
-        tall, wide = tall, width * tall // height
-    else:
-        tall, wide = height * wide // width, wide
-    image = resize(image, (tall, wide), interpolation)
-    top, left = round((tall - size[0]) / 2), round((wide - size[1]) / 2)
-    return image[..., top : top + size[0], left : left + size[1]].contiguous()
-
-
-def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Antialiased resize, (C, H, W) -> (C, *size) contiguous; 16 bit images go through float32 and are rounded back."""
-    mode = InterpolationMode(interpolation)
-    if image.dtype != torch.uint16:
-        return tv.resize(image, list(size), interpolation=mode, antialias=True).contiguous()
-    resized = tv.resize(image.to(torch.float32), list(size), interpolation=mode, antialias=True)
-    return resized.round().clamp(0, 65535).to(torch.uint16).contiguous()
-
-
-def _flip(image: Tensor, horizontal: bool, vertical: bool) -> Tensor:
-    dims = [-1] * horizontal + [-2] * vertical
-    if not dims:
-        return image
-    if image.dtype == torch.uint16:  # the same bits: not every version of torch can flip uint16
-        return image.view(torch.int16).flip(dims).view(torch.uint16)
-    return image.flip(dims)
+    crop = fixed_crop((image.shape[-2], image.shape[-1]), size, crop_pct, crop_mode)
+    return crop.image(image, interpolation)
 
 
 _ERASED_AREA = (0.02, 1 / 3)
@@ -139,11 +64,26 @@ def random_erase(
     return image
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., C, H, W) uint8 or uint16, on any device -> float32 with (x / largest value - mean) / std per channel."""
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], sizes: Tensor | None = None) -> Tensor:
+    """(..., C, H, W) uint8 or uint16, on any device -> float32 with (x / largest value - mean) / std per channel.
+
+    Args:
+        sizes: (..., 2) height and width of images that are padded at the bottom and right. The padding becomes zero,
+            the mean color: as a pixel value, zero would be black, about -2 after normalization.
+    """
     largest = {torch.uint8: 255.0, torch.uint16: 65535.0}[images.dtype]
     shift, scale = _constants(tuple(mean), tuple(std), largest, images.device)
-    return images.to(torch.float32).sub_(shift).div_(scale)
+    normalised = images.to(torch.float32).sub_(shift).div_(scale)
+    return normalised if sizes is None else normalised.masked_fill_(_padding(sizes, images), 0.0)
+
+
+def _padding(sizes: Tensor, images: Tensor) -> Tensor:
+    """(..., 1, H, W) bool: True outside the true size of an image. Made on the device, so that nothing waits for it."""
+    height, width = images.shape[-2:]
+    rows = torch.arange(height, device=images.device)[:, None]
+    columns = torch.arange(width, device=images.device)
+    sizes = sizes.to(images.device)[..., None, None, None]  # (..., 2, 1, 1, 1)
+    return (rows >= sizes[..., 0, :, :, :]) | (columns >= sizes[..., 1, :, :, :])
 
 
 @lru_cache(maxsize=32)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.data.augment import resize
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.geometry import resize
 
 Background = tuple[float, ...] | None
 """Color values in [0, 1], one for all channels or one per channel; None: drop the alpha channel."""

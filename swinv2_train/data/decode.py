@@ -79,7 +79,7 @@ def read_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     except MemoryError:
         raise BrokenSample(f"{kind}: not enough memory to decode it") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BrokenSample(f"{kind}: {_reason(error)}") from None
+        raise BrokenSample(f"{kind}: {read_reason(error)}") from None
     if 0 in pixels.image.shape:
         raise BrokenSample(f"{kind}: the image is empty, {tuple(pixels.image.shape)}")
     return pixels
@@ -100,13 +100,6 @@ def opaque(pixels: Pixels, channels: int | None, background: Background) -> Tens
         luma = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0x8000) >> 16
         return luma[None].to(image.dtype)
     raise BrokenSample(f"it has {have} channels, not {channels}")
-
-
-def same_depth(tensors: list[Tensor]) -> list[Tensor]:
-    """Where 8 and 16 bit images meet, the 8 bit ones are widened to the same share of the largest value."""
-    if any(tensor.dtype == torch.uint16 for tensor in tensors):
-        return [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in tensors]
-    return tensors
 
 
 def image_facts(data: bytes, image: Tensor, pixels: Pixels | None = None) -> ImageFacts:
@@ -135,7 +128,8 @@ def image_facts(data: bytes, image: Tensor, pixels: Pixels | None = None) -> Ima
     )
 
 
-def _reason(error: Exception) -> str:
+def read_reason(error: Exception) -> str:
+    """Return why a decoder failed, in a few words."""
     text = _SOURCE_PLACE.sub("", str(error))
     if _ADDRESS.search(text):  # PIL: cannot identify image file <_io.BytesIO object at 0x7f...>
         return "its header is damaged, or the installed Pillow does not read this kind"

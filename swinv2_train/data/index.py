@@ -1,9 +1,12 @@
 """The index of a tar shard: where the members of every sample lie, so that any sample is one `pread` away.
 
-The samples are those that `webdataset` sees: neighbouring members whose names agree up to the first dot of the base
-name. Only images and plain text (cls, txt, json) are taken in; a pickle in a shard is never indexed, so never read.
+The samples are those that `webdataset` sees: neighboring members whose names agree up to the first dot of the base
+name. Images and plain text (cls, txt, json) are always indexed, all other members (npy, mp4, ...) once a transform asks
+for one; a pickle in a shard is never indexed, so never read.
 
 On disk an index is two lines of JSON: a small header (enough to count samples) and the columns, each with its hash.
+The header of an index with all members has one more entry, and the format is the same otherwise, so that every version
+of this package reads the indexes of all others.
 """
 
 from __future__ import annotations
@@ -12,15 +15,14 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import IMAGE_EXTENSIONS
-from swinv2_train.data.samples import LeftOut, SampleGroups, image_extension
+from swinv2_train.data.samples import IMAGE, VIDEO, LeftOut, SampleGroups, Scope
 from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
 from swinv2_train.reading import UnreadableError, is_count, parse_json
 from swinv2_train.writing import write_bytes
@@ -29,10 +31,11 @@ logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.jsonl"
 _FORMAT = 1
+_IMAGES = Scope()
 
 
 class EmptyShardError(DataError):
-    """A shard without any sample that has an image."""
+    """A shard without any sample."""
 
     def __init__(self, message: str, left_out: LeftOut | None = None) -> None:
         super().__init__(message)
@@ -59,6 +62,8 @@ class ShardIndex:
     """Members that are not read; None in an index of an earlier version, which did not count them."""
     proven: bool = True
     """False for an index without a hash, which an earlier version wrote."""
+    scope: Scope = _IMAGES
+    """Samples and members that it has."""
 
     @property
     def num_samples(self) -> int:
@@ -73,12 +78,23 @@ class ShardIndex:
         }
 
     def same_members(self, other: ShardIndex) -> bool:
-        """Return whether the other index describes the same tar: its size, and name and place of every member."""
+        """Return whether the other index describes the same tar: its size, and name and place of every member.
+
+        If only one of them has all members, images and texts are compared.
+        """
+        if self.scope != other.scope:
+            return self._of_images().same_members(other._of_images())
         return (
             (self.tar_size, self.keys, self.extensions) == (other.tar_size, other.keys, other.extensions)
             and np.array_equal(self.offsets, other.offsets)
             and np.array_equal(self.sizes, other.sizes)
         )
+
+    def _of_images(self) -> ShardIndex:
+        """The columns that an index of images and texts alone has."""
+        rows = [row for row, extension in enumerate(self.extensions) if _IMAGES.contains(extension)]
+        kept = [self.extensions[row] for row in rows]
+        return replace(self, extensions=kept, offsets=self.offsets[rows], sizes=self.sizes[rows], scope=_IMAGES)
 
     def header(self) -> dict[str, Any]:
         return {
@@ -89,20 +105,21 @@ class ShardIndex:
             "truncated": self.truncated,
             "extra": self.extra,
             "left_out": self.left_out.to_json() if self.left_out is not None else None,
+            **_scope_to_json(self.scope),
         }
 
 
-def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> ShardIndex:
+def build_index(name: str, fd: int, extra: dict[str, Any] | None = None, scope: Scope = _IMAGES) -> ShardIndex:
     """Read the headers of an open tar (ustar, PAX and GNU long names); `name` is for messages.
 
     Raises:
         DataError: if the file is not a plain tar.
-        EmptyShardError: if it has no sample with an image.
+        EmptyShardError: if it has no sample with an image (or a video, whatever `scope` asks for).
     """
     stat = os.fstat(fd)
     if stat.st_size == 0:
         raise EmptyShardError(f"{name} is an empty file (0 bytes)")
-    groups = SampleGroups()
+    groups = SampleGroups(scope)
     truncated = None
     try:
         for member in members(fd, name):
@@ -117,7 +134,8 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> Shar
         cut = f" (it is cut off: {truncated})" if truncated else ""
         others = "".join(f"; {line}" for line in groups.left_out.lines())
         raise EmptyShardError(
-            f"{name} holds no sample with an image ({', '.join(IMAGE_EXTENSIONS)}){cut}{others}", groups.left_out
+            f"{name} holds no sample with {main_member(scope)} ({', '.join(scope.extensions)}){cut}{others}",
+            groups.left_out,
         )
     extensions = sorted({extension for sample in samples for extension in sample.members})
     rows = [[sample.members.get(extension, (-1, 0)) for sample in samples] for extension in extensions]
@@ -132,6 +150,7 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None) -> Shar
         truncated=truncated,
         extra=extra or {},
         left_out=groups.left_out,
+        scope=scope,
     )
 
 
@@ -212,6 +231,22 @@ def _wrong_end(index: ShardIndex, fd: int) -> str | None:
     return None
 
 
+def main_member(scope: Scope) -> str:
+    """Return what every sample has, with its article, for messages."""
+    return "an image" if scope.main == IMAGE else f"a {scope.main}"
+
+
+def scope_of(header: dict[str, Any]) -> Scope:
+    """Return the samples and members that the index with this header has; earlier versions indexed images and texts."""
+    return Scope(header.get("main", IMAGE), header.get("members") == "all")
+
+
+def _scope_to_json(scope: Scope) -> dict[str, str]:
+    """Entries for a header; none for images and texts, so that these indexes are those of earlier versions."""
+    main = {"main": scope.main} if scope.main != IMAGE else {}
+    return main | ({"members": "all"} if scope.all_members else {})
+
+
 def _digest(header: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
@@ -243,6 +278,8 @@ def _checked_header(line: bytes) -> dict[str, Any] | None:
         raise UnreadableError("its header has an impossible entry extra")
     if not isinstance(truncated, str | None):
         raise UnreadableError("its header has an impossible entry truncated")
+    if header.get("main", IMAGE) not in (IMAGE, VIDEO) or header.get("members", "all") != "all":
+        raise UnreadableError("its header has an impossible entry main or members")
     return header
 
 
@@ -269,9 +306,10 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
     first, last = offsets >= BLOCK, sizes <= header["tar_size"] - offsets
     if not np.all(absent | (first & (offsets % BLOCK == 0) & (sizes >= 0) & last)):
         raise UnreadableError("its columns have impossible offsets")
-    images = [number for number, extension in enumerate(extensions) if image_extension([extension])]
-    if len(set(extensions)) < len(extensions) or absent[images].all(axis=0).any():
-        raise UnreadableError("its columns have a sample without an image")
+    scope = scope_of(header)
+    main = [number for number, extension in enumerate(extensions) if scope.is_main(extension)]
+    if len(set(extensions)) < len(extensions) or absent[main].all(axis=0).any():
+        raise UnreadableError(f"its columns have a sample without {main_member(scope)}")
     return ShardIndex(
         header["tar_size"],
         header["tar_mtime_ns"],
@@ -283,6 +321,7 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
         header["extra"],
         LeftOut.from_json(header.get("left_out")),
         proven=stated is not None,
+        scope=scope,
     )
 
 

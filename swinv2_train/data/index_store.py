@@ -1,7 +1,7 @@
 """Where the index of a shard is kept and when it is trusted.
 
-Local: beside the tar, or in the cache directory where that place is read-only; trusted while size and time of the tar
-agree. Remote: beside the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
+Local: next to the tar, or in the cache directory if that place is read-only; trusted while size and time of the tar
+agree. Remote: next to the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
 agrees and the copy has a header where the index has a member. A damaged index is rebuilt.
 """
 
@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,43 @@ from swinv2_train.data.index import (
     parse_index,
     read_header,
     read_index,
+    scope_of,
     write_index,
 )
 from swinv2_train.data.remote import RemoteFile, ShardCache
+from swinv2_train.data.samples import IMAGE, Scope
 
 logger = logging.getLogger(__name__)
 
 
-def index_header(url: str, cache: ShardCache, file: RemoteFile | None) -> dict[str, Any]:
-    """The header of a shard's index, which counts its samples; the index is built or fetched if need be.
+def index_header(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> dict[str, Any]:
+    """Return the header of a shard's index, which counts its samples; the index is built or fetched if need be.
 
     `file` is None for a local shard.
     """
-    for path in _places(url, cache, file):
+    for path in _places(url, cache, file, scope):
         header = read_header(path)
-        if header is not None and _fresh(header, url, file) and _complete(header, file):
+        if header is not None and _fresh(header, url, file) and _complete(header, file, scope):
             return header
-    return load_index(url, cache, file).header()
+    return load_index(url, cache, file, scope).header()
 
 
-def load_index(url: str, cache: ShardCache, file: RemoteFile | None) -> ShardIndex:
-    """The index of a shard, built or fetched if there is none or an old one.
+def load_index(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> ShardIndex:
+    """Return the index of a shard, built or fetched if there is none, an old one, or one with too few members.
 
-    Raises DataError where the shard is no tar or holds no image.
+    Raises:
+        DataError: if the shard is not a tar or holds no image (or video, whatever `scope` asks for).
     """
     old = None
-    for path in _places(url, cache, file):
+    for path in _places(url, cache, file, scope):
         index = read_index(path)
         # Without a hash a local tar is indexed again, which reads as much of it as a check of the index would.
         proven = file is not None or (index is not None and index.proven)
-        if index is not None and proven and _fresh(index.header(), url, file) and _complete(index.header(), file):
+        header = index.header() if index is not None else {}
+        if index is not None and proven and _fresh(header, url, file) and _complete(header, file, scope):
             return index
         old = old or index
-    return _local_index(url, cache, old) if file is None else _remote_index(file, cache)
+    return _local_index(url, cache, old, scope) if file is None else _remote_index(file, cache, old, scope)
 
 
 def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[int, ShardIndex]:
@@ -85,7 +90,7 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
         return fd, index
     built = None
     try:
-        built = build_index(file.url, fd)
+        built = build_index(file.url, fd, scope=index.scope)
         wrong = built.truncated
     except DataError as error:
         wrong = str(error)
@@ -99,7 +104,7 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
 
 
 def index_path(tar: str | Path) -> Path:
-    """The place of an index beside its tar."""
+    """Return the place of an index next to its tar."""
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 
@@ -109,10 +114,12 @@ def beside(url: str, suffix: str) -> str:
     return f"{path}{suffix}{mark}{query}"
 
 
-def _places(url: str, cache: ShardCache, file: RemoteFile | None) -> list[Path]:
+def _places(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> list[Path]:
     digest = file.digest if file else hashlib.sha256(os.fsencode(Path(url).resolve())).hexdigest()[:20]
-    cached = cache.directory / "index" / f"{digest}{INDEX_SUFFIX}"
-    return [cached] if file else [index_path(url), cached]
+    # Other main members are other samples, so both indexes of a tar may be in use at a time.
+    suffix = INDEX_SUFFIX if scope.main == IMAGE else f".{scope.main}{INDEX_SUFFIX}"
+    cached = cache.directory / "index" / f"{digest}{suffix}"
+    return [cached] if file else [Path(f"{url}{suffix}"), cached]
 
 
 def _fresh(header: dict[str, Any], url: str, file: RemoteFile | None) -> bool:
@@ -130,26 +137,29 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _complete(header: dict[str, Any], file: RemoteFile | None) -> bool:
-    """Return whether an index counts the members that are not read, or needs no such count.
+def _complete(header: dict[str, Any], file: RemoteFile | None, scope: Scope) -> bool:
+    """Return whether an index has the members that are asked for, and counts those that are not read if it must.
 
     Earlier versions did not count them, nor did they read as many formats. A local tar is indexed again, which is
     cheap; the packer leaves nothing out, and a remote tar would have to be fetched.
     """
+    found = scope_of(header)
+    if found.main != scope.main or (scope.all_members and not found.all_members):
+        return False
     return file is not None or header.get("left_out") is not None or "pack" in header["extra"]
 
 
-def _local_index(path: str, cache: ShardCache, old: ShardIndex | None) -> ShardIndex:
+def _local_index(path: str, cache: ShardCache, old: ShardIndex | None, scope: Scope) -> ShardIndex:
     """Index a tar again; what the packer recorded stays if the tar was only copied or touched."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
         raise DataError(f"{path} is not a file")
     with _closing(os.open(path, os.O_RDONLY)) as fd:
-        index = build_index(path, fd)
+        index = build_index(path, fd, scope=_wider(scope, old))
     if old is not None and index.same_members(old):
         index.extra = old.extra
     elif old is not None and not _fresh(old.header(), path, None):
         logger.warning("%s changed after its index was written: indexing it again", path)
-    for place in _places(path, cache, None):
+    for place in _places(path, cache, None, scope):
         try:
             write_index(index, place)
         except OSError:
@@ -159,25 +169,46 @@ def _local_index(path: str, cache: ShardCache, old: ShardIndex | None) -> ShardI
     return index
 
 
-def _remote_index(file: RemoteFile, cache: ShardCache) -> ShardIndex:
-    content = cache.fetch_bytes(beside(file.url, INDEX_SUFFIX))
+def _wider(scope: Scope, old: ShardIndex | None) -> Scope:
+    """Return a scope that also has the members of the index that it replaces."""
+    return replace(scope, all_members=scope.all_members or (old is not None and old.scope.all_members))
+
+
+def _remote_index(file: RemoteFile, cache: ShardCache, old: ShardIndex | None, scope: Scope) -> ShardIndex:
+    """Return the index that was uploaded with a shard, or index the fetched shard.
+
+    Args:
+        old: an index in the cache that has too few members, or is of another version of the shard.
+    """
     index = None
-    if content is not None:
-        index = parse_index(content, f"next to {file.url}")
-        if index is None or index.tar_size != file.size or not _packed_as(index, file):
-            logger.warning("the index next to %s is not of this shard: indexing it again", file.url)
-            index = None
-    index = index or _index_of_copy(file, cache)
+    if old is None or old.tar_size != file.size:
+        old = index = _uploaded_index(file, cache, scope)
+    if index is None or not _complete(index.header(), file, scope):
+        index = _index_of_copy(file, cache, scope)
+        if old is not None and old.tar_size == file.size and index.same_members(old):
+            index.extra = old.extra
     _keep(index, file, cache)
     return index
 
 
-def _index_of_copy(file: RemoteFile, cache: ShardCache) -> ShardIndex:
+def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex | None:
+    """Return the index next to a remote shard; None if there is none of this shard."""
+    content = cache.fetch_bytes(beside(file.url, INDEX_SUFFIX)) if scope.main == IMAGE else None
+    if content is None:
+        return None
+    index = parse_index(content, f"next to {file.url}")
+    if index is None or index.tar_size != file.size or not _packed_as(index, file):
+        logger.warning("the index next to %s is not of this shard: indexing it again", file.url)
+        return None
+    return index
+
+
+def _index_of_copy(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex:
     """Index a fetched shard. One that is damaged may be a bad copy, so it is fetched a second time."""
     for last in (False, True):
         with _closing(cache.open(file)) as fd:
             try:
-                index = build_index(file.url, fd)
+                index = build_index(file.url, fd, scope=scope)
                 if index.truncated is None or last:
                     return index
                 wrong = index.truncated
@@ -192,7 +223,7 @@ def _index_of_copy(file: RemoteFile, cache: ShardCache) -> ShardIndex:
 
 
 def _keep(index: ShardIndex, file: RemoteFile, cache: ShardCache) -> None:
-    (place,) = _places(file.url, cache, file)
+    (place,) = _places(file.url, cache, file, index.scope)
     try:
         write_index(index, place)
     except OSError as error:

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swinv2_train.data.augment import resize
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.geometry import resize
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
-from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_url
 from swinv2_train.lettering import fitted, font
 from swinv2_train.writing import write_bytes
@@ -91,7 +91,7 @@ class _Check:
 
     def __call__(self, index: int) -> _Checked:
         try:
-            raw = self._shards.read(index, texts=True)
+            raw = self._shards.read(index, IMAGE_AND_TEXTS)
             pixels = read_pixels(raw.data, self._max_pixels)
             facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()

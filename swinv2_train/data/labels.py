@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.shards import RawSample
+from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.reading import UnreadableError, parse_json
 
 _HIGHEST = 9_999_999

@@ -1,6 +1,6 @@
 """Batches for training and evaluation: which rank gets which sample of which step, decoded and collated.
 
-What a step contains hangs on the position of its samples alone (see order.py), so it is the same for any number of
+The samples of a step depend only on their positions (see order.py), so they are the same for any number of
 ranks, workers and micro-batches, and a run resumes at any step by arithmetic.
 """
 
@@ -10,68 +10,88 @@ import itertools
 import logging
 import traceback
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from swinv2_train.data.batch import Batch, collate
 from swinv2_train.data.current import working_on
-from swinv2_train.data.decode import DecodeOptions, decode, same_depth
+from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.order import Group, SampleOrder, sample_rng
+from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.data.transform import Decoded, Transform
-from swinv2_train.data.workers import Failure, WorkerPool
+from swinv2_train.data.transform import Transform
+from swinv2_train.data.workers import Failure, WorkerPool, Workers
 
 logger = logging.getLogger(__name__)
-Batch = dict[str, Any]
+Entries = dict[str, Any]
+"""Result of a transform for one sample."""
 Broken = tuple[int, str, str]
 """(position, "shard/key", reason) of a sample that could not be used."""
 _MAX_REPLACEMENTS = 32
 
 
-class TrainLoader:
-    """Endless micro-batches of one rank, from batch `start_batch` on.
+@dataclass(frozen=True)
+class SampleSource:
+    """Where samples come from, and how each is made: bytes -> image -> entries of a batch."""
 
-    Batch b holds the positions b * global_batch + [0, global_batch). Rank r takes the r-th of `world_size` equal parts
-    of them, cut into micro-batches in order. Batches in `avoid` are passed over. A micro-batch is what `transform`
-    gives, stacked, and
+    shards: ShardSet
+    transform: Transform
+    channels: int
+    """Channels of the images."""
+    seed: int
+    """Of all that is random about a sample, together with its position."""
+    decoding: DecodeOptions | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part of the samples that one rank gets, and the size of its micro-batches."""
+
+    micro_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+
+class TrainLoader:
+    """Endless micro-batches of one rank, starting with batch `start_batch`.
+
+    Batch b contains the positions b * global_batch + [0, global_batch). Rank r takes the r-th of `world_size` equal
+    parts of them, cut into micro-batches in order. A micro-batch is what the transform returns, collated, and
 
     - "position" int64 (B,): the sample positions,
     - "broken": list of (position, "shard/key", reason) of samples that could not be used and were replaced.
+
+    Args:
+        avoid: batches that are skipped.
     """
 
     def __init__(
         self,
-        shards: ShardSet,
+        source: SampleSource,
         order: SampleOrder,
-        transform: Transform,
+        share: Share,
         *,
         global_batch: int,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        start_batch: int,
-        channels: int,
-        seed: int,
-        num_workers: int,
-        prefetch_batches: int,
+        start_batch: int = 0,
         avoid: Collection[int] = (),
-        decoding: DecodeOptions | None = None,
+        workers: Workers = Workers(),  # noqa: B008 (it is frozen)
     ) -> None:
+        shards = source.shards
         if order.num_samples != shards.num_samples:
             raise ValueError(f"the order is over {order.num_samples} samples, the shards hold {shards.num_samples}")
-        if global_batch % (world_size * micro_batch):
+        if global_batch % (share.world_size * share.micro_batch):
             raise DataError(
-                f"a global batch of {global_batch} does not divide into micro-batches of {micro_batch} on {world_size} "
-                "ranks"
+                f"a global batch of {global_batch} does not divide into micro-batches of {share.micro_batch} on "
+                f"{share.world_size} ranks"
             )
         self._shards, self._order = shards, order
         self._fetched_until = -1
-        positions = _train_positions(global_batch, micro_batch, rank, world_size, start_batch, frozenset(avoid))
-        dataset = _TrainSamples(shards, order, transform, channels, seed, decoding)
-        self._pool = WorkerPool(dataset, positions, num_workers=num_workers, prefetch_batches=prefetch_batches)
+        positions = _train_positions(global_batch, share, start_batch, frozenset(avoid))
+        self._pool = WorkerPool(_TrainSamples(source, order), positions, workers)
         self._read_ahead(start_batch * global_batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -117,9 +137,9 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The first `num_samples` samples in fixed order, every rank getting equally many batches. Iterate again and again.
+    """The first `num_samples` samples (None: all) in fixed order, in equally many batches for every rank.
 
-    A batch is what `transform` gives, stacked, and
+    It can be iterated again and again. A batch is what the transform returns, collated, and
 
     - "position" int64 (B,): the sample indices,
     - "valid" bool (B,): False for padding and for broken samples, which hold a copy of another sample,
@@ -128,26 +148,20 @@ class EvalLoader:
 
     def __init__(
         self,
-        shards: ShardSet,
-        transform: Transform,
+        source: SampleSource,
+        share: Share,
         *,
-        num_samples: int | None,
-        micro_batch: int,
-        rank: int,
-        world_size: int,
-        channels: int,
-        seed: int,
-        num_workers: int = 0,
-        prefetch_batches: int = 2,
-        decoding: DecodeOptions | None = None,
+        num_samples: int | None = None,
+        workers: Workers = Workers(),  # noqa: B008 (it is frozen)
     ) -> None:
-        self._shards = shards
+        self._shards = shards = source.shards
         self.num_samples = min(num_samples or shards.num_samples, shards.num_samples)
-        self._dataset = _EvalSamples(shards, transform, channels, seed, self.num_samples, decoding)
-        self._workers = {"num_workers": num_workers, "prefetch_batches": prefetch_batches}
-        count = -(-self.num_samples // (world_size * micro_batch))
-        starts = [(batch * world_size + rank) * micro_batch for batch in range(count)]
-        self._batches = [range(start, start + micro_batch) for start in starts]
+        self._dataset = _EvalSamples(source, self.num_samples)
+        self._workers = workers
+        size = share.micro_batch
+        count = -(-self.num_samples // (share.world_size * size))
+        starts = [(batch * share.world_size + share.rank) * size for batch in range(count)]
+        self._batches = [range(start, start + size) for start in starts]
         self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
@@ -157,7 +171,7 @@ class EvalLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass; its workers live as long as the pass, so that they cost nothing in between."""
         self.close()
-        self._pool = pool = WorkerPool(self._dataset, self._batches, **self._workers)
+        self._pool = pool = WorkerPool(self._dataset, self._batches, self._workers)
         self._shards.prefetch(self._shards.shards_of([(0, self.num_samples)]))
         try:
             yield from pool
@@ -172,26 +186,22 @@ class EvalLoader:
         self._shards.close()
 
 
-def _train_positions(
-    global_batch: int, micro_batch: int, rank: int, world_size: int, start_batch: int, avoid: frozenset[int]
-) -> Iterator[range]:
-    share = global_batch // world_size
+def _train_positions(global_batch: int, share: Share, start_batch: int, avoid: frozenset[int]) -> Iterator[range]:
+    part = global_batch // share.world_size
     for batch in itertools.count(start_batch):
         if batch in avoid:
             continue
-        first = batch * global_batch + rank * share
-        for start in range(first, first + share, micro_batch):
-            yield range(start, start + micro_batch)
+        first = batch * global_batch + share.rank * part
+        for start in range(first, first + part, share.micro_batch):
+            yield range(start, start + share.micro_batch)
 
 
 class _Samples(Dataset[Any]):
-    """Runs in the workers: positions -> batch. Whatever goes wrong comes back as one sentence."""
+    """Runs in the workers: positions -> batch. Whatever goes wrong is returned as one sentence."""
 
-    def __init__(
-        self, shards: ShardSet, transform: Transform, channels: int, seed: int, decoding: DecodeOptions | None = None
-    ) -> None:
-        self.shards, self.transform, self.channels, self.seed = shards, transform, channels, seed
-        self.decoding = decoding
+    def __init__(self, source: SampleSource) -> None:
+        self.source = source
+        self.shards, self.transform, self.seed = source.shards, source.transform, source.seed
 
     def __getitems__(self, positions: Sequence[int]) -> Batch | Failure:
         try:
@@ -207,11 +217,15 @@ class _Samples(Dataset[Any]):
     def batch(self, positions: Sequence[int]) -> Batch:
         raise NotImplementedError
 
-    def decoded(self, index: int) -> Decoded:
-        """Raises BrokenSample where sample `index` cannot be read or decoded."""
+    def opened(self, index: int) -> Sample:
+        """Read the members of sample `index`, which are decoded later. Raises BrokenSample if they cannot be read."""
         working_on(index)
-        raw = self.shards.read(index, texts=self.transform.texts)
-        return Decoded(decode(raw.data, self.channels, self.decoding), raw)
+        declared = self.transform.members
+        raw = self.shards.read(index, declared)
+        return Sample(raw, self.source.channels, self.source.decoding, declared)
+
+    def collated(self, samples: Sequence[Entries]) -> Batch:
+        return collate(samples, images=self.transform.images, ragged=self.transform.ragged)
 
     def name_of(self, index: int) -> str:
         """The shard and key of a sample, for messages."""
@@ -219,18 +233,10 @@ class _Samples(Dataset[Any]):
 
 
 class _TrainSamples(_Samples):
-    def __init__(
-        self,
-        shards: ShardSet,
-        order: SampleOrder,
-        transform: Transform,
-        channels: int,
-        seed: int,
-        decoding: DecodeOptions | None = None,
-    ) -> None:
-        super().__init__(shards, transform, channels, seed, decoding)
+    def __init__(self, source: SampleSource, order: SampleOrder) -> None:
+        super().__init__(source)
         self.order = order
-        self.last: tuple[int, Decoded] | None = None
+        self.last: tuple[int, Sample] | None = None
 
     def batch(self, positions: Sequence[int]) -> Batch:
         partners = {position: self.transform.partner(position) for position in positions}
@@ -242,21 +248,23 @@ class _TrainSamples(_Samples):
             broken += failures if position in partners else []
         self.last = None
         samples = [self.mixed(made, position, partner) for position, partner in partners.items()]
-        return _collate(samples) | {"position": torch.tensor(list(positions)), "broken": broken}
+        return self.collated(samples) | {"position": torch.tensor(list(positions)), "broken": broken}
 
-    def mixed(self, made: dict[int, dict[str, Tensor]], position: int, partner: int | None) -> dict[str, Tensor]:
+    def mixed(self, made: dict[int, Entries], position: int, partner: int | None) -> Entries:
         if partner is None:
             return made[position]
         return self.transform.mix(made[position], made[partner], sample_rng(self.seed, position, "mix"))
 
-    def sample_at(self, position: int) -> tuple[dict[str, Tensor], list[Broken]]:
+    def sample_at(self, position: int) -> tuple[Entries, list[Broken]]:
         """The sample at a position, or the first of its stand-ins that can be used; and those that cannot."""
         broken: list[Broken] = []
         index = self.order.at(position)[1]
         for attempt in range(1, _MAX_REPLACEMENTS + 2):
+            kept = self.last
             try:
-                return self.transform(self.decoded_once(index), sample_rng(self.seed, position)), broken
+                return self.transform(self.opened_once(index), sample_rng(self.seed, position)), broken
             except BrokenSample as error:
+                self.last = kept  # the stand-in of the previous repeat, which is that of this one as well
                 broken.append((position, self.shards.name(index), error.reason))
             index = self.order.replacement(position, attempt)
         _, name, reason = broken[-1]
@@ -265,29 +273,24 @@ class _TrainSamples(_Samples):
             "check the shards with swinv2-data inspect"
         )
 
-    def decoded_once(self, index: int) -> Decoded:
-        """As `decoded`; repetitions of a sample lie side by side, so the last one is kept."""
+    def opened_once(self, index: int) -> Sample:
+        """As `opened`; the repeats of a sample follow each other, so the last one is kept with what it has decoded.
+
+        What a transform decodes for one repeat alone, such as a clip, it decodes from the bytes; that is not kept.
+        """
         if self.last is None or self.last[0] != index:
-            self.last = (index, self.decoded(index))
+            self.last = (index, self.opened(index))
         return self.last[1]
 
 
 class _EvalSamples(_Samples):
-    def __init__(
-        self,
-        shards: ShardSet,
-        transform: Transform,
-        channels: int,
-        seed: int,
-        num_samples: int,
-        decoding: DecodeOptions | None = None,
-    ) -> None:
-        super().__init__(shards, transform, channels, seed, decoding)
+    def __init__(self, source: SampleSource, num_samples: int) -> None:
+        super().__init__(source)
         self.num_samples = num_samples
 
     def batch(self, positions: Sequence[int]) -> Batch:
         broken: list[Broken] = []
-        samples: list[dict[str, Tensor] | None] = []
+        samples: list[Entries | None] = []
         for index in positions:
             try:
                 samples.append(self.sample(index) if index < self.num_samples else None)
@@ -297,14 +300,14 @@ class _EvalSamples(_Samples):
         valid = [sample is not None for sample in samples]
         # Padding is a copy of a true sample, not zeros: what a loss makes of zeros may be NaN, and NaN * 0 stays NaN.
         padding = next((sample for sample in samples if sample is not None), None) or self.any_sample()
-        batch = _collate([sample if sample is not None else padding for sample in samples])
+        batch = self.collated([sample if sample is not None else padding for sample in samples])
         return batch | {"position": torch.tensor(list(positions)), "valid": torch.tensor(valid), "broken": broken}
 
-    def sample(self, index: int) -> dict[str, Tensor]:
+    def sample(self, index: int) -> Entries:
         """Raises BrokenSample where sample `index` cannot be used."""
-        return self.transform(self.decoded(index), sample_rng(self.seed, index))
+        return self.transform(self.opened(index), sample_rng(self.seed, index))
 
-    def any_sample(self) -> dict[str, Tensor]:
+    def any_sample(self) -> Entries:
         """The first sample that can be used, for a batch that has none of its own."""
         reason = ""
         for index in range(self.num_samples):
@@ -316,7 +319,3 @@ class _EvalSamples(_Samples):
             f"none of the {self.num_samples} evaluation samples can be used, the last of them "
             f"{self.shards.name(self.num_samples - 1)} ({reason}): check the shards with swinv2-data inspect"
         )
-
-
-def _collate(samples: Sequence[dict[str, Tensor]]) -> Batch:
-    return {key: torch.stack(same_depth([sample[key] for sample in samples])) for key in samples[0]}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.data.decode import same_depth
+from swinv2_train.data.pixels import same_depth
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from swinv2_train.data.remote import is_remote
-from swinv2_train.data.shards import Shard, ShardSet
+from swinv2_train.data.shard import Shard
+from swinv2_train.data.shards import ShardSet
 
 
 def shared_shards(first: ShardSet, second: ShardSet) -> list[str]:

@@ -1,8 +1,8 @@
 """Pack images into WebDataset tars of bounded size, with index, manifest and dataset card.
 
-The bytes of a shard hang on its images and the options alone, not on the number of processes. A shard appears under its
-name only when it is whole, and it carries a fingerprint of what went into it, so an interrupted command, given again,
-goes on where it stopped.
+The bytes of a shard depend only on its images and the options, not on the number of processes. A shard gets its final
+name only once it is complete. It stores a fingerprint of its inputs, so rerunning an interrupted command resumes where
+it stopped.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swinv2_train.data.augment import resize
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
+from swinv2_train.data.geometry import resize
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
@@ -34,7 +34,7 @@ from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.pixels import Pixels
-from swinv2_train.data.shards import RawSample
+from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.writing import write_bytes
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
@@ -42,9 +42,25 @@ _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
 BROKEN_FILE = "broken.jsonl"
 
 
+def _no_progress(_split: str, _done: int, _total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class PackRun:
+    """Settings of a packing that do not affect the bytes of its shards."""
+
+    workers: int = 0
+    """Decoding processes; 0: images are decoded in this one."""
+    overwrite: bool = False
+    """Replace shards of another source or split."""
+    progress: Callable[[str, int, int], None] = _no_progress
+    """Is called with the split, the images done, and their number."""
+
+
 @dataclass
 class PackReport:
-    """What was done."""
+    """Result of a packing."""
 
     cards: dict[str, Card] = field(default_factory=dict)
     """Card of each split."""
@@ -83,7 +99,7 @@ class PackReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know although the packing succeeded."""
+        """Warnings about a packing that succeeded."""
         lines = []
         if self._partly_labeled:
             lines.append(f"{self.unlabeled:,} images have no label, while others have one")
@@ -127,7 +143,7 @@ class _Prepare:
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
         facts = image_facts(data, image, pixels)
-        labels, problem = known_labels(RawSample(entry.key, facts.format, data, texts))
+        labels, problem = known_labels(RawSample(entry.key, facts.format, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
         return Packed(entry, members, facts, labels, label_problem=problem)
 
@@ -191,20 +207,19 @@ def pack(
     eval_share: float = 0.0,
     classes: bool = False,
     class_names: Path | None = None,
-    workers: int = 0,
-    overwrite: bool = False,
-    progress: Callable[[str, int, int], None] = lambda split, done, total: None,
+    how: PackRun = PackRun(),
 ) -> PackReport:
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
 
-    With `classes`, the subfolders of a folder are its classes. They, and the names in a list, are numbered in
-    the order of `in_order`, or as `class_names` says: a file with a name per line, or a manifest.
+    Args:
+        eval_share: fraction of the images that goes to the split `eval`, see `pack_split`.
+        classes: the subfolders of a folder are its classes.
+        class_names: file with the order of the classes: a name per line, or a manifest. Without one they are numbered
+            in the order of `in_order`.
 
-    With `eval_share`, that share of the images goes to the split `eval`, see `pack_split`. `progress` is called with
-    the split, the images done and their number.
-
-    Raises DataError, in one sentence, for a source without images, an `out` that holds something else, a full disk.
-    Shards that were finished until then stay valid.
+    Raises:
+        DataError: if the source has no images, `out` contains something else, or the disk is full. Shards that were
+            finished until then stay valid.
     """
     found = open_source(
         source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
@@ -217,23 +232,23 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
         with _only_writer(out):
             known = origins(out)
-            if not overwrite:
+            if not how.overwrite:
                 _refuse_overlap(out, known, found.root, names)
                 rule = _recorded_rule(out, known, found.root, names, rule)
-            splits = _split(found, names, rule, report, progress)
+            splits = _split(found, names, rule, report, how.progress)
             record = rule.to_json()
             writers = {
                 name: SplitWriter(out, name, replace(found, entries=entries), options, record)
                 for name, entries in splits.items()
             }
             for writer in writers.values():
-                writer.check(known, overwrite)
+                writer.check(known, how.overwrite)
             if not all(writer.is_finished() for writer in writers.values()):
-                _remove_moved(out, known, writers, splits, may_differ=overwrite or rule.rule == RULE)
-            prepare = ParallelMap(_Prepare(found, options), workers, name=lambda entry: entry.path)
+                _remove_moved(out, known, writers, splits, may_differ=how.overwrite or rule.rule == RULE)
+            prepare = ParallelMap(_Prepare(found, options), how.workers, name=lambda entry: entry.path)
             try:
                 for name, writer in writers.items():
-                    for shard in writer.shards(prepare, functools.partial(progress, name)):
+                    for shard in writer.shards(prepare, functools.partial(how.progress, name)):
                         report.add(name, shard)
                     writer.finish(report.cards[name])
             finally:

@@ -16,7 +16,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FolderScan, extension, scan_folder
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
 from swinv2_train.data.samples import LeftOut
-from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 from swinv2_train.reading import UnreadableError, decode_text, parse_json
 
@@ -68,7 +68,7 @@ class Source:
         if self.shards is None:
             return Path(entry.path).read_bytes(), _label_member(entry.label)
         assert entry.index is not None
-        raw = self.shards.read(entry.index, texts=True)
+        raw = self.shards.read(entry.index, IMAGE_AND_TEXTS)
         return raw.data, raw.texts
 
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_sources import Entry, Source, fraction
+from swinv2_train.data.samples import TEXT_EXTENSIONS
 
 RULE = 2
 _READERS = 8
@@ -140,7 +141,7 @@ def _labels(source: Source) -> list[Label]:
         index = source.entries[number].index
         assert index is not None
         try:
-            found = known_labels(source.shards.read(index, texts=True, image=False))[0]
+            found = known_labels(source.shards.read(index, TEXT_EXTENSIONS))[0]
         except BrokenSample:
             continue
         labels[number] = found[0] if found is not None and len(found) == 1 else found

@@ -1,9 +1,8 @@
-"""Write the shards of one split in order, passing over those that an earlier command finished."""
+"""Write the shards of one split in order, skipping those that an earlier command finished."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -12,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS
@@ -25,6 +24,9 @@ from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 from swinv2_train.writing import write_bytes
 
+if TYPE_CHECKING:
+    from webdataset import TarWriter
+
 _VERSION = 1  # of the bytes that packing gives; part of every fingerprint
 _BLOCK = 512
 _LONG_NAME = 3 * _BLOCK  # what a PAX header for a long or non-ASCII name adds, at least
@@ -32,7 +34,7 @@ _LONG_NAME = 3 * _BLOCK  # what a PAX header for a long or non-ASCII name adds, 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the bytes of the shards, besides the images."""
+    """Options that decide the bytes of the shards, in addition to the images."""
 
     max_bytes: int = 256 << 20
     """Upper bound of a shard; a single image that is larger gets a shard of its own."""
@@ -43,7 +45,7 @@ class PackOptions:
     quality: int = 92
     """JPEG quality of images that were shrunk."""
     channels: int | None = None
-    """Leave out images that cannot be read with so many channels."""
+    """Leave out images that cannot be read with this number of channels."""
     seed: int = 0
     """Decides the order of the images and the split."""
     background: Any = "white"
@@ -222,11 +224,11 @@ class SplitWriter:
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
-                with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+                with _tar_writer(file) as tar:
                     for packed in ahead:
                         if packed.broken is not None:
                             broken.append({"path": packed.entry.path, "reason": packed.broken})
-                        elif card.num_samples and self._full(tar.offset, card.num_samples, packed):
+                        elif card.num_samples and self._full(tar.tarstream.offset, card.num_samples, packed):
                             ahead.give_back(packed)
                             break
                         else:
@@ -315,12 +317,18 @@ class _Ahead:
         self._returned.append(item)
 
 
-def _add(tar: tarfile.TarFile, packed: Packed, card: Card) -> None:
+def _tar_writer(file: BinaryIO) -> TarWriter:
+    """Open webdataset's writer so that the bytes depend on names and contents alone: time 0, owner 0 without a name."""
+    from webdataset import TarWriter
+
+    return TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0, format="PAX_FORMAT")
+
+
+def _add(tar: TarWriter, packed: Packed, card: Card) -> None:
     assert packed.facts is not None
     for extension, data in packed.members.items():
-        info = tarfile.TarInfo(f"{packed.entry.key}.{extension}")  # time 0, owner 0: the bytes hang on nothing else
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
+        # One by one, because the writer sorts the members that it gets together, and the image comes first here.
+        tar.write({"__key__": packed.entry.key, extension: data})
     image = next(iter(packed.members.values()))
     card.add_image(packed.facts, len(image), packed.labels)
 

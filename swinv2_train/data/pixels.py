@@ -67,3 +67,10 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     if orientation in (2, 3, 6, 7):
         array = array[:, :, ::-1]
     return torch.from_numpy(array.copy())  # not ascontiguousarray: it keeps negative strides of sides of one pixel
+
+
+def same_depth(images: list[Tensor]) -> list[Tensor]:
+    """Return images of one depth: if 8 and 16 bit ones meet, the 8 bit ones are scaled to the range of 16 bits."""
+    if any(image.dtype == torch.uint16 for image in images):
+        return [t.to(torch.int32).mul(257).to(torch.uint16) if t.dtype == torch.uint8 else t for t in images]
+    return images

@@ -12,13 +12,19 @@ from dataclasses import dataclass, field
 from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
 from swinv2_train.data.tar import Member
 
+IMAGE, VIDEO = "image", "video"
 TEXT_EXTENSIONS = ("cls", "txt", "json")
+VIDEO_EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
+_MAIN_EXTENSIONS = {IMAGE: IMAGE_EXTENSIONS, VIDEO: VIDEO_EXTENSIONS}
+_PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
+"""Formats that can execute code when they are read. They are never indexed, so no transform can ask for them."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's split into key and extension
 _OTHER_TYPE = "other type"
 REASONS = {
     "apart": "the other members of its key are elsewhere in the tar, so it is not part of the sample; sort the members "
     "(tar --sort=name)",
     "no image": "its key has no image",
+    "no video": "its key has no video",
     "shared key": "another image of the same key is read; a key ends at the first dot of a file name, so rename files "
     "such as img_0.25.jpg",
     "dotted label": "its name has a dot before the extension, so it is not read as a label; a key ends at the first "
@@ -89,26 +95,51 @@ class LeftOut:
         return found
 
 
+@dataclass(frozen=True)
+class Scope:
+    """Content of an index: which keys of a tar are samples, and which of their members it has."""
+
+    main: str = IMAGE
+    """A key is a sample if it has a member of this kind: image or video."""
+    all_members: bool = False
+    """False: images and plain texts alone, as in every index that earlier versions wrote."""
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Extensions of the main members."""
+        return _MAIN_EXTENSIONS[self.main]
+
+    def contains(self, extension: str) -> bool:
+        """Return whether members with this extension, such as seg.png, are indexed."""
+        if self.all_members:
+            return _last(extension) not in _PICKLES
+        return is_image(extension) or extension in TEXT_EXTENSIONS
+
+    def is_main(self, extension: str) -> bool:
+        """Return whether members with this extension can be the main member of a sample."""
+        return _last(extension) in self.extensions
+
+    def main_extension(self, extensions: Sequence[str]) -> str | None:
+        """Return the extension of a sample's main member: a plain `jpg` before a dotted `seg.png`; None without one.
+
+        Of several images, the first is chosen, after the formats that earlier versions read.
+        """
+        candidates = [extension for extension in extensions if self.is_main(extension)]
+        return min(candidates, key=self._rank, default=None)
+
+    def _rank(self, extension: str) -> tuple[int, bool]:
+        return extension.count("."), self.main == IMAGE and _last(extension) not in FIRST_EXTENSIONS
+
+
 @dataclass
-class Sample:
+class MemberGroup:
     """Members of one key."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Extension -> (offset, size) of images and texts."""
+    """Extension -> (offset, size) of the members that are indexed."""
     names: dict[str, str] = field(default_factory=dict)
     """Extension -> name, of all members."""
-
-
-def image_extension(extensions: Sequence[str]) -> str | None:
-    """Return the extension of a sample's image: a plain `jpg` before a dotted `seg.png`; None if there is none.
-
-    Between several, the first decides, after the formats that earlier versions read.
-    """
-    images = [extension for extension in extensions if is_image(extension)]
-    return min(
-        images, key=lambda extension: (extension.count("."), _last(extension) not in FIRST_EXTENSIONS), default=None
-    )
 
 
 def is_image(extension: str) -> bool:
@@ -117,11 +148,12 @@ def is_image(extension: str) -> bool:
 
 
 class SampleGroups:
-    """Samples of one tar, collected member by member with `add`; `finish` returns those with an image."""
+    """Samples of one tar, collected member by member with `add`; `finish` returns those with a main member."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.left_out = LeftOut()
-        self._samples: list[Sample] = []
+        self._scope = scope
+        self._samples: list[MemberGroup] = []
 
     def add(self, member: Member) -> None:
         """Take the next member of the tar."""
@@ -137,12 +169,12 @@ class SampleGroups:
             return
         key, extension = match[1], match[2].lower()
         if not self._samples or self._samples[-1].key != key:
-            self._samples.append(Sample(key))
+            self._samples.append(MemberGroup(key))
         sample = self._samples[-1]
         if extension in sample.names:
             self.left_out.add("repeated name", sample.names[extension])
         sample.names[extension] = member.name
-        if is_image(extension) or extension in TEXT_EXTENSIONS:
+        if self._scope.contains(extension):
             sample.members[extension] = (member.offset, member.size)
 
     def drop_last(self, name: str) -> None:
@@ -151,33 +183,38 @@ class SampleGroups:
         if match is not None and self._samples and self._samples[-1].key == match[1]:
             self._samples.pop()
 
-    def finish(self) -> list[Sample]:
-        """Return the samples with an image, in order, and complete `left_out`."""
-        with_image = {sample.key for sample in self._samples if image_extension(list(sample.members)) is not None}
+    def finish(self) -> list[MemberGroup]:
+        """Return the samples with a main member, in order, and complete `left_out`."""
+        scope = self._scope
+        chosen_of = [scope.main_extension(sorted(sample.members)) for sample in self._samples]
+        complete = {sample.key for sample, chosen in zip(self._samples, chosen_of, strict=True) if chosen is not None}
         seen: set[str] = set()
         kept = []
-        for sample in self._samples:
-            chosen = image_extension(sorted(sample.members))
+        for sample, chosen in zip(self._samples, chosen_of, strict=True):
             if chosen is None:
                 for name in sample.names.values():
-                    self.left_out.add("apart" if sample.key in with_image else "no image", name)
+                    self.left_out.add("apart" if sample.key in complete else f"no {scope.main}", name)
                 continue
             if sample.key in seen:
                 self.left_out.add("repeated key", sample.names[chosen])
             seen.add(sample.key)
-            for kind, extension in _unread(sample, chosen):
+            for kind, extension in _unread(sample, chosen, scope.extensions):
                 self.left_out.add(kind, sample.names[extension])
             kept.append(sample)
         return kept
 
 
-def _unread(sample: Sample, chosen: str) -> Iterator[tuple[str, str]]:
-    """Yield (kind, extension) of the members of a sample that are not read."""
+def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, extension) of the members of a sample that are read only if a transform asks for them, or never.
+
+    Args:
+        main: extensions of main members.
+    """
     for extension in sample.names:
         prefix, _, last = extension.rpartition(".")
         if extension == chosen or extension in TEXT_EXTENSIONS:
             continue
-        if extension in IMAGE_EXTENSIONS or (last in IMAGE_EXTENSIONS and "." in chosen):
+        if extension in main or (last in main and "." in chosen):
             yield "shared key", extension
         elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
             yield "dotted label", extension

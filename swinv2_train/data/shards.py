@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,102 +16,40 @@ import numpy as np
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import EmptyShardError, ShardIndex, build_index
-from swinv2_train.data.index_store import index_header, load_index, open_copy
-from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache, is_remote
-from swinv2_train.data.samples import TEXT_EXTENSIONS, LeftOut, image_extension, is_image
-from swinv2_train.data.sources import Manifest, expand, manifest_url, parse_manifest
-from swinv2_train.reading import parse_json
+from swinv2_train.data.index import ShardIndex, build_index
+from swinv2_train.data.index_store import load_index, open_copy
+from swinv2_train.data.raw_sample import RawSample
+from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache
+from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope
+from swinv2_train.data.shard import Shard, manifests_of, open_shard
+from swinv2_train.data.sources import expand, manifest_url
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
 _MAX_INDEXED_SAMPLES = 1_000_000  # in memory at a time: about 50 to 150 MB
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """One sample as it lies in the shard."""
-
-    key: str
-    extension: str
-    data: bytes
-    """The encoded image."""
-    texts: dict[str, bytes] = field(default_factory=dict)
-    """The members cls, json and txt; only where they were asked for."""
-
-    @property
-    def label(self) -> int | None:
-        """The class number in `cls`, if there is one."""
-        with contextlib.suppress(ValueError):
-            return int(self.texts.get("cls", b""))
-        return None
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The object in `json`, empty where there is none."""
-        with contextlib.suppress(ValueError):
-            content = parse_json(self.texts.get("json", b""))
-            return content if isinstance(content, dict) else {"json": content}
-        return {}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Where a shard is and what was known of it when the set was opened."""
-
-    url: str
-    size: int
-    """Bytes of the tar."""
-    num_samples: int
-    truncated: str | None = None
-    """Why the shard ends early, where it does."""
-    file: RemoteFile | None = None
-    """What to fetch, where the shard is remote."""
-    fingerprint: str = ""
-    """Packer's fingerprint of its inputs; empty if another program wrote it."""
-    sha256: str = ""
-    """Of the tar, as the packer recorded it; empty if it did not."""
-    left_out: LeftOut | None = None
-    """Members that are not read, as far as they were counted when the set was opened."""
-    empty: str | None = None
-    """Why the shard has no samples, if it has none."""
-
-    @property
-    def name(self) -> str:
-        return self.url.partition("?")[0].rpartition("/")[2]
-
-    @property
-    def content(self) -> str:
-        """What is known of its content without reading it, in words `kind:value`.
-
-        Two descriptions of the same content agree in every kind that both have: its size in bytes, the packer's hash
-        and fingerprint, and the version that a server gives to this URL, such as its ETag. Equal hashes mean equal
-        content, whatever the fingerprints are: those change with the time of an image's file.
-        """
-        words = [f"bytes:{self.size}"]
-        if self.sha256:
-            words.append(f"sha256:{self.sha256[:16]}")
-        if self.fingerprint:
-            words.append(f"packed:{self.fingerprint[:12]}")
-        elif self.file is not None and self.file.version:
-            place, version = (
-                hashlib.sha256(text.encode()).hexdigest()[:12]
-                for text in (self.url.partition("?")[0], self.file.version)
-            )
-            words.append(f"version-{place}:{version}")
-        return " ".join(words)
+IMAGE_AND_TEXTS = (IMAGE, *TEXT_EXTENSIONS)
+"""Members that packing and inspecting read."""
 
 
 class ShardSet:
     """Random access to the samples of many shards, local or remote.
 
     Safe to use after a fork (descriptors are read with `pread`) and to send to another process. Not safe to read from
-    two threads at once.
+    two threads at a time.
     """
 
-    def __init__(self, shards: Sequence[Shard], card: Card | None, cache: ShardCache, image: str | None = None) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        card: Card | None,
+        cache: ShardCache,
+        image: str | None = None,
+        scope: Scope = Scope(),  # noqa: B008 (it is frozen)
+    ) -> None:
         self.image = image.lower().lstrip(".") if image else None
         """Extension of the member that is read as the image, if it was chosen."""
+        self.scope = scope
+        """Samples and members that the indexes must have: all members once another than images and texts was read."""
         self.shards = [shard for shard in shards if shard.num_samples]
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
@@ -138,22 +75,32 @@ class ShardSet:
         backoff: float = 0.5,
         warn: bool = True,
         image: str | None = None,
+        main: str = IMAGE,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
 
         Shards packed by swinv2-data are counted from their manifest, others from their index, which is built on first
-        sight: beside the tar, or under `cache_dir` where that is read-only. `retries` and `backoff` (seconds, doubled
-        each time) are for remote reads. `warn`: log `warnings()`, for callers that do not report them. `image` is the
-        extension of the member to read of samples with several images, such as left.png; see `image_extension`.
+        sight: next to the tar, or under `cache_dir` if that is read-only.
 
-        Raises DataError, in one sentence, where something is missing, is no tar, or none of the shards holds an image.
+        Args:
+            retries, backoff: for remote reads; seconds, doubled each time.
+            warn: log `warnings()`, for callers that do not report them.
+            image: extension of the member to read of samples with several images, such as left.png; see
+                `Scope.main_extension`.
+            main: kind of member that makes a sample: image or video.
+
+        Raises:
+            DataError: if a shard is missing or is not a tar, or no shard has a sample.
         """
+        scope = Scope(main, all_members=main != IMAGE)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         try:
             urls = expand(spec, cache)
-            manifests = _manifests(urls, cache)
+            manifests = manifests_of(urls, cache)
             with ThreadPoolExecutor(8) as pool:
-                shards = list(pool.map(lambda url: _open_shard(url, manifests.get(manifest_url(url)), cache), urls))
+                shards = list(
+                    pool.map(lambda url: open_shard(url, manifests.get(manifest_url(url)), cache, scope), urls)
+                )
         except FileNotFoundError as error:
             raise DataError(f"{error.filename or error} does not exist") from None
         except PermissionError as error:
@@ -163,7 +110,7 @@ class ShardSet:
         described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
         covered = all(manifest_url(url) in described for url in urls)
         card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        opened = cls(shards, card, cache, image)
+        opened = cls(shards, card, cache, image, scope)
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
@@ -186,7 +133,9 @@ class ShardSet:
             left_out.counts.pop("shared key", None)  # chosen, not lost
         for shard, entry in enumerate(self.shards if unchosen else ()):
             if entry.left_out is not None and entry.left_out.images:
-                lines += [f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), None)]
+                lines += [
+                    f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), None, self.scope)
+                ]
                 break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
 
@@ -195,16 +144,16 @@ class ShardSet:
         counted = self._index(shard).left_out
         if counted is None:  # the index is of an earlier version
             with self._descriptor(shard) as fd:
-                counted = build_index(self.shards[shard].url, fd).left_out
+                counted = build_index(self.shards[shard].url, fd, scope=self.scope).left_out
         counted = LeftOut(dict(counted.counts)) if counted else LeftOut()
         if self.image is not None:
             counted.counts.pop("shared key", None)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
-        """Count the samples of a shard with several images, by the extensions of these."""
+        """Count the samples of a shard with several {scope.main}s (or videos), by the extensions of these."""
         index = self._index(shard)
-        rows = [i for i, extension in enumerate(index.extensions) if is_image(extension)]
+        rows = [i for i, extension in enumerate(index.extensions) if self.scope.is_main(extension)]
         present = index.offsets[rows] >= 0
         counts: Counter[tuple[str, ...]] = Counter()
         for column in np.flatnonzero(present.sum(axis=0) > 1):
@@ -224,52 +173,66 @@ class ShardSet:
         return self._index(shard).keys[sample]
 
     def name(self, index: int) -> str:
-        """A sample's shard and key, for a person."""
+        """Return a sample's shard and key, for messages."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
     def image_size(self, index: int) -> int:
         """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
         shard, sample = self.locate(index)
         members = self._index(shard).members(sample)
-        return members[self._image_of(members)][1]
+        return members[self._main_of(members)][1]
 
-    def read(self, index: int, *, texts: bool = False, image: bool = True) -> RawSample:
-        """The bytes of one sample, with those of its text members if `texts`, and without its image if not `image`.
+    def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
+        """Return one sample with those of the named members that it has; nothing else is read from the shard.
 
-        Raises BrokenSample where the shard cannot deliver them, DataError where the shard itself is gone.
+        Args:
+            members: extensions, such as seg.png or json. `image` (in a set of videos `video`) is the main member.
+
+        Raises:
+            BrokenSample: if the shard cannot deliver them.
+            DataError: if the shard itself is gone.
         """
         shard, sample = self.locate(index)
+        if not self.scope.all_members and not all(
+            name == self.scope.main or self.scope.contains(name) for name in members
+        ):
+            self._index_all_members()
         with self._descriptor(shard) as fd:
             shard_index = self._index(shard)  # after opening, which may find that it is of another shard
-            members = shard_index.members(sample)
-            extension = self._image_of(members)
-            wanted = [name for name in TEXT_EXTENSIONS if name in members] if texts else []
-            data = _pread(fd, *members[extension]) if image else b""
-            found = {name: _pread(fd, *members[name]) for name in wanted}
-        return RawSample(shard_index.keys[sample], extension, data, found)
+            places = shard_index.members(sample)
+            extension = self._main_of(places)
+            places[self.scope.main] = places[extension]
+            found = {name: _pread(fd, *places[name]) for name in members if name in places}
+        return RawSample(shard_index.keys[sample], extension, found, self.scope.main)
+
+    def _index_all_members(self) -> None:
+        """Forget the indexes that lack members; each shard is indexed again when it is next read, or was before."""
+        self.scope = replace(self.scope, all_members=True)
+        self._indexes.clear()
+        self._checked.clear()  # a copy is compared with the index that is used
 
     def choices(self) -> list[str]:
         """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
         several: Counter[tuple[str, ...]] = Counter()
         for shard in range(len(self.shards)):
             several.update(self.several_images(shard))
-        return choice_lines(several, self.image)
+        return choice_lines(several, self.image, self.scope)
 
-    def _image_of(self, members: Collection[str]) -> str:
+    def _main_of(self, members: Collection[str]) -> str:
         """The extension of the member that is read as the image. Raises BrokenSample if the chosen one is missing."""
         if self.image is None:
-            extension = image_extension(list(members))
-            assert extension is not None  # an index lists only samples with an image
+            extension = self.scope.main_extension(list(members))
+            assert extension is not None  # an index lists only samples with a main member
             return extension
-        if self.image not in members or not is_image(self.image):
-            images = ", ".join(name for name in members if is_image(name))
+        if self.image not in members or not self.scope.is_main(self.image):
+            images = ", ".join(name for name in members if self.scope.is_main(name))
             raise BrokenSample(f"it has no image {self.image} (data.image, --image), only {images}")
         return self.image
 
     def prefetch(self, shard_ids: Sequence[int]) -> None:
         """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
 
-        A later call replaces what an earlier one asked for. Local shards are passed over.
+        A later call replaces what an earlier one asked for. Local shards are skipped.
         """
         if not self.remote:
             return
@@ -300,7 +263,7 @@ class ShardSet:
     def _descriptor(self, shard: int) -> Iterator[int]:
         entry = self.shards[shard]
         if entry.file is not None:
-            # Opened anew each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+            # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
             fd = self._copy(shard, entry.file)
             try:
                 yield fd
@@ -342,7 +305,7 @@ class ShardSet:
         if shard not in self._indexes:
             entry = self.shards[shard]
             try:
-                index = load_index(entry.url, self.cache, entry.file)
+                index = load_index(entry.url, self.cache, entry.file, self.scope)
             except OSError as error:
                 raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
@@ -357,53 +320,16 @@ class ShardSet:
         return sum(index.num_samples for index in self._indexes.values())
 
 
-def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None) -> list[str]:
+def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, scope: Scope) -> list[str]:
     """Return a line for each set of images that samples have, with the one that is read and how to read another."""
     lines = []
     for extensions, count in sorted(several.items()):
-        read = chosen or image_extension(list(extensions))
+        read = chosen or scope.main_extension(list(extensions))
         others = [extension for extension in extensions if extension != read]
-        what = f"{count:,} sample{'s' if count > 1 else ''} with several images ({', '.join(extensions)})"
-        lines.append(f"{what}: {read} is read; to read another: data.image={others[0]}")
+        what = f"{count:,} sample{'s' if count > 1 else ''} with several {scope.main}s ({', '.join(extensions)})"
+        another = f"; to read another: data.image={others[0]}" if scope.main == IMAGE else ""
+        lines.append(f"{what}: {read} is read{another}")
     return lines
-
-
-def _manifests(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:
-    """The packer's manifests of these shards, by place; None where there is none."""
-    found: dict[str | None, Manifest | None] = {}
-    for place in dict.fromkeys(filter(None, map(manifest_url, urls))):
-        if is_remote(place):
-            content = cache.fetch_bytes(place)
-        else:
-            content = Path(place).read_bytes() if Path(place).is_file() else None
-        found[place] = parse_manifest(content, place) if content is not None else None
-    return found
-
-
-def _open_shard(url: str, manifest: Manifest | None, cache: ShardCache) -> Shard:
-    name = url.partition("?")[0].rpartition("/")[2]
-    if manifest is not None and name in manifest.shards:
-        listed = manifest.shards[name]
-        packed = (listed.fingerprint, listed.sha256)
-        if is_remote(url):
-            file = RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
-            return Shard(url, listed.num_bytes, listed.num_samples, None, file, *packed)
-        if os.stat(url).st_size == listed.num_bytes:
-            return Shard(url, listed.num_bytes, listed.num_samples, None, None, *packed)
-    file = cache.stat(url) if is_remote(url) else None
-    try:
-        header = index_header(url, cache, file)
-    except EmptyShardError as error:
-        if manifest is not None and name in manifest.shards:
-            count = manifest.shards[name].num_samples
-            raise DataError(f"{error}, but its manifest counts {count} samples: copy the shard again") from None
-        return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
-    if manifest is None and "pack" in header["extra"]:
-        logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    left_out = LeftOut.from_json(header.get("left_out"))
-    record = header["extra"].get("pack", {})
-    packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, *packed, left_out)
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

@@ -16,7 +16,8 @@ from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
 if TYPE_CHECKING:
     import tifffile
 
-_ORIENTATION = 274
+ORIENTATION = 274
+"""Number of the tag."""
 _UNASSOCIATED, _ASSOCIATED = 2, 1
 _OWN_COLORS = ("JPEG", "OJPEG", "WEBP", "JPEG2000", "APERIO", "JPEGXR", "JPEGXL", "JETRAW")
 """Compressions whose decoder converts YCbCr to RGB itself (beginnings of tifffile's names)."""
@@ -38,7 +39,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is an exception; the rest is noise
     from swinv2_train.data.pil_image import read_with_pil
 
-    _check_pages(data)
+    check_pages(data)
     kinds = tifffile.PHOTOMETRIC
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = _full_resolution(file)
@@ -53,10 +54,10 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
             raise BrokenSample(f"photometric interpretation {photometric.name} is not read: convert to gray or RGB")
         check_size(*_sizes(series.shape, series.axes), max_pixels=max_pixels)
         for each in series.pages:
-            _check_segments(each)
+            check_segments(each)
         array = series.asarray(maxworkers=1)
         extra = tuple(int(sample) for sample in page.extrasamples)
-        tag = page.tags.get(_ORIENTATION)
+        tag = page.tags.get(ORIENTATION)
         orientation = int(tag.value) if tag is not None else 1
         array = _full_range(array, page, white_is_zero=photometric == kinds.MINISWHITE)
         array = _channels_last(array, series.axes)
@@ -64,7 +65,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     return Pixels(upright(from_numpy(array), orientation), alpha, premultiplied=extra[-1:] == (_ASSOCIATED,))
 
 
-def _check_pages(data: bytes) -> None:
+def check_pages(data: bytes) -> None:
     """Follow the chain of pages: tifffile would walk in a circle for a long time.
 
     Raises BrokenSample if a page comes twice. A chain that leaves the file simply ends.
@@ -85,7 +86,7 @@ def _check_pages(data: bytes) -> None:
         pass
 
 
-def _check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
+def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
     """See that a page has all its strips or tiles: tifffile would fill missing ones with zeros."""
     if page is not None and len(page.dataoffsets) < (expected := math.prod(page.chunked)):
         raise BrokenSample(f"page {page.index} has {len(page.dataoffsets)} of {expected} strips or tiles")

@@ -1,49 +1,57 @@
-"""What happens to a sample between its bytes and a batch: the contract between the loaders and the tasks."""
+"""Contract between the loaders and the tasks: what happens to a sample between its bytes and a batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from swinv2_train.data.shards import RawSample
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A sample with its image decoded."""
-
-    image: Tensor
-    """(C, H, W) uint8, or uint16 for 16 bit images."""
-    raw: RawSample
-    """As it lies in the shard; with its text members where the transform asks for them."""
+from swinv2_train.data.sample import Sample
 
 
 class Transform:
-    """Decoded sample -> the entries of a batch, each of the same shape for every sample. Sent to the workers.
+    """Sample -> the entries of a batch. Sent to the workers.
 
-    All randomness comes from the generator that is handed in, which hangs on the seed and the position of the sample
-    alone. That is what makes a step the same for any number of ranks, workers and micro-batches.
+    An entry is a tensor of the same shape for every sample, unless it is named in `ragged`.
 
-    A transform that mixes samples (mixup, cutmix) names the partner of a position with `partner` and has it blended in
-    by `mix`; the loader brings both together wherever they are decoded.
+    All randomness comes from the generator that is passed in, which depends only on the seed and the position of the
+    sample. This makes a step the same for any number of ranks, workers and micro-batches. Members are decoded when they
+    are first used, so a transform may draw a crop or a clip and then decode no more than that. Decoded members are
+    shared between the repeats of a sample: never change them in place.
+
+    A transform that mixes samples (mixup, cutmix) returns the partner of a position from `partner` and blends it in
+    with `mix`; the loader brings both together wherever they are decoded.
     """
 
-    texts: bool = False
-    """Whether `RawSample.texts` is needed: labels, captions."""
+    members: tuple[str, ...] = ("image",)
+    """Members of a sample to read from the shard, by extension: `image` (whatever its format), seg.png, npy, json, cls.
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Raises BrokenSample for a sample that cannot be used, which then is named, counted and replaced."""
+    Others cannot be used. A sample need not have all of them: using one that is missing or damaged breaks the sample.
+    """
+    images: tuple[str, ...] = ("image",)
+    """Entries that are images: if 8 and 16 bit images meet in a batch, the former are scaled to 16 bits."""
+    ragged: tuple[str, ...] = ()
+    """Entries that are not stacked, such as boxes, masks, and texts; see `batch.Ragged`."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        """Return the entries of a sample.
+
+        Raises:
+            BrokenSample: if the sample cannot be used. It is then named, counted, and replaced.
+        """
         raise NotImplementedError
 
     def partner(self, position: int) -> int | None:
-        """The position that is mixed into this one, a fixed function of it inside its global batch; None: no mixing."""
+        """Return the position that is mixed into this one, or None for no mixing.
+
+        It must be a fixed function of the position and lie inside the same global batch.
+        """
         return None
 
     def mix(self, own: dict[str, Tensor], other: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
         """Blend the partner's entries into a sample's own; neither may be changed.
 
-        `rng` is another stream of the sample's randomness than `__call__` had.
+        `rng` is a different stream of the sample's randomness than the one of `__call__`.
         """
         raise NotImplementedError

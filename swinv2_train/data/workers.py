@@ -27,6 +27,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from swinv2_train.data.batch import share_memory
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.import_path import exported_import_path
@@ -69,7 +71,7 @@ def start_server(also: Sequence[str] = ()) -> None:
 
 
 class Failure:
-    """What a worker returns instead of a batch when it cannot go on: one sentence, and a traceback for a programmer."""
+    """Result of a worker that cannot make a batch: one sentence, and a traceback for a programmer."""
 
     def __init__(self, sentence: str, traceback: str = "") -> None:
         self.sentence, self.traceback = sentence, traceback
@@ -81,15 +83,24 @@ class Failure:
         return error
 
 
+@dataclass(frozen=True)
+class Workers:
+    """The decoding processes of a loader."""
+
+    num_workers: int = 0
+    """0: batches are made in the process that asks for them."""
+    prefetch_batches: int = 2
+    """Batches that each of them has ready."""
+
+
 class WorkerPool:
     """Iterator over `dataset.__getitems__(indices)` for every list of indices in `batches`, in that order.
 
     With 0 workers the batches are made in this process.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], batches: Iterable[Sequence[int]], *, num_workers: int, prefetch_batches: int
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], batches: Iterable[Sequence[int]], workers: Workers) -> None:
+        num_workers, prefetch_batches = workers.num_workers, workers.prefetch_batches
         if num_workers:
             start_server()
         self._dataset, self._current = dataset, CurrentItems(num_workers) if num_workers else None
@@ -192,9 +203,7 @@ class _Shared(Dataset[Any]):
         if worker is None or not isinstance(batch, dict):
             return batch
         try:
-            for value in batch.values():
-                if isinstance(value, torch.Tensor):
-                    value.share_memory_()
+            share_memory(batch)
         except (RuntimeError, OSError) as error:
             return Failure(_unshared(error))
         return batch

@@ -8,9 +8,10 @@ from torch import nn
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.decode import DecodeOptions
-from swinv2_train.data.loader import TrainLoader
+from swinv2_train.data.loader import SampleSource, Share, TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import Workers
 from swinv2_train.engine.state import TrainState
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.backbone import SwinTransformerV2
@@ -42,21 +43,15 @@ def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
     """The training micro-batches of this rank from where the run stands."""
+    decoding = DecodeOptions.of(config.data, task.mean)
     return TrainLoader(
-        shards,
+        SampleSource(shards, task.train_transform, config.model.in_channels, config.seed, decoding),
         sample_order(config, shards),
-        task.train_transform,
+        Share(plan.micro_batch, ranks.rank, ranks.world_size),
         global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
         start_batch=state.batch,
         avoid=state.avoided_batches,
-        channels=config.model.in_channels,
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        prefetch_batches=prefetched(config, plan),
-        decoding=DecodeOptions.of(config.data, task.mean),
+        workers=Workers(config.data.num_workers, prefetched(config, plan)),
     )
 
 

@@ -13,13 +13,14 @@ from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import normalise
+from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.tasks.outcome import combine
-from swinv2_train.tasks.task import Batch, Task, to_device
+from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.tracker import Tracker
 
 
@@ -117,8 +118,7 @@ class Evaluation:
         ):
             batch = next(iter(batches))
             valid = batch["valid"]
-            shown = {key: value[valid] for key, value in batch.items() if isinstance(value, torch.Tensor)}
-            figure = self.task.figure(self.engine.model, shown if valid.any() else batch)
+            figure = self.task.figure(self.engine.model, select(batch, valid) if valid.any() else batch)
         self.tracker.log_figure(step, self.config.task.name, figure)
 
     def score_features(self, step: int) -> dict[str, float]:

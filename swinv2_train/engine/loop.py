@@ -18,6 +18,7 @@ import torch
 from swinv2_train.config.metrics import TERM
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Batch
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints
 from swinv2_train.engine.deepspeed import Engine
@@ -31,7 +32,7 @@ from swinv2_train.engine.step import forward_backward, summed_weights
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
-from swinv2_train.tasks.task import Batch, Task
+from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock, Throughput
 from swinv2_train.tracking.memory import memory_gib
 from swinv2_train.tracking.tracker import Tracker

@@ -24,6 +24,7 @@ from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.compose import override
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.checkpoints import load
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
 from swinv2_train.engine.init_from import start_from
@@ -35,7 +36,7 @@ from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import HIDDEN
-from swinv2_train.tasks.task import Batch, mean_loss, to_device
+from swinv2_train.tasks.task import mean_loss
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
@@ -183,16 +184,12 @@ def sample_losses(trainer: Trainer, batches: list[Batch]) -> list[tuple[int, flo
     found = []
     for batch in batches:
         for index, position in enumerate(batch["position"].tolist()):
-            one = to_device(_samples(batch, [index]), trainer.ranks.device)
+            one = to_device(select(batch, [index]), trainer.ranks.device)
             with first_not_finite(trainer.engine.module) as where:
                 terms = trainer.task.loss(trainer.engine.model, one).terms
                 loss = mean_loss(terms, trainer.task.weights(one), trainer.config.task.terms())
             found.append((position, loss, where.module))
     return found
-
-
-def _samples(batch: Batch, indices: list[int]) -> Batch:
-    return {key: value[indices] for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass
@@ -229,7 +226,7 @@ def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> 
     for batch in batches:
         own = [index for index, position in enumerate(batch["position"].tolist()) if position in positions]
         # Every rank takes part, because under ZeRO-3 a forward pass is a collective.
-        shown = to_device(_samples(batch, own or [0]), trainer.ranks.device)
+        shown = to_device(select(batch, own or [0]), trainer.ranks.device)
         figure = trainer.task.figure(trainer.engine.model, shown)
         if own:
             trainer.tracker.log_figure(trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}", figure)

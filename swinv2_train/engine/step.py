@@ -8,9 +8,10 @@ from functools import reduce
 
 import torch
 
+from swinv2_train.data.batch import Batch, to_device
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import Ranks
-from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Task, to_device
+from swinv2_train.tasks.task import NORMALISER_EPSILON, Task
 
 
 @dataclass

@@ -8,8 +8,9 @@ from functools import partial
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.decode import DecodeOptions
-from swinv2_train.data.loader import EvalLoader
+from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.workers import Workers
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.classes import check_classes
 from swinv2_train.tasks.task import Task
@@ -45,18 +46,12 @@ def evaluation_loader(
 
     def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)
+        decoding = DecodeOptions.of(config.data, task.mean)
         return EvalLoader(
-            shards,
-            task.eval_transform,
+            SampleSource(shards, task.eval_transform, config.model.in_channels, EVAL_SEED, decoding),
+            Share(min(micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
             num_samples=count,
-            micro_batch=min(micro_batch, -(-count // ranks.world_size)),
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            channels=config.model.in_channels,
-            seed=EVAL_SEED,
-            num_workers=config.data.num_workers,
-            prefetch_batches=config.data.prefetch_batches,
-            decoding=DecodeOptions.of(config.data, task.mean),
+            workers=Workers(config.data.num_workers, config.data.prefetch_batches),
         )
 
     return open_loader

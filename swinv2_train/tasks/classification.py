@@ -21,16 +21,18 @@ from swinv2_train.config.tasks import LOSS, ClassificationConfig
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_crop
 from swinv2_train.data.auto_augment import ColourAugment
+from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.labels import checked_labels
 from swinv2_train.data.mix import blend, draw_mix, partner_of
-from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.data.sample import Sample
+from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import ImageClassifier
 from swinv2_train.tasks.class_report import ClassReport
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_metrics, classification_sums
 from swinv2_train.tasks.pictures import prediction_sheet
-from swinv2_train.tasks.task import Batch, Losses, Task
+from swinv2_train.tasks.task import Losses, Task
 
 
 class ClassificationTransform(Transform):
@@ -42,7 +44,7 @@ class ClassificationTransform(Transform):
       its own and not its partner's.
     """
 
-    texts = True
+    members = ("image", "cls", "json")
 
     def __init__(self, config: Config, mean: Sequence[float], std: Sequence[float], *, training: bool) -> None:
         assert isinstance(config.task, ClassificationConfig)
@@ -53,15 +55,17 @@ class ClassificationTransform(Transform):
         task, interpolation = self.task, self.data.augment.interpolation
         self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, tuple(mean), interpolation)
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        # Before the label: of a sample with both broken, the reason in the list of broken samples is the image's.
+        image = sample.image
         labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
         data = self.data
         if self.training:
-            image = train_crop(sample.image, self.size, data.augment, rng)
-            image = self.colours(image, rng, sample.raw.key)
+            image = train_crop(image, self.size, data.augment, rng)
+            image = self.colours(image, rng, sample.key)
             image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
         else:
-            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+            image = eval_crop(image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
         packed = pack_labels(labels, self.task.num_classes) if self.task.multi_label else torch.tensor(labels[0])
         return {"image": image, "label": packed}
 

@@ -18,10 +18,12 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, train_crop
-from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.data.batch import Batch
+from swinv2_train.data.sample import Sample
+from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import MaskedImageModel
 from swinv2_train.tasks.measured import Measured
-from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Task
+from swinv2_train.tasks.task import NORMALISER_EPSILON, Losses, Task
 from swinv2_train.tracking.figures import image_grid, to_pil
 
 LOCAL_NOTE = "normalised target: local brightness and contrast are the original's, structure is the model's"
@@ -92,7 +94,7 @@ class SimMIMTransform(Transform):
         patch = config.task.mask_patch_size
         self.grid = (-(-self.size[0] // patch), -(-self.size[1] // patch))
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         data = self.data
         if self.training:
             image = train_crop(sample.image, self.size, data.augment, rng)

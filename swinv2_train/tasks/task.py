@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.data.augment import normalise
+from swinv2_train.data.batch import SIZE, Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
@@ -29,17 +30,6 @@ from swinv2_train.tracking.figures import image_grid, to_pil
 
 NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
-
-Batch = dict[str, Any]
-"""A micro-batch: tensors by name, batch first; always `image` and `position`."""
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }
 
 
 def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> torch.Tensor | None:
@@ -158,8 +148,8 @@ class Task(abc.ABC):
         """
 
     def images(self, batch: Batch) -> torch.Tensor:
-        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics."""
-        return normalise(batch["image"], self.mean, self.std)
+        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero."""
+        return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
 
     def noise(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
         """The random numbers of stochastic depth for a batch; None for a model in eval mode."""

@@ -19,7 +19,7 @@ from swinv2_train.cli.evaluate import main
 from swinv2_train.cli.evaluate_display import output_name, output_root
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
-from swinv2_train.data.shards import RawSample
+from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.errors import RunError
 from swinv2_train.launch.local_ranks import run_ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
@@ -240,10 +240,10 @@ def test_an_interrupt_is_one_sentence_and_leaves_nothing_behind(
 
     read = ShardSet.read
 
-    def interrupted(self: ShardSet, index: int, **kwargs: bool) -> RawSample:
+    def interrupted(self: ShardSet, index: int, *members: Any) -> RawSample:
         if index == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(self, index, **kwargs)
+        return read(self, index, *members)
 
     monkeypatch.setattr(ShardSet, "read", interrupted)
     before = signal.getsignal(signal.SIGTERM)

@@ -13,14 +13,12 @@ from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.augment import (
     eval_crop,
     normalise,
-    random_crop_box,
     random_erase,
-    random_resized_crop,
-    resize,
     resolve_statistics,
     train_crop,
 )
 from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.geometry import random_crop_box, resize
 from tests.data.samples import pixels
 
 
@@ -61,7 +59,8 @@ def test_too_long_images_give_their_centre(height: int, width: int, expected: tu
 
 def test_a_crop_of_the_whole_image_is_the_image() -> None:
     image = image_of(0, 20, 20)
-    same = random_resized_crop(image, (20, 20), (1.0, 1.0), (1.0, 1.0), "bilinear", np.random.default_rng(0))
+    config = AugmentConfig(scale=[1.0, 1.0], ratio=[1.0, 1.0], hflip=0.0)
+    same = train_crop(image, (20, 20), config, np.random.default_rng(0))
     assert torch.equal(same, image)
     assert same.is_contiguous()
 
@@ -88,10 +87,8 @@ def test_flips() -> None:
 def test_16_bit_is_cropped_and_resized_like_8_bit(interpolation: str) -> None:
     image = image_of(3, 50, 70)
     wide = (image.to(torch.int32) * 257).to(torch.uint16)
-    crops = [
-        random_resized_crop(i, (24, 24), (0.5, 1.0), (0.75, 4 / 3), interpolation, np.random.default_rng(7))
-        for i in (image, wide)
-    ]
+    config = AugmentConfig(scale=[0.5, 1.0], interpolation=interpolation)
+    crops = [train_crop(i, (24, 24), config, np.random.default_rng(7)) for i in (image, wide)]
     assert [crop.dtype for crop in crops] == [torch.uint8, torch.uint16]
     assert (crops[0].double() - crops[1].double() / 257).abs().max() <= 1.01
 

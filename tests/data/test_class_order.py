@@ -9,8 +9,9 @@ import pytest
 
 from swinv2_train.data.class_order import in_order, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.pack import pack
+from swinv2_train.data.pack import PackRun, pack
 from swinv2_train.data.pack_sources import read_class_names
+from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set
 from tests.data.samples import write_folder
 
@@ -42,7 +43,7 @@ def test_text_order_of_numbers() -> None:
 def labels(out: Path) -> dict[str, int]:
     """The label of every sample by its key."""
     shards = open_set(out)
-    read = (shards.read(index, texts=True) for index in range(shards.num_samples))
+    read = (shards.read(index, IMAGE_AND_TEXTS) for index in range(shards.num_samples))
     return {raw.key: raw.label for raw in read}
 
 
@@ -78,7 +79,7 @@ def test_shards_in_the_order_of_text_keep_it_or_are_numbered_again_on_request(nu
     assert labels(out) == before
     report = pack(str(numbered), out, SMALL, classes=True, class_names=manifest)
     assert (report.num_reused, labels(out)) == (report.num_shards, before)
-    pack(str(numbered), out, SMALL, classes=True, overwrite=True)
+    pack(str(numbered), out, SMALL, classes=True, how=PackRun(overwrite=True))
     assert labels(out)["2/dogs/img000"] == 2
 
 

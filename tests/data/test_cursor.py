@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
-from swinv2_train.data.shards import RawSample
-from swinv2_train.data.transform import Decoded, Transform
+from swinv2_train.data.raw_sample import RawSample
+from swinv2_train.data.sample import Sample
+from swinv2_train.data.transform import Transform
 from swinv2_train.engine.state import TrainState
+from tests.data.loaders import train_loader
 
 
 class NumberedSamples:
@@ -29,10 +31,10 @@ class NumberedSamples:
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
-    def read(self, index: int, *, texts: bool = False) -> RawSample:
+    def read(self, index: int, members: Sequence[str]) -> RawSample:
         buffer = io.BytesIO()
         Image.new("RGB", (1, 1), (index >> 8, index & 255, 7)).save(buffer, "PNG")
-        return RawSample(str(index), "png", buffer.getvalue(), {})
+        return RawSample(str(index), "png", {"image": buffer.getvalue()})
 
     def name(self, index: int) -> str:
         return str(index)
@@ -44,7 +46,7 @@ class NumberedSamples:
 class ReadNumber(Transform):
     """The number that the pixel says."""
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         high, low, _ = (int(value) for value in sample.image.flatten())
         return {"index": torch.tensor(high * 256 + low)}
 
@@ -85,7 +87,7 @@ def read_part(
     steps: list[list[tuple[int, int]]] = [[] for _ in range(part.steps)]
     accumulation = global_batch // part.world_size // part.micro_batch
     for rank in range(part.world_size):
-        loader = TrainLoader(
+        loader = train_loader(
             NumberedSamples(order.num_samples),  # type: ignore[arg-type]
             order,
             ReadNumber(),
@@ -95,10 +97,7 @@ def read_part(
             world_size=part.world_size,
             start_batch=state.batch,
             avoid=state.avoided_batches,
-            channels=3,
-            seed=1,
             num_workers=workers,
-            prefetch_batches=2,
         )
         for step in steps:
             for _ in range(accumulation):

@@ -75,7 +75,7 @@ def test_folders_by_class_that_share_no_digit_and_no_photograph(
 
 def test_a_digit_is_lighter_than_what_it_is_set_on(digits: ModuleType) -> None:
     rng = np.random.default_rng(0)
-    assert all(digits.colour(rng).mean() >= digits.FAINTEST for _ in range(50))
+    assert all(digits.color(rng).mean() >= digits.FAINTEST for _ in range(50))
     ink = np.full((28, 28), 255, np.uint8)
     white = Image.new("RGB", (200, 150), (255, 255, 255))
     scene = np.asarray(digits.scene(ink, [white], rng)).astype(int)

@@ -14,7 +14,7 @@ import webdataset
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import ShardIndex, build_index, misplaced, read_header, read_index, write_index
-from swinv2_train.data.samples import image_extension
+from swinv2_train.data.samples import Scope
 from tests.data.samples import jpeg, write_tar
 
 LONG = "a" * 90 + "/" + "b" * 120
@@ -102,9 +102,9 @@ def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_of_several_images_the_plain_one_is_the_sample() -> None:
-    assert image_extension(["seg.png", "jpg", "cls"]) == "jpg"
-    assert image_extension(["depth.png", "cls"]) == "depth.png"
-    assert image_extension(["cls", "json"]) is None
+    assert Scope().main_extension(["seg.png", "jpg", "cls"]) == "jpg"
+    assert Scope().main_extension(["depth.png", "cls"]) == "depth.png"
+    assert Scope().main_extension(["cls", "json"]) is None
 
 
 @pytest.mark.parametrize("cut", ["inside the data", "inside a header", "before the end mark"])

@@ -6,11 +6,11 @@ import pytest
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import checked_labels, known_labels, read_labels
-from swinv2_train.data.shards import RawSample
+from swinv2_train.data.raw_sample import RawSample
 
 
 def sample(**texts: bytes) -> RawSample:
-    return RawSample("key", "jpg", b"", texts)
+    return RawSample("key", "jpg", texts)
 
 
 @pytest.mark.parametrize(

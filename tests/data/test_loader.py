@@ -13,10 +13,12 @@ from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.augment import eval_crop, train_crop
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.loader import EvalLoader, TrainLoader
-from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.order import SampleOrder, sample_rng
+from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.data.transform import Decoded, Transform
-from tests.data.samples import encoded, jpeg, pixels, write_shards, write_tar
+from swinv2_train.data.transform import Transform
+from tests.data.loaders import eval_loader, train_loader
+from tests.data.samples import encoded, pixels, write_shards, write_tar
 
 N = 50
 BATCH = 12
@@ -25,19 +27,19 @@ BATCH = 12
 class Crop(Transform):
     """A transform with randomness in pixels and in numbers, as that of a task."""
 
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         crop = train_crop(sample.image, (16, 16), AugmentConfig(), rng)
         return {"image": crop, "mask": torch.from_numpy(rng.permutation(4))}
 
 
 class Center(Transform):
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         crop = eval_crop(sample.image, (16, 16), 0.875, "center", "bilinear")
         return {"image": crop, "noise": torch.tensor(rng.random())}
 
 
 class Plain(Transform):
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         return {"image": sample.image}
 
 
@@ -52,17 +54,11 @@ def open_train(shards: ShardSet, **changes: Any) -> TrainLoader:
     settings: dict[str, Any] = {
         "global_batch": BATCH,
         "micro_batch": 3,
-        "rank": 0,
-        "world_size": 1,
-        "start_batch": 0,
-        "channels": 3,
         "seed": 4,
-        "num_workers": 0,
-        "prefetch_batches": 2,
     }
     transform: Transform = changes.pop("transform", Crop())
     order = SampleOrder(shards.num_samples, seed=9, shuffle_samples=16, block_samples=4)
-    return TrainLoader(shards, order, transform, **(settings | changes))
+    return train_loader(shards, order, transform, **(settings | changes))
 
 
 def steps_of(
@@ -137,7 +133,7 @@ def test_a_resumed_run_goes_on_with_the_same_samples_on_other_ranks(
 
 def test_an_epoch_holds_every_sample_and_the_next_augments_anew(shards: ShardSet) -> None:
     class Key(Transform):
-        def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+        def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
             return {"image": sample.image.float().mean(dim=(1, 2)), "mask": torch.tensor([rng.random()])}
 
     loader = open_train(shards, global_batch=10, micro_batch=10, transform=Key())
@@ -213,7 +209,7 @@ def test_other_numbers_of_channels_and_16_bit(tmp_path: Path) -> None:
 
 
 class Failing(Transform):
-    def __call__(self, sample: Decoded, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         raise KeyError("mask")
 
 
@@ -237,15 +233,7 @@ def test_a_batch_that_cannot_be_cut_is_refused(shards: ShardSet) -> None:
 
 
 def open_eval(shards: ShardSet, **changes: Any) -> EvalLoader:
-    settings: dict[str, Any] = {
-        "num_samples": None,
-        "micro_batch": 4,
-        "rank": 0,
-        "world_size": 1,
-        "channels": 3,
-        "seed": 1,
-    }
-    return EvalLoader(shards, Center(), **(settings | changes))
+    return eval_loader(shards, Center(), **({"micro_batch": 4, "seed": 1} | changes))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -272,11 +260,7 @@ def test_evaluation_sees_every_sample_once_in_equally_many_batches(
     assert sorted(seen) == list(range(min(num_samples or N, N)))
     expected = Center()
     for index in (0, len(seen) - 1):
-        from swinv2_train.data.decode import decode
-        from swinv2_train.data.order import sample_rng
-
-        decoded = Decoded(decode(jpeg(index), 3), shards.read(index))
-        sample = expected(decoded, sample_rng(1, index))
+        sample = expected(Sample(shards.read(index), 3), sample_rng(1, index))
         assert seen[index] == (sample["image"].numpy().tobytes(), float(sample["noise"]))
 
 

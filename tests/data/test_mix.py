@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.mix import Mix, blend, draw_mix, partner_of
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.tasks.classification import ClassificationTransform
+from tests.data.loaders import train_loader
 from tests.runs import make_labelled_shard
 
 MEAN, STD = [0.4] * 3, [0.2] * 3
@@ -52,10 +52,8 @@ def read(shards: ShardSet, repeats: int, steps: int, world: int, **changes: Any)
     settings: dict[str, Any] = {"micro_batch": BATCH // world, "start_batch": 0, "num_workers": 0} | changes
     parts: list[list[dict[str, Any]]] = [[] for _ in range(steps)]
     for rank in range(world):
-        loader = TrainLoader(
-            shards, order, TRANSFORMS[repeats], global_batch=BATCH, rank=rank, world_size=world, channels=3, seed=4,
-            prefetch_batches=2, **settings,
-        )  # fmt: skip
+        ranks = {"rank": rank, "world_size": world}
+        loader = train_loader(shards, order, TRANSFORMS[repeats], global_batch=BATCH, seed=4, **ranks, **settings)
         for step in parts:
             step.extend(next(loader) for _ in range(BATCH // world // settings["micro_batch"]))
         loader.close()
@@ -135,7 +133,7 @@ def test_a_micro_batch_with_its_partners_inside_reads_nothing_twice(
     indices: list[int] = []
     plain = ShardSet.read
     monkeypatch.setattr(
-        ShardSet, "read", lambda self, index, **more: (indices.append(index), plain(self, index, **more))[1]
+        ShardSet, "read", lambda self, index, *members: (indices.append(index), plain(self, index, *members))[1]
     )
     # Of three samples one has its partner elsewhere.
     for repeats, micro_batch, reads in ((3, 6, BATCH // 3), (1, 4, BATCH), (1, 3, BATCH + BATCH // 3)):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import webdataset
 from swinv2_train.data import pack_writer
 from swinv2_train.data.decode import decode
 from swinv2_train.data.errors import DataError, UnwritableData
-from swinv2_train.data.pack import PackOptions, PackReport, pack
+from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
+from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.packed import folder as folder
 from tests.data.samples import encoded, jpeg, pixels, write_folder, write_shards, write_tar
@@ -49,6 +52,7 @@ def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
     for image, label, key in samples:
         assert image.shape == (24, 32, 3)
         assert label == ("cats", "dogs").index(key.split("/")[0])
+    assert all(by_tarfile(data) == data for data in tars(tmp_path / "out").values()), "also with labels"
     card = open_set(tmp_path / "out").card
     assert card is not None
     assert card.class_names == ["cats", "dogs"]
@@ -58,7 +62,7 @@ def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
 def test_the_bytes_hang_on_images_and_options_alone(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "a", SMALL)
     os.utime(folder / "cats" / "img001.jpg", (0, 0))
-    pack(str(folder), tmp_path / "b", SMALL, workers=2)
+    pack(str(folder), tmp_path / "b", SMALL, how=PackRun(workers=2))
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
     assert (
         tars(tmp_path / "a")
@@ -67,6 +71,20 @@ def test_the_bytes_hang_on_images_and_options_alone(folder: Path, tmp_path: Path
     manifests = [(tmp_path / out / "train.dataset.json").read_text() for out in "ab"]
     cards = [json.loads(manifest)["card"] for manifest in manifests]
     assert cards[0] == cards[1]
+
+
+def by_tarfile(shard: bytes) -> bytes:
+    """The members of a shard as earlier versions wrote them, with Python's own module."""
+    buffer = io.BytesIO()
+    with (
+        tarfile.open(fileobj=io.BytesIO(shard)) as old,
+        tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as new,
+    ):
+        for member in old:
+            info = tarfile.TarInfo(member.name)
+            info.size = member.size
+            new.addfile(info, old.extractfile(member))
+    return buffer.getvalue()
 
 
 def test_shards_stay_below_their_bound(tmp_path: Path) -> None:
@@ -78,6 +96,7 @@ def test_shards_stay_below_their_bound(tmp_path: Path) -> None:
         path.write_bytes(encoded(np.random.default_rng(n).integers(0, 255, (40 + 3 * n, 40, 3), np.uint8), "PNG"))
     limit = 60_000
     pack(str(source), tmp_path / "out", PackOptions(max_bytes=limit))
+    assert all(by_tarfile(data) == data for data in tars(tmp_path / "out").values())
     sizes = [len(data) for data in tars(tmp_path / "out").values()]
     assert all(limit / 2 < size <= limit for size in sizes[:-1])
     assert sum(open_set(tmp_path / "out").shard_sizes) == 30
@@ -112,7 +131,7 @@ def test_what_changed_is_packed_again_and_nothing_else(folder: Path, tmp_path: P
     old = open_set(out)
     shard, _ = old.locate(12)
     (folder / f"{old.read(12).key}.jpg").write_bytes(jpeg(99))
-    report = pack(str(folder), out, SMALL, workers=workers)
+    report = pack(str(folder), out, SMALL, how=PackRun(workers=workers))
     assert (report.num_shards, report.num_reused) == (5, 4)
     pack(str(folder), tmp_path / "fresh", SMALL)
     assert tars(out) == tars(tmp_path / "fresh")
@@ -226,10 +245,10 @@ def test_shards_can_be_packed_again_with_their_texts(tmp_path: Path) -> None:
     ]
     write_tar(tmp_path / "src" / "a.tar", [*members, ("s9.jpg", b"broken"), ("s9.pyd", b"pickle")])
     write_tar(tmp_path / "src" / "b.tar", members[:3])  # the same key again
-    report = pack(str(tmp_path / "src"), tmp_path / "out", PackOptions(max_count=2), workers=1)
+    report = pack(str(tmp_path / "src"), tmp_path / "out", PackOptions(max_count=2), how=PackRun(workers=1))
     assert [line["path"].rpartition("src/")[2] for line in report.broken] == ["a.tar/s9"]
     shards = open_set(tmp_path / "out")
-    samples = {s.key: s for s in (shards.read(i, texts=True) for i in range(5))}
+    samples = {s.key: s for s in (shards.read(i, IMAGE_AND_TEXTS) for i in range(5))}
     assert sorted(samples) == ["s0", "s0-2", "s1", "s2", "s3"]
     assert samples["s0"].data == samples["s0-2"].data == jpeg(0)
     assert samples["s3"].label == 3
@@ -333,13 +352,13 @@ def test_shards_of_others_are_not_overwritten(folder: Path, tmp_path: Path) -> N
     with pytest.raises(
         DataError, match=r"train-000007\.tar was not written by swinv2-data pack: choose another directory"
     ):
-        pack(str(folder), out, SMALL, overwrite=True)
+        pack(str(folder), out, SMALL, how=PackRun(overwrite=True))
     other = write_folder(tmp_path / "other", 3)
     pack(str(other), tmp_path / "mine", SMALL)
     with pytest.raises(DataError, match=r"mine holds train of .*/other: choose another directory, or give --overwrite"):
         pack(str(folder), tmp_path / "mine", SMALL)
     assert open_set(tmp_path / "mine").num_samples == 3
-    pack(str(folder), tmp_path / "mine", SMALL, overwrite=True)
+    pack(str(folder), tmp_path / "mine", SMALL, how=PackRun(overwrite=True))
     assert open_set(tmp_path / "mine").num_samples == 23
 
 

@@ -12,6 +12,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.pack import pack
 from swinv2_train.data.pack_sources import read_class_names
+from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set
 from tests.data.packed import folder as folder
 from tests.data.samples import jpeg
@@ -31,7 +32,7 @@ def test_lists_with_labels(folder: Path, tmp_path: Path, kind: str) -> None:
         ("gone.jpg", f"the file does not exist (line {6 if kind == 'csv with header' else 5} of {path.name})")
     ]
     shards = open_set(tmp_path / "out")
-    labels = {sample.key: sample.label for sample in (shards.read(i, texts=True) for i in range(4))}
+    labels = {sample.key: sample.label for sample in (shards.read(i, IMAGE_AND_TEXTS) for i in range(4))}
     assert labels == {"cats/img001": 1, "cats/img002": 0, "cats/img004": 0, "cats/img005": 1}
     assert shards.card is not None
     assert shards.card.class_names == ["owl", "seal"]
@@ -41,13 +42,13 @@ def test_lists_with_numbers_keep_them_and_may_have_no_labels(folder: Path, tmp_p
     (folder / "numbers.csv").write_text("cats/img001.jpg,7\ncats/img002.jpg,3\n")
     pack(str(folder / "numbers.csv"), tmp_path / "numbers", SMALL)
     shards = open_set(tmp_path / "numbers")
-    assert {s.key: s.label for s in (shards.read(i, texts=True) for i in range(2))} == {
+    assert {s.key: s.label for s in (shards.read(i, IMAGE_AND_TEXTS) for i in range(2))} == {
         "cats/img001": 7,
         "cats/img002": 3,
     }
     (folder / "plain.csv").write_text("cats/img001.jpg\ncats/img002.jpg\n")
     pack(str(folder / "plain.csv"), tmp_path / "plain", SMALL)
-    assert open_set(tmp_path / "plain").read(0, texts=True).label is None
+    assert open_set(tmp_path / "plain").read(0, IMAGE_AND_TEXTS).label is None
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -60,7 +61,7 @@ def test_lists_with_several_labels_per_image(folder: Path, tmp_path: Path, kind:
         path.write_text("".join(json.dumps({"path": name, "labels": labels}) + "\n" for name, labels in rows))
     report = pack(str(path), tmp_path / "out", SMALL)
     shards = open_set(tmp_path / "out")
-    samples = {sample.key: sample for sample in (shards.read(i, texts=True) for i in range(3))}
+    samples = {sample.key: sample for sample in (shards.read(i, IMAGE_AND_TEXTS) for i in range(3))}
     found = {key: read_labels(sample) for key, sample in samples.items()}
     assert found == {"cats/img001": (0, 1), "cats/img002": (1,), "cats/img004": ()}
     assert samples["cats/img001"].metadata == {"labels": [0, 1]}

@@ -15,7 +15,7 @@ from swinv2_train.data import pack as pack_module
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import read_index, write_index
 from swinv2_train.data.index_store import index_path
-from swinv2_train.data.pack import pack
+from swinv2_train.data.pack import PackRun, pack
 from swinv2_train.data.pack_record import origins
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import Division, SplitRule, divide
@@ -178,7 +178,7 @@ def test_a_split_of_an_earlier_version_is_kept_and_its_copies_are_named(folder: 
     (folder / "cats" / "new.jpg").write_bytes(jpeg(99))
     pack(str(folder), earlier, SMALL, classes=True, eval_share=0.3)
     assert [side - {"cats/new"} for side in sides_of(earlier)] == sides
-    report = pack(str(folder), earlier, SMALL, classes=True, eval_share=0.3, overwrite=True)
+    report = pack(str(folder), earlier, SMALL, classes=True, eval_share=0.3, how=PackRun(overwrite=True))
     assert report.complete
     assert sides_of(earlier) != sides
     assert pack(str(folder), earlier, SMALL, classes=True, eval_share=0.3).num_reused == report.num_shards
@@ -199,7 +199,7 @@ def test_another_split_of_packed_images_is_refused(
         pack(str(folder), out, other, eval_share=share)
     assert tars(out) == before
     if share:
-        pack(str(folder), out, other, eval_share=share, overwrite=True)
+        pack(str(folder), out, other, eval_share=share, how=PackRun(overwrite=True))
         assert not set.intersection(*sides_of(out))
 
 
@@ -214,7 +214,7 @@ def test_an_interrupted_change_of_the_split_leaves_no_image_on_both_sides(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(str(folder), out, SMALL, eval_share=0.2, overwrite=True, progress=interrupt)
+        pack(str(folder), out, SMALL, eval_share=0.2, how=PackRun(overwrite=True, progress=interrupt))
     trained = open_set(out, "train-*.tar")
     keys = {trained.key(index) for index in range(trained.num_samples)}
     for tar in out.glob("eval-*.tar"):
@@ -258,7 +258,7 @@ def test_copied_shards_are_still_the_packers(
     if old and not index:  # nothing tells their source
         with pytest.raises(DataError, match="a source that its manifest does not name: choose another directory, or"):
             pack(str(folder), out, SMALL, eval_share=0.3)
-        pack(str(folder), out, SMALL, eval_share=0.3, overwrite=True)
+        pack(str(folder), out, SMALL, eval_share=0.3, how=PackRun(overwrite=True))
         assert tars(out) == before
         return
     with pytest.raises(DataError, match="its images would be in train as well"):

@@ -13,12 +13,12 @@ import pytest
 
 from swinv2_train.data import remote
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.remote import RemoteFile, ShardCache
 from swinv2_train.data.shards import ShardSet
 from tests.data.http_server import FlakyServer
+from tests.data.loaders import train_loader
 from tests.data.samples import jpeg, write_folder, write_shards
 from tests.data.test_loader import Crop
 
@@ -283,20 +283,7 @@ def test_a_loader_trains_from_a_failing_server_through_a_small_cache(
     batches = []
     for shards in (local, far):
         order = SampleOrder(8, seed=2, shuffle_samples=4, block_samples=2)
-        loader = TrainLoader(
-            shards,
-            order,
-            Crop(),
-            global_batch=4,
-            micro_batch=2,
-            rank=0,
-            world_size=1,
-            start_batch=0,
-            channels=3,
-            seed=0,
-            num_workers=1,
-            prefetch_batches=2,
-        )
+        loader = train_loader(shards, order, Crop(), global_batch=4, micro_batch=2, num_workers=1)
         server.faults.extend(["500", "ok", "short", "drop"] * 3)
         batches.append([next(loader)["image"] for _ in range(12)])
         loader.close()

@@ -15,7 +15,7 @@ from swinv2_train.data import shards as shards_module
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index_store import index_path
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
@@ -46,7 +46,7 @@ def test_text_members_come_on_demand(tmp_path: Path, cache: Path) -> None:
     members += [("c.jpg", jpeg(2)), ("c.cls", b"seven"), ("c.json", b"[1]"), ("d.jpg", jpeg(3)), ("d.json", b"{")]
     shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), cache)
     assert shards.read(0).texts == {}
-    samples = [shards.read(i, texts=True) for i in range(4)]
+    samples = [shards.read(i, IMAGE_AND_TEXTS) for i in range(4)]
     assert [sample.label for sample in samples] == [7, None, None, None]
     assert [sample.metadata for sample in samples] == [{"x": 1}, {}, {"json": [1]}, {}]
     assert samples[0].texts["txt"] == b"hi"

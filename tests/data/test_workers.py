@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from swinv2_train.data.current import working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.workers import WorkerPool
+from swinv2_train.data.workers import WorkerPool, Workers
 from swinv2_train.exit_codes import FAILED
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -70,7 +70,7 @@ def wait_until(condition: Any) -> None:
 
 
 def test_batches_come_in_order_from_single_threaded_workers() -> None:
-    pool = WorkerPool(Numbers(), ([i, i + 1] for i in count()), num_workers=2, prefetch_batches=2)
+    pool = WorkerPool(Numbers(), ([i, i + 1] for i in count()), Workers(2, 2))
     for i in range(20):
         batch = next(pool)
         assert batch["numbers"].tolist() == [i, i + 1]
@@ -91,7 +91,7 @@ def own_server(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_outlive_stop_signals(own_server: None, number: int) -> None:
-    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(2, 1))
     for pid in pool.worker_pids:
         os.kill(pid, number)
     for i in range(10):
@@ -104,7 +104,7 @@ def test_workers_outlive_stop_signals(own_server: None, number: int) -> None:
 def test_close_leaves_no_process_and_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=2)
+        pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(2, 2))
         pids = pool.worker_pids
         next(pool)
         pool.close()
@@ -117,14 +117,14 @@ def test_close_leaves_no_process_and_no_warning() -> None:
 
 def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    pool = WorkerPool(Numbers(), [[-1]], num_workers=1, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), [[-1]], Workers(1, 1))
     (pid,) = pool.worker_pids
     pool.close()
     assert not psutil.pid_exists(pid)
 
 
 def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
-    pool = WorkerPool(Numbers(), [[-2]], num_workers=1, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), [[-2]], Workers(1, 1))
     with pytest.raises(DataError, match=r"^a data worker died of SIGKILL, .*lower data\.num_workers") as caught:
         next(pool)
     assert "\n" not in str(caught.value)
@@ -145,7 +145,7 @@ def test_a_batch_that_does_not_arrive_is_not_waited_for(
 ) -> None:
     """torch shares and sends a batch in a thread of the worker, and goes on without it if that fails."""
     monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    pool = WorkerPool(Numbers(), [[0], [index]], num_workers=1, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), [[0], [index]], Workers(1, 1))
     assert next(pool)["numbers"].tolist() == [0]
     with pytest.raises(DataError) as caught:
         next(pool)
@@ -172,7 +172,7 @@ def test_a_failure_in_a_thread_of_this_process_is_one_sentence(error: Exception,
         raise error
         yield
 
-    pool = WorkerPool(Numbers(), [], num_workers=0, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), [], Workers(0, 1))
     pool._iterator = batches()
     with pytest.raises(DataError) as caught:
         next(pool)
@@ -185,7 +185,7 @@ def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
     own_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.utils.data.dataloader._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
-    pool = WorkerPool(Numbers(), [[0], [-1]], num_workers=1, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), [[0], [-1]], Workers(1, 1))
     (pid,) = pool.worker_pids
     next(pool)
     os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
@@ -193,26 +193,26 @@ def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
         next(pool)
     pool.close()
     wait_until(lambda: not psutil.pid_exists(pid))
-    pool = WorkerPool(Numbers(), [[1]], num_workers=1, prefetch_batches=1)  # from another server
+    pool = WorkerPool(Numbers(), [[1]], Workers(1, 1))  # from another server
     assert next(pool)["numbers"].tolist() == [1]
     pool.close()
 
 
 def test_a_killed_resource_tracker_is_replaced(own_server: None) -> None:
-    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=1, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(1, 1))
     next(pool)
     os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert next(pool)["numbers"].tolist() == [1]
         pool.close()
-        pool = WorkerPool(Numbers(), [[7]], num_workers=1, prefetch_batches=1)
+        pool = WorkerPool(Numbers(), [[7]], Workers(1, 1))
         assert next(pool)["numbers"].tolist() == [7]
         pool.close()
 
 
 def run_for_ever(report: Any) -> None:
-    pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+    pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(2, 1))
     next(pool)
     report.send(pool.worker_pids)
     time.sleep(1000)
@@ -233,9 +233,9 @@ def test_workers_die_with_a_killed_run() -> None:
 FORGETFUL = """
 from itertools import count
 from tests.data.test_workers import Numbers
-from swinv2_train.data.workers import WorkerPool
+from swinv2_train.data.workers import WorkerPool, Workers
 
-pool = WorkerPool(Numbers(), ([i] for i in count()), num_workers=2, prefetch_batches=1)
+pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(2, 1))
 next(pool)
 print(*pool.worker_pids)
 """

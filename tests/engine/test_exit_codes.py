@@ -101,11 +101,11 @@ def test_data_that_fails_in_mid_run_is_a_failure_and_at_the_start_a_usage_error(
 ) -> None:
     real, reads = ShardSet.read, []
 
-    def read(self: ShardSet, index: int, **options: Any) -> Any:
+    def read(self: ShardSet, index: int, *members: Any) -> Any:
         reads.append(index)
         if len(reads) > 24:
             raise error
-        return real(self, index, **options)
+        return real(self, index, *members)
 
     monkeypatch.setattr(ShardSet, "read", read)
     run = tmp_path / "run"

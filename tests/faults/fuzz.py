@@ -27,7 +27,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index_store import index_path
-from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
 from swinv2_train.data.tar import DamagedError, members
 from swinv2_train.errors import RunError
@@ -219,7 +219,7 @@ def samples_of(spec: str, cache: Path) -> list[tuple[str, str, bytes, dict[str, 
         found = []
         for index in range(shards.num_samples):
             try:
-                raw = shards.read(index, texts=True)
+                raw = shards.read(index, IMAGE_AND_TEXTS)
                 found.append((raw.key, raw.extension, raw.data, raw.texts))
             except BrokenSample as error:
                 logging.getLogger("swinv2_train").warning("broken: %s", error)

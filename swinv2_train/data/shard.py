@@ -1,0 +1,117 @@
+"""One shard of a set: its place, and what is known of it before it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.index import EmptyShardError
+from swinv2_train.data.index_store import index_header
+from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
+from swinv2_train.data.samples import IMAGE, LeftOut, Scope
+from swinv2_train.data.sources import ListedShard, Manifest, manifest_url, parse_manifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where a shard is and what was known of it when the set was opened."""
+
+    url: str
+    size: int
+    """Bytes of the tar."""
+    num_samples: int
+    truncated: str | None = None
+    """Why the shard ends early, where it does."""
+    file: RemoteFile | None = None
+    """File to fetch if the shard is remote."""
+    fingerprint: str = ""
+    """Packer's fingerprint of its inputs; empty if another program wrote it."""
+    sha256: str = ""
+    """Of the tar, as the packer recorded it; empty if it did not."""
+    left_out: LeftOut | None = None
+    """Members that are not read, as far as they were counted when the set was opened."""
+    empty: str | None = None
+    """Why the shard has no samples, if it has none."""
+
+    @property
+    def name(self) -> str:
+        return self.url.partition("?")[0].rpartition("/")[2]
+
+    @property
+    def content(self) -> str:
+        """Description of its content without reading it, in words `kind:value`.
+
+        Two descriptions of the same content agree in every kind that both have: its size in bytes, the packer's hash
+        and fingerprint, and the version that a server gives to this URL, such as its ETag. Equal hashes mean equal
+        content, whatever the fingerprints are: those change with the time of an image's file.
+        """
+        words = [f"bytes:{self.size}"]
+        if self.sha256:
+            words.append(f"sha256:{self.sha256[:16]}")
+        if self.fingerprint:
+            words.append(f"packed:{self.fingerprint[:12]}")
+        elif self.file is not None and self.file.version:
+            place, version = (
+                hashlib.sha256(text.encode()).hexdigest()[:12]
+                for text in (self.url.partition("?")[0], self.file.version)
+            )
+            words.append(f"version-{place}:{version}")
+        return " ".join(words)
+
+
+def manifests_of(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:
+    """Return the packer's manifests of these shards, by place; None if there is none at a place."""
+    found: dict[str | None, Manifest | None] = {}
+    for place in dict.fromkeys(filter(None, map(manifest_url, urls))):
+        if is_remote(place):
+            content = cache.fetch_bytes(place)
+        else:
+            content = Path(place).read_bytes() if Path(place).is_file() else None
+        found[place] = parse_manifest(content, place) if content is not None else None
+    return found
+
+
+def remote_file(url: str, manifest: Manifest | None, cache: ShardCache) -> RemoteFile:
+    """Return the version of a remote shard that its manifest names, or without a manifest the server."""
+    listed = _listed(url, manifest)
+    if listed is None:
+        return cache.stat(url)
+    return RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
+
+
+def open_shard(url: str, manifest: Manifest | None, cache: ShardCache, scope: Scope) -> Shard:
+    """Find a shard and count its samples: by its manifest, or by its index, which is built if need be.
+
+    Raises:
+        DataError: if it cannot be used. A shard without samples can: it is described as empty.
+    """
+    listed = _listed(url, manifest) if scope.main == IMAGE else None  # manifests count samples with an image
+    file = remote_file(url, manifest, cache) if is_remote(url) else None
+    if listed is not None and (file is not None or os.stat(url).st_size == listed.num_bytes):
+        packed = (listed.fingerprint, listed.sha256)
+        return Shard(url, listed.num_bytes, listed.num_samples, None, file, *packed)
+    try:
+        header = index_header(url, cache, file, scope)
+    except EmptyShardError as error:
+        if listed is not None:
+            raise DataError(
+                f"{error}, but its manifest counts {listed.num_samples} samples: copy the shard again"
+            ) from None
+        return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
+    if manifest is None and "pack" in header["extra"]:
+        logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
+    left_out = LeftOut.from_json(header.get("left_out"))
+    record = header["extra"].get("pack", {})
+    packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))
+    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, *packed, left_out)
+
+
+def _listed(url: str, manifest: Manifest | None) -> ListedShard | None:
+    return manifest.shards.get(url.partition("?")[0].rpartition("/")[2]) if manifest is not None else None
