@@ -88,8 +88,9 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
     groups = [item for item in overrides if any((place / key_of(item)).is_dir() for place in (config_dir, conf_dir))]
     store, stubs = ConfigStore.instance(), []
     store.store("schema", {})
-    for name, section in TASK_SECTIONS.items():
-        store.store(f"{name}_schema", {"name": section().name}, group="task")
+    for name in TASK_SECTIONS:
+        store.store(f"{name}_schema", {"name": name}, group="task")
+        store.repo["task"].pop(f"{name}.yaml", None)  # of an earlier composition in this process; the files count
     try:
         while True:
             try:

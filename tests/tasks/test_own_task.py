@@ -139,7 +139,7 @@ def test_a_renamed_module_is_the_same_run(module: Path, shards: Path, tmp_path: 
     assert identity(config).refusal(saved | {"task": {"name": "light", "hidden": 8}}).key == "task.hidden"
 
 
-@pytest.mark.filterwarnings("error:.*ConfigStore schema with the same name")
+@pytest.mark.filterwarnings("error:(?s).*ConfigStore schema with the same name")
 def test_a_file_of_the_user_can_choose_the_task(module: Path, tmp_path: Path) -> None:
     files = {
         "task/light": "module: my_tasks.light\nhidden: 32\n",
