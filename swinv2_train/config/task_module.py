@@ -63,6 +63,8 @@ def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: 
         return sections[name]
     if name in TASK_SECTIONS:  # of ours, and the module is for nothing
         return None
+    if name and not any((place / "task" / f"{name}.yaml").is_file() for place in (config_dir, conf_dir) if place):
+        raise ConfigError("task", name, f"{KEY}={module} has no such task; it has {', '.join(sections)}")
     if len(sections) > 1:
         names = ", ".join(sections)
         raise ConfigError(KEY, module, f"has several tasks ({names}); choose one with task=NAME")

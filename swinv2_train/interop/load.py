@@ -87,7 +87,9 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
     """
     geometry = source.geometry
-    config = Config(task=_task(geometry.get("task", {}), source.path), model=model_config(geometry))
+    module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
+    values = {**geometry.get("task", {}), **({"module": module} if module else {})}
+    config = Config(task=_task(values, source.path), model=model_config(geometry))
     trained = trained_windows(geometry)
     data, crop = geometry["data"], geometry.get("preprocess", {})
     for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):

@@ -14,10 +14,10 @@ import torch
 from swinv2_train.checkpoint.identity import identity, same_run
 from swinv2_train.config.compose import compose, from_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.tasks import TASK_SECTIONS, SimMIMConfig
+from swinv2_train.config.tasks import SimMIMConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.exit_codes import FINISHED
-from tests.documents import python_files
+from tests.documents import own_tasks, python_files
 from tests.evaluated import save_weights
 from tests.runs import metrics, run_here, tiny_run
 
@@ -30,18 +30,8 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder that `my_tasks` is in, on the import path."""
     folder = tmp_path_factory.mktemp("own")
     python_files(PAGE, folder)
-    before = dict(TASK_SECTIONS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder)
+    with own_tasks(folder):
         yield folder
-    forget(before)
-
-
-def forget(sections: dict) -> None:
-    TASK_SECTIONS.clear()
-    TASK_SECTIONS.update(sections)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_tasks"]:
-        del sys.modules[name]
 
 
 def own_run(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
@@ -198,7 +188,9 @@ def test_what_is_wrong_with_a_task_is_one_sentence(
     }.items():
         with pytest.raises(ConfigError, match=f"task.module={re.escape(value)}: .*{sentence}"):
             compose(["task=light", f"task.module={value}"])
-    with pytest.raises(ConfigError, match=r"task.name=dark: task.module=my_tasks.light has no such task; it has light"):
+    with pytest.raises(ConfigError, match=r"task=dark: task.module=my_tasks.light has no such task; it has light"):
+        compose(["task=dark", "task.module=my_tasks.light"])
+    with pytest.raises(ConfigError, match=r"task=dark: task.module=my_tasks.light has no such task; it has light"):
         compose(["task=light", "task.module=my_tasks.light", "task.name=dark"])
     with pytest.raises(ConfigError, match=r"task.hidden=0: must be at least 1"):
         validate(compose([*OWN, "task.hidden=0", "data.shards=x"]))
