@@ -328,9 +328,10 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
     located = FORMATS[layout].locate(storage.shapes)
     shapes = _joined_shapes(located, storage, path)
+    model = infer_model(shapes, path)  # first, because it refuses what is no such model
     geometry: dict[str, Any] = {
         "task": _foreign_task(shapes),
-        "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},
+        "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
