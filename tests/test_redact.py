@@ -12,7 +12,7 @@ from PIL import Image
 
 from swinv2_train import redact as module
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.cli.predict import Prediction
+from swinv2_train.cli.prediction import Prediction
 from swinv2_train.cli.sheet import Entry, csv_text, html_sheet, jsonl_text, png_sheet
 from swinv2_train.config.compose import compose, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError

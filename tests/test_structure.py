@@ -67,6 +67,46 @@ def test_imports_run_one_way(path: Path) -> None:
             assert pieces[1] in MAY_IMPORT[part], f"{part} may not import {name}"
 
 
+def runtime_imports(path: Path, modules: set[str]) -> set[str]:
+    """The modules of the package that a file imports, wherever in it, other than for annotations alone."""
+    tree = ast.parse(path.read_text())
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in typing:
+        node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (full & modules) or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules
+
+
+def test_imports_make_no_circle() -> None:
+    """Inside folders either: a file can be read after those that it imports."""
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    waiting = {name: runtime_imports(path, set(paths)) - {name} for name, path in paths.items()}
+    while ready := [name for name, needed in waiting.items() if not needed & waiting.keys()]:
+        for name in ready:
+            del waiting[name]
+    assert sorted(waiting) == []
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    """At most 80 lines and 8 parameters; dataclasses, which only hold, may have more fields."""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = node.args
+                names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                count = len([name for name in names if name not in ("self", "cls")])
+                if node.end_lineno - node.lineno >= 80 or count > 8:
+                    wrong.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert wrong == []
+
+
 def test_deepspeed_is_imported_in_one_file() -> None:
     users = [path for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imports(path))]
     assert users == [PACKAGE / "engine" / "deepspeed.py"]

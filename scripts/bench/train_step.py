@@ -22,7 +22,7 @@ import torch
 from report import device_name, write_report
 from torch import nn
 
-from swinv2_train.config.model import variant
+from swinv2_train.config.model import ATTENTION_BACKENDS, variant
 from swinv2_train.models.backbone import SwinTransformerV2
 
 WARMUP = 2
@@ -33,7 +33,7 @@ def build(
 ) -> dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]]:
     """The variants: (module, function from module and images to a tensor that is summed)."""
     variants: dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]] = {}
-    for backend in ("reference", "sdpa", "sequential"):
+    for backend in ATTENTION_BACKENDS:
         config = variant(model, window=window, attention=backend, drop_path=0.0)
         variants[backend] = (SwinTransformerV2(config), lambda module, images: module(images)[-1])
     shape = variant(model)

@@ -30,7 +30,7 @@ def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Mani
     """The manifest of a checkpoint, after a check of it.
 
     Args:
-        kind: one of `KINDS`: check the hashes of these files only.
+        kind: one of `KINDS`: check the hashes of the files that reading this kind takes, and no others.
         hashes: False: check no hashes, only that the pieces cover every parameter.
 
     Raises:
@@ -40,8 +40,7 @@ def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Mani
         manifest = read_manifest(path)
         check_complete(manifest)
         if hashes:
-            files = [record for record in manifest.files if kind is None or record.path.startswith(f"{kind}/")]
-            check_files(path, replace(manifest, files=files))
+            check_files(path, replace(manifest, files=manifest.files_for(kind)))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return manifest

@@ -10,14 +10,15 @@
         .saving-step-00013000-1c9f/                 one being written, or left behind by a crash; never read
         .replaced-step-00012000/                    one that another of the same step replaces, for a moment
 
-A fragment is a run of consecutive elements of one flattened parameter (see `fragment.py`). The
-tensors are named `<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is
-visible under its final name only when all of it is on disk, and the manifest says what "all" is; it carries its own
-hash.
+A fragment is a run of consecutive elements of one flattened parameter or buffer (see `fragment.py`). The files of the
+model have all of them, the others only those of the parameters that train. The tensors are named
+`<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under its
+final name only when all of it is on disk, and the manifest says what "all" is; it carries its own hash.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -85,18 +86,44 @@ class Manifest:
     geometry: dict[str, Any]
     """What another run must know to use the weights: task, model, input."""
     shapes: dict[str, list[int]]
-    """Shape of every parameter."""
+    """Shape of every parameter and persistent buffer."""
     fragments: list[FragmentRecord]
     files: list[FileRecord]
     metrics: dict[str, float] = field(default_factory=dict)
     """The evaluation at this very step, by name; empty without one."""
     versions: dict[str, str] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that did not train: they have a weight, but neither moments nor an average."""
+    buffers: list[str] = field(default_factory=list)
+    """Persistent buffers, of which there is no more either."""
     format_version: int = FORMAT_VERSION
 
     @property
     def has_ema(self) -> bool:
         """Whether the moving average of the weights is in it."""
         return any(record.path.startswith("ema/") for record in self.files)
+
+    @functools.cached_property
+    def fixed(self) -> frozenset[str]:
+        """Names of all that has only a weight."""
+        return frozenset((*self.frozen, *self.buffers))
+
+    def kinds(self) -> list[str]:
+        """The kinds of files in it."""
+        return [kind for kind in KINDS if kind != "ema" or self.has_ema]
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether the files of a kind have pieces of a tensor."""
+        return kind == "model" or name not in self.fixed
+
+    def files_for(self, kind: str | None) -> list[FileRecord]:
+        """The files that reading one kind of values takes, or all files.
+
+        Args:
+            kind: one of `KINDS`; the average of what does not train is in the files of the weights.
+        """
+        kinds = {kind, "model"} if kind == "ema" and self.fixed else {kind}
+        return [record for record in self.files if kind is None or record.path.partition("/")[0] in kinds]
 
 
 def rank_file(kind: str, rank: int, world_size: int) -> str:
@@ -116,6 +143,9 @@ def _digest(values: dict[str, Any]) -> str:
 def manifest_text(manifest: Manifest) -> str:
     """The manifest as JSON, with its own hash."""
     values = asdict(manifest)
+    for key in ("frozen", "buffers"):  # earlier versions, which know nothing of them, read what has none
+        if not values[key]:
+            del values[key]
     return json.dumps({"sha256": _digest(values), **values}, indent=1)
 
 
@@ -178,6 +208,9 @@ def _check_numbers(manifest: Manifest) -> None:
     for name, shape in manifest.shapes.items():
         if not all(map(is_count, shape)):
             raise TypeError(f"shape of {name}")
+    for names in (manifest.frozen, manifest.buffers):
+        if not isinstance(names, list) or not all(isinstance(name, str) and name in manifest.shapes for name in names):
+            raise TypeError("frozen or buffers")
     for piece in manifest.fragments:
         whole = isinstance(piece.name, str) and is_count(piece.start) and is_count(piece.count) and is_count(piece.rank)
         if not whole or piece.rank >= manifest.world_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -11,10 +11,11 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.layout import Manifest, read_manifest
 from swinv2_train.checkpoint.pieces import Pieces
+from swinv2_train.config.errors import ConfigError
 
 
 def check_parameters(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Check that a checkpoint holds exactly the parameters of a model.
+    """Check that a checkpoint holds exactly the parameters and persistent buffers of a model.
 
     Raises:
         CheckpointError: naming what differs.
@@ -28,12 +29,39 @@ def check_parameters(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> 
             raise CheckpointError(f"the checkpoint {what} parameter {names[0]}{more}")
 
 
+def check_trained(manifest: Manifest, trained: Collection[str]) -> list[str]:
+    """Check that a checkpoint has the moments of all that trains now, and return a line if it has more than those.
+
+    Moments that start at zero would not do: AdamW's step count, which corrects them, is one for all parameters, and
+    the first updates would be several times too large.
+
+    Args:
+        trained: names of the parameters that train.
+
+    Raises:
+        ConfigError: naming a parameter that was frozen.
+    """
+    if thawed := [name for name in trained if name in manifest.fixed]:
+        more = f" and {len(thawed) - 1} more" if len(thawed) > 1 else ""
+        raise ConfigError(
+            "optim.freeze",
+            "...",
+            f"{thawed[0]}{more} would train now, and the checkpoint of step {manifest.step} has it frozen, without "
+            "AdamW's moments; set optim.freeze back, or start a new run from it with init_from",
+        )
+    dropped = sorted(manifest.shapes.keys() - manifest.fixed - set(trained))
+    if not dropped:
+        return []
+    more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
+    return [f"{dropped[0]}{more} trained before and is frozen now (optim.freeze): its AdamW moments are dropped"]
+
+
 @torch.no_grad()
 def load_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
     """Fill fragments of the present ranks from a checkpoint of any number of ranks.
 
-    Each rank reads what it owns and no more. The files are taken as verified. Where a fragment wants a moving average
-    and the checkpoint has none, the average starts from the loaded weight.
+    Each rank reads what its fragments hold and no more. The files are taken as verified. Where a fragment wants a
+    moving average and the checkpoint has none, the average starts from the loaded weight.
 
     Raises:
         CheckpointError: if an element of a fragment is not in the checkpoint, or a file cannot be read.
@@ -42,7 +70,8 @@ def load_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
     with Pieces(path, manifest) as pieces:
         for fragment in fragments:
             for part in ("weight", "exp_avg", "exp_avg_sq"):
-                _fill(pieces, fragment, part, getattr(fragment, part))
+                if (target := getattr(fragment, part)) is not None:
+                    _fill(pieces, fragment, part, target)
             if fragment.ema is None:
                 continue
             if manifest.has_ema:

@@ -44,7 +44,7 @@ class Pieces:
     verified, and read no more than is asked for."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        self._path, self._world_size = path, manifest.world_size
+        self._path, self._world_size, self._fixed = path, manifest.world_size, manifest.fixed
         self._headers: dict[str, Header] = {}
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._records: dict[str, list[FragmentRecord]] = {}
@@ -59,14 +59,16 @@ class Pieces:
             self._files.popitem()[1].close()
 
     def slices(self, name: str, part: str, start: int, stop: int) -> Iterator[bytearray]:
-        """The elements from `start` up to `stop` of a flattened parameter, in order: raw little-endian fp32.
+        """The elements from `start` up to `stop` of a flattened tensor, in order: raw little-endian fp32.
 
         Args:
-            part: weight, exp_avg, exp_avg_sq or ema.
+            part: weight, exp_avg, exp_avg_sq or ema; the average of what does not train is its weight.
 
         Raises:
             CheckpointError: if an element is not in the checkpoint, or a file does not hold what the manifest says.
         """
+        if part == "ema" and name in self._fixed:
+            part = "weight"
         end = start
         for record, low, high in overlapping(self._records.get(name, ()), start, stop):
             if low != end:

@@ -38,7 +38,7 @@ MOST_RANKS = 4096
 
 
 def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[FragmentRecord]]:
-    """What each rank owns when all parameters are laid end to end and cut into equal shares; the last may be smaller,
+    """What each rank owns when all tensors are laid end to end and cut into equal shares; the last may be smaller,
     or empty."""
     share = -(-sum(math.prod(shape) for shape in shapes.values()) // num_ranks)
     owned: list[list[FragmentRecord]] = [[] for _ in range(num_ranks)]
@@ -104,7 +104,7 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
 
 def _write(path: Path, partial: Path, manifest: Manifest, num_ranks: int, progress: Progress | None) -> None:
     owned = even_cut(manifest.shapes, num_ranks)
-    kinds = [kind for kind in KINDS if kind != "ema" or manifest.has_ema]
+    kinds = manifest.kinds()
     for kind in kinds:
         (partial / kind).mkdir()
     files = _write_ranks(path, partial, manifest, owned, kinds, progress)
@@ -132,13 +132,16 @@ def _write_ranks(
     total, done, files = sum(record.size for record in manifest.files), 0, []
     with Pieces(path, manifest) as pieces:
         for rank, records in enumerate(owned):
-            for kind in kinds if records else ():
+            for kind in kinds:
+                held = [record for record in records if manifest.holds(kind, record.name)]
+                if not held:
+                    continue
                 relative = rank_file(kind, rank, len(owned))
-                data = counted(_elements(pieces, records, KINDS[kind]), progress, total, done)
+                data = counted(_elements(pieces, held, KINDS[kind]), progress, total, done)
                 tensors = {
                     tensor_key(record.name, record.start, part): ("fp32", (record.count,))
                     for part in KINDS[kind]
-                    for record in records
+                    for record in held
                 }
                 written = write_safetensors(partial / relative, tensors, data)
                 files.append(FileRecord(relative, written.size, written.sha256))

@@ -71,12 +71,17 @@ class _Share:
     """By kind of file and by key."""
     records: list[FragmentRecord] = field(default_factory=list)
     shapes: dict[str, list[int]] = field(default_factory=dict)
+    fixed: dict[str, bool] = field(default_factory=dict)
+    """Names of what does not train, and whether it is a buffer."""
 
     @classmethod
     def of(cls, fragments: Iterable[Fragment], rank: int) -> _Share:
         share, averaged = cls(), set()
         for fragment in fragments:
-            averaged.add(fragment.ema is not None)
+            if fragment.trains:
+                averaged.add(fragment.ema is not None)
+            else:
+                share.fixed[fragment.name] = fragment.is_buffer
             for kind, parts in KINDS.items():
                 for part in parts:
                     tensor = getattr(fragment, part)
@@ -235,26 +240,29 @@ def save(
     plans = _together(ranks, partial, plan)
     size = sum(count for count, _ in plans)
     on_main(lambda: _prepare(directory, partial, {kind for _, kinds in plans for kind in kinds}, size, room))
-    parts = _together(ranks, partial, lambda: (own.write(partial, ranks), own.records, own.shapes))
+    parts = _together(ranks, partial, lambda: (own.write(partial, ranks), own.records, own.shapes, own.fixed))
     kept_as: Path | None = None
 
     def complete() -> None:
         nonlocal kept_as
         text = json.dumps(state, indent=1)
+        fixed = {name: is_buffer for *_, part in parts for name, is_buffer in part.items()}
         state_file = FileRecord(STATE, _write_text(partial / STATE, text), hashlib.sha256(text.encode()).hexdigest())
         manifest = Manifest(
             step=step,
             world_size=ranks.world_size,
             geometry=geometry,
-            shapes={name: shape for _, _, shapes in parts for name, shape in shapes.items()},
-            fragments=[record for _, records, _ in parts for record in records],
-            files=[record for files, _, _ in parts for record in files] + [state_file],
+            shapes={name: shape for _, _, shapes, _ in parts for name, shape in shapes.items()},
+            fragments=[record for _, records, *_ in parts for record in records],
+            files=[record for files, *_ in parts for record in files] + [state_file],
             metrics=metrics or {},
             versions=_versions(),
+            frozen=sorted(name for name, is_buffer in fixed.items() if not is_buffer),
+            buffers=sorted(name for name, is_buffer in fixed.items() if is_buffer),
         )
         _write_text(partial / MANIFEST, manifest_text(manifest))
         kept_as = _set_aside(final, geometry)
         _publish(partial, final)
 
     on_main(complete)
-    return Saved(final, sum(record.size for files, _, _ in parts for record in files), kept_as)
+    return Saved(final, sum(record.size for files, *_ in parts for record in files), kept_as)

@@ -10,7 +10,6 @@ from pathlib import Path
 from swinv2_train.checkpoint.disk import restore_replaced, sha256
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import (
-    KINDS,
     STATE,
     FileRecord,
     Manifest,
@@ -23,15 +22,19 @@ from swinv2_train.checkpoint.ranks import Ranks
 
 
 def check_complete(manifest: Manifest) -> None:
-    """Check that the fragments cover every parameter exactly once, and that a file is listed for all of them.
+    """Check that the fragments cover every tensor exactly once, and that a file is listed for all of them.
 
     Raises:
-        CheckpointError: naming a parameter with a gap or an overlap, or the file.
+        CheckpointError: naming a tensor with a gap or an overlap, or the file.
     """
     listed = {record.path for record in manifest.files}
-    kinds = [kind for kind in KINDS if kind != "ema" or manifest.has_ema]
-    ranks = sorted({record.rank for record in manifest.fragments})
-    for path in (STATE, *(rank_file(kind, rank, manifest.world_size) for rank in ranks for kind in kinds)):
+    kinds = manifest.kinds()
+    owners = {(record.rank, record.name in manifest.fixed) for record in manifest.fragments}
+    pairs = {
+        (rank, place) for rank, fixed in owners for place, kind in enumerate(kinds) if kind == "model" or not fixed
+    }
+    needed = (rank_file(kinds[place], rank, manifest.world_size) for rank, place in sorted(pairs))
+    for path in (STATE, *needed):
         if path not in listed:
             raise CheckpointError(f"{path} is not listed")
     pieces: dict[str, list[tuple[int, int]]] = {name: [] for name in manifest.shapes}
@@ -103,7 +106,7 @@ def damage(
     """What is wrong with a checkpoint; None if nothing is. Every rank must call it; they share the work of hashing.
 
     Args:
-        kind: one of `KINDS`: look at the files of this kind only.
+        kind: one of `KINDS`: look at the files that reading this kind takes, and no others.
         foreign: returns why a checkpoint is of another run, or None.
     """
     failure = None
@@ -113,7 +116,7 @@ def damage(
         if reason:
             raise CheckpointError(reason)
         check_complete(manifest)
-        files = [record for record in manifest.files if kind is None or record.path.startswith(f"{kind}/")]
+        files = manifest.files_for(kind)
         check_files(path, replace(manifest, files=_share(files, ranks)))
     except CheckpointError as error:
         failure = str(error)

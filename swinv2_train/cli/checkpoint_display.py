@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,8 @@ def fact_rows(entry: Entry, manifest: Manifest) -> list[tuple[str, str]]:
         ("step", f"{manifest.step:,}"),
         ("written", _written_text(entry.written, time.time())),
         ("ranks", str(manifest.world_size)),
-        ("parameters", f"{_count(manifest.shapes.values()):,} in {len(manifest.shapes):,} tensors"),
+        ("parameters", _tally(manifest, manifest.shapes.keys() - set(manifest.buffers))),
+        *((kind, _tally(manifest, names)) for kind, names in _fixed(manifest) if names),
         ("format", str(manifest.format_version)),
         *((f"version of {name}", version) for name, version in manifest.versions.items()),
         *((name, f"{value:.6g}") for name, value in manifest.metrics.items()),
@@ -121,6 +122,15 @@ def fact_rows(entry: Entry, manifest: Manifest) -> list[tuple[str, str]]:
             size = size_text(sum(record.size for record in records))
             rows.append((f"size of {kind}", f"{size} in {len(records)} file{plural}"))
     return rows
+
+
+def _fixed(manifest: Manifest) -> list[tuple[str, list[str]]]:
+    return [("frozen", manifest.frozen), ("buffers", manifest.buffers)]
+
+
+def _tally(manifest: Manifest, names: Collection[str]) -> str:
+    plural = "s" if len(names) != 1 else ""
+    return f"{_count(manifest.shapes[name] for name in names):,} in {len(names):,} tensor{plural}"
 
 
 def _count(shapes: Iterable[Sequence[int]]) -> int:
@@ -146,9 +156,11 @@ def _value_text(value: Any) -> str:
 
 
 def tensors_text(manifest: Manifest) -> str:
-    """A table of the parameters."""
-    rows = [("parameter", "shape", "elements")]
+    """A table of the parameters and buffers."""
+    rows = [("parameter", "shape", "elements", "kind")]
+    kinds = {name: kind.removesuffix("s") for kind, names in _fixed(manifest) for name in names}
     for name, shape in manifest.shapes.items():
-        rows.append((name, " x ".join(map(str, shape)) or "scalar", f"{math.prod(shape):,}"))
-    rows.append(("all", "", f"{_count(manifest.shapes.values()):,}"))
+        sides = " x ".join(map(str, shape)) or "scalar"
+        rows.append((name, sides, f"{math.prod(shape):,}", kinds.get(name, "")))
+    rows.append(("all", "", f"{_count(manifest.shapes.values()):,}", ""))
     return table(rows)

@@ -22,6 +22,7 @@ from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.export import add_source
 from swinv2_train.cli.guard import guarded
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.prediction import Prediction
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
@@ -53,15 +54,6 @@ examples:
   swinv2-predict swinv2_tiny_patch4_window8_256.pth my-images --labels names.txt --top 3 --sheet sheet.png
 
 exit status: 0 done; 1 some images could not be read, or it could not be done; 2 wrong use; 130 interrupted"""
-
-
-@dataclass
-class Prediction:
-    """What a model sees in one file."""
-
-    path: Path
-    classes: list[tuple[int, str, float]]
-    """Number, name and probability of the likeliest classes, best first."""
 
 
 @dataclass

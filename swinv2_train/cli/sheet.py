@@ -10,15 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
+from swinv2_train.cli.prediction import Prediction
 from swinv2_train.lettering import fitted, font
 from swinv2_train.text import as_html
-
-if TYPE_CHECKING:
-    from swinv2_train.cli.predict import Prediction
 
 _COLUMNS = 4
 _CELL, _PAD, _GAP = 300, 14, 18

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_start(config: Config) -> None:
     """See that a job's shards and length are usable now, and not only when its turn comes."""
-    from swinv2_train.cli.train import count_samples
+    from swinv2_train.cli.samples import count_samples
     from swinv2_train.config.plan import make_plan
 
     samples = count_samples(config, required=not config.launch.dry_run)

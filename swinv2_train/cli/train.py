@@ -7,15 +7,15 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.guard import prepare_output
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
@@ -34,7 +34,6 @@ from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
-    from swinv2_train.data.shards import ShardSet
     from swinv2_train.launch.environment import LaunchEnvironment
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
@@ -126,59 +125,6 @@ def load(arguments: argparse.Namespace) -> Config:
     return config
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The training samples as far as the command line needs them."""
-
-    count: int
-    source: str
-    """Where the count comes from, for a person."""
-    shards: ShardSet | None
-    """The training shards; None without any."""
-    warnings: list[str] = field(default_factory=list)
-    """Held-out shards that are trained on."""
-
-    @property
-    def card(self) -> Card | None:
-        """The dataset card of the shards."""
-        return self.shards.card if self.shards else None
-
-
-def count_samples(config: Config, *, required: bool) -> Samples:
-    """Count the training samples, and see that the held-out ones are there.
-
-    Raises:
-        ConfigError: if there are no shards, and `required` or no expected number.
-        DataError: if shards are given that cannot be used.
-    """
-    from swinv2_train.data.errors import DataError
-    from swinv2_train.data.overlap import overlap_warning
-    from swinv2_train.data.shards import ShardSet
-
-    def open_shards(key: str, spec: Any) -> ShardSet:
-        try:
-            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
-        except DataError as error:
-            absent = key == "data.eval_shards" and str(error).endswith(" does not exist")
-            mend = "; data.eval_shards=null trains without evaluation" if absent else ""
-            error.args = (f"{key}={spec}: {error}{mend}",)
-            raise
-
-    spec = config.data.eval_shards
-    held_out = open_shards("data.eval_shards", spec) if spec else None
-    if config.data.shards:
-        shards = open_shards("data.shards", config.data.shards)
-        shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
-        return Samples(shards.num_samples, "counted in data.shards", shards, shared)
-    if required or config.data.expected_samples is None:
-        raise ConfigError(
-            "data.shards",
-            "''",
-            "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
-        )
-    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None)
-
-
 def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
     """Complete a config, check it once more, and freeze it; arguments as in `complete`.
 
@@ -186,17 +132,20 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
         ConfigError, CheckpointError, DataError: if it cannot be run.
     """
     from swinv2_train.engine.fill_in import complete
+    from swinv2_train.engine.selection import selection
 
     complete(config, card, weights=weights)
     validate(config)
+    selection(config)  # refuses names that the model has not
     config.freeze()
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
+    from swinv2_train.engine.selection import selection
     from swinv2_train.launch.launcher import launch_command, launch_environment, launch_file, shown
     from swinv2_train.planner.describe import describe
 
-    print(redact(describe(config, plan, samples.source)))
+    print(redact(describe(config, plan, samples.source, *selection(config))))
     if joined():
         print("commands       none: a launcher has started the ranks")
     elif config.launch.hostfile:

@@ -15,6 +15,7 @@ from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
+"""Names in the table of `models.attention.backends`, here because this module does not import torch."""
 NORM_PLACEMENTS = ("res-post", "pre", "post", "sandwich")
 SIMILARITIES = ("cosine", "dot")
 POSITION_BIASES = ("log-cpb", "linear-cpb", "table")
@@ -225,27 +226,23 @@ class StageGeometry:
 
 
 def fit_window(
-    window: tuple[int, int], height: int, width: int, rule: str = "per-axis"
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Clamp a window to a map and give the shift that belongs to it: (window, shift).
+    window: tuple[int, ...], sides: tuple[int, ...], rule: str = "per-axis"
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Clamp a window to a map and return it with its shift: (window, shift).
 
-    The rules are equal where the window is square and the map is square or larger than the window on both sides.
+    The rules are equal if the window is square and the map is square or larger than the window on both sides. A time
+    axis is always clamped per axis.
 
     Args:
-        window: configured (height, width); square for the rule `official`.
-        height, width: sides of the map in tokens.
+        window: configured (height, width) or (time, height, width); square for the rule `official`.
+        sides: the map in tokens, along the same axes.
         rule: `ModelConfig.window_rule`.
     """
-    if rule == "official":
-        shorter = min(height, width)
-        if shorter <= window[0]:
-            return (shorter, shorter), (0, 0)
-        return window, (window[0] // 2, window[1] // 2)
-    clamped = (min(window[0], height), min(window[1], width))
-    shift = (
-        clamped[0] // 2 if window[0] < height else 0,
-        clamped[1] // 2 if window[1] < width else 0,
-    )
+    clamped = tuple(min(extent, side) for extent, side in zip(window, sides, strict=True))
+    shift = tuple(extent // 2 if extent < side else 0 for extent, side in zip(window, sides, strict=True))
+    shorter = min(sides[-2:])
+    if rule == "official" and shorter <= window[-1]:
+        return (*clamped[:-2], shorter, shorter), (*shift[:-2], 0, 0)
     return clamped, shift
 
 
@@ -260,7 +257,7 @@ def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGe
     rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
     stages = []
     for stage, window in enumerate(windows(config)):
-        fitted, shift = fit_window(window, rows, columns, config.window_rule)
+        fitted, shift = fit_window(window, (rows, columns), config.window_rule)
         padded = tuple(-(-side // fit) * fit for side, fit in zip((rows, columns), fitted, strict=True))
         stages.append(
             StageGeometry(

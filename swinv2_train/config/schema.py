@@ -158,6 +158,20 @@ class OptimConfig(Section):
     """Also decay CPB networks and logit scales, as the official SimMIM code does by a name mismatch."""
     layer_decay: float = 1.0
     """Learning rate factor per block from the last towards the patch embedding; 1: the same rate everywhere."""
+    freeze: Any = None
+    """What does not train: null, a list of names of modules or parameters, such as [backbone.patch_embed,
+    backbone.layers.0], or {stages: 2}: the backbone's patch embedding, its position embedding, and its first two stages
+    with the patch merging after each.
+
+    Stochastic depth stays as configured. A resume may freeze more; to train what was frozen, start a new run with
+    `init_from`.
+    """
+    lr_scales: Any = None
+    """Learning rate factors by name of a module or parameter, such as {backbone: 0.1, backbone.norm: 1}; null: none.
+
+    They multiply those of `layer_decay`; the longest name wins. Here and in `freeze`, `backbone` means the backbone of
+    any task, also where the model has it under another name.
+    """
     clip_norm: float = 5.0
     """Clip the gradient to this norm; 0: do not clip."""
     ema_decay: float = 0.0

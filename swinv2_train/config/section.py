@@ -18,7 +18,7 @@ class Section:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, Section):
-                value.freeze()
+                Section.freeze(value)  # a section may have a field of this name: `optim.freeze`
         object.__setattr__(self, "_frozen", True)
 
     def __setattr__(self, name: str, value: Any) -> None:

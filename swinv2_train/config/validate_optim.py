@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from swinv2_train.config.checks import at_least, one_of
 from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.schema import OptimConfig
 
 
@@ -40,6 +43,37 @@ def validate_optim(optim: OptimConfig) -> None:
             at_least(f"optim.{key}", getattr(optim, key), 0)
     _validate_rates(optim)
     _validate_schedule(optim)
+    _validate_freeze(optim.freeze)
+    _validate_scales(optim.lr_scales)
+
+
+def _validate_scales(scales: Any) -> None:
+    if scales is None:
+        return
+    if not isinstance(scales, Mapping):
+        raise ConfigError("optim.lr_scales", scales, "give factors by name, such as {backbone: 0.1}")
+    for name, factor in scales.items():
+        if not isinstance(name, str):
+            raise ConfigError("optim.lr_scales", scales, f"{name} is not the name of a module")
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+            mend = f"the factor of {name} must be above 0 and finite; optim.freeze keeps a module from training"
+            raise ConfigError("optim.lr_scales", scales, mend)
+
+
+def _validate_freeze(freeze: Any) -> None:
+    if freeze is None:
+        return
+    if isinstance(freeze, Mapping):
+        count = freeze.get("stages")
+        if set(freeze) != {"stages"} or isinstance(count, bool) or not isinstance(count, int):
+            raise ConfigError("optim.freeze", freeze, "a mapping here is {stages: N}, the backbone's first N stages")
+        if not 0 <= count <= NUM_STAGES:
+            raise ConfigError("optim.freeze.stages", count, f"must be from 0 to {NUM_STAGES}")
+    elif not isinstance(freeze, list) or not all(isinstance(name, str) for name in freeze):
+        mend = "give a list of names, such as [backbone.patch_embed,backbone.layers.0], or {stages: 2}"
+        raise ConfigError("optim.freeze", freeze, mend)
+    elif not freeze:
+        raise ConfigError("optim.freeze", freeze, "is an empty list; null freezes nothing")
 
 
 def _validate_rates(optim: OptimConfig) -> None:

@@ -17,15 +17,23 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
 from swinv2_train.models.precision import PRECISIONS
+from swinv2_train.models.trainable import apply_freeze
 from swinv2_train.tasks.task import Task
 
 
 def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
-    """The model on the device in its training dtype, with seeded initial weights (the same on every rank)."""
+    """The model on the device in its training dtype, with seeded initial weights (the same on every rank).
+
+    What `optim.freeze` names gets no gradient.
+
+    Raises:
+        ConfigError: if it names what the model has not, or all that it has.
+    """
     with torch.device("meta"):
         model = task.build_model()
     model = model.to(PRECISIONS[config.engine.precision]).to_empty(device=device)
     init_weights(model, torch.Generator().manual_seed(config.seed))
+    apply_freeze(model, config.optim.freeze)
     if config.engine.compile:
         for module in model.modules():
             if isinstance(module, SwinTransformerV2):

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import DATA, Identity
 from swinv2_train.checkpoint.layout import read_manifest
-from swinv2_train.checkpoint.load import check_parameters, load_fragments
+from swinv2_train.checkpoint.load import check_parameters, check_trained, load_fragments
 from swinv2_train.checkpoint.saver import Outcome, Saver
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.state import TrainState
+from swinv2_train.launch.failures import together
 from swinv2_train.launch.lock import check_in_place
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import write_status
+from swinv2_train.models.state import state_shapes
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.tracker import Tracker
 
@@ -61,23 +61,29 @@ def load_newest(
 
 
 def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), damaged: Sequence[str] = ()) -> Loaded:
-    """Load a checkpoint that was verified."""
+    """Load a checkpoint that was verified.
+
+    Raises:
+        CheckpointError: if it is of another model.
+        ConfigError: if it lacks the moments of a parameter that trains now.
+    """
     manifest = read_manifest(path)
-    check_parameters(manifest, {name: _shape(value) for name, value in engine.module.named_parameters()})
-    load_fragments(path, engine.fragments())
+
+    def check() -> list[str]:
+        check_parameters(manifest, state_shapes(engine.module))
+        return check_trained(manifest, [name for name, one in engine.module.named_parameters() if one.requires_grad])
+
+    dropped = together(ranks, check)
+    load_fragments(path, engine.fragments_to_load())
     saved = read_state(path)
     engine.load_scalars(saved["optimizer"])
     engine.publish()
     count = manifest.world_size
     ranks_then = "" if count == ranks.world_size else f" (saved by {count} rank{'s' if count > 1 else ''})"
-    said = [*lines, f"resuming from {path}{ranks_then}"]
+    said = [*lines, f"resuming from {path}{ranks_then}", *dropped]
     if manifest.has_ema and not engine.averages:
         said.append("its moving average of the weights is left behind, as optim.ema_decay is 0 now")
     return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged), manifest.geometry)
-
-
-def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @dataclass

@@ -23,7 +23,15 @@ from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.engine.fragments import adam_steps, fragments, publish, set_adam_steps
+from swinv2_train.engine.fragments import (
+    adam_steps,
+    fragments,
+    partitioned_fragments,
+    publish,
+    replicated_fragments,
+    set_adam_steps,
+    share_of,
+)
 from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.launch.ranks import Ranks
 
@@ -109,10 +117,10 @@ class Engine:
     """A model under DeepSpeed. Every method must be called by all ranks alike."""
 
     def __init__(self, model: nn.Module, config: Config, plan: Plan, ranks: Ranks) -> None:
-        """Wrap `model`, whose parameters are on `ranks.device` already.
+        """Wrap `model`, whose parameters are on `ranks.device` already. Those without a gradient stay as they are.
 
         Raises:
-            ConfigError: if the precision does not work on the device.
+            ConfigError: if the precision does not work on the device, or a name in `optim.lr_scales` is unknown.
         """
         device = ranks.device.type
         if config.engine.precision == "fp16" and device == "cpu":
@@ -120,7 +128,7 @@ class Engine:
         settings = deepspeed_config(config, plan)
         self._library = deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
-        groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
+        groups = parameter_groups(model, config.optim, config.model.depths)
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
         # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
         self._adam = adam = GatedAdamW(
@@ -234,15 +242,31 @@ class Engine:
         self.publish()
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank holds of the fp32 weights, of their average and of Adam's moments."""
+        """What this rank holds of the fp32 weights that train, of their average and of Adam's moments."""
         pieces = fragments(self.module, self._optimizer)
         if self._average is None:
             return pieces
         return (replace(piece, ema=average) for piece, average in zip(pieces, self._average, strict=True))
 
+    def fragments_to_load(self) -> Iterator[Fragment]:
+        """All that this rank holds of what a checkpoint has: also frozen parameters and persistent buffers."""
+        yield from self.fragments()
+        yield from partitioned_fragments(self.module, self._optimizer)
+        yield from replicated_fragments(self.module)
+
     def fragments_to_save(self, ranks: Ranks) -> Iterator[Fragment]:
-        """What this rank has to write: without ZeRO all hold the same, and the main rank writes it."""
-        return self.fragments() if self._deepspeed.zero_optimization_stage() or ranks.is_main else iter(())
+        """What this rank has to write, each element on one rank: without ZeRO the main rank writes it all.
+
+        Raises:
+            CheckpointError: on every rank, if a buffer has values that a checkpoint cannot hold.
+        """
+        shared = bool(self._deepspeed.zero_optimization_stage())
+        rank, world_size = (ranks.rank, ranks.world_size) if shared else (0, 1)
+        fixed = list(share_of(replicated_fragments(self.module), rank, world_size))  # may fail: on all ranks alike
+        if shared or ranks.is_main:
+            yield from self.fragments()
+            yield from partitioned_fragments(self.module, self._optimizer)
+            yield from fixed
 
     def publish(self) -> None:
         """After fragments were written to: bring the new weights into the model of every rank."""

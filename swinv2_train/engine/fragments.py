@@ -5,18 +5,21 @@ number of ranks. A `Fragment` names such a piece by what does not depend on it: 
 Checkpoints are made of fragments, which is why any number of ranks can read them.
 
 Everything private that the project uses of DeepSpeed's optimizers stands in this file: `_hp_mapping` and the flat
-groups (stages 1 and 2), `grad_position` (stage 3), `fp32_groups` (stage 0 in 16 bit).
+groups (stages 1 and 2), `grad_position` and `ds_tensor` (stage 3), `fp32_groups` (stage 0 in 16 bit).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.fragment import Fragment
+from swinv2_train.models.state import persistent_buffers
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -51,7 +54,7 @@ def ensure_state(optimizer: Any) -> None:
 
 
 def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
-    """The fragments of this rank, in the order of the module's parameters.
+    """The fragments of this rank of all that trains, in the order of the module's parameters.
 
     Args:
         module: the model that DeepSpeed was given.
@@ -68,6 +71,57 @@ def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
         yield from _stage3(named, optimizer)
     else:
         yield from _replicated(named, optimizer)
+
+
+def partitioned_fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
+    """This rank's parts of the frozen parameters that stage 3 has taken apart.
+
+    DeepSpeed has no fp32 master weights of what does not train: these are views of the model's memory, in its dtype.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad or not hasattr(parameter, "ds_tensor"):
+            continue
+        own = parameter.ds_tensor.detach().view(-1)
+        start = optimizer._get_param_partition_rank(parameter) * own.numel()
+        owned = min(own.numel(), parameter.ds_numel - start)  # the last ranks hold padding
+        if owned > 0:
+            yield Fragment(name, tuple(parameter.ds_shape), start, own.narrow(0, 0, owned))
+
+
+def replicated_fragments(module: nn.Module) -> Iterator[Fragment]:
+    """What does not train and every rank has whole: frozen parameters below stage 3, and persistent buffers."""
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
+            yield Fragment(name, tuple(parameter.shape), 0, parameter.detach().view(-1))
+    for name, buffer in persistent_buffers(module):
+        yield Fragment(name, tuple(buffer.shape), 0, buffer.detach().view(-1), is_buffer=True)
+
+
+def share_of(replicated: Iterable[Fragment], rank: int, world_size: int) -> Iterator[Fragment]:
+    """The part that a rank saves of what every rank has whole: all of it, laid end to end, is cut evenly.
+
+    Raises:
+        CheckpointError: on every rank, if a buffer has values that fp32, the only dtype of a checkpoint, cannot hold.
+    """
+    pieces = list(replicated)
+    for piece in pieces:
+        _check_exact(piece)
+    size, end = -(-sum(piece.weight.numel() for piece in pieces) // world_size), 0
+    for piece in pieces:
+        begin, end = end, end + piece.weight.numel()
+        low, high = max(begin, rank * size), min(end, (rank + 1) * size)
+        if low < high:
+            yield replace(piece, start=low - begin, weight=piece.weight[low - begin : high - begin])
+
+
+def _check_exact(piece: Fragment) -> None:
+    if piece.weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return
+    if not torch.equal(piece.weight.float().to(piece.weight.dtype), piece.weight):
+        raise CheckpointError(
+            f"the buffer {piece.name} of {str(piece.weight.dtype).removeprefix('torch.')} has values that fp32 cannot "
+            "hold, as which it would be saved; register it with persistent=False, or keep it in fp32"
+        )
 
 
 def _linked(named: list[tuple[str, nn.Parameter]]) -> Iterator[Fragment]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from swinv2_train.checkpoint.layout import KIND_OF
 from swinv2_train.checkpoint.survey import is_checkpoint
@@ -24,14 +23,10 @@ from swinv2_train.interop.transfer import Transfer, plan_transfer
 from swinv2_train.launch.failures import together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import write_text
+from swinv2_train.models.state import state_shapes
 
 REPORT = "init_from.txt"
 """In the run directory: every tensor and what happened to it."""
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters by name, also where ZeRO-3 has taken them apart."""
-    return {name: tuple(getattr(value, "ds_shape", value.shape)) for name, value in model.named_parameters()}
 
 
 def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequence[str] | None = None) -> list[str]:
@@ -53,7 +48,7 @@ def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequen
             source.notes = [*passed_over, *source.notes]
             transfer = plan_transfer(
                 source,
-                parameter_shapes(engine.module),
+                state_shapes(engine.module),
                 config.model,
                 read_map(config, source, class_names),
                 resolution=resolution(config),
@@ -82,7 +77,7 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
     """
     size = resolution(config)
     with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
-        shapes = parameter_shapes(meta_model(config, size))
+        shapes = state_shapes(meta_model(config, size))
         source.notes += start_note(source, config.model, size)
         mapped = read_map(config, source, class_names)
         plan = plan_transfer(
@@ -105,7 +100,7 @@ def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] |
 
 @torch.no_grad()
 def _fill(engine: Engine, transfer: Transfer) -> None:
-    for piece in engine.fragments():
+    for piece in engine.fragments_to_load():
         values = transfer.elements(piece.name, piece.start, piece.start + piece.weight.numel())
         if values is not None:
             piece.weight.copy_(values)

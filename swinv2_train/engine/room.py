@@ -21,6 +21,8 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import ENLARGE, SHARED_MEMORY
 from swinv2_train.engine.build import prefetched
 from swinv2_train.errors import RunError
+from swinv2_train.models.state import persistent_buffers
+from swinv2_train.models.trainable import count_trained
 from swinv2_train.tasks.task import Task
 
 _ADDRESSES = 2**30
@@ -95,9 +97,11 @@ def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, 
 
 
 def checkpoint_size(model: nn.Module, ema_decay: float) -> int:
-    """Return the bytes of a checkpoint: fp32 weights, Adam's two moments, and the moving average if there is one."""
-    parameters = sum(getattr(value, "ds_numel", value.numel()) for value in model.parameters())
-    return 4 * parameters * (4 if ema_decay else 3)
+    """Return the bytes of a checkpoint: the weights in fp32, and of those that train Adam's two moments and the moving
+    average if there is one."""
+    trained, total = count_trained(model)
+    buffers = sum(buffer.numel() for _, buffer in persistent_buffers(model))
+    return 4 * (total + buffers + trained * (3 if ema_decay else 2))
 
 
 def disk_warning(config: Config, steps_left: int, size: int, directory: Path) -> str | None:

@@ -38,6 +38,7 @@ from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.launch.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.launch.status import read_status, write_status, write_text
 from swinv2_train.launch.watchdog import Watchdog
+from swinv2_train.models.trainable import trained_text
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
 from swinv2_train.tasks.build import build_task, open_shards
@@ -214,7 +215,8 @@ def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: lis
     with tracked(config, plan, state, ranks) as (tracker, end):
         for line in preflight_lines:
             tracker.message(f"preflight: {line}")
-        for line in [*start.lines, *start_lines(config, plan, state, ranks)]:
+        training = trained_text(engine.module, config.optim.freeze, config.optim.lr_scales)
+        for line in [*start.lines, *start_lines(config, plan, state, ranks), *training]:
             tracker.message(line)
         for line in start_warnings(parts, start, engine) if ranks.is_main else ():
             tracker.warn(line)

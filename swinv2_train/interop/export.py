@@ -32,6 +32,7 @@ from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, HEAD, in_backbone
+from swinv2_train.models.state import named_state
 from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def export(
     """
     check_request(loaded, out, layout, dtype)
     inference = onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval()
-    size = sum(parameter.numel() for parameter in loaded.model.parameters()) * DTYPES[dtype][1]
+    size = sum(tensor.numel() for _, tensor in named_state(loaded.model)) * DTYPES[dtype][1]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -226,11 +227,11 @@ def _round(model: torch.nn.Module, dtype: str) -> bool:
     """Give the weights the values that they will have in the file; whether that changed anything."""
     if dtype == "fp32":
         return False
-    for name, parameter in model.named_parameters():
-        low = parameter.detach().to(_TORCH_DTYPES[dtype])
-        if torch.any(torch.isinf(low) & torch.isfinite(parameter)):
+    for name, tensor in named_state(model):
+        low = tensor.detach().to(_TORCH_DTYPES[dtype])
+        if torch.any(torch.isinf(low) & torch.isfinite(tensor)):
             raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
-        parameter.data.copy_(low)
+        tensor.data.copy_(low)
     return True
 
 
@@ -258,7 +259,7 @@ def canonical(model: torch.nn.Module, output: str) -> dict[str, Tensor]:
     Args:
         output: `logits`: the backbone and the classification head; `features`: the backbone alone.
     """
-    tensors = FORMATS[OWN].read({name: parameter.detach() for name, parameter in model.named_parameters()})
+    tensors = FORMATS[OWN].read({name: tensor.detach() for name, tensor in named_state(model)})
     head = HEAD if output == "logits" else ()
     return {name: tensor for name, tensor in tensors.items() if in_backbone(name) or name in head}
 
@@ -309,7 +310,7 @@ def _write_own(job: _Job) -> None:
     }
     if source.step is not None:
         metadata["step"] = str(source.step)
-    tensors = {name: parameter.detach() for name, parameter in job.loaded.model.named_parameters()}
+    tensors = {name: tensor.detach() for name, tensor in named_state(job.loaded.model)}
     _write_weights(job.directory / WEIGHTS, tensors, job.dtype, metadata)
 
 

@@ -308,7 +308,7 @@ def put_windows(geometry: dict[str, Any], found: Windows) -> None:
         rows, columns = (-(-side // patch) for side in found.resolution)
         uniform = []
         for _ in sides:
-            uniform.append(fit_window(sides[0], rows, columns, model.get("window_rule", "per-axis"))[0])
+            uniform.append(fit_window(sides[0], (rows, columns), model.get("window_rule", "per-axis"))[0])
             rows, columns = -(-rows // 2), -(-columns // 2)
         if uniform == sides:
             sides = [sides[0]] * len(sides)

@@ -65,12 +65,14 @@ def load_model(
         ConfigError: on a wrong override, or if the source is not a whole model or does not tell all of it.
         CheckpointError: if the source is damaged.
     """
+    from swinv2_train.models.state import state_shapes
+
     with open_source(spec, which=which, ema=ema, verify=True) as source:
         config = source_config(source, overrides)
         size = resolution(config)
         check_peer(source, config, overrides)
         model = meta_model(config, size)
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        shapes = state_shapes(model)
         transfer = plan_transfer(source, shapes, config.model, resolution=size, task=config.task)
         if missing := transfer.of("new"):
             mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
@@ -269,8 +271,10 @@ def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
 def _fill(model: nn.Module, transfer: Transfer) -> None:
     import torch
 
+    from swinv2_train.models.state import named_state
+
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, tensor in named_state(model):
             value = transfer.tensor(name)
             assert value is not None  # nothing is new
-            parameter.copy_(value)
+            tensor.copy_(value)

@@ -63,7 +63,7 @@ def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None
     stages = stage_geometry(model, *resolution)
     side = max(max(stage.window) for stage in stages)
     for stage in stages:
-        window, shift = fit_window((side, side), stage.height, stage.width, model.window_rule)
+        window, shift = fit_window((side, side), (stage.height, stage.width), model.window_rule)
         if window != stage.window or shift != stage.shift or window[0] != window[1]:
             return None
     return side

@@ -207,7 +207,7 @@ def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int,
         return None
     stages = stage_geometry(model, *resolution)
     for number, stage in enumerate(stages, 1):
-        window, shift = fit_window(windows(model)[number - 1], stage.height, stage.width, rule)
+        window, shift = fit_window(windows(model)[number - 1], (stage.height, stage.width), rule)
         if (window, shift) != (stage.window, stage.shift):
             return (
                 f"WARNING: the weights in {source.path} are of model.window_rule={rule}, which has windows of "

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from swinv2_train.models.backbone import SwinBlock, SwinTransformerV2, backbone_of
+from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
+from swinv2_train.models.block import SwinBlock
 from swinv2_train.models.precision import at_least_float32
 
 

@@ -1,19 +1,16 @@
 """Swin Transformer V2 (arXiv 2111.09883), with the parameters of the official code under the official names.
 
-Works on images of any size and any number of channels: maps are padded to whole windows, windows that exceed a map are
-clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its results;
-`window_rule="per-axis"` does so where every map is square, or larger than its window along both sides.
+Works on images of any size and any number of channels: maps are padded to whole windows, and windows that exceed a map
+are clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its
+results; `window_rule="per-axis"` does so if every map is square, or larger than its window along both sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from swinv2_train.config.model import (
     NUM_STAGES,
@@ -21,7 +18,6 @@ from swinv2_train.config.model import (
     attention_backends,
     checkpointed_blocks,
     drop_path_rates,
-    fit_window,
     mlp_width,
     position_map,
     pretrained_windows,
@@ -29,117 +25,11 @@ from swinv2_train.config.model import (
     validate_model,
     windows,
 )
-from swinv2_train.models.attention import WindowAttention
-from swinv2_train.models.drop_path import Residual, branch_scales
-from swinv2_train.models.geometry import Window
-from swinv2_train.models.init import init_weights
-from swinv2_train.models.layers import InputError, LayerNorm, Mlp, PatchEmbed, PatchMerging, position_embedding
-
-
-class SwinBlock(nn.Module):
-    """Attention and MLP, each the residual branch f of one step of the main branch x:
-
-    - res-post: x + norm(f(x)) (paper section 3.2), whose norm starts at 0;
-    - pre: x + f(norm(x)), as in Swin V1;
-    - post: norm(x + f(x)), as in the first transformer;
-    - sandwich: x + norm_out(f(norm(x))) (arXiv 2105.13290).
-
-    Args:
-        window: configured attention window; clamped to the map at every call.
-        shifted: roll the map by half a window.
-        window_rule: how the window is clamped, see `fit_window`.
-        norm_placement: one of the above.
-        extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        attention: WindowAttention,
-        mlp_hidden: int,
-        *,
-        window: Window,
-        shifted: bool,
-        window_rule: str,
-        norm_placement: str,
-        extra_norm: bool,
-    ) -> None:
-        super().__init__()
-        self.window = window
-        self.shifted = shifted
-        self.window_rule = window_rule
-        self.norm_placement = norm_placement
-        initial = 0.0 if norm_placement == "res-post" else 1.0
-        self.norm1 = LayerNorm(dim, initial_weight=initial)
-        self.attn = attention
-        self.norm2 = LayerNorm(dim, initial_weight=initial)
-        self.mlp = Mlp(dim, mlp_hidden)
-        sandwich = norm_placement == "sandwich"
-        self.norm1_out = LayerNorm(dim) if sandwich else None
-        self.norm2_out = LayerNorm(dim) if sandwich else None
-        self.enorm = LayerNorm(dim) if extra_norm else None
-        self.residual = Residual()
-
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); `scales` (B, 2) multiply the two branches, None stands for 1."""
-        attention_scale, mlp_scale = (None, None) if scales is None else scales.unbind(1)
-        x = self._add(x, self._attend, self.norm1, self.norm1_out, attention_scale)
-        x = self._add(x, self.mlp, self.norm2, self.norm2_out, mlp_scale)
-        return x if self.enorm is None else self.enorm(x)
-
-    def _add(
-        self,
-        x: Tensor,
-        branch: Callable[[Tensor], Tensor],
-        norm: LayerNorm,
-        norm_out: LayerNorm | None,
-        scale: Tensor | None,
-    ) -> Tensor:
-        if self.norm_placement == "res-post":
-            return self.residual(x, norm(branch(x)), scale)
-        if self.norm_placement == "post":
-            return norm(self.residual(x, branch(x), scale))
-        out = branch(norm(x))
-        return self.residual(x, out if norm_out is None else norm_out(out), scale)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1], x.shape[2]
-        window, shift = fit_window(self.window, height, width, self.window_rule)
-        if not self.shifted:
-            shift = (0, 0)
-        below, right = -height % window[0], -width % window[1]
-        # Padding comes before the roll, as in the official dense prediction code; its tokens are not masked.
-        if below or right:
-            x = F.pad(x, (0, 0, 0, right, 0, below))
-        if any(shift):
-            x = x.roll((-shift[0], -shift[1]), dims=(1, 2))
-        x = self.attn(x, window, shift)
-        if any(shift):
-            x = x.roll(shift, dims=(1, 2))
-        return x[:, :height, :width]
-
-
-class SwinStage(nn.Module):
-    """The blocks of one resolution, and the patch merging that follows them (called by the backbone)."""
-
-    def __init__(
-        self, blocks: Sequence[SwinBlock], checkpointed: Sequence[bool], downsample: PatchMerging | None
-    ) -> None:
-        super().__init__()
-        self.checkpointed = tuple(checkpointed)
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor, scales: Tensor | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C), before patch merging; `scales` is (B, depth, 2) or None."""
-        for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
-            block_scales = None if scales is None else scales[:, index]
-            if recompute and torch.is_grad_enabled():
-                # A block draws no random numbers of its own, so there is no random state to put back.
-                x = checkpoint(block, x, block_scales, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, block_scales)
-        return x
+from swinv2_train.models.attention.window_attention import WindowAttention
+from swinv2_train.models.block import BlockWindow, SwinBlock, SwinStage
+from swinv2_train.models.drop_path import branch_scales
+from swinv2_train.models.init import draw_normal, init_weights
+from swinv2_train.models.layers import InputError, LayerNorm, PatchEmbed, PatchMerging, position_embedding
 
 
 class SwinTransformerV2(nn.Module):
@@ -171,6 +61,11 @@ class SwinTransformerV2(nn.Module):
         self.norm = LayerNorm(self.dims[-1])
         init_weights(self)
 
+    def init_parameters(self, generator: torch.Generator | None) -> None:
+        """Set the initial values, see `init_weights`."""
+        if self.absolute_pos_embed is not None:
+            draw_normal(self.absolute_pos_embed, generator)
+
     def forward(
         self,
         images: Tensor,
@@ -183,8 +78,8 @@ class SwinTransformerV2(nn.Module):
 
         Args:
             images: (B, in_channels, H, W), any size.
-            mask_token: (C,) stands in for the masked tokens, after the patch norm and before a position embedding.
-            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            mask_token: (C,) replaces the masked tokens, after the patch norm and before a position embedding.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked.
             noise: (B, num_blocks, 2) uniform numbers in [0, 1) that decide stochastic depth in training (see
                 `drop_path_noise`); None draws them from torch's global generator. Not used in eval mode.
 
@@ -217,7 +112,7 @@ class SwinTransformerV2(nn.Module):
         return features
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compile every block with `torch.compile`, for images of one size; alike blocks of a stage share a graph.
+        """Compile every block with `torch.compile`, for images of one size; equal blocks of a stage share a graph.
 
         Args:
             options: for `torch.compile`, such as `mode`.
@@ -229,7 +124,7 @@ class SwinTransformerV2(nn.Module):
                 block.compile(dynamic=False, **options)
 
     def _stochastic_depth(self, noise: Tensor | None, x: Tensor) -> Tensor | None:
-        """Scales of all branches, (B, num_blocks, 2), or None where none is dropped."""
+        """Scales of all branches, (B, num_blocks, 2), or None if none is dropped."""
         if not self.training or not any(self.drop_path_rates):
             return None
         shape = (x.shape[0], self.num_blocks, 2)
@@ -269,9 +164,7 @@ def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | 
                 position_bias=config.position_bias,
             ),
             mlp_width(config, dim),
-            window=windows(config)[stage],
-            shifted=index % 2 == 1,
-            window_rule=config.window_rule,
+            window=BlockWindow(windows(config)[stage], shifted=index % 2 == 1, rule=config.window_rule),
             norm_placement=config.norm_placement,
             extra_norm=period > 0 and (index + 1) % period == 0,
         )

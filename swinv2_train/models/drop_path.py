@@ -1,7 +1,7 @@
-"""Stochastic depth whose randomness is an input: what is dropped is a pure function of given numbers.
+"""Stochastic depth whose randomness is an input: a pure function of given numbers decides which branches are dropped.
 
-With numbers that hang on a sample alone, a sample loses the same branches whatever the number of ranks, the
-micro-batch or the recomputation of activations.
+If the numbers depend only on the sample, it drops the same branches for any number of ranks, any micro-batch, and with
+or without activation recomputation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
 
 
 def branch_scales(noise: Tensor, rates: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """What every branch is multiplied with: 0 where its noise is below the block's rate, 1 / (1 - rate) elsewhere.
+    """Return the factor of every branch: 0 if its noise is below the block's rate, else 1 / (1 - rate).
 
     Args:
         noise: (B, num_blocks, 2) uniform numbers in [0, 1).
@@ -63,12 +63,12 @@ def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
     """x + scale * branch in the dtype of x.
 
     Args:
-        x, branch: (B, H, W, C).
+        x, branch: (B, *sides, C).
         scale: (B,), or None for 1.
     """
     if scale is None:
         return x + branch
-    return (x + branch * scale.view(-1, 1, 1, 1)).to(x.dtype)
+    return (x + branch * scale.view(-1, *(1 for _ in x.shape[1:]))).to(x.dtype)
 
 
 class Residual(nn.Module):

@@ -1,11 +1,13 @@
-"""Geometry of shifted windows: partition, regions of the shift mask, coordinates and layout of the position bias.
+"""Window geometry: partition, regions of the shift mask, coordinates and layout of the position bias.
 
-Everything here follows from a few integers, so nothing of it is a parameter or a buffer: a checkpoint fits any window,
-and `module.bfloat16()` cannot round a coordinate. What is made is kept in small bounded caches and shared by all blocks
-that ask for the same. (A table of biases is a parameter of its attention; `resize_table` fits it to a window.)
+All functions take windows of any number of axes: (height, width) for images, (time, height, width) for clips. Their
+results follow from a few integers, so none is a parameter or a buffer: a checkpoint fits any window, and
+`module.bfloat16()` cannot round a coordinate. Results are kept in small bounded caches and shared by all blocks that
+ask for the same. (A table of biases is a parameter of its attention; `resize_table` fits it to a window.)
 
-Shape legend: B images; Hp, Wp token map padded to whole windows; nW windows of an image; wh, ww sides of a window;
-N = wh * ww tokens of a window; h heads; d channels of a head; P = 2wh - 1, Q = 2ww - 1 offsets along the two sides.
+Shape legend: B samples; `padded` the sides of a token map padded to whole windows; nW windows of a sample; N tokens of
+a window; h heads; d channels of a head; `offsets` along each axis the 2w - 1 distances of two tokens of a window of
+side w.
 """
 
 from __future__ import annotations
@@ -18,21 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Window = tuple[int, int]
+Window = tuple[int, ...]
+"""Tokens per axis: (height, width), or (time, height, width). Also used for shifts."""
+Span = tuple[int, int]
+"""A range of indices along one axis: from the first up to, not including, the second."""
 
 MASK_VALUE = -100.0
 """Added to the score of a pair of tokens from different regions. Not -inf: official weights were trained with this."""
 
 
 class TensorCache:
-    """The last few tensors made from hashable keys; the least recently used one goes first."""
+    """The most recently used tensors by hashable key; the least recently used one is dropped first."""
 
     def __init__(self, max_entries: int) -> None:
         self.max_entries = max_entries
         self.entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
-        """The tensor of `key`, built when it is not here."""
+        """Return the tensor of `key`; build it if it is not in the cache."""
         if key in self.entries:
             self.entries.move_to_end(key)
             return self.entries[key]
@@ -55,19 +60,20 @@ REGIONS = TensorCache(max_entries=64)
 def relative_coordinates(
     window: Window, pretrained: Window, device: torch.device, *, logarithmic: bool = True
 ) -> Tensor:
-    """Offsets between the tokens of a window as the bias network takes them, by the official code's formulas.
+    """Return the offsets between the tokens of a window as inputs of the bias network, by the official code's formulas.
 
     Offsets are divided by the largest one of the pretraining window. For linear-CPB that is all: they span [-1, 1] at
     the window of the pretraining and [-2.1, 2.1] from window 8 to 16. For log-CPB they are then scaled to [-8, 8] and
     mapped to sign(x) * log2(|x| + 1) / log2(8), which spans [-1.06, 1.06] and [-1.4, 1.4]. (The paper has the plain
-    offsets and, in equation 4, the logarithm alone; a constant factor on them is one on the first layer's weights. With
-    these factors both kinds begin with inputs of one size, and what differs is how far a larger window extrapolates.)
+    offsets and, in equation 4, the logarithm alone; a constant factor on them equals one on the first layer's weights.
+    With these factors the inputs of both kinds start at the same size, and only how far a larger window extrapolates
+    differs.)
 
     Args:
-        pretrained: window the weights were trained with; a side of 0 stands for the side of `window`.
+        pretrained: window the weights were trained with; a side of 0 means the side of `window`.
 
     Returns:
-        (P * Q, 2) float32: (row, column) offset, row-major.
+        (product of `offsets`, axes) float32: one offset per axis, the last axis changing fastest.
     """
 
     def build() -> Tensor:
@@ -80,14 +86,14 @@ def relative_coordinates(
                 offsets = offsets * 8
                 offsets = torch.sign(offsets) * torch.log2(torch.abs(offsets) + 1.0) / math.log2(8)
             axes.append(offsets)
-        return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, 1)
+        return torch.stack(torch.meshgrid(axes, indexing="ij"), dim=-1).flatten(0, -2)
 
     return COORDINATES.get((window, pretrained, device, logarithmic), build)
 
 
 @torch.compiler.assume_constant_result
 def resizing_matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What bicubic interpolation (`align_corners=False`) of one axis multiplies with: (new_size, size)."""
+    """Return bicubic interpolation (`align_corners=False`) of one axis as a matrix: (new_size, size)."""
 
     def build() -> Tensor:
         identity = torch.eye(size, dtype=dtype, device=device)
@@ -97,106 +103,137 @@ def resizing_matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.
 
 
 def resize_table(table: Tensor, window: Window) -> Tensor:
-    """A table of position biases for another window, by bicubic interpolation over the offsets (official code).
+    """Fit a table of position biases to another window, by bicubic interpolation over the offsets (official code).
 
-    Written as two matrix products: `interpolate` sums its gradient in no fixed order on CUDA.
+    Written as one matrix product per axis: `interpolate` sums its gradient in no fixed order on CUDA.
 
     Args:
-        table: (h, P', Q') of the window it was trained with.
+        table: (h, *offsets) of the window it was trained with.
 
     Returns:
-        (h, P, Q) of `window`; the table itself where that is its own window.
+        (h, *offsets) of `window`; the table itself if that is its own window.
     """
-    for axis, side in zip((1, 2), window, strict=True):
+    for axis, side in enumerate(window, 1):
         size, new_size = table.shape[axis], 2 * side - 1
         if size != new_size:
             matrix = resizing_matrix(size, new_size, table.dtype, table.device)
-            table = matrix @ table if axis == 1 else table @ matrix.t()
+            if axis == len(window):
+                table = table @ matrix.t()
+            else:  # three dimensions for any number of axes, so that one more axis of size 1 changes no bit
+                rest = table.shape[axis + 1 :]
+                resized = matrix @ table.reshape(-1, size, math.prod(rest))
+                table = resized.reshape(*table.shape[:axis], new_size, *rest)
     return table
 
 
 @torch.compiler.assume_constant_result
-def window_regions(padded: tuple[int, int], window: Window, shift: tuple[int, int], device: torch.device) -> Tensor:
-    """Which of the nine regions of the rolled map each token of each window comes from.
+def window_regions(padded: Window, window: Window, shift: Window, device: torch.device) -> Tensor:
+    """Return the region of the rolled map that each token of each window comes from: one of three per axis.
 
-    Two tokens of a window attend to each other freely where their regions are equal; see `region_mask`.
+    Two tokens of a window attend to each other freely if their regions are equal; see `region_mask`.
 
     Returns:
         (nW, N) uint8.
     """
 
     def build() -> Tensor:
-        axes = []
+        regions = torch.zeros((), dtype=torch.int32, device=device)
         for side, extent, offset in zip(padded, window, shift, strict=True):
             place = torch.arange(side, device=device)
-            regions = (place >= side - extent).int() + (place >= side - offset).int()
-            axes.append(regions if offset else torch.zeros_like(regions))
-        regions = (axes[0][:, None] * 3 + axes[1]).to(torch.uint8)
-        rows, columns = padded[0] // window[0], padded[1] // window[1]
-        return regions.view(rows, window[0], columns, window[1]).transpose(1, 2).reshape(rows * columns, -1)
+            along = (place >= side - extent).int() + (place >= side - offset).int()
+            regions = regions.unsqueeze(-1) * 3 + (along if offset else torch.zeros_like(along))
+        return to_windows(regions.to(torch.uint8)[None, ..., None], window, 1, 1).reshape(-1, math.prod(window))
 
     return REGIONS.get((padded, window, shift, device), build)
 
 
+def map_regions(x: Tensor, window: Window, shift: Window) -> Tensor | None:
+    """Return the regions of a (B, *padded, C) map that is rolled by `shift`; None if nothing is shifted."""
+    return window_regions(tuple(x.shape[1:-1]), window, shift, x.device) if any(shift) else None
+
+
 def region_mask(queries: Tensor, keys: Tensor) -> Tensor:
-    """(..., q) and (..., k) regions -> (..., q, k) bool, True where the pair must not attend."""
+    """(..., q) and (..., k) regions -> (..., q, k) bool, True if the pair must not attend."""
     return queries.unsqueeze(-1) != keys.unsqueeze(-2)
 
 
 def to_windows(x: Tensor, window: Window, parts: int, heads: int) -> Tensor:
-    """(B, Hp, Wp, parts * h * d) -> (parts, B, nW, h, N, d): at most one copy, and a view for some one-token sides.
+    """(B, *padded, parts * h * d) -> (parts, B, nW, h, N, d): at most one copy, and a view for some one-token sides.
 
     Do not write into the result, and do not assume that it is contiguous.
     """
-    b, hp, wp, _ = x.shape
-    wh, ww = window
-    x = x.reshape(b, hp // wh, wh, wp // ww, ww, parts, heads, -1)
-    x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)
-    return x.reshape(parts, b, (hp // wh) * (wp // ww), heads, wh * ww, -1)
+    b, *padded, _ = x.shape
+    axes = len(window)
+    split = [size for side, extent in zip(padded, window, strict=True) for size in (side // extent, extent)]
+    x = x.reshape(b, *split, parts, heads, -1)
+    counts, extents = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    x = x.permute(2 * axes + 1, 0, *counts, 2 * axes + 2, *extents, 2 * axes + 3)
+    return x.reshape(parts, b, math.prod(split[::2]), heads, math.prod(window), -1)
 
 
-def from_windows(x: Tensor, window: Window, padded: tuple[int, int]) -> Tensor:
-    """(parts, B, nW, h, N, d) -> (B, Hp, Wp, parts * h * d), the inverse of `to_windows`."""
+def from_windows(x: Tensor, window: Window, padded: Window) -> Tensor:
+    """(parts, B, nW, h, N, d) -> (B, *padded, parts * h * d), the inverse of `to_windows`."""
     parts, b, _, heads, _, _ = x.shape
-    wh, ww = window
-    x = x.reshape(parts, b, padded[0] // wh, padded[1] // ww, heads, wh, ww, -1)
-    return x.permute(1, 2, 5, 3, 6, 0, 4, 7).reshape(b, *padded, -1)
+    axes = len(window)
+    counts = [side // extent for side, extent in zip(padded, window, strict=True)]
+    x = x.reshape(parts, b, *counts, heads, *window, -1)
+    pairs = [axis for pair in zip(range(2, axes + 2), range(axes + 3, 2 * axes + 3), strict=True) for axis in pair]
+    return x.permute(1, *pairs, 0, axes + 2, 2 * axes + 3).reshape(b, *padded, -1)
 
 
-def expand_bias(table: Tensor, window: Window, rows: tuple[int, int] | None = None) -> Tensor:
+def expand_bias(table: Tensor, window: Window, queries: tuple[Span, ...] | None = None) -> Tensor:
     """Spread the bias of every offset over all pairs of tokens of a window.
 
     Args:
-        table: (h, P, Q); the entry for query (i, j) and key (k, l) is at (i - k + wh - 1, j - l + ww - 1).
-        rows: make only the queries of these window rows, from the first up to, not including, the second.
+        table: (h, *offsets); along each axis, the entry for query i and key k is at i - k + side - 1.
+        queries: make only the queries of this box, one span per axis of the window.
 
     Returns:
-        (h, q, N) with q = N, or (rows[1] - rows[0]) * ww. Differentiable; the gradient is summed in a fixed order.
+        (h, q, N) for the q tokens of the box. Differentiable; the gradient is summed in a fixed order.
     """
-    wh, ww = window
-    first, last = rows or (0, wh)
-    # Sliding views along both sides give entry (i + c, j + d); counting keys backwards makes c = wh - 1 - k.
-    by_column = table[:, first : last + wh - 1].unfold(2, ww, 1).flip(-1)  # (h, rows, j, l)
-    by_row = by_column.unfold(1, wh, 1)  # (h, i, j, l, c)
-    return by_row.permute(0, 1, 2, 4, 3).flip(3).reshape(table.shape[0], (last - first) * ww, wh * ww)
+    queries, axes = queries or tuple((0, side) for side in window), len(window)
+    views = table[(slice(None), *offset_slices(window, queries))]
+    # Sliding views give entry i + c along each axis; counting keys backwards makes c = side - 1 - k. Unfolding the last
+    # axis first fixes the order in which the backward pass sums: over the first axis, then over the next ones. Its flip
+    # copies little here, and makes the copy of all pairs below read successive numbers.
+    views = views.unfold(axes, window[-1], 1).flip(-1)
+    for axis in range(axes - 1, 0, -1):
+        views = views.unfold(axis, window[axis - 1], 1)  # (h, i1 .. in, kn, cn-1 .. c1)
+    keys = range(axes + 1, 2 * axes + 1)
+    pairs = views.permute(*range(axes + 1), *reversed(keys)).flip(tuple(keys[:-1]))
+    return pairs.reshape(table.shape[0], math.prod([b - a for a, b in queries]), math.prod(window))
 
 
-def collapse_bias(gradient: Tensor, window: Window) -> Tensor:
-    """The adjoint of `expand_bias`: sum the gradient of a bias over all pairs of tokens with the same offset.
+def offset_slices(window: Window, queries: tuple[Span, ...]) -> tuple[slice, ...]:
+    """Return the part of a table of offsets that a box of queries uses, one slice per axis."""
+    return tuple(slice(first, last + side - 1) for (first, last), side in zip(queries, window, strict=True))
+
+
+def collapse_bias(gradient: Tensor, window: Window, box: Window | None = None) -> Tensor:
+    """Sum the gradient of a bias over all pairs of tokens with the same offset: the adjoint of `expand_bias`.
 
     Args:
-        gradient: (h, r * ww, N), for r successive rows of queries.
+        gradient: (h, q, N), for the q tokens of a box of queries.
+        box: sides of that box; None: the entire window.
 
     Returns:
-        (h, r + wh - 1, Q): the gradient of the rows of the table that those queries use.
+        (h, ...), with side of the box + side of the window - 1 entries along each axis: the gradient of the part of the
+        table that those queries use, see `offset_slices`.
     """
-    wh, ww = window
-    rows = gradient.shape[1] // ww
-    pairs = gradient.view(-1, rows, ww, wh, ww).flip(3, 4).permute(0, 1, 3, 2, 4)  # (h, i, c, j, d)
-    by_row = gradient.new_zeros(pairs.shape[0], rows + wh - 1, ww, ww)
+    box, axes = box or window, len(window)
+    pairs = gradient.view(-1, *box, *window).flip(tuple(range(axes + 1, 2 * axes + 1)))
+    order = [axis for pair in zip(range(1, axes + 1), range(axes + 1, 2 * axes + 1), strict=True) for axis in pair]
+    sums = pairs.permute(0, *order)  # (h, i1, c1, i2, c2, ...)
+    del pairs
+    for axis in range(1, axes + 1):
+        sums = _add_diagonals(sums, axis)
+    return sums
+
+
+def _add_diagonals(x: Tensor, axis: int) -> Tensor:
+    """(..., i, c, ...) -> (..., i + c, ...): sum the diagonals of two adjacent axes, of which `axis` is the first."""
+    rows, columns = x.shape[axis], x.shape[axis + 1]
+    sums = x.new_zeros(*x.shape[:axis], rows + columns - 1, *x.shape[axis + 2 :])
     for row in range(rows):
-        by_row[:, row : row + wh] += pairs[:, row]
-    table = gradient.new_zeros(pairs.shape[0], rows + wh - 1, 2 * ww - 1)
-    for column in range(ww):
-        table[:, :, column : column + ww] += by_row[:, :, column]
-    return table
+        sums.narrow(axis, row, columns).add_(x.select(axis, row))
+    return sums

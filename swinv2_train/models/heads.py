@@ -1,4 +1,4 @@
-"""Models with a head: image classification and masked image modelling."""
+"""Models with a head: image classification and masked image modeling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, total_stride
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
-from swinv2_train.models.init import init_weights
+from swinv2_train.models.init import INITIAL_STD, draw_normal, init_weights
 
 
 def mean_of_tokens(features: Tensor) -> Tensor:
@@ -17,13 +17,13 @@ def mean_of_tokens(features: Tensor) -> Tensor:
 
 
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
-    """The mean over the tokens of the last stage after the final norm: what the head of a classifier is given.
+    """Return the mean over the tokens of the last stage after the final norm: the input of a classifier's head.
 
     Nothing is masked. In training mode stochastic depth draws its own noise; for features call `model.eval()` first.
 
     Args:
         model: a backbone, or any model that holds one, wrapped or not.
-        images: (B, in_channels, H, W), normalised.
+        images: (B, in_channels, H, W), normalized.
 
     Returns:
         (B, 8C), in the dtype of the activations.
@@ -71,23 +71,27 @@ class MaskedImageModel(nn.Module):
     def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         stride = total_stride(config)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=INITIAL_STD))
         self.encoder = SwinTransformerV2(config, resolution)
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.dims[-1], config.in_channels * stride**2, kernel_size=1),
             nn.PixelShuffle(stride),
         )
 
+    def init_parameters(self, generator: torch.Generator | None) -> None:
+        """Set the initial values, see `init_weights`."""
+        draw_normal(self.mask_token, generator)
+
     def forward(self, images: Tensor, token_mask: Tensor, noise: Tensor | None = None) -> Tensor:
         """Reconstruct the images.
 
         Args:
-            images: (B, in_channels, H, W), normalised.
-            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True where masked.
+            images: (B, in_channels, H, W), normalized.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked.
             noise: as in the backbone.
 
         Returns:
-            (B, in_channels, H, W), also where the tokens of the last stage reach beyond the image.
+            (B, in_channels, H, W), also if the tokens of the last stage reach beyond the image.
         """
         features = self.encoder(images, mask_token=self.mask_token.flatten(), token_mask=token_mask, noise=noise)[-1]
         pixels = self.decoder(features.permute(0, 3, 1, 2))

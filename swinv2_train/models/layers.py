@@ -1,10 +1,11 @@
 """The small parts of the backbone: LayerNorm, patch embedding, patch merging, MLP.
 
-Token maps are (B, H, W, C) throughout, so that every layer but the first works on the last dimension.
+Token maps are (B, H, W, C) or (B, T, H, W, C) throughout, so every layer but the first works on the last dimension.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,22 +13,27 @@ from swinv2_train.models.precision import at_least_float32, without_autocast
 
 
 class InputError(ValueError):
-    """An input that does not fit the model. `str(error)` is the whole message for a person."""
+    """An input that does not fit the model. `str(error)` is the entire message for the user."""
 
 
 class LayerNorm(nn.LayerNorm):
     """LayerNorm over the last dimension, computed in at least float32, returning the dtype of its input.
 
-    torch's CUDA kernel does that by itself where input and weights share a dtype, and keeps no widened copy. Its CPU
-    kernel keeps half-precision statistics for the backward pass, so there the input is widened first.
+    torch's CUDA kernel does that without a widened copy if input and weights have the same dtype. Its CPU kernel keeps
+    half-precision statistics for the backward pass, so there the input is widened first.
 
     Args:
-        initial_weight: what `init_weights` fills the weight with.
+        initial_weight: value that `init_weights` fills the weight with.
     """
 
     def __init__(self, dim: int, *, initial_weight: float = 1.0) -> None:
         super().__init__(dim)
         self.initial_weight = initial_weight
+
+    def init_parameters(self, generator: torch.Generator | None) -> None:
+        """Set the initial values, see `init_weights`."""
+        self.weight.fill_(self.initial_weight)
+        self.bias.zero_()
 
     def forward(self, input: Tensor) -> Tensor:
         with without_autocast(input):
@@ -58,9 +64,10 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbouring tokens to one: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C).
+    """Four neighboring tokens to one: (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2C).
 
-    The norm follows the reduction, unlike in Swin V1. A map of odd size is padded with zeros.
+    The norm follows the reduction, unlike in Swin V1. A map of odd size is padded with zeros. A time axis before the
+    height is not merged (as in Video Swin).
     """
 
     def __init__(self, dim: int) -> None:
@@ -69,13 +76,13 @@ class PatchMerging(nn.Module):
         self.norm = LayerNorm(2 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        below, right = x.shape[1] % 2, x.shape[2] % 2
+        below, right = x.shape[-3] % 2, x.shape[-2] % 2
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
-        b, height, width, c = x.shape
-        x = x.reshape(b, height // 2, 2, width // 2, 2, c)
-        # Neighbours in the official order: the row changes fastest, then the column.
-        x = x.permute(0, 1, 3, 4, 2, 5).reshape(b, height // 2, width // 2, 4 * c)
+        *outer, height, width, c = x.shape
+        x = x.reshape(*outer, height // 2, 2, width // 2, 2, c)
+        # Neighbors in the official order: the row changes fastest, then the column.
+        x = x.movedim(-4, -2).reshape(*outer, height // 2, width // 2, 4 * c)
         return self.norm(self.reduction(x))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     ModelConfig,
@@ -27,9 +29,9 @@ def count_words(number: float) -> str:
     return f"{number:.0f}"
 
 
-def state_bytes(config: Config, parameters: int, world_size: int) -> float:
+def state_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
     """Bytes of parameters, gradients, optimizer state and moving average that a rank holds, by the ZeRO stage
-    (arXiv 1910.02054).
+    (arXiv 1910.02054). Of `parameters`, the `frozen` ones have no gradient, state or average.
 
     Master weights, two Adam moments and the average are fp32. Buffers of collectives and activations are not counted.
     """
@@ -40,25 +42,27 @@ def state_bytes(config: Config, parameters: int, world_size: int) -> float:
     optimizer = 8 if engine.precision == "fp32" and engine.zero_stage == 0 else 12
     average = 4 if config.optim.ema_decay else 0
     shards = [1 if engine.zero_stage < stage else world_size for stage in (3, 2, 1)]
-    return parameters * (low / shards[0] + gradient / shards[1] + (optimizer + average) / shards[2])
+    trained = parameters - frozen
+    return parameters * low / shards[0] + trained * (gradient / shards[1] + (optimizer + average) / shards[2])
 
 
-def evaluation_bytes(config: Config, parameters: int, world_size: int) -> float:
+def evaluation_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
     """Bytes that a rank holds besides while the moving average is evaluated or drawn with: its own weights in fp32,
     set aside."""
     looks = config.data.eval_shards and (config.eval.every_steps or config.eval.figure_every_steps)
     if not (config.optim.ema_decay and config.eval.ema and looks):
         return 0.0
-    return 4 * parameters / (world_size if config.engine.zero_stage else 1)
+    return 4 * (parameters - frozen) / (world_size if config.engine.zero_stage else 1)
 
 
-def host_copy_bytes(config: Config, parameters: int, world_size: int) -> float:
+def host_copy_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
     """Bytes of host memory for the copy that saves in the background write from, on each rank that writes: on all, but
     without ZeRO only on the main rank."""
     if not config.checkpoint.background:
         return 0.0
-    # Weight and two moments, and the average.
-    return (16 if config.optim.ema_decay else 12) * parameters / (world_size if config.engine.zero_stage else 1)
+    # Weight and two moments, and the average; of what is frozen the weight alone.
+    held = 4 * parameters + (12 if config.optim.ema_decay else 8) * (parameters - frozen)
+    return held / (world_size if config.engine.zero_stage else 1)
 
 
 def _schedule(config: Config, plan: Plan) -> str:
@@ -93,7 +97,7 @@ def _size(pair: tuple[int, int]) -> str:
     return f"{pair[0]}x{pair[1]}"
 
 
-def _worlds(config: Config, plan: Plan, parameters: int) -> list[str]:
+def _worlds(config: Config, plan: Plan, parameters: int, frozen: int) -> list[str]:
     evaluated, copied = (size(config, parameters, 1) > 0 for size in (evaluation_bytes, host_copy_bytes))
     titles = ["ranks", "samples x accumulation", "model states per rank"]
     titles += ["in evaluation"] * evaluated + ["host memory of saves"] * copied
@@ -103,9 +107,9 @@ def _worlds(config: Config, plan: Plan, parameters: int) -> list[str]:
             other = make_plan(config, world, plan.num_samples)
         except ConfigError:
             continue
-        states = state_bytes(config, parameters, world)
-        sizes = [states] + [states + evaluation_bytes(config, parameters, world)] * evaluated
-        sizes += [host_copy_bytes(config, parameters, world)] * copied
+        states = state_bytes(config, parameters, world, frozen)
+        sizes = [states] + [states + evaluation_bytes(config, parameters, world, frozen)] * evaluated
+        sizes += [host_copy_bytes(config, parameters, world, frozen)] * copied
         batch = f"{other.micro_batch} x {other.accumulation}"
         cells = [str(world), batch, *(f"{size / GIB:.2f} GiB" for size in sizes)]
         row = "  ".join(cell.ljust(len(title)) for cell, title in zip(cells, titles, strict=True))
@@ -135,11 +139,13 @@ def _variant(model: ModelConfig) -> str:
     return "; ".join(parts)
 
 
-def describe(config: Config, plan: Plan, samples_from: str) -> str:
+def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
     """Everything that follows from a config.
 
     Args:
         samples_from: where the number of samples comes from, for a person.
+        frozen: number of parameters that do not train.
+        training: what trains and how fast, in lines; empty where all trains at one rate.
     """
     model, optim, engine = config.model, config.optim, config.engine
     height, width = resolution(config)
@@ -162,8 +168,9 @@ def describe(config: Config, plan: Plan, samples_from: str) -> str:
         f"schedule       {_schedule(config, plan)}",
         f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, "
         f"weight decay {optim.weight_decay:g}, layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",
+        *(f"training       {line}" for line in training),
         f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
         f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
-        *_worlds(config, plan, task.parameters),
+        *_worlds(config, plan, task.parameters, frozen),
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ def test_geometry_of_an_image_that_divides_nothing():
     assert [stage.padded for stage in stages] == [(12, 15), (8, 8), (4, 4), (2, 2)]
     assert [stage.num_windows for stage in stages] == [15, 4, 4, 1]
     assert [stage.window_tokens for stage in stages] == [12, 16, 4, 4]
-    assert fit_window((8, 8), 8, 20) == ((8, 8), (0, 4))
+    assert fit_window((8, 8), (8, 20)) == ((8, 8), (0, 4))
 
 
 def test_the_official_rule_is_one_square_window_of_the_shorter_side():
@@ -99,9 +99,20 @@ def test_the_official_rule_is_one_square_window_of_the_shorter_side():
         side, shift = window, window // 2
         if min(height, width) <= window:
             side, shift = min(height, width), 0
-        assert fit_window((window, window), height, width, "official") == ((side, side), (shift, shift))
+        assert fit_window((window, window), (height, width), "official") == ((side, side), (shift, shift))
         if height == width or min(height, width) > window:
-            assert fit_window((window, window), height, width) == ((side, side), (shift, shift))
+            assert fit_window((window, window), (height, width)) == ((side, side), (shift, shift))
+
+
+def test_a_time_axis_is_clamped_by_itself_under_both_rules():
+    for window, sides, per_axis, official in [
+        ((8, 7, 7), (16, 14, 21), ((8, 7, 7), (4, 3, 3)), ((8, 7, 7), (4, 3, 3))),
+        ((8, 7, 7), (4, 14, 21), ((4, 7, 7), (0, 3, 3)), ((4, 7, 7), (0, 3, 3))),
+        ((8, 7, 7), (16, 5, 21), ((8, 5, 7), (4, 0, 3)), ((8, 5, 5), (4, 0, 0))),
+        ((2, 7, 7), (1, 7, 5), ((1, 7, 5), (0, 0, 0)), ((1, 5, 5), (0, 0, 0))),
+    ]:
+        assert fit_window(window, sides) == per_axis
+        assert fit_window(window, sides, "official") == official
 
 
 @pytest.mark.parametrize(

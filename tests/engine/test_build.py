@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from swinv2_train.data.inspect import inspect
 from swinv2_train.data.pack import pack
@@ -15,6 +17,8 @@ from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import WorkerPool
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from swinv2_train.models import ImageClassifier
+from swinv2_train.tasks.classification import Classification
 from tests.runs import make_images, make_labelled_data, run_here, tiny_classification, tiny_run
 
 
@@ -24,6 +28,23 @@ def test_a_run_without_a_known_number_of_classes_says_what_to_give(
     shards = make_labelled_data(tmp_path / "shards")
     assert run_here(tiny_classification(shards, tmp_path / "run", "task.num_classes=0")) == WRONG_USE
     assert "task.num_classes=0: " in capsys.readouterr().err
+
+
+def test_a_head_that_no_rule_initializes_ends_the_start_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tempered(ImageClassifier):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.temperature = nn.Parameter(torch.ones(1))
+
+    def build_model(self: Classification) -> nn.Module:
+        return Tempered(self.config.model, self.config.task.num_classes, self.size)
+
+    monkeypatch.setattr(Classification, "build_model", build_model)
+    shards = make_labelled_data(tmp_path / "shards")
+    assert run_here(tiny_classification(shards, tmp_path / "run")) == WRONG_USE
+    assert "no rule initializes parameter temperature of the model: give Tempered a" in capsys.readouterr().err
 
 
 @pytest.fixture

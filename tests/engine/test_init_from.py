@@ -115,7 +115,8 @@ def test_a_run_starts_from_another_and_does_without_it_later(
     damaged = bytearray(broken.read_bytes())
     damaged[-1] ^= 1  # the size stays: only its hash tells
     broken.write_bytes(damaged)
-    command = classification(labelled, run_dir, f"init_from={source}", "model.window=8", "data.resolution=128")
+    options = ("model.window=8", "data.resolution=128", "optim.freeze={stages:1}")  # which changes nothing of it
+    command = classification(labelled, run_dir, f"init_from={source}", *options)
     assert run_here([*command, "launch.dry_run=true"]) == FINISHED
     assert "init_from      weights from" in capsys.readouterr().out
     assert run_here(last_of_each([*command, "optim.steps=1"])) == FINISHED
@@ -124,7 +125,9 @@ def test_a_run_starts_from_another_and_does_without_it_later(
     assert "2 new (head), 3 dropped (mask_token, decoder)" in log
     resolved = from_yaml(run_dir / "resolved.yaml")
     assert resolved.model.pretrained_window == [4, 4, 4, 2]
-    geometry = read_manifest(list_checkpoints(run_dir / "checkpoints")[0]).geometry
+    manifest = read_manifest(list_checkpoints(run_dir / "checkpoints")[0])
+    assert "backbone.layers.0.downsample.norm.bias" in manifest.frozen
+    geometry = manifest.geometry
     assert (geometry["model"]["pretrained_window"], geometry["classes"]) == ([4, 4, 4, 2], None)
     with open_source(source, skip={newest.name: ""}) as before, open_source(run_dir) as after:
         for name in (name for name in after.shapes if not name.startswith("head.")):

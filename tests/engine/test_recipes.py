@@ -51,7 +51,7 @@ def test_the_layer_decay_of_the_fine_tuning_is_the_official_one() -> None:
     config = compose(["+experiment=simmim_finetune_base_224"])
     with torch.device("meta"):
         model = ImageClassifier(config.model, 1000, (224, 224))
-    groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
+    groups = parameter_groups(model, config.optim, config.model.depths)
     scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
     assert len(set(scales.values())) == 26
     # The layers of the official grouping: 0, 1, 12, 24 and 25.
@@ -71,7 +71,7 @@ def test_the_layer_decay_of_the_giant_is_per_block() -> None:
     config = compose(["+experiment=supervised_giant"])
     with torch.device("meta"):
         model = ImageClassifier(config.model, 10, (192, 192))
-    groups = parameter_groups(model.named_parameters(), config.optim, config.model.depths)
+    groups = parameter_groups(model, config.optim, config.model.depths)
     scales = {name: group["lr_scale"] for group in groups for name in group["names"]}
     assert scales["backbone.patch_embed.proj.weight"] == pytest.approx(0.87**51)
     assert scales["backbone.layers.2.blocks.41.enorm.weight"] == pytest.approx(0.87**5)

@@ -1,13 +1,13 @@
 """Swin Transformer V2 written a second time, window by window and in float64, with no code of the package.
 
 Slow and obvious on purpose: no roll, no partition, no table. Every window lists its tokens, every pair of tokens asks
-the bias network for its own offset.
+the bias network for its own offset. Blocks and attention take maps of any number of axes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,35 +28,64 @@ def plain_features(
 ) -> list[Tensor]:
     """Features per stage, (H_i, W_i, C_i), of one image (channels, H, W), by the state dict of a backbone.
 
-    A state without logit scales stands for the dot product, `table_windows` (one per stage) for tables of biases.
+    A state without logit scales means the dot product, `table_windows` (one per stage) tables of biases.
     """
     x = _layer_norm(_patches(state, image, patch), state, "patch_embed.norm")
     features = []
     for stage, depth in enumerate(depths):
         for index in range(depth):
-            name = f"layers.{stage}.blocks.{index}"
-            coordinates = linear if table_windows is None else table_windows[stage]
-
-            shifted = index % 2 == 1
-            fit = _fit(window, x.shape[0], x.shape[1], rule)
-            attend = partial(_attention, state, f"{name}.attn", heads[stage], fit, coordinates, shifted)
-            mlp = partial(_mlp, state, f"{name}.mlp")
-            for branch, norm in ((attend, f"{name}.norm1"), (mlp, f"{name}.norm2")):
-                if placement == "res-post":
-                    x = x + _layer_norm(branch(x), state, norm)
-                elif placement == "pre":
-                    x = x + branch(_layer_norm(x, state, norm))
-                elif placement == "post":
-                    x = _layer_norm(x + branch(x), state, norm)
-                else:
-                    x = x + _layer_norm(branch(_layer_norm(x, state, norm)), state, f"{norm}_out")
-            if f"{name}.enorm.weight" in state:
-                x = _layer_norm(x, state, f"{name}.enorm")
+            built_for = None if table_windows is None else table_windows[stage]
+            x = plain_block(
+                state,
+                f"layers.{stage}.blocks.{index}",
+                x,
+                heads[stage],
+                _fit(window, x.shape[:-1], rule, shifted=index % 2 == 1),
+                placement=placement,
+                coordinates=linear if built_for is None else built_for,
+            )
         features.append(x)
         if stage < len(depths) - 1:
             x = _merge(x, state, f"layers.{stage}.downsample")
     features[-1] = _layer_norm(features[-1], state, "norm")
     return features
+
+
+def plain_block(
+    state: dict[str, Tensor],
+    name: str,
+    x: Tensor,
+    heads: int,
+    fit: tuple[tuple[int, ...], tuple[int, ...]],
+    *,
+    placement: str = "res-post",
+    coordinates: bool | tuple[int, ...] = False,
+) -> Tensor:
+    """One block on a (*sides, C) map.
+
+    Args:
+        name: prefix of its tensors in the state.
+        fit: window and shift, one number per axis.
+        coordinates: False for log-CPB, True for linear-CPB, the window of a table for a table.
+    """
+
+    def attend(y: Tensor) -> Tensor:
+        return _attention(state, f"{name}.attn", heads, fit, coordinates, y)
+
+    def mlp(y: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(_linear(y, state, f"{name}.mlp.fc1"))
+        return _linear(hidden, state, f"{name}.mlp.fc2")
+
+    for branch, norm in ((attend, f"{name}.norm1"), (mlp, f"{name}.norm2")):
+        if placement == "res-post":
+            x = x + _layer_norm(branch(x), state, norm)
+        elif placement == "pre":
+            x = x + branch(_layer_norm(x, state, norm))
+        elif placement == "post":
+            x = _layer_norm(x + branch(x), state, norm)
+        else:
+            x = x + _layer_norm(branch(_layer_norm(x, state, norm)), state, f"{norm}_out")
+    return _layer_norm(x, state, f"{name}.enorm") if f"{name}.enorm.weight" in state else x
 
 
 def _linear(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
@@ -100,50 +129,50 @@ def _merge(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     return _layer_norm(_linear(torch.stack(rows), state, f"{name}.reduction"), state, f"{name}.norm")
 
 
-def _mlp(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    return _linear(torch.nn.functional.gelu(_linear(x, state, f"{name}.fc1")), state, f"{name}.fc2")
+def _fit(
+    window: tuple[int, ...], sides: tuple[int, ...], rule: str, *, shifted: bool
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Window and shift on this map."""
+    if rule == "official" and min(sides) <= window[0]:
+        fitted, shift = (min(sides),) * len(sides), (0,) * len(sides)
+    else:
+        fitted = tuple(min(extent, side) for extent, side in zip(window, sides, strict=True))
+        shift = tuple(extent // 2 if extent < side else 0 for extent, side in zip(window, sides, strict=True))
+    return fitted, shift if shifted else (0,) * len(sides)
 
 
-def _fit(window: tuple[int, int], height: int, width: int, rule: str) -> tuple[int, int, int, int]:
-    """Height and width of the window on this map, and the shift along both sides."""
-    if rule == "official":
-        side, offset = window[0], window[0] // 2
-        if height <= side or width <= side:
-            side, offset = min(height, width), 0
-        return side, side, offset, offset
-    wh, ww = min(window[0], height), min(window[1], width)
-    return wh, ww, wh // 2 if window[0] < height else 0, ww // 2 if window[1] < width else 0
+def places(window: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The tokens of a window, the last axis changing fastest."""
+    return list(itertools.product(*(range(side) for side in window)))
 
 
 def _attention(
     state: dict[str, Tensor],
     name: str,
     heads: int,
-    fit: tuple[int, int, int, int],
-    coordinates: bool | tuple[int, int],
-    shifted: bool,
+    fit: tuple[tuple[int, ...], tuple[int, ...]],
+    coordinates: bool | tuple[int, ...],
     x: Tensor,
 ) -> Tensor:
-    height, width, c = x.shape
-    wh, ww, sh, sw = fit if shifted else (*fit[:2], 0, 0)
-    rows, columns = math.ceil(height / wh) * wh, math.ceil(width / ww) * ww
-    canvas = x.new_zeros(rows, columns, c)
-    canvas[:height, :width] = x
-    out = x.new_zeros(rows, columns, c)
-    for top in range(0, rows, wh):
-        for left in range(0, columns, ww):
-            # A token's place, and whether the shift carried it around the lower or the right edge of the map.
-            tokens = [
-                ((top + i + sh) % rows, (left + j + sw) % columns, top + i + sh >= rows, left + j + sw >= columns)
-                for i in range(wh)
-                for j in range(ww)
-            ]
-            values = torch.stack([canvas[i, j] for i, j, _, _ in tokens])
-            mask = values.new_tensor([[0.0 if a[2:] == b[2:] else -100.0 for b in tokens] for a in tokens])
-            result = _window(values, mask, state, name, heads, (wh, ww), coordinates)
-            for token, row in zip(tokens, result, strict=True):
-                out[token[0], token[1]] = row
-    return out[:height, :width]
+    *sides, c = x.shape
+    window, shift = fit
+    whole = [math.ceil(side / extent) * extent for side, extent in zip(sides, window, strict=True)]
+    inside = tuple(slice(side) for side in sides)
+    canvas = x.new_zeros(*whole, c)
+    canvas[inside] = x
+    out = x.new_zeros(*whole, c)
+    for corner in itertools.product(*(range(0, w, extent) for w, extent in zip(whole, window, strict=True))):
+        # A token's place, and along which axes the shift carried it around the end of the map.
+        moved = [[a + b + s for a, b, s in zip(corner, place, shift, strict=True)] for place in places(window)]
+        tokens = [tuple(m % w for m, w in zip(token, whole, strict=True)) for token in moved]
+        wrapped = [[m >= w for m, w in zip(token, whole, strict=True)] for token in moved]
+        mask = x.new_tensor([[0.0 if a == b else -100.0 for b in wrapped] for a in wrapped])
+        result = _window(
+            torch.stack([canvas[token] for token in tokens]), mask, state, name, heads, window, coordinates
+        )
+        for token, row in zip(tokens, result, strict=True):
+            out[token] = row
+    return out[inside]
 
 
 def _window(
@@ -152,11 +181,10 @@ def _window(
     state: dict[str, Tensor],
     name: str,
     heads: int,
-    window: tuple[int, int],
-    coordinates: bool | tuple[int, int],
+    window: tuple[int, ...],
+    coordinates: bool | tuple[int, ...],
 ) -> Tensor:
-    n, c = x.shape
-    d = c // heads
+    c = x.shape[1]
     weight = state[f"{name}.qkv.weight"]
     q = x @ weight[:c].T + state[f"{name}.q_bias"]
     k = x @ weight[c : 2 * c].T
@@ -165,48 +193,59 @@ def _window(
         bias = _table_bias(state[f"{name}.relative_position_bias_table"], coordinates, window)
     else:
         bias = _bias(state, name, window, linear=coordinates)
-    out = []
-    for head in range(heads):
-        part = slice(head * d, (head + 1) * d)
-        if f"{name}.logit_scale" in state:
-            scores = x.new_zeros(n, n)
-            for i in range(n):
-                for j in range(n):
-                    length = q[i, part].norm() * k[j, part].norm()
-                    scores[i, j] = q[i, part] @ k[j, part] / length if length > 0 else 0.0
-            scores = scores * math.exp(min(float(state[f"{name}.logit_scale"][head]), math.log(100.0)))
-        else:
-            scores = q[:, part] @ k[:, part].T / math.sqrt(d)
-        weights = torch.softmax(scores + bias[head] + mask, dim=-1)
-        out.append(weights @ v[:, part])
-    return _linear(torch.cat(out, dim=-1), state, f"{name}.proj")
+    scale = state[f"{name}.logit_scale"].flatten() if f"{name}.logit_scale" in state else None
+    if scale is not None:
+        scale = torch.exp(torch.clamp(scale, max=math.log(100.0)))
+    parts = (tensor.unflatten(-1, (heads, -1)).transpose(0, 1) for tensor in (q, k, v))
+    return _linear(plain_scores(*parts, scale, bias + mask).transpose(0, 1).flatten(1), state, f"{name}.proj")
 
 
-def _table_bias(table: Tensor, built_for: tuple[int, int], window: tuple[int, int]) -> Tensor:
-    rows, columns = (2 * side - 1 for side in built_for)
-    grid = table.T.reshape(1, -1, rows, columns)
-    if window != built_for:
-        size = (2 * window[0] - 1, 2 * window[1] - 1)
-        grid = torch.nn.functional.interpolate(grid, size=size, mode="bicubic")
-    places = [(i, j) for i in range(window[0]) for j in range(window[1])]
-    return torch.stack(
-        [
-            torch.stack([grid[0, :, a[0] - b[0] + window[0] - 1, a[1] - b[1] + window[1] - 1] for b in places], -1)
-            for a in places
-        ],
-        dim=1,
-    )
+def plain_scores(q: Tensor, k: Tensor, v: Tensor, scale: Tensor | None, added: Tensor) -> Tensor:
+    """Attention with one score computed per pair of tokens.
+
+    Args:
+        q, k, v: (..., h, N, d).
+        scale: (h,) factor of the cosine, None for the dot product.
+        added: (..., h, N, N) bias and mask.
+    """
+    if scale is None:
+        q = q / math.sqrt(q.shape[-1])
+    else:
+        lengths = [torch.where(x.norm(dim=-1) > 0, x.norm(dim=-1), 1.0).unsqueeze(-1) for x in (q, k)]
+        q, k = scale[:, None, None] * q / lengths[0], k / lengths[1]
+    rows = []
+    for i in range(q.shape[-2]):
+        scores = [(q[..., i, :] * k[..., j, :]).sum(-1) for j in range(k.shape[-2])]
+        weights = torch.softmax(torch.stack(scores, -1) + added[..., i, :], -1)
+        rows.append((weights.unsqueeze(-1) * v).sum(-2))
+    return torch.stack(rows, -2)
 
 
-def _bias(state: dict[str, Tensor], name: str, window: tuple[int, int], *, linear: bool) -> Tensor:
+def spread(table: Tensor, window: tuple[int, ...]) -> Tensor:
+    """A table (h, *offsets) -> the bias of every pair of tokens, (h, N, N)."""
+
+    def entry(a: tuple[int, ...], b: tuple[int, ...]) -> Tensor:
+        return table[(slice(None), *(i - j + side - 1 for i, j, side in zip(a, b, window, strict=True)))]
+
+    return torch.stack([torch.stack([entry(a, b) for b in places(window)], -1) for a in places(window)], 1)
+
+
+def _table_bias(table: Tensor, built_for: tuple[int, ...], window: tuple[int, ...]) -> Tensor:
+    grid = table.T.reshape(1, -1, *(2 * side - 1 for side in built_for))
+    if window != built_for:  # two axes only
+        grid = torch.nn.functional.interpolate(grid, size=[2 * side - 1 for side in window], mode="bicubic")
+    return spread(grid[0], window)
+
+
+def _bias(state: dict[str, Tensor], name: str, window: tuple[int, ...], *, linear: bool) -> Tensor:
     def spaced(offset: int, side: int) -> float:
         if linear:
             return offset / max(side - 1, 1)
         scaled = 8 * offset / max(side - 1, 1)
         return math.copysign(math.log2(abs(scaled) + 1) / 3, scaled)
 
-    places = [(i, j) for i in range(window[0]) for j in range(window[1])]
-    offsets = [[[spaced(a[side] - b[side], window[side]) for side in (0, 1)] for b in places] for a in places]
+    axes = range(len(window))
+    offsets = [[[spaced(a[n] - b[n], window[n]) for n in axes] for b in places(window)] for a in places(window)]
     first = state[f"{name}.cpb_mlp.0.weight"]
     hidden = torch.relu(first.new_tensor(offsets) @ first.T + state[f"{name}.cpb_mlp.0.bias"])
     return (16 * torch.sigmoid(hidden @ state[f"{name}.cpb_mlp.2.weight"].T)).permute(2, 0, 1)

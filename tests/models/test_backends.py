@@ -1,24 +1,25 @@
-"""The attention backends on random geometries: equal values and gradients, whatever the shape of window and map.
+"""All attention backends on random geometries of two and three axes: equal values and gradients.
 
 Uninitialized memory is filled with NaN, so that a result that was never written cannot pass by luck.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from functools import partial
 
 import pytest
 import torch
 
 from swinv2_train.models import SwinTransformerV2, drop_path_noise
-from swinv2_train.models.attention import reference_attention, sdpa_attention
-from swinv2_train.models.geometry import window_regions
-from swinv2_train.models.sequential import plan_chunks, sequential_attention
+from swinv2_train.models.attention.backends import BACKENDS
+from swinv2_train.models.attention.contract import AttentionOptions
+from swinv2_train.models.attention.sequential import plan_chunks
 from tests.models.golden import fill_parameters, golden_config
 
-NUM_GEOMETRIES = 240
+NUM_GEOMETRIES = 320
+"""Three quarters of them have two axes, the others three."""
 NUM_MODELS = 10
 
 
@@ -32,10 +33,12 @@ def poisoned_memory():
 
 
 def draw_geometry(seed):
-    """Window, windows per side of the map, shift, heads, channels of a head, batch, cosine or dot, padding."""
+    """Window, windows per side of the map, shift, heads, channels of a head, batch, padding."""
     draw = random.Random(seed)
     window = (draw.choice([1, 2, 3, 4]), draw.choice([1, 2, 3, 4]))
     counts = (draw.choice([1, 2, 3]), draw.choice([1, 2, 2]))
+    if seed % 4 == 3:
+        window, counts = (draw.choice([1, 2, 2, 3]), *window), (draw.choice([1, 2, 3]), *counts)
     shifts = [
         (0, side // 2, (side + 1) // 2) if count > 1 and side > 1 else (0,)
         for side, count in zip(window, counts, strict=True)
@@ -46,21 +49,23 @@ def draw_geometry(seed):
 
 
 def draw_arguments(seed):
-    """Leaf tensors qkv, scale (None for the dot product) and table; regions, window, and a gradient of the result."""
+    """Leaf tensors qkv, scale (None for the dot product) and table; window, shift, and a gradient of the result."""
     window, counts, shift, heads, dim, batch, padding = draw_geometry(seed)
     generator = torch.Generator().manual_seed(seed)
-    padded = (window[0] * counts[0], window[1] * counts[1])
+    padded = tuple(side * count for side, count in zip(window, counts, strict=True))
     qkv = torch.randn(batch, *padded, 3 * heads * dim, generator=generator, dtype=torch.float64)
-    qkv[:, padded[0] - padding[0] :, :, heads * dim : 2 * heads * dim] = 0  # a padding token has the zero key
-    qkv[:, :, padded[1] - padding[1] :, heads * dim : 2 * heads * dim] = 0
-    scale = 1 + 30 * torch.rand(heads, generator=generator, dtype=torch.float64) if seed % 2 else None
-    table = 16 * torch.rand(heads, 2 * window[0] - 1, 2 * window[1] - 1, generator=generator, dtype=torch.float64)
+    for axis, (side, count) in enumerate(zip(padded, padding, strict=True), 1):
+        padded_tokens = qkv.narrow(axis, side - count, count)
+        padded_tokens[..., heads * dim : 2 * heads * dim] = 0  # a padding token has the zero key
+    cosine = seed % 8 in (1, 3, 4, 6)  # half of the geometries with two axes, and half of those with three
+    scale = 1 + 30 * torch.rand(heads, generator=generator, dtype=torch.float64) if cosine else None
+    table = 16 * torch.rand(heads, *(2 * side - 1 for side in window), generator=generator, dtype=torch.float64)
     gradient = torch.randn(batch, *padded, heads * dim, generator=generator, dtype=torch.float64)
     if seed % 3 == 0:
-        gradient = gradient[:, :1, :1].expand_as(gradient)  # such as that of a mean over the map
-    regions = window_regions(padded, window, shift, qkv.device) if any(shift) else None
+        corner = (slice(None), *(slice(1) for _ in window))
+        gradient = gradient[corner].expand_as(gradient)  # such as that of a mean over the map
     leaves = [None if leaf is None else leaf.requires_grad_() for leaf in (qkv, scale, table)]
-    return leaves, regions, window, gradient
+    return leaves, window, shift, gradient
 
 
 def chunk_mib(seed):
@@ -68,21 +73,18 @@ def chunk_mib(seed):
     return (0.0008, 0.002, 0.004, 0.01, 0.03, 64.0)[seed // 2 % 6]
 
 
-def values_and_gradients(attend, seed):
-    leaves, regions, window, gradient = draw_arguments(seed)
-    out = attend(*leaves, regions, window)
+def values_and_gradients(backend, seed):
+    leaves, window, shift, gradient = draw_arguments(seed)
+    out = BACKENDS[backend](*leaves, window, shift, AttentionOptions(8.0, chunk_mib(seed)))
     return [out, *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], gradient)]
 
 
 @pytest.mark.parametrize("tenth", range(10))
 def test_backends_agree_on_random_geometries(tenth):
     for seed in range(tenth, NUM_GEOMETRIES, 10):
-        expected = values_and_gradients(reference_attention, seed)
-        for name, attend in (
-            ("sdpa", sdpa_attention),
-            ("sequential", partial(sequential_attention, chunk_mib=chunk_mib(seed))),
-        ):
-            for ours, reference in zip(values_and_gradients(attend, seed), expected, strict=True):
+        expected = values_and_gradients("reference", seed)
+        for name in BACKENDS:
+            for ours, reference in zip(values_and_gradients(name, seed), expected, strict=True):
                 message = f"{name}, seed {seed}, {draw_geometry(seed)}"
                 assert reference.isfinite().all(), message
                 torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-10, msg=message)
@@ -93,14 +95,26 @@ def test_the_random_geometries_cover_the_corners():
     for seed in range(NUM_GEOMETRIES):
         window, counts, shift, heads, _, batch, padding = draw_geometry(seed)
         masked = any(shift)
-        number = batch * counts[0] * counts[1]
+        number = batch * math.prod(counts)
         for backward in (False, True):
             budget = chunk_mib(seed) * 2**20
             plan = plan_chunks(number, heads, window, budget, 8, masked=masked, backward=backward)
             seen["part of the heads"] += plan.heads < heads and plan.windows == number
             seen["part of the windows"] += 1 < plan.windows < number
-            seen["part of the rows"] += plan.query_rows < window[0]
-            seen["one chunk"] += (plan.windows, plan.heads, plan.query_rows) == (number, heads, window[0])
+            seen["part of the rows"] += plan.queries[0] < window[0]
+            seen["one chunk"] += (plan.windows, plan.heads, plan.queries) == (number, heads, window)
+            if len(window) == 3:
+                seen["clip: part of the frames"] += plan.queries[1:] == window[1:] and plan.queries[0] < window[0]
+                seen["clip: part of the rows of a frame"] += plan.queries[1] < window[1]
+        if len(window) == 3:
+            seen["clip: a window of one frame"] += window[0] == 1 < counts[0]
+            seen["clip: as long as the map"] += counts[0] == 1 < window[0]
+            seen["clip: shifted in time only"] += shift[0] > 0 and not any(shift[1:])
+            seen["clip: shifted in space only"] += shift[0] == 0 and any(shift[1:])
+            seen["clip: shifted in both"] += shift[0] > 0 and any(shift[1:])
+            seen["clip: padded in time"] += padding[0] > 0
+            seen["clip: cosine"] += draw_arguments(seed)[0][1] is not None
+            continue
         seen["not square"] += window[0] != window[1] and batch > 1
         seen["width 1"] += window[1] == 1 < window[0] and batch > 1 and number > batch
         seen["height 1"] += window[0] == 1 < window[1] and batch > 1 and number > batch
@@ -110,7 +124,7 @@ def test_the_random_geometries_cover_the_corners():
         seen["shifted along one side"] += masked and not all(shift)
         seen["shifted along both"] += all(shift)
         seen["padded"] += any(padding)
-    assert min(seen.values()) >= 10, seen
+    assert all(count >= (5 if "clip" in kind else 10) for kind, count in seen.items()), seen
 
 
 def draw_model(seed):
@@ -138,7 +152,8 @@ def test_backbones_agree_in_value_and_gradient(seed):
     fields, size = draw_model(seed)
     images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     results = []
-    for backend, checkpointing in (("reference", 0), ("sdpa", 0), ("sequential", seed % 4 // 2)):
+    for backend in BACKENDS:
+        checkpointing = seed % 4 // 2 if backend == "sequential" else 0
         chunk = (0.0008, 0.004)[seed % 2]
         model = SwinTransformerV2(
             golden_config(attention=backend, checkpointing=checkpointing, sequential_chunk_mib=chunk, **fields)

@@ -11,11 +11,15 @@ from swinv2_train.models.geometry import (
     collapse_bias,
     expand_bias,
     from_windows,
+    map_regions,
+    offset_slices,
     region_mask,
     relative_coordinates,
+    resize_table,
     to_windows,
     window_regions,
 )
+from tests.models.plain import places, spread
 
 CPU = torch.device("cpu")
 
@@ -34,6 +38,18 @@ def test_coordinates_are_scaled_by_the_pretraining_window_per_side():
     assert table[0, -1, 1].item() == pytest.approx(1.0566417)
 
 
+def test_coordinates_have_one_column_per_axis():
+    table = relative_coordinates((2, 8, 4), (0, 4, 0), CPU)
+    assert table.shape == (3 * 15 * 7, 3)
+    table = table.view(3, 15, 7, 3)
+    for axis, (side, trained) in enumerate([(2, 2), (8, 4), (4, 4)]):
+        alone = relative_coordinates((side,), (trained,), CPU).flatten()
+        shape = [-1 if other == axis else 1 for other in range(3)]
+        assert torch.equal(table[..., axis], alone.view(shape).expand(3, 15, 7))
+    image = relative_coordinates((8, 4), (4, 0), CPU).view(15, 7, 2)
+    assert torch.equal(table[1], torch.cat([torch.zeros(15, 7, 1), image], -1))
+
+
 @pytest.mark.parametrize(("window", "pretrained"), [((1, 1), (0, 0)), ((1, 4), (0, 0)), ((4, 4), (1, 1))])
 def test_a_side_of_one_token_has_finite_coordinates(window, pretrained):
     assert relative_coordinates(window, pretrained, CPU).isfinite().all()
@@ -48,41 +64,82 @@ def test_windows_and_back():
     torch.testing.assert_close(from_windows(windows, (3, 4), (6, 8)), x)
 
 
-@pytest.mark.parametrize(("padded", "window", "shift"), [((8, 12), (4, 4), (2, 2)), ((6, 4), (3, 4), (1, 0))])
+def test_windows_of_a_clip_and_back():
+    x = torch.randn(2, 4, 6, 8, 3 * 2 * 5)
+    windows = to_windows(x, (2, 3, 4), parts=3, heads=2)
+    assert windows.shape == (3, 2, 8, 2, 24, 5)
+    # Second clip, window (1, 0, 1), head 1, token (1, 2, 0), part 2.
+    assert torch.equal(windows[2, 1, 5, 1, 20], x[1, 3, 2, 4, 25:30])
+    assert torch.equal(from_windows(windows, (2, 3, 4), (4, 6, 8)), x)
+
+
+@pytest.mark.parametrize(
+    ("padded", "window", "shift"),
+    [
+        ((8, 12), (4, 4), (2, 2)),
+        ((6, 4), (3, 4), (1, 0)),
+        ((4, 4, 3), (2, 2, 1), (1, 1, 0)),
+        ((4, 2, 6), (2, 2, 3), (1, 0, 2)),
+    ],
+)
 def test_mask_separates_tokens_that_only_the_roll_brought_together(padded, window, shift):
     regions = window_regions(padded, window, shift, CPU)
     mask = region_mask(regions, regions)
-    columns = padded[1] // window[1]
-    for index, a, b in itertools.product(range(len(regions)), range(regions.shape[1]), range(regions.shape[1])):
-        wrapped = []
-        for token in (a, b):
-            row = (index // columns) * window[0] + token // window[1]
-            column = (index % columns) * window[1] + token % window[1]
-            wrapped.append((row >= padded[0] - shift[0], column >= padded[1] - shift[1]))
-        assert mask[index, a, b] == (wrapped[0] != wrapped[1])
+    corners = itertools.product(*(range(0, side, extent) for side, extent in zip(padded, window, strict=True)))
+    for index, corner in enumerate(corners):
+        tokens = [[a + b for a, b in zip(corner, place, strict=True)] for place in places(window)]
+        wrapped = [[i >= side - by for i, side, by in zip(token, padded, shift, strict=True)] for token in tokens]
+        assert mask[index].tolist() == [[a != b for b in wrapped] for a in wrapped]
+    assert len(regions) == index + 1
+    x = torch.empty(1, *padded, 2)
+    assert map_regions(x, window, shift) is regions
+    assert map_regions(x, window, tuple(0 for _ in shift)) is None
 
 
-@pytest.mark.parametrize("window", [(1, 1), (1, 3), (4, 3)])
+@pytest.mark.parametrize("window", [(4,), (1, 1), (1, 3), (4, 3), (2, 3, 2), (3, 1, 2)])
 def test_bias_depends_on_the_offset_and_can_be_made_in_parts(window):
-    wh, ww = window
-    table = torch.randn(2, 2 * wh - 1, 2 * ww - 1)
+    table = torch.randn(2, *(2 * side - 1 for side in window))
     bias = expand_bias(table, window)
-    for query, key in itertools.product(range(wh * ww), repeat=2):
-        down, right = query // ww - key // ww, query % ww - key % ww
-        assert torch.equal(bias[:, query, key], table[:, down + wh - 1, right + ww - 1])
-    parts = [expand_bias(table, window, (row, row + 1)) for row in range(wh)]
+    assert torch.equal(bias, spread(table, window))
+    rows = itertools.product(*(range(side) for side in window[:-1]))
+    parts = [expand_bias(table, window, (*((i, i + 1) for i in row), (0, window[-1]))) for row in rows]
     assert torch.equal(torch.cat(parts, dim=1), bias)
 
 
-@pytest.mark.parametrize("rows", [(0, 4), (1, 3)])
-def test_collapsing_is_the_gradient_of_spreading(rows):
-    table = torch.randn(2, 7, 5, dtype=torch.float64, requires_grad=True)
-    bias = expand_bias(table, (4, 3), rows)
+@pytest.mark.parametrize(
+    ("window", "queries"),
+    [
+        ((4, 3), ((0, 4), (0, 3))),
+        ((4, 3), ((1, 3), (0, 3))),
+        ((2, 3, 2), ((0, 2), (0, 3), (0, 2))),
+        ((3, 4, 2), ((1, 2), (1, 3), (0, 2))),
+    ],
+)
+def test_collapsing_is_the_gradient_of_spreading(window, queries):
+    table = torch.randn(2, *(2 * side - 1 for side in window), dtype=torch.float64, requires_grad=True)
+    bias = expand_bias(table, window, queries)
     gradient = torch.randn_like(bias)
     (expected,) = torch.autograd.grad(bias, table, gradient)
     actual = torch.zeros_like(table)
-    actual[:, rows[0] : rows[1] + 3] = collapse_bias(gradient, (4, 3))
+    box = tuple(last - first for first, last in queries)
+    actual[(slice(None), *offset_slices(window, queries))] = collapse_bias(gradient, window, box)
     torch.testing.assert_close(actual, expected)
+    if box == window:
+        assert torch.equal(collapse_bias(gradient, window), actual)
+
+
+def test_a_table_of_a_clip_is_resized_along_every_axis():
+    table = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    expected = table
+    for axis, size in ((1, 5), (2, 3), (3, 9)):
+        lines = expected.movedim(axis, -1)
+        resized = torch.nn.functional.interpolate(lines.flatten(0, -2)[None, :, None], (1, size), mode="bicubic")
+        expected = resized.view(*lines.shape[:-1], size).movedim(-1, axis)
+    torch.testing.assert_close(resize_table(table, (3, 2, 5)), expected)
+    # An axis of one frame changes no bit of an image's table.
+    image = torch.randn(2, 5, 7)
+    assert torch.equal(resize_table(image.unsqueeze(1), (1, 2, 5)).squeeze(1), resize_table(image, (2, 5)))
+    assert resize_table(table, (2, 3, 4)) is table
 
 
 def test_tables_are_shared_and_the_cache_is_bounded(monkeypatch):

@@ -24,7 +24,8 @@ from swinv2_train.models import (
     drop_path_noise,
     init_weights,
 )
-from swinv2_train.models.attention import WindowAttention
+from swinv2_train.models.attention.backends import BACKENDS
+from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.geometry import expand_bias, resize_table
 from tests.models.golden import fill_parameters, golden_config
 from tests.models.plain import plain_features
@@ -101,7 +102,7 @@ def test_a_variant_gives_what_its_plain_definition_gives(placement, similarity, 
 def test_backends_agree_in_value_and_gradient(similarity, bias, device):
     images = torch.randn(2, 3, 40, 56, dtype=torch.float64, device=device)
     results = []
-    for backend in ("reference", "sdpa", "sequential"):
+    for backend in BACKENDS:
         model = filled(
             depths=[2, 1, 1, 1],
             pretrained_window=[3, 4, 4, 2],
@@ -122,7 +123,7 @@ def test_backends_agree_in_value_and_gradient(similarity, bias, device):
             torch.testing.assert_close(gradients[name], reference, rtol=1e-7, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize("backend", ["reference", "sdpa", "sequential"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bias", ["log-cpb", "table"])
 def test_bfloat16_stays_close_to_float32(backend, bias):
     """A table starts around 0 and the bias of a network around 8: rounding either there must not cost anything."""

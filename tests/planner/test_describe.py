@@ -10,6 +10,7 @@ from swinv2_train.config.model import count_parameters, count_simmim_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.engine.selection import selection
 from swinv2_train.planner.describe import GIB, describe, evaluation_bytes, host_copy_bytes, state_bytes
 
 
@@ -50,6 +51,26 @@ def test_a_save_in_the_background_takes_host_memory(stage: int, without: float, 
     assert host_copy_bytes(config(stage), 1000, 8) == without
     assert host_copy_bytes(config(stage, ema=0.999), 1000, 8) == with_average
     assert host_copy_bytes(config(stage, ema=0.999, background=False), 1000, 8) == 0
+
+
+@pytest.mark.parametrize(("stage", "states", "copied"), [(0, 2000, 4000), (1, 2000, 500), (3, 250, 500)])
+def test_frozen_parameters_have_weights_alone(stage: int, states: float, copied: float) -> None:
+    made = config(stage, ema=0.999, eval_shards="held-out")
+    assert state_bytes(made, 1500, 8, frozen=1000) == states + state_bytes(made, 500, 8)
+    assert evaluation_bytes(made, 1500, 8, frozen=1000) == evaluation_bytes(made, 500, 8)
+    assert host_copy_bytes(made, 1500, 8, frozen=1000) == copied + host_copy_bytes(made, 500, 8)
+
+
+def test_what_trains_is_described() -> None:
+    made = config(3)
+    made.optim.freeze, made.optim.lr_scales = {"stages": 4}, {"backbone": 0.1}
+    made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
+    lines = describe(made, make_plan(made, 1, 6400), "a test", *selection(made)).splitlines()
+    first, second = (line.removeprefix("training       ") for line in lines if line.startswith("training "))
+    total = count_simmim_parameters(made.model, (192, 192))
+    trained = total - count_parameters(made.model, (192, 192)) + 2 * 768  # decoder and mask token, and the final norm
+    assert first.startswith(f"{trained:,} of {total:,} parameters train; frozen: encoder.patch_embed, encoder.layers.0")
+    assert second == "learning rates by module: encoder x 0.1"
 
 
 def table(made: Config) -> tuple[str, list[str], str]:

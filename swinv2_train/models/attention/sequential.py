@@ -1,28 +1,34 @@
 """Sequential window attention: the scores of a few windows and heads at a time, in forward and in backward.
 
 At 1536 x 1536 pixels and window 32 the scores of one block of the first stage fill gigabytes per image. Here a bounded
-share of them exists at any moment (paper section 3.5, "sequential self-attention computation"). Kept for the backward
-pass are the projected map, the result, one number per query (the logarithm of the softmax's denominator), the bias
-table and the region of every token; scores, bias and mask are made again, chunk by chunk. Sums run in a fixed order, so
-the gradients are the same at every run.
+part of them exists at any moment (paper section 3.5, "sequential self-attention computation"). Kept for the backward
+pass are the projected map, the result, one number per query (the logarithm of the softmax denominator), the bias table,
+and the region of every token; scores, bias, and mask are recomputed chunk by chunk. Sums run in a fixed order, so every
+run gives the same gradients.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.geometry import (
     MASK_VALUE,
+    Span,
     Window,
     collapse_bias,
     expand_bias,
     from_windows,
+    map_regions,
+    offset_slices,
     region_mask,
     to_windows,
 )
@@ -31,11 +37,14 @@ from swinv2_train.models.precision import at_least_float32, without_autocast
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """How many windows, heads and window rows of queries are worked on at a time."""
+    """Sizes of a chunk: windows, heads, and the box of queries of a window, one side per axis.
+
+    A box covers successive tokens: one index of some leading axes, a span of the next one, all of the rest.
+    """
 
     windows: int
     heads: int
-    query_rows: int
+    queries: Window
 
 
 def plan_chunks(
@@ -43,27 +52,58 @@ def plan_chunks(
 ) -> ChunkPlan:
     """Fit the score-sized tensors that live together into a budget.
 
-    Forward these are the scores and the bias; backward the probabilities, their gradient, the bias, its gradient and
-    the chunk's share of that; the mask adds a byte per pair of tokens. The least that is possible is one window row of
-    queries of one window and head.
+    Forward these are the scores and the bias; backward the probabilities, their gradient, the bias, its gradient, and
+    the chunk's part of that; the mask adds a byte per pair of tokens. The smallest chunk is one row of the last axis of
+    queries, of one window and head.
 
     Args:
-        windows: windows of the whole batch, B * nW.
+        windows: windows of the entire batch, B * nW.
     """
     score_copies, bias_copies = (2, 3) if backward else (1, 1)
-    tokens = window[0] * window[1]
+    tokens = math.prod(window)
 
     def cost(rows: int, group: int) -> int:
         scores = rows * (group * score_copies * element_bytes + int(masked))
         return scores + group * bias_copies * element_bytes
 
     pairs = budget_bytes / tokens**2
-    if cost(windows, 1) <= pairs:  # all windows at once: a bias is then spread once for all of them
-        return ChunkPlan(windows, max(g for g in range(1, heads + 1) if cost(windows, g) <= pairs), window[0])
+    if cost(windows, 1) <= pairs:  # all windows together: a bias is then spread once for all of them
+        return ChunkPlan(windows, max(g for g in range(1, heads + 1) if cost(windows, g) <= pairs), window)
     if cost(1, 1) <= pairs:
-        return ChunkPlan(int((pairs - cost(0, 1)) / (cost(1, 1) - cost(0, 1))), 1, window[0])
-    row_bytes = cost(1, 1) * window[1] * tokens
-    return ChunkPlan(1, 1, min(max(int(budget_bytes / row_bytes), 1), window[0]))
+        return ChunkPlan(int((pairs - cost(0, 1)) / (cost(1, 1) - cost(0, 1))), 1, window)
+    return ChunkPlan(1, 1, _largest_box(window, budget_bytes, cost(1, 1) * tokens))
+
+
+def _largest_box(window: Window, budget_bytes: float, bytes_per_query: int) -> Window:
+    """Return the largest box of successive queries that fits into a budget, at least a row of the last axis."""
+    for axis, side in enumerate(window[:-1]):
+        whole = window[axis + 1 :]
+        steps = int(budget_bytes / (bytes_per_query * math.prod(whole)))
+        if steps >= 1:
+            return (*(1 for _ in window[:axis]), min(steps, side), *whole)
+    return (*(1 for _ in window[:-1]), window[-1])
+
+
+class _Box(NamedTuple):
+    """Some queries of a window, as a span per axis and as a range of its tokens."""
+
+    spans: tuple[Span, ...]
+    tokens: slice
+
+    @property
+    def sides(self) -> Window:
+        return tuple(last - first for first, last in self.spans)
+
+
+def _boxes(window: Window, sides: Window) -> list[_Box]:
+    """Divide the queries of a window into boxes of at most these sides, in the order of the tokens."""
+    boxes, start = [], 0
+    axes = ([(i, min(i + step, side)) for i in range(0, side, step)] for side, step in zip(window, sides, strict=True))
+    for spans in itertools.product(*axes):
+        stop = start + math.prod(last - first for first, last in spans)
+        boxes.append(_Box(spans, slice(start, stop)))
+        start = stop
+    return boxes
 
 
 def _spans(total: int, size: int) -> Iterator[slice]:
@@ -71,8 +111,8 @@ def _spans(total: int, size: int) -> Iterator[slice]:
 
 
 def _directions(x: Tensor, cosine: bool) -> tuple[Tensor, Tensor | None]:
-    """For the cosine the unit vectors along the last dimension and the lengths they had (zero vectors stay zero); for
-    the dot product the vectors as they are."""
+    """Return, for the cosine, the unit vectors along the last dimension and their lengths (zero vectors stay zero); for
+    the dot product, the vectors themselves."""
     if not cosine:
         return x, None
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -87,21 +127,21 @@ def _directions_backward(gradient: Tensor, unit: Tensor, length: Tensor | None) 
 
 
 def _factor(scale: Tensor | None, group: slice, head_dim: int) -> Tensor | float:
-    """What the queries of some heads are multiplied with."""
+    """Return the factor of the queries of some heads."""
     return head_dim**-0.5 if scale is None else scale[group, None, None]
 
 
 class _ScoreMaker:
-    """Makes the bias and the scores of a chunk from the table and the regions."""
+    """Computes the bias and the scores of a chunk from the table and the regions."""
 
     def __init__(self, table: Tensor, regions: Tensor | None, window: Window) -> None:
         self.table, self.regions, self.window = table, regions, window
 
-    def bias(self, heads: slice, rows: slice) -> Tensor:
-        return expand_bias(self.table[heads], self.window, (rows.start, rows.stop))
+    def bias(self, heads: slice, box: _Box) -> Tensor:
+        return expand_bias(self.table[heads], self.window, box.spans)
 
     def scores(self, q: Tensor, k: Tensor, bias: Tensor, windows: slice, queries: slice) -> Tensor:
-        """Directions of queries times their factor and directions of keys -> masked scores (windows, heads, q, N)."""
+        """Directions of queries times their factor, and directions of keys -> masked scores (windows, heads, q, N)."""
         scores = torch.matmul(q, k.transpose(-1, -2)).add_(bias)
         if self.regions is not None:
             index = torch.arange(windows.start, windows.stop, device=q.device) % self.regions.shape[0]
@@ -123,7 +163,7 @@ class _SequentialAttention(torch.autograd.Function):
         window: Window,
         budget_bytes: float,
     ) -> Tensor:
-        heads, ww = table.shape[0], window[1]
+        heads, padded = table.shape[0], tuple(qkv.shape[1:-1])
         wide, cosine = at_least_float32(qkv.dtype), scale is not None
         q, k, v = to_windows(qkv, window, 3, heads).flatten(1, 2).unbind()
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -132,16 +172,16 @@ class _SequentialAttention(torch.autograd.Function):
         plan = plan_chunks(
             q.shape[0], heads, window, budget_bytes, wide.itemsize, masked=regions is not None, backward=False
         )
+        boxes = _boxes(window, plan.queries)
         for group in _spans(heads, plan.heads):
-            row_spans = list(_spans(window[0], plan.query_rows))
-            shared = maker.bias(group, row_spans[0]) if len(row_spans) == 1 else None
+            shared = maker.bias(group, boxes[0]) if len(boxes) == 1 else None
             factor = _factor(scale, group, q.shape[-1])
             for part in _spans(q.shape[0], plan.windows):
                 key, value = _directions(k[part, group].to(wide), cosine)[0], v[part, group].to(wide)
-                for rows in row_spans:
-                    queries = slice(rows.start * ww, rows.stop * ww)
+                for box in boxes:
+                    queries = box.tokens
                     query = _directions(q[part, group, queries].to(wide), cosine)[0] * factor
-                    bias = maker.bias(group, rows) if shared is None else shared
+                    bias = maker.bias(group, box) if shared is None else shared
                     scores = maker.scores(query, key, bias, part, queries)
                     top = scores.amax(-1, keepdim=True)
                     total = scores.sub_(top).exp_().sum(-1, keepdim=True)
@@ -149,8 +189,8 @@ class _SequentialAttention(torch.autograd.Function):
                     log_sum[part, group, queries] = (top + total.log()).squeeze(-1)
                     del scores, bias
         del q, k, v  # before the result is copied into a map
-        merged = from_windows(out.view(1, qkv.shape[0], -1, *out.shape[1:]), window, (qkv.shape[1], qkv.shape[2]))
-        # The map itself is saved, not its windows: it is the input of the next projection, which keeps it anyway.
+        merged = from_windows(out.view(1, qkv.shape[0], -1, *out.shape[1:]), window, padded)
+        # Save the map itself, not its windows: it is the input of the next projection, which keeps it anyway.
         ctx.save_for_backward(qkv, scale, table, regions, merged, log_sum)
         ctx.window, ctx.budget_bytes = window, budget_bytes
         return merged
@@ -164,11 +204,11 @@ class _SequentialAttention(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
     qkv, scale, table, regions, merged, log_sum = ctx.saved_tensors
-    window, heads, ww = ctx.window, table.shape[0], ctx.window[1]
+    window, heads = ctx.window, table.shape[0]
     wide, cosine = log_sum.dtype, scale is not None
     windowed = to_windows(qkv, window, 3, heads)
-    # Not empty_like: that keeps the strides of `windowed`, which is a view where a window is one token wide. Flattening
-    # such a tensor copies it, and what is written to the copy is lost. `view` raises an error instead of copying.
+    # Not empty_like: that keeps the strides of `windowed`, which is a view if a window is one token wide. Flattening
+    # such a tensor copies it, and writes to the copy are lost. `view` raises an error instead of copying.
     grad_windowed = torch.empty(windowed.shape, dtype=windowed.dtype, device=windowed.device)
     grads = grad_windowed.view(3, -1, *windowed.shape[3:])
     (q, k, v), (grad_q, grad_k, grad_v) = windowed.flatten(1, 2).unbind(), grads.unbind()
@@ -179,22 +219,22 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
     plan = plan_chunks(
         q.shape[0], heads, window, ctx.budget_bytes, wide.itemsize, masked=regions is not None, backward=True
     )
+    boxes = _boxes(window, plan.queries)
+    whole = len(boxes) == 1
     for group in _spans(heads, plan.heads):
-        row_spans = list(_spans(window[0], plan.query_rows))
-        whole = len(row_spans) == 1
-        shared = maker.bias(group, row_spans[0]) if whole else None
+        shared = maker.bias(group, boxes[0]) if whole else None
         grad_bias = torch.zeros_like(shared) if whole and need_table else None
         factor = _factor(scale, group, q.shape[-1])
         for part in _spans(q.shape[0], plan.windows):
             key, key_length = _directions(k[part, group].to(wide), cosine)
             value = v[part, group].to(wide)
             grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-            for rows in row_spans:
-                queries = slice(rows.start * ww, rows.stop * ww)
+            for box in boxes:
+                queries = box.tokens
                 unit, length = _directions(q[part, group, queries].to(wide), cosine)
                 gradient = grad_out[part, group, queries].to(wide)
                 query = unit * factor
-                bias = maker.bias(group, rows) if shared is None else shared
+                bias = maker.bias(group, box) if shared is None else shared
                 weights = maker.scores(query, key, bias, part, queries)
                 weights.sub_(log_sum[part, group, queries, None]).exp_()
                 grad_value += torch.matmul(weights.transpose(-1, -2), gradient)
@@ -205,8 +245,8 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
                 if grad_bias is not None:
                     grad_bias += grad_scores.sum(0)
                 elif need_table:
-                    used = slice(rows.start, rows.stop + window[0] - 1)
-                    grad_table[group, used] += collapse_bias(grad_scores.sum(0), window)
+                    used = (group, *offset_slices(window, box.spans))
+                    grad_table[used] += collapse_bias(grad_scores.sum(0), window, box.sides)
                 grad_query = torch.matmul(grad_scores, key)
                 grad_key += torch.matmul(grad_scores.transpose(-1, -2), query)
                 if grad_scale is not None:
@@ -218,19 +258,19 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
         if grad_bias is not None:
             grad_table[group] = collapse_bias(grad_bias, window)
     del windowed, q, k, v, out, grad_out, grads, grad_q, grad_k, grad_v  # before the gradients are copied into a map
-    grad_qkv = from_windows(grad_windowed, window, (qkv.shape[1], qkv.shape[2]))
+    grad_qkv = from_windows(grad_windowed, window, tuple(qkv.shape[1:-1]))
     return grad_qkv, grad_scale, grad_table if need_table else None, None, None, None
 
 
 @torch.compiler.disable
 def sequential_attention(
-    qkv: Tensor, scale: Tensor | None, table: Tensor, regions: Tensor | None, window: Window, chunk_mib: float
+    qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window, options: AttentionOptions
 ) -> Tensor:
-    """Window attention with a bounded share of the scores in memory; arguments as in `attention.py`.
+    """Attend with a bounded part of the scores in memory, `options.chunk_mib` in forward and in backward.
 
     Scores and softmax, and here also the product with the values, are computed in at least float32.
-
-    Args:
-        chunk_mib: bound, in MiB, on the score-sized tensors alive at a time, in forward and in backward.
     """
-    return _SequentialAttention.apply(qkv, scale, table, regions, window, chunk_mib * 2**20)
+    # The regions are made here, outside of compiled graphs: until torch 2.11, a constant of the graph before a break
+    # arrives after it as a function instead of a tensor.
+    regions = map_regions(qkv, window, shift)
+    return _SequentialAttention.apply(qkv, scale, table, regions, window, options.chunk_mib * 2**20)

@@ -1,0 +1,66 @@
+"""The training samples of a config, as far as a command line needs them. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+if TYPE_CHECKING:  # a dry run and `--help` do without numpy
+    from swinv2_train.data.card import Card
+    from swinv2_train.data.shards import ShardSet
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The training samples as far as the command line needs them."""
+
+    count: int
+    source: str
+    """Origin of the count, for display."""
+    shards: ShardSet | None
+    """The training shards; None without any."""
+    warnings: list[str] = field(default_factory=list)
+    """Held-out shards that are trained on."""
+
+    @property
+    def card(self) -> Card | None:
+        """The dataset card of the shards."""
+        return self.shards.card if self.shards else None
+
+
+def count_samples(config: Config, *, required: bool) -> Samples:
+    """Count the training samples, and see that the held-out ones are there.
+
+    Raises:
+        ConfigError: if there are no shards, and `required` or no expected number.
+        DataError: if shards are given that cannot be used.
+    """
+    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.overlap import overlap_warning
+    from swinv2_train.data.shards import ShardSet
+
+    def open_shards(key: str, spec: Any) -> ShardSet:
+        try:
+            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
+        except DataError as error:
+            absent = key == "data.eval_shards" and str(error).endswith(" does not exist")
+            mend = "; data.eval_shards=null trains without evaluation" if absent else ""
+            error.args = (f"{key}={spec}: {error}{mend}",)
+            raise
+
+    spec = config.data.eval_shards
+    held_out = open_shards("data.eval_shards", spec) if spec else None
+    if config.data.shards:
+        shards = open_shards("data.shards", config.data.shards)
+        shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
+        return Samples(shards.num_samples, "counted in data.shards", shards, shared)
+    if required or config.data.expected_samples is None:
+        raise ConfigError(
+            "data.shards",
+            "''",
+            "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
+        )
+    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None)
