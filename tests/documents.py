@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
+
+from swinv2_train.config.tasks import TASK_SECTIONS
 
 _PREAMBLE = """
 set -euo pipefail
@@ -26,6 +30,32 @@ _FUNCTION = '{name}() {{ printf "%s\\0" {name} "$@" >"$RECORD"; }}'
 def blocks(document: Path) -> list[str]:
     """The text of every block fenced as bash."""
     return re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def python_files(document: Path, directory: Path) -> list[Path]:
+    """Write every block fenced as python whose first line names a file, such as `# my_tasks/light.py`."""
+    written = []
+    for name, text in re.findall(r"```python\n# (\S+\.py)\n(.*?)```", document.read_text(), re.DOTALL):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        written.append(path)
+    return written
+
+
+@contextmanager
+def own_tasks(directory: Path) -> Iterator[None]:
+    """Tasks can be imported from a directory, as with it in PYTHONPATH, and are forgotten afterwards."""
+    sections = dict(TASK_SECTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(directory)
+        yield
+    TASK_SECTIONS.clear()
+    TASK_SECTIONS.update(sections)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{directory}/"):
+            del sys.modules[name]
+            sys.modules.pop(name.partition(".")[0], None)
 
 
 def lines(block: str) -> Iterator[str]:

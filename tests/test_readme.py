@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.config.compose import compose
-from tests.documents import blocks, run_block
+from tests.documents import blocks, own_tasks, python_files, run_block
 from tests.runs import losses, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,8 +39,11 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "dogs" in (tmp_path / "sheet.html").read_text()
     assert (tmp_path / "timm-export" / "model.safetensors").is_file()
     for page in PACKAGE_PAGES:
-        for block in blocks(page):
-            run_block(block, tmp_path, monkeypatch)
+        python_files(page, tmp_path)
+        with own_tasks(tmp_path):
+            for block in blocks(page):
+                run_block(block, tmp_path, monkeypatch)
+    assert len(losses(tmp_path / "runs" / "light")) == 4
 
 
 def test_the_blocks_of_the_page_on_configs_run(

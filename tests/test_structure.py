@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -113,7 +114,28 @@ def test_deepspeed_is_imported_in_one_file() -> None:
 
 def test_hydra_stays_at_the_door() -> None:
     users = {path.name for path in FILES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))}
-    assert users == {"compose.py", "multirun.py"}
+    assert users == {"compose.py", "multirun.py", "task_module.py"}
+
+
+OUTSIDE = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("tasks", "config")]
+
+
+def test_tasks_are_asked_and_never_told_apart_elsewhere() -> None:
+    """No check of a section's class, and no comparison with a task's name."""
+    from swinv2_train.config.tasks import TASK_SECTIONS
+
+    found = []
+    for path in OUTSIDE:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+                bad = re.search(r"Config\b", ast.unparse(node.args[1]))
+            else:
+                compared = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+                constants = [each for side in compared for each in ast.walk(side) if isinstance(each, ast.Constant)]
+                bad = any(each.value in TASK_SECTIONS for each in constants if isinstance(each.value, str))
+            if bad:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []
 
 
 def test_files_fit_in_the_head() -> None:

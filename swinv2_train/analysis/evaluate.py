@@ -9,21 +9,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swinv2_train.analysis.probes import EvalImages, Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
-from swinv2_train.config.tasks import ClassificationConfig
-from swinv2_train.data.augment import normalise
+from swinv2_train.config.tasks import TaskConfig
 from swinv2_train.data.batch import Batch, to_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import (
@@ -44,8 +42,10 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
 from swinv2_train.tasks.build import build_task, evaluation_loader
-from swinv2_train.tasks.metrics import classification_sums
-from swinv2_train.tasks.task import Sums, Task, add_sums
+from swinv2_train.tasks.measured import Measured, Sums
+from swinv2_train.tasks.outcome import combine
+from swinv2_train.tasks.report import Report
+from swinv2_train.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 """Called with the batches done and their number."""
@@ -87,8 +87,8 @@ class Evaluated:
     source: Path
     step: int | None
     metrics: dict[str, float]
-    sums: Sums
-    """What the metrics were made of; see `Task.evaluate`."""
+    found: Measured
+    """What the metrics were made of; see `tasks.outcome.Outcome`."""
     class_names: list[str] | None
     samples: int
     """Those that count: not padding, not broken, not without a label."""
@@ -99,6 +99,16 @@ class Evaluated:
     ranks: int
     device: str
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def sums(self) -> Sums:
+        """What was added up over the samples, the same on every rank."""
+        return self.found.sums
+
+    def report(self) -> Report:
+        """What the task shows in addition; on the main rank."""
+        report: Report = self.config.task.implementation().REPORT(self.found, self.metrics, self.class_names)
+        return report
 
     @property
     def images_per_second(self) -> float:
@@ -138,14 +148,14 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
     bench = together(ranks, lambda: _Bench(options, ranks, progress))
     started = time.perf_counter()
     with begun():
-        own = together(ranks, bench.sums)
-    sums = ranks.sum_all(own)
+        own = together(ranks, bench.measure)
+        outcome = combine(bench.task, own, ranks)
     seconds = time.perf_counter() - started
     broken = sorted({entry for part in ranks.gather(bench.broken) for entry in part})
-    metrics = bench.task.metrics(sums)
+    metrics = outcome.metrics
     if not metrics["samples"]:
         raise ranks.end(f"none of the samples in {options.data} counts: they are broken or have no label")
-    if not math.isfinite(metrics["loss"]):
+    if not math.isfinite(metrics.get("loss", 0.0)):
         raise ranks.end(f"the outputs of {bench.loaded.source.path} are not finite: its weights are broken")
     with begun():
         metrics |= bench.probe_scores()
@@ -154,7 +164,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         source=bench.loaded.source.path,
         step=bench.loaded.source.step,
         metrics=metrics,
-        sums=sums,
+        found=outcome.found,
         class_names=bench.class_names,
         samples=int(metrics["samples"]),
         broken=[(name, reason) for _, name, reason in broken],
@@ -180,14 +190,11 @@ class _Bench:
         )
         task = self.loaded.config.task
         self.class_names = self.loaded.class_names
-        self.columns = self._columns(task) if isinstance(task, ClassificationConfig) else None
-        self.real_labels: dict[str, list[int]] = {}
-        if options.label_map or options.real_labels:
-            if not isinstance(task, ClassificationConfig) or (task.multi_label and options.real_labels):
-                key = "label_map" if options.label_map else "real_labels"
+        for key in ("label_map", "real_labels"):
+            if getattr(options, key) and key not in task.label_options():
                 raise ConfigError(key, getattr(options, key), "is for a classifier with one class per image")
-            if options.real_labels:
-                self.real_labels = read_real_labels(options.real_labels)
+        self.columns = self._columns(task.classes) if task.classes is not None else None
+        self.real_labels = read_real_labels(options.real_labels) if options.real_labels else {}
         self.config = self._config(task)
         self.task: Task = build_task(self.config, self.shards)
         if self.real_labels:  # the shards need not have any of their own
@@ -195,19 +202,23 @@ class _Bench:
         self.model = self.loaded.model.to(ranks.device, PRECISIONS[options.precision]).eval()
         self.judged = self.model if self.columns is None else ChosenClasses(self.model, self.columns)
 
-    def _columns(self, task: ClassificationConfig) -> list[int] | None:
-        """The model's class for each class of the data; None where they are the same."""
+    def _columns(self, classes: int) -> list[int] | None:
+        """The model's class for each class of the data; None where they are the same.
+
+        Args:
+            classes: number of classes of the model.
+        """
         card = self.shards.card
         if card is not None and card.class_lists_differ:
             raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate them apart")
         names, known_labels = (card.class_names, bool(card.class_counts)) if card else (None, True)
         spec = self.options.label_map
         if spec == NAMES:
-            columns = match_names(names, self.class_names, task.num_classes)
+            columns = match_names(names, self.class_names, classes)
             self.class_names = [self.class_names[column] for column in columns] if self.class_names else names
             return columns
         if spec not in (None, NUMBERS):
-            columns = read_label_map(Path(spec), task.num_classes)
+            columns = read_label_map(Path(spec), classes)
             model_names = self.class_names
             self.class_names = names if names and len(names) == len(columns) else None
             if self.class_names is None and model_names:
@@ -217,18 +228,16 @@ class _Bench:
             check_same_classes(names, None if spec == NUMBERS else self.class_names)
             if spec is None and known_labels and bool(names) != bool(self.class_names):
                 self.warnings.append(_unnamed(self.options.data, names))
-            self.class_names = self.class_names or (names if names and len(names) == task.num_classes else None)
-        most, known = task.num_classes if columns is None else len(columns), card.class_counts if card else {}
+            self.class_names = self.class_names or (names if names and len(names) == classes else None)
+        most, known = classes if columns is None else len(columns), card.class_counts if card else {}
         if known and max(known) >= most:
             what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
             raise DataError(f"the shards have labels up to {max(known)}, and {what} (0 to {most - 1})")
         return columns
 
-    def _config(self, task: Any) -> Config:
+    def _config(self, task: TaskConfig) -> Config:
         config, options = self.loaded.config, self.options
-        if isinstance(task, ClassificationConfig):
-            count = task.num_classes if self.columns is None else len(self.columns)
-            task = replace(task, num_classes=count, class_weights=None)
+        task = task.for_evaluation(task.classes if self.columns is None else len(self.columns))
         data = replace(
             config.data,
             eval_shards=options.data,
@@ -240,14 +249,16 @@ class _Bench:
         )
         return replace(config, task=task, data=data, probe=options.probe or ProbeConfig())
 
-    def sums(self) -> Sums:
-        """The sums over this rank's share of the samples."""
+    def measure(self) -> Measured:
+        """Measure this rank's share of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
         with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
-            batches = self._batches(loader)
-            if self.real_labels:
-                return self._real_sums(batches)
-            return self.task.evaluate(self.judged, batches)
+            if not self.real_labels:
+                return self.task.evaluate(self.judged, self._batches(loader))
+            found = Measured()
+            for batch in self._batches(loader):
+                found.add(self.task.measure_any_of(self.judged, batch, self._labels), batch)
+            return found
 
     def _batches(self, loader: EvalLoader) -> Iterator[Batch]:
         for done, batch in enumerate(loader, 1):
@@ -257,30 +268,15 @@ class _Bench:
             if self.progress is not None and self.ranks.is_main:
                 self.progress(done, len(loader))
 
-    def _real_sums(self, batches: Iterable[Batch]) -> Sums:
-        """As `Classification.evaluate`, with the best of an image's ReaL labels, by the model's scores, as its label.
-
-        So the prediction is right where it is any of them. Images without a label do not count.
-        """
-        sums: Sums = {}
-        for batch in batches:
-            logits = self.judged(normalise(batch["image"], self.loaded.mean, self.loaded.std)).float()
-            rows = zip(logits, batch["position"].tolist(), batch["valid"].tolist(), strict=True)
-            targets = torch.tensor([self._best_label(*row) for row in rows])
-            sums = add_sums(sums, classification_sums(logits, targets.clamp(min=0), targets >= 0))
-        return sums
-
-    def _best_label(self, logits: Tensor, position: int, valid: bool) -> int:
-        """The label with the highest score; -1 where the sample does not count."""
-        if not valid:
-            return -1
-        key = self.shards.key(position)
+    def _labels(self, position: int) -> list[int]:
+        """The ReaL labels of a sample."""
+        key, classes = self.shards.key(position), self.config.task.classes or 0
         labels = real_labels_of(key, self.real_labels)
         if labels is None:
             raise DataError(f"the real labels have no entry for sample {key}: they go by the names of the images")
-        if max(labels, default=0) >= len(logits):
-            raise DataError(f"real label {max(labels)} of sample {key} is outside 0 to {len(logits) - 1}")
-        return labels[int(logits[labels].argmax())] if labels else -1
+        if max(labels, default=0) >= classes:
+            raise DataError(f"real label {max(labels)} of sample {key} is outside 0 to {classes - 1}")
+        return labels
 
     def probe_scores(self) -> dict[str, float]:
         """The scores of the probes, where they are wanted."""
@@ -311,11 +307,3 @@ def check_alive() -> None:
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None and os.getppid() != int(parent):
         raise RunError("the command that started this rank is gone")
-
-
-def worst_classes(sums: Sums, count: int) -> list[int]:
-    """Classes with samples, the lowest accuracy first; of equals the one with more samples."""
-    samples, correct = np.asarray(sums["class_samples"]), np.asarray(sums["class_correct"])
-    present = np.flatnonzero(samples)
-    accuracy = correct[present] / samples[present]
-    return present[np.lexsort((present, -samples[present], accuracy))][:count].tolist()

@@ -14,6 +14,7 @@ from swinv2_train.checkpoint.layout import Manifest, is_misnamed, list_checkpoin
 from swinv2_train.config.compose import from_yaml, to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
@@ -206,6 +207,8 @@ def identity(
     defaults["data"]["background"] = EARLIER_BACKGROUND
     defaults["order"] = {"data.image": None}
     own = geometry(config, shards, content=content)
+    for key in config.task.FREE:
+        del own["task"][key]
     if config.data.background is None:  # not filled in yet
         del own["data"]["background"]
     return Identity(own, class_names, defaults, tuple(config.resume.allow))
@@ -213,10 +216,12 @@ def identity(
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether two geometries are of one run, whatever its data were at either time."""
+    name = _value(one.get("task"), "name", None)
+    free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
     for section in COMPARED:
         values = one.get(section)
         for key, value in values.items() if isinstance(values, Mapping) else ():
-            if key not in (SHARDS, CONTENT) and _value(other.get(section), key, value) != value:
+            if key not in free.get(section, ()) and _value(other.get(section), key, value) != value:
                 return False
     return True
 

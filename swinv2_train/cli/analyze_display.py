@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # these import torch
 
 BIAS_NAMES = {"log-cpb": "log-spaced CPB", "linear-cpb": "linear CPB", "table": "parameterised bias"}
 NORM_NAMES = {"res-post": "res-post-norm", "pre": "pre-norm", "post": "post-norm", "sandwich": "sandwich norm"}
-_METRICS = {"top1": "top-1 accuracy (%)", "mAP": "mean average precision (%)", "loss": "loss"}
 
 
 def model_name(source: Path) -> str:
@@ -46,19 +45,24 @@ def labels(given: Sequence[str | None], kinds: Sequence[str], sources: Sequence[
 
 
 def main_metric(curves: Sequence[Curve]) -> str:
-    """The metric that curves are drawn over.
+    """The metric that curves are drawn over: the first of the first model's task that all have.
 
     Raises:
         ValueError: if the models have none in common.
     """
-    for name in _METRICS:
+    for name in curves[0].config.task.METRICS:
         if all(name in point.metrics for curve in curves for point in curve.points):
             return name
     raise ValueError("the models have no metric in common")
 
 
-def _shown(metric: str, value: float) -> float:
-    return value if metric == "loss" else 100 * value
+def _of(curves: Mapping[str, Curve]) -> tuple[str, str, int]:
+    """The metric of curves: its name, its words, and what a value is multiplied by to be shown."""
+    listed = list(curves.values())
+    name = main_metric(listed)
+    metric = listed[0].config.task.METRICS[name]
+    words = metric.title or name
+    return (name, f"{words} (%)", 100) if metric.share else (name, words, 1)
 
 
 def size_text(size: tuple[int, int]) -> str:
@@ -68,11 +72,11 @@ def size_text(size: tuple[int, int]) -> str:
 
 def windows_text(curves: Mapping[str, Curve]) -> str:
     """A row per model, a column per window."""
-    metric = main_metric(list(curves.values()))
+    metric, words, factor = _of(curves)
     first = next(iter(curves.values()))
-    rows = [(_METRICS[metric], *(f"W{point.window} I{size_text(point.resolution)}" for point in first.points))]
+    rows = [(words, *(f"W{point.window} I{size_text(point.resolution)}" for point in first.points))]
     for name, curve in curves.items():
-        rows.append((name, *(f"{_shown(metric, point.metrics[metric]):.2f}" for point in curve.points)))
+        rows.append((name, *(f"{factor * point.metrics[metric]:.2f}" for point in curve.points)))
     return table(rows)
 
 
@@ -84,12 +88,12 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
     """
     from swinv2_train.tracking.charts import Series, line_chart
 
-    metric = main_metric(list(curves.values()))
+    metric, words, factor = _of(curves)
     series = [
         Series(
             name,
             [point.window for point in curve.points],
-            [_shown(metric, point.metrics[metric]) for point in curve.points],
+            [factor * point.metrics[metric] for point in curve.points],
         )
         for name, curve in curves.items()
     ]
@@ -102,7 +106,7 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
     chart = line_chart(
         series,
         x_label="test-time window (tokens) and resolution" if same else "test-time window (tokens)",
-        y_label=_METRICS[metric],
+        y_label=words,
         title=series[0].name if len(series) == 1 else "",
         x_ticks=ticks,
     )

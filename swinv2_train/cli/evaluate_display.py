@@ -1,21 +1,17 @@
-"""What `swinv2-eval` shows and leaves behind: a table, `results.json`, `per_class.csv`, and two figures."""
+"""What `swinv2-eval` shows and writes: tables, `results.json`, and the files and charts of the task's report."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from swinv2_train.cli.checkpoint_display import table
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import Metric
 from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
@@ -23,37 +19,29 @@ from swinv2_train.redact import redacted
 if TYPE_CHECKING:  # both import torch
     from swinv2_train.analysis.evaluate import EvalOptions, Evaluated
 
-_NAMES = {
-    "top1": "top-1 accuracy",
-    "top5": "top-5 accuracy",
-    "mean_class_accuracy": "mean accuracy of the classes",
-    "ece": "calibration error (ECE)",
-    "mAP": "mean average precision",
-    "f1": "F1",
-    "loss": "loss",
-    "probe/knn_top1": "k-NN top-1 accuracy",
-    "probe/linear_top1": "linear probe top-1 accuracy",
+_PROBES = {
+    "probe/knn_top1": Metric("max", "k-NN top-1 accuracy", share=True),
+    "probe/linear_top1": Metric("max", "linear probe top-1 accuracy", share=True),
 }
-_PLAIN = ("loss",)
-_WORST = 5
 _SHOWN_BROKEN = 10
 _LONGEST_NAME = 150
 
 
-def metric_text(name: str, value: float) -> str:
-    """A metric as one reads it: shares in percent."""
-    return f"{value:.4f}" if name in _PLAIN else f"{100 * value:.2f} %"
+def metric_text(metric: Metric, value: float) -> str:
+    """A value of a metric as one reads it: shares in percent."""
+    return f"{100 * value:.2f} %" if metric.share else f"{value:.4f}"
 
 
 def result_text(found: Evaluated, options: EvalOptions) -> str:
     """The whole outcome for a person."""
+    known = {**found.config.task.METRICS, **_PROBES}
     rows = [
-        (_NAMES.get(name, name), metric_text(name, found.metrics[name])) for name in _NAMES if name in found.metrics
+        (metric.title or name, metric_text(metric, found.metrics[name]))
+        for name, metric in known.items()
+        if name in found.metrics
     ]
     parts = [table([("", ""), *_facts(found, options)]).lstrip("\n"), table([("", ""), *rows]).lstrip("\n")]
-    worst = _worst_rows(found)
-    if worst:
-        parts.append(table([("worst classes", "accuracy", "samples", "taken for"), *worst]))
+    parts += [table(more) for more in found.report().tables()]
     if found.broken:
         parts.append("\n".join(f"broken: {name}: {reason}" for name, reason in found.broken[:_SHOWN_BROKEN]))
         if len(found.broken) > _SHOWN_BROKEN:
@@ -76,40 +64,6 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
             f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s with reading and decoding",
         ),
     ]
-
-
-def _worst_rows(found: Evaluated) -> list[tuple[str, str, str, str]]:
-    """The classes with the lowest accuracy, where there is anything to choose from."""
-    from swinv2_train.analysis.evaluate import worst_classes
-
-    if "correct_1" not in found.sums or np.size(found.sums["class_samples"]) <= 2:
-        return []
-    samples, correct = np.asarray(found.sums["class_samples"]), np.asarray(found.sums["class_correct"])
-    rows = []
-    for number in worst_classes(found.sums, _WORST):
-        other = _most_confused(found, number)
-        rows.append(
-            (
-                _class_name(found, number),
-                f"{100 * correct[number] / samples[number]:.1f} %",
-                f"{samples[number]:,.0f}",
-                "" if other is None else _class_name(found, other),
-            )
-        )
-    return rows
-
-
-def _class_name(found: Evaluated, number: int) -> str:
-    return found.class_names[number] if found.class_names else f"class {number}"
-
-
-def _most_confused(found: Evaluated, number: int) -> int | None:
-    """The class that most of the wrong predictions for a class name; None where there are none, or no matrix."""
-    if "confusion" not in found.sums:
-        return None
-    row = np.asarray(found.sums["confusion"])[number].copy()
-    row[number] = 0
-    return int(row.argmax()) if row.any() else None
 
 
 def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
@@ -140,6 +94,7 @@ def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
         "images_per_second": round(found.images_per_second, 2),
         "broken": [{"sample": name, "reason": reason} for name, reason in found.broken],
         "warnings": found.warnings,
+        **found.report().details(),
     }
 
 
@@ -198,43 +153,13 @@ def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> li
     Raises:
         OSError: if one cannot be written.
     """
-    from swinv2_train.tracking.charts import confusion_chart, reliability_chart
-
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    if isinstance(found.config.task, ClassificationConfig):
-        write_text(directory / "per_class.csv", per_class_csv(found))
-        written.append(directory / "per_class.csv")
-    if "confusion" in found.sums:
-        written += confusion_chart(np.asarray(found.sums["confusion"]), found.class_names).save(
-            directory / "confusion.png"
-        )
-    if "calibration" in found.sums:
-        chart = reliability_chart(np.asarray(found.sums["calibration"]), found.metrics["ece"])
-        written += chart.save(directory / "reliability.png")
+    report, written = found.report(), []
+    for name, text in report.files().items():
+        write_text(directory / name, text)
+        written.append(directory / name)
+    for name, chart in report.charts().items():
+        written += chart.save(directory / name)
     # Last, so that a results.json tells of a complete evaluation.
     write_text(directory / "results.json", json.dumps(redacted(result_json(found, options)), indent=2) + "\n")
     return [directory / "results.json", *written]
-
-
-def per_class_csv(found: Evaluated) -> str:
-    """A line per class: what it is called, how many samples it has and how many of them are right."""
-    from swinv2_train.tasks.metrics import average_precisions
-
-    samples, correct = (np.asarray(found.sums[name]) for name in ("class_samples", "class_correct"))
-    several = "histograms" in found.sums
-    columns = ("predicted", "average_precision") if several else ("accuracy", "most_confused_with")
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["class", "name", "samples", "correct", *columns])
-    precisions = average_precisions(np.asarray(found.sums["histograms"])) if several else ()
-    for number, count in enumerate(samples):
-        name = found.class_names[number] if found.class_names else ""
-        if several:
-            predicted = np.asarray(found.sums["class_predicted"])[number]
-            more = [f"{predicted:.0f}", f"{precisions[number]:.6f}" if count else ""]
-        else:
-            other = _most_confused(found, number)
-            more = [f"{correct[number] / count:.6f}" if count else "", "" if other is None else str(other)]
-        writer.writerow([number, name, f"{count:.0f}", f"{correct[number]:.0f}", *more])
-    return stream.getvalue()

@@ -164,7 +164,7 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
     Raises:
         ConfigError: if the model has no classes, or the file has not one line for each.
     """
-    if loaded.config.task.name != "classification":
+    if loaded.config.task.OUTPUT != "logits":
         mend = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
         path = loaded.source.path
         raise ConfigError(
@@ -218,7 +218,7 @@ def predict(
 
     place = choose_device(device)
     model = loaded.model.to(place)
-    several = bool(getattr(loaded.config.task, "multi_label", False))
+    several = loaded.config.task.multi_label
     done = Predictions()
     with Progress() as progress, torch.inference_mode():
         for number, (readable, images) in enumerate(_batches(loaded, paths, batch, done, pictures), 1):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError, percent
-from swinv2_train.config.schema import Config
+
+if TYPE_CHECKING:  # the sections are checked with these functions
+    from swinv2_train.config.schema import Config
 
 
 def resolution(config: Config) -> tuple[int, int]:

@@ -6,7 +6,6 @@ Hydra's own messages describe its machinery; here they become one sentence that 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.schema import Config, ResumeConfig
-from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
+from swinv2_train.config.task_module import chosen_section, store_schemas
+from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.reading import read_text
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
@@ -40,10 +40,7 @@ def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
 
 
 def _task_section(values: dict[str, Any]) -> type[TaskConfig]:
-    name = values.get("name") if isinstance(values, dict) else values
-    if name not in TASK_SECTIONS:
-        raise ConfigError("task.name", name, f"there is no such task; take one of {', '.join(TASK_SECTIONS)}")
-    return TASK_SECTIONS[name]
+    return task_section(values if isinstance(values, dict) else {"name": values})
 
 
 def _reject_unknown(values: Any, section: type, prefix: str) -> None:
@@ -103,16 +100,6 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
     config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]
     remember(config, raw, to_dict(config))
     return config
-
-
-@functools.cache
-def _store_schemas() -> None:
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store("schema", Config(task=TaskConfig(), resume="auto"))  # a mode or a section: see `_resume_section`
-    for name, section in TASK_SECTIONS.items():
-        store.store(f"{name}_schema", section, group="task")  # the file of a task chooses its section
 
 
 _GROUPS = ("model", "task", "data", "optim", "engine", "tracking", "launch")
@@ -178,13 +165,13 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    _store_schemas()
     GlobalHydra.instance().clear()
     own = [item.lstrip("+") for item in overrides if item.lstrip("+").startswith("resume.")]
     others = [item for item in overrides if not item.lstrip("+").startswith("resume.")]
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search])
             config = _typed(composed, own)
     except yaml.YAMLError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
 
 _HIGHEST_RATE = 0.1
 """AdamW moves every weight by about the rate; no published recipe of a transformer comes near this."""
@@ -19,7 +18,7 @@ _USUAL_SHARE = 0.875
 
 def doubts(config: Config, plan: Plan) -> list[str]:
     """Return a line for every setting of a run that was probably not intended."""
-    return [*_rates(config, plan), *_milestones(config, plan), *_shares(config)]
+    return [*_rates(config, plan), *_milestones(config, plan), *config.task.doubts(config)]
 
 
 def _rates(config: Config, plan: Plan) -> list[str]:
@@ -75,19 +74,3 @@ def _milestones(config: Config, plan: Plan) -> list[str]:
 
 def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _shares(config: Config) -> list[str]:
-    task = config.task
-    if not isinstance(task, ClassificationConfig):
-        return []
-    lines = []
-    for key, highest, usual in (("mixup", 10, "0.8"), ("cutmix", 10, "1"), ("color_jitter", 2, "0.4")):
-        value = getattr(task, key)
-        if value > highest:
-            lines.append(f"task.{key}={value:g} is far above what is usual, {usual}")
-    if task.label_smoothing > 0.5:
-        lines.append(
-            f"task.label_smoothing={task.label_smoothing:g} leaves the right class less than half; usual is 0.1"
-        )
-    return lines

@@ -24,6 +24,8 @@ _STEP = {
     "seconds_left": None,
 }  # fmt: skip
 """What every optimizer step records, and its better end, if it has one."""
+TERM = "loss/"
+"""Beginning of the names of the terms of a loss that has several."""
 _SIGNAL = {"eval/signal/largest": None, "eval/signal/discrepancy": None}
 _MODES = {"min": "min", "max": "max"}
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
@@ -37,9 +39,9 @@ def better_end(metric: str) -> str | None:
     if metric.startswith(PROBED):
         return _PROBE_KINDS.get(metric.removeprefix(PROBED).removesuffix("_top1"))
     if not metric.startswith(EVALUATED):
-        return _STEP.get(metric)
+        return "min" if metric.startswith(TERM) else _STEP.get(metric)
     name = metric.removeprefix(AVERAGED) if metric.startswith(AVERAGED) else metric.removeprefix(EVALUATED)
-    ends = (end for section in TASK_SECTIONS.values() for known, end in section.METRICS.items() if known == name)
+    ends = (known[name].better for known in (section.METRICS for section in TASK_SECTIONS.values()) if name in known)
     return next(ends, None)
 
 
@@ -62,7 +64,8 @@ def recorded_metrics(config: Config) -> list[str]:
     names = [*names, *probed_metrics(config)]
     if config.data.eval_shards and config.eval.signal_every_steps:
         names += _SIGNAL
-    return [*names, *_STEP]
+    terms = config.task.terms()
+    return [*names, *_STEP, *(f"{TERM}{name}" for name in terms if len(terms) > 1)]
 
 
 def best_mode(settings: CheckpointConfig) -> str:

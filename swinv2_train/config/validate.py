@@ -13,8 +13,8 @@ from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evalua
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
+from swinv2_train.config.tasks import TASK_SECTIONS
 from swinv2_train.config.validate_optim import validate_optim
-from swinv2_train.config.validate_task import validate_task
 
 __all__ = ["resolution", "validate", "validate_data"]
 
@@ -190,10 +190,9 @@ def _validate_init(config: Config) -> None:
         for key, unset in (("which", "newest"), ("ema", False), ("label_map", None)):
             if getattr(config.init, key) != unset:
                 raise ConfigError(f"init.{key}", getattr(config.init, key), "says how init_from is read, which is null")
-    if config.init.label_map is not None and config.task.name != "classification":
-        raise ConfigError(
-            "init.label_map", config.init.label_map, f"is for classification; task={config.task.name} has no classes"
-        )
+    if config.init.label_map is not None and config.task.classes is None:
+        fix = f"is for classification and other tasks with classes; task={config.task.name} has no classes"
+        raise ConfigError("init.label_map", config.init.label_map, fix)
 
 
 def _validate_probe(config: Config) -> None:
@@ -274,7 +273,8 @@ def validate(config: Config) -> None:
     _refuse_infinite(config)
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
-    validate_task(config)
+    one_of("task.name", config.task.name, tuple(TASK_SECTIONS))
+    config.task.validate(config)
     validate_data(config)
     validate_optim(config.optim)
     _validate_run(config)

@@ -19,9 +19,6 @@ from torch import Tensor
 
 from swinv2_train.data.errors import DataError
 
-POLICY_MODULE = "timm.data.auto_augment"
-"""Module that a worker imports for a policy. It takes seconds, so the fork server imports it ahead."""
-
 
 @contextlib.contextmanager
 def seeded_globals(rng: np.random.Generator) -> Iterator[None]:

@@ -13,7 +13,6 @@ from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
@@ -91,9 +90,10 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     """Return a line for everything in config and data that was probably not intended. For the main rank."""
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
-    lines += class_warnings(start.geometry, parts.identity)
+    if config.task.classes is not None:
+        lines += class_warnings(start.geometry, parts.identity)
     if held_out is not None:
-        if isinstance(config.task, ClassificationConfig):
+        if config.task.classes is not None:
             lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
         lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
     size = checkpoint_size(engine.module, config.optim.ema_decay)
@@ -179,7 +179,7 @@ def _geometry(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
     config, shards, own = parts.config, parts.shards, parts.identity
     # Data without names do not take those of the run away.
     names = list(own.class_names) if own.class_names else (before or {}).get("classes")
-    if not isinstance(config.task, ClassificationConfig) or len(names or ()) != config.task.num_classes:
+    if len(names or ()) != config.task.classes:
         names = None
     order = own.geometry["order"]
     statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)

@@ -7,7 +7,6 @@ from torch import nn
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import SampleSource, Share, TrainLoader
 from swinv2_train.data.order import SampleOrder
@@ -44,8 +43,8 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
 
 def sample_order(config: Config, shards: ShardSet) -> SampleOrder:
     """The order of the training samples."""
-    repeats = config.task.repeats if isinstance(config.task, ClassificationConfig) else 1
-    return SampleOrder(shards.num_samples, config.seed, shuffle_samples=config.data.shuffle_samples, repeats=repeats)
+    shuffle, repeats = config.data.shuffle_samples, config.task.repeats
+    return SampleOrder(shards.num_samples, config.seed, shuffle_samples=shuffle, repeats=repeats)
 
 
 def train_loader(

@@ -19,6 +19,7 @@ from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
+from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.tracker import Tracker
 
@@ -101,8 +102,8 @@ class Evaluation:
     def _measure(self, step: int) -> dict[str, float]:
         self.watchdog.now("evaluation", step)
         with self._batches(self.config.eval.max_samples, self.plan.micro_batch) as batches:
-            sums = self.task.evaluate(self.engine.model, batches)
-        return self.task.metrics(self.ranks.sum_all(sums))
+            own = self.task.evaluate(self.engine.model, batches)
+        return combine(self.task, own, self.ranks).metrics
 
     @torch.no_grad()
     def draw(self, step: int) -> None:

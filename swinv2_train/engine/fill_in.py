@@ -25,7 +25,7 @@ from swinv2_train.tasks.classes import names_of_classes
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `task.num_classes`, `model.pretrained_window` and `data.background` where they are left open.
+    """Set `model.pretrained_window`, `data.background`, and the open fields of the task.
 
     Weights that cannot fit are refused.
 
@@ -44,8 +44,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     begun = saved_geometry(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
-    if getattr(config.task, "num_classes", None) == 0:
-        config.task.num_classes = _saved(begun, "task", "num_classes") or _classes_of(card)
+    config.task.complete((begun or {}).get("task", {}), card)
     if begun is not None:
         if not any(map(any, pretrained_windows(config.model))):
             config.model.pretrained_window = _saved(begun, "model", "pretrained_window") or 0
@@ -88,29 +87,19 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
         except DataError as error:
             raise ConfigError("init.label_map", path, str(error).replace(" label_map=", " init.label_map=")) from error
     if path == NUMBERS:
-        if source.num_classes != config.task.num_classes:
-            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.num_classes}"
+        if source.num_classes != config.task.classes:
+            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
             raise ConfigError("init.label_map", path, f"takes class n for class n, but {mend}")
         return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
-    if len(mapped) != config.task.num_classes:
-        mend = f"has {len(mapped)} lines for task.num_classes={config.task.num_classes}; it needs one for each class"
+    if len(mapped) != config.task.classes:
+        mend = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
         raise ConfigError("init.label_map", path, mend)
     return mapped
 
 
 def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
     return (geometry or {}).get(section, {}).get(key)
-
-
-def _classes_of(card: Card | None) -> int:
-    known = card.num_classes if card else None
-    if not known:
-        mend = (
-            "the dataset card of data.shards knows of no classes; give their number, or pack the data with its labels"
-        )
-        raise ConfigError("task.num_classes", 0, mend)
-    return known
 
 
 def _take_windows(config: Config, source: WeightSource) -> None:

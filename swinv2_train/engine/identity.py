@@ -12,7 +12,6 @@ from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_mani
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
 
 if TYPE_CHECKING:  # a dry run and `--help` do without numpy
     from swinv2_train.data.shards import ShardSet
@@ -21,7 +20,7 @@ if TYPE_CHECKING:  # a dry run and `--help` do without numpy
 def run_identity(config: Config, shards: ShardSet) -> Identity:
     """Return the identity of a run of a complete config over its training shards."""
     digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
-    names = shards.card.class_names if shards.card and isinstance(config.task, ClassificationConfig) else None
+    names = shards.card.class_names if shards.card and config.task.classes is not None else None
     return identity(config, digest, [shard.content for shard in shards.shards], names)
 
 
@@ -71,12 +70,12 @@ def saved_geometry(directory: Path, config: Config) -> dict[str, Any] | None:
 
     Args:
         directory: the run directory.
-        config: may leave `task.num_classes` and `model.pretrained_window` at 0, which are not compared then.
+        config: may leave `model.pretrained_window` at 0 and fields of the task open, which are not compared then.
     """
     found = [saved for _, saved in _geometries(directory)]
     own = identity(config)
-    if not own.geometry["task"].get("num_classes"):
-        own.geometry["task"].pop("num_classes", None)
+    for key in config.task.open_fields():
+        del own.geometry["task"][key]
     if not any(map(any, pretrained_windows(config.model))):
         del own.geometry["model"]["pretrained_window"]
     return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
@@ -97,7 +96,7 @@ def class_warnings(saved: dict[str, Any] | None, own: Identity) -> list[str]:
         saved: the geometry of the checkpoint.
     """
     before = (saved or {}).get("classes")
-    if saved is None or own.geometry["task"].get("name") != "classification" or bool(before) == bool(own.class_names):
+    if saved is None or bool(before) == bool(own.class_names):
         return []
     which, other = ("the checkpoint", "data.shards") if before else ("data.shards", "the checkpoint")
     return [f"{which} names its classes and {other} does not: whether they are numbered the same way is not checked"]

@@ -53,6 +53,7 @@ def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequen
                 read_map(config, source, class_names),
                 resolution=resolution(config),
                 class_names=class_names,
+                task=config.task,
             )
             source.notes += _warnings(config, source, class_names)
             _fill(engine, transfer)
@@ -79,13 +80,15 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
         shapes = state_shapes(meta_model(config, size))
         source.notes += start_note(source, config.model, size)
         mapped = read_map(config, source, class_names)
-        plan = plan_transfer(source, shapes, config.model, mapped, resolution=size, class_names=class_names)
+        plan = plan_transfer(
+            source, shapes, config.model, mapped, resolution=size, class_names=class_names, task=config.task
+        )
         return [*plan.lines(), *_warnings(config, source, class_names)]
 
 
 def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[str]:
     """Return a line if the rows of the head are taken by number although one side names its classes."""
-    taken = source.num_classes and source.num_classes == getattr(config.task, "num_classes", 0)
+    taken = source.num_classes and source.num_classes == config.task.classes
     if not taken or config.init.label_map is not None or bool(class_names) == bool(source.class_names):
         return []
     named, other = ("data.shards", source.path) if class_names else (source.path, "data.shards")

@@ -15,8 +15,10 @@ from itertools import islice
 
 import torch
 
+from swinv2_train.config.metrics import TERM
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Batch
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints
 from swinv2_train.engine.deepspeed import Engine
@@ -26,11 +28,11 @@ from swinv2_train.engine.phase import Phases
 from swinv2_train.engine.recovery import Action, Recovery
 from swinv2_train.engine.schedule import ema_decay, learning_rate
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.step import forward_backward
+from swinv2_train.engine.step import forward_backward, summed_weights
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
-from swinv2_train.tasks.task import Batch, Task
+from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock, Throughput
 from swinv2_train.tracking.memory import memory_gib
 from swinv2_train.tracking.tracker import Tracker
@@ -49,14 +51,15 @@ class StepOutcome(enum.Enum):
 
 @dataclass
 class StepRecord:
-    """The numbers of one step; the extras are this rank's share and still on the device."""
+    """The numbers of one step; the terms are this rank's share and still on the device."""
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
     skipped_steps: int
-    extras: dict[str, torch.Tensor]
+    terms: dict[str, torch.Tensor]
+    """Of the loss, by name, where it has more than one."""
 
 
 @dataclass
@@ -138,14 +141,15 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> StepOutcome:
         """One optimizer step over this rank's micro-batches."""
         broken = [line for batch in batches for line in batch.pop("broken", [])]
-        weights = [self.task.weight(batch) for batch in batches]
-        global_weight, stops, num_broken = self.ranks.sum(
-            [sum(weights), float(self.stop.requested), float(len(broken))]
+        weights = [self.task.weights(batch) for batch in batches]
+        # One collective for all that the ranks must know of each other before the forward pass.
+        *global_weights, stops, num_broken = self.ranks.sum(
+            [*summed_weights(self.task, weights), float(self.stop.requested), float(len(broken))]
         )
         if stops:
             return StepOutcome.STOP
         self.phase.watchdog.doing = "forward and backward, with the gradients' reduction"
-        sums = forward_backward(self.engine, self.task, batches, global_weight, self.ranks)
+        sums = forward_backward(self.engine, self.task, batches, global_weights, self.ranks)
         loss = self.ranks.sum([float(sums.loss)])[0]
         self.phase.watchdog.doing = "the optimizer's step"
         rate = learning_rate(self.state.step, self.config.optim, self.plan)
@@ -163,7 +167,8 @@ class Trainer:
                 self.roll_back(response.refusal)
                 return StepOutcome.ROLLBACK
         self.count(applied=applied)
-        record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, sums.extras)
+        terms = sums.terms if len(sums.terms) > 1 else {}
+        record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, terms)
         self.records.append(record)
         if num_broken:
             self.note_broken(broken, int(num_broken))
@@ -226,9 +231,9 @@ class Trainer:
         """Fetch the numbers of the steps since the last log, add up over ranks, and record them."""
         if not self.records:
             return
-        names = sorted(self.records[0].extras)
-        extras = [record.extras[name].double() for record in self.records for name in names]
-        summed = iter(self.ranks.sum(torch.stack(extras).tolist()) if extras else [])
+        names = list(self.records[0].terms)
+        terms = [record.terms[name].double() for record in self.records for name in names]
+        summed = iter(self.ranks.sum(torch.stack(terms).tolist()) if terms else [])
         self.pace = pace = self.clock.read(self.plan.total_steps - self.state.step)
         rows = []
         for record in self.records:
@@ -237,7 +242,7 @@ class Trainer:
                     "step": record.step,
                     "samples_seen": record.step * self.plan.global_batch,
                     "loss": record.loss,
-                    **{name: next(summed) for name in names},
+                    **{f"{TERM}{name}": next(summed) for name in names},
                     "grad_norm": record.grad_norm,
                     "lr": record.learning_rate,
                     "images_per_second": pace.images_per_second,

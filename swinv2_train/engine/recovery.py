@@ -17,6 +17,7 @@ from swinv2_train.engine.phase import Phases
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.step import StepSums
 from swinv2_train.launch.ranks import Ranks
+from swinv2_train.tasks.task import mean_loss
 from swinv2_train.tracking.tracker import Tracker
 
 
@@ -50,11 +51,13 @@ class Recovery:
     tracker: Tracker
     phase: Phases
 
-    def respond(self, guard: Guard, loss: float, sums: StepSums, weights: list[float], state: TrainState) -> Response:
+    def respond(
+        self, guard: Guard, loss: float, sums: StepSums, weights: list[dict[str, float]], state: TrainState
+    ) -> Response:
         """Record a step whose update was refused, and decide what follows.
 
         Args:
-            weights: of the micro-batches of this rank.
+            weights: of the terms in each micro-batch of this rank.
             state: before the step.
 
         Raises:
@@ -63,7 +66,8 @@ class Recovery:
         step, norm = state.step + 1, self.engine.grad_norm
         refusal = guard.judge(loss, norm, state) or Refusal("a gradient is not finite", spike=False)
         guard.refuse(refusal, state)
-        micro = [float(total) / (weight or 1.0) for total, weight in zip(sums.micro_totals, weights, strict=True)]
+        factors = self.config.task.terms()
+        micro = [mean_loss(terms, own, factors) for terms, own in zip(sums.micro_terms, weights, strict=True)]
         again = self.incidents.record(refusal, loss, norm, micro, state)
         if self.engine.scale_exhausted:
             raise self.ranks.end(

@@ -31,11 +31,12 @@ from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.loop import StepOutcome, Trainer
 from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.step import forward_backward
+from swinv2_train.engine.step import forward_backward, summed_weights
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import HIDDEN
+from swinv2_train.tasks.task import mean_loss
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
@@ -141,8 +142,8 @@ def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[
     """Run the step itself, without its update, and look at its samples one by one."""
     for batch in batches:
         batch.pop("broken", None)
-    weights = [trainer.task.weight(batch) for batch in batches]
-    sums = forward_backward(trainer.engine, trainer.task, batches, trainer.ranks.sum([sum(weights)])[0], trainer.ranks)
+    weights = trainer.ranks.sum(summed_weights(trainer.task, [trainer.task.weights(batch) for batch in batches]))
+    sums = forward_backward(trainer.engine, trainer.task, batches, weights, trainer.ranks)
     loss = trainer.ranks.sum([float(sums.loss)])[0]
     rate = learning_rate(trainer.state.step, trainer.config.optim, trainer.plan)
     trainer.engine.step(rate, lambda norm: False)
@@ -185,8 +186,9 @@ def sample_losses(trainer: Trainer, batches: list[Batch]) -> list[tuple[int, flo
         for index, position in enumerate(batch["position"].tolist()):
             one = to_device(select(batch, [index]), trainer.ranks.device)
             with first_not_finite(trainer.engine.module) as where:
-                total = float(trainer.task.loss(trainer.engine.model, one).total)
-            found.append((position, total / (trainer.task.weight(one) or 1.0), where.module))
+                terms = trainer.task.loss(trainer.engine.model, one).terms
+                loss = mean_loss(terms, trainer.task.weights(one), trainer.config.task.terms())
+            found.append((position, loss, where.module))
     return found
 
 

@@ -41,7 +41,7 @@ from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.models.trainable import trained_text
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
-from swinv2_train.tasks.build import build_task, open_shards, worker_modules
+from swinv2_train.tasks.build import build_task, open_shards
 from swinv2_train.tasks.classes import names_of_classes
 from swinv2_train.tracking.environment import append_environment
 
@@ -71,7 +71,7 @@ def train(
     """
     check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
-        start_server(worker_modules(config))  # imports what the workers need while this process builds the model
+        start_server(config.task.worker_modules())  # imports what the workers need while this process builds the model
     alone = False
     try:
         device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)

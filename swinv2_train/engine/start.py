@@ -38,7 +38,7 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
         return any(f'"{prefix}' in line for line in here)
 
     done = {
-        "evaluate": recorded("eval/loss"),
+        "evaluate": recorded(f"eval/{config.task.metrics()[0]}"),
         "probe": recorded("eval/probe/"),
         "signal": recorded("eval/signal/"),
         "draw": (directory / "figures" / f"{config.task.name}-step-{step:08d}.png").exists(),

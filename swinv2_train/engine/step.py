@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 
@@ -16,29 +18,51 @@ from swinv2_train.tasks.task import NORMALISER_EPSILON, Task
 class StepSums:
     """What a rank's micro-batches contributed to a step, on the device."""
 
-    loss: torch.Tensor
-    """Scalar: this rank's share of the mean loss of the global batch; the shares of all ranks add up to it."""
-    micro_totals: list[torch.Tensor] = field(default_factory=list)
-    """Scalar per micro-batch: its summed loss."""
-    extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Scalar by name: the shares of what the task logs beside the loss."""
+    terms: dict[str, torch.Tensor]
+    """By name, scalar: this rank's share of a term of the loss of the step; the shares of all ranks add up to it."""
+    micro_terms: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    """Per micro-batch, by name, scalar: the summed term."""
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Scalar: this rank's share of the loss of the step."""
+        return reduce(torch.add, self.terms.values())
 
 
-def forward_backward(engine: Engine, task: Task, batches: list[Batch], global_weight: float, ranks: Ranks) -> StepSums:
+def summed_weights(task: Task, weights: list[dict[str, float]]) -> list[float]:
+    """The weights of this rank's micro-batches added up, in the order of the terms."""
+    return [sum(each[name] for each in weights) for name in task.config.task.terms()]
+
+
+def forward_backward(
+    engine: Engine, task: Task, batches: list[Batch], global_weights: list[float], ranks: Ranks
+) -> StepSums:
     """Forward and backward of this rank's micro-batches; the gradient is ready for `Engine.step` afterwards.
 
-    The loss is divided by the weight of the whole global batch, so that neither the number of ranks nor the
-    accumulation changes it.
+    Each term of the loss is divided by its weight in the whole global batch, so that neither the number of ranks nor
+    the accumulation changes it.
+
+    Args:
+        global_weights: of the terms, in their order, added up over all ranks.
     """
-    scale = 1.0 / (global_weight + NORMALISER_EPSILON)
-    sums = StepSums(torch.zeros((), device=ranks.device))
+    factors = task.config.task.terms()
+    weighed = zip(factors.items(), global_weights, strict=True)
+    scales = {name: factor / (weight + NORMALISER_EPSILON) for (name, factor), weight in weighed}
+    sums = StepSums({name: torch.zeros((), device=ranks.device) for name in scales})
     for index, batch in enumerate(batches):
-        losses = task.loss(engine.model, to_device(batch, ranks.device))
-        engine.backward(losses.total * (scale * ranks.world_size))
+        terms = task.loss(engine.model, to_device(batch, ranks.device)).terms
+        _check(terms, scales)
+        # DeepSpeed averages gradients over the ranks, and the shares of the ranks are to be added up.
+        engine.backward(reduce(torch.add, [terms[name] * (scales[name] * ranks.world_size) for name in scales]))
         if index < len(batches) - 1:
             engine.micro_step()
-        sums.loss += losses.total.detach() * scale
-        sums.micro_totals.append(losses.total.detach())
-        for name, value in losses.extras.items():
-            sums.extras[name] = sums.extras.get(name, 0.0) + value.detach() * scale
+        detached = {name: terms[name].detach() for name in scales}
+        for name, value in detached.items():
+            sums.terms[name] += value * scales[name]
+        sums.micro_terms.append(detached)
     return sums
+
+
+def _check(terms: Mapping[str, torch.Tensor], expected: Mapping[str, float]) -> None:
+    if terms.keys() != expected.keys():
+        raise ValueError(f"the loss has the terms {', '.join(terms)}, and the config of the task {', '.join(expected)}")

@@ -31,7 +31,7 @@ from swinv2_train.interop.agreement import disagreement, is_installed
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
-from swinv2_train.interop.names import FORMATS, SIMMIM_ONLY
+from swinv2_train.interop.names import FORMATS, HEAD, in_backbone
 from swinv2_train.models.state import named_state
 from swinv2_train.shortage import remedied
 
@@ -170,7 +170,7 @@ def export(
         CheckpointError: if the outputs differ, the other side cannot load it, or it cannot be written.
     """
     check_request(loaded, out, layout, dtype)
-    inference = onnx.Inference(loaded.model).eval()
+    inference = onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval()
     size = sum(tensor.numel() for _, tensor in named_state(loaded.model)) * DTYPES[dtype][1]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -253,14 +253,15 @@ def _difference(computed: Tensor, expected: Tensor, layout: str) -> float:
     return largest
 
 
-def canonical(model: torch.nn.Module, *, simmim: bool) -> dict[str, Tensor]:
-    """The weights of a model under canonical names (see `names.py`).
+def canonical(model: torch.nn.Module, output: str) -> dict[str, Tensor]:
+    """The weights that other libraries hold of a model, under canonical names (see `names.py`).
 
     Args:
-        simmim: with mask token and decoder, where the model has them.
+        output: `logits`: the backbone and the classification head; `features`: the backbone alone.
     """
     tensors = FORMATS[OWN].read({name: tensor.detach() for name, tensor in named_state(model)})
-    return tensors if simmim else {name: tensor for name, tensor in tensors.items() if name not in SIMMIM_ONLY}
+    head = HEAD if output == "logits" else ()
+    return {name: tensor for name, tensor in tensors.items() if in_backbone(name) or name in head}
 
 
 def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
@@ -322,7 +323,7 @@ def _write_timm(job: _Job) -> None:
 def _write_huggingface(job: _Job) -> None:
     _write_foreign(job, HUGGINGFACE)
     loaded, size = job.loaded, resolution(job.loaded.config)
-    multi_label = bool(getattr(loaded.config.task, "multi_label", False))
+    multi_label = loaded.config.task.multi_label
     config = peers.huggingface_config(loaded, _num_classes(loaded), size, multi_label=multi_label)
     peers.write_json(job.directory / "config.json", config)
     processor = peers.huggingface_preprocessor(loaded, size, job.bits)
@@ -330,13 +331,13 @@ def _write_huggingface(job: _Job) -> None:
 
 
 def _write_foreign(job: _Job, layout: str) -> None:
-    tensors = FORMATS[layout].write(canonical(job.loaded.model, simmim=False), job.loaded.config.model)
+    tensors = FORMATS[layout].write(canonical(job.loaded.model, job.inference.output), job.loaded.config.model)
     _write_weights(job.directory / WEIGHTS, tensors, job.dtype, {})
 
 
 def _num_classes(loaded: LoadedModel) -> int:
-    head = getattr(loaded.model, "head", None)
-    return head.out_features if isinstance(head, torch.nn.Linear) else 0
+    task = loaded.config.task
+    return (task.classes or 0) if task.OUTPUT == "logits" else 0
 
 
 def _write_onnx(job: _Job) -> None:
@@ -411,7 +412,8 @@ def _batches(images: Tensor) -> list[Tensor]:
 def _run_own(directory: Path, images: Tensor) -> Tensor:
     from swinv2_train.interop.load import load_model
 
-    return _outputs(onnx.Inference(load_model(directory).model).eval(), images)
+    loaded = load_model(directory)
+    return _outputs(onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval(), images)
 
 
 def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[int] | None) -> list[str]:
@@ -422,7 +424,9 @@ def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[in
     """
     notes = []
     if compared.output == "features" and layout != OWN:
-        notes.append("a SimMIM model has no classes: exported as a feature extractor, mask token and decoder left out")
+        task = loaded.config.task
+        why = "has no classes" if task.classes is None else "has no plain classification head"
+        notes.append(f"a {task.title} model {why}: exported as a feature extractor, {task.EXTRA_PARTS} left out")
     if layout == HUGGINGFACE:
         notes.append(
             "transformers adds the mask of shifted windows twice (-200 instead of -100), which the difference includes"

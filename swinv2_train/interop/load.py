@@ -14,7 +14,7 @@ from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import TASK_SECTIONS, ClassificationConfig, TaskConfig
+from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
 from swinv2_train.interop.geometry import (
     IMAGENET_MEAN,
@@ -37,7 +37,7 @@ class LoadedModel:
     """A model with its weights, and what it takes to use it."""
 
     model: nn.Module
-    """ImageClassifier or MaskedImageModel: eval mode, fp32, CPU."""
+    """Of its task, with the head: eval mode, fp32, CPU."""
     config: Config
     """`model`, `task`, and of `data` what the input needs, from the source and then from the overrides."""
     mean: list[float]
@@ -73,7 +73,7 @@ def load_model(
         check_peer(source, config, overrides)
         model = meta_model(config, size)
         shapes = state_shapes(model)
-        transfer = plan_transfer(source, shapes, config.model, resolution=size)
+        transfer = plan_transfer(source, shapes, config.model, resolution=size, task=config.task)
         if missing := transfer.of("new"):
             mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
             raise ConfigError("", source.path, f"{mend} with init_from={source.path}")
@@ -89,7 +89,9 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
     """
     geometry = source.geometry
-    config = Config(task=_task(geometry.get("task", {}), source.path), model=model_config(geometry))
+    module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
+    values = {**geometry.get("task", {}), **({"module": module} if module else {})}
+    config = Config(task=_task(values, source.path), model=model_config(geometry))
     trained = trained_windows(geometry)
     data, crop = geometry["data"], geometry.get("preprocess", {})
     for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):
@@ -115,8 +117,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         known[f"data.{key}"] = value
         setattr(config.data, key, value or [0.0])
     _ask_for_the_rest(source, given, known)
-    if isinstance(config.task, ClassificationConfig) and source.num_classes:
-        config.task.num_classes = source.num_classes
+    if config.task.classes is not None and source.num_classes:
+        config.task.num_classes = source.num_classes  # type: ignore[attr-defined] # a task with classes has it
         if "task.num_classes" in given:
             mend = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
             raise ConfigError("task.num_classes", "...", mend)
@@ -223,9 +225,11 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
 
 
 def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
-    section = TASK_SECTIONS.get(str(values.get("name")))
-    if section is None:
-        raise ConfigError("", path, f"{path} is of a task that this version does not know: {values.get('name')}")
+    try:
+        section = task_section(values)
+    except ConfigError as error:
+        reason = f"{path} is of the task {values.get('name')}, which cannot be used here: {error}"
+        raise ConfigError("", path, reason) from error
     try:
         return from_object(section, values)
     except UnreadableError as error:
@@ -260,12 +264,8 @@ def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
     """
     import torch
 
-    from swinv2_train.models import ImageClassifier, MaskedImageModel
-
     with torch.device("meta"):
-        if isinstance(config.task, ClassificationConfig):
-            return ImageClassifier(config.model, max(1, config.task.num_classes), size)
-        return MaskedImageModel(config.model, size)
+        return config.task.implementation().model_of(config, size)
 
 
 def _fill(model: nn.Module, transfer: Transfer) -> None:

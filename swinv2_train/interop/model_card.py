@@ -17,7 +17,6 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     ModelConfig,
     count_parameters,
-    count_simmim_parameters,
     stage_geometry,
 )
 from swinv2_train.interop.input_code import input_code
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from swinv2_train.interop.load import LoadedModel
 
 PAPER = "https://arxiv.org/abs/2111.09883"
-SIMMIM_PAPER = "https://arxiv.org/abs/2111.09886"
 _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _SHOWN_CLASSES = 20
@@ -107,20 +105,17 @@ def _front_matter(layout: str, output: str) -> str:
 
 
 def _summary(loaded: LoadedModel) -> str:
-    task = loaded.config.task.name
-    kind = {
-        "simmim": f"pretrained by masked image modelling ([SimMIM]({SIMMIM_PAPER})); it has no classes",
-        "classification": "for image classification",
-    }.get(task, f"for the task {task}")
-    return f"A Swin Transformer V2 ([paper]({PAPER})) {kind}."
+    task = loaded.config.task
+    return f"A Swin Transformer V2 ([paper]({PAPER})) {task.PURPOSE or f'for the task {task.title}'}."
 
 
 def _parameters(loaded: LoadedModel, layout: str) -> int:
-    """Of what is exported: a SimMIM model loses mask token and decoder outside of this package."""
-    model, size = loaded.config.model, resolution(loaded.config)
-    if loaded.config.task.name == "simmim" and layout == "swinv2-train":
-        return count_simmim_parameters(model, size)
-    return count_parameters(model, size, getattr(loaded.config.task, "num_classes", 0))
+    """Of what is exported: outside of this package only a classification head is kept."""
+    config = loaded.config
+    if layout == "swinv2-train":
+        return config.task.describe(config).parameters
+    classes = config.task.classes if config.task.OUTPUT == "logits" else 0
+    return count_parameters(config.model, resolution(config), classes or 0)
 
 
 def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> Rows:
@@ -222,7 +217,9 @@ def _training_rows(config: Config) -> Rows:
         rows.append(("layer-wise decay of the learning rate", f"{optim.layer_decay:g}"))
     if optim.ema_decay:
         rows.append(("moving average of the weights", f"{optim.ema_decay:g}"))
-    task = {key: value for key, value in vars(config.task).items() if key != "name" and not key.startswith("_")}
+    task = {key: value for key, value in vars(config.task).items() if not (key == "name" or key.startswith("_"))}
+    if task["module"] is None:
+        del task["module"]
     rows.extend((key.replace("_", " "), _value(value)) for key, value in task.items())
     rows.append(("seed", str(config.seed)))
     return rows

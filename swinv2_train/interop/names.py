@@ -31,6 +31,7 @@ SIMMIM_ONLY = ("mask_token", "decoder.0.weight", "decoder.0.bias")
 """Canonical names of what only a SimMIM model has."""
 HEAD = ("head.weight", "head.bias")
 """Canonical names of the classification head."""
+_BACKBONE = re.compile(r"(patch_embed|layers|norm|absolute_pos_embed)(\.|$)")
 HOLD_ANY = ("swinv2-train", "onnx", "torch-export")
 """Formats of an export that hold every model."""
 _BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
@@ -206,8 +207,13 @@ def _own_to(key: str) -> str:
     return key.removeprefix("backbone.").removeprefix("encoder.")
 
 
+def in_backbone(name: str) -> bool:
+    """Return whether a canonical name is one of the backbone's; all others belong to a task."""
+    return _BACKBONE.match(name) is not None
+
+
 def _own_from(name: str, simmim: bool) -> str:
-    if name in SIMMIM_ONLY or name in HEAD:
+    if not in_backbone(name):
         return name
     return f"encoder.{name}" if simmim else f"backbone.{name}"
 

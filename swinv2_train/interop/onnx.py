@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_train.config.model import ModelConfig, stage_geometry
-from swinv2_train.models import ImageClassifier
 from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.heads import pooled_features
 
@@ -30,13 +29,16 @@ _LARGEST_FILE = 1_500_000_000
 
 
 class Inference(nn.Module):
-    """What leaves this package of a model: the logits of a classifier, the pooled features of a SimMIM model."""
+    """What leaves this package of a model: the logits of a classifier, the pooled features of any other.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        output: `TaskConfig.OUTPUT` of the model's task.
+    """
+
+    def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
-        classifier = isinstance(model, ImageClassifier)
-        self.model = model if classifier else backbone_of(model)
-        self.output = "logits" if classifier else "features"
+        self.model = model if output == "logits" else backbone_of(model)
+        self.output = output
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, num_classes) logits or (B, 8C) features."""

@@ -113,8 +113,11 @@ class WeightSource:
 
     @property
     def num_classes(self) -> int:
-        """Rows of the head; 0 without one."""
-        return self.shapes["head.weight"][0] if "head.weight" in self.shapes else 0
+        """Rows of the classification head; 0 without one."""
+        task = self.geometry.get("task") or {}
+        if task and "num_classes" not in task:  # a head of this name may be another task's
+            return 0
+        return self.shapes[HEAD[0]][0] if HEAD[0] in self.shapes else 0
 
 
 def open_source(
@@ -325,16 +328,15 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
     located = FORMATS[layout].locate(storage.shapes)
     shapes = _joined_shapes(located, storage, path)
+    model = infer_model(shapes, path)  # first, because it refuses what is no such model
     geometry: dict[str, Any] = {
-        "task": {"name": "simmim" if any(name in shapes for name in SIMMIM_ONLY) else "classification"},
-        "model": {**infer_model(shapes, path), "window_rule": _WINDOW_RULES[layout]},
+        "task": _foreign_task(shapes),
+        "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
         "classes": None,
     }
-    if geometry["task"]["name"] == "classification":
-        geometry["task"]["num_classes"] = shapes[HEAD[0]][0] if HEAD[0] in shapes else 0
     beside = sidecar.read(file.parent)
     source = WeightSource(
         path=path,
@@ -359,6 +361,12 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(geometry, beside)]
     source.class_names = geometry["classes"] = sidecar.class_names(beside, source.num_classes)
     return source
+
+
+def _foreign_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    if any(name in shapes for name in SIMMIM_ONLY):
+        return {"name": "simmim"}
+    return {"name": "classification", "num_classes": shapes[HEAD[0]][0] if HEAD[0] in shapes else 0}
 
 
 def shapes_patch(shapes: Mapping[str, tuple[int, ...]]) -> int:

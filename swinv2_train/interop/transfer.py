@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
 from swinv2_train.config.structure import STRUCTURE
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.interop.geometry import model_config
 from swinv2_train.interop.head import HeadRows, rows_by_name
-from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY
-from swinv2_train.interop.source import WeightSource
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
+from swinv2_train.interop.source import OWN, WeightSource
 from swinv2_train.interop.storage import numel
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Transfer:
     _kept: set[str] = field(default_factory=set)
     head: HeadRows | None = None
     """Rows of the head, unless all of it is taken as it is or new."""
+    same_head: bool = True
+    """Whether parameters of a name outside of the backbone mean the same in source and model."""
 
     def tensor(self, name: str) -> Tensor | None:
         """The value of a parameter, fp32 on the CPU; None where the model keeps its initial one.
@@ -115,7 +118,7 @@ _QUIET = ("loaded", "renamed", "dropped")
 
 def _short(row: Row) -> str:
     """A tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
-    if row.key in (*HEAD, *SIMMIM_ONLY):
+    if row.key in (*HEAD, *SIMMIM_ONLY) or (row.action == "new" and not in_backbone(row.key)):
         return row.key.partition(".")[0]
     return row.key.rpartition(".")[2] if row.action == "dropped" else row.key
 
@@ -132,6 +135,7 @@ def plan_transfer(
     *,
     resolution: tuple[int, int] | None = None,
     class_names: Sequence[str] | None = None,
+    task: TaskConfig | None = None,
 ) -> Transfer:
     """Decide what happens to every tensor of the source and of a model.
 
@@ -142,27 +146,58 @@ def plan_transfer(
         resolution: input (height, width) in pixels of the model; needed by an absolute position embedding of a map
             that is not square.
         class_names: of the model. Without a label map the rows of the head go by names where the source has them too.
+        task: of the model; None: the source's. What another task has outside of the backbone is not taken, whatever its
+            name.
 
     Raises:
-        ConfigError: on a contradiction, naming the first tensor that shows it, and the mend.
+        ConfigError: on a contradiction, naming the first tensor that shows it, and the fix.
     """
-    wanted = {_canonical(name): tuple(shape) for name, shape in target.items()}
+    wanted = _wanted(target, source, task)
     check_structure(source, model)
     _refuse_incomplete(source, wanted)
     if note := _other_rule(source, model, resolution):
         source.notes.append(note)
-    transfer = Transfer(source, _shapes=wanted)
+    transfer = Transfer(source, _shapes=wanted, same_head=_same_head(source, task))
     if label_map is not None:
         transfer.head = HeadRows(list(label_map), "by the label map", class_names)
-    elif HEAD[0] in source.shapes and HEAD[0] in wanted:
+    elif transfer.same_head and HEAD[0] in source.shapes and HEAD[0] in wanted:
         transfer.head = rows_by_name(class_names, source.class_names)
     for key, shape in wanted.items():
         transfer.rows.append(_row(transfer, key, shape, model, resolution))
     for key in source.shapes:
-        if key not in wanted:
+        if key not in wanted or not (transfer.same_head or in_backbone(key)):
             transfer.rows.append(Row(key, "dropped", _why_left(source, key)))
     transfer.rows.extend(Row(key, "dropped", why) for key, why in source.dropped)
     return transfer
+
+
+def _wanted(
+    target: Mapping[str, tuple[int, ...]], source: WeightSource, task: TaskConfig | None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of the model's parameters by canonical name.
+
+    Raises:
+        ConfigError: if the backbone of a task's model is not found by name, or another part has a name of it.
+    """
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, shape in target.items():
+        key = _canonical(name)
+        if key in wanted or (key == name and in_backbone(name)):
+            fix = f"its model has a parameter {name}, which is a name of the backbone's; rename this part"
+            raise ConfigError("task", task.name if task else "?", fix)
+        wanted[key] = tuple(shape)
+    if PATCHES not in wanted:
+        fix = f"its model has no attribute `backbone` that the weights of {source.path} could go to; call it so"
+        raise ConfigError("task", task.name if task else "?", fix)
+    return wanted
+
+
+def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
+    there = (source.geometry.get("task") or {}).get("name")
+    if task is None or there in (None, task.name):
+        return True
+    known = TASK_SECTIONS.get(str(there), TaskConfig)
+    return bool(task.HEAD) and known.HEAD == task.HEAD and bool(source.num_classes)
 
 
 def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int, int] | None) -> str | None:
@@ -192,9 +227,11 @@ def _row(
 ) -> Row:
     source = transfer.source
     there = source.shapes.get(key)
-    if key in HEAD and there is not None and (transfer.head is not None or there != shape):
+    if there is not None and not transfer.same_head and not in_backbone(key):
+        return Row(key, "new", f"initial value; {key} in the source is of task={source.geometry['task']['name']}")
+    if key in HEAD and there is not None and (transfer.head is not None or there != shape) and source.num_classes:
         return _head(transfer, key, shape)
-    if there is None and key in (*HEAD, *SIMMIM_ONLY):
+    if there is None and not in_backbone(key):
         return Row(key, "new", "initial value; the source has none")
     if key == POSITION and (maps := _other_map(source, there, shape, model, resolution)):
         before, after = maps
@@ -207,7 +244,7 @@ def _row(
     if key == PATCHES:
         transfer._make[key] = lambda: change_channels(source.tensor(key), shape[1])
         return _channels_row(key, there[1], shape[1])
-    if key in SIMMIM_ONLY:
+    if not in_backbone(key):
         return Row(key, "new", f"initial value; {there} in the source does not fit {shape}")
     raise _contradiction(source, key, there, shape)
 
@@ -308,8 +345,10 @@ def _why_left(source: WeightSource, key: str) -> str:
     """
     if key in SIMMIM_ONLY:
         return "of SimMIM pretraining only"
-    if key in HEAD:
+    if key in HEAD and source.num_classes:
         return "this task has no classes"
+    if source.format == OWN and not in_backbone(key):
+        return f"of task={(source.geometry.get('task') or {}).get('name')} only"
     shape = source.shapes[key]
     mend = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
     raise ConfigError("init_from", source.path, mend)
@@ -358,7 +397,7 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
 
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in wanted.items():
-        if key not in source.shapes and key not in (*HEAD, *SIMMIM_ONLY):
+        if key not in source.shapes and in_backbone(key):
             mend = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
             raise ConfigError("init_from", source.path, mend)
 

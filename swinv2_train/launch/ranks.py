@@ -81,6 +81,17 @@ def as_lost_rank(error: BaseException) -> LostRanks | None:
     return None
 
 
+@contextlib.contextmanager
+def _lost_rank_told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        lost = as_lost_rank(error)
+        if lost is None:
+            raise
+        raise lost from error
+
+
 @dataclass(frozen=True)
 class _Collective:
     name: str
@@ -98,7 +109,8 @@ class _Collective:
 class Ranks:
     """This process among the others.
 
-    Every method is a collective: all ranks call it, in the same order. One `Ranks` belongs to one thread.
+    Every method but `send` and `receive` is a collective: all ranks call it, in the same order. One `Ranks` belongs to
+    one thread.
 
     Raises:
         LostRanks: from any of them, if another rank died or does not answer.
@@ -132,13 +144,8 @@ class Ranks:
         number = self._last.number + 1 if self._last else 1
         begun = time.monotonic()
         self._last = _Collective(name, number, begun)
-        try:
+        with _lost_rank_told():
             yield
-        except RuntimeError as error:
-            lost = as_lost_rank(error)
-            if lost is None:
-                raise
-            raise lost from error
         self._last = _Collective(name, number, begun, time.monotonic())
 
     def end(self, text: str) -> RunError:
@@ -187,6 +194,25 @@ class Ranks:
         with self._collective("broadcast"):
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
+
+    # Not counted as collectives, because the numbers of all ranks must stay comparable.
+    def send(self, message: bytes) -> None:
+        """Send a message to the main rank; waits until the main rank receives it from this rank."""
+        size = torch.tensor([len(message)])
+        with _lost_rank_told():
+            dist.send(size, dst=0, group=self.control)
+            if message:
+                dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), dst=0, group=self.control)
+
+    def receive(self, rank: int) -> bytes:
+        """Return the next message that a rank sends. For the main rank."""
+        size = torch.empty(1, dtype=torch.int64)
+        with _lost_rank_told():
+            dist.recv(size, src=rank, group=self.control)
+            content = torch.empty(int(size), dtype=torch.uint8)
+            if len(content):
+                dist.recv(content, src=rank, group=self.control)
+        return content.numpy().tobytes()
 
     def another(self) -> Ranks:
         """The same ranks over a gloo group of their own, for use by one other thread."""

@@ -10,12 +10,10 @@ from swinv2_train.config.model import (
     attention_backends,
     checkpointing_periods,
     count_parameters,
-    count_simmim_parameters,
     stage_geometry,
 )
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
 from swinv2_train.config.validate import resolution
 from swinv2_train.planner.flops import forward_macs
 
@@ -141,40 +139,6 @@ def _variant(model: ModelConfig) -> str:
     return "; ".join(parts)
 
 
-def _simmim(task: SimMIMConfig) -> str:
-    window = task.norm_target_window
-    target = f"target normalised in {window}-pixel windows" if window else "plain target"
-    return f"mask {task.mask_ratio:g} of {task.mask_patch_size}-pixel patches, {target}"
-
-
-def _classification(task: ClassificationConfig) -> str:
-    classes = f"{task.num_classes} classes" if task.num_classes else "as many classes as the data has"
-    parts = [f"{classes}, several per image" if task.multi_label else classes]
-    if task.label_smoothing:
-        parts.append(f"label smoothing {task.label_smoothing:g}")
-    mixing = [f"{name} {alpha:g}" for name, alpha in (("mixup", task.mixup), ("cutmix", task.cutmix)) if alpha]
-    if mixing and task.mix_prob:
-        parts.append(f"{' and '.join(mixing)} on {task.mix_prob:.0%} of the images")
-    if task.auto_augment:
-        parts.append(task.auto_augment)
-    elif task.color_jitter:
-        parts.append(f"colour jitter {task.color_jitter:g}")
-    if task.erase_prob:
-        parts.append(f"random erasing {task.erase_prob:g}")
-    if task.repeats > 1:
-        parts.append(f"{task.repeats} copies of every image in a batch")
-    return ", ".join(parts)
-
-
-def _task(config: Config) -> tuple[int, str, str]:
-    """Parameters of the model with its head, and in words the head and the task."""
-    model, size = config.model, resolution(config)
-    if isinstance(config.task, ClassificationConfig):
-        return count_parameters(model, size, config.task.num_classes), "the head", _classification(config.task)
-    assert isinstance(config.task, SimMIMConfig)
-    return count_simmim_parameters(model, size), "the decoder", _simmim(config.task)
-
-
 def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
     """Everything that follows from a config.
 
@@ -186,18 +150,18 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
     model, optim, engine = config.model, config.optim, config.engine
     height, width = resolution(config)
     backbone = count_parameters(model, (height, width))
-    total, head, task = _task(config)
+    task = config.task.describe(config)
     macs = forward_macs(model, (height, width))
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     lines = [
         f"run            {config.run.name} in {config.run.dir} (resume={config.resume.mode}, seed {config.seed})",
         f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), "
-        f"{count_words(total)} with {head}",
+        f"{count_words(task.parameters)} with {task.head}",
         f"input          {model.in_channels} channels, {height}x{width} pixels, "
         f"{macs / 1e9:.1f} GMACs forward per image in the backbone",
         *_stages(config),
         f"blocks         {_variant(model)}",
-        f"task           {config.task.name}: {task}",
+        f"task           {config.task.name}: {task.words}",
         f"data           {plan.num_samples} samples ({samples_from})",
         f"global batch   {plan.global_batch} = {batch}",
         f"length         {plan.total_steps} steps = {plan.epochs:.4g} epochs",
@@ -207,6 +171,6 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         *(f"training       {line}" for line in training),
         f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
         f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
-        *_worlds(config, plan, total, frozen),
+        *_worlds(config, plan, task.parameters, frozen),
     ]
     return "\n".join(lines)

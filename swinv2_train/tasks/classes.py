@@ -1,4 +1,4 @@
-"""Do the shards of a run number their classes alike, and does the head have as many? Torch-free, for dry runs."""
+"""Check that the shards of a run number their classes identically and that the head has as many. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.class_order import is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
@@ -14,17 +13,17 @@ from swinv2_train.data.shards import ShardSet
 
 
 def names_of_classes(config: Config, card: Card | None) -> list[str] | None:
-    """Return a name for every class of a classifier, from the card of its training shards; None without them.
+    """Return a name for every class of a task, from the card of its training shards; None without them.
 
     Args:
         config: complete.
     """
-    names = card.class_names if card and isinstance(config.task, ClassificationConfig) else None
-    return names if names and len(names) == config.task.num_classes else None
+    names = card.class_names if card else None
+    return names if names and len(names) == config.task.classes else None
 
 
 def check_held_out_classes(config: Config, card: Card | None) -> None:
-    """Check the classes of all labeled shards of a config: `check_classes` for a classifier, and those of the probes.
+    """Check the classes of all labeled shards of a config: `check_classes` if the task has any, and of the probes.
 
     Args:
         config: complete.
@@ -38,8 +37,8 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
     def card_of(spec: Any) -> Card | None:
         return ShardSet.open(spec, data.cache_dir, data.cache_gib).card if spec else None
 
-    if isinstance(config.task, ClassificationConfig):
-        check_classes(config.task.num_classes, card, card_of(data.eval_shards))
+    if config.task.classes is not None:
+        check_classes(config.task.classes, card, card_of(data.eval_shards))
     check_same_numbers({"probe.shards": card_of(probe.shards), "probe.eval_shards": card_of(probe.eval_shards)})
 
 

@@ -6,7 +6,7 @@ mixup and cutmix, label smoothing (arXiv 2111.09883, appendix; the order of oper
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,23 +17,22 @@ from torch import nn
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import LOSS, ClassificationConfig
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_crop
 from swinv2_train.data.auto_augment import ColourAugment
+from swinv2_train.data.batch import Batch
+from swinv2_train.data.card import Card
 from swinv2_train.data.labels import checked_labels
 from swinv2_train.data.mix import blend, draw_mix, partner_of
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import ImageClassifier
+from swinv2_train.tasks.class_report import ClassReport
+from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_metrics, classification_sums
 from swinv2_train.tasks.pictures import prediction_sheet
-from swinv2_train.tasks.task import Batch, Losses, Sums, add_sums, depth_noise
-
-
-def mixes(task: ClassificationConfig) -> bool:
-    """Whether samples are mixed in training."""
-    return task.mix_prob > 0 and (task.mixup > 0 or task.cutmix > 0)
+from swinv2_train.tasks.task import Losses, Task
 
 
 class ClassificationTransform(Transform):
@@ -71,7 +70,7 @@ class ClassificationTransform(Transform):
         return {"image": image, "label": packed}
 
     def partner(self, position: int) -> int | None:
-        return partner_of(position, self.task.repeats) if self.training and mixes(self.task) else None
+        return partner_of(position, self.task.repeats) if self.training and self.task.mixes else None
 
     def mix(
         self, own: dict[str, torch.Tensor], other: dict[str, torch.Tensor], rng: np.random.Generator
@@ -107,17 +106,18 @@ def balanced_weights(counts: Mapping[int, int], num_classes: int) -> list[float]
     return [total / (present * counts[k]) if counts.get(k) else 0.0 for k in range(num_classes)]
 
 
-class Classification:
+class Classification(Task):
     """The classification task.
 
     Args:
-        mean, std: per-channel statistics in [0, 1] that images are normalised with.
         class_counts: images per class number, for `task.class_weights=balanced`; None where they are not known.
         class_names: for the figures; None: the numbers.
 
     Raises:
         ConfigError: where the class weights do not fit the classes.
     """
+
+    REPORT = ClassReport
 
     def __init__(
         self,
@@ -128,33 +128,39 @@ class Classification:
         class_names: list[str] | None = None,
     ) -> None:
         assert isinstance(config.task, ClassificationConfig)
-        self.config, self.task = config, config.task
-        self.mean, self.std = mean, std
-        self.size = resolution(config)
+        super().__init__(config, mean, std)
+        self.task = config.task
         self.class_names = class_names
         weights = _class_weights(config.task, class_counts)
         self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
         self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True)
         self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False)
 
-    def build_model(self) -> nn.Module:
-        return ImageClassifier(self.config.model, self.task.num_classes, self.size)
+    @classmethod
+    def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
+        if not config.task.classes:
+            fix = "the shards have no dataset card with classes: give their number, or pack them with swinv2-data"
+            raise ConfigError("task.num_classes", 0, fix)
+        return cls(config, mean, std, card.class_counts if card else None, card.class_names if card else None)
 
-    def weight(self, batch: Batch) -> float:
+    @staticmethod
+    def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
+        return ImageClassifier(config.model, max(1, config.task.num_classes), size)
+
+    def weights(self, batch: Batch) -> dict[str, float]:
         """Samples; with one class per image and class weights, the summed weights of their classes."""
         if self.class_weights is None or self.task.multi_label:
-            return float(len(batch["label"]))
-        return float(sum(part.double().sum() for part in self._label_weights(batch).values()))
+            return {LOSS: float(len(batch["label"]))}
+        return {LOSS: float(sum(part.double().sum() for part in self._label_weights(batch).values()))}
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         logits = self._logits(model, batch)
         loss = self._multi_label_loss(logits, batch) if self.task.multi_label else self._label_loss(logits, batch)
-        return Losses(loss)
+        return Losses.single(loss)
 
     def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(B, num_classes) fp32."""
-        images = normalise(batch["image"], self.mean, self.std)
-        return model(images, noise=depth_noise(self.config, model, batch["position"])).float()
+        return model(self.images(batch), noise=self.noise(model, batch)).float()
 
     def _label_weights(self, batch: Batch) -> dict[str, torch.Tensor]:
         """How much the loss for each of a sample's two labels counts, (B,): its share times the weight of its class."""
@@ -190,19 +196,32 @@ class Classification:
         weights = self.class_weights.to(logits.device)
         return (losses @ weights).sum() / weights.sum()
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Sums:
+    def measure(self, model: nn.Module, batch: Batch) -> Measured:
         """See `classification_sums`; the loss is the plain one, without smoothing and class weights."""
-        sums: Sums = {}
-        for batch in batches:
-            targets = batch["label"]
-            if self.task.multi_label:
-                targets = unpack_labels(targets, self.task.num_classes)
-            logits = self._logits(model, batch)
-            sums = add_sums(sums, classification_sums(logits, targets, batch["valid"], self.task.multi_label))
-        return sums
+        targets = batch["label"]
+        if self.task.multi_label:
+            targets = unpack_labels(targets, self.task.num_classes)
+        logits = self._logits(model, batch)
+        return Measured(classification_sums(logits, targets, batch["valid"], self.task.multi_label))
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
-        return classification_metrics(sums)
+    def measure_any_of(self, model: nn.Module, batch: Batch, labels_of: Callable[[int], list[int]]) -> Measured:
+        """As `measure`, where an image may have several right classes: the one with the highest score is its label.
+
+        So a prediction is right if it is any of them. Images without a label do not count.
+
+        Args:
+            labels_of: gives the right classes of the sample at a position.
+        """
+        logits = self._logits(model, batch)
+        targets = []
+        for row, position, valid in zip(logits, batch["position"].tolist(), batch["valid"].tolist(), strict=True):
+            labels = labels_of(position) if valid else []
+            targets.append(labels[int(row[labels].argmax())] if labels else -1)
+        chosen = torch.tensor(targets)
+        return Measured(classification_sums(logits, chosen.clamp(min=0), chosen >= 0))
+
+    def metrics(self, found: Measured) -> dict[str, float]:
+        return classification_metrics(found.sums)
 
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
@@ -241,13 +260,13 @@ class Classification:
             "position": torch.arange(batch_size),
             "valid": torch.ones(batch_size, dtype=torch.bool),
         }
-        names = ("label", "partner_label") if mixes(self.task) else ("label",)
+        names = ("label", "partner_label") if self.task.mixes else ("label",)
         for name, row in zip(names, labels, strict=False):
             packed = torch.from_numpy(row)
             if self.task.multi_label:
                 packed = torch.stack([pack_labels([label], self.task.num_classes) for label in row.tolist()])
             batch[name] = packed
-        if mixes(self.task):
+        if self.task.mixes:
             batch["share"] = torch.from_numpy(rng.random(batch_size, dtype=np.float32))
         return batch
 

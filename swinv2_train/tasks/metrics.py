@@ -6,14 +6,11 @@ as an accuracy, go from 0 to 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from swinv2_train.tasks.task import Sums
+from swinv2_train.tasks.measured import Sums
 
 CALIBRATION_BINS = 15
 MOST_CONFUSION_CLASSES = 1000

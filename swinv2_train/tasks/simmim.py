@@ -6,7 +6,6 @@ The SwinV2 recipe normalises the target by the mean and deviation of a sliding 4
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,12 +15,15 @@ from PIL import Image
 from torch import nn
 
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import LOSS
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import eval_crop, normalise, train_crop
+from swinv2_train.data.augment import eval_crop, train_crop
+from swinv2_train.data.batch import Batch
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import MaskedImageModel
-from swinv2_train.tasks.task import NORMALISER_EPSILON, Batch, Losses, Sums, depth_noise
+from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.task import NORMALISER_EPSILON, Losses, Task
 from swinv2_train.tracking.figures import image_grid, to_pil
 
 LOCAL_NOTE = "normalised target: local brightness and contrast are the original's, structure is the model's"
@@ -101,36 +103,30 @@ class SimMIMTransform(Transform):
         return {"image": image, "mask": random_mask(*self.grid, self.ratio, rng)}
 
 
-class SimMIM:
-    """The SimMIM task.
-
-    Args:
-        mean, std: per-channel statistics in [0, 1] that images are normalised with.
-    """
+class SimMIM(Task):
+    """The SimMIM task."""
 
     def __init__(self, config: Config, mean: list[float], std: list[float]) -> None:
-        self.config = config
-        self.mean, self.std = mean, std
-        self.size = resolution(config)
+        super().__init__(config, mean, std)
         self.patch = config.task.mask_patch_size
         self.train_transform: Transform = SimMIMTransform(config, training=True)
         self.eval_transform: Transform = SimMIMTransform(config, training=False)
 
-    def build_model(self) -> nn.Module:
-        return MaskedImageModel(self.config.model, self.size)
+    @staticmethod
+    def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
+        return MaskedImageModel(config.model, size)
 
-    def weight(self, batch: Batch) -> float:
+    def weights(self, batch: Batch) -> dict[str, float]:
         """Masked pixels of a micro-batch."""
-        return float(masked_pixels(batch["mask"], self.patch, *self.size))
+        return {LOSS: float(masked_pixels(batch["mask"], self.patch, *self.size))}
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(images normalised, their reconstruction), both (B, C, H, W) fp32."""
-        images = normalise(batch["image"], self.mean, self.std)
+        images = self.images(batch)
         token = self.config.model.patch_size
         tokens = (-(-self.size[0] // token), -(-self.size[1] // token))
         token_mask = enlarge_mask(batch["mask"], self.patch // token, *tokens)
-        noise = depth_noise(self.config, model, batch["position"])
-        return images, model(images, token_mask, noise=noise).float()
+        return images, model(images, token_mask, noise=self.noise(model, batch)).float()
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
         """What the model is to reconstruct, for images (B, C, H, W) normalised by the dataset's statistics."""
@@ -145,20 +141,18 @@ class SimMIM:
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         images, reconstruction = self._forward(model, batch)
-        return Losses(self.summed_loss(images, reconstruction, batch["mask"]).sum())
+        return Losses.single(self.summed_loss(images, reconstruction, batch["mask"]).sum())
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Sums:
+    def measure(self, model: nn.Module, batch: Batch) -> Measured:
         """Masked loss: its sum, the number of masked pixels and of samples."""
-        total, pixels, samples = 0.0, 0.0, 0
-        for batch in batches:
-            images, reconstruction = self._forward(model, batch)
-            valid = batch["valid"]
-            total += float((self.summed_loss(images, reconstruction, batch["mask"]) * valid).sum())
-            pixels += masked_pixels((batch["mask"] & valid[:, None, None]).cpu(), self.patch, *self.size)
-            samples += int(valid.sum())
-        return {"total": total, "pixels": pixels, "samples": float(samples)}
+        images, reconstruction = self._forward(model, batch)
+        valid = batch["valid"]
+        total = float((self.summed_loss(images, reconstruction, batch["mask"]) * valid).sum())
+        pixels = masked_pixels((batch["mask"] & valid[:, None, None]).cpu(), self.patch, *self.size)
+        return Measured({"total": total, "pixels": float(pixels), "samples": float(valid.sum())})
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
+    def metrics(self, found: Measured) -> dict[str, float]:
+        sums = found.sums
         return {
             "loss": float(sums["total"]) / (float(sums["pixels"]) + NORMALISER_EPSILON),
             "samples": float(sums["samples"]),

@@ -1,39 +1,35 @@
-"""What a task is: everything between a decoded image and a loss, and what a person wants to see of it.
+"""What a task is: everything between a decoded image and a loss, and what one wants to see of it.
 
-The loop calls these methods and knows nothing else of a task. A new task (detection, segmentation, video) is a class
-with these methods and two transforms, a section in `config/tasks.py` with its checks in `config/validate_task.py`, and
-an entry in `tasks.build.TASKS`.
+The loop calls the methods of `Task` and knows nothing else of a task. Its settings, and all that is needed without
+torch, are in its config section (`config/tasks/`). README.md in this folder shows how to add a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
-from swinv2_train.data.batch import Batch
+from swinv2_train.config.tasks import LOSS
+from swinv2_train.data.augment import normalise
+from swinv2_train.data.batch import SIZE, Batch
+from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
+from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.report import Report
+from swinv2_train.tracking.figures import image_grid, to_pil
 
 NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
-
-Sums = dict[str, float | np.ndarray]
-"""What an evaluation adds up over samples, micro-batches and ranks: numbers and float64 arrays by name.
-
-The names and shapes are the same on every rank.
-"""
-
-
-def add_sums(total: Sums, more: Mapping[str, float | np.ndarray]) -> Sums:
-    """Both added up; an empty total is zero."""
-    return {name: total[name] + value if name in total else value for name, value in more.items()}
 
 
 def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> torch.Tensor | None:
@@ -46,51 +42,137 @@ def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> to
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of one micro-batch as a sum, so that the loop can weigh it over the whole global batch."""
+    """The loss of one micro-batch as sums, so that the step can weigh them over the whole global batch.
 
-    total: torch.Tensor
-    """Scalar fp32, with gradient: the summed loss.
-
-    Divided by the weight of the global batch it is the loss of the step.
+    The loss of a step is the sum over the terms of factor * summed term / weight of the global batch, with the factors
+    of `TaskConfig.terms` and the weights of `Task.weights`.
     """
-    extras: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Further sums to log under their names, without gradient, over the same weight."""
+
+    terms: Mapping[str, torch.Tensor]
+    """By name, as in `TaskConfig.terms`: scalar fp32 with gradient, a term summed over the micro-batch."""
+
+    @classmethod
+    def single(cls, total: torch.Tensor) -> Losses:
+        """A loss with one term."""
+        return cls({LOSS: total})
 
 
-class Task(Protocol):
-    """SimMIM, classification, ... as the loop sees it."""
+def mean_loss(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float], factors: Mapping[str, float]) -> float:
+    """The loss of a part of a batch by itself; terms without weight count as they are."""
+    return sum(factors[name] * (float(term) / (weights[name] or 1.0)) for name, term in terms.items())
 
+
+class Task(abc.ABC):
+    """SimMIM, classification, ... as the loop sees it. Subclasses set the two transforms.
+
+    Args:
+        mean, std: per-channel statistics in [0, 1] that images are normalized with.
+    """
+
+    REPORT: ClassVar[type[Report]] = Report
+    """What swinv2-eval shows of an evaluation in addition to its metrics."""
     train_transform: Transform
     eval_transform: Transform
-    mean: list[float]
-    """Per-channel mean in [0, 1] that images are normalised with."""
-    std: list[float]
-    """Per-channel standard deviation in [0, 1]."""
+
+    def __init__(self, config: Config, mean: list[float], std: list[float]) -> None:
+        self.config = config
+        self.mean, self.std = mean, std
+        self.size = resolution(config)
+
+    @classmethod
+    def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
+        """Return the task for a complete config and the dataset card of its training shards.
+
+        Raises:
+            ConfigError: if the card lacks what the config asks for.
+        """
+        return cls(config, mean, std)
+
+    @staticmethod
+    @abc.abstractmethod
+    def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
+        """Return the model with its head; on the meta device inside `torch.device("meta")`.
+
+        Its backbone is the attribute `backbone`: `init_from` finds it by this name.
+
+        Args:
+            size: input (height, width) in pixels.
+        """
 
     def build_model(self) -> nn.Module:
-        """The model with its head; on the meta device inside `torch.device("meta")`."""
+        """The model at the size of the config."""
+        return self.model_of(self.config, self.size)
 
-    def weight(self, batch: Batch) -> float:
-        """How many terms the summed loss of a micro-batch has: pixels, samples. Known before the forward pass."""
+    def weights(self, batch: Batch) -> dict[str, float]:
+        """How many summands each term of the loss has in a micro-batch: samples (the default), pixels, clips.
 
+        They must follow from the batch alone, because they are added up over all ranks before the forward pass.
+        """
+        return dict.fromkeys(self.config.task.terms(), float(len(batch["position"])))
+
+    @abc.abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         """Forward pass and loss of a micro-batch on the device.
 
-        What is random in it hangs on `batch["position"]` alone. The batch may be any selection of samples: a replay
+        What is random in it depends on `batch["position"]` alone. The batch may be any selection of samples: a replay
         runs them one by one.
         """
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Sums:
-        """Sums over this rank's share of the held-out samples; `metrics` turns the sums of all ranks into numbers.
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Measured:
+        """Measure this rank's share of the held-out samples.
 
-        Every rank has equally many batches, at least one. Samples whose `valid` is False do not count.
+        Every rank has equally many batches, at least one.
+        """
+        found = Measured()
+        for batch in batches:
+            found.add(self.measure(model, batch), batch)
+        return found
+
+    @abc.abstractmethod
+    def measure(self, model: nn.Module, batch: Batch) -> Measured:
+        """Measure a batch of held-out samples. Samples whose `valid` is False do not count in the sums."""
+
+    def measure_any_of(self, model: nn.Module, batch: Batch, labels_of: Callable[[int], list[int]]) -> Measured:
+        """Measure a batch whose samples may have several right labels; for tasks with the option `real_labels`.
+
+        Args:
+            labels_of: gives the right labels of the sample at a position.
+        """
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def metrics(self, found: Measured) -> dict[str, float]:
+        """Metrics by name from what all ranks measured together; `samples` is one of them.
+
+        Runs on the main rank. The records are in the order of positions.
         """
 
-    def metrics(self, sums: Sums) -> dict[str, float]:
-        """Metrics by name from the sums of `evaluate` added up over all ranks; `loss` is one of them."""
+    def images(self, batch: Batch) -> torch.Tensor:
+        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero."""
+        return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
+
+    def noise(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
+        """The random numbers of stochastic depth for a batch; None for a model in eval mode."""
+        return depth_noise(self.config, model, batch["position"])
 
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """A picture of what the model does with a batch of held-out or training samples."""
+        """A picture of what the model does with a batch of held-out or training samples; by default its images.
+
+        Every rank draws, because under ZeRO-3 a forward pass is a collective.
+        """
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        images = (self.images(batch).cpu() * std + mean).clamp(0, 1)
+        return image_grid([[to_pil(image) for image in images.numpy()]])
 
     def example_batch(self, batch_size: int) -> Batch:
-        """A batch of random data in the shape that training sees, on the host, with `valid` as in an evaluation."""
+        """A batch of random data in the shape that training sees, on the host, with `valid` as in an evaluation.
+
+        The default has images, positions, and `valid`; a task adds its own entries.
+        """
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
+        return {
+            "image": torch.from_numpy(pixels),
+            "position": torch.arange(batch_size),
+            "valid": torch.ones(batch_size, dtype=torch.bool),
+        }

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from swinv2_train.config.metrics import TERM
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
 
@@ -96,8 +97,10 @@ class RunConsole:
 
 def progress_numbers(record: Mapping[str, float | int | None]) -> str:
     """The numbers of a step in one dense line of a fixed order; a number that is not known is left out."""
+    terms = [(key, f"{key.removeprefix(TERM)} {{:.4f}}") for key in record if key.startswith(TERM)]
     formats = (
         ("loss", "loss {:.4f}"),
+        *terms,
         ("grad_norm", "grad norm {:.3f}"),
         ("lr", "lr {:.2e}"),
         ("images_per_second", "{:,.1f} images/s"),

@@ -12,9 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate, worst_classes
+from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate
 from swinv2_train.analysis.window_transfer import resolution_for, window_curve
-from swinv2_train.cli.evaluate_display import per_class_csv
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import eval_crop, normalise
@@ -24,6 +23,7 @@ from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.interop.load import load_model
 from swinv2_train.launch.failures import together
+from swinv2_train.tasks.class_report import worst_classes
 from tests.data.samples import jpeg, write_shards, write_tar
 from tests.engine.threads import on_ranks
 from tests.evaluated import SIZE, classifier, encoder, labelled_shards, save_weights
@@ -151,7 +151,7 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
     found = one(options(tmp_path))
     assert found.samples == 4
     assert {"mAP", "f1", "loss"} < set(found.metrics)
-    rows = [line.split(",") for line in per_class_csv(found).splitlines()]
+    rows = [line.split(",") for line in found.report().files()["per_class.csv"].splitlines()]
     assert rows[0] == ["class", "name", "samples", "correct", "predicted", "average_precision"]
     assert [row[1:3] for row in rows[1:]] == [["cat", "2"], ["dog", "2"], ["elk", "2"]]
     (tmp_path / "real.json").write_text("[[0]]")

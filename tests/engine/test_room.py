@@ -26,7 +26,6 @@ from swinv2_train.engine.room import (
     shared_memory_needed,
 )
 from swinv2_train.errors import RunError
-from swinv2_train.tasks.build import TASKS
 from tests.data.samples import write_tar
 
 MIB = 2**20
@@ -50,7 +49,7 @@ def config() -> Config:
 
 
 def test_the_batches_that_workers_have_ready_are_counted(config: Config) -> None:
-    task = TASKS["classification"](config, [0.5] * 3, [0.25] * 3, None)
+    task = config.task.implementation().from_data(config, [0.5] * 3, [0.25] * 3, None)
     needed = shared_memory_needed(config, make_plan(config, 4, 10_000), task)
     images = 4 * 2 * 16 * 3 * 256 * 256
     assert images < needed < 1.01 * images
@@ -61,7 +60,7 @@ def test_the_batches_that_workers_have_ready_are_counted(config: Config) -> None
 def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path: Path) -> None:
     write_tar(tmp_path / "eval.tar", [(f"{number}.jpg", b"x") for number in range(30)])
     held_out = ShardSet.open(str(tmp_path / "eval.tar"), tmp_path / "cache")
-    task = TASKS["classification"](config, [0.5] * 3, [0.25] * 3, None)
+    task = config.task.implementation().from_data(config, [0.5] * 3, [0.25] * 3, None)
     alone, both = (
         shared_memory_needed(config, make_plan(config, 4, 10_000), task, held_out=shards) for shards in (None, held_out)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +19,10 @@ T = TypeVar("T")
 class ThreadRanks:
     """Stands in for `launch.ranks.Ranks` in one of several threads."""
 
-    def __init__(self, rank: int, world_size: int, shared: list[Any], barrier: threading.Barrier) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, rank: int, shared: list[Any], letters: list[queue.Queue], barrier: threading.Barrier) -> None:
+        self.rank, self.world_size = rank, len(shared)
         self.device = torch.device("cpu")
-        self._shared, self._barrier = shared, barrier
+        self._shared, self._letters, self._barrier = shared, letters, barrier
 
     @property
     def is_main(self) -> bool:
@@ -41,6 +42,12 @@ class ThreadRanks:
         parts = self.gather(dict(sums))
         return {name: np.sum([part[name] for part in parts], axis=0) for name in sums}
 
+    def send(self, message: bytes) -> None:
+        self._letters[self.rank].put(message)
+
+    def receive(self, rank: int) -> bytes:
+        return self._letters[rank].get(timeout=60)
+
     def end(self, text: str) -> RunError:
         return RunError(text) if self.is_main else MainRankError(text)
 
@@ -48,6 +55,7 @@ class ThreadRanks:
 def on_ranks(world_size: int, work: Callable[[Any], T]) -> list[T]:
     """What `work` returns on every rank."""
     barrier, shared = threading.Barrier(world_size), [None] * world_size
+    letters: list[queue.Queue] = [queue.Queue(1) for _ in range(world_size)]  # a sender waits for the receiver
     with ThreadPoolExecutor(world_size) as pool:
-        futures = [pool.submit(work, ThreadRanks(rank, world_size, shared, barrier)) for rank in range(world_size)]
+        futures = [pool.submit(work, ThreadRanks(rank, shared, letters, barrier)) for rank in range(world_size)]
         return [future.result(120) for future in futures]

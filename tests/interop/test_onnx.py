@@ -100,10 +100,12 @@ def test_a_torch_program_holds_plain_operations_and_its_weights_alone(exported: 
 )
 def test_fixed_tables_change_nothing(tmp_path: Path, variant: dict[str, Any]) -> None:
     loaded = load_model(write_model(tmp_path / "variant.safetensors", attention="reference", **variant))
-    inference = onnx.Inference(loaded.model).eval()
+    inference = onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval()
     assert inference.output == ("features" if "simmim" in variant else "logits")
     with torch.no_grad():
-        expected = onnx.Inference(load_model(tmp_path / "variant.safetensors").model).eval()(BATCHES[1])
+        expected = onnx.Inference(load_model(tmp_path / "variant.safetensors").model, loaded.config.task.OUTPUT).eval()(
+            BATCHES[1]
+        )
         onnx.fix_tables(inference.model, loaded.config.model, (64, 64))
         assert (inference(BATCHES[1]) - expected).abs().max() < 1e-5
     names = set(inference.state_dict())

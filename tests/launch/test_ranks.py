@@ -17,8 +17,9 @@ import torch.distributed as dist
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.launch import records
 from swinv2_train.launch.environment import free_port
-from swinv2_train.launch.ranks import LostRanks, as_lost_rank, join, leave
+from swinv2_train.launch.ranks import LostRanks, Ranks, as_lost_rank, join, leave
 from tests.engine.apart import LAUNCHER, Apart
 
 
@@ -173,10 +174,25 @@ def add_up() -> None:
     assert isinstance(sums["total"], float)
     assert np.array_equal(sums["table"], np.full((2, 3), 3.0))
     assert np.array_equal(sums["one"], [1.0])
+    largest = collect_interleaved(ranks)
+    assert largest <= records.MESSAGE_BYTES
     leave()
 
 
+def collect_interleaved(ranks: Ranks) -> int:
+    """Every rank has some of 40 records, one of them far larger than a message; returns the largest message."""
+    records.MESSAGE_BYTES, sizes, receive = 512, [0], ranks.receive
+    ranks.receive = lambda rank: (sizes.append(len(message := receive(rank))), message)[1]  # type: ignore[method-assign]
+    own = {position: b"x" * (5000 if position == 17 else position) for position in range(ranks.rank, 40, 2)}
+    found = records.collect(own, ranks)
+    expected = [(position, b"x" * (5000 if position == 17 else position)) for position in range(40)]
+    assert found == (expected if ranks.is_main else [])
+    assert not ranks.is_main or len(sizes) > 10
+    return max(sizes)
+
+
 def test_numbers_and_arrays_add_up_over_ranks_and_keep_their_shapes(apart: Apart) -> None:
+    """And records come together on the main rank in order, in bounded messages."""
     apart.start_ranks(2, add_up)
     assert apart.exit_codes() == [FINISHED, FINISHED], apart.output(0) + apart.output(1)
 

@@ -123,7 +123,7 @@ def test_a_classifier_is_described_with_its_head() -> None:
         multi_label=True, mix_prob=0.0, auto_augment=None, erase_prob=0.0, label_smoothing=0.0, repeats=3
     )
     assert text(made)["task"] == (
-        "classification: as many classes as the data has, several per image, colour jitter 0.4, "
+        "classification: as many classes as the data has, several per image, color jitter 0.4, "
         "3 copies of every image in a batch"
     )
 
@@ -131,7 +131,7 @@ def test_a_classifier_is_described_with_its_head() -> None:
 def test_what_differs_from_the_blocks_of_the_paper_is_said() -> None:
     made = config()
     assert text(made)["blocks"] == "drop path 0.1"
-    assert text(made)["task"] == ("simmim: mask 0.6 of 32-pixel patches, target normalised in 47-pixel windows")
+    assert text(made)["task"] == ("simmim: mask 0.6 of 32-pixel patches, target normalized in 47-pixel windows")
     made.model = replace(
         made.model, extra_norm_period=6, norm_placement="pre", similarity="dot", position_bias="linear-cpb"
     )

@@ -49,7 +49,7 @@ class Given(torch.nn.Module):
 
 
 def mean_loss(task: Classification, model: torch.nn.Module, batch: dict[str, Any]) -> float:
-    return float(task.loss(model, batch).total) / task.weight(batch)
+    return float(task.loss(model, batch).terms["loss"]) / task.weights(batch)["loss"]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -128,9 +128,9 @@ def test_the_loss_does_not_hang_on_how_the_batch_is_cut(extra: list[str]) -> Non
         parts = [
             dict(zip(batch, part, strict=True)) for part in zip(*(v.split(sizes) for v in batch.values()), strict=True)
         ]
-        weight, total = sum(task.weight(part) for part in parts), 0.0
+        weight, total = sum(task.weights(part)["loss"] for part in parts), 0.0
         for part in parts:
-            loss = task.loss(model, part).total / weight
+            loss = task.loss(model, part).terms["loss"] / weight
             loss.backward()
             total += loss.item()
         return total, [parameter.grad.clone() for parameter in model.parameters()]

@@ -122,10 +122,10 @@ def test_the_loss_does_not_hang_on_how_the_batch_is_cut(cut: tuple[int, ...]) ->
         model.zero_grad()
         parts = list(zip(*(value.split(sizes) for value in batch.values()), strict=True))
         parts = [dict(zip(batch, part, strict=True)) for part in parts]
-        weight = sum(task.weight(part) for part in parts) + NORMALISER_EPSILON
+        weight = sum(task.weights(part)["loss"] for part in parts) + NORMALISER_EPSILON
         total = torch.zeros(())
         for part in parts:
-            loss = task.loss(model, part).total / weight
+            loss = task.loss(model, part).terms["loss"] / weight
             loss.backward()
             total += loss.detach()
         return total, [parameter.grad.clone() for parameter in model.parameters()]
@@ -142,10 +142,10 @@ def test_any_channels_and_sixteen_bit(channels: int) -> None:
     _, task = make(f"model.in_channels={channels}", "data.resolution=[70,100]")
     model = task.build_model()
     batch = task.example_batch(2)
-    loss = task.loss(model, batch).total
+    loss = task.loss(model, batch).terms["loss"]
     assert torch.isfinite(loss)
     wide = dict(batch, image=(batch["image"].to(torch.int32) * 257).to(torch.uint16))
-    torch.testing.assert_close(task.loss(model, wide).total, loss, rtol=1e-4, atol=0)
+    torch.testing.assert_close(task.loss(model, wide).terms["loss"], loss, rtol=1e-4, atol=0)
     figure = task.figure(model.eval(), batch)
     assert min(figure.size) > 70
 

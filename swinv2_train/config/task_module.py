@@ -1,0 +1,111 @@
+"""Find the module of a task that is not ours before Hydra composes: its section is part of the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import key_of
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, sections_of
+
+KEY = "task.module"
+_MOST_STUBS = 9
+
+
+def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> None:
+    """Give Hydra the schema and the section of every task.
+
+    Args:
+        section: of a task that is not ours: the run has it from the start, so that files need not name its schema.
+        config_dir: the user's configs; None without any.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    # `resume` is a mode or a section: see `compose._resume_section`.
+    store.store("schema", Config(task=(section or TaskConfig)(), resume="auto"))
+    for name, each in TASK_SECTIONS.items():
+        store.store(f"{name}_schema", each, group="task")  # the file of a task chooses its section
+    if section is not None:  # task=NAME without a file of that name; with one Hydra warns of two
+        name = section().name
+        if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
+            store.repo["task"].pop(f"{name}.yaml", None)
+        else:
+            store.store(name, section, group="task")
+
+
+def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: Path) -> type[TaskConfig] | None:
+    """Return the section of the task whose module an override or a file of the user names; None for ours.
+
+    Hydra must be initialized.
+
+    Args:
+        config_dir: the user's configs; None without any.
+        conf_dir: ours.
+
+    Raises:
+        ConfigError: if the module or the task is not there.
+    """
+    found = {key_of(item): item.partition("=")[2] for item in overrides if key_of(item) in (KEY, "task.name", "task")}
+    files: dict[str, Any] = {}
+    if KEY not in found and config_dir is not None and _mentions_module(config_dir):
+        files = _task_of_files(overrides, config_dir, conf_dir)
+    module = found.get(KEY, files.get("module"))
+    if module in (None, "", "null"):
+        return None
+    sections = sections_of(module)
+    name = found.get("task.name") or files.get("name") or found.get("task")
+    if name in sections:
+        return sections[name]
+    if name in TASK_SECTIONS:  # of ours, and the module is for nothing
+        return None
+    if name and not any((place / "task" / f"{name}.yaml").is_file() for place in (config_dir, conf_dir) if place):
+        raise ConfigError("task", name, f"{KEY}={module} has no such task; it has {', '.join(sections)}")
+    if len(sections) > 1:
+        names = ", ".join(sections)
+        raise ConfigError(KEY, module, f"has several tasks ({names}); choose one with task=NAME")
+    return next(iter(sections.values()))
+
+
+def _mentions_module(config_dir: Path) -> bool:
+    files = (path for path in config_dir.rglob("*.yaml") if path.is_file())
+    return any(re.search(r"\bmodule\b", path.read_text(errors="replace")) for path in files)
+
+
+def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -> dict[str, Any]:
+    """Return the task section that the chosen files make, as far as it can be told without its schema.
+
+    Hydra itself resolves the files, so that this is right for recipes that build on others. The schema is left open,
+    and schemas that are not there yet are empty.
+    """
+    from hydra import compose
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    groups = [item for item in overrides if any((place / key_of(item)).is_dir() for place in (config_dir, conf_dir))]
+    store, stubs = ConfigStore.instance(), []
+    store.store("schema", {})
+    for name in TASK_SECTIONS:
+        store.store(f"{name}_schema", {"name": name}, group="task")
+        store.repo["task"].pop(f"{name}.yaml", None)  # of an earlier composition in this process; the files count
+    try:
+        while True:
+            try:
+                composed = compose("config", [*groups, f"hydra.searchpath=[file://{config_dir.resolve()}]"])
+                break
+            except HydraException as error:
+                missing = re.search(r"Could not (?:find|load) 'task/([^']+)'", str(error))
+                if missing is None or len(stubs) == _MOST_STUBS:
+                    return {}  # the composition itself reports it
+                stubs.append(missing[1])
+                store.store(missing[1], {}, group="task")
+    finally:
+        for name in stubs:  # or a later command would find a task of this name
+            store.repo["task"].pop(f"{name}.yaml", None)
+    section = OmegaConf.select(composed, "task")
+    return OmegaConf.to_container(section, resolve=False) if OmegaConf.is_dict(section) else {}

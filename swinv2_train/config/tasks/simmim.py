@@ -1,0 +1,66 @@
+"""The section of SimMIM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.model import count_simmim_parameters
+from swinv2_train.config.tasks.base import Description, TaskConfig
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+
+PAPER = "https://arxiv.org/abs/2111.09886"
+
+
+@dataclass
+class SimMIMConfig(TaskConfig):
+    """Masked image modeling (SimMIM, arXiv 2111.09886, with the target normalization of the SwinV2 recipe)."""
+
+    IMPLEMENTATION = "swinv2_train.tasks.simmim:SimMIM"
+    TITLE = "SimMIM"
+    PURPOSE = f"pretrained by masked image modeling ([SimMIM]({PAPER})); it has no classes"
+    EXTRA_PARTS = "mask token and decoder"
+
+    name: str = "simmim"
+    """Which task this section is for."""
+    mask_patch_size: int = 32
+    """Side of a masked patch in pixels; a multiple of `model.patch_size`."""
+    mask_ratio: float = 0.6
+    """Share of patches that is masked, rounded up to whole patches."""
+    norm_target_window: int = 47
+    """Odd side of the sliding window that normalizes the target, in pixels; 0 uses the plain image."""
+
+    def validate(self, config: Config) -> None:
+        """Check masks and window against the model and the size of the images."""
+        if self.mask_patch_size < 1 or self.mask_patch_size % config.model.patch_size:
+            raise ConfigError(
+                "task.mask_patch_size",
+                self.mask_patch_size,
+                f"must be a multiple of model.patch_size={config.model.patch_size}",
+            )
+        if not 0 < self.mask_ratio < 1:
+            raise ConfigError(
+                "task.mask_ratio", self.mask_ratio, f"is a share above 0 and below 1{percent(self.mask_ratio)}"
+            )
+        window = self.norm_target_window
+        if window and (window < 3 or window % 2 == 0):
+            raise ConfigError("task.norm_target_window", window, "is an odd number of pixels from 3 on, or 0 for none")
+        height, width = resolution(config)
+        patches = -(-height // self.mask_patch_size) * -(-width // self.mask_patch_size)
+        if patches < 2:
+            raise ConfigError(
+                "data.resolution",
+                config.data.resolution,
+                f"holds a single mask patch of {self.mask_patch_size} pixels; nothing could be left visible",
+            )
+
+    def describe(self, config: Config) -> Description:
+        """Return masks, target, and the parameters with the decoder."""
+        window = self.norm_target_window
+        target = f"target normalized in {window}-pixel windows" if window else "plain target"
+        words = f"mask {self.mask_ratio:g} of {self.mask_patch_size}-pixel patches, {target}"
+        return Description(words, "the decoder", count_simmim_parameters(config.model, resolution(config)))

@@ -1,0 +1,91 @@
+"""The report of a classification: a line per class, the worst classes, confusion and calibration."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swinv2_train.tasks.measured import Sums
+from swinv2_train.tasks.metrics import average_precisions
+from swinv2_train.tasks.report import Report
+
+if TYPE_CHECKING:
+    from swinv2_train.tracking.charts import Chart
+
+_WORST = 5
+
+
+class ClassReport(Report):
+    """See `Report`."""
+
+    def tables(self) -> list[list[tuple[str, ...]]]:
+        """The classes with the lowest accuracy, if there are enough classes to choose from."""
+        if "correct_1" not in self.sums or np.size(self.sums["class_samples"]) <= 2:
+            return []
+        samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
+        rows = [("worst classes", "accuracy", "samples", "taken for")]
+        for number in worst_classes(self.sums, _WORST):
+            other = self._most_confused(number)
+            accuracy = f"{100 * correct[number] / samples[number]:.1f} %"
+            rows.append(
+                (self._name(number), accuracy, f"{samples[number]:,.0f}", "" if other is None else self._name(other))
+            )
+        return [rows] if len(rows) > 1 else []
+
+    def files(self) -> dict[str, str]:
+        """`per_class.csv`."""
+        return {"per_class.csv": self.per_class_csv()}
+
+    def charts(self) -> dict[str, Chart]:
+        """The confusion matrix and the reliability diagram, of one class per image."""
+        from swinv2_train.tracking.charts import confusion_chart, reliability_chart
+
+        charts = {}
+        if "confusion" in self.sums:
+            charts["confusion.png"] = confusion_chart(np.asarray(self.sums["confusion"]), self.class_names)
+        if "calibration" in self.sums:
+            bins = np.asarray(self.sums["calibration"])
+            charts["reliability.png"] = reliability_chart(bins, self.measured["ece"])
+        return charts
+
+    def per_class_csv(self) -> str:
+        """A line per class: its name, how many samples it has and how many of them are right."""
+        samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
+        several = "histograms" in self.sums
+        columns = ("predicted", "average_precision") if several else ("accuracy", "most_confused_with")
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["class", "name", "samples", "correct", *columns])
+        precisions = average_precisions(np.asarray(self.sums["histograms"])) if several else ()
+        for number, count in enumerate(samples):
+            name = self.class_names[number] if self.class_names else ""
+            if several:
+                predicted = np.asarray(self.sums["class_predicted"])[number]
+                more = [f"{predicted:.0f}", f"{precisions[number]:.6f}" if count else ""]
+            else:
+                other = self._most_confused(number)
+                more = [f"{correct[number] / count:.6f}" if count else "", "" if other is None else str(other)]
+            writer.writerow([number, name, f"{count:.0f}", f"{correct[number]:.0f}", *more])
+        return stream.getvalue()
+
+    def _name(self, number: int) -> str:
+        return self.class_names[number] if self.class_names else f"class {number}"
+
+    def _most_confused(self, number: int) -> int | None:
+        """The class of most of the wrong predictions for a class; None if there are none, or no matrix."""
+        if "confusion" not in self.sums:
+            return None
+        row = np.asarray(self.sums["confusion"])[number].copy()
+        row[number] = 0
+        return int(row.argmax()) if row.any() else None
+
+
+def worst_classes(sums: Sums, count: int) -> list[int]:
+    """Classes with samples, the lowest accuracy first; of equals the one with more samples."""
+    samples, correct = np.asarray(sums["class_samples"]), np.asarray(sums["class_correct"])
+    present = np.flatnonzero(samples)
+    accuracy = correct[present] / samples[present]
+    return present[np.lexsort((present, -samples[present], accuracy))][:count].tolist()

@@ -1,0 +1,40 @@
+"""What an evaluation finds: sums over samples, and records of single samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Sums = dict[str, float | np.ndarray]
+"""What an evaluation adds up over samples, micro-batches and ranks: numbers and float64 arrays by name.
+
+The names and shapes are the same on every rank.
+"""
+
+
+def add_sums(total: Sums, more: Mapping[str, float | np.ndarray]) -> Sums:
+    """Both added up; an empty total is zero."""
+    return {name: total[name] + value if name in total else value for name, value in more.items()}
+
+
+@dataclass
+class Measured:
+    """What an evaluation found on a part of the samples."""
+
+    sums: Sums = field(default_factory=dict)
+    """Added up over samples, micro-batches, and ranks."""
+    records: dict[int, Any] = field(default_factory=dict)
+    """What cannot be added up, such as the detections in an image: by position, anything that can be pickled.
+
+    The records of all ranks come together on the main rank, in the order of positions.
+    """
+
+    def add(self, more: Measured, batch: Mapping[str, Any]) -> None:
+        """Add what was found on a batch; records of padding and of broken samples are dropped."""
+        self.sums = add_sums(self.sums, more.sums)
+        if more.records:
+            counted = batch["position"][batch["valid"]].tolist()
+            self.records |= {position: more.records[position] for position in counted if position in more.records}

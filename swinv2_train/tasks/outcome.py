@@ -1,0 +1,34 @@
+"""Bring together what the ranks of an evaluation measured: sums added up, records gathered, metrics for everyone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swinv2_train.launch.failures import on_main
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.launch.records import collect
+from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An evaluation over all ranks."""
+
+    metrics: dict[str, float]
+    found: Measured
+    """The sums on every rank; the records on the main rank only, in the order of positions."""
+
+
+def combine(task: Task, own: Measured, ranks: Ranks) -> Outcome:
+    """Return the outcome of an evaluation; all ranks call it.
+
+    Args:
+        own: what this rank measured. A position is measured by one rank only.
+
+    Raises:
+        ConfigError, DataError, RunError: on the main rank if the task cannot compute its metrics; the others end too.
+    """
+    found = Measured(ranks.sum_all(own.sums) if own.sums else {}, dict(collect(own.records, ranks)))
+    metrics = ranks.broadcast(on_main(ranks, lambda: task.metrics(found)))
+    return Outcome(metrics, found)
