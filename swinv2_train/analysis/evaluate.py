@@ -53,7 +53,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to evaluate, and how."""
+    """Options of an evaluation."""
 
     checkpoint: str
     """See `interop.source.open_source`."""
@@ -88,7 +88,7 @@ class Evaluated:
     step: int | None
     metrics: dict[str, float]
     found: Measured
-    """What the metrics were made of; see `tasks.outcome.Outcome`."""
+    """Sums and records behind the metrics; see `tasks.outcome.Outcome`."""
     class_names: list[str] | None
     samples: int
     """Those that count: not padding, not broken, not without a label."""
@@ -102,11 +102,11 @@ class Evaluated:
 
     @property
     def sums(self) -> Sums:
-        """What was added up over the samples, the same on every rank."""
+        """Sums over the samples, the same on every rank."""
         return self.found.sums
 
     def report(self) -> Report:
-        """What the task shows in addition; on the main rank."""
+        """Additional display of the task; on the main rank."""
         report: Report = self.config.task.implementation().REPORT(self.found, self.metrics, self.class_names)
         return report
 

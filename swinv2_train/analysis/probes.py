@@ -70,7 +70,7 @@ class LabelledImages(EvalImages):
 
 
 def no_check() -> None:
-    """What a probe does between two batches when nothing else is wanted."""
+    """Do nothing between two batches of a probe."""
 
 
 class Probe:

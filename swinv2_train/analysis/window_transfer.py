@@ -43,7 +43,7 @@ class Curve:
 def resolution_for(config: Config, window: int) -> tuple[int, int]:
     """The input (height, width) that has as many windows as the one of the training had, as in the paper.
 
-    A side that is no whole number of pixels is rounded to whole tokens of the last stage.
+    A side that is not an integer number of pixels is rounded to whole tokens of the last stage.
 
     Raises:
         ConfigError: if the model has not one square window for all stages.

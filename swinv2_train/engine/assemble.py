@@ -41,7 +41,7 @@ from swinv2_train.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run consists of before its model exists, on one rank."""
+    """Parts of a run before its model exists, on one rank."""
 
     config: Config
     plan: Plan
@@ -50,7 +50,7 @@ class Parts:
     shards: ShardSet
     held_out: ShardSet | None
     identity: Identity
-    """What a checkpoint must match to be continued from."""
+    """Identity that a checkpoint must match to be resumed from."""
     stop: StopRequest
     watchdog: Watchdog
 
@@ -61,9 +61,9 @@ class Start:
 
     state: TrainState
     lines: list[str]
-    """How it came to that, for the log."""
+    """Reasons for this start, for the log."""
     missed: set[str]
-    """What was due at this step when the run ended there (see `engine.evaluation.due`)."""
+    """Evaluations that were due at this step when the run ended there (see `engine.evaluation.due`)."""
     damaged: list[str]
     """Names of the checkpoints that were skipped."""
     geometry: dict[str, Any] | None

@@ -39,7 +39,7 @@ from swinv2_train.tracking.tracker import Tracker
 
 
 class StepOutcome(enum.Enum):
-    """What came of an attempt at a step."""
+    """Outcome of an attempt at a step."""
 
     STEP = enum.auto()
     """A step was taken, its update made or skipped."""
@@ -82,7 +82,7 @@ class Trainer:
     phase: Phases
     stop: StopRequest
     missed: set[str] = field(default_factory=set)
-    """What was due at the present step when the run ended there (see `due`)."""
+    """Evaluations that were due at the current step when the run ended there (see `due`)."""
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.guard)
@@ -135,7 +135,7 @@ class Trainer:
         return FINISHED
 
     def is_turn(self, every: int) -> bool:
-        """Whether something that happens every so many steps happens after this one; 0 is never."""
+        """Return whether something that happens every N steps happens after this one; 0 is never."""
         return every > 0 and self.state.step % every == 0
 
     def train_step(self, batches: list[Batch]) -> StepOutcome:

@@ -16,7 +16,7 @@ from swinv2_train.tasks.task import NORMALISER_EPSILON, Task
 
 @dataclass
 class StepSums:
-    """What a rank's micro-batches contributed to a step, on the device."""
+    """Contribution of a rank's micro-batches to a step, on the device."""
 
     terms: dict[str, torch.Tensor]
     """By name, scalar: this rank's share of a term of the loss of the step; the shares of all ranks add up to it."""

@@ -1,4 +1,4 @@
-"""What an evaluation finds: sums over samples, and records of single samples."""
+"""Results of an evaluation: sums over samples, and records of single samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 Sums = dict[str, float | np.ndarray]
-"""What an evaluation adds up over samples, micro-batches and ranks: numbers and float64 arrays by name.
+"""Sums of an evaluation over samples, micro-batches and ranks: numbers and float64 arrays by name.
 
 The names and shapes are the same on every rank.
 """
@@ -22,12 +22,12 @@ def add_sums(total: Sums, more: Mapping[str, float | np.ndarray]) -> Sums:
 
 @dataclass
 class Measured:
-    """What an evaluation found on a part of the samples."""
+    """Results of an evaluation on a part of the samples."""
 
     sums: Sums = field(default_factory=dict)
     """Added up over samples, micro-batches, and ranks."""
     records: dict[int, Any] = field(default_factory=dict)
-    """What cannot be added up, such as the detections in an image: by position, anything that can be pickled.
+    """Results that cannot be added up, such as the detections in an image: by position, anything that can be pickled.
 
     The records of all ranks come together on the main rank, in the order of positions.
     """

@@ -1,4 +1,4 @@
-"""What swinv2-eval shows and writes of an evaluation in addition to its metrics; a task overrides what it has."""
+"""Output of swinv2-eval in addition to the metrics; a task overrides what it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task is: everything between a decoded image and a loss, and what one wants to see of it.
+"""The task contract: everything between a decoded image and a loss, evaluation, and figures.
 
 The loop calls the methods of `Task` and knows nothing else of a task. Its settings, and all that is needed without
 torch, are in its config section (`config/tasks/`). README.md in this folder shows how to add a task.
@@ -70,7 +70,7 @@ class Task(abc.ABC):
     """
 
     REPORT: ClassVar[type[Report]] = Report
-    """What swinv2-eval shows of an evaluation in addition to its metrics."""
+    """Return the output of swinv2-eval in addition to the metrics."""
     train_transform: Transform
     eval_transform: Transform
 
@@ -104,7 +104,7 @@ class Task(abc.ABC):
         return self.model_of(self.config, self.size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """How many summands each term of the loss has in a micro-batch: samples (the default), pixels, clips.
+        """Return the weight of each term of the loss in a micro-batch: samples (the default), pixels, clips.
 
         They must follow from the batch alone, because they are added up over all ranks before the forward pass.
         """

@@ -1,4 +1,4 @@
-"""What every task section has, and how other code asks it: by these methods and values, never by its class or name."""
+"""Base of the task sections. Other code uses these methods and values, never the class or name of a section."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Description:
-    """What a dry run shows of a task."""
+    """Lines of a dry run about a task."""
 
     words: str
     """The settings that matter, in a line."""
     head: str
-    """What the model has in addition to the backbone, such as `the head`."""
+    """Name of what the model has in addition to the backbone, such as `the head`."""
     parameters: int
     """Of the whole model."""
 
@@ -54,22 +54,22 @@ class TaskConfig(Section):
     IMPLEMENTATION: ClassVar[str] = ""
     """The task's class (see `tasks.task.Task`) as `module:Class`. It is imported only where torch is needed."""
     METRICS: ClassVar[dict[str, Metric]] = {LOSS: Metric("min", "loss")}
-    """What an evaluation may measure besides the number of samples, in the order in which it is shown."""
+    """Metrics of an evaluation other than the number of samples, in display order."""
     HEAD: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters that have a row per class; `init_from` takes their rows by class."""
     OUTPUT: ClassVar[str] = "features"
-    """What an exported model computes: `logits`, one per class, or the pooled `features` of the backbone."""
+    """Output of an exported model: `logits`, one per class, or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change in a run; checkpoints of both values are of the same run."""
     TITLE: ClassVar[str] = ""
     """The task in sentences; empty: its name."""
     PURPOSE: ClassVar[str] = ""
-    """What the weights are for, as a model card says it."""
+    """Purpose of the weights, as stated in a model card."""
     EXTRA_PARTS: ClassVar[str] = "the head"
-    """What of the model is left out of an export as a feature extractor."""
+    """Parts of the model that an export as a feature extractor omits."""
 
     name: str = ""
-    """Which task this section is for."""
+    """Name of the task."""
     module: str | None = None
     """Python module of a task that is not part of this package, such as `my_package.my_task`; null for ours.
 
@@ -77,7 +77,7 @@ class TaskConfig(Section):
     swinv2_train/tasks/README.md.
     """
 
-    # Not annotated, so that they are no fields here; a section that has the setting has a field of this name.
+    # Not annotated, so that they are not fields here; a section that has the setting has a field of this name.
     multi_label = False  # a sample may have several classes
     repeats = 1  # differently augmented copies of a sample in one batch
 

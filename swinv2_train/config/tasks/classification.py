@@ -89,7 +89,7 @@ class ClassificationConfig(TaskConfig):
 
     @property
     def mixes(self) -> bool:
-        """Whether samples are mixed in training."""
+        """Return whether samples are mixed in training."""
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def metrics(self) -> tuple[str, ...]:
