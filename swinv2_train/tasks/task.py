@@ -70,7 +70,7 @@ class Task(abc.ABC):
     """
 
     REPORT: ClassVar[type[Report]] = Report
-    """Return the output of swinv2-eval in addition to the metrics."""
+    """Output of swinv2-eval in addition to the metrics."""
     train_transform: Transform
     eval_transform: Transform
 
