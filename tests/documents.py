@@ -7,6 +7,7 @@ else a line does, bash does.
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -48,7 +49,9 @@ def own_tasks(directory: Path) -> Iterator[None]:
     """Tasks can be imported from a directory, as with it in PYTHONPATH, and are forgotten afterwards."""
     sections = dict(TASK_SECTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(directory)
+        # Not in front: there, it would count as the working directory, which no task is imported from.
+        patch.setattr(sys, "path", [*sys.path, str(directory)])
+        importlib.invalidate_caches()
         yield
     TASK_SECTIONS.clear()
     TASK_SECTIONS.update(sections)
