@@ -199,7 +199,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
     ("arguments", "part"),
     [
         (["optim.lrr=1,2"], "optim.lrr=1: there is no such key; did you mean optim.lr?"),
-        (["optim.lr=1,abc"], "optim.lr=abc: Value 'abc'"),
+        (["optim.lr=1,abc"], "optim.lr=abc: must be a number"),
         (["model.depths=[1,1,1,1],[1,1]"], "model.depths="),
         (["+variant=v1,v2"], "variant=v2: there is no such variant; take one of cosine, linear-cpb"),
         (["+sweep=none"], "sweep=none: there is no such sweep; take one of ablation, lr_wd, optuna, seeds"),
