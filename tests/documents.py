@@ -49,8 +49,8 @@ def own_tasks(directory: Path) -> Iterator[None]:
     """Tasks can be imported from a directory, as with it in PYTHONPATH, and are forgotten afterwards."""
     sections = dict(TASK_SECTIONS)
     with pytest.MonkeyPatch.context() as patch:
-        # Not in front: there, it would count as the working directory, which no task is imported from.
-        patch.setattr(sys, "path", [*sys.path, str(directory)])
+        # Second, as an entry of PYTHONPATH is: in front, it would count as the working directory.
+        patch.setattr(sys, "path", [*sys.path[:1], str(directory), *sys.path[1:]])
         importlib.invalidate_caches()
         yield
     TASK_SECTIONS.clear()
