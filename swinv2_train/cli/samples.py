@@ -47,8 +47,8 @@ def count_samples(config: Config, *, required: bool) -> Samples:
             return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
         except DataError as error:
             absent = key == "data.eval_shards" and str(error).endswith(" does not exist")
-            mend = "; data.eval_shards=null trains without evaluation" if absent else ""
-            error.args = (f"{key}={spec}: {error}{mend}",)
+            fix = "; data.eval_shards=null trains without evaluation" if absent else ""
+            error.args = (f"{key}={spec}: {error}{fix}",)
             raise
 
     spec = config.data.eval_shards

@@ -27,21 +27,21 @@ _TYPES = (
 
 def wrong_type(text: str) -> tuple[str, str | None] | None:
     """Return the requirement and, if known, the value behind an error of OmegaConf about a type; None for others."""
-    for pattern, mend in _TYPES:
+    for pattern, fix in _TYPES:
         found = re.search(pattern, text)
         if found:
-            return mend, found.groupdict().get("value")
+            return fix, found.groupdict().get("value")
     return None
 
 
 def conf_dir() -> Path:
-    """The shipped configs: inside the installed package, or beside it in a checkout."""
+    """The shipped configs: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
     raise ConfigError(
-        "", "", f"the installation is broken: no conf/config.yaml in {package} or beside it; install again"
+        "", "", f"the installation is broken: no conf/config.yaml in {package} or next to it; install again"
     )
 
 
@@ -130,15 +130,15 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
     unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
     if unset:
         key = re.search(r"full_key: (\S+)", f"{cause} {text}")
-        mend = (
+        fix = (
             f"the environment variable {unset[1]} is not set; set it, or give a default: ${{oc.env:{unset[1]},DEFAULT}}"
         )
-        return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", mend)
+        return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", fix)
     several = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'", text, re.DOTALL)
     if several:
         key, value = several[1], several[2]
-        mend = "take one of them" if (conf_dir() / key.lstrip("+")).is_dir() else f"a list is {key}=[{value}]"
-        return ConfigError("", value, f"{key}={value}: {mend}; -m sweeps over several values")
+        fix = "take one of them" if (conf_dir() / key.lstrip("+")).is_dir() else f"a list is {key}=[{value}]"
+        return ConfigError("", value, f"{key}={value}: {fix}; -m sweeps over several values")
     absent_key = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
     if absent_key:
         return ConfigError("", absent_key[1], f"~{absent_key[1]}: {no_such_key(absent_key[1])}")
@@ -165,14 +165,14 @@ def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) ->
     unknown = re.search(r"Key '([^']+)' not in '", text)
     given = _given(key, overrides)
     value = wrong[1] if given == "?" and wrong and wrong[1] is not None else given
-    mend = wrong[0] if wrong else no_such_key(key) if unknown else _reason(text)
+    fix = wrong[0] if wrong else no_such_key(key) if unknown else _reason(text)
     task = _given("task", overrides)
     if file and task != "?" and key.startswith("task."):
-        mend = f"{file} sets {key}, which task={task} does not have; choose an experiment for task={task}"
-        return ConfigError("task", task, mend)
+        fix = f"{file} sets {key}, which task={task} does not have; choose an experiment for task={task}"
+        return ConfigError("task", task, fix)
     if file and given == "?":
         shown = ": ".join([str(file), key] if value == "?" else [str(file), f"{key}={value}"])
-        return ConfigError("", key, f"{shown}: {mend}" if key else f"{file}: {mend}")
+        return ConfigError("", key, f"{shown}: {fix}" if key else f"{file}: {fix}")
     if value == "?":
-        return ConfigError("", key, f"{key}: {mend}" if key else mend)
-    return ConfigError(key, value, mend)
+        return ConfigError("", key, f"{key}: {fix}" if key else fix)
+    return ConfigError(key, value, fix)

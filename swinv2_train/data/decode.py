@@ -6,9 +6,10 @@ torchvision's PNG decoder does, so PNG is decoded by imagecodecs, after a check 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -64,22 +65,29 @@ def decode(data: bytes, channels: int | None = None, options: DecodeOptions | No
     return opaque(read_pixels(data, options.max_pixels), channels, options.background)
 
 
-def read_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode an image with all its channels, upright. Raises BrokenSample."""
-    kind = sniff(data)
-    if kind is None:
-        raise BrokenSample(unknown_format(data))
-    size = header_size(data, kind)
+@contextlib.contextmanager
+def decoding(kind: str) -> Iterator[None]:
+    """Turn every error inside this block into a BrokenSample that names the format."""
     try:
-        if size is not None:
-            check_size(*size, max_pixels=max_pixels)
-        pixels = _DECODERS[kind](data, max_pixels)
+        yield
     except BrokenSample as error:
         raise BrokenSample(error.reason if error.reason.startswith(kind) else f"{kind}: {error.reason}") from None
     except MemoryError:
         raise BrokenSample(f"{kind}: not enough memory to decode it") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
         raise BrokenSample(f"{kind}: {read_reason(error)}") from None
+
+
+def read_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decode an image with all its channels, upright. Raises BrokenSample."""
+    kind = sniff(data)
+    if kind is None:
+        raise BrokenSample(unknown_format(data))
+    size = header_size(data, kind)
+    with decoding(kind):
+        if size is not None:
+            check_size(*size, max_pixels=max_pixels)
+        pixels = _DECODERS[kind](data, max_pixels)
     if 0 in pixels.image.shape:
         raise BrokenSample(f"{kind}: the image is empty, {tuple(pixels.image.shape)}")
     return pixels

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from swinv2_train.data.decode import MAX_PIXELS, read_reason
+from swinv2_train.data.decode import MAX_PIXELS, decoding
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import check_png, orientation, sniff, unknown_format
 from swinv2_train.data.pixels import check_size, from_numpy, upright
@@ -40,14 +40,8 @@ def decode_label_map(data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise BrokenSample(unknown_format(data))
     if kind not in ("png", "tiff"):
         raise BrokenSample(f"{kind}: a label map must be PNG or TIFF, which store every index exactly")
-    try:
+    with decoding(kind):
         return _png(data, max_pixels) if kind == "png" else _tiff(data, max_pixels)
-    except BrokenSample as error:
-        raise BrokenSample(error.reason if error.reason.startswith(kind) else f"{kind}: {error.reason}") from None
-    except MemoryError:
-        raise BrokenSample(f"{kind}: not enough memory to decode it") from None
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BrokenSample(f"{kind}: {read_reason(error)}") from None
 
 
 def _png(data: bytes, max_pixels: int) -> Tensor:

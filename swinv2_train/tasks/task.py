@@ -138,7 +138,8 @@ class Task(abc.ABC):
         Args:
             labels_of: gives the right labels of the sample at a position.
         """
-        raise NotImplementedError
+        name = type(self).__name__
+        raise NotImplementedError(f"{name} has the option real_labels and must override measure_any_of")
 
     @abc.abstractmethod
     def metrics(self, found: Measured) -> dict[str, float]:
