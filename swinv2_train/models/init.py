@@ -18,6 +18,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import WRONG_USE
@@ -49,16 +50,16 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
     if before and all(tensor.is_meta for tensor in before.values()):
         return
     for tensor in before.values():
-        if _has_nan(tensor):
+        if _can_hold_nan(tensor):
             tensor.fill_(math.nan)
     versions = {name: tensor._version for name, tensor in before.items()}
     for module in model.modules():
         if (rule := _rule(module)) is not None:
             rule(module, generator)
     for name, tensor in _tensors(model):
-        if _has_nan(tensor):
+        if _can_hold_nan(tensor):
             is_set = not bool(tensor.isnan().any())
-        else:  # integers have no NaN, but count their changes
+        else:  # every tensor counts the changes made in place
             is_set = before.get(name) is not tensor or tensor._version != versions[name]
         if not is_set:
             raise _unset(model, name)
@@ -133,8 +134,9 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(model.named_parameters(), model.named_buffers())
 
 
-def _has_nan(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+def _can_hold_nan(tensor: Tensor) -> bool:
+    """Not integers. Not the tensors of a FakeTensorMode either, which have shapes but no values."""
+    return (tensor.is_floating_point() or tensor.is_complex()) and not isinstance(tensor, FakeTensor)
 
 
 def _unset(model: nn.Module, name: str) -> RunError:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import WRONG_USE
@@ -183,6 +184,13 @@ def test_what_no_rule_sets_is_refused_by_name(build, message):
         init_weights(model, seeded())
     assert caught.value.exit_code == WRONG_USE
     assert "\n" not in str(caught.value)
+
+
+def test_fake_tensors_are_followed_without_their_values():
+    with FakeTensorMode():
+        init_weights(classifier())
+        with pytest.raises(RunError, match=r"no rule initializes parameter 0\.gamma "):
+            init_weights(nn.Sequential(Bare(gamma=nn.Parameter(torch.empty(2)))))
 
 
 def test_a_model_on_the_meta_device_is_left_alone():
