@@ -10,7 +10,7 @@ class RunError(Redacted, RuntimeError):
     """The run cannot continue. `str(error)` is a one-sentence message for the user.
 
     Args:
-        exit_code: what the command ends with. All ranks of a run end with the same.
+        exit_code: exit code of the command. All ranks of a run end with the same code.
     """
 
     def __init__(self, text: str, exit_code: int = FAILED) -> None:
@@ -19,4 +19,4 @@ class RunError(Redacted, RuntimeError):
 
 
 class MainRankError(RunError):
-    """The main rank could not continue and has reported why; the others end with it, silently."""
+    """The main rank could not continue and has reported the cause; the other ranks end with it, silently."""

@@ -1,15 +1,15 @@
-"""The exit codes of the commands, and the code of every error that has a message for the user."""
+"""Exit codes of the commands, and the code of every error with a message for the user."""
 
 from __future__ import annotations
 
 FINISHED = 0
-"""Everything that was asked for is done."""
+"""Everything that was requested is done."""
 FAILED = 1
-"""The command began, or could have begun, and failed; the same command may succeed."""
+"""The command began, or could have begun, and failed; a retry may succeed."""
 WRONG_USE = 2
 """A usage error, found before anything began: a command line, config, or data path that a retry would not change."""
 STOPPED = 75
-"""A stop signal came: the step was finished and saved, and the same command continues the run (EX_TEMPFAIL)."""
+"""Stopped by a signal: the step was finished and saved, and the same command resumes the run (EX_TEMPFAIL)."""
 INTERRUPTED = 130
 """Ctrl-C before the run began, or a second one during it."""
 

@@ -1,7 +1,7 @@
-"""The import path of child processes: that of this process, and never the working directory by itself.
+"""Import path of child processes: that of this process, without the implicit working directory.
 
-Python puts the working directory in front for `python -m` and `python -c`, which start the ranks, the fork server of
-the workers, and the jobs of a sweep. A file there with the name of a module, such as `random.py`, would replace it.
+`python -m` and `python -c`, which start the ranks, the fork server of the workers, and the jobs of a sweep, put the
+working directory in front. A file there with the name of a module, such as `random.py`, would replace that module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def import_variables() -> dict[str, str]:
     """Return the environment variables that give a child with the same Python the import path of this process."""
     library = sysconfig.get_path("stdlib")
     archive = os.path.join(os.path.dirname(library), f"python{sys.version_info.major}{sys.version_info.minor}.zip")
-    # What follows the standard library, Python finds again by itself; in front of it, it would hide parts of it.
+    # Python finds the entries after the standard library by itself. In front of it, they would shadow parts of it.
     front = takewhile(lambda entry: entry not in (library, archive), sys.path)
     places = [os.path.abspath(entry) for entry in front if os.pathsep not in entry]
     places += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))

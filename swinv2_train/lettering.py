@@ -1,4 +1,4 @@
-"""Names in images: one font, and text that is cut to a width."""
+"""Text in images: one font, and text that is truncated to a width."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from swinv2_train.text import printable
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which comes with matplotlib and has the letters of most alphabets.
+    """Return DejaVu Sans, which comes with matplotlib and covers most alphabets.
 
-    It has no Chinese, Japanese, or Korean signs and no emoji: these appear as boxes. PIL's own font has ASCII alone.
+    It has no Chinese, Japanese, or Korean characters and no emoji; these appear as boxes. PIL's own font is ASCII only.
     """
     import matplotlib
 
@@ -25,7 +25,7 @@ def fitted(text: str, letters: ImageFont.FreeTypeFont, width: float, *, keep_end
     """Return a text on one line, with an ellipsis in place of its end, or its beginning, if it is wider than `width`.
 
     Args:
-        letters: font that it is drawn with.
+        letters: font that the text is drawn with.
         width: in pixels.
     """
     text = " ".join(printable(text).split())

@@ -1,7 +1,8 @@
-"""Reading files that may be damaged: every defect of their content is one kind of error.
+"""Reading files that may be damaged: every defect of their content raises the same error.
 
-A crash, a bad disk or an editor can leave anything in a file: no UTF-8, half of a JSON value, a folder in its place.
-Callers decide what that means: a file that only describes a run is reported and skipped; damaged state is rejected.
+A crash, a bad disk, or an editor can leave anything in a file: invalid UTF-8, half a JSON value, a folder in its
+place. Callers decide what that means: a file that only describes a run is reported and skipped; damaged state is
+rejected.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_text(path: Path) -> str:
     """Read a text file.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if the file does not exist.
         UnreadableError: if it is not UTF-8 or cannot be read.
     """
     try:
@@ -62,7 +63,7 @@ def decode_text(data: bytes) -> str:
     """Decode a text that a user wrote: UTF-8 with or without a byte-order mark, UTF-16 and UTF-32 with one.
 
     Raises:
-        UnreadableError: naming the line that is neither.
+        UnreadableError: with the line that cannot be decoded.
     """
     encoding = "utf-8-sig"
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -88,8 +89,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a file with one JSON object.
 
     Raises:
-        FileNotFoundError: if there is none.
-        UnreadableError: if it holds anything else.
+        FileNotFoundError: if the file does not exist.
+        UnreadableError: if it contains anything else.
     """
     content = read_json(path)
     if not isinstance(content, dict):
@@ -98,10 +99,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def from_object(kind: type[_T], values: Any) -> _T:
-    """Build a dataclass from a JSON object, and check the type of every value; keys it does not have are left out.
+    """Build a dataclass from a JSON object and check the type of every value; unknown keys are ignored.
 
     Raises:
-        UnreadableError: naming the entry that is missing or is something else.
+        UnreadableError: naming an entry that is missing or has a wrong type.
     """
     if not isinstance(values, dict):
         raise UnreadableError(f"a JSON object is expected, not {type(values).__name__}")
@@ -117,7 +118,7 @@ def from_object(kind: type[_T], values: Any) -> _T:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a JSON value is of an annotated type; numbers are finite and of at most 64 bits."""
+    """Return whether a JSON value has an annotated type; numbers must be finite and have at most 64 bits."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -146,7 +147,7 @@ def finite_number(value: Any) -> float | None:
 
 
 def put_aside(path: Path) -> Path:
-    """Rename a file that cannot be used, or a folder in its place, so that a new one can be written; never overwrite.
+    """Rename an unusable file, or a folder in its place, so that a new one can be written; never overwrite.
 
     Raises:
         OSError: if it cannot be renamed.

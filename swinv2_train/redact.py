@@ -1,8 +1,8 @@
-"""Removal of secrets from all text that is shown or stored: credentials in URLs, and values from the environment.
+"""Removal of secrets from all text that is shown or stored: credentials in URLs and values from the environment.
 
-A password or token before the host of a URL, and every part of a query that may be a signature, is replaced by `***`.
-What `${oc.env:NAME}` in a config resolved to is replaced by that expression again. Importing this module also applies
-it to the records of `logging`, in every process that can raise one of this package's errors.
+A password or token before the host of a URL, and every query parameter that may be a signature, is replaced by `***`.
+A value that `${oc.env:NAME}` in a config resolved to is replaced by that expression. Importing this module also applies
+this to the records of `logging`, in every process that can raise one of this package's errors.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _HARMLESS = (
     "x-amz-signedheaders", "x-goog-algorithm", "x-goog-date", "x-goog-expires", "x-goog-signedheaders", "se", "sp",
     "sv", "sr", "st", "spr", "expires",
 )  # fmt: skip
-"""Query parameters that are shown; every other may be a secret."""
+"""Query parameters that are shown; any other may be a secret."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:(?!,\s*[\"'\[]?[A-Za-z][A-Za-z0-9+.-]*://)[^\s\"'<>`])+")
 _USER = re.compile(r"(?<=://)[^/?#]*@")
 _PASSWORD = re.compile(r"(?<=://)[^/?#@:]*:(?!\d+(?:/|$))\S*@")
-"""Credentials with a password in any spelling, also one with unquoted signs; what is after a port is none."""
+"""Credentials with a password in any spelling, including unquoted characters; text after a port is not a password."""
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
 _HEADER = re.compile(r"\b(Bearer|Basic) [A-Za-z0-9._~+/=-]{8,}")
 _SHORTEST = 4
-"""Shorter values from the environment are not secrets, and replacing them would garble every number."""
+"""Minimum length: shorter values are not secrets, and replacing them would garble every number."""
 
 _values: dict[str, str] = {}
 
@@ -39,7 +39,7 @@ def hide(value: str, shown: str) -> None:
     if len(value) < _SHORTEST or value == shown:
         return
     _values[value] = shown
-    _values.setdefault(json.dumps(value)[1:-1], shown)  # as files have it
+    _values.setdefault(json.dumps(value)[1:-1], shown)  # as JSON files contain it
 
 
 def redact(text: str) -> str:
@@ -52,7 +52,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """Return plain data (mappings, lists, and text among others) without secrets."""
+    """Return plain data (mappings, lists, and text, for example) without secrets."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def redacted(value: Any) -> Any:
 
 
 class Redacted:
-    """An exception whose text has no secrets; the first base of this package's errors."""
+    """An exception whose text contains no secrets; must be the first base class of this package's errors."""
 
     def __str__(self) -> str:
         return redact(super().__str__())
@@ -75,7 +75,7 @@ def excepthook(kind: type[BaseException], error: BaseException, trace: Traceback
 
 
 def _redact_url(url: str) -> str:
-    bare = url.rstrip(")]}.,:;")  # of the sentence around it
+    bare = url.rstrip(")]}.,:;")  # punctuation of the surrounding sentence
     if bare != url:
         return _redact_url(bare) + url[len(bare) :]
     url = _PASSWORD.sub(f"{HIDDEN}@", url)
@@ -83,14 +83,14 @@ def _redact_url(url: str) -> str:
     place = _USER.sub(_without_password, place)
     if not mark:
         return place
-    if "=" not in rest:  # a query that is one bare token
+    if "=" not in rest:  # a query that is a single token
         return f"{place}{mark}{HIDDEN}" if len(rest) > _SHORTEST else f"{place}{mark}{rest}"
     return place + _PARAMETER.sub(_parameter, mark + rest)
 
 
 def _without_password(found: re.Match[str]) -> str:
-    # Without a password this is a container (abfs://), a git user, or a token: only the first two are short words, and
-    # on the web it is a token.
+    # Without a password, this is a container (abfs://), a git user, or a token. Only the first two are short words, and
+    # in a web URL it is a token.
     user, web = found[0][:-1], found.string[: found.start()].lower().endswith(("http://", "https://"))
     plain = not web and re.fullmatch(r"[a-z0-9][a-z0-9-]{0,19}", user)
     return found[0] if plain else f"{HIDDEN}@"

@@ -1,4 +1,4 @@
-"""Errors that mean that the machine ran out of something, as one sentence with the remedy."""
+"""Errors that mean that the machine ran out of a resource, as one sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LENGTH = 160
 
 
 def shortage(error: BaseException, gpu: str = TRAINING) -> str | None:
-    """Return the sentence for an error that means that memory, files, threads, or disk space ran out; None for others.
+    """Return the message if an error means that memory, files, threads, or disk space ran out; None for others.
 
     Args:
         gpu: what the user can do about GPU memory.
@@ -35,15 +35,15 @@ def shortage(error: BaseException, gpu: str = TRAINING) -> str | None:
         return f"too many open files{where}: raise the limit, such as with ulimit -n 65536, or lower data.num_workers"
     if "can't start new thread" in str(error) or number == errno.EAGAIN:
         return (
-            f"no further process or thread can be started ({reason}): raise the limit (ulimit -u, or that of the "
+            f"cannot start another process or thread ({reason}): raise the limit (ulimit -u, or that of the "
             "container), or lower data.num_workers"
         )
     if isinstance(error, OSError) and number in _DISK:
-        return f"{named or 'a file'} cannot be written ({remedied(error)})"
+        return f"cannot write {named or 'a file'} ({remedied(error)})"
     return None
 
 
 def remedied(error: OSError) -> str:
-    """Return what the operating system says of an error, with the remedy if a disk or quota is full."""
+    """Return the operating system's reason for an error, with the remedy if a disk or quota is full."""
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}; make room there, or choose another path" if error.errno in _DISK else reason

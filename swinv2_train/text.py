@@ -1,4 +1,4 @@
-"""Names from outside, such as those of classes and files, as text that is safe to show."""
+"""Names from outside, such as class and file names, as text that is safe to show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 def printable(text: str) -> str:
     """Return a text on one line that every encoding of Unicode can hold.
 
-    File names need not be UTF-8: Python keeps their other bytes as lone surrogates, which no file and no font takes.
+    File names need not be UTF-8. Python keeps their other bytes as lone surrogates, which no file or font accepts.
     """
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
     return "".join(sign if sign.isprintable() else " " for sign in whole)
@@ -23,10 +23,10 @@ def as_html(text: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """Return a text for a line or a table cell of Markdown, without any markup or HTML of its own."""
+    """Return a text for a line or a table cell of Markdown, with all markup and HTML escaped."""
     return _MARKDOWN.sub(r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_label(text: str) -> str:
-    """Return a text for a chart of Matplotlib, which reads mathematics between dollar signs."""
+    """Return a text for a Matplotlib chart, which interprets text between dollar signs as math."""
     return printable(text).replace("$", r"\$")

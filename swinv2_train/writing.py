@@ -1,4 +1,4 @@
-"""Writing a file so that it is complete or not there, also on a full disk."""
+"""Writing a file so that it is either complete or absent, even on a full disk."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, data: bytes | Iterable[bytes], *, flush: bool = False) -> None:
-    """Replace a file in one go: a reader, and a crash, see the old content or the new. Nothing partial is left.
+    """Replace a file atomically: a reader, or a crash, sees either the old content or the new, never a partial file.
 
-    A device or a pipe, such as /dev/stdout, is written to as it is; a link is followed.
+    A device or a pipe, such as /dev/stdout, is written to directly; a link is followed.
 
     Args:
-        data: the content, or the parts of a large one.
-        flush: bring the content to the disk before it gets its name, so that it survives a power failure.
+        data: the content, or its parts if it is large.
+        flush: sync the content to disk before renaming the file, so that it survives a power failure.
 
     Raises:
         OSError: naming `path`, if it cannot be written; the old content is still there.
     """
     parts = [data] if isinstance(data, bytes) else data
     target = path.resolve() if path.is_symlink() else path
-    # Ranks, and hosts that share a disk, may write at the same time. Not tempfile: its files are their owner's alone.
+    # Ranks, and hosts that share a disk, may write at the same time. Do not use tempfile: its files are private.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     special = path.exists() and not path.is_file()
     try:
@@ -37,6 +37,6 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes], *, flush: bool = Fals
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a write does not know its file, and the temporary name helps nobody
+        if isinstance(error, OSError):  # a failed write names no file, and the temporary name is of no use to the user
             error.filename = str(path)
         raise

@@ -1,4 +1,4 @@
-"""The plain checks that validation is made of, and what follows from a single value."""
+"""Basic checks for validation, and values derived from a single key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the sections are checked with these functions
 
 
 def resolution(config: Config) -> tuple[int, int]:
-    """The input size (height, width) in pixels.
+    """Return the input size (height, width) in pixels.
 
     Raises:
         ConfigError: if `data.resolution` is neither a side nor a pair of them.
@@ -21,34 +21,34 @@ def resolution(config: Config) -> tuple[int, int]:
     value = config.data.resolution
     pair = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
     if len(pair) != 2 or any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in pair):
-        raise ConfigError("data.resolution", value, "is a number of pixels, or a pair [height, width]")
+        raise ConfigError("data.resolution", value, "must be a number of pixels or a pair [height, width]")
     return pair
 
 
 def one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
     if value not in options:
-        raise ConfigError(key, value, f"take one of {', '.join(str(option) for option in options)}")
+        raise ConfigError(key, value, f"must be one of {', '.join(str(option) for option in options)}")
 
 
 def at_least(key: str, value: float, least: float) -> None:
-    if not value >= least:  # nan is refused, too
+    if not value >= least:  # also rejects nan
         raise ConfigError(key, value, f"must be at least {least}")
 
 
 def share(key: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise ConfigError(key, value, f"is a share from 0 to 1{percent(value)}")
+        raise ConfigError(key, value, f"must be a fraction from 0 to 1{percent(value)}")
 
 
 def check_statistics(key: str, values: Sequence[float]) -> None:
     """Check per-channel means or standard deviations of images whose values are in [0, 1].
 
     Raises:
-        ConfigError: if one is outside of that, with the values to use for statistics of 8 or 16-bit numbers.
+        ConfigError: if a value is outside that range; the message converts statistics of 8-bit or 16-bit values.
     """
     text = str([float(f"{value:.6g}") for value in values]).replace(" ", "")
     if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise ConfigError(key, text, "needs finite numbers from 0 to 1")
+        raise ConfigError(key, text, "must be finite numbers from 0 to 1")
     highest = next((top for top in (1, 255, 65535) if max(values) <= top), None)
     if highest == 1:
         return
@@ -60,13 +60,13 @@ def check_statistics(key: str, values: Sequence[float]) -> None:
 
 
 def check_background(value: Any, channels: int) -> None:
-    """Raises ConfigError if `data.background` is not a color for this number of channels."""
+    """Raise ConfigError if `data.background` is not a color for this number of channels."""
     if value is None or isinstance(value, str):
         one_of("data.background", value, (None, "white", "black", "mean", "drop"))
         return
     numbers = value if isinstance(value, list) else []
     if not all(isinstance(each, (int, float)) and not isinstance(each, bool) and 0 <= each <= 1 for each in numbers):
-        hint = "needs numbers from 0 to 1, such as [0.5,0.5,0.5]; divide values from 0 to 255 by 255"
+        hint = "must be numbers from 0 to 1, such as [0.5,0.5,0.5]; divide values from 0 to 255 by 255"
         raise ConfigError("data.background", value, hint)
     if len(numbers) not in (1, channels):
         hint = f"must be white, black, mean, drop, or one number per channel, model.in_channels={channels}"

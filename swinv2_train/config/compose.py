@@ -1,6 +1,6 @@
-"""From command-line overrides to a `Config`: Hydra composes once, at the door, and nobody inside sees a DictConfig.
+"""Compose a `Config` from command-line overrides. Hydra runs once, here; no other code sees a DictConfig.
 
-Hydra's own messages describe its machinery; here they become one sentence that names the field, the value and the mend.
+Hydra's own messages describe its machinery. They are replaced by one sentence with the field, the value, and the fix.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.reading import read_text
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
-"""What YAML and OmegaConf raise for text that is not a config at all, next to their own errors."""
+"""Errors of YAML and OmegaConf, in addition to their own base classes, for text that is not a config at all."""
 
 
 def experiments(config_dir: Path | None = None) -> list[tuple[str, str]]:
-    """The experiments that can be run, each with the line that describes it: the first comment of its file.
+    """Return the available experiments as (name, description); the description is the first comment of the file.
 
     Args:
-        config_dir: a directory of the user's own configs; theirs go before ours of the same name.
+        config_dir: a directory of the user's own configs, which override built-in ones of the same name.
     """
     found = {}
     for place in (conf_dir(), config_dir):
@@ -44,7 +44,7 @@ def _task_section(values: dict[str, Any]) -> type[TaskConfig]:
 
 
 def _reject_unknown(values: Any, section: type, prefix: str) -> None:
-    # Hydra accepts `+model.foo=1` silently and the typed conversion then drops it, so every key is checked once more.
+    # Hydra accepts `+model.foo=1` silently and the typed conversion then drops it, so check every key again.
     known = {spec.name: spec for spec in dataclasses.fields(section)}
     for key, value in values.items():
         if key not in known:
@@ -59,12 +59,12 @@ def _reject_unknown(values: Any, section: type, prefix: str) -> None:
 
 
 def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
-    """Turn `resume` into a section, whether a mode stands there or a section, and return it.
+    """Convert `resume` to a section if it is only a mode, and return the section.
 
-    The mode alone is how the command line, config files, and runs of earlier versions spell it.
+    The command line, config files, and runs of earlier versions may set only the mode.
 
     Args:
-        plain: the config; it is changed.
+        plain: the config; changed in place.
         own: overrides of keys of the section, which Hydra cannot apply to a mode.
     """
     from omegaconf import OmegaConf
@@ -79,7 +79,7 @@ def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]
 
 
 def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
-    """Return the config of what was composed or read; `own` as in `_resume_section`."""
+    """Return the typed config of composed or loaded values; `own` as in `_resume_section`."""
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(composed, resolve=False)
@@ -88,13 +88,13 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
     if isinstance(raw, dict):
         raw["resume"] = resume
     _reject_unknown(plain, Config, "")
-    # What Hydra composed is of the schema's types already; what a file or a container holds is not.
+    # Hydra's result already has the types of the schema; values from a file or a container do not.
     typed = OmegaConf.get_type(composed) is Config
     if not typed or OmegaConf.get_type(composed.task) is not _task_section(plain["task"]):
         base = OmegaConf.structured(Config)
         if "task" in plain:
             base.task = OmegaConf.structured(_task_section(plain["task"]))
-        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # with its expressions, for `remember`
+        composed = OmegaConf.merge(base, OmegaConf.create(raw))  # keeps the expressions, for `remember`
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]
@@ -103,17 +103,16 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
 
 
 _GROUPS = ("model", "task", "data", "optim", "engine", "tracking", "launch")
-"""Groups of which every run has one choice. The others, such as experiments, are applied in the order of the command.
-"""
+"""Groups with exactly one choice per run. Others, such as experiments, apply in the order of the command line."""
 _CHOSEN = "__chosen__"
 
 
 def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
-    """Order overrides so that a choice on the command line wins over the keys of an experiment's file.
+    """Order overrides so that a group chosen on the command line wins over the keys of an experiment file.
 
-    Hydra replaces the file of a group, and then merges the experiment's own keys over it. So `model=swinv2_large`
-    would leave the depths of an experiment that sets them. Here the chosen files are merged once more, after the
-    experiment and before what else the command line has.
+    Hydra loads the group file first and then merges the experiment's own keys over it, so `model=swinv2_large` would
+    keep the depths of an experiment that sets them. To prevent this, merge the chosen files again, after the
+    experiment and before the remaining overrides.
     """
     from hydra.core.config_store import ConfigStore
 
@@ -125,7 +124,7 @@ def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
     ordered = in_order(overrides)
     if not chosen:
         return ordered
-    # A task's file begins with its schema, whose defaults would undo the experiment's keys: only its own keys count.
+    # A task file starts with its schema, whose defaults would undo the experiment's keys, so merge only its own keys.
     node: dict[str, Any] = {"defaults": [f"/{group}/{name}@{group}" for group, name in chosen.items()]}
     if "task" in chosen:
         node = {"defaults": [item for item in node["defaults"] if not item.startswith("/task/")]}
@@ -153,10 +152,10 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 
     Args:
         overrides: Hydra overrides.
-        config_dir: a directory of the user's own configs, searched before the shipped ones.
+        config_dir: a directory of the user's own configs, searched before the built-in ones.
 
     Raises:
-        ConfigError: on any wrong key, value or choice.
+        ConfigError: on any wrong key, value, or choice.
     """
     import yaml
     from hydra import compose as hydra_compose
@@ -178,10 +177,10 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError:
         raise
-    except (UnicodeDecodeError, RecursionError) as error:  # of a file that Hydra does not name
+    except (UnicodeDecodeError, RecursionError) as error:  # Hydra does not name the file
         chosen = ", ".join(item for item in overrides if item.startswith(("+", "experiment")) and "=" in item)
         reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not UTF-8 ({error})"
-        raise ConfigError("", "", f"a config that {chosen or 'the command'} takes {reason}") from error
+        raise ConfigError("", "", f"a config used by {chosen or 'the command'} {reason}") from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides, config_dir) from error
     _refuse_other_unit(config, overrides)
@@ -189,7 +188,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
 
 
 def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
-    """Reject milestones that a recipe gives in epochs where the command line gives the length in steps."""
+    """Reject milestones that a recipe sets in epochs if the command line sets the length in steps."""
     optim, given = config.optim, {key_of(item) for item in overrides}
     if optim.schedule != "multistep" or optim.steps is None or "optim.milestones" in given:
         return
@@ -199,7 +198,7 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the config as YAML; `from_yaml` reads it back. Values from the environment are there as expressions."""
+    """Return the config as YAML for `from_yaml`; values from the environment are stored as expressions."""
     from omegaconf import OmegaConf
 
     node = OmegaConf.structured(config)
@@ -212,10 +211,10 @@ def from_yaml(path: Path, *, only_read: bool = False) -> Config:
     """Read a `resolved.yaml` written by `to_yaml`.
 
     Args:
-        only_read: the config is not to be run, so variables of the environment may be missing.
+        only_read: the config will not be run, so environment variables may be unset.
 
     Raises:
-        ConfigError: if the file is missing, is not YAML, or holds a key this version does not know.
+        ConfigError: if the file is missing, is not YAML, or contains a key that this version does not know.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -239,7 +238,7 @@ def from_yaml(path: Path, *, only_read: bool = False) -> Config:
 
 
 def override(text: str, overrides: Sequence[str]) -> Config:
-    """A config that `to_yaml` wrote, with some of its values replaced by plain `key=value` overrides.
+    """Return a config that `to_yaml` wrote, with some values replaced by plain `key=value` overrides.
 
     Raises:
         ConfigError: on a wrong key or value.
@@ -251,7 +250,7 @@ def override(text: str, overrides: Sequence[str]) -> Config:
     try:
         wrong = next((item for item in overrides if "=" not in item or item[0] in "+~"), None)
         if wrong:
-            raise ConfigError("", wrong, f"cannot read the override {wrong!r}: here only key=value can be given")
+            raise ConfigError("", wrong, f"cannot read the override {wrong!r}: only key=value is allowed here")
         return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
     except ConfigError:
         raise
@@ -260,5 +259,5 @@ def override(text: str, overrides: Sequence[str]) -> Config:
 
 
 def to_dict(section: Any) -> dict[str, Any]:
-    """A section as plain data, for JSON files and for W&B."""
+    """Return a section as plain data, for JSON files and W&B."""
     return dataclasses.asdict(section)

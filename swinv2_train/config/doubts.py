@@ -1,6 +1,6 @@
-"""Settings that can be run, but were probably not intended: a warning for each, with what was probably meant.
+"""Warnings for settings that can be run but were probably not intended, each with the likely intention.
 
-What cannot be right is rejected by `validate`. Here is what a rare experiment may want.
+`validate` rejects settings that cannot be right. The settings here may be useful in a rare experiment.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 
 _HIGHEST_RATE = 0.1
-"""AdamW moves every weight by about the rate; no published recipe of a transformer comes near this."""
+"""AdamW moves every weight by about the learning rate; no published transformer recipe comes near this value."""
 _MANY_EPOCHS = 5000
 _EARLY_SHARE = 0.05
 _USUAL_SHARE = 0.875
@@ -17,7 +17,7 @@ _USUAL_SHARE = 0.875
 
 
 def doubts(config: Config, plan: Plan) -> list[str]:
-    """Return a line for every setting of a run that was probably not intended."""
+    """Return a warning for every setting of a run that was probably not intended."""
     return [*_rates(config, plan), *_milestones(config, plan), *config.task.doubts(config)]
 
 
@@ -28,11 +28,11 @@ def _rates(config: Config, plan: Plan) -> list[str]:
         given = f"optim.lr={optim.lr:g} for optim.lr_reference_batch={optim.lr_reference_batch} samples"
         lines.append(f"the peak learning rate is {plan.peak_lr:.4g} ({given}); AdamW diverges at such rates")
     if optim.weight_decay > 1:
-        lines.append(f"optim.weight_decay={optim.weight_decay:g} is decoupled from the gradient; usual are 0.01 to 0.3")
+        lines.append(f"optim.weight_decay={optim.weight_decay:g} is decoupled from the gradient; usual: 0.01 to 0.3")
     if optim.eps > 1e-3:
-        lines.append(f"optim.eps={optim.eps:g} is added to the root of a mean square; usual is 1e-8")
+        lines.append(f"optim.eps={optim.eps:g} is added to the root of a mean square; usual: 1e-8")
     if optim.layer_decay < 0.3:
-        lines.append(f"optim.layer_decay={optim.layer_decay:g} all but freezes the first blocks; usual are 0.65 to 1")
+        lines.append(f"optim.layer_decay={optim.layer_decay:g} all but freezes the first blocks; usual: 0.65 to 1")
     if 0 < optim.ema_decay < 0.5:
         lines.append(
             f"optim.ema_decay={optim.ema_decay:g} averages less than two steps; "

@@ -1,7 +1,7 @@
-"""Values of a config that come from the environment, `${oc.env:NAME}`: stored as they were written, never resolved.
+"""Config values from the environment, `${oc.env:NAME}`: stored as expressions, never resolved.
 
-In memory a config holds what the expression resolved to. The text of a config holds the expression, and every process
-that reads it, such as a rank on another host, resolves it again. In everything that is shown the expression replaces
+In memory, a config contains the resolved value. The text of a config contains the expression, and every process that
+reads it, such as a rank on another host, resolves it again. Everything that is shown contains the expression instead of
 the value; see `swinv2_train.redact`.
 """
 
@@ -16,21 +16,21 @@ from swinv2_train.redact import hide
 
 _FROM_ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^\s,}]+)[^}]*\}")
 _NAMES_OF_PLACES = ("run.dir", "run.name", "sweep.dir", "sweep.name", "sweep.job")
-"""Keys that name directories of the run: everyone sees these, and paths below them must stay usable."""
+"""Keys of the run's directories: they are not hidden, because paths below them must stay usable."""
 _ATTRIBUTE = "_unresolved"
 
 
 def environment_names(text: str) -> list[str]:
-    """Return the names of the variables that a text of a config reads from the environment."""
+    """Return the names of the environment variables that a config text reads."""
     return _FROM_ENVIRONMENT.findall(text)
 
 
 def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
-    """Note in a config which of its values depend on the environment, and hide these from now on.
+    """Record which values of a config depend on the environment, and hide these values from now on.
 
     Args:
         raw: the config as plain data, with its expressions.
-        resolved: the same with their values, of the types of the schema.
+        resolved: the same data with resolved values, in the types of the schema.
     """
     values = dict(_leaves(resolved))
     found: dict[str, tuple[Any, Any]] = {}
@@ -43,7 +43,7 @@ def remember(config: Any, raw: dict[str, Any], resolved: dict[str, Any]) -> None
                 hide(secret, f"${{oc.env:{expression[1]}}}")
             secrets.add(secret)
             found[key] = (value, values[key])
-    for key, value in pending.items():  # what repeats such a value by another expression
+    for key, value in pending.items():  # values that refer to such a key by another expression
         if any(secret and secret in str(values[key]) for secret in secrets):
             found[key] = (value, values[key])
     setattr(config, _ATTRIBUTE, found)
@@ -54,16 +54,16 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_word(value: str, raw: dict[str, Any]) -> bool:
-    """Return whether a value is a word of the config itself: replacing it everywhere would garble keys and choices."""
+    """Return whether a value occurs in the config itself; replacing it everywhere would garble keys and choices."""
     plain = dict(_leaves(raw))
     return value in ("true", "false", "null", *plain.values()) or any(value in key for key in plain)
 
 
 def stored(config: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Return the values that the text of a config cannot hold as they are, by dotted key, each as the text holds it.
+    """Yield the values that a config text cannot contain unchanged, as (dotted key, text to store).
 
-    Values that depend on the environment are stored as their expressions. In all others, an expression is escaped: it
-    was text when the config was composed, and must be text when the config is read.
+    Values that depend on the environment are stored as their expressions. In all other values, expressions are escaped:
+    they were plain text when the config was composed and must still be plain text when it is read.
 
     Args:
         values: the config as plain data.
@@ -71,16 +71,16 @@ def stored(config: Any, values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     found: dict[str, tuple[Any, Any]] = getattr(config, _ATTRIBUTE, {})
     for key, value in _leaves(values):
         expression, before = found.get(key, (None, None))
-        if expression is not None and str(value) == str(before):  # as it was read; in a file a number may be text
+        if expression is not None and str(value) == str(before):  # unchanged; in a file a number may be text
             yield key, expression
         elif "${" in str(value):
             yield key, _escaped(value)
 
 
 def without_missing(values: Any) -> Any:
-    """Return plain data of a config in which expressions of variables that are not set are plain text.
+    """Return a config's plain data with expressions of unset variables as plain text.
 
-    So a config can be looked at where its variables are not set.
+    This allows inspecting a config on a machine where its variables are not set.
     """
     if isinstance(values, dict):
         return {key: without_missing(value) for key, value in values.items()}
@@ -96,14 +96,14 @@ def without_missing(values: Any) -> Any:
 
 
 def _escaped(value: Any) -> Any:
-    """Return a value whose expressions are plain text for OmegaConf, with the backslashes before them."""
+    """Return a value with its expressions, and the backslashes before them, escaped for OmegaConf."""
     if isinstance(value, list):
         return [_escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by its dotted key; a list is one value."""
+    """Yield every value by its dotted key; a list counts as one value."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

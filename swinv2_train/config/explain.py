@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in our words: one sentence that names the field, the value and the fix."""
+"""Errors of Hydra and OmegaConf, rewritten as one sentence with the field, the value, and the fix."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS
 
 _TYPES = (
-    (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer", "must be a whole number, in digits"),
+    (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer", "must be an integer, in digits"),
     (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Float", "must be a number"),
     (r"Value '(?P<value>.*)' is not a valid bool", "must be true or false"),
     (r"[Ff]ield '.*' is not Optional", "cannot be null; omit the key to keep its default"),
-    (r"Invalid value assigned: \w+ is not a ListConfig", "is a list: write [value, value]"),
-    (r"Cannot (?:convert|assign) .* to (?:\w+ )?string", "must be one text, not a list or a section"),
+    (r"Invalid value assigned: \w+ is not a ListConfig", "must be a list: write [value, value]"),
+    (r"Cannot (?:convert|assign) .* to (?:\w+ )?string", "must be a string, not a list or a section"),
     (r"is not a subclass of (?!MISSING)\w+", "is a section; set one of its keys instead"),
     (r"does not support deletion", "cannot be removed; set it to another value"),
 )
-"""OmegaConf's words for a value of a wrong type, and ours."""
+"""OmegaConf's messages for values of a wrong type, and their replacements."""
 
 
 def wrong_type(text: str) -> tuple[str, str | None] | None:
-    """Return the requirement and, if known, the value behind an error of OmegaConf about a type; None for others."""
+    """Return (requirement, value or None) for an OmegaConf type error; None for other errors."""
     for pattern, fix in _TYPES:
         found = re.search(pattern, text)
         if found:
@@ -35,7 +35,7 @@ def wrong_type(text: str) -> tuple[str, str | None] | None:
 
 
 def conf_dir() -> Path:
-    """The shipped configs: inside the installed package, or next to it in a checkout."""
+    """Return the directory of the built-in configs: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "config.yaml").is_file():
@@ -46,7 +46,7 @@ def conf_dir() -> Path:
 
 
 def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every key that a config can hold, dotted, sections and leaves; `task` has those of every task."""
+    """Yield every key that a config can contain, dotted, sections and leaves; `task` has the keys of every task."""
     for spec in dataclasses.fields(section):
         yield f"{prefix}{spec.name}"
         if (section, spec.name) == (Config, "task"):
@@ -68,11 +68,11 @@ def _closest(key: str) -> str:
 
 
 def no_such_key(key: str) -> str:
-    """What to do about a key that this run's config does not have."""
+    """Return the fix for a key that this run's config does not have."""
     owners = [name for name, section in TASK_SECTIONS.items() if key in schema_keys(section, "task.")]
     if owners:
         return f"is a key of task={owners[0]}, and this run has another task: choose a task as a whole, with task=NAME"
-    return f"there is no such key{_closest(key)}"
+    return f"unknown key{_closest(key)}"
 
 
 def _given(key: str, overrides: Sequence[str]) -> str:
@@ -82,19 +82,19 @@ def _given(key: str, overrides: Sequence[str]) -> str:
 
 
 def options_of(group: str, config_dir: Path | None) -> list[str]:
-    """The names of a group, the user's among them."""
+    """Return the names in a group, including the user's own."""
     return sorted({path.stem for place in (config_dir, conf_dir()) if place for path in (place / group).glob("*.yaml")})
 
 
 def _file_of(text: str, config_dir: Path | None) -> Path | None:
-    """The file that Hydra's message says it has trouble with; the user's directory goes before ours."""
+    """Return the file that Hydra's message refers to; the user's directory is searched before the built-in one."""
     named = re.match(r"In '([^']+)'", text)
     files = [place / f"{named[1]}.yaml" for place in (config_dir, conf_dir()) if place] if named else []
     return next((file for file in files if file.is_file()), None)
 
 
 def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None = None) -> ConfigError:
-    """Hydra's or OmegaConf's error as one sentence."""
+    """Return Hydra's or OmegaConf's error as a one-sentence `ConfigError`."""
     text = str(error)
     cause = str(error.__cause__ or "")
     file = _file_of(text, config_dir)
@@ -154,13 +154,13 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
 
 
 def _reason(text: str) -> str:
-    """The line of an error of OmegaConf that says what is wrong."""
+    """Return the line of an OmegaConf error that states the cause."""
     lines = [line for line in text.splitlines() if not line.startswith("In '")]
     return lines[0].strip() if lines else text
 
 
 def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) -> ConfigError:
-    """OmegaConf's error about the value of a key; `file` is the one that it stands in, if Hydra names it."""
+    """Return OmegaConf's error about the value of a key; `file` is the file that sets it, if Hydra names it."""
     wrong = wrong_type(text)
     unknown = re.search(r"Key '([^']+)' not in '", text)
     given = _given(key, overrides)

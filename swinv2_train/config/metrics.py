@@ -1,7 +1,7 @@
-"""Names of the metrics of a run, and the end of each that is the better one.
+"""Names of a run's metrics, and which direction is better for each.
 
-A direction belongs to a metric, not to a recipe: it is defined here once, and `checkpoint.best_mode` and
-`sweep.direction` are derived from it. A setting that contradicts it is refused.
+The direction belongs to a metric, not to a recipe. It is defined once, here; `checkpoint.best_mode` and
+`sweep.direction` are derived from it. A contradicting setting is rejected.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from swinv2_train.config.schema import CheckpointConfig, Config
 from swinv2_train.config.tasks import TASK_SECTIONS
 
 EVALUATED = "eval/"
-"""Beginning of the names of what an evaluation measures."""
+"""Prefix of evaluation metrics."""
 AVERAGED = "eval/ema_"
-"""Beginning of the names of what an evaluation measures with the moving average of the weights."""
+"""Prefix of evaluation metrics of the averaged weights (EMA)."""
 PROBED = "eval/probe/"
-"""Beginning of the names of what the probes measure."""
+"""Prefix of probe metrics."""
 _PROBE_KINDS = {"knn": "max", "linear": "max"}
 _STEP = {
     "loss": "min", "grad_norm": None, "lr": None, "samples_seen": None, "images_per_second": "max",
     "data_wait_share": "min", "skipped_steps": "min", "broken_samples": "min", "memory_gib": "min",
     "seconds_left": None,
 }  # fmt: skip
-"""What every optimizer step records, and its better end, if it has one."""
+"""Metrics that every optimizer step records, each with its better direction or None."""
 TERM = "loss/"
-"""Beginning of the names of the terms of a loss that has several."""
+"""Prefix of the terms of a loss with several terms."""
 _SIGNAL = {"eval/signal/largest": None, "eval/signal/discrepancy": None}
 _MODES = {"min": "min", "max": "max"}
 _DIRECTIONS = {"min": "minimize", "max": "maximize"}
 
 
 def better_end(metric: str) -> str | None:
-    """Return `min` or `max`, the better end of a metric as metrics.jsonl names it; None if it is not known to have one.
+    """Return the better direction of a metric of metrics.jsonl, `min` or `max`; None if it has none or is unknown.
 
-    The names of all tasks are known, because files of any run are read.
+    Covers the metrics of all tasks, because files of any run are read.
     """
     if metric.startswith(PROBED):
         return _PROBE_KINDS.get(metric.removeprefix(PROBED).removesuffix("_top1"))
@@ -46,20 +46,20 @@ def better_end(metric: str) -> str | None:
 
 
 def evaluated_metrics(config: Config) -> list[str]:
-    """Return what one evaluation of a run measures and can be compared by, without the probes."""
+    """Return the metrics by which evaluations of a run can be compared, without those of the probes."""
     names = [*config.task.metrics()]
     averaged = [f"{AVERAGED}{name}" for name in names] if config.optim.ema_decay and config.eval.ema else []
     return [*(f"{EVALUATED}{name}" for name in names), *averaged]
 
 
 def probed_metrics(config: Config) -> list[str]:
-    """Return what the probes of a run measure."""
+    """Return the metrics that the probes of a run record."""
     probe = config.probe
     return [f"{PROBED}{kind}_top1" for kind in _PROBE_KINDS if probe.shards and getattr(probe, kind)]
 
 
 def recorded_metrics(config: Config) -> list[str]:
-    """Return the names of all numbers that a run will write into metrics.jsonl, those of evaluations first."""
+    """Return the names of all numbers that a run writes to metrics.jsonl, evaluation metrics first."""
     names = evaluated_metrics(config) if config.data.eval_shards and config.eval.every_steps else []
     names = [*names, *probed_metrics(config)]
     if config.data.eval_shards and config.eval.signal_every_steps:
@@ -69,28 +69,28 @@ def recorded_metrics(config: Config) -> list[str]:
 
 
 def best_mode(settings: CheckpointConfig) -> str:
-    """Return which end of `checkpoint.best_metric` is the best: `min` or `max`.
+    """Return the better direction of `checkpoint.best_metric`: `min` or `max`.
 
-    The metric decides if its direction is known, whatever an older config says: `best_mode` was free to contradict it.
+    A known metric decides, even against an older config: earlier versions did not check `best_mode` against the metric.
     """
     return better_end(settings.best_metric) or settings.best_mode or "min"
 
 
 def checked_mode(metric: str, mode: str | None, option: str = "checkpoint.best_mode") -> str:
-    """Return which end of a metric is the best, `min` or `max`, from the metric or from what was given.
+    """Return the better direction of a metric, `min` or `max`, derived from the metric or else as configured.
 
     Args:
-        mode: what was given; None to derive it.
-        option: the key or option that it was given as.
+        mode: the configured direction; None to derive it.
+        option: the key or option that sets it.
 
     Raises:
-        ConfigError: if it contradicts the metric, or neither is known.
+        ConfigError: if it contradicts the metric, or if neither is known.
     """
     return _checked(metric, mode, option, _MODES)
 
 
 def checked_direction(metric: str, direction: str | None, option: str = "sweep.direction") -> str:
-    """Return the direction of a sweep, `minimize` or `maximize`; arguments and errors as of `checked_mode`."""
+    """Return the direction of a sweep, `minimize` or `maximize`; arguments and errors as for `checked_mode`."""
     return _checked(metric, direction, option, _DIRECTIONS)
 
 
@@ -111,17 +111,17 @@ def _checked(metric: str, given: str | None, option: str, words: dict[str, str])
 
 
 def check_recorded(config: Config, metric: str) -> None:
-    """Check that a run will record the metric that a sweep compares.
+    """Check that a run records the metric that a sweep compares.
 
     Raises:
-        ConfigError: if it will not, with what it records.
+        ConfigError: if not; the message lists the recorded metrics.
     """
     names = recorded_metrics(config)
-    if config.launch.dry_run and not config.data.eval_shards:  # a recipe may be looked at before there is data
+    if config.launch.dry_run and not config.data.eval_shards:  # a dry run is allowed before any data exists
         names += evaluated_metrics(config)
     if metric in names:
         return
     mend = "the run does not record it"
     if metric.startswith(EVALUATED) and not (config.data.eval_shards and config.eval.every_steps):
         mend += ", because it evaluates nothing: set data.eval_shards and eval.every_steps, or use another metric"
-    raise ConfigError("sweep.metric", metric, f"{mend}; there are {', '.join(names)}")
+    raise ConfigError("sweep.metric", metric, f"{mend}; the run records {', '.join(names)}")

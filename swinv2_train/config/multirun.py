@@ -1,8 +1,8 @@
-"""Several runs of one command line: Hydra's sweepers say which, its launchers say where.
+"""Several runs from one command line: Hydra's sweepers choose the jobs, its launchers choose where they run.
 
-The only place besides `compose.py` that knows Hydra. First the jobs are listed and composed one by one, as the runs
-themselves will compose them, so that a wrong value is found before the first one starts. Then Hydra's own multirun
-calls back for every job.
+The only module other than `compose.py` that uses Hydra. It first lists and composes all jobs, exactly as the runs
+will compose them, to find wrong values before the first run starts. Hydra's own multirun then calls back for every
+job.
 """
 
 from __future__ import annotations
@@ -30,65 +30,65 @@ from swinv2_train.redact import redact
 from swinv2_train.writing import write_bytes
 
 OWN_KEYS = {
-    "run.dir": "the sweep decides this for each job; sweep.dir=DIR moves all of it",
-    "run.name": "the sweep decides this for each job; sweep.name=NAME names all of it",
-    "resume": "a sweep goes on with every job that has begun; take another sweep.dir to begin anew",
-    "replay": "is for one run; leave -m out",
+    "run.dir": "the sweep sets this for each job; sweep.dir=DIR moves all jobs",
+    "run.name": "the sweep sets this for each job; sweep.name=NAME names the sweep",
+    "resume": "a sweep resumes every job that has begun; set another sweep.dir to start over",
+    "replay": "applies to a single run; omit -m",
     "sweep.job": "the sweep sets it",
-    "hydra.sweep": "sweep.dir=DIR says where the jobs are",
-    "hydra.run": "sweep.dir=DIR says where the jobs are",
-    "hydra.output_subdir": "the jobs' own directories say what they were; there is nothing to add",
+    "hydra.sweep": "sweep.dir=DIR sets the directory of the jobs",
+    "hydra.run": "sweep.dir=DIR sets the directory of the jobs",
+    "hydra.output_subdir": "each job's directory already records its config",
     "hydra.job.chdir": "jobs run where the command runs",
     "hydra.mode": "-m says it",
-    "hydra.searchpath": "--config-dir DIR says it",
+    "hydra.searchpath": "use --config-dir DIR",
 }
-"""What the sweep decides itself, so that an override cannot."""
+"""Keys that the sweep sets itself, so they cannot be overridden, with the reason."""
 FREE_KEYS = ("resume.allow",)
-"""What an override may set below the keys of `OWN_KEYS`, for all jobs. Hydra does not see it: `compose` takes it."""
+"""Keys below those of `OWN_KEYS` that may be overridden, for all jobs. `compose` applies them, not Hydra."""
 
 
 @dataclass(frozen=True)
 class Multirun:
-    """A command line of several jobs."""
+    """A command line that starts several jobs."""
 
     config: Config
-    """The config of the first job, or of the first that a search may propose."""
+    """Config of the first job, or of the first that a search may propose."""
     jobs: tuple[tuple[str, ...], ...]
-    """The overrides of every job; empty where a search proposes them."""
+    """Overrides of every job; empty if a search proposes them."""
     first: tuple[str, ...]
-    """The overrides of the first one, or of one that a search may propose."""
+    """Overrides of the first job, or of one that a search may propose."""
     fixed: frozenset[str]
-    """The keys that every job has the same value of."""
+    """Keys with the same value in every job."""
     arguments: tuple[str, ...]
-    """The overrides for Hydra's multirun."""
+    """Overrides for Hydra's multirun."""
     free: tuple[str, ...]
     """Overrides of `FREE_KEYS`, which every job has in addition."""
     sweep_file: str | None
     search: bool
-    """Whether a sweeper proposes values from those of earlier jobs."""
+    """True if a sweeper proposes values based on earlier jobs."""
     direction: str
-    """minimize or maximize: which end of the sweep's metric is the better one."""
+    """minimize or maximize: the better direction of the sweep's metric."""
     sets_direction: bool
-    """True if the search has to be told the direction."""
+    """True if the direction must be passed to the search."""
     trials: int | None
-    """How many jobs the search proposes."""
+    """Number of jobs that the search proposes."""
     submitit: bool
-    """Whether the jobs run in processes that submitit starts."""
+    """True if the jobs run in processes that submitit starts."""
     minutes: int | None
-    """How long submitit lets a job run."""
+    """Time limit of a job under submitit."""
 
 
 def quoted(value: object) -> str:
-    """A value as a quoted string of Hydra's grammar."""
+    """Return a value as a quoted string of Hydra's grammar."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
 
 
 def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> Multirun:
-    """Find out which jobs a command line means.
+    """Return the jobs of a command line.
 
     Raises:
-        ConfigError: for the first thing that is wrong in what they share.
+        ConfigError: for the first error in what the jobs share.
     """
     _refuse_own(overrides)
     refuse_repeated(overrides, lists="-m KEY=A,B sweeps over several values")
@@ -140,13 +140,13 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
 def run_multirun(
     multirun: Multirun, name: str, directory: Path, config_dir: Path | None, run_job: Callable[[list[str]], Any]
 ) -> None:
-    """Have Hydra call `run_job` with the overrides of every job, here or wherever its launcher puts it.
+    """Have Hydra call `run_job` with the overrides of every job, here or wherever its launcher runs it.
 
     Args:
-        run_job: returns the job's value, None if it has none; can be pickled. A `SystemExit` from it ends the sweep.
+        run_job: returns the job's value, or None; must be picklable. A `SystemExit` from it ends the sweep.
 
     Raises:
-        ConfigError: if Hydra refuses the command line.
+        ConfigError: if Hydra rejects the command line.
         RunError: if submitit cannot start the jobs, or loses one.
     """
     import hydra
@@ -178,7 +178,7 @@ def run_multirun(
             _quiet_search(multirun),
             _without_secrets(),
             exported_import_path(),
-        ):  # submitit starts its jobs by itself
+        ):  # `exported_import_path`: submitit starts the jobs itself
             door()
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error, multirun.arguments) from error
@@ -186,13 +186,13 @@ def run_multirun(
         if multirun.submitit:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise RunError(f"submitit: {lines[-1].strip()}; the jobs' own logs are in {directory}/.submitit") from error
-        if "No trials are completed" not in str(error):  # what Optuna says where every job has failed
+        if "No trials are completed" not in str(error):  # Optuna's error if every job failed
             raise
 
 
 @contextmanager
 def _command_line(arguments: list[str]) -> Iterator[None]:
-    """Hydra's door reads `sys.argv`, and hands errors on only where it is told to."""
+    """Set `sys.argv`, which Hydra's entry point reads, and the variable that makes it raise errors, not exit."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [argv[0], "--multirun", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -208,7 +208,7 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _without_secrets() -> Iterator[None]:
-    """Hydra stores its config as `multirun.yaml`: with the URLs of the command line, so without their credentials."""
+    """Remove credentials from `multirun.yaml`, in which Hydra stores the URLs of the command line."""
     from omegaconf import OmegaConf
 
     def save(config: Any, f: Any, resolve: bool = False) -> None:
@@ -224,11 +224,11 @@ def _without_secrets() -> Iterator[None]:
 
 @contextmanager
 def _quiet_search(multirun: Multirun) -> Iterator[None]:
-    """What Optuna and its plugin say of every trial, the sweep says in its own words."""
+    """Silence what Optuna and its plugin print for every trial, because the sweep reports trials itself."""
     if not multirun.search:
         yield
         return
-    with contextlib.suppress(ImportError):  # another search than Optuna's
+    with contextlib.suppress(ImportError):  # the search is not Optuna's
         import optuna  # noqa: F401  # sets the level of its logger when it is imported
     levels = {"optuna": logging.ERROR, "hydra_plugins.hydra_optuna_sweeper": logging.CRITICAL}
     before = {name: logging.getLogger(name).level for name in levels}
@@ -254,10 +254,10 @@ def _search_path(config_dir: Path | None) -> list[str]:
 
 
 def _parse(items: Sequence[str]) -> list[Any]:
-    """Hydra's parsed overrides.
+    """Return Hydra's parsed overrides.
 
     Raises:
-        ConfigError: for what it cannot read.
+        ConfigError: if Hydra cannot parse one.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -272,21 +272,21 @@ def _parse(items: Sequence[str]) -> list[Any]:
 
 
 def _first_values(items: Sequence[str]) -> list[str]:
-    """The overrides with the first value of what is swept over, as one run could have them."""
+    """Return the overrides of a single run: those of a sweep with their first value."""
     return [_choices(each.get_key_element(), each, search=True)[0] for each in _parse(items)]
 
 
 def _choices(key: str, override: Any, *, search: bool) -> list[str]:
-    """An override as those of the jobs: one for each value of a sweep; of an interval its beginning."""
+    """Return one override per value of a sweep; for an interval, its lower end."""
     if not override.is_sweep_override():
-        # A deletion without a value has to stay one.
+        # A deletion without a value must remain one.
         return [override.input_line if override.is_delete() else f"{key}={override.get_value_element_as_str()}"]
     value = (override.input_line or "").partition("=")[2]
     if override.is_discrete_sweep():
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
         if values:
             return values
-        raise ConfigError(key_of(key), value, "gives no value at all")
+        raise ConfigError(key_of(key), value, "contains no value")
     if search:
         return [f"{key}={override.value().start}"]
     mend = "an interval is for a search, such as hydra/sweeper=optuna (see conf/sweep/optuna.yaml)"
@@ -294,7 +294,7 @@ def _choices(key: str, override: Any, *, search: bool) -> list[str]:
 
 
 def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[str, Any]:
-    """What the overrides make of Hydra's own section: sweeper and launcher, as plain data."""
+    """Return Hydra's own section, with sweeper and launcher, as plain data."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -318,7 +318,7 @@ def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[st
 
 
 def _check_sweeper(sweeper: dict[str, Any], direction: str, *, explicit: bool) -> None:
-    """Reject a search in the other direction. An unset one, whose default is minimize, is set by the sweep."""
+    """Reject a search in the opposite direction. The sweep sets an unset one, whose default is minimize."""
     found = sweeper.get("direction")
     if found not in (None, direction) and (explicit or found != "minimize"):
         mend = f"the metric of the sweep is to {direction}; omit hydra.sweeper.direction"

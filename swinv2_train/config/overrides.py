@@ -1,4 +1,4 @@
-"""The overrides of a command line: their keys, their order, and the refusal of a key that is given twice."""
+"""Overrides of a command line: their keys, their order, and rejection of repeated keys."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from swinv2_train.config.errors import ConfigError
 
 FIRST_GROUPS = ("experiment", "sweep")
-"""Groups whose files are applied before every other choice and value of the command line."""
+"""Groups whose files are applied before all other choices and values of the command line."""
 SHARD_KEYS = ("data", "data.shards", "data.eval_shards", "probe", "probe.shards", "probe.eval_shards")
-"""Keys whose values are shard patterns, which a shell expands if they are not quoted."""
+"""Keys whose values are shard patterns, which the shell expands unless they are quoted."""
 _MOST_SHOWN = 3
 
 
 def key_of(item: str) -> str:
-    """Return the key of an override, without its sign and its package."""
+    """Return the key of an override, without its prefix (+, ++, ~) and its package."""
     return item.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
@@ -25,7 +25,7 @@ def in_order(items: Sequence[str]) -> list[str]:
 
 
 def last_of_each(items: Iterable[str]) -> list[str]:
-    """Keep the last override of every key, for lists where a later source is meant to replace an earlier one."""
+    """Keep the last override of every key, for lists in which a later source replaces an earlier one."""
     kept: dict[str, str] = {}
     for item in items:
         kept.pop(key_of(item), None)
@@ -34,7 +34,7 @@ def last_of_each(items: Iterable[str]) -> list[str]:
 
 
 def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
-    """Reject a key that is given more than once: taking the last one would ignore the others without a word.
+    """Reject a key that occurs more than once: using the last value would silently ignore the others.
 
     Args:
         lists: advice for several values, for commands that have a notation for them.
@@ -53,7 +53,7 @@ def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
         mend = f"{key} is given {len(values)} times ({', '.join(shown)}); give it once"
         if key in SHARD_KEYS:
             mend += (
-                f". If this is one pattern that the shell has expanded, put it into single quotes, such as "
+                f". If the shell expanded a pattern, put it in single quotes, such as "
                 f"{key}='shards/train-{{000000..000011}}.tar'; a list is {key}='[a.tar,b.tar]'"
             )
         elif lists:

@@ -1,7 +1,6 @@
-"""What follows from a config once the number of ranks and samples is known: batches, steps, learning rates.
+"""Batches, steps, and learning rates of a run, derived from the config and the number of ranks and samples.
 
-Nothing in a plan is stored or resumed. It is derived anew at every start,
-so a run can go on with another number of ranks.
+A plan is never stored or resumed. It is derived again at every start, so a run can resume on another number of ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from swinv2_train.config.schema import Config
 
 @dataclass(frozen=True)
 class Plan:
-    """The derived numbers of a run. Learning rates are for the global batch; lengths are optimizer steps."""
+    """Derived numbers of a run. Learning rates are for the global batch; lengths are in optimizer steps."""
 
     world_size: int
     num_samples: int
@@ -36,9 +35,9 @@ class Plan:
 
 
 def split_batch(config: Config, world_size: int) -> tuple[int, int]:
-    """The micro-batch and the accumulation of each rank: (micro_batch, accumulation).
+    """Return the micro-batch and the number of accumulation steps of each rank.
 
-    The micro-batch is the largest divisor of a rank's share that `engine.micro_batch` allows.
+    The micro-batch is the largest divisor of a rank's part of the batch that `engine.micro_batch` allows.
     """
     total = config.optim.global_batch
     if total % world_size:
@@ -47,7 +46,7 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
         raise ConfigError(
             "optim.global_batch",
             total,
-            f"does not divide among {world_size} ranks; take {near}, or another number of ranks",
+            f"does not divide among {world_size} ranks; use {near}, or another number of ranks",
         )
     share = total // world_size
     most = config.engine.micro_batch or share
@@ -59,7 +58,7 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
     """Derive the plan of a run.
 
     Raises:
-        ConfigError: where the batch does not divide or the run would have no step.
+        ConfigError: if the batch does not divide among the ranks, or if the run would have no step.
     """
     optim = config.optim
     micro_batch, accumulation = split_batch(config, world_size)
@@ -73,7 +72,7 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
             "optim.epochs",
             optim.epochs,
             f"{num_samples} samples make less than one step of {optim.global_batch}; "
-            "take more epochs or a smaller optim.global_batch",
+            "use more epochs or a smaller optim.global_batch",
         )
     warmup = optim.warmup_steps if optim.warmup_steps is not None else to_steps(optim.warmup_epochs or 0)
     if warmup >= total:

@@ -1,7 +1,7 @@
 """The base of every config section: plain dataclasses that can be frozen.
 
 A `dataclass(frozen=True)` would be the obvious choice, but OmegaConf marks such nodes read-only and then refuses to
-merge into them, so freezing is a step of its own, taken once the config is complete.
+merge into them. So freezing is a separate step, taken once the config is complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Section:
     """A dataclass that refuses assignment after `freeze`."""
 
     def freeze(self) -> None:
-        """Refuse any further assignment here and in the sections below."""
+        """Reject any further assignment here and in the sections below."""
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if isinstance(value, Section):
@@ -28,7 +28,7 @@ class Section:
 
 
 def flat(section: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value of a config by its dotted key."""
+    """Return every value of a config by its dotted key."""
     values: dict[str, Any] = {}
     for spec in dataclasses.fields(section):
         value = getattr(section, spec.name)

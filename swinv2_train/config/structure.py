@@ -1,4 +1,4 @@
-"""What must be the same in two models where the weights of one go into the other."""
+"""Model fields that must be equal in two models to transfer weights from one to the other."""
 
 from __future__ import annotations
 

@@ -9,30 +9,30 @@ from swinv2_train.config.section import Section
 
 @dataclass
 class SweepConfig(Section):
-    """What `swinv2-train -m` does around its jobs; none of it changes what a job computes."""
+    """How `swinv2-train -m` runs its jobs. No key here changes what a job computes."""
 
     name: str | None = None
-    """Name of the sweep, and W&B's group; null: that of the sweep file, or of the run where there is none."""
+    """Name of the sweep, and the W&B group; null: that of the sweep file, or else of the run."""
     dir: str | None = None
-    """Where the jobs' run directories are; null: outputs/sweeps/NAME."""
+    """Directory of the jobs' run directories; null: outputs/sweeps/NAME."""
     experiment: str | None = None
-    """The experiment of all jobs where the command names none; for sweep files."""
+    """Experiment of all jobs if the command names none; for sweep files."""
     metric: str = "eval/loss"
-    """What a job is judged by, as metrics.jsonl names it; every job must record it."""
+    """Metric that jobs are compared by, as named in metrics.jsonl; every job must record it."""
     direction: str | None = None
-    """minimize or maximize: which end of the metric is the better one; null: the metric decides.
+    """minimize or maximize: the better direction of the metric; null: the metric decides.
 
-    A direction that contradicts the metric is refused.
+    A direction that contradicts the metric is rejected.
     """
     value: str = "last"
     """last or best: which of a job's values counts."""
     retries: int = 1
-    """How often a job that failed is started again in the same call."""
+    """Number of times that a failed job is restarted within one call."""
     prune: str = "off"
     """median: stop a job that is worse than the median of the others at the same step. off: let every job end."""
     prune_after_steps: int = 0
     """No job is pruned before this step."""
     prune_min_jobs: int = 3
-    """No job is pruned before so many others have a value at that step."""
+    """No job is pruned before N others have a value at that step."""
     job: str | None = None
     """The id of this run in its sweep; the sweep sets it."""

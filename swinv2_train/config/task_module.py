@@ -1,4 +1,4 @@
-"""Find the module of a task that is not ours before Hydra composes: its section is part of the schema."""
+"""Find the module of a custom task before Hydra composes, because its section is part of the schema."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
     """Give Hydra the schema and the section of every task.
 
     Args:
-        section: of a task that is not ours: the run has it from the start, so that files need not name its schema.
+        section: of a custom task: the run has it from the start, so files need not name its schema.
         config_dir: the user's configs; None without any.
     """
     from hydra.core.config_store import ConfigStore
@@ -30,7 +30,7 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
     store.store("schema", Config(task=(section or TaskConfig)(), resume="auto"))
     for name, each in TASK_SECTIONS.items():
         store.store(f"{name}_schema", each, group="task")  # the file of a task chooses its section
-    if section is not None:  # task=NAME without a file of that name; with one Hydra warns of two
+    if section is not None:  # task=NAME works without a file of that name; with one, Hydra would warn of duplicates
         name = section().name
         if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
             store.repo["task"].pop(f"{name}.yaml", None)
@@ -39,16 +39,16 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
 
 
 def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: Path) -> type[TaskConfig] | None:
-    """Return the section of the task whose module an override or a file of the user names; None for ours.
+    """Return the section of the task whose module an override or a user file names; None for a built-in task.
 
     Hydra must be initialized.
 
     Args:
         config_dir: the user's configs; None without any.
-        conf_dir: ours.
+        conf_dir: the built-in configs.
 
     Raises:
-        ConfigError: if the module or the task is not there.
+        ConfigError: if the module or the task does not exist.
     """
     found = {key_of(item): item.partition("=")[2] for item in overrides if key_of(item) in (KEY, "task.name", "task")}
     files: dict[str, Any] = {}
@@ -61,7 +61,7 @@ def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: 
     name = found.get("task.name") or files.get("name") or found.get("task")
     if name in sections:
         return sections[name]
-    if name in TASK_SECTIONS:  # of ours, and the module is for nothing
+    if name in TASK_SECTIONS:  # built-in, so the module is not needed
         return None
     if name and not any((place / "task" / f"{name}.yaml").is_file() for place in (config_dir, conf_dir) if place):
         raise ConfigError("task", name, f"{KEY}={module} has no such task; it has {', '.join(sections)}")
@@ -77,10 +77,10 @@ def _mentions_module(config_dir: Path) -> bool:
 
 
 def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -> dict[str, Any]:
-    """Return the task section that the chosen files make, as far as it can be told without its schema.
+    """Return the task section that the chosen files define, as far as possible without its schema.
 
-    Hydra itself resolves the files, so that this is right for recipes that build on others. The schema is left open,
-    and schemas that are not there yet are empty.
+    Hydra itself resolves the files, so this also works for recipes that build on others. The schema is left open, and
+    schemas that are not registered yet are empty.
     """
     from hydra import compose
     from hydra.core.config_store import ConfigStore
@@ -92,7 +92,7 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
     store.store("schema", {})
     for name in TASK_SECTIONS:
         store.store(f"{name}_schema", {"name": name}, group="task")
-        store.repo["task"].pop(f"{name}.yaml", None)  # of an earlier composition in this process; the files count
+        store.repo["task"].pop(f"{name}.yaml", None)  # from an earlier composition in this process; the files decide
     try:
         while True:
             try:
@@ -105,7 +105,7 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
                 stubs.append(missing[1])
                 store.store(missing[1], {}, group="task")
     finally:
-        for name in stubs:  # or a later command would find a task of this name
+        for name in stubs:  # otherwise a later composition would find a task of this name
             store.repo["task"].pop(f"{name}.yaml", None)
     section = OmegaConf.select(composed, "task")
     return OmegaConf.to_container(section, resolve=False) if OmegaConf.is_dict(section) else {}

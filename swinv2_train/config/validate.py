@@ -1,6 +1,6 @@
-"""Refuse a config that cannot be run, before anything slow is imported.
+"""Reject a config that cannot be run, before any slow import.
 
-Every check raises a `ConfigError` that names the field, the value and the mend.
+Every check raises a `ConfigError` with the field, the value, and the fix.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_optimization.stage": "engine.zero_stage",
     "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
-"""What `engine.deepspeed` may not set, because other parts of the program go by the field that does."""
+"""Keys that `engine.deepspeed` may not set, with the field that sets them: other code relies on that field."""
 MAY_BE_INFINITE = ("guard.zscore", "guard.loss_ratio", "guard.grad_norm_ratio")
-"""Limits that .inf switches off."""
+"""Limits that .inf turns off."""
 LEAST_CROP = 0.05
-"""Below, an image would be enlarged more than twentyfold before its crop, and a damaged file may claim anything."""
+"""A smaller fraction would enlarge an image more than 20 times before its crop, so a damaged file could request any
+amount of memory."""
 
 
 def validate_data(config: Config) -> None:
-    """Check how images are read and prepared; the shards themselves are for whoever opens them.
+    """Check how images are read and prepared. The shards themselves are checked when they are opened.
 
     Raises:
-        ConfigError: for the first thing that is wrong.
+        ConfigError: for the first error.
     """
     data = config.data
     one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
@@ -53,7 +54,7 @@ def validate_data(config: Config) -> None:
             raise ConfigError(
                 f"data.augment.{key}",
                 bounds,
-                "is a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""),
+                "must be a pair [low, high] above 0" + (" and up to 1" if key == "scale" else ""),
             )
     for key in ("hflip", "vflip"):
         share(f"data.augment.{key}", getattr(data.augment, key))
@@ -78,11 +79,11 @@ def validate_data(config: Config) -> None:
                 raise ConfigError(
                     f"data.{key}",
                     value,
-                    f"has 3 channels, model.in_channels={config.model.in_channels}; take dataset, or a list",
+                    f"has 3 channels, model.in_channels={config.model.in_channels}; use dataset, or a list",
                 )
         elif not isinstance(value, list) or len(value) != config.model.in_channels:
             raise ConfigError(
-                f"data.{key}", value, f"needs one number per channel, model.in_channels={config.model.in_channels}"
+                f"data.{key}", value, f"must have one number per channel, model.in_channels={config.model.in_channels}"
             )
         elif any(isinstance(number, bool) or not isinstance(number, (int, float)) for number in value):
             raise ConfigError(f"data.{key}", value, "needs numbers")
@@ -105,14 +106,12 @@ def _validate_engine(config: Config) -> None:
     one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
     one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
     if engine.grad_accum_dtype == "bf16" and engine.precision != "bf16":
-        raise ConfigError(
-            "engine.grad_accum_dtype", "bf16", f"goes with engine.precision=bf16 only, not {engine.precision}"
-        )
+        raise ConfigError("engine.grad_accum_dtype", "bf16", f"requires engine.precision=bf16, not {engine.precision}")
     if engine.grad_accum_dtype == "fp32" and engine.precision != "fp32" and engine.zero_stage == 0:
-        raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed offers it from engine.zero_stage=1 on")
+        raise ConfigError("engine.grad_accum_dtype", "fp32", "DeepSpeed requires engine.zero_stage=1 or higher for it")
     if engine.precision == "fp16" and engine.zero_stage == 0:
         raise ConfigError(
-            "engine.zero_stage", 0, "DeepSpeed's fp16 without ZeRO loses its loss scale at a resume; take stage 1"
+            "engine.zero_stage", 0, "DeepSpeed's fp16 without ZeRO loses its loss scale on resume; use stage 1"
         )
     if engine.micro_batch is not None:
         at_least("engine.micro_batch", engine.micro_batch, 1)
@@ -134,7 +133,7 @@ def _validate_safety(config: Config) -> None:
     for key in ("start_minutes", "step_minutes", "eval_minutes", "save_minutes"):
         value = getattr(watchdog, key)
         if not value > 0:
-            raise ConfigError(f"watchdog.{key}", value, "must be above 0; take a large number for no limit")
+            raise ConfigError(f"watchdog.{key}", value, "must be above 0; set a large number for no limit")
     for key in ("keep_best", "retries", "retry_seconds"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
     if checkpoint.best_mode is not None:
@@ -142,7 +141,7 @@ def _validate_safety(config: Config) -> None:
     if checkpoint.keep_best:
         if not (config.data.eval_shards and config.eval.every_steps):
             raise ConfigError(
-                "checkpoint.keep_best", checkpoint.keep_best, "needs data.eval_shards and eval.every_steps to choose by"
+                "checkpoint.keep_best", checkpoint.keep_best, "needs data.eval_shards and eval.every_steps"
             )
         if checkpoint.every_steps and checkpoint.every_steps % config.eval.every_steps:
             raise ConfigError(
@@ -179,17 +178,17 @@ def _validate_schedules(config: Config) -> None:
     one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
     _validate_launch(config.launch)
     if not config.run.dir:
-        raise ConfigError("run.dir", config.run.dir, "give the directory of the run")
+        raise ConfigError("run.dir", config.run.dir, "set the directory of the run")
 
 
 def _validate_init(config: Config) -> None:
     one_of("init.which", config.init.which, ("newest", "best"))
     if config.init_from is not None and not config.init_from:
-        raise ConfigError("init_from", "''", "give a run, a checkpoint or a file; null for none")
+        raise ConfigError("init_from", "''", "set a run, a checkpoint, or a file; null for none")
     if config.init_from is None:
         for key, unset in (("which", "newest"), ("ema", False), ("label_map", None)):
             if getattr(config.init, key) != unset:
-                raise ConfigError(f"init.{key}", getattr(config.init, key), "says how init_from is read, which is null")
+                raise ConfigError(f"init.{key}", getattr(config.init, key), "has no effect, because init_from is null")
     if config.init.label_map is not None and config.task.classes is None:
         fix = f"is for classification and other tasks with classes; task={config.task.name} has no classes"
         raise ConfigError("init.label_map", config.init.label_map, fix)
@@ -213,7 +212,7 @@ def _validate_launch(launch: LaunchConfig) -> None:
     for key in ("master_port", "ssh_port"):
         port = getattr(launch, key)
         if port is not None and not 0 < port < 65536:
-            raise ConfigError(f"launch.{key}", port, "is a port from 1 to 65535")
+            raise ConfigError(f"launch.{key}", port, "must be a port from 1 to 65535")
     if launch.nproc_per_node is not None:
         at_least("launch.nproc_per_node", launch.nproc_per_node, 1)
         if launch.hostfile:
@@ -221,11 +220,11 @@ def _validate_launch(launch: LaunchConfig) -> None:
             raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
     for key in ("ssh_port", "master_addr"):
         if getattr(launch, key) is not None and not launch.hostfile:
-            raise ConfigError(f"launch.{key}", getattr(launch, key), "is for launch.hostfile, which is not set")
+            raise ConfigError(f"launch.{key}", getattr(launch, key), "requires launch.hostfile, which is not set")
 
 
 def _validate_best_metric(config: Config) -> None:
-    """A metric of the probes is there only where they had their turn, and every evaluation looks it up."""
+    """Check that every evaluation reports the metric; probe metrics exist only at steps that probe."""
     checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
     metric = checkpoint.best_metric
     if better_end(metric):
@@ -236,25 +235,25 @@ def _validate_best_metric(config: Config) -> None:
         given = evaluated_metrics(config)
         if config.data.eval_shards and metric not in given:
             raise ConfigError(
-                "checkpoint.best_metric", metric, f"no evaluation gives it; take one of {', '.join(given)}"
+                "checkpoint.best_metric", metric, f"no evaluation reports it; must be one of {', '.join(given)}"
             )
         return
     if not probe.shards:
         raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")
     known = probed_metrics(config)
     if metric not in known:
-        raise ConfigError("checkpoint.best_metric", metric, f"the probes give {' and '.join(known)} as they are set")
+        raise ConfigError("checkpoint.best_metric", metric, f"as configured, the probes report {' and '.join(known)}")
     if not probe.every_steps or every % probe.every_steps:
         raise ConfigError(
             "probe.every_steps",
             probe.every_steps,
-            f"checkpoint.best_metric={metric} needs a probe at every evaluation: take {every}, as eval.every_steps, "
+            f"checkpoint.best_metric={metric} needs a probe at every evaluation: set {every}, like eval.every_steps, "
             "or a divisor of it",
         )
 
 
 def _refuse_infinite(config: Config) -> None:
-    """Reject nan everywhere, and infinity where it is not a way to switch a test of the guard off."""
+    """Reject nan everywhere, and infinity unless it turns off a guard test."""
     for key, value in flat(config).items():
         values = value if isinstance(value, (list, tuple)) else [value]
         for number in values:
@@ -268,7 +267,7 @@ def validate(config: Config) -> None:
     """Check everything that needs neither data nor devices.
 
     Raises:
-        ConfigError: for the first thing that is wrong.
+        ConfigError: for the first error.
     """
     _refuse_infinite(config)
     validate_model(config.model)

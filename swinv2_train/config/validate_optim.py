@@ -1,4 +1,4 @@
-"""Reject an optim section that cannot be run, or whose rates contradict each other; part of `validate`."""
+"""Reject an optim section that cannot be run or whose rates contradict each other; part of `validate`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def validate_optim(optim: OptimConfig) -> None:
     """Check the optim section.
 
     Raises:
-        ConfigError: for the first thing that is wrong.
+        ConfigError: for the first error.
     """
     at_least("optim.global_batch", optim.global_batch, 1)
     one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
@@ -25,13 +25,13 @@ def validate_optim(optim: OptimConfig) -> None:
         raise ConfigError(
             "optim.steps",
             optim.steps,
-            f"give the length of the run as optim.steps or optim.epochs; {given} set (null unsets one)",
+            f"set the length of the run with optim.steps or optim.epochs; {given} set (null unsets one)",
         )
     if optim.warmup_epochs is not None and optim.warmup_steps is not None:
         raise ConfigError(
             "optim.warmup_steps",
             optim.warmup_steps,
-            "give either warmup_steps or warmup_epochs; both are set (null unsets one)",
+            "set either warmup_steps or warmup_epochs; both are set (null unsets one)",
         )
     if optim.schedule == "multistep" and not optim.milestones:
         raise ConfigError("optim.milestones", optim.milestones, "optim.schedule=multistep needs at least one milestone")
@@ -51,7 +51,7 @@ def _validate_scales(scales: Any) -> None:
     if scales is None:
         return
     if not isinstance(scales, Mapping):
-        raise ConfigError("optim.lr_scales", scales, "give factors by name, such as {backbone: 0.1}")
+        raise ConfigError("optim.lr_scales", scales, "must be factors by name, such as {backbone: 0.1}")
     for name, factor in scales.items():
         if not isinstance(name, str):
             raise ConfigError("optim.lr_scales", scales, f"{name} is not the name of a module")
@@ -66,7 +66,7 @@ def _validate_freeze(freeze: Any) -> None:
     if isinstance(freeze, Mapping):
         count = freeze.get("stages")
         if set(freeze) != {"stages"} or isinstance(count, bool) or not isinstance(count, int):
-            raise ConfigError("optim.freeze", freeze, "a mapping here is {stages: N}, the backbone's first N stages")
+            raise ConfigError("optim.freeze", freeze, "a mapping must be {stages: N}, the backbone's first N stages")
         if not 0 <= count <= NUM_STAGES:
             raise ConfigError("optim.freeze.stages", count, f"must be from 0 to {NUM_STAGES}")
     elif not isinstance(freeze, list) or not all(isinstance(name, str) for name in freeze):
@@ -85,11 +85,11 @@ def _validate_rates(optim: OptimConfig) -> None:
     for key in ("layer_decay", "gamma"):
         value = getattr(optim, key)
         if not 0 < value <= 1:
-            raise ConfigError(f"optim.{key}", value, f"multiplies the rate: above 0 and up to 1{percent(value)}")
+            raise ConfigError(f"optim.{key}", value, f"must be a factor above 0 and at most 1{percent(value)}")
     if not 0 <= optim.ema_decay < 1:
-        raise ConfigError("optim.ema_decay", optim.ema_decay, "is 0 (off) or a number below 1, such as 0.9999")
+        raise ConfigError("optim.ema_decay", optim.ema_decay, "must be 0 (off) or a number below 1, such as 0.9999")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        raise ConfigError("optim.betas", optim.betas, "is a pair of numbers from 0 up to, not including, 1")
+        raise ConfigError("optim.betas", optim.betas, "must be a pair of numbers from 0 to below 1")
     if optim.betas[0] > optim.betas[1]:
         swapped = str(optim.betas[::-1]).replace(" ", "")
         mend = f"the gradient's mean would be slower than its square's; did you mean optim.betas={swapped}?"
@@ -104,4 +104,4 @@ def _validate_schedule(optim: OptimConfig) -> None:
         mend = f"is above optim.lr={optim.lr:g}, so the warm-up would lower the rate; set it to at most that, or 0"
         raise ConfigError("optim.warmup_lr", optim.warmup_lr, mend)
     if not all(0 < mark < math.inf for mark in optim.milestones):
-        raise ConfigError("optim.milestones", optim.milestones, "needs numbers above 0")
+        raise ConfigError("optim.milestones", optim.milestones, "must be numbers above 0")

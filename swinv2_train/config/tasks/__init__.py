@@ -1,6 +1,6 @@
-"""The `task` section: one dataclass per task, and which one a run has is told by its `name`.
+"""The `task` section: one dataclass per task, selected by its `name`.
 
-A section is the torch-free face of its task: all that the rest of the program needs to know before there is a model.
+A section is the torch-free interface of its task: everything that other code needs before the model exists.
 """
 
 from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig

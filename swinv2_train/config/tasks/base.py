@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
 
 LOSS = "loss"
-"""Name of the only term of a loss that has one term."""
+"""Name of the only term of a loss with one term."""
 
 
 @dataclass(frozen=True)
@@ -24,45 +24,45 @@ class Metric:
     """A number that an evaluation measures."""
 
     better: str
-    """`min` or `max`: which end is the better one."""
+    """`min` or `max`: the better direction."""
     title: str = ""
-    """In words, for tables and charts; empty: the name."""
+    """Name in words, for tables and charts; empty: the metric's name."""
     share: bool = False
-    """Goes from 0 to 1 and is shown in percent."""
+    """True for a fraction from 0 to 1, shown in percent."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """Lines of a dry run about a task."""
+    """Lines of a dry run about the task."""
 
     words: str
-    """The settings that matter, in a line."""
+    """The settings that matter, in one line."""
     head: str
     """Name of what the model has in addition to the backbone, such as `the head`."""
     parameters: int
-    """Of the whole model."""
+    """Parameters of the entire model."""
 
 
 @dataclass
 class TaskConfig(Section):
     """Base of every task section.
 
-    A task of your own is a subclass with a `name`, `IMPLEMENTATION`, and whatever differs from the defaults here; see
+    A custom task is a subclass with a `name`, `IMPLEMENTATION`, and whatever differs from the defaults here; see
     swinv2_train/tasks/README.md. Everything here works without torch.
     """
 
     IMPLEMENTATION: ClassVar[str] = ""
-    """The task's class (see `tasks.task.Task`) as `module:Class`. It is imported only where torch is needed."""
+    """The task's class (see `tasks.task.Task`) as `module:Class`. Imported only when torch is needed."""
     METRICS: ClassVar[dict[str, Metric]] = {LOSS: Metric("min", "loss")}
     """Metrics of an evaluation other than the number of samples, in display order."""
     HEAD: ClassVar[tuple[str, ...]] = ()
-    """Names of the parameters that have a row per class; `init_from` takes their rows by class."""
+    """Names of the parameters with one row per class; `init_from` copies their rows by class."""
     OUTPUT: ClassVar[str] = "features"
     """Output of an exported model: `logits`, one per class, or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
-    """Fields that may change in a run; checkpoints of both values are of the same run."""
+    """Fields that may change within a run; checkpoints with either value belong to the same run."""
     TITLE: ClassVar[str] = ""
-    """The task in sentences; empty: its name."""
+    """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""
     """Purpose of the weights, as stated in a model card."""
     EXTRA_PARTS: ClassVar[str] = "the head"
@@ -71,42 +71,42 @@ class TaskConfig(Section):
     name: str = ""
     """Name of the task."""
     module: str | None = None
-    """Python module of a task that is not part of this package, such as `my_package.my_task`; null for ours.
+    """Python module of a task that is not part of this package, such as `my_package.my_task`; null for built-in tasks.
 
-    It is found on the import path: installed, or in a folder of PYTHONPATH. The working directory does not count. See
+    It must be importable: installed, or in a folder of PYTHONPATH. The working directory does not count. See
     swinv2_train/tasks/README.md.
     """
 
-    # Not annotated, so that they are not fields here; a section that has the setting has a field of this name.
+    # Not annotated, so these are not fields here; a section that has the setting defines a field of this name.
     multi_label = False  # a sample may have several classes
     repeats = 1  # differently augmented copies of a sample in one batch
 
     @property
     def title(self) -> str:
-        """The task in a sentence."""
+        """Description of the task in a sentence."""
         return self.TITLE or self.name
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, 0 while it is left to the data; None for a task without classes.
+        """Number of classes, 0 while the data decides it; None for a task without classes.
 
         A section of a task with classes has a field `num_classes`.
         """
         return getattr(self, "num_classes", None)
 
     def metrics(self) -> tuple[str, ...]:
-        """Return the names of what an evaluation of this config measures, other than the number of samples."""
+        """Return the names of the metrics of an evaluation, other than the number of samples."""
         return tuple(self.METRICS)
 
     def terms(self) -> dict[str, float]:
-        """Return the terms of the loss by name, each with the factor that it has in the sum."""
+        """Return the terms of the loss by name, each with its factor in the sum."""
         return {LOSS: 1.0}
 
     def validate(self, config: Config) -> None:
-        """Check this section, and what it requires of the others.
+        """Check this section and its requirements on the others.
 
         Raises:
-            ConfigError: for the first thing that is wrong.
+            ConfigError: for the first error.
         """
 
     def doubts(self, config: Config) -> list[str]:
@@ -114,31 +114,28 @@ class TaskConfig(Section):
         return []
 
     def describe(self, config: Config) -> Description:
-        """Return what a dry run shows. The default counts the parameters of a head as 0."""
+        """Return what a dry run prints. The default counts the parameters of a head as 0."""
         return Description(self.title, "the head", count_parameters(config.model, resolution(config)))
 
     def open_fields(self) -> tuple[str, ...]:
-        """Return the fields that are still left to the data; they are compared with nothing until `complete`."""
+        """Return the fields that the data still decides; they are not compared with anything until `complete`."""
         return ("num_classes",) if self.classes == 0 else ()
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the open fields.
 
         Args:
-            saved: this section as the run's own checkpoint has it; empty without one.
+            saved: this section as stored in the run's own checkpoint; empty without one.
             card: dataset card of the training shards (`data.card.Card`); None without one.
 
         Raises:
-            ConfigError: if one stays unknown.
+            ConfigError: if one remains unknown.
         """
         if self.classes != 0:
             return
         known = saved.get("num_classes") or (card.num_classes if card else None)
         if not known:
-            fix = (
-                "the dataset card of data.shards knows of no classes; give their number, or pack the data with its "
-                "labels"
-            )
+            fix = "the dataset card of data.shards lists no classes; set their number, or pack the data with its labels"
             raise ConfigError("task.num_classes", 0, fix)
         self.num_classes = known
 
@@ -151,18 +148,18 @@ class TaskConfig(Section):
         return self
 
     def label_options(self) -> tuple[str, ...]:
-        """Return which of `label_map` and `real_labels` of swinv2-eval apply."""
+        """Return which options of swinv2-eval apply: `label_map`, `real_labels`."""
         return ()
 
     def worker_modules(self) -> list[str]:
-        """Return the modules that decoding processes import once, before they are forked."""
+        """Return the modules that the fork server of the decoding processes imports once, before it forks."""
         return [self.IMPLEMENTATION.partition(":")[0]]
 
     def implementation(self) -> Any:
         """Import and return the task's class, which needs torch.
 
         Raises:
-            ConfigError: if it is not there.
+            ConfigError: if it does not exist.
         """
         module, _, name = self.IMPLEMENTATION.partition(":")
         try:

@@ -1,4 +1,4 @@
-"""The section of classification."""
+"""Config section of classification."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
 
 _TOP = 5
-"""An accuracy among the first 5 classes needs more classes than that."""
+"""A top-5 accuracy requires more classes than this."""
 _NUMBER = r"\d+(\.\d+)?"
 _POLICIES = {
     "rand": rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3aw|3a|0)))*",
     "augmix": rf"augmix(-(m\d+|w\d+|d\d+|a{_NUMBER}|b[01]|mstd{_NUMBER}))*",
     "auto-augment": rf"(v0|v0r|original|originalr|3a)(-mstd{_NUMBER})?",
 }
-"""What timm's parsers accept; they skip silently, or end in an assertion at, what they do not."""
+"""Policies that timm's parsers accept. They silently skip anything else, or fail an assertion."""
 POLICY_MODULE = "timm.data.auto_augment"
-"""Where timm has the policies of `task.auto_augment`."""
+"""Location of the `task.auto_augment` policies in timm."""
 
 
 @dataclass
 class ClassificationConfig(TaskConfig):
-    """Supervised training and fine-tuning: one class per image, or several. Defaults are those of the official code."""
+    """Supervised training and fine-tuning, with one class per image or several. Defaults follow the official code."""
 
     IMPLEMENTATION = "swinv2_train.tasks.classification:Classification"
-    METRICS: ClassVar[dict[str, Metric]] = {  # of both kinds, one class per image and several
+    METRICS: ClassVar[dict[str, Metric]] = {  # for one class per image, and for several
         "top1": Metric("max", "top-1 accuracy", share=True),
         "top5": Metric("max", "top-5 accuracy", share=True),
         "mean_class_accuracy": Metric("max", "mean accuracy of the classes", share=True),
@@ -47,44 +47,44 @@ class ClassificationConfig(TaskConfig):
     PURPOSE = "for image classification"
 
     name: str = "classification"
-    """Which task this section is for."""
+    """Name of the task."""
     num_classes: int = 0
-    """Classes of the head; 0: as many as the dataset card of `data.shards` knows."""
+    """Classes of the head; 0: the number in the dataset card of `data.shards`."""
     multi_label: bool = False
-    """An image may have several classes, or none: binary cross-entropy per class instead of softmax."""
+    """Images may have several classes, or none: binary cross-entropy per class instead of softmax."""
     label_smoothing: float = 0.1
-    """Share of the target that is spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
     class_weights: Any = None
     """Weight of each class in the loss: null, `balanced` (inversely to its number of images), or a list.
 
-    With one class per image a sample counts by the weight of its class, and the loss is divided by the summed weights
-    of the global batch. With several, the mean over classes is weighted.
+    With one class per image, a sample is weighted by its class, and the loss is divided by the summed weights of the
+    global batch. With several classes, the mean over classes is weighted.
     """
     mixup: float = 0.8
     """Alpha of mixup (arXiv 1710.09412): blend a sample with its partner; 0: never.
 
-    Partners are neighbors in the order of samples. They are blended as 8 or 16 bit images, rounded to the nearest
-    value, each sample with a ratio of its own.
+    Partners are neighbors in the order of samples. They are blended as 8-bit or 16-bit images, rounded to the nearest
+    value, with a separate ratio for each sample.
     """
     cutmix: float = 1.0
     """Alpha of cutmix (arXiv 1905.04899): paste a rectangle of the partner; 0: never."""
     mix_prob: float = 1.0
-    """Share of the samples that is mixed at all."""
+    """Fraction of the samples that are mixed at all."""
     mix_switch_prob: float = 0.5
-    """Share of the mixed samples that gets cutmix where both are on."""
+    """Fraction of the mixed samples that use cutmix if both are on."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """RandAugment, AutoAugment, AugMix or 3-Augment in timm's notation; null: color jitter instead.
+    """RandAugment, AutoAugment, AugMix, or 3-Augment in timm notation; null: color jitter instead.
 
     Both are for 8-bit images of 3 channels.
     """
     color_jitter: float = 0.4
-    """Strength of brightness, contrast and saturation jitter where `auto_augment` is null or 3-Augment; 0: none."""
+    """Strength of brightness, contrast, and saturation jitter if `auto_augment` is null or 3-Augment; 0: none."""
     erase_prob: float = 0.25
-    """Probability of random erasing (arXiv 1708.04896) with noise (the data's mean and standard deviation); 0: off."""
+    """Probability of random erasing (arXiv 1708.04896) with noise (mean and standard deviation of the data); 0: off."""
     repeats: int = 1
     """Repeated augmentation (arXiv 1901.09335): this many differently augmented copies of a sample in one batch.
 
-    Epochs count copies: a run over one epoch then sees one in `repeats` of the samples.
+    Epochs count copies: one epoch then sees only one in `repeats` of the samples.
     """
 
     @property
@@ -93,19 +93,19 @@ class ClassificationConfig(TaskConfig):
         return self.mix_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
     def metrics(self) -> tuple[str, ...]:
-        """Return the names of what an evaluation of this config measures, other than the number of samples."""
+        """Return the names of the metrics of an evaluation, other than the number of samples."""
         if self.multi_label:
             return (LOSS, "mAP", "f1")
         top5 = ("top5",) if self.num_classes == 0 or self.num_classes > _TOP else ()
         return (LOSS, "top1", *top5, "mean_class_accuracy", "ece")
 
     def validate(self, config: Config) -> None:
-        """Check classes, augmentation, and class weights, and that a global batch holds whole pairs of samples."""
+        """Check classes, augmentation, class weights, and that a global batch contains complete pairs of samples."""
         at_least("task.num_classes", self.num_classes, 0)
         if self.num_classes == 1 and not self.multi_label:
-            raise ConfigError("task.num_classes", 1, "a single class is always right; take 2, or task.multi_label=true")
+            raise ConfigError("task.num_classes", 1, "a single class is always right; use 2, or task.multi_label=true")
         if not 0 <= self.label_smoothing < 1:
-            fix = f"is a share from 0 and below 1{percent(self.label_smoothing)}"
+            fix = f"must be a fraction from 0 to below 1{percent(self.label_smoothing)}"
             raise ConfigError("task.label_smoothing", self.label_smoothing, fix)
         for key in ("mixup", "cutmix", "color_jitter"):
             value = getattr(self, key)
@@ -124,7 +124,7 @@ class ClassificationConfig(TaskConfig):
             raise ConfigError(
                 "task.auto_augment",
                 policy,
-                "is not in timm's notation, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, v0, original-mstd0.5 or 3a; "
+                "is not in timm notation, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, v0, original-mstd0.5 or 3a; "
                 "null for none",
             )
         key = "auto_augment" if policy is not None else "color_jitter"
@@ -132,7 +132,7 @@ class ClassificationConfig(TaskConfig):
             raise ConfigError(
                 f"task.{key}",
                 getattr(self, key),
-                f"is for images of 3 channels, and model.in_channels={channels}: "
+                f"requires images of 3 channels, but model.in_channels={channels}: "
                 "set task.auto_augment=null task.color_jitter=0",
             )
 
@@ -144,28 +144,28 @@ class ClassificationConfig(TaskConfig):
             isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in weights
         )
         if not numbers:
-            fix = "is null, balanced, or a list with a number for each class"
+            fix = "must be null, balanced, or a list with one number per class"
             raise ConfigError("task.class_weights", weights, fix)
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise ConfigError("task.class_weights", weights, "needs numbers from 0 on, and not all of them 0")
+            raise ConfigError("task.class_weights", weights, "must be numbers of at least 0, and not all 0")
         if self.num_classes and len(weights) != self.num_classes:
             raise ConfigError(
                 "task.class_weights",
                 weights,
-                f"has {len(weights)} numbers for task.num_classes={self.num_classes}; give one for each class",
+                f"has {len(weights)} numbers for task.num_classes={self.num_classes}; set one for each class",
             )
 
     def _validate_pairs(self, global_batch: int) -> None:
-        """Samples are mixed in blocks of 2 * repeats, which a global batch must hold whole."""
+        """Check that a global batch contains complete mixing blocks of 2 * repeats samples."""
         at_least("task.repeats", self.repeats, 1)
         block = self.repeats * (2 if self.mixes else 1)
         if global_batch % block:
-            why = "mixing takes pairs of samples" if self.mixes else "the copies of a sample stay in one batch"
+            why = "mixing needs pairs of samples" if self.mixes else "the copies of a sample stay in one batch"
             repeated = f", each {self.repeats} times (task.repeats)" if self.repeats > 1 and self.mixes else ""
             raise ConfigError(
                 "optim.global_batch",
                 global_batch,
-                f"must be a multiple of {block}, because {why}{repeated}; take {-(-global_batch // block) * block}"
+                f"must be a multiple of {block}, because {why}{repeated}; use {-(-global_batch // block) * block}"
                 + (", or task.mix_prob=0" if self.mixes else ""),
             )
 
@@ -178,13 +178,13 @@ class ClassificationConfig(TaskConfig):
                 lines.append(f"task.{key}={value:g} is far above what is usual, {usual}")
         if self.label_smoothing > 0.5:
             lines.append(
-                f"task.label_smoothing={self.label_smoothing:g} leaves the right class less than half; usual is 0.1"
+                f"task.label_smoothing={self.label_smoothing:g} leaves the correct class less than half; usual: 0.1"
             )
         return lines
 
     def describe(self, config: Config) -> Description:
         """Return classes and augmentation, and the parameters with the linear head."""
-        classes = f"{self.num_classes} classes" if self.num_classes else "as many classes as the data has"
+        classes = f"{self.num_classes} classes" if self.num_classes else "number of classes from the data"
         parts = [f"{classes}, several per image" if self.multi_label else classes]
         if self.label_smoothing:
             parts.append(f"label smoothing {self.label_smoothing:g}")
@@ -203,13 +203,13 @@ class ClassificationConfig(TaskConfig):
         return Description(", ".join(parts), "the head", parameters)
 
     def for_evaluation(self, classes: int | None) -> ClassificationConfig:
-        """Return this section without class weights, which would need the training data, and with so many classes."""
+        """Return this section with this number of classes and without class weights, which need the training data."""
         return replace(self, num_classes=self.num_classes if classes is None else classes, class_weights=None)
 
     def label_options(self) -> tuple[str, ...]:
-        """Return which label options of swinv2-eval apply."""
+        """Return the label options of swinv2-eval that apply."""
         return ("label_map",) if self.multi_label else ("label_map", "real_labels")
 
     def worker_modules(self) -> list[str]:
-        """Return the modules of the task and, where it is used, of timm's augmentation."""
+        """Return the modules of the task and, if used, of timm's augmentation."""
         return [*super().worker_modules(), *([POLICY_MODULE] if self.auto_augment is not None else [])]

@@ -1,4 +1,4 @@
-"""The task sections by name: ours, and those of modules that `task.module` names."""
+"""Task sections by name: the built-in ones, and those of modules that `task.module` names."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from swinv2_train.config.tasks.classification import ClassificationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
 TASK_SECTIONS: dict[str, type[TaskConfig]] = {"simmim": SimMIMConfig, "classification": ClassificationConfig}
-"""The section of each task by its name. `sections_of` adds those of the modules that were imported."""
+"""Section of each task by name. `sections_of` adds those of imported modules."""
 _OURS = frozenset(TASK_SECTIONS)
 
 
 def task_section(values: Mapping[str, Any]) -> type[TaskConfig]:
-    """Return the section class of a task; the module that it is in is imported.
+    """Return the section class of a task, importing its module if necessary.
 
     Args:
-        values: the section as plain data; of it `name` and `module` count.
+        values: the section as plain data; only `name` and `module` are used.
 
     Raises:
-        ConfigError: if there is no such module or no such task.
+        ConfigError: if the module or the task does not exist.
     """
     name, module = values.get("name"), values.get("module")
     if name in _OURS:
@@ -40,16 +40,16 @@ def task_section(values: Mapping[str, Any]) -> type[TaskConfig]:
         return found[name]
     if name not in TASK_SECTIONS:
         options = ", ".join(TASK_SECTIONS)
-        fix = f"there is no such task; take one of {options}, or set task.module to the module of your own"
+        fix = f"unknown task; use one of {options}, or set task.module to your own module"
         raise ConfigError("task.name", name, fix)
     return TASK_SECTIONS[name]
 
 
 def sections_of(module: str) -> dict[str, type[TaskConfig]]:
-    """Import a module and return the task sections in it by name.
+    """Import a module and return its task sections by name.
 
     Raises:
-        ConfigError: if it cannot be imported, has no task, or has one with a name of ours.
+        ConfigError: if it cannot be imported, has no task, or has a task with the name of a built-in one.
     """
     if not isinstance(module, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module):
         raise ConfigError("task.module", module, "is not the name of a Python module, such as my_package.my_task")
@@ -65,7 +65,7 @@ def sections_of(module: str) -> dict[str, type[TaskConfig]]:
         else:
             fix = f"needs {error.name}, which is not installed"
         raise ConfigError("task.module", module, fix) from error
-    except Exception as error:  # a module of the user's may raise anything
+    except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())
         raise ConfigError("task.module", module, f"cannot be imported ({type(error).__name__}: {reason})") from error
     sections = [each for each in content.values() if _is_section(each) and each not in TASK_SECTIONS.values()]
@@ -74,7 +74,7 @@ def sections_of(module: str) -> dict[str, type[TaskConfig]]:
     for name, section in found.items():
         where = f"{section.__module__}.{section.__name__}"
         if name in _OURS:
-            raise ConfigError("task.module", module, f"{where} has the name of our task {name}; give it another")
+            raise ConfigError("task.module", module, f"{where} has the name of the built-in task {name}; rename it")
         if not section.IMPLEMENTATION:
             raise ConfigError("task.module", module, f"{where} has no IMPLEMENTATION, such as 'my_package.task:Task'")
     TASK_SECTIONS.update(found)
@@ -94,9 +94,9 @@ def _name_of(section: type[TaskConfig]) -> str:
 
 @contextlib.contextmanager
 def _without_working_directory() -> Iterator[None]:
-    """Import without the entry that `python -m` and `python -c` put in front: the working directory.
+    """Exclude the working directory from the import path, which `python -m` and `python -c` put in front.
 
-    A folder in PYTHONPATH, or of an installed package, has an entry of its own and stays.
+    A folder in PYTHONPATH or of an installed package has a separate entry and stays.
     """
     first = sys.path[0] if sys.path and not sys.flags.safe_path else None
     if first is None or os.path.realpath(first or ".") != os.path.realpath(".") or first in sys.path[1:]:

@@ -1,4 +1,4 @@
-"""The section of SimMIM."""
+"""Config section of SimMIM."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class SimMIMConfig(TaskConfig):
     EXTRA_PARTS = "mask token and decoder"
 
     name: str = "simmim"
-    """Which task this section is for."""
+    """Name of the task."""
     mask_patch_size: int = 32
     """Side of a masked patch in pixels; a multiple of `model.patch_size`."""
     mask_ratio: float = 0.6
-    """Share of patches that is masked, rounded up to whole patches."""
+    """Fraction of patches that are masked, rounded up to a whole number of patches."""
     norm_target_window: int = 47
-    """Odd side of the sliding window that normalizes the target, in pixels; 0 uses the plain image."""
+    """Side of the sliding window that normalizes the target, in pixels, an odd number; 0: the plain image."""
 
     def validate(self, config: Config) -> None:
-        """Check masks and window against the model and the size of the images."""
+        """Check masks and window against the model and the image size."""
         if self.mask_patch_size < 1 or self.mask_patch_size % config.model.patch_size:
             raise ConfigError(
                 "task.mask_patch_size",
@@ -44,11 +44,13 @@ class SimMIMConfig(TaskConfig):
             )
         if not 0 < self.mask_ratio < 1:
             raise ConfigError(
-                "task.mask_ratio", self.mask_ratio, f"is a share above 0 and below 1{percent(self.mask_ratio)}"
+                "task.mask_ratio", self.mask_ratio, f"must be a fraction above 0 and below 1{percent(self.mask_ratio)}"
             )
         window = self.norm_target_window
         if window and (window < 3 or window % 2 == 0):
-            raise ConfigError("task.norm_target_window", window, "is an odd number of pixels from 3 on, or 0 for none")
+            raise ConfigError(
+                "task.norm_target_window", window, "must be 0 (none) or an odd number of at least 3"
+            )
         height, width = resolution(config)
         patches = -(-height // self.mask_patch_size) * -(-width // self.mask_patch_size)
         if patches < 2:
