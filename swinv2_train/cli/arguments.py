@@ -97,8 +97,8 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
             overrides.append(item)
         else:
             match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            mend = f"did you mean {match[0]}?" if match else f"take one of {', '.join(known)}"
-            raise ConfigError(key, text, f"there is no such option; {mend}")
+            mend = f"did you mean {match[0]}?" if match else f"use one of {', '.join(known)}"
+            raise ConfigError(key, text, f"unknown option; {mend}")
     return options, overrides
 
 
@@ -152,7 +152,7 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
 
     def convert(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"take one of {', '.join(choices)}")
+            raise ValueError(f"use one of {', '.join(choices)}")
         return text
 
     return convert

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _pipeline(arguments: argparse.Namespace, items: Sequence[str]) -> Pipeline:
     directory = arguments.config_dir
     if directory and not directory.is_dir():
-        raise ConfigError("", directory, f"--config-dir {directory}: there is no such directory")
+        raise ConfigError("", directory, f"--config-dir {directory}: no such directory")
     name, changes = split_arguments(items)
     if name is None:
         known = ", ".join(name for name, _ in pipelines(directory))
@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     planned = plan(pipeline, arguments.config_dir)
     for name in arguments.redo:
         if name not in [item.name for item in planned]:
-            raise ConfigError("--redo", name, f"there is no such stage; there are {', '.join(s.name for s in planned)}")
+            raise ConfigError("--redo", name, f"unknown stage; use one of {', '.join(s.name for s in planned)}")
     dry = any(item.config.launch.dry_run for item in planned)
     if dry and not all(item.config.launch.dry_run for item in planned):
         raise ConfigError("launch.dry_run", "true", "holds for the whole chain; give it without stages.NAME")
@@ -178,10 +178,10 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         make_plan(config, config.launch.nproc_per_node or 1, samples.count)
         start = config.init_from if item.stage.source is None and not is_begun(item.run_dir) else None
         if required and start and not Path(start).expanduser().exists():
-            raise ConfigError("init_from", start, "there is no such run, checkpoint or file")
+            raise ConfigError("init_from", start, "no run, checkpoint, or file exists at this path")
         label_map = config.init.label_map
         if required and label_map and not is_begun(item.run_dir) and not Path(label_map).is_file():
-            raise ConfigError("init.label_map", label_map, "there is no such file")
+            raise ConfigError("init.label_map", label_map, "no such file")
         finish(config, samples.card, weights=required and start is not None)
         check_held_out_classes(config, samples.card)
     except (ConfigError, DataError, CheckpointError) as error:

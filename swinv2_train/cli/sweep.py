@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.cfg:
         raise ConfigError("", "", "--cfg shows the config of one run: leave -m out, or take launch.dry_run=true")
     if arguments.config_dir and not arguments.config_dir.is_dir():
-        raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
+        raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     if joined():
         mend = "start swinv2-train -m once, without torchrun, deepspeed or srun; every job starts its own ranks"
         raise ConfigError("", "", mend)

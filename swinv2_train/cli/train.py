@@ -99,7 +99,7 @@ def load(arguments: argparse.Namespace) -> Config:
         ConfigError: if it cannot be run.
     """
     if arguments.config_dir and not arguments.config_dir.is_dir():
-        raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
+        raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     refuse_repeated(arguments.overrides, lists="-m KEY=A,B sweeps over several values")
     incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
     if arguments.resolved:

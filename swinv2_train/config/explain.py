@@ -107,7 +107,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
         options = options_of(group, config_dir)
         if not options:
             return ConfigError(group, name, f"there is no config group '{group}'{_closest(group)}")
-        return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
+        return ConfigError(group, name, f"unknown {group}; use one of {', '.join(options)}")
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         key = unknown[1]
@@ -126,7 +126,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
             group, _, name = item.lstrip("+~").partition("=")
             options = options_of(group, config_dir) if group else []
             if options and name not in options:
-                return ConfigError(group, name, f"there is no such {group}; take one of {', '.join(options)}")
+                return ConfigError(group, name, f"unknown {group}; use one of {', '.join(options)}")
     unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
     if unset:
         key = re.search(r"full_key: (\S+)", f"{cause} {text}")
@@ -137,7 +137,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
     several = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'", text, re.DOTALL)
     if several:
         key, value = several[1], several[2]
-        fix = "take one of them" if (conf_dir() / key.lstrip("+")).is_dir() else f"a list is {key}=[{value}]"
+        fix = "use one of them" if (conf_dir() / key.lstrip("+")).is_dir() else f"a list is {key}=[{value}]"
         return ConfigError("", value, f"{key}={value}: {fix}; -m sweeps over several values")
     absent_key = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
     if absent_key:

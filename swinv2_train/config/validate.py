@@ -235,7 +235,7 @@ def _validate_best_metric(config: Config) -> None:
         given = evaluated_metrics(config)
         if config.data.eval_shards and metric not in given:
             raise ConfigError(
-                "checkpoint.best_metric", metric, f"no evaluation reports it; must be one of {', '.join(given)}"
+                "checkpoint.best_metric", metric, f"no evaluation reports it; use one of {', '.join(given)}"
             )
         return
     if not probe.shards:

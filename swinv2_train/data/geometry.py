@@ -152,7 +152,7 @@ def fixed_crop(source: tuple[int, int], size: tuple[int, int], crop_pct: float, 
     if crop_mode == "squash":
         return Crop(source, (0, 0, height, width), size, size)
     if crop_mode != "center":
-        raise ConfigError("data.crop_mode", crop_mode, "take one of center, squash")
+        raise ConfigError("data.crop_mode", crop_mode, "must be one of center, squash")
     tall, wide = (int(side / crop_pct) for side in size)
     if tall * width >= wide * height:
         tall, wide = tall, width * tall // height

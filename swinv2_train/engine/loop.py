@@ -270,7 +270,7 @@ class Trainer:
         wanted = self.config.checkpoint.best_metric
         if self.config.checkpoint.keep_best and wanted not in self.metrics:
             raise self.ranks.end(
-                f"checkpoint.best_metric={wanted}: no evaluation gives it; take one of {', '.join(self.metrics)}"
+                f"checkpoint.best_metric={wanted}: no evaluation reports it; use one of {', '.join(self.metrics)}"
             )
 
     def save(self) -> None:

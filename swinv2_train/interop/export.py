@@ -129,7 +129,7 @@ def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
 def check_target(out: Path, layout: str, dtype: str) -> None:
     """The part of `check_request` that needs no model."""
     if layout not in EXPORTS:
-        raise ConfigError("", layout, f"there is no format {layout!r}; take one of {', '.join(EXPORTS)}")
+        raise ConfigError("", layout, f"unknown format {layout!r}; use one of {', '.join(EXPORTS)}")
     if out.exists():
         raise ConfigError("", out, f"{out} exists already; remove it or take another name")
     above = next(place for place in out.absolute().parents if place.exists())

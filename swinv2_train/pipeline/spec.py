@@ -150,7 +150,7 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
     path = next((found for d in directories if (found := d / f"{name}.yaml").is_file()), None)
     if path is None or not _NAME.fullmatch(name):
         known = ", ".join(known for known, _ in pipelines(config_dir))
-        raise ConfigError("pipeline", name, f"there is no such pipeline; take one of {known}")
+        raise ConfigError("pipeline", name, f"unknown pipeline; use one of {known}")
     values = _read(path)
     _only(values, PIPELINE_KEYS, str(path))
     _texts(values, ("name", "dir", "experiment", "launcher"), str(path))
@@ -167,7 +167,7 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
         stages[stage.name] = stage
     for stage in changes.by_stage:
         if stage not in stages:
-            raise ConfigError(f"stages.{stage}", "...", f"there is no such stage; there are {', '.join(stages)}")
+            raise ConfigError(f"stages.{stage}", "...", f"unknown stage; use one of {', '.join(stages)}")
     launcher = changes.settings.get("launcher", values.get("launcher") or "")
     try:
         prefix = tuple(shlex.split(launcher))

@@ -50,7 +50,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
     settings = replace(multirun.config.sweep, direction=multirun.direction)
     _validate(settings)
     if multirun.config.launch.preflight_only:
-        raise ConfigError("launch.preflight_only", "true", "is for one run; leave -m out")
+        raise ConfigError("launch.preflight_only", "true", "applies to a single run; omit -m")
     jobs = _jobs(multirun)
     of_sweep = next((key for key in jobs[0].swept if key.startswith("sweep.")), None)
     if of_sweep:

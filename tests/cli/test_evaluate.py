@@ -117,10 +117,10 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
     [
         (["data=x"], "checkpoint= is missing"),
         (["checkpoint=x"], "data= is missing"),
-        (["checkpoint=x", "data=y", "bach=3"], "bach=3: there is no such option; did you mean batch?"),
+        (["checkpoint=x", "data=y", "bach=3"], "bach=3: unknown option; did you mean batch?"),
         (["checkpoint=x", "data=y", "batch=0"], "batch=0: must be a whole number, at least 1"),
         (["checkpoint=x", "data=y", "ema=yes"], "ema=yes: must be true or false"),
-        (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: take one of fp32, bf16, fp16"),
+        (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: must be one of fp32, bf16, fp16"),
         (["checkpoint=x", "data=y", "verbose"], "cannot read 'verbose': write key=value"),
         (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=y here"),
         (["checkpoint=x", "data=y", "data.num_workers=8"], "data.num_workers=8: write workers=8 here"),
@@ -144,8 +144,8 @@ def test_contradictions_are_one_sentence(
 ) -> None:
     (tmp_path / "file").touch()
     for item, sentence in (
-        ("data.crop_mode=sqash", "data.crop_mode=sqash: take one of center, squash"),
-        ("model.windows=8", "model.windows=8: there is no such key; did you mean model.window?"),
+        ("data.crop_mode=sqash", "data.crop_mode=sqash: must be one of center, squash"),
+        ("model.windows=8", "model.windows=8: unknown key; did you mean model.window?"),
         (f"real_labels={tmp_path}/nothing", "cannot be read"),
         (f"out={tmp_path}/file", "cannot be written to"),
         (f"label_map={tmp_path}/none.txt", "cannot be read"),
@@ -179,7 +179,7 @@ def test_options_and_changes_to_the_model_are_told_apart() -> None:
         {"batch": 3, "ema": True},
         ["model.window=8", "data.crop_mode=squash"],
     )
-    with pytest.raises(ConfigError, match=r"optim\.lr=1: there is no such option"):
+    with pytest.raises(ConfigError, match=r"optim\.lr=1: unknown option"):
         split_items(["optim.lr=1"], known)
 
 

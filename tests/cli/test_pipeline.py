@@ -41,7 +41,7 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
     ("arguments", "part"),
     [
         ([], "give the pipeline, such as pipeline=demo; there are demo, giant"),
-        (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: there is no such stage"),
+        (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: unknown stage"),
         (["pipeline=demo", "--json"], "--json goes with status"),
         (["pipeline=demo", "--config-dir", "/no/such"], "--config-dir /no/such"),
         (["pipeline=demo", "stages.task.launch.dry_run=true"], "holds for the whole chain"),
@@ -79,7 +79,7 @@ def test_under_a_launcher_it_is_refused(monkeypatch: pytest.MonkeyPatch, capsys:
         ("stages.plain.optim.lrr=1", "stage plain: optim.lrr=1"),
         ("stages.plain.data.shards=/no/such", "stage plain: data.shards=/no/such"),
         ("stages.plain.optim.warmup_steps=9999", "stage plain: optim.warmup_steps"),
-        ("stages.first.init_from=/no/run", "stage first: init_from=/no/run: there is no such run"),
+        ("stages.first.init_from=/no/run", "stage first: init_from=/no/run: no run, checkpoint"),
     ],
 )
 def test_a_mistake_in_the_last_stage_shows_before_the_first(

@@ -52,7 +52,7 @@ def test_the_config_of_these_tests_is_valid_and_without_doubts() -> None:
         ({"optim__min_lr": 1e-3}, ["optim.min_lr=0.001", "above optim.lr=0.0001"]),
         ({"optim__min_lr": 1e-3, "optim__schedule": "linear"}, ["optim.min_lr=0.001"]),
         ({"optim__warmup_lr": 1e-3}, ["optim.warmup_lr=0.001", "above optim.lr=0.0001"]),
-        ({"optim__layer_decay": 1.25}, ["optim.layer_decay=1.25", "up to 1"]),
+        ({"optim__layer_decay": 1.25}, ["optim.layer_decay=1.25", "at most 1"]),
         ({"optim__layer_decay": 75.0}, ["optim.layer_decay=75.0", "75% is 0.75"]),
         ({"optim__gamma": 10.0}, ["optim.gamma=10.0", "10% is 0.1"]),
         ({"optim__betas": [0.999, 0.9]}, ["optim.betas=[0.999, 0.9]", "did you mean optim.betas=[0.9,0.999]?"]),

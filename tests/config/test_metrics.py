@@ -53,7 +53,7 @@ def test_every_metric_of_an_evaluation_has_a_direction(task: TaskConfig) -> None
     assert set(names) <= set(recorded_metrics(config))
     for name in ("eval/samples", "eval/ema_samples", "eval/los", "loss"):
         config.checkpoint = CheckpointConfig(keep_best=1, best_metric=name)
-        with pytest.raises(ConfigError, match=f"checkpoint.best_metric={name}: no evaluation gives it"):
+        with pytest.raises(ConfigError, match=f"checkpoint.best_metric={name}: no evaluation reports it"):
             validate(config)
 
 
@@ -79,7 +79,7 @@ def test_a_metric_without_a_direction_needs_one() -> None:
             checked_direction(name, None)
         assert checked_direction(name, "maximize") == "maximize"
         assert checked_mode(name, "min") == "min"
-    with pytest.raises(ConfigError, match=r"sweep.direction=up: take one of minimize, maximize"):
+    with pytest.raises(ConfigError, match=r"sweep.direction=up: must be one of minimize, maximize"):
         checked_direction("loss", "up")
 
 

@@ -39,7 +39,7 @@ def test_micro_batches_add_up_to_the_global_batch(world_size: int, most: int | N
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError, match=r"optim.global_batch=32: does not divide among 3 ranks; take 30 or 33"):
+    with pytest.raises(ConfigError, match=r"optim.global_batch=32: does not divide among 3 ranks; use 30 or 33"):
         split_batch(compose(["optim.global_batch=32"]), 3)
 
 

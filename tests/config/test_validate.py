@@ -83,8 +83,8 @@ SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "o
         (["task.class_weights=equal"], ["task.class_weights=equal", "balanced"]),
         (["task.class_weights=[1,a]"], ["task.class_weights"]),
         (["task.class_weights=[1,2]"], ["2 numbers for task.num_classes=10"]),
-        (["task.num_classes=2", "task.class_weights=[0,0]"], ["not all of them 0"]),
-        (["task.num_classes=2", "task.class_weights=[-1,1]"], ["numbers from 0 on"]),
+        (["task.num_classes=2", "task.class_weights=[0,0]"], ["not all 0"]),
+        (["task.num_classes=2", "task.class_weights=[-1,1]"], ["numbers of at least 0"]),
         (["task.mixup=-0.1"], ["task.mixup=-0.1"]),
         (["task.cutmix=nan"], ["task.cutmix=nan"]),
         (["task.cutmix=inf"], ["task.cutmix=inf"]),
@@ -163,14 +163,14 @@ def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ([], ["probe.every_steps=0", "eval/probe/knn_top1", "take 12, as eval.every_steps"]),
-        (["probe.every_steps=5"], ["probe.every_steps=5", "take 12"]),
+        ([], ["probe.every_steps=0", "eval/probe/knn_top1", "set 12, like eval.every_steps"]),
+        (["probe.every_steps=5"], ["probe.every_steps=5", "set 12"]),
         (["probe.every_steps=24"], ["probe.every_steps=24"]),
         (["probe.every_steps=8", "checkpoint.every_steps=0"], ["probe.every_steps=8"]),
         (["probe.every_steps=12", "checkpoint.every_steps=30"], ["checkpoint.every_steps=30"]),
         (
             ["probe.every_steps=12", "probe.knn=0"],
-            ["knn_top1", "give eval/probe/linear_top1 as they"],
+            ["knn_top1", "as configured, the probes report eval/probe/linear_top1"],
         ),
         (["probe.every_steps=12", "checkpoint.best_metric=eval/probe/top1"], ["knn_top1 and eval/probe/linear_top1"]),
         (["probe.shards=''", "probe.eval_shards=''"], ["checkpoint.best_metric=eval/probe/knn_top1", "probe.shards"]),

@@ -130,7 +130,7 @@ def test_center_crop_to_any_shape_keeps_the_aspect(size: tuple[int, int], height
 def test_squash_resizes_the_whole_image_and_crops_nothing(size: tuple[int, int]) -> None:
     image = image_of(1, 120, 300)
     squashed = eval_crop(image, size, 0.5, "squash", "bicubic")
-    with pytest.raises(ConfigError, match=r"data.crop_mode=border: take one of center, squash"):
+    with pytest.raises(ConfigError, match=r"data.crop_mode=border: must be one of center, squash"):
         eval_crop(image, size, 0.5, "border", "bicubic")
     official = v2.Resize(size, v2.InterpolationMode.BICUBIC)(image)
     assert torch.equal(squashed, official)

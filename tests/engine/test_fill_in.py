@@ -29,7 +29,7 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
     assert complete(config(tmp_path), counted).task.num_classes == 7
     assert complete(config(tmp_path, "task.num_classes=9"), counted).task.num_classes == 9
     for card in (None, Card()):
-        with pytest.raises(ConfigError, match=r"task.num_classes=0: .* knows of no classes"):
+        with pytest.raises(ConfigError, match=r"task.num_classes=0: .* lists no classes"):
             complete(config(tmp_path), card)
 
 

@@ -138,5 +138,5 @@ def test_a_signal_during_the_last_evaluation_is_made_up_for(
 )
 def test_a_metric_that_no_evaluation_gives_is_refused_before_the_start(options: list[str], known: str) -> None:
     metric = "checkpoint.best_metric=eval/top1"
-    with pytest.raises(ConfigError, match=f"{metric}: no evaluation gives it; take one of {known}"):
+    with pytest.raises(ConfigError, match=f"{metric}: no evaluation reports it; use one of {known}"):
         validate(compose([*options, metric, "checkpoint.keep_best=1"]))

@@ -233,7 +233,7 @@ def test_targets_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "exists already" in refused(tmp_path, "timm")
     (tmp_path / "file").touch()
     assert f"{tmp_path}/file is not a directory" in refused(tmp_path / "file" / "a" / "b", "timm")
-    assert "there is no format 'keras'" in refused(tmp_path / "a", "keras")
+    assert "unknown format 'keras'" in refused(tmp_path / "a", "keras")
     assert "written in fp32" in refused(tmp_path / "a", "onnx", "bf16")
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'swinv2-train[export]'" in refused(tmp_path / "a", "huggingface")

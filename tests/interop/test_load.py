@@ -59,16 +59,16 @@ def test_a_run_gives_its_own_model(finished_run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["model.windoww=4"], "model.windoww=4: there is no such key; did you mean model.window?"),
+        (["model.windoww=4"], "model.windoww=4: unknown key; did you mean model.window?"),
         (["model.window"], "cannot read the override 'model.window'"),
         (["task.num_classes=7"], "the head of .* has 5 classes, and no override changes that"),
         (["model.embed_dim=32"], "set model.embed_dim=24"),
-        (["data.mean=[0.5]"], "needs one number per channel, model.in_channels=3"),
-        (["data.resolution=0"], "is a number of pixels"),
-        (["data.crop_mode=sqash"], "data.crop_mode=sqash: take one of center, squash"),
+        (["data.mean=[0.5]"], "must have one number per channel, model.in_channels=3"),
+        (["data.resolution=0"], "must be a number of pixels"),
+        (["data.crop_mode=sqash"], "data.crop_mode=sqash: must be one of center, squash"),
         (["data.crop_pct=2"], "data.crop_pct=2.0: is a share from 0.05 to 1"),
         (["data.crop_pct=0"], "data.crop_pct=0.0: is a share from 0.05 to 1"),
-        (["data.augment.interpolation=foo"], "data.augment.interpolation=foo: take one of bilinear, bicubic"),
+        (["data.augment.interpolation=foo"], "data.augment.interpolation=foo: must be one of bilinear, bicubic"),
         (["data.std=[1,0,1]"], "data.std=.*: every standard deviation must be above 0"),
         (["data.mean=[a,b,c]"], "data.mean=.*: needs numbers"),
         (["model.window=0"], "a window side is a whole number of at least 1"),
@@ -107,13 +107,13 @@ def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
     [
         (
             {"crop_mode": "border"},
-            "data.crop_mode=border: so says .*; take one of center, squash",
+            "data.crop_mode=border: so says .*; must be one of center, squash",
             "data.crop_mode=center",
         ),
         ({"crop_mode": "squash", "crop_pct": 0.9}, "data.crop_mode=squash-and-crop: so says", "data.crop_mode=squash"),
         (
             {"interpolation": "lanczos"},
-            "data.augment.interpolation=lanczos: so says .*; take one of bilinear, bicubic",
+            "data.augment.interpolation=lanczos: so says .*; must be one of bilinear, bicubic",
             "data.augment.interpolation=bicubic",
         ),
     ],

@@ -123,7 +123,7 @@ def test_a_classifier_is_described_with_its_head() -> None:
         multi_label=True, mix_prob=0.0, auto_augment=None, erase_prob=0.0, label_smoothing=0.0, repeats=3
     )
     assert text(made)["task"] == (
-        "classification: as many classes as the data has, several per image, color jitter 0.4, "
+        "classification: number of classes from the data, several per image, color jitter 0.4, "
         "3 copies of every image in a batch"
     )
 

@@ -44,7 +44,7 @@ def test_every_job_may_resume_on_data_packed_again_and_keeps_its_id() -> None:
     assert [make_job(job, after.fixed).id for job in after.jobs] == [
         make_job(job, before.fixed).id for job in before.jobs
     ]
-    with pytest.raises(ConfigError, match="resume=never: a sweep goes on with every job"):
+    with pytest.raises(ConfigError, match="resume=never: a sweep resumes every job"):
         plan_multirun([*items, "resume=never"])
 
 

@@ -158,7 +158,7 @@ def test_a_file_of_the_user_can_choose_the_task(module: Path, tmp_path: Path) ->
     (tmp_path / "configs" / "task" / "light.yaml").unlink()
     assert hidden("+experiment=alone") == 16
     assert compose([], tmp_path / "configs").task.name == "simmim"
-    with pytest.raises(ConfigError, match=r"task=lux: there is no such task"):
+    with pytest.raises(ConfigError, match=r"task=lux: unknown task"):
         compose(["task=lux"], tmp_path / "configs")
 
 
@@ -181,7 +181,7 @@ def test_what_is_wrong_with_a_task_is_one_sentence(
         "nowhere.at.all": "is not on the import path",
         "../light": "is not the name of a Python module",
         "empty_task": "defines no task: a subclass of TaskConfig with a name",
-        "taken_task": r"taken_task.Mine has the name of our task simmim; give it another",
+        "taken_task": r"taken_task.Mine has the name of the built-in task simmim; rename it",
         "faceless_task": r"faceless_task.Mine has no IMPLEMENTATION",
         "broken_task": r"cannot be imported \(ZeroDivisionError: division by zero\)",
         "needy_task": "needs nobody_has_this, which is not installed",

@@ -48,9 +48,7 @@ class SimMIMConfig(TaskConfig):
             )
         window = self.norm_target_window
         if window and (window < 3 or window % 2 == 0):
-            raise ConfigError(
-                "task.norm_target_window", window, "must be 0 (none) or an odd number of at least 3"
-            )
+            raise ConfigError("task.norm_target_window", window, "must be 0 (none) or an odd number of at least 3")
         height, width = resolution(config)
         patches = -(-height // self.mask_patch_size) * -(-width // self.mask_patch_size)
         if patches < 2:
