@@ -1,6 +1,7 @@
 """All weights of a checkpoint in one safetensors file, with little memory.
 
-The elements of a parameter lie in the files of many ranks; they are read and written in slices of a bounded size.
+The elements of a parameter are spread over the files of many ranks; they are read and written in slices of bounded
+size.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.shortage import remedied
 
 Progress = Callable[[int, int], None]
-"""Called with bytes written and bytes in all."""
+"""Called with the bytes written and the total bytes."""
 
 
 def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Manifest:
-    """The manifest of a checkpoint, after a check of it.
+    """Check a checkpoint and return its manifest.
 
     Args:
-        kind: one of `KINDS`: check the hashes of the files that reading this kind takes, and no others.
+        kind: one of `KINDS`: check the hashes of the files needed to read this kind, and no others.
         hashes: False: check no hashes, only that the pieces cover every parameter.
 
     Raises:
-        CheckpointError: naming the checkpoint and what is wrong with it.
+        CheckpointError: naming the checkpoint and the damage.
     """
     try:
         manifest = read_manifest(path)
@@ -47,7 +48,7 @@ def checked(path: Path, kind: str | None = None, *, hashes: bool = True) -> Mani
 
 
 def counted(data: Iterable[Any], progress: Progress | None, total: int, done: int = 0) -> Iterator[Any]:
-    """Pass portions of bytes on and report how many went by, `done` of them before."""
+    """Yield portions of bytes unchanged and report the running total, which starts at `done`."""
     for portion in data:
         yield portion
         done += len(portion)
@@ -64,24 +65,24 @@ def write_weights(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the weights of a checkpoint, whole and under their parameter names, into one safetensors file.
+    """Write the complete weights of a checkpoint, under their parameter names, into one safetensors file.
 
     Args:
         path: the checkpoint.
-        out: the new file; it appears when all of it is on disk.
-        ema: the moving average instead of the weights themselves.
-        dtype: a key of `DTYPES`; rounds to nearest.
-        verify: compare the hashes of the files that are read first.
+        out: the new file; it appears once it is complete on disk.
+        ema: write the moving average instead of the weights.
+        dtype: a key of `DTYPES`; values are rounded to nearest.
+        verify: check the hashes of the needed files first.
 
     Raises:
-        ConfigError: if `out` exists or cannot be one, or if there is no average in the checkpoint.
+        ConfigError: if `out` exists or is not a valid target, or if the checkpoint has no average.
         CheckpointError: if the checkpoint is damaged, a weight is too large for `dtype`, or the disk is full.
     """
     part = "ema" if ema else "weight"
     _check_target(out)
     manifest = checked(path, KIND_OF[part], hashes=verify)
     if ema and not manifest.has_ema:
-        raise ConfigError("", path, f"{path} holds no moving average; leave --ema away for the weights themselves")
+        raise ConfigError("", path, f"{path} holds no moving average; omit --ema to use the weights themselves")
     total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
     disk.check_space(out.parent, total, "remove what else is on this disk, or write into another directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -113,7 +114,7 @@ def _check_target(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise ConfigError("", out, f"{out}: the file's name must end in .safetensors")
     if out.exists():
-        raise ConfigError("", out, f"{out} exists already; remove it or take another name")
+        raise ConfigError("", out, f"{out} already exists; remove it or use another name")
     if not out.parent.is_dir():
         raise ConfigError("", out, f"{out.parent} is not a directory")
 
@@ -130,5 +131,5 @@ def _rounded(data: bytearray, dtype: str, name: str) -> memoryview:
     values = torch.frombuffer(data, dtype=torch.float32)
     low = values.to({"bf16": torch.bfloat16, "fp16": torch.float16}[dtype])
     if torch.any(torch.isinf(low) & torch.isfinite(values)):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; use another dtype")
     return memoryview(low.view(torch.uint8).numpy())

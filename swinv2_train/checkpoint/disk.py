@@ -12,16 +12,16 @@ from pathlib import Path
 from swinv2_train.checkpoint.errors import CheckpointError
 
 REPLACED_PREFIX = ".replaced-"
-"""A checkpoint that is being replaced by another of the same step has this before its name for a moment."""
+"""Prefix of a checkpoint that is being replaced by another one of the same step."""
 BLOCK = 1 << 22
-"""Bytes that are read or written, and hashed, at a time."""
+"""Number of bytes to read or write, and hash, at a time."""
 _MARGIN = 1 << 20
 """Bytes reserved for headers, manifest, and state, in addition to a hundredth of the total."""
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -30,16 +30,16 @@ def sha256(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Force a file or directory to the disk.
+    """Flush a file or directory to disk.
 
     Raises:
-        OSError: if it cannot be done.
+        OSError: if that fails.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems (FUSE, SMB) cannot do it for directories, and report that in different ways.
+        # Some file systems (FUSE, SMB) cannot flush directories, and report that with different errors.
         if error.errno not in _CANNOT_FLUSH or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise
     finally:
@@ -57,18 +57,18 @@ def human(size: int) -> str:
 def has_space(directory: Path, size: int) -> bool:
     """Return whether `size` bytes and a small margin fit into a directory."""
     usage = shutil.disk_usage(directory)
-    # Some network file systems say that they have no size at all.
+    # Some network file systems report a size of 0.
     return not usage.total or usage.free >= size + size // 100 + _MARGIN
 
 
 def check_space(directory: Path, size: int, mend: str) -> None:
-    """Check that a number of bytes, and a little more, fits into a directory.
+    """Check that a number of bytes, and a small margin, fit into a directory.
 
     Args:
         mend: for the message, what else the user can do other than making room.
 
     Raises:
-        CheckpointError: if they do not.
+        CheckpointError: if not.
     """
     if not has_space(directory, size):
         free = human(shutil.disk_usage(directory).free)
@@ -76,7 +76,7 @@ def check_space(directory: Path, size: int, mend: str) -> None:
 
 
 def restore_replaced(directory: Path) -> None:
-    """Undo or finish the replacing of a checkpoint that a crash interrupted. The main rank calls it.
+    """Undo or finish the replacement of a checkpoint that a crash interrupted. Only the main rank calls it.
 
     Raises:
         OSError: if the directory cannot be written to.

@@ -1,4 +1,4 @@
-"""Identity of a run: the values in a checkpoint's manifest that a resumed run must share. Torch-free."""
+"""Identity of a run: the values in a checkpoint's manifest that a resumed run must match. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
-"""Fields of the model that change neither its parameters nor what they mean."""
+"""Fields of the model section that change neither its parameters nor their meaning."""
 COMPARED = ("model", "task", "data", "order")
-"""Sections of the geometry that must not change in a run; the others are for readers of the weights."""
+"""Sections of the geometry that must not change within a run; the others are for readers of the weights."""
 SHARDS, CONTENT = "data.shards", "data.content"
-"""Keys of the section `order` that describe the data: names and sizes of the shards, and their content."""
+"""Keys of the section `order` that describe the data: names, sizes, and content of the shards."""
 EARLIER_BACKGROUND = "drop"
 """`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
 DATA = "data"
@@ -31,7 +31,7 @@ DATA = "data"
 
 @dataclass(frozen=True)
 class Difference:
-    """One value in which a checkpoint is not of a run."""
+    """A value in which a checkpoint differs from the run."""
 
     key: str
     """Dotted config key."""
@@ -40,29 +40,29 @@ class Difference:
     now: Any
     """Value of the run."""
     what: str = ""
-    """Description of data that differ, if the two values do not say enough."""
+    """Description of a difference in the data, if the two values do not suffice."""
     is_data: bool = False
     """True if `resume.allow=[data]` accepts it."""
 
     def __str__(self) -> str:
-        return self.what or f"{self.key}={self.before}, and this run has {self.now}"
+        return self.what or f"{self.key}={self.before}, but this run has {self.now}"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The run that a checkpoint must be of."""
+    """Values that a checkpoint must match to belong to the run."""
 
     geometry: Mapping[str, Any]
     """See `geometry`."""
     class_names: Sequence[str] | None = None
-    """Names of the classes of the training data; None without any."""
+    """Class names of the training data; None without classes."""
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By section: values of fields that a checkpoint of an earlier version does not have."""
+    """By section: values of fields that checkpoints of earlier versions do not record."""
     allow: Sequence[str] = ()
     """See `resume.allow`."""
 
     def differences(self, saved: Mapping[str, Any]) -> list[Difference]:
-        """Return every difference from the geometry of a checkpoint, in the order of their weight."""
+        """Return every difference from the geometry of a checkpoint, most important first."""
         found = []
         for section in COMPARED:
             before = saved.get(section)
@@ -79,12 +79,12 @@ class Identity:
         return next((one for one in self.differences(saved) if not (one.is_data and DATA in self.allow)), None)
 
     def foreign(self, manifest: Manifest) -> str | None:
-        """Return why a checkpoint is not of this run; None if it is."""
+        """Return why a checkpoint does not belong to this run; None if it does."""
         found = self.refusal(manifest.geometry)
         if found is None:
             return None
         advice = f"; resume.allow=[{DATA}] accepts it" if found.is_data else ""
-        return f"it is of another run ({found}{advice})"
+        return f"it belongs to another run ({found}{advice})"
 
     def _class_difference(self, saved: Mapping[str, Any]) -> list[Difference]:
         before, now = saved.get("classes"), self.class_names
@@ -94,7 +94,7 @@ class Identity:
         if number is None:
             return []
         what = f"class {number} was {before[number]!r} and is {now[number]!r} in the data"
-        # A head whose rows mean other classes is of no use, so no option accepts that.
+        # The rows of the head would mean other classes, so no option accepts this.
         return [Difference(SHARDS, before[number], now[number], what, is_data=not moved_name(before, now))]
 
     def _data_difference(self, saved: Any) -> list[Difference]:
@@ -122,7 +122,8 @@ def _value(section: Any, key: str, default: Any) -> Any:
 def _replaced(before: str, now: str) -> bool:
     """Return whether two descriptions of a shard (`Shard.content`) contradict each other.
 
-    They are words; only those of one kind, the part before the first colon, can be compared. A hash decides alone.
+    They consist of words; only words of the same kind, the part before the first colon, are compared. A hash alone
+    decides.
     """
     there = dict(word.split(":", 1) for word in str(before).split() if ":" in word)
     here = dict(word.split(":", 1) for word in str(now).split() if ":" in word)
@@ -131,13 +132,13 @@ def _replaced(before: str, now: str) -> bool:
 
 
 def moved_name(before: Sequence[str], now: Sequence[str]) -> str | None:
-    """Return the first name that two lists of classes give to different numbers; None if there is none."""
+    """Return the first name that two lists of classes assign to different numbers; None if there is none."""
     numbers = {name: number for number, name in enumerate(before)}
     return next((name for number, name in enumerate(now) if numbers.get(name, number) != number), None)
 
 
 def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
-    """Return a short form of the shards' names and numbers of samples, in order. Folders may change."""
+    """Return a short digest of the shards' names and numbers of samples, in order. Their folders may change."""
     digest = hashlib.sha256(json.dumps([list(names), list(sizes)]).encode()).hexdigest()[:12]
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
@@ -152,15 +153,15 @@ def geometry(
 ) -> dict[str, Any]:
     """Return what a checkpoint records of its run: dotted config keys and their values.
 
-    `task`, `model`, `data`, `classes` and `preprocess` are what the weights need; `order` is what the sequence of
-    samples depends on.
+    `task`, `model`, `data`, `classes`, and `preprocess` are needed to use the weights; `order` determines the sequence
+    of samples.
 
     Args:
         shards: digest of the training shards.
         classes: names of the classes.
-        statistics: per-channel mean and standard deviation, where `data.mean` and `data.std` name their source only.
+        statistics: per-channel mean and standard deviation, if `data.mean` and `data.std` only name their source.
         content: `Shard.content` of every training shard.
-        bits: depths of the training images, where the dataset card knows them.
+        bits: bit depths of the training images, if the dataset card records them.
     """
     mean, std = statistics or (config.data.mean, config.data.std)
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
@@ -215,7 +216,7 @@ def identity(
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two geometries are of one run, whatever its data were at either time."""
+    """Return whether two geometries belong to the same run, ignoring the data."""
     name = _value(one.get("task"), "name", None)
     free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
     for section in COMPARED:
@@ -227,10 +228,10 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:
-    """Return whether a checkpoint is of another run than the one of a geometry, or has the name of another step.
+    """Return whether a checkpoint belongs to another run than the given geometry, or is named after another step.
 
     Args:
-        own: None: the run is not known, and only the name counts.
+        own: geometry of the run; None if it is unknown, so only the name is checked.
     """
     try:
         saved = read_manifest(path).geometry
@@ -242,7 +243,7 @@ def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:
 def strangers(directory: Path) -> dict[str, str]:
     """Return the checkpoints of other runs in a directory of checkpoints, by name, each with the reason.
 
-    The run is that of the `resolved.yaml` next to the directory; without one only those count that were renamed.
+    The run is that of the `resolved.yaml` next to the directory; without one, only renamed checkpoints count.
     """
     found: dict[str, Manifest] = {}
     renamed: dict[str, str] = {}
@@ -253,7 +254,7 @@ def strangers(directory: Path) -> dict[str, str]:
             if is_misnamed(path):
                 renamed[path.name] = str(error)
     geometries = [manifest.geometry for manifest in found.values()]
-    # The config is read only if it has to decide: composing takes longer than everything else here.
+    # Read the config only if it is needed to decide: composing it takes longer than everything else here.
     if all(same_run(geometries[0], other) for other in geometries[1:]):
         return renamed
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint on disk.
+"""Layout of a checkpoint on disk.
 
     checkpoints/
         step-00012000/
@@ -6,14 +6,14 @@
             state.json                              TrainState and the optimizer's scalars
             model/rank-00000-of-00064.safetensors       fp32 weights: the fragments that rank 0 owned
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
-            ema/rank-00000-of-00064.safetensors         the moving average of the weights, where the run keeps one
-        .saving-step-00013000-1c9f/                 one being written, or left behind by a crash; never read
-        .replaced-step-00012000/                    one that another of the same step replaces, for a moment
+            ema/rank-00000-of-00064.safetensors         the moving average of the weights, if the run keeps one
+        .saving-step-00013000-1c9f/                 being written, or left behind by a crash; never read
+        .replaced-step-00012000/                    being replaced by another one of the same step
 
-A fragment is a run of consecutive elements of one flattened parameter or buffer (see `fragment.py`). The files of the
-model have all of them, the others only those of the parameters that train. The tensors are named
-`<parameter>@<first element>`, under `exp_avg/` and `exp_avg_sq/` for the moments. A directory is visible under its
-final name only when all of it is on disk, and the manifest says what "all" is; it carries its own hash.
+A fragment is a range of consecutive elements of one flattened parameter or buffer (see `fragment.py`). The model files
+contain all of them, the others only those of trained parameters. The tensors are named `<parameter>@<first element>`,
+with the prefix `exp_avg/` or `exp_avg_sq/` for the moments. A directory gets its final name only once all of its
+content is on disk. The manifest defines this content and contains its own hash.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 PARTIAL_PREFIX = ".saving-"
 KINDS = {"model": ("weight",), "optimizer": ("exp_avg", "exp_avg_sq"), "ema": ("ema",)}
-"""The kinds of files, and which parts of a fragment each holds."""
+"""Kinds of files, and the parts of a fragment that each contains."""
 KIND_OF = {part: kind for kind, parts in KINDS.items() for part in parts}
-"""The kind of file that holds a part."""
+"""Kind of file that contains a part."""
 _STEP_NAME = re.compile(r"step-(\d{8,})")
 
 
 def step_name(step: int) -> str:
-    """The name of a step's directory."""
+    """Return the name of a step's directory."""
     return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int | None:
-    """The step of a checkpoint directory, or None if it is not one."""
+    """Return the step of a checkpoint directory, or None if it is not one."""
     match = _STEP_NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Every checkpoint under its final name, newest first. Valid or not: `verify` decides that."""
+    """Return every checkpoint with a final name, newest first. They may be damaged; `verify` checks that."""
     if not directory.is_dir():
         return []
     return sorted((path for path in directory.iterdir() if step_of(path) is not None), key=step_of, reverse=True)  # type: ignore[arg-type,return-value]
@@ -60,7 +60,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of a checkpoint, with what must be true of it."""
+    """A file of a checkpoint, with its expected size and hash."""
 
     path: str
     size: int
@@ -69,7 +69,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class FragmentRecord:
-    """Where `count` elements of a parameter, from element `start` of it flattened, are: in the files of `rank`."""
+    """Location of `count` elements of a flattened parameter, from element `start`: the files of `rank`."""
 
     name: str
     start: int
@@ -90,12 +90,12 @@ class Manifest:
     fragments: list[FragmentRecord]
     files: list[FileRecord]
     metrics: dict[str, float] = field(default_factory=dict)
-    """The evaluation at this very step, by name; empty without one."""
+    """The evaluation at exactly this step, by name; empty without one."""
     versions: dict[str, str] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
-    """Parameters that did not train: they have a weight, but neither moments nor an average."""
+    """Parameters that were not trained: they have a weight, but neither moments nor an average."""
     buffers: list[str] = field(default_factory=list)
-    """Persistent buffers, of which there is no more either."""
+    """Persistent buffers, which also have only a value."""
     format_version: int = FORMAT_VERSION
 
     @property
@@ -105,11 +105,11 @@ class Manifest:
 
     @functools.cached_property
     def fixed(self) -> frozenset[str]:
-        """Names of all that has only a weight."""
+        """Names of all tensors that have only a weight."""
         return frozenset((*self.frozen, *self.buffers))
 
     def kinds(self) -> list[str]:
-        """The kinds of files in it."""
+        """Kinds of files in the checkpoint."""
         return [kind for kind in KINDS if kind != "ema" or self.has_ema]
 
     def holds(self, kind: str, name: str) -> bool:
@@ -117,22 +117,22 @@ class Manifest:
         return kind == "model" or name not in self.fixed
 
     def files_for(self, kind: str | None) -> list[FileRecord]:
-        """The files that reading one kind of values takes, or all files.
+        """Return the files needed to read one kind of values, or all files.
 
         Args:
-            kind: one of `KINDS`; the average of what does not train is in the files of the weights.
+            kind: one of `KINDS`; the average of untrained tensors is in the weight files.
         """
         kinds = {kind, "model"} if kind == "ema" and self.fixed else {kind}
         return [record for record in self.files if kind is None or record.path.partition("/")[0] in kinds]
 
 
 def rank_file(kind: str, rank: int, world_size: int) -> str:
-    """Path of a rank's file inside the checkpoint; `kind` is one of `KINDS`."""
+    """Return the path of a rank's file inside the checkpoint; `kind` is one of `KINDS`."""
     return f"{kind}/rank-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 def tensor_key(name: str, start: int, part: str) -> str:
-    """The name of a fragment's tensor inside its file; `part` is one of those in `KINDS`."""
+    """Return the name of a fragment's tensor inside its file; `part` is one of those in `KINDS`."""
     return f"{part}/{name}@{start}" if part in KINDS["optimizer"] else f"{name}@{start}"
 
 
@@ -141,9 +141,9 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as JSON, with its own hash."""
+    """Return the manifest as JSON, with its own hash."""
     values = asdict(manifest)
-    for key in ("frozen", "buffers"):  # earlier versions, which know nothing of them, read what has none
+    for key in ("frozen", "buffers"):  # earlier versions, which reject unknown keys, can read checkpoints without them
         if not values[key]:
             del values[key]
     return json.dumps({"sha256": _digest(values), **values}, indent=1)
@@ -153,7 +153,8 @@ def read_manifest(path: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        CheckpointError: if it is missing, broken, of another format, or of another step than the directory's name.
+        CheckpointError: if it is missing, broken, of another format, or does not match the step in the directory's
+            name.
     """
     manifest = _read_manifest(path)
     if step_of(path) not in (None, manifest.step):
@@ -164,7 +165,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def is_misnamed(path: Path) -> bool:
-    """Return whether a checkpoint's directory has the name of another step than its manifest."""
+    """Return whether a checkpoint's directory is named after another step than that of its manifest."""
     try:
         return step_of(path) not in (None, _read_manifest(path).step)
     except CheckpointError:
@@ -201,7 +202,7 @@ def _check_numbers(manifest: Manifest) -> None:
     """Check that every number of a manifest is a count, and that its files are inside the checkpoint.
 
     Raises:
-        TypeError: naming what is not so.
+        TypeError: naming the invalid entry.
     """
     if not is_count(manifest.step) or not is_count(manifest.world_size):
         raise TypeError("step or world_size")

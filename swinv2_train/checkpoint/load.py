@@ -1,4 +1,4 @@
-"""Load a checkpoint into the fragments of any number of ranks."""
+"""Loading of a checkpoint into the fragments of any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from swinv2_train.config.errors import ConfigError
 
 
 def check_parameters(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Check that a checkpoint holds exactly the parameters and persistent buffers of a model.
+    """Check that a checkpoint contains exactly the parameters and persistent buffers of a model.
 
     Raises:
-        CheckpointError: naming what differs.
+        CheckpointError: naming the difference.
     """
     missing = sorted(shapes.keys() - manifest.shapes.keys())
     unknown = sorted(manifest.shapes.keys() - shapes.keys())
@@ -30,13 +30,13 @@ def check_parameters(manifest: Manifest, shapes: dict[str, tuple[int, ...]]) -> 
 
 
 def check_trained(manifest: Manifest, trained: Collection[str]) -> list[str]:
-    """Check that a checkpoint has the moments of all that trains now, and return a line if it has more than those.
+    """Check that a checkpoint has the moments of every trained parameter; return a line if it has more than those.
 
-    Moments that start at zero would not do: AdamW's step count, which corrects them, is one for all parameters, and
-    the first updates would be several times too large.
+    Starting from zero moments would be wrong: AdamW's step count, which corrects their bias, is shared by all
+    parameters, so the first updates would be several times too large.
 
     Args:
-        trained: names of the parameters that train.
+        trained: names of the trained parameters.
 
     Raises:
         ConfigError: naming a parameter that was frozen.
@@ -46,7 +46,7 @@ def check_trained(manifest: Manifest, trained: Collection[str]) -> list[str]:
         raise ConfigError(
             "optim.freeze",
             "...",
-            f"{thawed[0]}{more} would train now, and the checkpoint of step {manifest.step} has it frozen, without "
+            f"{thawed[0]}{more} would be trained, but the checkpoint of step {manifest.step} has it frozen, without "
             "AdamW's moments; set optim.freeze back, or start a new run from it with init_from",
         )
     dropped = sorted(manifest.shapes.keys() - manifest.fixed - set(trained))
@@ -58,10 +58,10 @@ def check_trained(manifest: Manifest, trained: Collection[str]) -> list[str]:
 
 @torch.no_grad()
 def load_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
-    """Fill fragments of the present ranks from a checkpoint of any number of ranks.
+    """Fill the fragments of the current ranks from a checkpoint of any number of ranks.
 
-    Each rank reads what its fragments hold and no more. The files are taken as verified. Where a fragment wants a
-    moving average and the checkpoint has none, the average starts from the loaded weight.
+    Each rank reads only what its fragments need. The files must be verified already. If a fragment needs a moving
+    average and the checkpoint has none, the average starts from the loaded weight.
 
     Raises:
         CheckpointError: if an element of a fragment is not in the checkpoint, or a file cannot be read.
@@ -81,7 +81,7 @@ def load_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
 
 
 def _fill(pieces: Pieces, fragment: Fragment, part: str, target: torch.Tensor) -> None:
-    """Read what a tensor of the fragment holds, shape (count,), into it."""
+    """Read the elements of a fragment's tensor, shape (count,), into it."""
     done = 0
     for data in pieces.slices(fragment.name, part, fragment.start, fragment.start + target.numel()):
         values = torch.frombuffer(data, dtype=torch.float32)

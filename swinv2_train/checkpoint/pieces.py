@@ -1,7 +1,7 @@
-"""Reads the elements of parameters out of a checkpoint, from the files of however many ranks they lie in.
+"""Reading of parameter elements from a checkpoint, from the files of any number of ranks.
 
-With plain file reads, in slices of a bounded size: a memory map would count against a job's memory, and turn a failing
-disk into a crash.
+Uses plain file reads, in slices of bounded size. A memory map would count toward a job's memory, and would turn a
+failing disk into a crash.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from swinv2_train.checkpoint.layout import KIND_OF, FragmentRecord, Manifest, ra
 from swinv2_train.checkpoint.tensor_file import Header, read_exactly, read_header
 
 SLICE_ELEMENTS = 1 << 22
-"""Most elements that are held at once: 16 MiB in fp32."""
+"""Maximum number of elements in memory at a time: 16 MiB in fp32."""
 _MAX_OPEN = 64
-"""Files open at a time: 512 ranks would be more than a process may have, and opening is slow on a file system that
-many ranks share."""
+"""Number of files open at a time: 512 ranks could exceed the limit of a process, and opening is slow on a file system
+that many ranks share."""
 
 
 def overlapping(records: Sequence[FragmentRecord], start: int, stop: int) -> Iterator[tuple[FragmentRecord, int, int]]:
-    """The records that hold elements from `start` up to `stop`, each with the first and the end of what it holds.
+    """Yield the records that contain elements from `start` to `stop`, each with the first and the end of its range.
 
-    A parameter has as many records as ranks had a part of it; only those needed are looked at.
+    A parameter has as many records as ranks that own a part of it; only the necessary ones are examined.
 
     Args:
-        records: those of one parameter, by their first element, without gap or overlap.
+        records: those of one parameter, sorted by their first element, without gaps or overlaps.
     """
     index = max(0, bisect_right(records, start, key=lambda record: record.start) - 1)
     while index < len(records) and (record := records[index]).start < stop:
@@ -40,8 +40,8 @@ def overlapping(records: Sequence[FragmentRecord], start: int, stop: int) -> Ite
 
 
 class Pieces:
-    """Reads the parameters of a checkpoint, slice by slice; a context that closes the files. They are taken as
-    verified, and read no more than is asked for."""
+    """Reader of the parameters of a checkpoint, slice by slice; a context manager that closes the files. The files must
+    be verified already."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self._path, self._world_size, self._fixed = path, manifest.world_size, manifest.fixed
@@ -59,13 +59,13 @@ class Pieces:
             self._files.popitem()[1].close()
 
     def slices(self, name: str, part: str, start: int, stop: int) -> Iterator[bytearray]:
-        """The elements from `start` up to `stop` of a flattened tensor, in order: raw little-endian fp32.
+        """Yield the elements from `start` to `stop` of a flattened tensor, in order: raw little-endian fp32.
 
         Args:
-            part: weight, exp_avg, exp_avg_sq or ema; the average of what does not train is its weight.
+            part: weight, exp_avg, exp_avg_sq, or ema; the average of an untrained tensor is its weight.
 
         Raises:
-            CheckpointError: if an element is not in the checkpoint, or a file does not hold what the manifest says.
+            CheckpointError: if an element is not in the checkpoint, or a file contradicts the manifest.
         """
         if part == "ema" and name in self._fixed:
             part = "weight"

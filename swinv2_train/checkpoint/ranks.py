@@ -1,4 +1,4 @@
-"""Interface to the other ranks that saving and loading need."""
+"""Interface to other ranks for saving and loading."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Ranks(Protocol):
-    """This process among those that share a checkpoint; every method is a collective."""
+    """This process among those that share a checkpoint. Every method is a collective: all ranks must call it."""
 
     rank: int
     world_size: int

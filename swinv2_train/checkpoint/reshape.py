@@ -1,7 +1,7 @@
-"""The same checkpoint as if another number of ranks had saved it.
+"""Rewriting of a checkpoint as if another number of ranks had saved it.
 
-Loading never needs this (any number of ranks reads any checkpoint); it is for storage: a few large files are easier to
-copy and to keep than thousands of small ones. Nothing is computed: every element's bytes are copied as they are.
+Loading never needs this, because any number of ranks reads any checkpoint. It is for storage: a few large files are
+easier to copy and keep than thousands of small ones. No value is computed: every element's bytes are copied unchanged.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.shortage import remedied
 
 MOST_RANKS = 4096
-"""More would be more files than anything is served by."""
+"""Upper limit; more files than this help nothing."""
 
 
 def even_cut(shapes: dict[str, list[int]], num_ranks: int) -> list[list[FragmentRecord]]:
-    """Return what each rank owns if all tensors are laid end to end and cut into equal shares; the last may be smaller,
-    or empty."""
+    """Return the parts of each rank if all tensors are laid end to end and cut into equal parts; the last may be
+    smaller, or empty."""
     share = -(-sum(math.prod(shape) for shape in shapes.values()) // num_ranks)
     owned: list[list[FragmentRecord]] = [[] for _ in range(num_ranks)]
     offset = 0
@@ -60,29 +60,32 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
 
     Args:
         path: the checkpoint; it is verified first.
-        out: gets the directory `step-XXXXXXXX`, which appears when all of it is on disk and verified.
+        out: gets the directory `step-XXXXXXXX`, which appears once it is complete on disk and verified.
         num_ranks: at least 1.
 
     Raises:
         ConfigError: if the target exists, or there are too many ranks.
-        CheckpointError: if the checkpoint is damaged or the new one cannot be written; nothing is left behind then.
+        CheckpointError: if the checkpoint is damaged or the new one cannot be written; nothing is left behind in that
+            case.
     """
     manifest = checked(path, hashes=False)
     if num_ranks > max(manifest.world_size, MOST_RANKS):
-        raise ConfigError("", num_ranks, f"{num_ranks} ranks are more than {MOST_RANKS}; it is for fewer, larger files")
+        raise ConfigError(
+            "", num_ranks, f"{num_ranks} ranks are more than {MOST_RANKS}; this command is for fewer, larger files"
+        )
     final = out / step_name(manifest.step)
     partial = out / f"{PARTIAL_PREFIX}{final.name}"
     for target in (final, partial):
         if target.exists():
-            raise ConfigError("", target, f"{target} exists already; remove it or give another directory")
+            raise ConfigError("", target, f"{target} already exists; remove it or use another directory")
     if out.resolve().is_relative_to(path.resolve()):
-        raise ConfigError("", out, f"{out} is inside the checkpoint; give another directory")
+        raise ConfigError("", out, f"{out} is inside the checkpoint; use another directory")
     checked(path)
     existed = out.exists()
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise CheckpointError(f"{partial} cannot be made ({remedied(error)})") from error
+        raise CheckpointError(f"{partial} cannot be created ({remedied(error)})") from error
     try:
         check_space(
             out,

@@ -19,7 +19,7 @@ _Geometry = Mapping[str, Any] | None
 
 
 def _whole(path: Path, geometry: _Geometry) -> Manifest | None:
-    """Return the manifest of a checkpoint of a run whose files all have their full length; None of any other."""
+    """Return the manifest of a checkpoint of this run if all its files have their full length; else None."""
     try:
         manifest = read_manifest(path)
         check_sizes(path, manifest)
@@ -29,7 +29,7 @@ def _whole(path: Path, geometry: _Geometry) -> Manifest | None:
 
 
 def _newest(paths: list[Path], count: int, geometry: _Geometry) -> set[Path]:
-    """Return the newest checkpoint and the newest `count` that look complete; others between them do not count."""
+    """Return the newest checkpoint and the newest `count` that look complete; incomplete ones do not count."""
     return {*paths[:1], *islice((path for path in paths if _whole(path, geometry)), count)}
 
 
@@ -45,16 +45,16 @@ def surplus(
     damaged: Collection[str] = (),
     geometry: _Geometry = None,
 ) -> list[Path]:
-    """The checkpoints that a policy lets go of, newest first.
+    """Return the checkpoints that a policy does not keep, newest first.
 
-    Kept are the newest `keep_last` (of those whose files are all there: a broken one is no substitute for a whole one),
-    every `keep_every_steps`-th, and the `keep_best` best (of the same).
+    It keeps the newest `keep_last` (counting only those whose files are all there, because a broken one cannot replace
+    a complete one), every `keep_every_steps`-th, and the `keep_best` best (also counting only complete ones).
 
     Args:
-        protected: names of checkpoints that are kept whatever the policy says.
-        damaged: names of checkpoints that are known to be damaged though their files have the right sizes: they are no
-            substitute either, and are kept, because the policy says nothing of them.
-        geometry: of the run; checkpoints of other runs are treated like the damaged ones.
+        protected: names of checkpoints that are kept regardless of the policy.
+        damaged: names of checkpoints that are known to be damaged although their files have the right sizes. They do
+            not count either, and they are kept, because the policy does not cover them.
+        geometry: that of the run; checkpoints of other runs are treated like damaged ones.
     """
     paths = [path for path in list_checkpoints(directory) if path.name not in damaged]
     kept = _newest(paths, max(1, policy.keep_last), geometry)
@@ -73,14 +73,14 @@ def prune(
     damaged: Collection[str] = (),
     geometry: _Geometry = None,
 ) -> list[str]:
-    """Remove surplus checkpoints and what crashes left behind; return the names. One rank calls it, between saves.
+    """Remove surplus checkpoints and leftovers of crashes; return their names. Only one rank calls it, between saves.
 
     The arguments are those of `surplus`.
 
-    A checkpoint first loses its valid name, so that a crash in the middle leaves nothing that looks whole.
+    A checkpoint is renamed before it is deleted, so a crash in between never leaves a partial one under a valid name.
 
     Raises:
-        OSError: if something could not be removed; the rest is.
+        OSError: if something could not be removed; everything else is removed.
     """
     removed, failure = [], None
     for path in surplus(directory, policy, protected, damaged, geometry):

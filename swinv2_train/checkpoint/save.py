@@ -1,8 +1,8 @@
 """Write a checkpoint: all or nothing.
 
-Every rank writes the fragments it owns into a directory with a temporary name and flushes them to the disk; the main
-rank adds state and manifest and renames the directory. A crash at any moment leaves the older checkpoints as they were
-and at most a directory that nobody reads.
+Every rank writes the fragments it owns into a directory with a temporary name and flushes them to disk. The main rank
+then adds state and manifest, and renames the directory. A crash at any moment leaves older checkpoints unchanged and
+at most a directory that is never read.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _T = TypeVar("_T")
 
 
 class Saved(NamedTuple):
-    """A checkpoint that is whole on the disk."""
+    """A checkpoint that is complete on disk."""
 
     path: Path
     size_bytes: int
     """Of the files of all ranks."""
     kept_as: Path | None = None
-    """New place of a checkpoint of another run that had this name; known to the main rank."""
+    """New path of a checkpoint of another run that had this name; known only to the main rank."""
 
 
 def _write_text(path: Path, text: str) -> int:
@@ -72,7 +72,7 @@ class _Share:
     records: list[FragmentRecord] = field(default_factory=list)
     shapes: dict[str, list[int]] = field(default_factory=dict)
     fixed: dict[str, bool] = field(default_factory=dict)
-    """Names of what does not train, and whether it is a buffer."""
+    """Names of untrained tensors, and whether each is a buffer."""
 
     @classmethod
     def of(cls, fragments: Iterable[Fragment], rank: int) -> _Share:
@@ -96,7 +96,7 @@ class _Share:
 
     @property
     def size(self) -> int:
-        """Bytes of the data."""
+        """Size of the data in bytes."""
         return sum(4 * tensor.numel() for tensors in self.tensors.values() for tensor in tensors.values())
 
     def write(self, root: Path, ranks: Ranks) -> list[FileRecord]:
@@ -110,7 +110,7 @@ class _Share:
 
 
 def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
-    """The data of tensors of any device as fp32, one of them at a time on the host."""
+    """Yield the data of tensors on any device as fp32, with one tensor at a time on the host."""
     for tensor in tensors.values():
         data = tensor.detach().to("cpu", torch.float32).contiguous().view(-1).numpy().view(np.uint8)
         for start in range(0, data.size, BLOCK):
@@ -122,7 +122,7 @@ def _versions() -> dict[str, str]:
 
 
 def _reason(error: Exception, place: Path) -> str:
-    if isinstance(error, OSError) and error.filename is None:  # a write does not know its file
+    if isinstance(error, OSError) and error.filename is None:  # a failed write names no file
         error.filename = str(place)
     if (text := shortage(error)) is not None:
         return text
@@ -132,9 +132,9 @@ def _reason(error: Exception, place: Path) -> str:
 
 
 def _together(ranks: Ranks, partial: Path, work: Callable[[], _T]) -> list[_T]:
-    """Do a part of the saving on every rank: what each gave. If it fails anywhere, it fails everywhere.
+    """Run a part of the save on every rank and return all results. If it fails on any rank, it fails on every rank.
 
-    Every rank must learn that one failed, whatever the error, or the others would wait for it in the next collective.
+    Every rank must learn of a failure, whatever the error; otherwise it would wait forever in the next collective.
     """
     result, failure, cause = None, None, None
     try:
@@ -170,7 +170,7 @@ def _prepare(
 
 
 def _set_aside(final: Path, geometry: dict[str, Any]) -> Path | None:
-    """Rename a checkpoint of another run that has the name of the new one; return its place, or None if none has."""
+    """Rename a checkpoint of another run that has the new one's name; return its new path, or None if there is none."""
     if not final.exists() or not is_foreign(final, geometry):
         return None
     number = 1
@@ -180,7 +180,7 @@ def _set_aside(final: Path, geometry: dict[str, Any]) -> Path | None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Give a directory that is complete its final name; one of that name goes only when this one is in its place."""
+    """Give a complete directory its final name; an existing one of that name is deleted only after the rename."""
     for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
         flush(folder)
     aside = final.with_name(REPLACED_PREFIX + final.name)
@@ -209,22 +209,22 @@ def save(
     metrics: dict[str, float] | None = None,
     room: Callable[[int], None] | None = None,
 ) -> Saved:
-    """Write the checkpoint of a step. Every rank must call it.
+    """Write the checkpoint of a step. A collective: every rank must call it.
 
     Args:
-        directory: where the run's checkpoints are; shared by all ranks, and made if it is missing.
-        fragments: what this rank owns (nothing, where another rank writes the same).
-        state: JSON data that is the same on every rank.
+        directory: directory of the run's checkpoints; shared by all ranks, and created if necessary.
+        fragments: those that this rank owns (none if another rank writes the same ones).
+        state: JSON data, identical on every rank.
         geometry: JSON data for the manifest.
-        metrics: the evaluation at this very step, by name; none without one.
-        room: called on the main rank with the bytes that will be written; it makes the directory and room for them, or
-            raises CheckpointError. By default the free space is checked.
+        metrics: the evaluation at exactly this step, by name; empty without one.
+        room: called on the main rank with the bytes that will be written; creates the directory and makes room, or
+            raises CheckpointError. By default, only the free space is checked.
 
     Raises:
-        CheckpointError: on every rank, if it failed on any rank. Older checkpoints are untouched.
+        CheckpointError: on every rank, if any rank fails. Older checkpoints are untouched.
     """
     final = directory / step_name(step)
-    # A name that was never used: a rank of a job that is long given up may still be writing into its own.
+    # Use a new name every time: a rank of an abandoned job may still be writing into its own directory.
     partial = directory / ranks.broadcast(f"{PARTIAL_PREFIX}{final.name}-{secrets.token_hex(4)}")
 
     def on_main(work: Callable[[], None]) -> None:

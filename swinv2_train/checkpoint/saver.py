@@ -1,6 +1,6 @@
-"""Save in the background: the training waits for a copy of the state in host memory, not for the disk.
+"""Background saving: training waits only for a copy of the state in host memory, not for the disk.
 
-begin: wait for the save in flight, copy, agree -> thread: write, retry, prune -> poll: the outcome
+begin: wait for the current save, copy, agree -> thread: write, retry, prune -> poll: the outcome
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _BLOCK_ELEMENTS = 1 << 26
 
 @dataclass
 class Outcome:
-    """Outcome of a save. Every rank has one; they agree on whether it failed, unless a rank was lost."""
+    """Outcome of a save. Every rank has one; they agree on failure unless a rank was lost."""
 
     step: int
     path: Path
     pause_seconds: float
-    """Seconds that training waited: for the save before and for the copy; without a background, for all of it."""
+    """Seconds that training waited: for the previous save and the copy, or in the foreground for the entire save."""
     failure: str | None = None
-    """The reason, or None: the checkpoint is whole on the disk."""
+    """Cause of the failure; None if the checkpoint is complete on disk."""
     attempts: int = 0
     size_bytes: int = 0
     """Of the files of all ranks."""
     write_seconds: float = 0.0
-    """From the first attempt to the end of the last."""
+    """Seconds from the start of the first attempt to the end of the last."""
     warnings: list[str] = field(default_factory=list)
-    """Why it was not written in the background, attempts that failed before the last one, and what went wrong when
-    surplus checkpoints were removed."""
+    """Why it was not written in the background, attempts that failed before the last one, and errors while removing
+    surplus checkpoints."""
 
 
 def _tensors(fragment: Fragment) -> dict[str, torch.Tensor]:
@@ -56,9 +56,9 @@ def _tensors(fragment: Fragment) -> dict[str, torch.Tensor]:
 
 
 class HostCopy:
-    """Host memory for a copy of a rank's fragments, allocated at the first and used again by the later ones.
+    """Host memory for a copy of a rank's fragments, allocated for the first save and reused by later ones.
 
-    It is pinned where the fragments are on a GPU, which makes the copy several times faster.
+    It is pinned if the fragments are on a GPU, which makes the copy several times faster.
     """
 
     def __init__(self) -> None:
@@ -67,21 +67,21 @@ class HostCopy:
 
     @torch.no_grad()
     def take(self, fragments: list[Fragment]) -> list[Fragment]:
-        """Copies of the fragments, complete when it returns, valid until it is called again.
+        """Return copies of the fragments, complete on return and valid until the next call.
 
         Raises:
             CheckpointError: if there is not enough host memory.
         """
         layout = [(item.name, item.shape, item.start, _sizes(item)) for item in fragments]
         if layout != self._layout:
-            self._layout, self._copies = [], []  # lets go of the memory before it asks for more
+            self._layout, self._copies = [], []  # free the memory before allocating more
             try:
                 self._copies = _allocate(fragments)
             except (MemoryError, RuntimeError) as error:
                 size = sum(4 * count for item in fragments for count in _sizes(item).values())
                 raise CheckpointError(
-                    f"a save in the background needs {size / 2**30:.1f} GiB of host memory on every rank, which cannot "
-                    "be had: set checkpoint.background=false"
+                    f"a save in the background needs {size / 2**30:.1f} GiB of host memory on every rank, which is not "
+                    "available: set checkpoint.background=false"
                 ) from error
             self._layout = layout
         devices = set()
@@ -101,7 +101,7 @@ def _sizes(fragment: Fragment) -> dict[str, int]:
 
 
 def _allocate(fragments: list[Fragment]) -> list[Fragment]:
-    """Fragments like the given ones in host memory.
+    """Return fragments like the given ones, in host memory.
 
     Pinned memory is rounded up to a power of two, so they share blocks of such a size.
     """
@@ -132,16 +132,16 @@ def _said(error: Exception) -> str:
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time, in the background.
+    """Writer of a run's checkpoints, one at a time, in the background.
 
     Args:
-        directory: where the checkpoints are; shared by all ranks.
-        ranks: a communicator that nobody else uses, because a thread uses it while the training uses another.
-        policy: background or not, retries, which checkpoints to keep.
-        watch: a context that the writing runs in, retries included, such as a time limit.
-        protected: the main rank asks it for the names of checkpoints to keep whatever the policy says.
+        directory: directory of the checkpoints; shared by all ranks.
+        ranks: a dedicated communicator, because a thread uses it while training uses another one.
+        policy: background or not, retries, and which checkpoints to keep.
+        watch: a context manager around the writing, including retries, such as a time limit.
+        protected: called on the main rank for the names of checkpoints to keep regardless of the policy.
         damaged: names of checkpoints that were found to be damaged: they do not count as kept, and are not removed.
-        check: called on the main rank before anything is written; what it raises fails the save.
+        check: called on the main rank before anything is written; an exception fails the save.
     """
 
     def __init__(
@@ -158,13 +158,13 @@ class Saver:
         self._directory, self._ranks, self._policy = directory, ranks, policy
         self._watch, self._protected, self._check = watch, protected, check
         self.damaged = set(damaged)
-        """Names of checkpoints that do not count; to be changed between saves. Saving one of them again removes it."""
+        """Names of checkpoints that do not count; change it only between saves. Saving one of them again removes it."""
         self._host = HostCopy()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
         self.last_saved: int | None = None
-        """The step of the last save that this process knows to be whole on the disk; None also after a rollback."""
+        """Step of the last save that this process knows to be complete on disk; None also after a rollback."""
 
     def begin(
         self,
@@ -175,10 +175,10 @@ class Saver:
         geometry: dict[str, Any],
         metrics: dict[str, float],
     ) -> None:
-        """Save the present state; when it returns, everything given may change. Every rank must call it.
+        """Save the current state; every argument may be changed afterward. A collective: every rank must call it.
 
-        Waits for the save in flight first. The arguments are those of `save`. What becomes of it is an `Outcome`. If a
-        rank has no host memory for the copy, all ranks write this save in the foreground.
+        Waits for the current save first. The arguments are those of `save`; the result is an `Outcome`. If a rank lacks
+        host memory for the copy, all ranks write this save in the foreground.
         """
         started = time.perf_counter()
         self.close()
@@ -186,7 +186,7 @@ class Saver:
         outcome = Outcome(step, self._directory / step_name(step), 0.0)
         try:
             copied = self._copied(content, outcome) if self._policy.background else None
-        except Exception as error:  # such as that of a collective whose other end is gone
+        except Exception as error:  # for example, from a collective after another rank died
             outcome.failure = _said(error)
             self._end(outcome)
         else:
@@ -199,29 +199,29 @@ class Saver:
         outcome.pause_seconds = time.perf_counter() - started
 
     def _started(self, outcome: Outcome, content: dict[str, Any]) -> bool:
-        """Start the thread that writes; False if there may be no more threads, so that this one must write."""
+        """Start the writing thread; return False if no thread can be started, so the caller must write."""
         thread = threading.Thread(target=self._run, args=(outcome, content), name="saver", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
-            outcome.warnings.append(f"{error}; this save is written while the training waits")
+            outcome.warnings.append(f"{error}; training waits while this save is written")
             return False
         self._thread = thread
         return True
 
     def _copied(self, content: dict[str, Any], outcome: Outcome) -> dict[str, Any] | None:
-        """A copy of what is to be saved; None, on all ranks alike, if one of them cannot have it."""
+        """Return a copy of what is to be saved; None, on all ranks, if any rank lacks the memory."""
         own, failure = [], None
         try:
             own = self._host.take(content["fragments"])
-        except Exception as error:  # of any kind: the others would wait for this rank
+        except Exception as error:  # any exception, because the other ranks would wait forever
             reason = str(error) if isinstance(error, CheckpointError) else _said(error)
             failure = f"rank {self._ranks.rank}: {reason}"
         failures = [reason for reason in self._ranks.gather(failure) if reason]
         if failures:
-            self._host = HostCopy()  # lets go of the memory: another process may need it
+            self._host = HostCopy()  # frees the memory: another process may need it
             others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-            outcome.warnings.append(f"{failures[0]}{others}; this save is written while the training waits")
+            outcome.warnings.append(f"{failures[0]}{others}; training waits while this save is written")
             return None
         return {**copy.deepcopy({**content, "fragments": ()}), "fragments": own}
 
@@ -232,12 +232,12 @@ class Saver:
         return outcomes
 
     def finish(self) -> list[Outcome]:
-        """Wait for the save in flight, then as `poll`."""
+        """Wait for the current save, then return like `poll`."""
         self.close()
         return self.poll()
 
     def close(self) -> None:
-        """Wait for the save in flight."""
+        """Wait for the current save."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -254,7 +254,7 @@ class Saver:
                 self._prune(outcome, content["geometry"])
         except CheckpointError as error:
             outcome.failure = str(error)
-        except Exception as error:  # such as that of a collective whose other end is gone: nothing to try again with
+        except Exception as error:  # for example, another rank died in a collective: a retry is impossible
             outcome.failure = _said(error)
         self._end(outcome)
 
@@ -263,7 +263,7 @@ class Saver:
             self._outcomes.append(outcome)
 
     def _attempt(self, outcome: Outcome, content: dict[str, Any]) -> Saved:
-        """Write until it works or all attempts are used up. `save` fails on all ranks alike, so all try alike."""
+        """Write until it succeeds or all attempts fail. `save` fails on all ranks together, so all of them retry."""
         started = time.perf_counter()
         while True:
             outcome.attempts += 1
@@ -279,10 +279,10 @@ class Saver:
             time.sleep(self._policy.retry_seconds)
 
     def _have_room(self, outcome: Outcome, geometry: dict[str, Any], size: int) -> None:
-        """See that a checkpoint fits, removing old ones first if it does not. The main rank calls it.
+        """Ensure that a checkpoint fits, removing old ones first if it does not. Only the main rank calls it.
 
-        First goes what the policy does not keep, such as after a lower `keep_last`; then what it would not keep after
-        this save. The newest complete checkpoint stays in any case.
+        It first removes checkpoints that the policy does not keep, for example after `keep_last` was lowered, then
+        those that it would not keep after this save. The newest complete checkpoint always stays.
         """
         self._check()
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -301,8 +301,8 @@ class Saver:
         if self._ranks.rank != 0:
             return
         try:
-            # What was just written stays, also where broken ones of later steps are still there.
+            # Always keep the checkpoint that was just written, even if broken ones of later steps still exist.
             protected = {*self._protected(), outcome.path.name}
             prune(self._directory, self._policy, protected, self.damaged, geometry)
-        except Exception as error:  # the checkpoint is whole: whatever is wrong here must not say otherwise
+        except Exception as error:  # the checkpoint is complete: an error here must not fail the save
             outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

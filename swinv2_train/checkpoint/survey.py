@@ -1,4 +1,4 @@
-"""Survey of the checkpoints of a directory: complete or not, judged quickly by manifests and file sizes."""
+"""Survey of a directory's checkpoints: complete or not, judged quickly by manifests and file sizes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ logger = logging.getLogger("swinv2_train")
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint as it was found."""
+    """A checkpoint and its state."""
 
     path: Path
     step: int | None
-    """None for a directory of another name whose manifest cannot be read."""
+    """None for a directory with another name whose manifest cannot be read."""
     size: int
     """Bytes on disk."""
     written: float
-    """When it was finished, in seconds since 1970; from the file system, so a copy may be younger."""
+    """Time of completion, in seconds since 1970; from the file system, so a copy may appear younger."""
     manifest: Manifest | None
     """None if it cannot be read."""
     hashed: bool
@@ -46,7 +46,7 @@ class Entry:
     damage: str | None
     """Description of the damage; None if it is intact."""
     foreign: bool = False
-    """True if that is only that it is of another run than its directory."""
+    """True if the only damage is that it belongs to another run than its directory."""
 
     @property
     def state(self) -> str:
@@ -59,7 +59,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def directory_of(path: Path) -> Path:
-    """The directory of checkpoints that is meant: that of a run directory, or the path itself.
+    """Return the directory of checkpoints of a run directory, or the path itself if it is one.
 
     Raises:
         ConfigError: if it is neither.
@@ -67,7 +67,7 @@ def directory_of(path: Path) -> Path:
     if not path.exists():
         raise ConfigError("", path, f"{path} does not exist")
     if is_checkpoint(path):
-        raise ConfigError("", path, f"{path} is one checkpoint; give a run directory or a directory of checkpoints")
+        raise ConfigError("", path, f"{path} is one checkpoint; use a run directory or a directory of checkpoints")
     if (path / "checkpoints").is_dir():
         return path / "checkpoints"
     if path.is_dir() and (path.name == "checkpoints" or list_checkpoints(path) or leftovers(path)):
@@ -76,12 +76,12 @@ def directory_of(path: Path) -> Path:
 
 
 def checkpoints_of(path: Path) -> list[Path]:
-    """The checkpoint that a path is, or those in it, newest first; none where a run has not saved yet."""
+    """Return the checkpoint that a path is, or those in it, newest first; none if a run has not saved yet."""
     return [path] if is_checkpoint(path) else list_checkpoints(directory_of(path))
 
 
 def newest_of(path: Path) -> Path:
-    """Return the checkpoint that a path is, or the newest in it, complete or not, that is not of another run.
+    """Return the checkpoint that a path is, or the newest in it that belongs to its run, complete or not.
 
     Raises:
         ConfigError: if there is none.
@@ -99,12 +99,12 @@ def _strangers(path: Path) -> dict[str, str]:
 
 
 def leftovers(directory: Path) -> list[Path]:
-    """Return what is being written or was left behind by a crash: directories with a dot before their step."""
+    """Return directories that are being written or were left behind by a crash: those with a dot before their step."""
     return sorted(path for path in directory.glob(".*step-*") if path.is_dir())
 
 
 def tree_size(path: Path) -> int:
-    """Bytes in all files below a path; what vanishes meanwhile does not count."""
+    """Return the bytes in all files below a path; files that vanish during the scan do not count."""
     total = 0
     for folder, _, names in os.walk(path):
         for name in names:
@@ -116,10 +116,10 @@ def tree_size(path: Path) -> int:
 
 
 def check_sizes(path: Path, manifest: Manifest) -> None:
-    """Check that every file of a checkpoint is there in its full length.
+    """Check that every file of a checkpoint exists with its full length.
 
     Raises:
-        CheckpointError: naming the first that is not.
+        CheckpointError: naming the first file that does not.
     """
     for record in manifest.files:
         try:
@@ -131,11 +131,11 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
 
 
 def examine(path: Path, *, hashes: bool = False, foreign: str | None = None) -> Entry:
-    """Look at one checkpoint: its manifest (which carries its own hash) and the sizes of its files.
+    """Examine one checkpoint: its manifest (which contains its own hash) and the sizes of its files.
 
     Args:
-        hashes: read every byte as well, and compare the hashes.
-        foreign: why it is of another run than its directory, if it is.
+        hashes: also read every byte and compare the hashes.
+        foreign: why it belongs to another run than its directory; None if it does not.
     """
     manifest, damage = None, None
     try:
@@ -159,16 +159,16 @@ def examine(path: Path, *, hashes: bool = False, foreign: str | None = None) -> 
 
 
 def survey(path: Path, *, hashes: bool = False) -> Iterator[Entry]:
-    """Look at the checkpoint that a path is, or at those in it, newest first, one at a time."""
+    """Examine the checkpoint that a path is, or those in it, newest first, one at a time."""
     foreign = _strangers(path)
     for checkpoint in checkpoints_of(path):
         entry = examine(checkpoint, hashes=hashes, foreign=foreign.get(checkpoint.name))
-        if checkpoint.exists():  # a run at work may let go of one while it is looked at
+        if checkpoint.exists():  # an active run may remove one during the survey
             yield entry
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON state of a checkpoint.
+    """Return the JSON state of a checkpoint.
 
     Raises:
         CheckpointError: if it cannot be read.
@@ -191,9 +191,9 @@ def _written(path: Path) -> float:
 
 
 def best_metric_of(directory: Path) -> tuple[str, str]:
-    """Return the metric that the run of a directory of checkpoints ranks them by, and which end of it is the best.
+    """Return the metric by which the run of a directory of checkpoints ranks them, and its better direction.
 
-    Without a readable config of the run it is `eval/loss`.
+    Without a readable config of the run, it is `eval/loss`.
     """
     from swinv2_train.config.compose import from_yaml
 
@@ -208,10 +208,10 @@ def best_metric_of(directory: Path) -> tuple[str, str]:
 
 
 def ranked(candidates: Iterable[tuple[Path, Manifest]], metric: str, mode: str) -> list[Path]:
-    """Checkpoints that have a finite value of a metric, best first; of equals, the one that came first.
+    """Return checkpoints that have a finite value of a metric, best first; of equal ones, the first stays first.
 
     Args:
-        mode: min or max: which end of the metric is the best.
+        mode: min or max: the better direction of the metric.
     """
     sign = -1.0 if mode == "max" else 1.0
     values = [(sign * value, path) for path, manifest in candidates if (value := _finite(manifest, metric)) is not None]
@@ -223,7 +223,7 @@ def _finite(manifest: Manifest, metric: str) -> float | None:
 
 
 def best_of(entries: Iterable[Entry], metric: str, mode: str) -> Path | None:
-    """The undamaged checkpoint with the best value of a metric; None if none has a finite one.
+    """Return the intact checkpoint with the best value of a metric; None if none has a finite value.
 
     Args:
         entries: newest first.

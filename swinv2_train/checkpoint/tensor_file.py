@@ -2,11 +2,10 @@
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header (little-endian), the header
 as JSON, padded with spaces to a multiple of 8 bytes, then the tensors without gaps, in the order of their offsets.
-
-The library's own `save_file` is not used: before version 0.8 it holds Python's lock for the whole file, so that the
-training stops during a save, and with 0.8 only the owner can read the file. Its `safe_open` is not used either:
-it maps the file into memory, which turns a failing disk into a crash. A header is checked by the same rules instead;
-the tests compare the verdicts of both on damaged files.
+The library's own `save_file` is not used: before version 0.8 it holds the GIL while writing the entire file, which
+stops training during a save, and since 0.8 only the owner can read the file. Its `safe_open` is not used either: it
+maps the file into memory, which turns a failing disk into a crash. The header is checked by the same rules instead; the
+tests compare the results of both on damaged files.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.reading import is_count
 
 DTYPES = {"fp32": ("F32", 4), "bf16": ("BF16", 2), "fp16": ("F16", 2)}
-"""Names of the dtypes: ours, that of safetensors, and bytes per element."""
+"""Names of the dtypes: this package's, that of safetensors, and bytes per element."""
 _MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library refuses more."""
+"""Maximum length of a header in bytes; the safetensors library rejects more."""
 _WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
 }  # fmt: skip
-"""Bytes per element of the dtypes of the format; those of less than a byte are not read."""
+"""Bytes per element of the dtypes of the format; those below one byte are not supported."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +42,10 @@ class Written:
 
 
 def read_exactly(file: Any, count: int) -> bytearray:
-    """So many bytes from an open binary file.
+    """Read exactly `count` bytes from an open binary file.
 
     Raises:
-        ValueError: if it ends before.
+        ValueError: if the file ends early.
     """
     data = bytearray(count)
     view, done = memoryview(data), 0
@@ -80,10 +79,10 @@ class Header:
 
 def read_header(file: Any) -> Header:
     """Read and check the header of an open safetensors file: every tensor has the bytes that its shape and dtype need,
-    and all of them together fill the file without a gap or an overlap.
+    and together they fill the file without gaps or overlaps.
 
     Raises:
-        ValueError: if the file is not of this format or does not hold what its header claims.
+        ValueError: if the file has another format or contradicts its header.
         OSError: if it cannot be read.
     """
     size = file.seek(0, os.SEEK_END)
@@ -127,12 +126,12 @@ def _parsed(header: bytes) -> dict[str, Any]:
 
 
 def _entry(name: str, content: Any, data_start: int) -> Entry:
-    """One entry of a header, with offsets from the start of the file."""
+    """Return one entry of a header, with offsets from the start of the file."""
     if not isinstance(content, dict):
-        raise ValueError(f"its header describes {name!r} by no object")
+        raise ValueError(f"its header entry for {name!r} is not an object")
     dtype, shape, offsets = (content.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in _WIDTHS:
-        raise ValueError(f"{name!r} is of type {dtype!r}, which is not known")
+        raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(map(is_count, shape)):
         raise ValueError(f"the shape of {name!r} is not a list of numbers of at least 0")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_count, offsets)):
@@ -148,7 +147,7 @@ def _entry(name: str, content: Any, data_start: int) -> Entry:
 
 
 def _bytes(shape: Sequence[int], width: int, limit: int) -> int:
-    """Bytes of a tensor; once they are above the limit, any number above it (a header may claim any sides)."""
+    """Return the bytes of a tensor; above the limit, any number above it (a damaged header may claim any sides)."""
     total = 0 if 0 in shape else width
     for side in shape:
         total *= side
@@ -158,12 +157,12 @@ def _bytes(shape: Sequence[int], width: int, limit: int) -> int:
 
 
 def _short(shape: Sequence[int]) -> str:
-    """A shape for a message; a damaged header may claim any number of dimensions."""
+    """Return a shape for a message; a damaged header may claim any number of dimensions."""
     return str(list(shape)) if len(shape) <= 8 else f"of {len(shape)} dimensions"
 
 
 def _check_layout(entries: Mapping[str, Entry], data_start: int, size: int) -> None:
-    """Refuse tensors that overlap, and bytes that belong to none."""
+    """Reject tensors that overlap, and bytes that belong to no tensor."""
     end, before = data_start, ""
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin < end:
@@ -188,12 +187,12 @@ def write_safetensors(
     Args:
         path: must not exist.
         tensors: dtype (a key of `DTYPES`) and shape of each tensor.
-        data: the bytes of all tensors one after the other, in any portions.
-        metadata: goes into the header.
+        data: the bytes of all tensors, one after the other, in portions of any size.
+        metadata: stored in the header.
 
     Raises:
         OSError: if it cannot be written.
-        CheckpointError: if `data` is not as long as `tensors` says, or the header too long for the format.
+        CheckpointError: if the length of `data` does not match `tensors`, or if the header is too long for the format.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
@@ -217,5 +216,5 @@ def write_safetensors(
         file.flush()
         os.fsync(file.fileno())
     if size != end:
-        raise CheckpointError(f"{size} bytes came instead of {end} for {path.name}")
+        raise CheckpointError(f"got {size} bytes instead of {end} for {path.name}")
     return Written(8 + len(header) + size, digest.hexdigest())

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? And which of several is the one to resume from?"""
+"""Verification of checkpoints, and selection of the one to resume from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from swinv2_train.checkpoint.ranks import Ranks
 
 
 def check_complete(manifest: Manifest) -> None:
-    """Check that the fragments cover every tensor exactly once, and that a file is listed for all of them.
+    """Check that the fragments cover every tensor exactly once, and that all their files are listed.
 
     Raises:
-        CheckpointError: naming a tensor with a gap or an overlap, or the file.
+        CheckpointError: naming a tensor with a gap or an overlap, or a file that is not listed.
     """
     listed = {record.path for record in manifest.files}
     kinds = manifest.kinds()
@@ -73,7 +73,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
 
 
 def verify(path: Path) -> Manifest:
-    """Check a whole checkpoint and return its manifest.
+    """Check a checkpoint completely and return its manifest.
 
     Raises:
         CheckpointError: with the reason, if it is not valid.
@@ -86,28 +86,28 @@ def verify(path: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class Found:
-    """The outcome of looking for a checkpoint to resume from."""
+    """Result of the search for a checkpoint to resume from."""
 
     path: Path | None
     passed_over: list[str]
     """One line for each newer checkpoint that was skipped: its name and the reason."""
     damaged: list[str]
-    """The names of those, damaged or of another run."""
+    """Names of the skipped checkpoints, damaged or of another run."""
 
 
 def _share(files: list[FileRecord], ranks: Ranks) -> list[FileRecord]:
-    """The files that a rank hashes: by size in turn, so that nobody gets all the large ones."""
+    """Return the files that a rank hashes: assigned round-robin by size, so no rank gets all the large ones."""
     return sorted(files, key=lambda record: record.size)[ranks.rank :: ranks.world_size]
 
 
 def damage(
     path: Path, ranks: Ranks, kind: str | None = None, foreign: Callable[[Manifest], str | None] | None = None
 ) -> str | None:
-    """Return the damage of a checkpoint; None if it is intact. Every rank must call it; they share the work of hashing.
+    """Return the damage of a checkpoint; None if it is intact. A collective: the ranks share the hashing.
 
     Args:
-        kind: one of `KINDS`: look at the files that reading this kind takes, and no others.
-        foreign: returns why a checkpoint is of another run, or None.
+        kind: one of `KINDS`: check only the files needed to read this kind.
+        foreign: returns why a checkpoint belongs to another run, or None.
     """
     failure = None
     try:
@@ -129,16 +129,17 @@ def newest_valid(
     until: int | None = None,
     foreign: Callable[[Manifest], str | None] | None = None,
 ) -> Found:
-    """The newest checkpoint that verifies. Every rank must call it; the ranks share the work of hashing.
+    """Return the newest checkpoint that verifies. A collective: the ranks share the hashing.
 
-    A checkpoint that a crash caught between losing its name and being replaced gets it back.
+    If a crash interrupted the replacement of a checkpoint, after it lost its name, it is restored first.
 
     Args:
-        until: leave checkpoints of later steps aside; None: there is no last step.
-        foreign: returns why a checkpoint is of another run, or None; such a checkpoint is skipped like a damaged one.
+        until: ignore checkpoints of later steps; None: no limit.
+        foreign: returns why a checkpoint belongs to another run, or None; such a checkpoint is skipped like a damaged
+            one.
     """
     if ranks.rank == 0:
-        with contextlib.suppress(OSError):  # another's run may be read and not written to
+        with contextlib.suppress(OSError):  # another user's run may be readable but not writable
             restore_replaced(directory)
     listed = list_checkpoints(directory) if ranks.rank == 0 else []
     names = ranks.broadcast([path.name for path in listed if until is None or (step_of(path) or 0) <= until])

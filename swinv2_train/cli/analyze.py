@@ -1,7 +1,7 @@
 """`swinv2-analyze`: two figures of the paper for one's own models: accuracy over test-time windows, and the signal
 propagation plot.
 
-Exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted.
+Exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # these import torch
 MODULE = "swinv2_train.cli.analyze"
 _MODELS_HELP = """\
   [NAME=]PATH              a run, a checkpoint or a file of weights; one curve each, called NAME"""
-_STATUS = "exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"
+_STATUS = "exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"
 _WINDOWS_HELP = f"""\
 needed:
 {_MODELS_HELP}

@@ -1,6 +1,6 @@
 """`swinv2-checkpoint`: look at checkpoints, check them, thin them out, and take weights out of them.
 
-Exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 wrong use (no such path, the target
+Exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 usage error (no such path, the target
 exists, a run is training there); 130 interrupted.
 """
 
@@ -25,7 +25,7 @@ from swinv2_train.exit_codes import FAILED, FINISHED
 
 # What imports torch is imported where it is used: a look at checkpoints must not wait for it.
 _STATUS = (
-    "exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 wrong use (no such path, the "
+    "exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 usage error (no such path, the "
     "target exists, a run is training there); 130 interrupted"
 )
 _PATHS = "PATH is a run directory, a directory of checkpoints, or one step-XXXXXXXX directory."

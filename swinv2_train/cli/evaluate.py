@@ -1,6 +1,6 @@
 """`swinv2-eval`: evaluate any checkpoint or file of weights on labelled shards, over any number of ranks.
 
-Exit status: 0 done; 1 it could not be done; 2 wrong use (no such path, an option that contradicts the model or the
+Exit status: 0 done; 1 it could not be done; 2 usage error (no such path, an option that contradicts the model or the
 data); 130 interrupted.
 """
 
@@ -79,7 +79,7 @@ examples:
   swinv2-eval checkpoint=outputs/simmim_demo data='shards/eval-*.tar' probe='shards/train-*.tar'
   torchrun --nproc-per-node 8 -m swinv2_train.cli.evaluate checkpoint=... data=...
 
-exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
+exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"""
 MACHINE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "which": one_of(("newest", "best")),
     "ema": switch,

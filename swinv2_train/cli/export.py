@@ -1,6 +1,6 @@
 """`swinv2-export`: give weights to timm, Hugging Face, ONNX or torch.export, proven to compute the same there.
 
-Exit status: 0 done; 1 it could not be done (outputs differ, damaged checkpoint, full disk); 2 wrong use (no such path,
+Exit status: 0 done; 1 it could not be done (outputs differ, damaged checkpoint, full disk); 2 usage error (no such path,
 the target exists, the format cannot hold the model, a package is missing); 130 interrupted.
 """
 
@@ -46,7 +46,7 @@ examples:
   swinv2-export outputs/in1k_tiny_256 export/hf --format huggingface --dtype bf16 --images my-images
   swinv2-export outputs/in1k_tiny_256 export/onnx-384 --format onnx data.resolution=384 model.window=12
 
-exit status: 0 done; 1 it could not be done; 2 wrong use; 130 interrupted"""
+exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """The command `swinv2-pipeline`: run a chain of stages, each from the weights of an earlier one, and show it.
 
-Exit status as of `swinv2-train`: 0 all stages are finished; 1 one failed; 2 wrong use; 75 stopped by a signal after
+Exit status as of `swinv2-train`: 0 all stages are finished; 1 one failed; 2 usage error; 75 stopped by a signal after
 saving; 130 interrupted at once.
 """
 
@@ -45,7 +45,7 @@ launcher (put before swinv2-train, such as "torchrun --nproc-per-node=8 --no-pyt
 
 The same command again goes on where the chain stopped, and does nothing where all is done. A stage whose recipe has
 changed since it ran stays as it is until --redo or --redo-changed; what it left is kept beside it, never removed.
-Exit codes: 0 finished, 1 a stage failed, 2 wrong use, 75 stopped by a signal after saving, 130 interrupted at once."""
+Exit codes: 0 finished, 1 a stage failed, 2 usage error, 75 stopped by a signal after saving, 130 interrupted immediately."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """`swinv2-predict`: the classes that a model sees in image files, as a table, CSV, JSON lines, or a sheet of pictures.
 
-Exit status: 0 done; 1 done, but some images could not be read (they are named), or it could not be done; 2 wrong use
+Exit status: 0 done; 1 done, but some images could not be read (they are named), or it could not be done; 2 usage error
 (no such path, a model without classes, a wrong list of names); 130 interrupted.
 """
 
@@ -53,7 +53,7 @@ examples:
   swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
   swinv2-predict swinv2_tiny_patch4_window8_256.pth my-images --labels names.txt --top 3 --sheet sheet.png
 
-exit status: 0 done; 1 some images could not be read, or it could not be done; 2 wrong use; 130 interrupted"""
+exit status: 0 done; 1 some images could not be read, or it could not be done; 2 usage error; 130 interrupted"""
 
 
 @dataclass

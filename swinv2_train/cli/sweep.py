@@ -1,7 +1,7 @@
 """The command `swinv2-sweep`: what the jobs of a sweep came to, as tables, CSV and figures; and the door of
 `swinv2-train -m`, which runs them.
 
-Exit status: 0 done; 1 the output could not be written; 2 wrong use; 130 interrupted.
+Exit status: 0 done; 1 the output could not be written; 2 usage error; 130 interrupted.
 """
 
 from __future__ import annotations

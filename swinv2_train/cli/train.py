@@ -50,8 +50,8 @@ examples:
   swinv2-train replay=outputs/simmim_demo/incidents/step-00000123-batch-00000122.json
 
 The same command again continues the run in its run.dir (default outputs/NAME).
-Exit codes: 0 finished, 1 failed, 2 wrong use, 75 stopped by a signal after saving (run it again to continue),
-130 interrupted at once."""
+Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after saving (run it again to continue),
+130 interrupted immediately."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -312,7 +312,7 @@ def _refuse_used(config: Config) -> None:
         raise ConfigError(
             "resume",
             "never",
-            f"the directory {directory} holds a run already; take another run.dir, or resume=auto to continue it",
+            f"the directory {directory} holds a run already; use another run.dir, or resume=auto to continue it",
         )
 
 

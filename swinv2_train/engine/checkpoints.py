@@ -51,7 +51,7 @@ def load_newest(
         own: the run; None: any.
     """
     found = newest_valid(directory, ranks, until, own.foreign if own else None)
-    lines = [f"passed over {line}" for line in found.passed_over]
+    lines = [f"skipped {line}" for line in found.passed_over]
     if found.path is None:
         return Loaded(None, {}, lines, found.damaged)
     loaded = load(found.path, engine, ranks, lines, found.damaged)

@@ -51,11 +51,11 @@ def _shown(found: Difference, own: Identity) -> Any:
 
 def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
     """Return what differs from a checkpoint of the run in a directory, and what to do about it."""
-    back = "set it back, or take another run.dir for a new run"
+    back = "set it back, or use another run.dir for a new run"
     if found.what and not found.is_data:
         return (
             f"{found.what}, so the labels of the run in {directory} have moved: pack the data again with "
-            f"--class-names {checkpoint / MANIFEST}, which keeps the numbers, or take another run.dir with "
+            f"--class-names {checkpoint / MANIFEST}, which keeps the numbers, or use another run.dir with "
             f"init_from={directory}, which goes by the names"
         )
     was = found.what or f"the run in {directory} was started with {found.before}"

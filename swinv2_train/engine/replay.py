@@ -73,7 +73,7 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
     if base is None and passed_over:
         raise RunError(f"step {incident.step} cannot be replayed: {'; '.join(passed_over)}")
     for line in passed_over:
-        trainer.tracker.message(f"passed over {line}")
+        trainer.tracker.message(f"skipped {line}")
     if base is None:
         trainer.tracker.message(
             f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "

@@ -170,7 +170,7 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
     if found.damaged and found.state is None:
         raise ranks.end(
             f"none of the checkpoints in {directory / 'checkpoints'} is valid ({'; '.join(lines)}): "
-            "remove them to start from the beginning, or take another run.dir"
+            "remove them to start from the beginning, or use another run.dir"
         )
     if found.state is None and not config.replay:  # a replay finds its own
         lines.append("no checkpoint yet: starting from " + (config.init_from or "the beginning"))
@@ -184,7 +184,7 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
     if state.step > total:
         raise ranks.end(
             f"the run in {directory} is at step {state.step} already, and the config ends it at {total}: "
-            "set optim.steps or optim.epochs back, or take another run.dir"
+            "set optim.steps or optim.epochs back, or use another run.dir"
         )
     missed = set()
     if state.step:

@@ -131,7 +131,7 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
     if layout not in EXPORTS:
         raise ConfigError("", layout, f"unknown format {layout!r}; use one of {', '.join(EXPORTS)}")
     if out.exists():
-        raise ConfigError("", out, f"{out} exists already; remove it or take another name")
+        raise ConfigError("", out, f"{out} already exists; remove it or use another name")
     above = next(place for place in out.absolute().parents if place.exists())
     if not above.is_dir():
         raise ConfigError("", out, f"{above} is not a directory")

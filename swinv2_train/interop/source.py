@@ -193,14 +193,14 @@ def _choose(
     if not candidates:
         raise ConfigError("", path, f"there is no checkpoint in {directory_of(path)} yet")
     foreign = {} if is_checkpoint(path) else strangers(directory_of(path))
-    notes = [f"passed over {name}: {reason}" for name, reason in skip.items()]
+    notes = [f"skipped {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
     if which == "best" and is_checkpoint(path):
         raise ConfigError("", path, f"{path} is one checkpoint, so there is no best of them; leave which at newest")
     if which == "best":
         metric, mode = best_metric_of(directory_of(path))
         candidates, unreadable = _best_first(path, candidates, metric, mode)
-        notes += [f"passed over {name}: {reason}" for name, reason in unreadable.items() if name not in skip]
+        notes += [f"skipped {name}: {reason}" for name, reason in unreadable.items() if name not in skip]
         wanted = f" with {metric}"
     for candidate in candidates:
         reason = skip.get(candidate.name)
@@ -212,7 +212,7 @@ def _choose(
                     return candidate, checked(candidate, KIND_OF["ema" if ema else "weight"], hashes=verify), notes
             except CheckpointError as error:
                 reason = str(error)
-            notes.append(f"passed over {candidate.name}: {reason}")
+            notes.append(f"skipped {candidate.name}: {reason}")
     said = f" ({'; '.join(notes)})" if notes else ""
     raise CheckpointError(
         f"{path} is damaged{said}" if is_checkpoint(path) else f"no checkpoint in {path}{wanted} is valid{said}"

@@ -1,4 +1,4 @@
-"""The models: backbone, window attention, heads. Pure torch."""
+"""Models: backbone, window attention, heads. Pure torch."""
 
 from swinv2_train.models.activations import ActivationStatistics, BlockActivations, record_activations
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of

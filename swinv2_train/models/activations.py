@@ -1,14 +1,14 @@
-"""How large activations are, block by block: the numbers of a signal propagation plot (paper, figure 2).
+"""Activation amplitudes by block: the numbers of a signal propagation plot (paper, figure 2).
 
-The amplitude of a token map (B, H, W, C) is its average channel variance (arXiv 2101.08692, section 3): per channel the
-variance over all tokens of all images of one forward pass (divided by B * H * W), then the mean over the channels, in
-at least float32 whatever the dtype of the activations.
+The amplitude of a token map (B, H, W, C) is its average channel variance (arXiv 2101.08692, section 3): for each
+channel, the variance over all tokens of all images of one forward pass (divided by B * H * W), then the mean over the
+channels. It is computed in at least float32, whatever the dtype of the activations.
 
-- `main` is that of the main branch as a block hands it on, after its extra norm where it has one.
-- `branch` is the larger of that of the two residual branches, as they are added to the main branch: after a norm at the
+- `main`: amplitude of the main branch at the end of a block, after its extra norm if it has one.
+- `branch`: the larger amplitude of the two residual branches as they are added to the main branch: after a norm at the
   end of the branch, before stochastic depth.
 
-Under post-norm the main branch is normed in every block, so its amplitude says little there; the branches' does.
+Under post-norm, every block norms the main branch, so its amplitude says little; use that of the branches.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from swinv2_train.models.precision import at_least_float32
 
 @dataclass(frozen=True)
 class BlockActivations:
-    """The amplitudes of one block."""
+    """Amplitudes of one block."""
 
     name: str
-    """Such as layers.2.blocks.5."""
+    """Name, such as layers.2.blocks.5."""
     main: float
     branch: float
 
@@ -45,7 +45,7 @@ class ActivationStatistics:
 
     @property
     def blocks(self) -> list[BlockActivations]:
-        """The blocks from first to last, averaged over the forward passes so far; empty before the first.
+        """Return the blocks from first to last, averaged over the forward passes so far; empty before the first.
 
         Waits for the device.
         """
@@ -61,14 +61,14 @@ class ActivationStatistics:
 
 
 def amplitude(x: Tensor) -> Tensor:
-    """Average channel variance of a (B, H, W, C) map: a number in at least float32, on its device."""
+    """Return the average channel variance of a (B, H, W, C) map: a scalar in at least float32, on its device."""
     x = x.detach().to(at_least_float32(x.dtype))
     return x.var(dim=(0, 1, 2), correction=0).mean()
 
 
 class _Recorder:
-    """Hooks of one backbone. They record between the begin and the end of its forward pass and not otherwise, so that
-    blocks that are run again in the backward pass (activation checkpointing) do not count twice."""
+    """Hooks of one backbone. They record only during its forward pass, so blocks that are recomputed in the backward
+    pass (activation checkpointing) do not count twice."""
 
     def __init__(self, statistics: ActivationStatistics) -> None:
         self.statistics = statistics
@@ -106,13 +106,13 @@ def _hook(backbone: SwinTransformerV2, recorder: _Recorder) -> Iterator[torch.ut
 def record_activations(model: nn.Module) -> Iterator[ActivationStatistics]:
     """Record the amplitudes of the forward passes inside the context, in training or in evaluation mode.
 
-    Compiled blocks run uncompiled meanwhile. Values are those of the images that this process sees.
+    Compiled blocks run uncompiled in this context. The values cover the images that this process sees.
 
     Args:
-        model: a backbone, or any model that holds one, wrapped or not.
+        model: a backbone, or any model that contains one, wrapped or not.
 
     Raises:
-        ValueError: if the model does not hold one backbone.
+        ValueError: if the model does not contain exactly one backbone.
     """
     backbone = backbone_of(model)
     statistics = ActivationStatistics(
@@ -122,7 +122,7 @@ def record_activations(model: nn.Module) -> Iterator[ActivationStatistics]:
     try:
         for handle in _hook(backbone, _Recorder(statistics)):
             handles.append(handle)
-        # A compiled graph does not see a hook that came after it.
+        # A compiled graph does not see hooks that are added later.
         with torch.compiler.set_stance("force_eager"):
             yield statistics
     finally:

@@ -1,7 +1,7 @@
 """Swin Transformer V2 (arXiv 2111.09883), with the parameters of the official code under the official names.
 
 Works on images of any size and any number of channels: maps are padded to whole windows, and windows that exceed a map
-are clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` gives its
+are clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` reproduces its
 results; `window_rule="per-axis"` does so if every map is square, or larger than its window along both sides.
 """
 
@@ -33,12 +33,12 @@ from swinv2_train.models.layers import InputError, LayerNorm, PatchEmbed, PatchM
 
 
 class SwinTransformerV2(nn.Module):
-    """The backbone.
+    """Swin Transformer V2 backbone.
 
     Args:
         config: see `ModelConfig`.
-        resolution: input (height, width) in pixels that an absolute position embedding and bias tables are made for;
-            other inputs get them interpolated. Without those it has no effect.
+        resolution: input (height, width) in pixels for which an absolute position embedding and bias tables are built;
+            they are interpolated for other inputs. Without those, it has no effect.
 
     Raises:
         ConfigError: for a model that cannot be built.
@@ -74,7 +74,7 @@ class SwinTransformerV2(nn.Module):
         token_mask: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> list[Tensor]:
-        """Features of every stage.
+        """Return the features of every stage.
 
         Args:
             images: (B, in_channels, H, W), any size.
@@ -91,7 +91,7 @@ class SwinTransformerV2(nn.Module):
         """
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise InputError(
-                f"images of shape {tuple(images.shape)}: the model takes (batch, {self.in_channels}, height, width)"
+                f"images of shape {tuple(images.shape)}: the model needs (batch, {self.in_channels}, height, width)"
             )
         x = self.patch_embed(images)
         x = _put_mask_token(x, mask_token, token_mask)
@@ -117,33 +117,33 @@ class SwinTransformerV2(nn.Module):
         Args:
             options: for `torch.compile`, such as `mode`.
         """
-        # Four stages, shifted or not, with an extra norm or not, in training or not: more graphs than dynamo expects.
+        # Four stages, with and without shift, extra norm, and training mode: more graphs than dynamo's default limit.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for stage in self.layers:
             for block in stage.blocks:
                 block.compile(dynamic=False, **options)
 
     def _stochastic_depth(self, noise: Tensor | None, x: Tensor) -> Tensor | None:
-        """Scales of all branches, (B, num_blocks, 2), or None if none is dropped."""
+        """Return the factors of all branches, (B, num_blocks, 2), or None if none is dropped."""
         if not self.training or not any(self.drop_path_rates):
             return None
         shape = (x.shape[0], self.num_blocks, 2)
         if noise is None:
             noise = torch.rand(shape, device=x.device)
         if noise.shape != shape:
-            raise InputError(f"noise of shape {tuple(noise.shape)}: the model takes {shape} for this batch")
+            raise InputError(f"noise of shape {tuple(noise.shape)}: the model needs {shape} for this batch")
         return branch_scales(noise, self.drop_path_rates, x.dtype)
 
 
 def backbone_of(model: nn.Module) -> SwinTransformerV2:
-    """The backbone inside a model or a wrapper of one, or the model itself.
+    """Return the backbone inside a model or a wrapper, or the model itself.
 
     Raises:
         ValueError: if there is not exactly one.
     """
     found = [module for module in model.modules() if isinstance(module, SwinTransformerV2)]
     if len(found) != 1:
-        raise ValueError(f"{type(model).__name__} holds {len(found)} backbones, not one")
+        raise ValueError(f"{type(model).__name__} contains {len(found)} backbones, not one")
     return found[0]
 
 
@@ -178,7 +178,7 @@ def _put_mask_token(x: Tensor, mask_token: Tensor | None, token_mask: Tensor | N
     if mask_token is None and token_mask is None:
         return x
     if mask_token is None or token_mask is None:
-        raise InputError("mask_token and token_mask go together: give both or neither")
+        raise InputError("mask_token and token_mask go together: pass both or neither")
     if token_mask.shape != x.shape[:3]:
         raise InputError(
             f"token_mask of shape {tuple(token_mask.shape)}: these images have {tuple(x.shape[:3])} tokens"

@@ -1,4 +1,4 @@
-"""Swin blocks, and the stages that they make up. Maps are (B, *sides, C), of any number of axes."""
+"""Swin blocks and stages. Maps are (B, *sides, C), with any number of axes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swinv2_train.models.layers import LayerNorm, Mlp, PatchMerging
 
 @dataclass(frozen=True)
 class BlockWindow:
-    """The attention window of a block as configured; it is clamped to the map at every call."""
+    """The configured attention window of a block; it is clamped to the map on every call."""
 
     sides: Window
     shifted: bool = False
@@ -28,21 +28,21 @@ class BlockWindow:
     """Rule by which the window is clamped, see `fit_window`."""
 
     def fit(self, sides: Window) -> tuple[Window, Window]:
-        """Return the window and the shift on a map with these sides."""
+        """Return the window and the shift for a map with these sides."""
         window, shift = fit_window(self.sides, sides, self.rule)
         return window, shift if self.shifted else tuple(0 for _ in shift)
 
 
 class SwinBlock(nn.Module):
-    """Attention and MLP, each the residual branch f of one step of the main branch x:
+    """Attention and MLP. Each is the residual branch f of one step of the main branch x:
 
     - res-post: x + norm(f(x)) (paper section 3.2), whose norm starts at 0;
     - pre: x + f(norm(x)), as in Swin V1;
-    - post: norm(x + f(x)), as in the first transformer;
+    - post: norm(x + f(x)), as in the original transformer;
     - sandwich: x + norm_out(f(norm(x))) (arXiv 2105.13290).
 
     Args:
-        norm_placement: one of the above.
+        norm_placement: one of those above.
         extra_norm: end with a LayerNorm on the main branch (paper section 3.6, H and G).
     """
 
@@ -97,7 +97,7 @@ class SwinBlock(nn.Module):
         axes = tuple(range(1, len(sides) + 1))
         window, shift = self.window.fit(sides)
         padding = [-side % extent for side, extent in zip(sides, window, strict=True)]
-        # Padding comes before the roll, as in the official dense prediction code; its tokens are not masked.
+        # Pad before the roll, as in the official dense prediction code; padding tokens are not masked.
         if any(padding):
             x = F.pad(x, (0, 0, *(size for end in reversed(padding) for size in (0, end))))
         if any(shift):
@@ -109,7 +109,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """The blocks of one resolution, and the patch merging that follows them (called by the backbone)."""
+    """The blocks of one resolution, and the patch merging after them (called by the backbone)."""
 
     def __init__(
         self, blocks: Sequence[SwinBlock], checkpointed: Sequence[bool], downsample: PatchMerging | None
@@ -124,7 +124,7 @@ class SwinStage(nn.Module):
         for index, (block, recompute) in enumerate(zip(self.blocks, self.checkpointed, strict=True)):
             block_scales = None if scales is None else scales[:, index]
             if recompute and torch.is_grad_enabled() and _needs_backward(block, x):
-                # A block draws no random numbers, so there is no random state to restore.
+                # A block draws no random numbers, so no random state needs to be restored.
                 x = checkpoint(block, x, block_scales, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, block_scales)
@@ -132,5 +132,5 @@ class SwinStage(nn.Module):
 
 
 def _needs_backward(block: nn.Module, x: Tensor) -> bool:
-    """False for a frozen block after frozen ones: autograd keeps nothing of it that could be recomputed."""
+    """Return False for a frozen block after frozen ones: autograd stores nothing of it that could be recomputed."""
     return x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())

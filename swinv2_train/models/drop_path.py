@@ -1,4 +1,4 @@
-"""Stochastic depth whose randomness is an input: a pure function of given numbers decides which branches are dropped.
+"""Stochastic depth with randomness as an input: given numbers decide, as a pure function, which branches are dropped.
 
 If the numbers depend only on the sample, it drops the same branches for any number of ranks, any micro-batch, and with
 or without activation recomputation.
@@ -29,12 +29,12 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
-    """Uniform numbers for the branches of every block, a function of the seed of a sample and nothing else.
+    """Return uniform numbers for the branches of every block, as a function of only the sample's seed.
 
     Integer arithmetic only, so CPU and GPU give the same bits.
 
     Args:
-        sample_seeds: (B,) int64, any values; successive ones are fine.
+        sample_seeds: (B,) int64, any values; consecutive ones are fine.
 
     Returns:
         (B, num_blocks, 2) float32 in [0, 1): attention and MLP branch of every block.
@@ -60,7 +60,7 @@ def branch_scales(noise: Tensor, rates: Sequence[float], dtype: torch.dtype) -> 
 
 
 def add_branch(x: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
-    """x + scale * branch in the dtype of x.
+    """Return x + scale * branch in the dtype of x.
 
     Args:
         x, branch: (B, *sides, C).

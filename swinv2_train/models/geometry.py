@@ -1,9 +1,9 @@
-"""Window geometry: partition, regions of the shift mask, coordinates and layout of the position bias.
+"""Window geometry: partition, shift-mask regions, coordinates, and layout of the position bias.
 
-All functions take windows of any number of axes: (height, width) for images, (time, height, width) for clips. Their
-results follow from a few integers, so none is a parameter or a buffer: a checkpoint fits any window, and
+All functions accept windows with any number of axes: (height, width) for images, (time, height, width) for clips. Their
+results depend only on a few integers, so none is a parameter or a buffer: a checkpoint fits any window, and
 `module.bfloat16()` cannot round a coordinate. Results are kept in small bounded caches and shared by all blocks that
-ask for the same. (A table of biases is a parameter of its attention; `resize_table` fits it to a window.)
+request the same ones. (A bias table is a parameter of its attention module; `resize_table` fits it to a window.)
 
 Shape legend: B samples; `padded` the sides of a token map padded to whole windows; nW windows of a sample; N tokens of
 a window; h heads; d channels of a head; `offsets` along each axis the 2w - 1 distances of two tokens of a window of
@@ -23,7 +23,7 @@ from torch import Tensor
 Window = tuple[int, ...]
 """Tokens per axis: (height, width), or (time, height, width). Also used for shifts."""
 Span = tuple[int, int]
-"""A range of indices along one axis: from the first up to, not including, the second."""
+"""A range of indices along one axis: first and end (exclusive)."""
 
 MASK_VALUE = -100.0
 """Added to the score of a pair of tokens from different regions. Not -inf: official weights were trained with this."""
@@ -41,7 +41,7 @@ class TensorCache:
         if key in self.entries:
             self.entries.move_to_end(key)
             return self.entries[key]
-        # A tensor made under inference_mode could never be saved for a backward pass later on.
+        # A tensor created under inference_mode could never be saved for a backward pass later.
         with torch.inference_mode(False), torch.no_grad():
             tensor = build()
         if type(tensor) is Tensor:  # not a fake or functional tensor of a tracer, which must not outlive its trace
@@ -62,12 +62,12 @@ def relative_coordinates(
 ) -> Tensor:
     """Return the offsets between the tokens of a window as inputs of the bias network, by the official code's formulas.
 
-    Offsets are divided by the largest one of the pretraining window. For linear-CPB that is all: they span [-1, 1] at
-    the window of the pretraining and [-2.1, 2.1] from window 8 to 16. For log-CPB they are then scaled to [-8, 8] and
-    mapped to sign(x) * log2(|x| + 1) / log2(8), which spans [-1.06, 1.06] and [-1.4, 1.4]. (The paper has the plain
-    offsets and, in equation 4, the logarithm alone; a constant factor on them equals one on the first layer's weights.
-    With these factors the inputs of both kinds start at the same size, and only how far a larger window extrapolates
-    differs.)
+    Offsets are divided by the largest offset of the pretraining window. For linear-CPB nothing else is done: they span
+    [-1, 1] at the pretraining window and [-2.1, 2.1] from window 8 to 16. For log-CPB they are then scaled to [-8, 8]
+    and mapped to sign(x) * log2(|x| + 1) / log2(8), which spans [-1.06, 1.06] and [-1.4, 1.4]. (The paper uses the
+    plain offsets and, in equation 4, only the logarithm; a constant factor on them is equivalent to one on the first
+    layer's weights. With these factors, the inputs of both kinds start at the same size and differ only in how far a
+    larger window extrapolates.)
 
     Args:
         pretrained: window the weights were trained with; a side of 0 means the side of `window`.
@@ -111,7 +111,7 @@ def resize_table(table: Tensor, window: Window) -> Tensor:
         table: (h, *offsets) of the window it was trained with.
 
     Returns:
-        (h, *offsets) of `window`; the table itself if that is its own window.
+        (h, *offsets) of `window`; the table itself if the window is unchanged.
     """
     for axis, side in enumerate(window, 1):
         size, new_size = table.shape[axis], 2 * side - 1
@@ -119,7 +119,7 @@ def resize_table(table: Tensor, window: Window) -> Tensor:
             matrix = resizing_matrix(size, new_size, table.dtype, table.device)
             if axis == len(window):
                 table = table @ matrix.t()
-            else:  # three dimensions for any number of axes, so that one more axis of size 1 changes no bit
+            else:  # three dimensions for any number of axes: another axis of size 1 then changes no bit
                 rest = table.shape[axis + 1 :]
                 resized = matrix @ table.reshape(-1, size, math.prod(rest))
                 table = resized.reshape(*table.shape[:axis], new_size, *rest)
@@ -186,16 +186,16 @@ def expand_bias(table: Tensor, window: Window, queries: tuple[Span, ...] | None 
 
     Args:
         table: (h, *offsets); along each axis, the entry for query i and key k is at i - k + side - 1.
-        queries: make only the queries of this box, one span per axis of the window.
+        queries: return only the queries of this box, one span per axis of the window.
 
     Returns:
         (h, q, N) for the q tokens of the box. Differentiable; the gradient is summed in a fixed order.
     """
     queries, axes = queries or tuple((0, side) for side in window), len(window)
     views = table[(slice(None), *offset_slices(window, queries))]
-    # Sliding views give entry i + c along each axis; counting keys backwards makes c = side - 1 - k. Unfolding the last
+    # Sliding views give entry i + c along each axis; counting keys backward makes c = side - 1 - k. Unfolding the last
     # axis first fixes the order in which the backward pass sums: over the first axis, then over the next ones. Its flip
-    # copies little here, and makes the copy of all pairs below read successive numbers.
+    # copies little here, and lets the copy of all pairs below read consecutive numbers.
     views = views.unfold(axes, window[-1], 1).flip(-1)
     for axis in range(axes - 1, 0, -1):
         views = views.unfold(axis, window[axis - 1], 1)  # (h, i1 .. in, kn, cn-1 .. c1)

@@ -19,10 +19,10 @@ def mean_of_tokens(features: Tensor) -> Tensor:
 def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
     """Return the mean over the tokens of the last stage after the final norm: the input of a classifier's head.
 
-    Nothing is masked. In training mode stochastic depth draws its own noise; for features call `model.eval()` first.
+    Nothing is masked. In training mode, stochastic depth draws its own noise; for features, call `model.eval()` first.
 
     Args:
-        model: a backbone, or any model that holds one, wrapped or not.
+        model: a backbone, or any model that contains one, wrapped or not.
         images: (B, in_channels, H, W), normalized.
 
     Returns:
@@ -30,7 +30,7 @@ def pooled_features(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises:
         InputError: if the images do not fit the model.
-        ValueError: if the model does not hold one backbone.
+        ValueError: if the model does not contain exactly one backbone.
     """
     return mean_of_tokens(backbone_of(model)(images)[-1])
 
@@ -48,7 +48,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ConfigError("num_classes", num_classes, "a classifier has at least one class")
+            raise ConfigError("num_classes", num_classes, "must be at least 1")
         self.backbone = SwinTransformerV2(config, resolution)
         self.head = nn.Linear(self.backbone.dims[-1], num_classes)
         init_weights(self.head)
@@ -59,7 +59,7 @@ class ImageClassifier(nn.Module):
 
 
 class MaskedImageModel(nn.Module):
-    """SimMIM (arXiv 2111.09886, official code): masked tokens in, all pixels out, by one linear layer.
+    """SimMIM (arXiv 2111.09886, official code): masked tokens in, all pixels out, through one linear layer.
 
     Args:
         resolution: see `SwinTransformerV2`.
@@ -91,7 +91,7 @@ class MaskedImageModel(nn.Module):
             noise: as in the backbone.
 
         Returns:
-            (B, in_channels, H, W), also if the tokens of the last stage reach beyond the image.
+            (B, in_channels, H, W), cropped if the tokens of the last stage extend beyond the image.
         """
         features = self.encoder(images, mask_token=self.mask_token.flatten(), token_mask=token_mask, noise=noise)[-1]
         pixels = self.decoder(features.permute(0, 3, 1, 2))

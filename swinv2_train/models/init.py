@@ -1,13 +1,13 @@
-"""Initial weights of the official code, for a model that was just built or that came from the meta device.
+"""Initial weights as in the official code, for a model that was just built or was moved from the meta device.
 
-Initialization is total: memory is filled with NaN first, and a parameter or buffer that no rule sets is reported by
-name. There are rules for the layers in `_RULES`. Any other module that owns parameters or buffers needs a method
+Initialization is total: memory is first filled with NaN, and a parameter or buffer that no rule sets is reported by
+name. `_RULES` contains rules for layers. Any other module that owns parameters or buffers needs a method
 
     def init_parameters(self, generator: torch.Generator | None) -> None
 
 that sets them in place. It runs without gradients, and before the rules of its children, which overwrite any values
-that it sets in them. A subclass of a layer with a rule may have it as well, instead of the rule. `draw_normal` and
-`draw_uniform` draw as the rules do.
+that it sets in them. A subclass of a layer with a rule may define the method too, instead of the rule. `draw_normal`
+and `draw_uniform` draw values the same way as the rules.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
     """Set every parameter and buffer to its initial value.
 
     Linear layers: normal with standard deviation 0.02, bias 0. Norms: 1 and 0, but 0 and 0 at the end of a
-    res-post-normed branch, so that every such block starts as the identity. Convolutions: torch's default. Embeddings,
+    res-post-norm branch, so that every such block starts as the identity. Convolutions: torch's default. Embeddings,
     position embedding, bias tables, and mask token: normal with standard deviation 0.02. (The official code truncates
-    its normals at +-2, which is a hundred standard deviations: no truncation.)
+    its normals at +-2, which is 100 standard deviations: no truncation.)
 
     Values are drawn in float32 on the device of the generator and then moved, so a CPU generator gives the same weights
     on any device and the same up to rounding in any dtype.
 
     Args:
-        model: if all of it is on the meta device, nothing happens: it has no memory to fill.
+        model: nothing happens if all of it is on the meta device, which has no memory to fill.
         generator: None draws from torch's global generators.
 
     Raises:
@@ -59,7 +59,7 @@ def init_weights(model: nn.Module, generator: torch.Generator | None = None) -> 
     for name, tensor in _tensors(model):
         if _can_hold_nan(tensor):
             is_set = not bool(tensor.isnan().any())
-        else:  # every tensor counts the changes made in place
+        else:  # `_version` counts in-place changes of a tensor
             is_set = before.get(name) is not tensor or tensor._version != versions[name]
         if not is_set:
             raise _unset(model, name)
@@ -90,7 +90,7 @@ def _init_linear(module: nn.Linear, generator: torch.Generator | None) -> None:
 
 
 def _init_convolution(module: nn.modules.conv._ConvNd, generator: torch.Generator | None) -> None:
-    """Draw as torch does, also for transposed convolutions."""
+    """Draw as torch does, including transposed convolutions."""
     bound = 1 / math.sqrt(module.weight[0].numel())
     for parameter in (module.weight, module.bias):
         if parameter is not None:
@@ -116,12 +116,12 @@ def _init_embedding(module: nn.Embedding | nn.EmbeddingBag, generator: torch.Gen
 
 _RULES: tuple[tuple[type | tuple[type, ...], Callable], ...] = (
     (nn.Linear, _init_linear),
-    (nn.modules.conv._ConvNd, _init_convolution),  # Conv1d to Conv3d and their transposed kinds
+    (nn.modules.conv._ConvNd, _init_convolution),  # Conv1d to Conv3d and their transposed variants
     ((nn.LayerNorm, nn.GroupNorm, nn.RMSNorm), _init_norm),
     (nn.modules.batchnorm._NormBase, _init_batch_norm),  # BatchNorm, SyncBatchNorm, InstanceNorm
     ((nn.Embedding, nn.EmbeddingBag), _init_embedding),
 )
-"""Rules by kind of layer. The order of the modules, and of the draws in a rule, fixes the random stream of a seed."""
+"""Rules by type of layer. The order of the modules, and of the draws in a rule, fixes the random stream of a seed."""
 
 
 def _rule(module: nn.Module) -> Callable[[nn.Module, torch.Generator | None], None] | None:
@@ -130,12 +130,12 @@ def _rule(module: nn.Module) -> Callable[[nn.Module, torch.Generator | None], No
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name, buffers that are not saved included."""
+    """Yield parameters and buffers by name, including buffers that are not saved."""
     return chain(model.named_parameters(), model.named_buffers())
 
 
 def _can_hold_nan(tensor: Tensor) -> bool:
-    """Not integers. Not the tensors of a FakeTensorMode either, which have shapes but no values."""
+    """Return False for integers, and for tensors of a FakeTensorMode, which have shapes but no values."""
     return (tensor.is_floating_point() or tensor.is_complex()) and not isinstance(tensor, FakeTensor)
 
 
@@ -148,7 +148,7 @@ def _unset(model: nn.Module, name: str) -> RunError:
 
 
 def _check_attributes(model: nn.Module) -> None:
-    """Refuse tensors that are neither parameters nor buffers and were left on the meta device."""
+    """Reject tensors that are neither parameters nor buffers and remain on the meta device."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor) and value.is_meta:

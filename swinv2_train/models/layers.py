@@ -1,6 +1,6 @@
-"""The small parts of the backbone: LayerNorm, patch embedding, patch merging, MLP.
+"""Small parts of the backbone: LayerNorm, patch embedding, patch merging, MLP.
 
-Token maps are (B, H, W, C) or (B, T, H, W, C) throughout, so every layer but the first works on the last dimension.
+Token maps are (B, H, W, C) or (B, T, H, W, C) throughout, so every layer but the first operates on the last dimension.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class InputError(ValueError):
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the last dimension, computed in at least float32, returning the dtype of its input.
+    """LayerNorm over the last dimension, computed in at least float32; returns the dtype of its input.
 
-    torch's CUDA kernel does that without a widened copy if input and weights have the same dtype. Its CPU kernel keeps
-    half-precision statistics for the backward pass, so there the input is widened first.
+    torch's CUDA kernel does that without a widened copy if input and weights have the same dtype. Its CPU kernel stores
+    half-precision statistics for the backward pass, so the input is widened first.
 
     Args:
         initial_weight: value that `init_weights` fills the weight with.
@@ -47,7 +47,7 @@ class LayerNorm(nn.LayerNorm):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: (B, in_channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim).
 
-    The image is padded with zeros at the bottom and the right to whole patches.
+    The image is padded with zeros at the bottom and right to whole patches.
     """
 
     def __init__(self, in_channels: int, patch_size: int, dim: int) -> None:
@@ -99,7 +99,7 @@ class Mlp(nn.Module):
 
 
 def position_embedding(embedding: Tensor, built_for: tuple[int, int], rows: int, columns: int) -> Tensor:
-    """An absolute position embedding for a map of another size, by bicubic interpolation.
+    """Return an absolute position embedding for a map of another size, by bicubic interpolation.
 
     Args:
         embedding: (1, L, C) with L = built_for[0] * built_for[1].

@@ -1,7 +1,7 @@
-"""Which parameters train, and how fast: `optim.freeze` and `optim.lr_scales` for the names of a model.
+"""Trained parameters and their learning rates: `optim.freeze` and `optim.lr_scales`, resolved to a model's names.
 
-A name of those settings is a module or a parameter as `named_parameters` has it, and stands for all that is below it.
-It ends at a dot: `layers.1` is not `layers.10`. `backbone` is the backbone of any model, whatever that calls it.
+A name in these settings is a module or a parameter as in `named_parameters`, and includes everything below it. It ends
+at a dot: `layers.1` does not match `layers.10`. `backbone` is the backbone of any model, whatever the model calls it.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ BACKBONE = "backbone"
 
 
 def backbone_name(model: nn.Module) -> str | None:
-    """The name of the backbone in a model, empty where it is the model itself; None unless there is exactly one."""
+    """Return the name of the backbone in a model, empty if it is the model itself; None unless there is exactly one."""
     found = [name for name, module in model.named_modules() if isinstance(module, SwinTransformerV2)]
     return found[0] if len(found) == 1 else None
 
 
 def below(name: str, prefix: str) -> bool:
-    """Whether a parameter is the one of this name, or in the module of this name."""
+    """Return whether a parameter has this name or is in the module of this name."""
     return name == prefix or name.startswith(f"{prefix}.")
 
 
 def joined(prefix: str, name: str) -> str:
-    """A name inside a module; the module may be the model itself, whose name is empty."""
+    """Return a name inside a module; the module may be the model itself, whose name is empty."""
     return f"{prefix}.{name}" if prefix else name
 
 
 def apply_freeze(model: nn.Module, freeze: Any) -> None:
-    """Turn off the gradients of what `optim.freeze` names. Call it before an optimizer sees the model.
+    """Turn off the gradients of everything that `optim.freeze` names. Call it before creating the optimizer.
 
     Raises:
-        ConfigError: for a name that the model has not, or if nothing would train.
+        ConfigError: if the model does not have a name, or if nothing would be trained.
     """
     prefixes = frozen_prefixes(model, freeze)
     for name, parameter in model.named_parameters():
         if any(below(name, prefix) for prefix in prefixes):
             parameter.requires_grad_(False)
     if prefixes and not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError("optim.freeze", freeze, "freezes the whole model; leave something to train")
+        raise ConfigError("optim.freeze", freeze, "freezes the entire model; at least one parameter must be trained")
 
 
 def frozen_prefixes(model: nn.Module, freeze: Any) -> list[str]:
-    """The names in the model that `optim.freeze` stands for.
+    """Return the names in the model that `optim.freeze` refers to.
 
     Raises:
-        ConfigError: for a name that the model has not.
+        ConfigError: if the model does not have a name.
     """
     if freeze is None:
         return []
@@ -64,7 +64,7 @@ def frozen_prefixes(model: nn.Module, freeze: Any) -> list[str]:
 def _first_stages(model: nn.Module, count: int) -> list[str]:
     backbone = backbone_name(model)
     if backbone is None:
-        raise ConfigError("optim.freeze", f"{{stages:{count}}}", "the model has no backbone, or several; give names")
+        raise ConfigError("optim.freeze", f"{{stages:{count}}}", "the model has no backbone, or several; use names")
     parts = ["patch_embed", "absolute_pos_embed", *(f"layers.{stage}" for stage in range(count))]
     prefixes = [joined(backbone, part) for part in parts]
     present = [name for name, _ in model.named_parameters()]
@@ -72,10 +72,10 @@ def _first_stages(model: nn.Module, count: int) -> list[str]:
 
 
 def rate_factors(model: nn.Module, lr_scales: Mapping[str, float] | None) -> dict[str, float]:
-    """The factor of `optim.lr_scales` for each parameter that has one, by name; the longest prefix wins.
+    """Return the `optim.lr_scales` factor of each parameter that has one, by name; the longest prefix wins.
 
     Raises:
-        ConfigError: for a name that the model has not.
+        ConfigError: if the model does not have a name.
     """
     if not lr_scales:
         return {}
@@ -83,14 +83,14 @@ def rate_factors(model: nn.Module, lr_scales: Mapping[str, float] | None) -> dic
     shortest_first = sorted((prefix, lr_scales[given]) for given, prefix in resolved.items())
     return {
         name: factor
-        for prefix, factor in shortest_first  # of those that a parameter is below, order by name is order by length
+        for prefix, factor in shortest_first  # among the prefixes of one parameter, sorting by name sorts by length
         for name, _ in model.named_parameters()
         if below(name, prefix)
     }
 
 
 def _resolved(model: nn.Module, key: str, given: Iterable[str]) -> dict[str, str]:
-    """For each name of a setting the one in the model."""
+    """Return a setting's names, each mapped to the name in the model."""
     known = _names(model)
     backbone = backbone_name(model)
     found: dict[str, str] = {}
@@ -101,15 +101,17 @@ def _resolved(model: nn.Module, key: str, given: Iterable[str]) -> dict[str, str
             own = own if backbone else own.removeprefix(".")
         if own not in known:
             near = difflib.get_close_matches(own, known, n=3, cutoff=0.6) or _roots(known)
-            raise ConfigError(key, name, f"is no module or parameter of the model; the nearest are {', '.join(near)}")
+            raise ConfigError(
+                key, name, f"is not a module or parameter of the model; the closest names are {', '.join(near)}"
+            )
         if own in found.values():
-            raise ConfigError(key, name, f"is {own} in this model, which is given twice; remove one of the two")
+            raise ConfigError(key, name, f"is {own} in this model, which is set twice; remove one of the two")
         found[name] = own
     return found
 
 
 def _names(model: nn.Module) -> list[str]:
-    """All names of parameters and of the modules that hold them."""
+    """Return all names of parameters and of the modules that contain them."""
     names: dict[str, None] = {}
     for name, _ in model.named_parameters():
         parts = name.split(".")
@@ -122,13 +124,13 @@ def _roots(names: Iterable[str]) -> list[str]:
 
 
 def count_trained(model: nn.Module) -> tuple[int, int]:
-    """Elements of the parameters that train, and of all."""
+    """Return the number of elements of the trained parameters, and of all parameters."""
     sizes = [(getattr(one, "ds_numel", one.numel()), one.requires_grad) for one in model.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def trained_text(model: nn.Module, freeze: Any, lr_scales: Mapping[str, float] | None) -> list[str]:
-    """What `optim.freeze` and `optim.lr_scales` make of a model that they were applied to, in lines for a log."""
+    """Describe in log lines what `optim.freeze` and `optim.lr_scales` select in a model; both are already applied."""
     lines = []
     if freeze is not None:
         trained, total = count_trained(model)

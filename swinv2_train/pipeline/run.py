@@ -283,7 +283,7 @@ def _weights(pipeline: Pipeline, item: PlannedStage, state: State, say: Say) -> 
                 say(f"{item.name}: starts from {entry.path.name} instead")
             return entry.path
         passed_over = True
-        say(f"{item.stage.source}: passed over {entry.path.name}: {fault}")
+        say(f"{item.stage.source}: skipped {entry.path.name}: {fault}")
     raise RunError(
         f"stage {item.name} starts from {item.stage.source}, but {run_dir} holds no whole checkpoint: "
         f"--redo {item.stage.source} makes one"

@@ -106,7 +106,7 @@ def test_the_header_that_the_library_writes_is_understood(tmp_path: Path) -> Non
 
 
 def test_too_little_data_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"8 bytes came instead of 12 for x"):
+    with pytest.raises(CheckpointError, match=r"8 bytes instead of 12 for x"):
         write_safetensors(tmp_path / "x", {"a": ("fp32", [3])}, [b"12345678"])
 
 
@@ -161,7 +161,7 @@ def test_wrong_use_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     taken = tmp_path / "taken.safetensors"
     taken.write_text("mine")
     for out, reason in (
-        (taken, "exists already"),
+        (taken, "already exists"),
         (tmp_path / "weights.pt", "must end in .safetensors"),
         (tmp_path / "none" / "x.safetensors", "none is not a directory"),
     ):

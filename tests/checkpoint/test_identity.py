@@ -76,7 +76,7 @@ def test_checkpoints_of_earlier_versions_and_equal_ones_are_of_the_run(
         ({"class_names": ["0", "2", "1", "3"]}, "class 1 was '1' and is '2' in the data", False),
         ({"class_names": ["0", "1", "2", "three"]}, "class 3 was '3' and is 'three' in the data", True),
         ({"class_names": ["1", "2"]}, "class 0 was '0' and is '1' in the data", False),
-        ({"shards": "9 samples in 2 shards (y)"}, "data.shards=9 samples in 2 shards (x), and this run has", True),
+        ({"shards": "9 samples in 2 shards (y)"}, "data.shards=9 samples in 2 shards (x), but this run has", True),
         ({"content": [CONTENT[0], "bytes:1024 packed:cc"]}, "shard 1 of data.shards was replaced", True),
         ({"content": ["bytes:513 packed:aa", CONTENT[1]]}, "shard 0 of data.shards was replaced", True),
     ],
@@ -213,7 +213,7 @@ def run(tmp_path: Path, config: Config) -> Path:
 def test_those_who_look_at_a_run_skip_strangers(run: Path) -> None:
     reasons = strangers(run / "checkpoints")
     assert reasons.keys() == {step_name(8), step_name(900)}
-    assert "seed=1, and this run has 0" in reasons[step_name(8)]
+    assert "seed=1, but this run has 0" in reasons[step_name(8)]
     assert newest_of(run).name == step_name(4)
     entries = list(survey(run, hashes=True))
     assert [entry.state for entry in entries] == ["damaged", "foreign", "verified", "verified"]

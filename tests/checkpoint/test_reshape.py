@@ -106,13 +106,13 @@ def test_an_existing_target_is_refused_and_kept(tmp_path: Path) -> None:
     for name in ("step-00000010", ".saving-step-00000010"):
         existing = tmp_path / "out" / name
         existing.mkdir(parents=True)
-        with pytest.raises(ConfigError, match=f"{name} exists already"):
+        with pytest.raises(ConfigError, match=f"{name} already exists"):
             reshape(source, tmp_path / "out", 2)
         assert list((tmp_path / "out").iterdir()) == [existing]
         existing.rmdir()
     with pytest.raises(ConfigError, match="is inside the checkpoint"):
         reshape(source, source / "model", 2)
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match="already exists"):
         reshape(source, source.parent, 2)
     verify(source)
 

@@ -1,4 +1,4 @@
-"""The command `swinv2-checkpoint`: what it shows, checks and writes, and wrong use in one sentence."""
+"""The command `swinv2-checkpoint`: what it shows, checks and writes, and usage errors in one sentence."""
 
 from __future__ import annotations
 
@@ -230,12 +230,12 @@ STEP = "{run}/checkpoints/step-00000040"
         (["prune", "{run}"], WRONG_USE, "the following arguments are required: --keep-last"),
         (["prune", "{run}", "--keep-last", "0"], WRONG_USE, "0 must be at least 1"),
         (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "'x' is no whole number"),
-        (["prune", STEP, "--keep-last", "1"], WRONG_USE, "step-00000040 is one checkpoint; give a run directory"),
+        (["prune", STEP, "--keep-last", "1"], WRONG_USE, "step-00000040 is one checkpoint; use a run directory"),
         (["prune", "{run}", "--keep-last", "1", "--best-mode", "mean"], WRONG_USE, "invalid choice: 'mean'"),
-        (["reshape", STEP, "{run}/checkpoints", "--ranks", "2"], WRONG_USE, "step-00000040 exists already"),
-        (["reshape", STEP, "{tmp}/file/out", "--ranks", "2"], FAILED, "cannot be made (Not a directory)"),
+        (["reshape", STEP, "{run}/checkpoints", "--ranks", "2"], WRONG_USE, "step-00000040 already exists"),
+        (["reshape", STEP, "{tmp}/file/out", "--ranks", "2"], FAILED, "cannot be created (Not a directory)"),
         (["reshape", STEP, "{tmp}/out"], WRONG_USE, "the following arguments are required: --ranks"),
-        (["weights", STEP, "{tmp}/file.safetensors"], WRONG_USE, "file.safetensors exists already"),
+        (["weights", STEP, "{tmp}/file.safetensors"], WRONG_USE, "file.safetensors already exists"),
         (["weights", STEP, "{tmp}/x.bin"], WRONG_USE, "must end in .safetensors"),
         (["weights", STEP, "{tmp}/x.safetensors", "--dtype", "int8"], WRONG_USE, "invalid choice: 'int8'"),
         (

@@ -1,4 +1,4 @@
-"""The command: one export end to end, and one sentence for every wrong use."""
+"""The command: one export end to end, and one sentence for every usage error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
     [
         (["{source}", "{out}", "--format", "keras"], "invalid choice"),
         (["{source}", "{out}"], "--format"),
-        (["{source}", "{tmp}", "--format", "timm"], "exists already"),
+        (["{source}", "{tmp}", "--format", "timm"], "already exists"),
         (["{source}", "{out}", "--format", "timm", "model.windw=8"], "did you mean model.window"),
         (["{source}", "{out}", "--format", "timm", "window"], "write key=value"),
         (["{source}", "{out}", "--format", "timm", "data.crop_pct=0"], "data.crop_pct=0.0: is a share from 0.05 to 1"),

@@ -1,4 +1,4 @@
-"""The command `swinv2-pipeline`: quick help, the chain's status, and wrong use before the first stage."""
+"""The command `swinv2-pipeline`: quick help, the chain's status, and usage errors before the first stage."""
 
 from __future__ import annotations
 

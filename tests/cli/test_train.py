@@ -1,4 +1,4 @@
-"""The command line: quick help, a whole dry run, and wrong use in one sentence before torch is imported."""
+"""The command line: quick help, a whole dry run, and usage errors in one sentence before torch is imported."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_checkpoints_are_damaged_between_two_starts(
     go_on(run, twins(1), 1)
     assert "resuming from" in run.log
     if kind != "checkpoints deleted":
-        assert "passed over step-00000008" in run.log
+        assert "skipped step-00000008" in run.log
 
 
 @pytest.fixture

@@ -122,8 +122,8 @@ def rename(path: Path) -> None:
 @pytest.mark.parametrize(
     ("newest", "older", "code", "sentence"),
     [
-        (damage, other_seed, 1, "step-00000001: it is of another run (seed=7, and this run has 0)"),
-        (other_seed, None, 0, "passed over step-00000002: it is of another run (seed=7, and this run has 0)"),
+        (damage, other_seed, 1, "step-00000001: it belongs to another run (seed=7, but this run has 0)"),
+        (other_seed, None, 0, "skipped step-00000002: it belongs to another run (seed=7, but this run has 0)"),
         (other_seed, other_seed, 2, "seed=0: the run in"),
         (
             lambda path: path.rename(path.with_name(step_name(9))),

@@ -121,7 +121,7 @@ def test_a_run_starts_from_another_and_does_without_it_later(
     assert "init_from      weights from" in capsys.readouterr().out
     assert run_here(last_of_each([*command, "optim.steps=1"])) == FINISHED
     log = (run_dir / "log.txt").read_text()
-    assert f"passed over {newest.name}: model/" in log
+    assert f"skipped {newest.name}: model/" in log
     assert "2 new (head), 3 dropped (mask_token, decoder)" in log
     resolved = from_yaml(run_dir / "resolved.yaml")
     assert resolved.model.pretrained_window == [4, 4, 4, 2]

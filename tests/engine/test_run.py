@@ -157,7 +157,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(
     capsys.readouterr()
     assert run_here(command) == FINISHED
     output = capsys.readouterr().out
-    assert "passed over step-00000008: model/rank-00000-of-00001.safetensors has been changed" in output
+    assert "skipped step-00000008: model/rank-00000-of-00001.safetensors has been changed" in output
     assert "resuming from" in output
     assert "step-00000004" in output
     assert comparable(tmp_path / "run") == comparable(finished_run)

@@ -230,7 +230,7 @@ def test_targets_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             exporting.check_target(out, layout, dtype)
         return str(caught.value)
 
-    assert "exists already" in refused(tmp_path, "timm")
+    assert "already exists" in refused(tmp_path, "timm")
     (tmp_path / "file").touch()
     assert f"{tmp_path}/file is not a directory" in refused(tmp_path / "file" / "a" / "b", "timm")
     assert "unknown format 'keras'" in refused(tmp_path / "a", "keras")

@@ -408,7 +408,7 @@ def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tm
         assert source.path == min(losses, key=losses.__getitem__)
     with open_source(finished_run, skip={newest.name: "its hash differs"}) as source:
         assert source.path == older
-        assert source.notes == [f"passed over {newest.name}: its hash differs"]
+        assert source.notes == [f"skipped {newest.name}: its hash differs"]
     with pytest.raises(ConfigError, match="no moving average"):
         open_source(finished_run, ema=True)
 
@@ -422,15 +422,15 @@ def test_the_best_that_is_damaged_is_passed_over_for_the_next(finished_run: Path
     weights.write_bytes(weights.read_bytes()[:-1])
     with open_source(run, which="best") as source:
         assert source.path == next_best
-        assert source.notes == [f"passed over {best.name}: model/{weights.name} has {weights.stat().st_size} bytes "
+        assert source.notes == [f"skipped {best.name}: model/{weights.name} has {weights.stat().st_size} bytes "
                                 f"instead of {weights.stat().st_size + 1}"]  # fmt: skip
     (best / "manifest.json").write_text("{")
     with open_source(run, which="best") as source:
         assert source.path == next_best
-        assert source.notes[0].startswith(f"passed over {best.name}: ")
+        assert source.notes[0].startswith(f"skipped {best.name}: ")
     for other in checkpoints:
         (other / "manifest.json").write_text("{")
-    with pytest.raises(CheckpointError, match=rf"no checkpoint in {run} with eval/loss is valid \(passed over step-"):
+    with pytest.raises(CheckpointError, match=rf"no checkpoint in {run} with eval/loss is valid \(skipped step-"):
         open_source(run, which="best")
 
 

@@ -96,8 +96,8 @@ def test_position_embedding_of_another_resolution():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": torch.zeros(1, 4, 32, 32)}, r"takes \(batch, 3, height, width\)"),
-        ({"images": torch.zeros(3, 32, 32)}, r"takes \(batch, 3, height, width\)"),
+        ({"images": torch.zeros(1, 4, 32, 32)}, r"needs \(batch, 3, height, width\)"),
+        ({"images": torch.zeros(3, 32, 32)}, r"needs \(batch, 3, height, width\)"),
         ({"mask_token": torch.zeros(24)}, "go together"),
         ({"noise": torch.zeros(2, 8, 2)}, r"takes \(1, 8, 2\)"),
     ],

@@ -23,7 +23,7 @@ def test_classifier_averages_the_tokens_of_the_last_stage():
     assert features.shape == (2, 3, 2, 192)
     logits = model(images)
     torch.testing.assert_close(logits, model.head(features.flatten(1, 2).mean(1)))
-    with pytest.raises(ConfigError, match="at least one class"):
+    with pytest.raises(ConfigError, match="must be at least 1"):
         ImageClassifier(golden_config(), 0)
 
 

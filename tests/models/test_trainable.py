@@ -53,7 +53,7 @@ def test_names_end_at_a_dot() -> None:
     [
         (["backbone.layer.0"], r"optim\.freeze=backbone\.layer\.0: .*nearest are encoder\.layers\.0"),
         (["encoder.layers.0", "backbone.layers.0"], "given twice"),
-        (["encoder", "decoder", "mask_token"], "leave something to train"),
+        (["encoder", "decoder", "mask_token"], "at least one parameter must be trained"),
     ],
 )
 def test_wrong_names_are_refused(freeze: list[str], message: str) -> None:

@@ -227,13 +227,13 @@ def test_damaged_weights_are_passed_over_for_the_next_best(chain: Chain, capsys:
     assert chain.run("--redo", "plain") == 0
     assert value(chain.started()[2], "init_from") == str(checkpoints / "step-00000030")
     output = capsys.readouterr().out
-    assert f"first: passed over step-00000020: {WEIGHTS} has been changed (its hash differs)" in output
+    assert f"first: skipped step-00000020: {WEIGHTS} has been changed (its hash differs)" in output
     assert "second: starts from step-00000030 instead" in output
 
     (checkpoints / "step-00000030" / WEIGHTS).write_text("")
     assert chain.run("--redo", "second") == 0
     assert value(chain.started()[-1], "init_from") == str(checkpoints / "step-00000010")
-    assert f"first: passed over step-00000030: {WEIGHTS} has 0 bytes instead of 2" in capsys.readouterr().out
+    assert f"first: skipped step-00000030: {WEIGHTS} has 0 bytes instead of 2" in capsys.readouterr().out
 
 
 def test_the_newest_weights_are_passed_over_likewise(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +248,7 @@ def test_the_newest_weights_are_passed_over_likewise(chain: Chain, capsys: pytes
     assert chain.run() == 0
     assert value(chain.started()[2], "init_from") == str(checkpoints / "step-00000020")
     output = capsys.readouterr().out
-    assert "passed over step-00000030" in output
+    assert "skipped step-00000030" in output
     assert "step-00000010" not in output  # nobody asked for it
 
 

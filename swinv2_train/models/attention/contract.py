@@ -9,7 +9,7 @@ A backend takes
     shift    one per axis, 0 if the map is not rolled along it; the score of a pair of tokens from different regions
              (`geometry.map_regions`) gets `geometry.MASK_VALUE` added
     options  see `AttentionOptions`
-and returns the (B, *padded, C) map before the output projection. Backends differ in memory and rounding only.
+and returns the (B, *padded, C) map before the output projection. Backends differ only in memory and rounding.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from swinv2_train.models.geometry import Window
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """Hints that change no result but its rounding and its memory. A backend ignores those that it does not need."""
+    """Hints that affect only rounding and memory. A backend ignores those that it does not need."""
 
     bias_center: float = 0.0
-    """Value that the position bias starts training at; half precision represents differences from it best."""
+    """Initial value of the position bias; half precision represents differences from it best."""
     chunk_mib: float = 256.0
     """Upper bound, in MiB, on all score-sized tensors together, for backends that bound them."""
 

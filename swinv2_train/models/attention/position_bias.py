@@ -1,6 +1,6 @@
 """The position bias of a window: one value per head and offset, from a network or from a table.
 
-Functions of the weights, not a module: the weights belong to the attention, under the official names.
+Functions of the weights, not a module: the weights belong to the attention module, under the official names.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ BIAS_RANGE = 16.0
 
 
 def bias_network(axes: int, num_heads: int) -> nn.Sequential:
-    """Build the network of log-CPB and linear-CPB: an offset along each axis in, a bias per head out."""
-    # The last layer is built first: layers draw values from torch's global generator when they are built, and seeded
-    # models must not change.
+    """Build the network of log-CPB and linear-CPB: input an offset along each axis, output a bias per head."""
+    # Build the last layer first: layers draw values from torch's global generator when they are built, and another
+    # order would change seeded models.
     last = nn.Linear(CPB_HIDDEN, num_heads, bias=False)
     return nn.Sequential(nn.Linear(axes, CPB_HIDDEN), nn.ReLU(), last)
 
 
 def network_bias(network: nn.Sequential, window: Window, pretrained: Window, *, logarithmic: bool) -> Tensor:
-    """Return the bias (h, *offsets) that a network gives the offsets of a window: in at least float32, from 0 to 16.
+    """Return the bias (h, *offsets) of a network for the offsets of a window: in at least float32, from 0 to 16.
 
     Args:
         pretrained: window the weights were trained with, see `relative_coordinates`.
@@ -37,13 +37,13 @@ def network_bias(network: nn.Sequential, window: Window, pretrained: Window, *, 
     with without_autocast(out.weight):
         coordinates = relative_coordinates(window, pretrained, out.weight.device, logarithmic=logarithmic)
         x = F.relu(F.linear(coordinates.to(wide), hidden.weight.to(wide), hidden.bias.to(wide)))
-        # The sigmoid is applied to the offsets, before they are spread over the N * N pairs.
+        # Apply the sigmoid to the offsets, before they are spread over the N * N pairs: far fewer elements.
         table = BIAS_RANGE * torch.sigmoid(F.linear(x, out.weight.to(wide)))
     return table.t().reshape(-1, *(2 * side - 1 for side in window))
 
 
 def table_bias(stored: Tensor, window: Window, pretrained: Window) -> Tensor:
-    """Return the bias (h, *offsets) of a table for a window, in at least float32; interpolated if it is another window.
+    """Return the bias (h, *offsets) of a table, in at least float32; interpolated if the window differs from its own.
 
     Args:
         stored: (product of offsets, h), of the window `pretrained`.

@@ -1,4 +1,4 @@
-"""The plain formula of window attention, scores in full: what the other backends are tested against."""
+"""The plain formula of window attention, with all scores in memory: the reference for tests of the other backends."""
 
 from __future__ import annotations
 

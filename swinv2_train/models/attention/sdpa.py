@@ -1,7 +1,7 @@
-"""Window attention by torch's fused attention.
+"""Window attention with torch's fused attention.
 
-Its operands have the dtype of the model (half precision in a half-precision model); torch keeps its internal softmax in
-float32.
+Its operands have the dtype of the model (half precision in a half-precision model); torch computes the softmax in
+float32 internally.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from swinv2_train.models.geometry import (
 def sdpa_attention(
     qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window, options: AttentionOptions
 ) -> Tensor:
-    """Attend by `scaled_dot_product_attention`, with bias and mask as its additive mask."""
+    """Attend with `scaled_dot_product_attention`, with bias and mask as its additive mask."""
     q, k, v = to_windows(qkv, window, 3, table.shape[0]).unbind()
     shape = q.shape
     factor = 1.0 if scale is not None else q.shape[-1] ** -0.5
     if scale is not None:
         q, k = (unit_vectors(q) * scale[:, None, None]).to(v.dtype), unit_vectors(k).to(v.dtype)
-    # Softmax ignores a constant, and half precision is finest around zero: center the bias before rounding it.
+    # Softmax ignores a constant, and half precision is finest around zero, so center the bias before rounding it.
     bias = expand_bias(table - options.bias_center, window)
     regions = map_regions(qkv, window, shift)
     if regions is None:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         bias = bias.unsqueeze(0)
     else:
-        # With the windows in the head dimension, one mask per window serves every sample by broadcasting.
+        # With the windows in the head dimension, one mask per window broadcasts over all samples.
         q, k, v = (x.flatten(1, 2) for x in (q, k, v))
         mask = (region_mask(regions, regions) * MASK_VALUE).to(bias.dtype)
         bias = (mask.unsqueeze(1) + bias).flatten(0, 1).unsqueeze(0)

@@ -1,10 +1,10 @@
-"""Sequential window attention: the scores of a few windows and heads at a time, in forward and in backward.
+"""Sequential window attention: the scores of a few windows and heads at a time, forward and backward.
 
-At 1536 x 1536 pixels and window 32 the scores of one block of the first stage fill gigabytes per image. Here a bounded
-part of them exists at any moment (paper section 3.5, "sequential self-attention computation"). Kept for the backward
-pass are the projected map, the result, one number per query (the logarithm of the softmax denominator), the bias table,
-and the region of every token; scores, bias, and mask are recomputed chunk by chunk. Sums run in a fixed order, so every
-run gives the same gradients.
+At 1536 x 1536 pixels and window 32, the scores of one block of the first stage fill gigabytes per image. Here only a
+bounded part of them exists at any moment (paper section 3.5, "sequential self-attention computation"). Stored for the
+backward pass are the projected map, the result, one number per query (the logarithm of the softmax denominator), the
+bias table, and the region of every token; scores, bias, and mask are recomputed chunk by chunk. Sums run in a fixed
+order, so every run produces the same gradients.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from swinv2_train.models.precision import at_least_float32, without_autocast
 class ChunkPlan:
     """Sizes of a chunk: windows, heads, and the box of queries of a window, one side per axis.
 
-    A box covers successive tokens: one index of some leading axes, a span of the next one, all of the rest.
+    A box covers consecutive tokens: one index of the leading axes, a span of the next one, and all of the rest.
     """
 
     windows: int
@@ -50,11 +50,11 @@ class ChunkPlan:
 def plan_chunks(
     windows: int, heads: int, window: Window, budget_bytes: float, element_bytes: int, *, masked: bool, backward: bool
 ) -> ChunkPlan:
-    """Fit the score-sized tensors that live together into a budget.
+    """Fit the score-sized tensors that exist at the same time into a budget.
 
-    Forward these are the scores and the bias; backward the probabilities, their gradient, the bias, its gradient, and
-    the chunk's part of that; the mask adds a byte per pair of tokens. The smallest chunk is one row of the last axis of
-    queries, of one window and head.
+    In forward, these are the scores and the bias; in backward the probabilities, their gradient, the bias, its
+    gradient, and the chunk's part of that; the mask adds a byte per pair of tokens. The smallest chunk is one row of
+    queries along the last axis, of one window and head.
 
     Args:
         windows: windows of the entire batch, B * nW.
@@ -67,7 +67,7 @@ def plan_chunks(
         return scores + group * bias_copies * element_bytes
 
     pairs = budget_bytes / tokens**2
-    if cost(windows, 1) <= pairs:  # all windows together: a bias is then spread once for all of them
+    if cost(windows, 1) <= pairs:  # all windows together, so each bias is spread only once
         return ChunkPlan(windows, max(g for g in range(1, heads + 1) if cost(windows, g) <= pairs), window)
     if cost(1, 1) <= pairs:
         return ChunkPlan(int((pairs - cost(0, 1)) / (cost(1, 1) - cost(0, 1))), 1, window)
@@ -75,7 +75,7 @@ def plan_chunks(
 
 
 def _largest_box(window: Window, budget_bytes: float, bytes_per_query: int) -> Window:
-    """Return the largest box of successive queries that fits into a budget, at least a row of the last axis."""
+    """Return the largest box of consecutive queries that fits into a budget, at least a row along the last axis."""
     for axis, side in enumerate(window[:-1]):
         whole = window[axis + 1 :]
         steps = int(budget_bytes / (bytes_per_query * math.prod(whole)))
@@ -96,7 +96,7 @@ class _Box(NamedTuple):
 
 
 def _boxes(window: Window, sides: Window) -> list[_Box]:
-    """Divide the queries of a window into boxes of at most these sides, in the order of the tokens."""
+    """Divide the queries of a window into boxes of at most these sides, in token order."""
     boxes, start = [], 0
     axes = ([(i, min(i + step, side)) for i in range(0, side, step)] for side, step in zip(window, sides, strict=True))
     for spans in itertools.product(*axes):
@@ -238,7 +238,7 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
                 weights = maker.scores(query, key, bias, part, queries)
                 weights.sub_(log_sum[part, group, queries, None]).exp_()
                 grad_value += torch.matmul(weights.transpose(-1, -2), gradient)
-                # Softmax backward: p * (dp - sum(p * dp)), and the sum is the product of result and its gradient.
+                # Softmax backward: p * (dp - sum(p * dp)); the sum equals the product of the result and its gradient.
                 mean = (gradient * out[part, group, queries]).sum(-1, keepdim=True)
                 grad_scores = torch.matmul(gradient, value.transpose(-1, -2)).sub_(mean).mul_(weights)
                 del weights, bias
@@ -266,11 +266,11 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
 def sequential_attention(
     qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window, options: AttentionOptions
 ) -> Tensor:
-    """Attend with a bounded part of the scores in memory, `options.chunk_mib` in forward and in backward.
+    """Attend with a bounded part of the scores in memory, `options.chunk_mib` each in forward and backward.
 
-    Scores and softmax, and here also the product with the values, are computed in at least float32.
+    Scores, softmax, and the product with the values are computed in at least float32.
     """
-    # The regions are made here, outside of compiled graphs: until torch 2.11, a constant of the graph before a break
+    # Create the regions here, outside of compiled graphs: until torch 2.11, a constant of the graph before a break
     # arrives after it as a function instead of a tensor.
     regions = map_regions(qkv, window, shift)
     return _SequentialAttention.apply(qkv, scale, table, regions, window, options.chunk_mib * 2**20)

@@ -1,4 +1,4 @@
-"""Window attention as a module: the projections, the scale and the position bias around one of the backends."""
+"""Window attention module: the projections, the scale, and the position bias around one of the backends."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from swinv2_train.models.precision import at_least_float32, without_autocast
 LOG_SCALE = math.log(10.0)
 """Initial logit scale: a temperature of 0.1."""
 MAX_LOG_SCALE = math.log(100.0)
-"""The temperature of the cosine does not fall below 0.01 (paper section 3.2)."""
+"""Minimum temperature of the cosine, 0.01 (paper section 3.2)."""
 
 
 class WindowAttention(nn.Module):
-    """Window attention over a token map, for any window: no parameter but a bias table has the size of one.
+    """Window attention over a token map, for any window: only a bias table has a window-dependent size.
 
-    Keys have no bias: added to all keys it shifts all dot products of a query equally, which softmax ignores.
+    Keys have no bias: it would shift all dot products of a query equally, which softmax ignores.
 
     Args:
         dim: channels C.
@@ -34,7 +34,7 @@ class WindowAttention(nn.Module):
         backend: a key of `BACKENDS`.
         chunk_mib: memory bound of the sequential backend.
         similarity: cosine or dot.
-        position_bias: log-cpb, linear-cpb or table.
+        position_bias: log-cpb, linear-cpb, or table.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, window: Window, shift: Window) -> Tensor:
         """(B, *padded, C) -> (B, *padded, C), for a map of whole windows that is already rolled by `shift`."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have none
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have no bias
         qkv = F.linear(x, self.qkv.weight, bias)
         with without_autocast(x):
             out = BACKENDS[self.backend](qkv, self.scale(), self.position_table(window), window, shift, self.options)
@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
     def position_table(self, window: Window) -> Tensor:
         """Return the position bias per head and offset, (h, *offsets), in at least float32.
 
-        It is between 0 and 16 from a network, any value from a table.
+        A network's bias is between 0 and 16; a table's can have any value.
         """
         if self.position_bias == "table":
             return table_bias(self.relative_position_bias_table, window, self.pretrained_window)
