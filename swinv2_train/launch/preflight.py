@@ -101,7 +101,6 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
     while not place.exists() and place != place.parent:
         place = place.parent
     memory = torch.cuda.mem_get_info(ranks.device) if ranks.device.type == "cuda" else None
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     names = [shard.name for part in shards for shard in part.shards]
     sizes = [size for part in shards for size in part.shard_sizes]
     num_bytes = [shard.size for part in shards for shard in part.shards]
@@ -112,7 +111,7 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
         config=to_yaml(config),
         python=platform.python_version(),
         packages={name: version(name) for name in PACKAGES},
-        device=device,
+        device=ranks.device_name,
         shards=f"{shards_digest(names, sizes)} {shards_digest(names, num_bytes)}" if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,

@@ -15,7 +15,7 @@ from swinv2_train.config.model import (
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
-from swinv2_train.planner.flops import forward_macs
+from swinv2_train.planner.flops import forward_macs, training_flops
 
 GIB = 2**30
 USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
@@ -139,6 +139,16 @@ def _variant(model: ModelConfig) -> str:
     return "; ".join(parts)
 
 
+def _utilization(config: Config) -> str:
+    """What the model FLOPs utilization in the log is a fraction of."""
+    peak = config.tracking.peak_tflops
+    if config.optim.freeze:
+        return "no MFU is logged with optim.freeze"
+    if peak is not None:
+        return f"the MFU in the log is of tracking.peak_tflops={peak:g}"
+    return "the MFU in the log is of the GPU's peak by its name, or of tracking.peak_tflops"
+
+
 def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
     """Everything that follows from a config.
 
@@ -159,6 +169,8 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         f"{count_words(task.parameters)} with {task.head}",
         f"input          {model.in_channels} channels, {height}x{width} pixels, "
         f"{macs / 1e9:.1f} GMACs forward per image in the backbone",
+        f"compute        {training_flops(config) / 1e9:.4g} GFLOPs per image, forward and backward; "
+        f"{_utilization(config)}",
         *_stages(config),
         f"blocks         {_variant(model)}",
         f"task           {config.task.name}: {task.words}",
