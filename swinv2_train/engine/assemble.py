@@ -97,7 +97,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
         if config.task.classes is not None:
             lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
         lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
-    size = checkpoint_size(engine.module, config.optim.ema_decay)
+    size = checkpoint_size(config, engine.module)
     steps_left = parts.plan.total_steps - start.state.step
     short = disk_warning(config, steps_left, size, Path(config.run.dir) / "checkpoints")
     return [*lines, short] if short else lines

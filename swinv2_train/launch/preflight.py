@@ -47,8 +47,6 @@ _SLOW_SHARE = 3.0
 """A rank is named if it needs this many times the median for a batch."""
 _SHARED_SECONDS = 15.0
 """Seconds that a file may take to appear on other hosts."""
-_CHECKPOINT_BYTES = 12
-"""Per parameter: the fp32 weight and Adam's two moments."""
 
 
 @dataclass(frozen=True)
@@ -282,12 +280,12 @@ def compare(
     return data, everyone
 
 
-def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[str]:
+def report(everyone: Sequence[Facts], num_shards: int, checkpoint_bytes: int) -> list[str]:
     """Return what all ranks have in common and what may go wrong later, one line each.
 
     Args:
         num_shards: training and held-out shards.
-        parameters: of the model with its head.
+        checkpoint_bytes: size of one checkpoint.
     """
     first, hosts = everyone[0], _one_per_host(everyone)
     source = f"swinv2-train {first.packages.get('swinv2-train')} ({first.code})"
@@ -302,7 +300,7 @@ def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[
     free = [facts.memory[0] for facts in everyone if facts.memory]
     if free:
         lines.append(f"at least {min(free) / 2**30:.1f} GiB of GPU memory free on every rank")
-    return [*lines, *(f"warning: {line}" for line in warnings(everyone, _CHECKPOINT_BYTES * parameters))]
+    return [*lines, *(f"warning: {line}" for line in warnings(everyone, checkpoint_bytes))]
 
 
 def measure(ranks: Ranks, read: Callable[[], float]) -> list[str]:
