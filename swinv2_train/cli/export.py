@@ -1,7 +1,7 @@
-"""`swinv2-export`: give weights to timm, Hugging Face, ONNX or torch.export, proven to compute the same there.
+"""`swinv2-export`: convert weights for timm, Hugging Face, ONNX, or torch.export, and verify that the outputs agree.
 
-Exit status: 0 done; 1 it could not be done (outputs differ, damaged checkpoint, full disk); 2 usage error (no such path,
-the target exists, the format cannot hold the model, a package is missing); 130 interrupted.
+Exit status: 0 done; 1 failed (outputs differ, damaged checkpoint, full disk); 2 usage error (missing path, existing
+target, a format that cannot represent the model, a missing package); 130 interrupted.
 """
 
 from __future__ import annotations

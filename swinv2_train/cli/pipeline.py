@@ -43,9 +43,10 @@ KEY=VALUE sets a key of the config in every stage, stages.STAGE.KEY=VALUE in one
 pipeline: dir (where the stages' run directories are; default outputs/NAME), experiment (of the stages that name none),
 launcher (put before swinv2-train, such as "torchrun --nproc-per-node=8 --no-python").
 
-The same command again goes on where the chain stopped, and does nothing where all is done. A stage whose recipe has
-changed since it ran stays as it is until --redo or --redo-changed; what it left is kept beside it, never removed.
-Exit codes: 0 finished, 1 a stage failed, 2 usage error, 75 stopped by a signal after saving, 130 interrupted immediately."""
+The same command resumes where the chain stopped, and does nothing if all stages are finished. A stage whose recipe has
+changed since it ran is not repeated without --redo or --redo-changed; its old results are kept, never removed.
+Exit codes: 0 finished, 1 a stage failed, 2 usage error, 75 stopped by a signal after saving,
+130 interrupted immediately."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

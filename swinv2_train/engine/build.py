@@ -1,4 +1,4 @@
-"""Build the parts of a run from its config: model, order of the samples, training batches."""
+"""Build parts of a run from its config: model, order of samples, training batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from swinv2_train.tasks.task import Task
 
 
 def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
-    """The model on the device in its training dtype, with seeded initial weights (the same on every rank).
+    """Return the model on the device in its training dtype, with seeded initial weights (identical on every rank).
 
-    What `optim.freeze` names gets no gradient.
+    Parameters that `optim.freeze` names get no gradient.
 
     Raises:
-        ConfigError: if it names what the model has not, or all that it has.
+        ConfigError: if it names something that the model does not have, or everything that it has.
     """
     with torch.device("meta"):
         model = task.build_model()
@@ -42,7 +42,7 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
 
 
 def sample_order(config: Config, shards: ShardSet) -> SampleOrder:
-    """The order of the training samples."""
+    """Return the order of the training samples."""
     shuffle, repeats = config.data.shuffle_samples, config.task.repeats
     return SampleOrder(shards.num_samples, config.seed, shuffle_samples=shuffle, repeats=repeats)
 
@@ -50,7 +50,7 @@ def sample_order(config: Config, shards: ShardSet) -> SampleOrder:
 def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
-    """The training micro-batches of this rank from where the run stands."""
+    """Return an iterator over this rank's training micro-batches from the run's current position."""
     decoding = DecodeOptions.of(config.data, task.mean)
     return TrainLoader(
         SampleSource(shards, task.train_transform, config.model.in_channels, config.seed, decoding),
@@ -64,8 +64,8 @@ def train_loader(
 
 
 def prefetched(config: Config, plan: Plan) -> int:
-    """Return the micro-batches that each worker has ready.
+    """Return the number of micro-batches that each worker keeps ready.
 
-    A step fetches all its micro-batches before it begins, so together the workers have at least a whole step ready.
+    A step fetches all its micro-batches before it begins, so together the workers keep at least a full step ready.
     """
     return max(config.data.prefetch_batches, -(-plan.accumulation // max(1, config.data.num_workers)))

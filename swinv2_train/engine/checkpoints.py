@@ -1,4 +1,4 @@
-"""The checkpoints of a run: what goes into them, what is said about them, and going back to one."""
+"""Checkpoints of a run: their content, their reporting, and the return to one."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from swinv2_train.tracking.tracker import Tracker
 
 @dataclass
 class Loaded:
-    """The outcome of looking for a checkpoint to go on from."""
+    """Result of the search for a checkpoint to resume from."""
 
     state: TrainState | None
-    """The run's state in it; None without a valid checkpoint."""
+    """State of the run in the checkpoint; None without a valid checkpoint."""
     metrics: dict[str, float]
-    """The evaluation at its step."""
+    """Evaluation at the checkpoint's step."""
     lines: list[str]
-    """What a person should know of it."""
+    """Lines for the log."""
     damaged: list[str]
     """Names of the checkpoints that were skipped, damaged or of another run."""
     geometry: dict[str, Any] | None = None
-    """The geometry in it; None without a valid checkpoint."""
+    """Geometry in the checkpoint; None without a valid checkpoint."""
 
 
 def load_newest(
     directory: Path, engine: Engine, ranks: Ranks, until: int | None = None, own: Identity | None = None
 ) -> Loaded:
-    """Load the newest checkpoint that verifies and is of the run, if there is one.
+    """Load the newest checkpoint that verifies and belongs to the run, if there is one. A collective.
 
     Args:
-        until: leave checkpoints of later steps aside.
-        own: the run; None: any.
+        until: ignore checkpoints of later steps.
+        own: identity of the run; None: any run.
     """
     found = newest_valid(directory, ranks, until, own.foreign if own else None)
     lines = [f"skipped {line}" for line in found.passed_over]
@@ -56,16 +56,16 @@ def load_newest(
         return Loaded(None, {}, lines, found.damaged)
     loaded = load(found.path, engine, ranks, lines, found.damaged)
     accepted = own.differences(loaded.geometry or {}) if own else []
-    loaded.lines += [f"continuing although the data differ (resume.allow=[{DATA}]): {one}" for one in accepted]
+    loaded.lines += [f"continuing with different data (resume.allow=[{DATA}]): {one}" for one in accepted]
     return loaded
 
 
 def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), damaged: Sequence[str] = ()) -> Loaded:
-    """Load a checkpoint that was verified.
+    """Load a checkpoint that was verified. A collective.
 
     Raises:
-        CheckpointError: if it is of another model.
-        ConfigError: if it lacks the moments of a parameter that trains now.
+        CheckpointError: if it belongs to another model.
+        ConfigError: if it lacks the moments of a parameter that is trained now.
     """
     manifest = read_manifest(path)
 
@@ -82,30 +82,30 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), da
     ranks_then = "" if count == ranks.world_size else f" (saved by {count} rank{'s' if count > 1 else ''})"
     said = [*lines, f"resuming from {path}{ranks_then}", *dropped]
     if manifest.has_ema and not engine.averages:
-        said.append("its moving average of the weights is left behind, as optim.ema_decay is 0 now")
+        said.append("its moving average of the weights is dropped, because optim.ema_decay is 0 now")
     return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged), manifest.geometry)
 
 
 @dataclass
 class Checkpoints:
-    """Saves the run's state through a saver, and reports what became of it."""
+    """Saves the run's state through a saver and reports the outcomes."""
 
     run_dir: Path
     engine: Engine
     ranks: Ranks
     geometry: dict[str, Any]
     identity: Identity
-    """What a checkpoint must agree with to be gone back to."""
+    """Identity that a checkpoint must match to return to it."""
     tracker: Tracker
     saver: Saver
 
     @property
     def directory(self) -> Path:
-        """Where they are."""
+        """Directory of the checkpoints."""
         return self.run_dir / "checkpoints"
 
     def begin(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Save the present state; unless configured otherwise, the writing goes on in the background."""
+        """Save the current state, in the background unless configured otherwise. A collective."""
         self.saver.begin(
             state.step,
             fragments=self.engine.fragments_to_save(self.ranks),
@@ -115,18 +115,19 @@ class Checkpoints:
         )
 
     def report(self, step_seconds: float | None = None) -> None:
-        """Say what became of the saves that have ended. A failed one is loud, but the run goes on without it."""
+        """Report the outcome of finished saves. A failed save is a prominent warning, but the run continues without
+        it."""
         self._say(self.saver.poll(), step_seconds)
 
     def settle(self) -> None:
-        """Wait for the save in flight, and report it."""
+        """Wait for the current save and report it."""
         self._say(self.saver.finish())
 
     def finish(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Have the present state on disk.
+        """Save the current state and wait until it is on disk. A collective.
 
         Raises:
-            RunError, MainRankError: if it could not be saved.
+            RunError, MainRankError: if it cannot be saved.
         """
         self.settle()
         self._check_place()
@@ -138,12 +139,12 @@ class Checkpoints:
         if self.saver.last_saved != state.step:
             reason = next((outcome.failure for outcome in outcomes if outcome.step == state.step), "it did not end")
             raise self.ranks.end(
-                f"step {state.step} could not be saved ({reason}); older checkpoints are untouched: mend that, "
-                "and the same command continues from the newest of them"
+                f"step {state.step} cannot be saved ({reason}); older checkpoints are untouched: fix the cause "
+                "and rerun the same command to resume from the newest of them"
             )
 
     def _check_place(self) -> None:
-        """End the run if its directory is no longer there: what was saved last may be somewhere else."""
+        """End the run if its directory no longer exists: the last saves may be in a different place."""
         lost = None
         if self.ranks.is_main:
             try:

@@ -1,8 +1,8 @@
-"""The training engine: the one file that imports DeepSpeed.
+"""The training engine: the only module that imports DeepSpeed.
 
-It turns the engine section of a config into a DeepSpeed config, starts it without compiling any operator, and offers
-what the loop needs: backward, step, whether the step was applied, the gradient norm, the moving average of the weights,
-and the fragments that checkpoints are made of.
+It converts the engine section of a config to a DeepSpeed config, starts DeepSpeed without compiling any operator, and
+offers what the loop needs: backward, step, whether the step was applied, the gradient norm, the moving average of the
+weights, and the fragments that checkpoints consist of.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from swinv2_train.launch.ranks import Ranks
 
 
 def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
-    """The DeepSpeed config of a run."""
+    """Return the DeepSpeed config of a run."""
     engine = config.engine
     settings: dict[str, Any] = {
         "train_batch_size": plan.global_batch,
@@ -49,7 +49,7 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,  # GatedAdamW is AdamW, but not by name
     }
     if engine.precision == "bf16":
-        # The default of check_grad_overflow changed between releases: without it a NaN reaches the weights.
+        # The default of check_grad_overflow changed between releases; if it is off, a NaN reaches the weights.
         settings["bf16"] = {"enabled": True, "check_grad_overflow": True}
     elif engine.precision == "fp16":
         settings["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": engine.fp16_initial_scale_power}
@@ -61,7 +61,7 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def is_bare(config: Config) -> bool:
-    """Whether DeepSpeed hands out the bare AdamW: then it neither measures the gradient nor guards against NaN."""
+    """Return whether DeepSpeed returns the bare AdamW: it then neither measures the gradient nor guards against NaN."""
     return config.engine.zero_stage == 0 and config.engine.precision == "fp32"
 
 
@@ -74,7 +74,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _import_deepspeed(device: str) -> Any:
-    # Naming the accelerator spares a probe and a warning on machines without a GPU.
+    # Naming the accelerator avoids a probe and a warning on machines without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
@@ -82,30 +82,30 @@ def _import_deepspeed(device: str) -> Any:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.utils.logger.addFilter(_is_news)
     if device == "cpu":
-        # Used by inference only, but init_distributed would compile it for about a minute without a word.
+        # Used only by inference, but init_distributed would compile it for about a minute without a message.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     _import_muon(deepspeed)
     return deepspeed
 
 
 def _import_muon(deepspeed: Any) -> None:
-    # `initialize` imports DeepSpeed's Muon, whose functions go through torch.compile on import: four seconds of every
-    # rank's start, most of them for TorchInductor, for an optimizer that is not used here.
+    # `initialize` imports DeepSpeed's Muon, which applies torch.compile at import time. That costs four seconds of
+    # every rank's start, most of them for TorchInductor, for an optimizer that is not used here.
     original = deepspeed.runtime.compiler.compile
     deepspeed.runtime.compiler.compile = lambda *_, **__: lambda function: function
     try:
-        with contextlib.suppress(ImportError):  # a version of DeepSpeed without it
+        with contextlib.suppress(ImportError):  # this version of DeepSpeed does not have it
             importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         deepspeed.runtime.compiler.compile = original
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return "OVERFLOW!" not in record.getMessage()  # the run says it in its own words, with the step
+    return "OVERFLOW!" not in record.getMessage()  # the run reports it itself, with the step
 
 
 class GatedAdamW(torch.optim.AdamW):
-    """AdamW that asks before an update. When DeepSpeed calls it, the norm of the whole gradient is known."""
+    """AdamW that asks a gate before an update. When DeepSpeed calls it, the norm of the entire gradient is known."""
 
     allow: Callable[[], bool] = staticmethod(lambda: True)
 
@@ -114,17 +114,17 @@ class GatedAdamW(torch.optim.AdamW):
 
 
 class Engine:
-    """A model under DeepSpeed. Every method must be called by all ranks alike."""
+    """A model under DeepSpeed. Its methods are collectives: all ranks must call them in the same order."""
 
     def __init__(self, model: nn.Module, config: Config, plan: Plan, ranks: Ranks) -> None:
-        """Wrap `model`, whose parameters are on `ranks.device` already. Those without a gradient stay as they are.
+        """Wrap `model`, whose parameters must already be on `ranks.device`. Those without a gradient are not changed.
 
         Raises:
             ConfigError: if the precision does not work on the device, or a name in `optim.lr_scales` is unknown.
         """
         device = ranks.device.type
         if config.engine.precision == "fp16" and device == "cpu":
-            raise ConfigError("engine.precision", "fp16", "needs a GPU; take bf16 or fp32 on the CPU")
+            raise ConfigError("engine.precision", "fp16", "needs a GPU; use bf16 or fp32 on the CPU")
         settings = deepspeed_config(config, plan)
         self._library = deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
@@ -143,10 +143,10 @@ class Engine:
         set_adam_steps(self._optimizer, 0)
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self.scale_exhausted = False
-        """Whether, in fp16, a gradient overflowed at the smallest loss scale: no update is possible any more."""
+        """True if an fp16 gradient overflowed at the smallest loss scale: no update is possible any longer."""
         self.grad_norm = math.nan
-        """The norm of the last step's gradient over all parameters and ranks, before clipping; inf or nan where an
-        element was not finite."""
+        """Norm of the last step's gradient over all parameters and ranks, before clipping; inf or nan if an element was
+        not finite."""
         self._masters = [piece.weight for piece in fragments(self.module, self._optimizer)]
         self._average = [weight.clone() for weight in self._masters] if config.optim.ema_decay else None
 
@@ -161,8 +161,8 @@ class Engine:
         return self._deepspeed.module
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Backward of one micro-batch. `loss` is this micro-batch's share of the step's loss, times the number of ranks
-        (DeepSpeed averages over ranks; it is told not to divide by the accumulation)."""
+        """Run backward for one micro-batch. `loss` is its part of the step's loss, times the number of ranks (DeepSpeed
+        averages over ranks; it is configured not to divide by the accumulation)."""
         self._deepspeed.backward(loss, scale_wrt_gas=False)
 
     def micro_step(self) -> None:
@@ -170,17 +170,17 @@ class Engine:
         self._deepspeed.step()
 
     def step(self, learning_rate: float, allow: Callable[[float], bool] = lambda norm: True) -> bool:
-        """Clip, update, and say whether the update was made. Call it after the last micro-batch of a step.
+        """Clip, update, and return whether the update was applied. Call it after the last micro-batch of a step.
 
         Args:
-            learning_rate: the rate of this step, before the factors of the parameter groups.
-            allow: is told the norm of the whole gradient, where it is finite, and may refuse the update; it must say
-                the same on every rank.
+            learning_rate: rate of this step, before the factors of the parameter groups.
+            allow: called with the norm of the entire gradient if that is finite; may reject the update, with the same
+                result on every rank.
 
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
-        self.grad_norm = self._clip_bare() if self._bare else math.inf  # where it is not finite, nobody asks the gate
+        self.grad_norm = self._clip_bare() if self._bare else math.inf  # if it is not finite, the gate is never asked
         verdict: list[bool] = []
 
         def gate() -> bool:  # called once per parameter group
@@ -209,22 +209,22 @@ class Engine:
 
     @property
     def averages(self) -> bool:
-        """Whether it keeps a moving average of the weights."""
+        """True if the engine keeps a moving average of the weights."""
         return self._average is not None
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
-        """Move the average of the weights towards the weights: average = decay * average + (1 - decay) * weights."""
+        """Update the average of the weights: average = decay * average + (1 - decay) * weights."""
         if self._average is not None:
             torch._foreach_lerp_(self._average, self._masters, 1.0 - decay)
 
     @contextlib.contextmanager
     def averaged(self, shared: type[BaseException]) -> Iterator[None]:
-        """The model has the averaged weights inside this block, and its own again afterwards, to the bit.
+        """Give the model the averaged weights inside this block, and restore its own afterward, bitwise.
 
         Args:
-            shared: what all ranks raise alike. After any other exception the averaged weights stay: giving the model
-                its own is a collective, which the other ranks would not reach.
+            shared: exceptions that all ranks raise together. After any other exception the averaged weights stay,
+                because restoring the model's own is a collective, which the other ranks would not reach.
         """
         assert self._average is not None
         own = [weight.clone() for weight in self._masters]
@@ -242,38 +242,38 @@ class Engine:
         self.publish()
 
     def fragments(self) -> Iterator[Fragment]:
-        """What this rank holds of the fp32 weights that train, of their average and of Adam's moments."""
+        """Yield this rank's fragments of the trained fp32 weights, of their average, and of Adam's moments."""
         pieces = fragments(self.module, self._optimizer)
         if self._average is None:
             return pieces
         return (replace(piece, ema=average) for piece, average in zip(pieces, self._average, strict=True))
 
     def fragments_to_load(self) -> Iterator[Fragment]:
-        """All that this rank holds of what a checkpoint has: also frozen parameters and persistent buffers."""
+        """Yield all fragments of a checkpoint that this rank has: also frozen parameters and persistent buffers."""
         yield from self.fragments()
         yield from partitioned_fragments(self.module, self._optimizer)
         yield from replicated_fragments(self.module)
 
     def fragments_to_save(self, ranks: Ranks) -> Iterator[Fragment]:
-        """What this rank has to write, each element on one rank: without ZeRO the main rank writes it all.
+        """Yield the fragments that this rank must write, each element on one rank; without ZeRO, the main rank has all.
 
         Raises:
-            CheckpointError: on every rank, if a buffer has values that a checkpoint cannot hold.
+            CheckpointError: on every rank, if a buffer has values that a checkpoint cannot store.
         """
         shared = bool(self._deepspeed.zero_optimization_stage())
         rank, world_size = (ranks.rank, ranks.world_size) if shared else (0, 1)
-        fixed = list(share_of(replicated_fragments(self.module), rank, world_size))  # may fail: on all ranks alike
+        fixed = list(share_of(replicated_fragments(self.module), rank, world_size))  # fails on all ranks or on none
         if shared or ranks.is_main:
             yield from self.fragments()
             yield from partitioned_fragments(self.module, self._optimizer)
             yield from fixed
 
     def publish(self) -> None:
-        """After fragments were written to: bring the new weights into the model of every rank."""
+        """Copy weights that were written to fragments into the model of every rank. A collective."""
         publish(self.module, self._optimizer)
 
     def scalars(self) -> dict[str, Any]:
-        """The numbers of the optimizer that belong into a checkpoint, the same on every rank."""
+        """Return the optimizer's scalars for a checkpoint, identical on every rank."""
         values: dict[str, Any] = {"adam_steps": adam_steps(self._optimizer)}
         scaler = getattr(self._optimizer, "loss_scaler", None)
         if scaler is not None and getattr(scaler, "dynamic", False):
@@ -281,7 +281,7 @@ class Engine:
         return values
 
     def load_scalars(self, values: dict[str, Any]) -> None:
-        """Take back what `scalars` gave."""
+        """Restore what `scalars` returned."""
         set_adam_steps(self._optimizer, values["adam_steps"])
         scaler = getattr(self._optimizer, "loss_scaler", None)
         if "loss_scaler" in values and scaler is not None and getattr(scaler, "dynamic", False):
@@ -289,7 +289,7 @@ class Engine:
                 setattr(scaler, key, value)
 
     def close(self) -> None:
-        """Let go of the model's hooks and of DeepSpeed's process groups, so that this process can start another run."""
+        """Remove the model's hooks and DeepSpeed's process groups, so that this process can start another run."""
         self._deepspeed.destroy()
         self._library.comm.destroy_process_group()
 
@@ -299,7 +299,7 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence DeepSpeed during start-up: some lines are plain prints, and it warns of an optimizer it does not know."""
+    """Silence DeepSpeed during start: some lines are plain prints, and it warns of an optimizer it does not know."""
     library = logging.getLogger("DeepSpeed")
     level = library.level
     library.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Evaluation and pictures during a run, on the held-out samples."""
+"""Evaluation and figures during a run, on the held-out samples."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ from swinv2_train.tracking.tracker import Tracker
 
 
 class Interrupted(Exception):  # noqa: N818 -- not an error
-    """A stop signal came to a rank during an evaluation; every rank raises it at the same batch."""
+    """A stop signal reached a rank during an evaluation; every rank raises it at the same batch."""
 
 
 def check_stop(ranks: Ranks, stop: StopRequest) -> None:
-    """Raise `Interrupted` on every rank if a stop signal has reached any; all ranks call it, before every batch."""
-    # An evaluation can take longer than a stop signal leaves time for. Every rank has equally many batches.
+    """Raise `Interrupted` on every rank if a stop signal reached any. A collective, before every batch."""
+    # An evaluation can take longer than the time that a stop signal leaves. Every rank has the same number of batches.
     if ranks.sum([float(stop.requested)])[0]:
         raise Interrupted
 
 
 def due(config: Config, step: int, *, last: bool) -> set[str]:
-    """What has its turn after a step: `evaluate`, `probe`, `draw`, `signal`. What is on has it after the last step."""
+    """Return what is due after a step: `evaluate`, `probe`, `draw`, `signal`. Everything enabled is due after the
+    last."""
 
     def turn(every: int) -> bool:
         return every > 0 and (last or step % every == 0)
@@ -53,7 +54,7 @@ def due(config: Config, step: int, *, last: bool) -> set[str]:
 
 @dataclass
 class Evaluation:
-    """Evaluates and draws, all ranks together."""
+    """Evaluates and draws figures. All methods are collectives."""
 
     config: Config
     plan: Plan
@@ -61,18 +62,19 @@ class Evaluation:
     engine: Engine
     task: Task
     open_held_out: Callable[[int | None, int], EvalLoader] | None
-    """Opens this rank's share of the first n held-out samples (None: all) in batches of a size; None without any."""
+    """Opens this rank's part of the first n held-out samples (None: all) in batches of a given size; None without
+    any."""
     tracker: Tracker
     watchdog: Watchdog
     stop: StopRequest
     probe: Probe | None = None
-    """Scores the frozen features on labelled images; None without any."""
+    """Scores the frozen features on labeled images; None if there are none."""
 
     def run(self, step: int, what: set[str]) -> dict[str, float]:
-        """Do what is due at a step; returns the metrics of the evaluation and the probes.
+        """Run what is due at a step; return the metrics of the evaluation and the probes.
 
         Raises:
-            Interrupted: on every rank, if a stop signal reached any; what was under way is not recorded then.
+            Interrupted: on every rank, if a stop signal reached any; the current evaluation is not recorded then.
         """
         metrics: dict[str, float] = {}
         if "evaluate" in what:
@@ -87,7 +89,7 @@ class Evaluation:
 
     @torch.no_grad()
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on the held-out samples, every one of them counted once, over all ranks; recorded and returned.
+        """Record and return the metrics on the held-out samples, each counted exactly once, over all ranks.
 
         Raises:
             Interrupted: on every rank, if a stop signal reached any; nothing is recorded then.
@@ -107,10 +109,10 @@ class Evaluation:
 
     @torch.no_grad()
     def draw(self, step: int) -> None:
-        """The task's picture of the first held-out samples, by the averaged weights where there are any."""
+        """Draw the task's figure of the first held-out samples, with the averaged weights if there are any."""
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
-        # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; the main rank's is kept.
+        # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; only the main rank's is kept.
         averaged = self.config.optim.ema_decay and self.config.eval.ema
         with (
             self.engine.averaged(Interrupted) if averaged else nullcontext(),
@@ -122,7 +124,7 @@ class Evaluation:
         self.tracker.log_figure(step, self.config.task.name, figure)
 
     def score_features(self, step: int) -> dict[str, float]:
-        """k-NN and linear probe of the present weights; recorded and returned."""
+        """Record and return the k-NN and linear probe scores of the current weights."""
         assert self.probe is not None
         self.watchdog.now("evaluation", step)
         scores = {f"eval/{name}": value for name, value in self.probe.measure(self.engine.model, step).items()}
@@ -131,7 +133,7 @@ class Evaluation:
 
     @torch.no_grad()
     def draw_signal(self, step: int) -> None:
-        """The activation amplitude of every block on the first held-out samples, as a figure and as numbers."""
+        """Record and plot the activation amplitude of every block on the first held-out samples."""
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
         with self._batches(samples * self.ranks.world_size, samples) as batches:
@@ -143,7 +145,7 @@ class Evaluation:
 
     @contextmanager
     def _batches(self, num_samples: int | None, micro_batch: int) -> Iterator[Iterator[Batch]]:
-        """Held-out batches on the device, with the model in eval mode while they are open."""
+        """Yield held-out batches on the device; the model is in eval mode while the context is open."""
         assert self.open_held_out is not None
         self.engine.model.eval()
         try:
@@ -156,5 +158,5 @@ class Evaluation:
         for batch in loader:
             check_stop(self.ranks, self.stop)
             for position, key, reason in batch.pop("broken", []):
-                self.tracker.warn(f"held-out sample {key} (number {position}) is broken and left out: {reason}")
+                self.tracker.warn(f"held-out sample {key} (number {position}) is broken and skipped: {reason}")
             yield to_device(batch, self.ranks.device)

@@ -1,7 +1,7 @@
-"""Fill in what a config leaves to the data and to the weights that the run starts from.
+"""Fill in values that a config leaves to the data or to the weights that the run starts from.
 
-Where the run has begun already, its own checkpoints say what was filled in: a resume needs neither the source of the
-weights, nor what it was then.
+If the run has already begun, its own checkpoints contain the values: a resume needs neither the source of the weights
+nor its original content.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ from swinv2_train.tasks.classes import names_of_classes
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `model.pretrained_window`, `data.background`, and the open fields of the task.
-
-    Weights that cannot fit are refused.
+    """Set `model.pretrained_window`, `data.background`, and the open fields of the task; reject weights that cannot
+    fit.
 
     Args:
-        config: not frozen; it is changed.
-        card: of the training data; None where there is none at hand.
-        weights: False: do not look at the weights of `init_from`, which are not there yet.
+        config: not frozen; changed in place.
+        card: that of the training data; None if there is none.
+        weights: False: ignore the weights of `init_from`, which do not exist yet.
 
     Returns:
         The config.
 
     Raises:
-        ConfigError: if something stays unknown, or the weights of `init_from` are of another model.
-        CheckpointError, DataError: if the weights, or the label map, cannot be read.
+        ConfigError: if a value remains unknown, or if the weights of `init_from` belong to another model.
+        CheckpointError, DataError: if the weights or the label map cannot be read.
     """
     begun = saved_geometry(Path(config.run.dir), config)
     if config.data.background is None:
@@ -67,20 +66,20 @@ def _opened(config: Config) -> WeightSource:
 
 
 def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:
-    """The label map of `init.label_map`: for each class of the run that of the source; None without one.
+    """Return the label map of `init.label_map`: the source's class for each class of the run; None without one.
 
     Args:
-        class_names: of the run, one for every class; None without any.
+        class_names: those of the run, one for every class; None without names.
 
     Raises:
-        ConfigError: if the source has no head, or the map another number of classes.
+        ConfigError: if the source has no head, or if the map has a different number of classes.
         DataError: if it cannot be read.
     """
     path = config.init.label_map
     if path is None:
         return None
     if not source.num_classes:
-        raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be taken")
+        raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be used")
     if path == NAMES:
         try:
             return match_names(class_names, source.class_names, source.num_classes)
@@ -89,7 +88,7 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
     if path == NUMBERS:
         if source.num_classes != config.task.classes:
             mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
-            raise ConfigError("init.label_map", path, f"takes class n for class n, but {mend}")
+            raise ConfigError("init.label_map", path, f"uses class n for class n, but {mend}")
         return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
     if len(mapped) != config.task.classes:
@@ -103,21 +102,21 @@ def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
 
 
 def _take_windows(config: Config, source: WeightSource) -> None:
-    """Record the windows that the weights were trained with where the config leaves them open, and refuse others."""
+    """Record the windows that the weights were trained with if the config leaves them open; reject contradictions."""
     given = pretrained_windows(config.model)
     trained = trained_windows(source.geometry)
     if trained is None:
         if all(map(all, given)):
             return
         mend = (
-            f"nothing tells which window the weights in {source.path} were trained with; give it, such as "
+            f"no file records the window that the weights in {source.path} were trained with; set it, for example "
             "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
         )
         raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
     taken = put_trained(given, trained)
     if taken != trained:
         mend = (
-            f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 takes "
+            f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 uses "
             "the windows of the source"
         )
         raise ConfigError("model.pretrained_window", _written(given), mend)
@@ -125,5 +124,5 @@ def _take_windows(config: Config, source: WeightSource) -> None:
 
 
 def _written(windows: list[Window]) -> str:
-    """Windows as one writes them on the command line."""
+    """Return windows in command-line syntax."""
     return str(plain_windows(windows)).replace(" ", "")

@@ -1,11 +1,11 @@
-"""Which part of which tensor this rank owns under ZeRO.
+"""The fragments of a model's tensors that this rank owns under ZeRO.
 
 DeepSpeed keeps fp32 master weights and Adam moments in flat, padded, per-rank buffers whose layout depends on the
-number of ranks. A `Fragment` names such a piece by what does not depend on it: the parameter and the offset in it.
-Checkpoints are made of fragments, which is why any number of ranks can read them.
+number of ranks. A `Fragment` identifies such a piece independently of the layout: by its parameter and the offset in
+it. Checkpoints consist of fragments, so any number of ranks can read them.
 
-Everything private that the project uses of DeepSpeed's optimizers stands in this file: `_hp_mapping` and the flat
-groups (stages 1 and 2), `grad_position` and `ds_tensor` (stage 3), `fp32_groups` (stage 0 in 16 bit).
+This module contains every use of private attributes of DeepSpeed's optimizers: `_hp_mapping` and the flat groups
+(stages 1 and 2), `grad_position` and `ds_tensor` (stage 3), `fp32_groups` (stage 0 in 16 bits).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def base_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """The AdamW inside DeepSpeed's wrapper (or itself, where there is none)."""
+    """Return the AdamW inside DeepSpeed's wrapper (or the optimizer itself if it is not wrapped)."""
     return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
 
 
 def _masters(optimizer: Any) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-    """The tensors that AdamW updates, each with a parameter group it belongs to."""
+    """Yield the tensors that AdamW updates, each with a parameter group that it belongs to."""
     adam = base_optimizer(optimizer)
-    if hasattr(optimizer, "grad_position"):  # stage 3 moves its tensors in and out of the groups during a step
+    if hasattr(optimizer, "grad_position"):  # stage 3 moves tensors in and out of its groups in a step
         for tensor in optimizer.fp32_partitioned_groups_flat:
             yield tensor, adam.param_groups[0]
         return
@@ -42,7 +42,7 @@ def _masters(optimizer: Any) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
 
 
 def ensure_state(optimizer: Any) -> None:
-    """Create Adam's moments where no step has been taken yet, so that every fragment exists."""
+    """Create Adam's moments if no step has been taken yet, so that every fragment exists."""
     state = base_optimizer(optimizer).state
     for tensor, group in _masters(optimizer):
         if not state[tensor]:
@@ -54,10 +54,10 @@ def ensure_state(optimizer: Any) -> None:
 
 
 def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
-    """The fragments of this rank of all that trains, in the order of the module's parameters.
+    """Yield this rank's fragments of all trained parameters, in the order of the module's parameters.
 
     Args:
-        module: the model that DeepSpeed was given.
+        module: the model that was passed to DeepSpeed.
         optimizer: the optimizer that DeepSpeed returned, of any ZeRO stage and precision.
     """
     ensure_state(optimizer)
@@ -74,22 +74,22 @@ def fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
 
 
 def partitioned_fragments(module: nn.Module, optimizer: Any) -> Iterator[Fragment]:
-    """This rank's parts of the frozen parameters that stage 3 has taken apart.
+    """Yield this rank's parts of the frozen parameters that stage 3 has partitioned.
 
-    DeepSpeed has no fp32 master weights of what does not train: these are views of the model's memory, in its dtype.
+    DeepSpeed has no fp32 master weights for frozen parameters: these are views of the model's memory, in its dtype.
     """
     for name, parameter in module.named_parameters():
         if parameter.requires_grad or not hasattr(parameter, "ds_tensor"):
             continue
         own = parameter.ds_tensor.detach().view(-1)
         start = optimizer._get_param_partition_rank(parameter) * own.numel()
-        owned = min(own.numel(), parameter.ds_numel - start)  # the last ranks hold padding
+        owned = min(own.numel(), parameter.ds_numel - start)  # the last ranks contain padding
         if owned > 0:
             yield Fragment(name, tuple(parameter.ds_shape), start, own.narrow(0, 0, owned))
 
 
 def replicated_fragments(module: nn.Module) -> Iterator[Fragment]:
-    """What does not train and every rank has whole: frozen parameters below stage 3, and persistent buffers."""
+    """Yield untrained tensors that every rank has completely: frozen parameters below stage 3, persistent buffers."""
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad and not hasattr(parameter, "ds_tensor"):
             yield Fragment(name, tuple(parameter.shape), 0, parameter.detach().view(-1))
@@ -98,10 +98,11 @@ def replicated_fragments(module: nn.Module) -> Iterator[Fragment]:
 
 
 def share_of(replicated: Iterable[Fragment], rank: int, world_size: int) -> Iterator[Fragment]:
-    """The part that a rank saves of what every rank has whole: all of it, laid end to end, is cut evenly.
+    """Yield the part that a rank saves of tensors that every rank has: all, laid end to end, are cut into equal parts.
 
     Raises:
-        CheckpointError: on every rank, if a buffer has values that fp32, the only dtype of a checkpoint, cannot hold.
+        CheckpointError: on every rank, if a buffer has values that fp32, the only dtype of a checkpoint, cannot
+            represent.
     """
     pieces = list(replicated)
     for piece in pieces:
@@ -137,7 +138,7 @@ def _stage3(named: list[tuple[str, nn.Parameter]], optimizer: Any) -> Iterator[F
     for name, parameter in named:
         parts = [optimizer._get_fp32_opt_state_partition(parameter, False, key)[0] for key in (None, *MOMENTS)]
         start = optimizer._get_param_partition_rank(parameter) * parts[0].numel()
-        owned = min(parts[0].numel(), parameter.ds_numel - start)  # the last ranks hold padding
+        owned = min(parts[0].numel(), parameter.ds_numel - start)  # the last ranks contain padding
         if owned > 0:
             yield Fragment(
                 name, tuple(parameter.ds_shape), start, *(part.detach().narrow(0, 0, owned) for part in parts)
@@ -163,7 +164,7 @@ def publish(module: nn.Module, optimizer: Any) -> None:
     if hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
     elif hasattr(optimizer, "grad_position"):
-        # Small parameters stay gathered between steps: let go of them, refill their partitions, gather them again.
+        # Small parameters stay gathered between steps: release them, refill their partitions, and gather them again.
         kept = optimizer.persistent_parameters
         if kept:
             kept[0].partition(kept)
@@ -178,14 +179,14 @@ def publish(module: nn.Module, optimizer: Any) -> None:
 
 
 def adam_steps(optimizer: Any) -> int:
-    """How many steps AdamW has taken (skipped ones do not count)."""
+    """Return the number of steps that AdamW has taken (skipped ones do not count)."""
     ensure_state(optimizer)
     state = base_optimizer(optimizer).state
     return max(int(state[tensor]["step"]) for tensor, _ in _masters(optimizer))
 
 
 def set_adam_steps(optimizer: Any, steps: int) -> None:
-    """Set AdamW's step count, on which its bias correction hangs."""
+    """Set AdamW's step count, which its bias correction depends on."""
     ensure_state(optimizer)
     state = base_optimizer(optimizer).state
     for tensor, _ in _masters(optimizer):

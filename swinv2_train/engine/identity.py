@@ -1,4 +1,4 @@
-"""Whether a run directory belongs to a run. Torch-free, so that a resume with another model is refused at once."""
+"""Check that a run directory belongs to a run. Torch-free, so that a resume with another model is rejected early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a dry run and `--help` do without numpy
 
 
 def run_identity(config: Config, shards: ShardSet) -> Identity:
-    """Return the identity of a run of a complete config over its training shards."""
+    """Return the identity of a run, from its complete config and its training shards."""
     digest = shards_digest([shard.name for shard in shards.shards], shards.shard_sizes)
     names = shards.card.class_names if shards.card and config.task.classes is not None else None
     return identity(config, digest, [shard.content for shard in shards.shards], names)
@@ -27,13 +27,13 @@ def run_identity(config: Config, shards: ShardSet) -> Identity:
 def check_same_run(directory: Path, own: Identity) -> None:
     """Refuse to continue a run with another model, other data, or another order of samples.
 
-    Checkpoints of other runs are no obstacle as long as one is of this run; they are skipped when one is loaded.
+    Checkpoints of other runs are allowed if at least one belongs to this run; they are skipped when one is loaded.
 
     Args:
         directory: the run directory.
 
     Raises:
-        ConfigError: naming what differs, with both values.
+        ConfigError: naming the difference, with both values.
     """
     refused: tuple[Difference, Path] | None = None
     for path, saved in _geometries(directory):
@@ -50,13 +50,13 @@ def _shown(found: Difference, own: Identity) -> Any:
 
 
 def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
-    """Return what differs from a checkpoint of the run in a directory, and what to do about it."""
+    """Return a description of a difference from a checkpoint in a run directory, and the fix."""
     back = "set it back, or use another run.dir for a new run"
     if found.what and not found.is_data:
         return (
             f"{found.what}, so the labels of the run in {directory} have moved: pack the data again with "
-            f"--class-names {checkpoint / MANIFEST}, which keeps the numbers, or use another run.dir with "
-            f"init_from={directory}, which goes by the names"
+            f"--class-names {checkpoint / MANIFEST}, which keeps the numbering, or use another run.dir with "
+            f"init_from={directory}, which matches classes by name"
         )
     was = found.what or f"the run in {directory} was started with {found.before}"
     where = f" since the run in {directory} was started" if found.what else ""
@@ -66,11 +66,11 @@ def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
 def saved_geometry(directory: Path, config: Config) -> dict[str, Any] | None:
     """Return the geometry in the newest checkpoint of a run; None if it has none.
 
-    It is that of the newest manifest that can be read, of those that are of this run if there are any.
+    It is that of the newest readable manifest, among those of this run if there are any.
 
     Args:
         directory: the run directory.
-        config: may leave `model.pretrained_window` at 0 and fields of the task open, which are not compared then.
+        config: may leave `model.pretrained_window` at 0 and fields of the task open, which are then not compared.
     """
     found = [saved for _, saved in _geometries(directory)]
     own = identity(config)
@@ -90,19 +90,19 @@ def _geometries(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def class_warnings(saved: dict[str, Any] | None, own: Identity) -> list[str]:
-    """Return a line if only one of checkpoint and data has names of its classes, so that they cannot be compared.
+    """Return a warning if only one of checkpoint and data has class names, so that they cannot be compared.
 
     Args:
-        saved: the geometry of the checkpoint.
+        saved: geometry of the checkpoint.
     """
     before = (saved or {}).get("classes")
     if saved is None or bool(before) == bool(own.class_names):
         return []
     which, other = ("the checkpoint", "data.shards") if before else ("data.shards", "the checkpoint")
-    return [f"{which} names its classes and {other} does not: whether they are numbered the same way is not checked"]
+    return [f"{which} names its classes and {other} does not: their numbering cannot be compared"]
 
 
 def is_used(directory: Path) -> bool:
-    """Return whether a run has left something in a directory."""
+    """Return whether a run has left files in a directory."""
     left = any((directory / name).exists() for name in ("resolved.yaml", "metrics.jsonl"))
     return left or bool(list_checkpoints(directory / "checkpoints"))

@@ -1,10 +1,10 @@
-"""Incidents: steps whose numbers were refused, with all that is needed to run exactly that step again.
+"""Incidents: steps that the guard rejected, with everything needed to rerun exactly that step.
 
-    <run>/incidents/step-00000123-batch-00000122.json      one file per refused step
+    <run>/incidents/step-00000123-batch-00000122.json      one file per rejected step
 
-Weights are not in it. A replay starts from the newest checkpoint before the step and runs up to it, which is the same
-to the bit on the same number of ranks; that checkpoint of the latest incident is therefore not pruned. Torch-free, so
-that the commands can use it.
+An incident contains no weights. A replay starts from the newest checkpoint before the step and trains up to it, which
+is bitwise reproducible on the same number of ranks; the checkpoint that the latest incident needs is therefore not
+pruned. Torch-free, so that the commands can use it.
 """
 
 from __future__ import annotations
@@ -40,39 +40,39 @@ FOLDER = "incidents"
 
 @dataclass(frozen=True)
 class Incident:
-    """A step whose update was refused."""
+    """A step whose update was rejected."""
 
     step: int
-    """The step, counted from 1 as in metrics.jsonl."""
+    """Number of the step, counted from 1 as in metrics.jsonl."""
     reason: str
     action: str
-    """What was done: skip, rollback or stop."""
+    """Response of the guard: skip, rollback, or stop."""
     batch: int
-    """Its batch; the sample positions are batch * global_batch + [0, global_batch)."""
+    """Batch of the step; the sample positions are batch * global_batch + [0, global_batch)."""
     loss: float | None
-    """None where it was not finite, as everywhere here."""
+    """None if it was not finite, like every number here."""
     grad_norm: float | None
     world_size: int
     micro_batch: int
     micro_losses: list[list[float | None]]
     """By rank and micro-batch: the mean loss."""
     seed: int
-    """All randomness of a sample is a function of the seed and its position: this is the random state."""
+    """All randomness of a sample is a function of the seed and its position, so this is the random state."""
     samples: list[dict[str, Any]]
     """Position and shard/key of every sample of the batch."""
     state: dict[str, Any]
-    """The run's state before the step."""
+    """State of the run before the step."""
     config: str
-    """The run's config, as resolved.yaml holds it."""
+    """Config of the run, as stored in resolved.yaml."""
 
 
 def incident_path(run_dir: Path, step: int, batch: int) -> Path:
-    """Where an incident is written. After a rollback the same step has another batch, and may be refused as well."""
+    """Return the path of an incident. After a rollback the same step has another batch, and may be rejected as well."""
     return run_dir / FOLDER / f"step-{step:08d}-batch-{batch:08d}.json"
 
 
 def write_incident(run_dir: Path, incident: Incident) -> Path:
-    """Write an incident and return its path; another one of the same step and batch gets a number behind its name.
+    """Write an incident and return its path; a different one of the same step and batch gets a numeric suffix.
 
     Raises:
         OSError: if it cannot be written.
@@ -86,7 +86,7 @@ def write_incident(run_dir: Path, incident: Incident) -> Path:
                 break
         except FileNotFoundError:
             break
-        except UnreadableError:  # damaged, or a folder: it stays, and this one gets another name
+        except UnreadableError:  # damaged, or a folder: keep it and use another name
             pass
         path = first.with_stem(f"{first.stem}-{number}")
     write_text(path, text)
@@ -97,18 +97,18 @@ def read_incident(path: Path) -> Incident:
     """Read an incident.
 
     Raises:
-        ConfigError: if it is missing or is none.
+        ConfigError: if it is missing or is not an incident.
     """
     try:
         incident = from_object(Incident, read_json(path))
         _state(incident.state)
     except FileNotFoundError as error:
         raise ConfigError(
-            "replay", path, f"cannot be read ({error.strerror}); give <run>/incidents/step-*.json"
+            "replay", path, f"cannot be read ({error.strerror}); use <run>/incidents/step-*.json"
         ) from error
     except UnreadableError as error:
         raise ConfigError(
-            "replay", path, f"is not an incident of a run ({error}); give <run>/incidents/step-*.json"
+            "replay", path, f"is not an incident of a run ({error}); use <run>/incidents/step-*.json"
         ) from error
     counts = (incident.step, incident.batch, incident.world_size, incident.micro_batch)
     places = all(is_count(entry.get("position")) for entry in incident.samples)
@@ -118,10 +118,10 @@ def read_incident(path: Path) -> Incident:
 
 
 def _state(values: Any) -> TrainState:
-    """The state of a run from a file.
+    """Return the state of a run from a file.
 
     Raises:
-        UnreadableError: if it is none.
+        UnreadableError: if it is not one.
     """
     state = from_object(TrainState, values)
     if min(state.step, state.samples_seen, *state.avoided_batches) < 0:
@@ -130,9 +130,9 @@ def _state(values: Any) -> TrainState:
 
 
 def base_checkpoints(incident: Incident, checkpoints: Path) -> Iterator[Path]:
-    """Yield the checkpoints from which a run comes to this step with the same batches, newest first.
+    """Yield the checkpoints from which a run reaches this step with the same batches, newest first.
 
-    Whether they are complete is for the caller to check.
+    The caller must check whether they are complete.
     """
     before = _state(incident.state)
     for path in list_checkpoints(checkpoints):
@@ -147,7 +147,7 @@ def base_checkpoints(incident: Incident, checkpoints: Path) -> Iterator[Path]:
 
 
 def _seed(path: Path) -> int | None:
-    """Return the seed of the run that a checkpoint is of; None if its manifest cannot be read."""
+    """Return the seed of the run that a checkpoint belongs to; None if its manifest cannot be read."""
     try:
         return read_manifest(path).geometry.get("order", {}).get("seed")
     except (CheckpointError, AttributeError):
@@ -163,12 +163,12 @@ class IncidentLog:
     plan: Plan
     ranks: Ranks
     sample_name: Callable[[int], str]
-    """Gives the shard/key of the sample at a position."""
+    """Returns the shard/key of the sample at a position."""
 
     def record(
         self, refusal: Refusal, loss: float, grad_norm: float, micro_losses: list[float], state: TrainState
     ) -> str:
-        """Write down the step after `state`; all ranks call it. Says how to run it again, or why it was not written.
+        """Record the step after `state`. A collective. Return how to rerun it, or why it was not recorded.
 
         Args:
             micro_losses: mean loss of each of this rank's micro-batches.
@@ -196,9 +196,9 @@ class IncidentLog:
             config=redact(to_yaml(self.config)),
         )
         try:
-            return f"swinv2-train replay={write_incident(self.run_dir, incident)} runs it again"
+            return f"swinv2-train replay={write_incident(self.run_dir, incident)} reruns it"
         except OSError as error:
-            return f"its incident could not be written ({remedied(error)})"
+            return f"its incident cannot be written ({remedied(error)})"
 
     def _name(self, position: int) -> str:
         try:
@@ -208,10 +208,10 @@ class IncidentLog:
 
 
 def protector(run_dir: Path) -> Callable[[], set[str]]:
-    """A function that names the checkpoints that the replay of the latest incident needs."""
+    """Return a function that names the checkpoints that a replay of the latest incident needs."""
 
     def needed() -> set[str]:
-        # A damaged one says nothing; the one before it may still be replayed.
+        # A damaged incident is useless; the one before it can still be replayed.
         for path in sorted((run_dir / FOLDER).glob("step-*.json"), reverse=True):
             try:
                 base = next(base_checkpoints(read_incident(path), run_dir / "checkpoints"), None)

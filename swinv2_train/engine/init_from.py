@@ -1,6 +1,6 @@
-"""Start a run from the weights of another one, or of a file.
+"""Start a run from the weights of another run, or of a file.
 
-Every rank reads what it owns of the fp32 weights and no more; the optimizer starts new.
+Every rank reads only the fp32 weights that it owns; the optimizer starts from scratch.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from swinv2_train.launch.status import write_text
 from swinv2_train.models.state import state_shapes
 
 REPORT = "init_from.txt"
-"""In the run directory: every tensor and what happened to it."""
+"""File in the run directory: every tensor and what happened to it."""
 
 
 def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequence[str] | None = None) -> list[str]:
-    """Give the engine's weights the values of `config.init_from`; all ranks call it.
+    """Load the weights of `config.init_from` into the engine. A collective.
 
     Args:
-        class_names: of the run, one for every class; None without any.
+        class_names: those of the run, one for every class; None without names.
 
     Returns:
-        What happened, in lines for a person. All of it is in `REPORT` in the run directory.
+        Lines for the log. The complete list is in `REPORT` in the run directory.
 
     Raises:
-        ConfigError, CheckpointError, DataError: on the rank that found something wrong; MainRankError on the others.
+        ConfigError, CheckpointError, DataError: on the rank that found an error; MainRankError on the others.
     """
     path, passed_over = _whole_source(config, ranks)
 
@@ -65,7 +65,7 @@ def start_from(config: Config, engine: Engine, ranks: Ranks, class_names: Sequen
     engine.publish()
     if ranks.is_main:
         write_text(Path(config.run.dir) / REPORT, transfer.table())
-    windows = f"its position bias goes by the windows it was trained with: {config.model.pretrained_window}"
+    windows = f"its position bias uses the windows it was trained with: {config.model.pretrained_window}"
     return [*transfer.lines(), windows, f"every tensor and what happened to it: {Path(config.run.dir) / REPORT}"]
 
 
@@ -73,7 +73,7 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
     """Return what `start_from` would do with a complete config, in lines for display; needs no engine and no memory.
 
     Raises:
-        ConfigError, CheckpointError, DataError: as `start_from`, but for what only hashes tell.
+        ConfigError, CheckpointError, DataError: like `start_from`, except for errors that only hashes reveal.
     """
     size = resolution(config)
     with open_source(config.init_from or "", which=config.init.which, ema=config.init.ema) as source:
@@ -87,13 +87,13 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
 
 
 def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[str]:
-    """Return a line if the rows of the head are taken by number although one side names its classes."""
+    """Return a warning if the rows of the head are matched by number although one side names its classes."""
     taken = source.num_classes and source.num_classes == config.task.classes
     if not taken or config.init.label_map is not None or bool(class_names) == bool(source.class_names):
         return []
     named, other = ("data.shards", source.path) if class_names else (source.path, "data.shards")
     return [
-        f"warning: {named} names its classes and {other} does not: row n of the head is taken for class n, unchecked "
+        f"warning: {named} names its classes and {other} does not: row n of the head is used for class n, unchecked "
         "(init.label_map=numbers if that is right)"
     ]
 
@@ -109,9 +109,9 @@ def _fill(engine: Engine, transfer: Transfer) -> None:
 
 
 def _whole_source(config: Config, ranks: Ranks) -> tuple[Path, list[str]]:
-    """The checkpoint or file that is meant, its hashes compared by all ranks together, and what was passed over.
+    """Return the selected checkpoint or file, verified by all ranks together, and lines for skipped checkpoints.
 
-    One rank chooses for all: a run that is still training may save another meanwhile.
+    One rank chooses for all: a run that is still training may save another checkpoint in the meantime.
     """
     skipped: dict[str, str] = {}
 
@@ -125,7 +125,7 @@ def _whole_source(config: Config, ranks: Ranks) -> tuple[Path, list[str]]:
     while True:
         path, notes = ranks.broadcast(together(ranks, find))
         if not is_checkpoint(path):
-            return path, []  # the notes on a file come again when it is opened
+            return path, []  # the notes on a file are repeated when it is opened
         reason = damage(path, ranks, KIND_OF["ema" if config.init.ema else "weight"])
         if reason is None:
             return path, notes

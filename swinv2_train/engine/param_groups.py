@@ -1,9 +1,9 @@
-"""Which parameter is decayed and how fast it learns.
+"""Weight decay and learning rate of each parameter.
 
-The rule of the official code: matrices and convolution kernels are decayed; everything one-dimensional, every bias, the
-CPB networks, bias tables, logit scales, position embeddings and tokens are not. The official SimMIM pretraining means
-to follow it too, but compares names without their `encoder.` prefix and so decays CPB matrices and logit scales;
-`optim.decay_cpb_and_scale` reproduces that.
+The rule of the official code: matrices and convolution kernels are decayed; one-dimensional parameters, biases, the
+CPB networks, bias tables, logit scales, position embeddings, and tokens are not. The official SimMIM pretraining
+intends to follow it too, but compares names without their `encoder.` prefix and therefore decays CPB matrices and
+logit scales; `optim.decay_cpb_and_scale` reproduces that.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ CPB_AND_SCALE = ("cpb_mlp", "logit_scale")
 
 
 def is_decayed(name: str, parameter: nn.Parameter, *, decay_cpb_and_scale: bool) -> bool:
-    """Whether weight decay applies to a parameter."""
+    """Return whether weight decay applies to a parameter."""
     if parameter.ndim <= 1 or name.endswith(".bias") or any(part in name for part in NEVER_DECAYED):
         return False
     return decay_cpb_and_scale or not any(part in name for part in CPB_AND_SCALE)
 
 
 def layer_index(name: str, depths: list[int], backbone: str | None) -> int:
-    """The layer of a parameter for layer-wise learning-rate decay, from 0 to sum(depths) + 1.
+    """Return the layer of a parameter for layer-wise learning-rate decay, from 0 to sum(depths) + 1.
 
     The official grouping: 0 is the patch embedding and the mask token, block i (counted through all stages) is i + 1,
     a patch merging belongs to the last block of its stage, and everything else (final norm, head, decoder, absolute
     position embedding) is last.
 
     Args:
-        backbone: its name in the model; a head may have layers and blocks of its own, and all of them are last. None
-            for a model without one.
+        backbone: name of the backbone in the model, because a head may have layers and blocks too, all of which are
+            last; None for a model without one.
     """
     last = sum(depths) + 1
     if backbone is None:
         return last
-    if name == joined(backbone.rpartition(".")[0], "mask_token"):  # next to the backbone, which puts it into its map
+    if name == joined(backbone.rpartition(".")[0], "mask_token"):  # a sibling of the backbone, which inserts it
         return 0
     if backbone and not below(name, backbone):
         return last
@@ -57,12 +57,12 @@ def layer_index(name: str, depths: list[int], backbone: str | None) -> int:
 
 
 def parameter_groups(model: nn.Module, optim: OptimConfig, depths: list[int]) -> list[dict]:
-    """Groups for AdamW: `params`, `names`, `weight_decay` and `lr_scale` (the factor on the scheduled rate).
+    """Return groups for AdamW: `params`, `names`, `weight_decay`, and `lr_scale` (the factor on the scheduled rate).
 
-    Groups and their members come in a fixed order, the same on every rank. What needs no gradient is in none.
+    Groups and their members have a fixed order, identical on every rank. Parameters without a gradient are excluded.
 
     Raises:
-        ConfigError: for a name in `optim.lr_scales` that the model has not.
+        ConfigError: if `optim.lr_scales` has a name that the model does not have.
     """
     last = sum(depths) + 1
     backbone, factors = backbone_name(model), rate_factors(model, optim.lr_scales)

@@ -1,4 +1,4 @@
-"""What the main thread is doing, reported to the watchdog and the step clock by one context."""
+"""Activity of the main thread, reported to the watchdog and the step clock by one context manager."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from swinv2_train.tracking.clock import StepClock
 
 
 class Phases:
-    """The phases of the main thread.
+    """Phases of the main thread.
 
     Args:
-        watchdog: ends the rank if a phase takes longer than its limit, and puts the phase into its report.
-        clock: measures training alone; it is paused in every other phase.
+        watchdog: ends the rank if a phase exceeds its time limit, and includes the phase in its report.
+        clock: measures only training; it is paused in every other phase.
     """
 
     def __init__(self, watchdog: Watchdog, clock: StepClock) -> None:
         self.watchdog, self.clock = watchdog, clock
 
     def training(self, step: int, doing: str) -> None:
-        """Begin a part of a training step, under the limit for steps.
+        """Begin a part of a training step, under the time limit for steps.
 
         Args:
             step: the step that was completed last.
@@ -52,4 +52,4 @@ class Phases:
             self.watchdog.now(limit, step)
         with self.clock.paused():
             yield
-        self.watchdog.doing = before  # not after an exception: the report then names the phase that failed
+        self.watchdog.doing = before  # not after an exception, so that the report names the phase that failed

@@ -1,6 +1,6 @@
-"""Recovery from a refused step: record it, then skip the update, go back to a checkpoint, or end the run.
+"""Recovery from a rejected step: record it, then skip the update, return to a checkpoint, or end the run.
 
-`guard.policy` decides about spikes. Non-finite values are always skipped.
+`guard.policy` applies to spikes. Non-finite values are always skipped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from swinv2_train.tracking.tracker import Tracker
 
 
 class Action(enum.Enum):
-    """Response to a refused step."""
+    """Response to a rejected step."""
 
     SKIP = enum.auto()
     ROLLBACK = enum.auto()
@@ -31,17 +31,17 @@ class Action(enum.Enum):
 
 @dataclass(frozen=True)
 class Response:
-    """What to do about a refused step, and why."""
+    """Action after a rejected step, and the reason."""
 
     action: Action
     refusal: Refusal
     message: str
-    """For the log, or the error that ends the run."""
+    """Message for the log, or for the error that ends the run."""
 
 
 @dataclass
 class Recovery:
-    """Decides about refused steps, on all ranks identically."""
+    """Decides on rejected steps, identically on all ranks."""
 
     config: Config
     ranks: Ranks
@@ -54,11 +54,11 @@ class Recovery:
     def respond(
         self, guard: Guard, loss: float, sums: StepSums, weights: list[dict[str, float]], state: TrainState
     ) -> Response:
-        """Record a step whose update was refused, and decide what follows.
+        """Record a step whose update was rejected, and return the response.
 
         Args:
-            weights: of the terms in each micro-batch of this rank.
-            state: before the step.
+            weights: of the loss terms, in each micro-batch of this rank.
+            state: state before the step.
 
         Raises:
             RunError, MainRankError: if no update is possible any longer.
@@ -72,33 +72,33 @@ class Recovery:
         if self.engine.scale_exhausted:
             raise self.ranks.end(
                 f"step {step}: gradients overflow in fp16 even at the smallest loss scale, so no update is possible "
-                f"({again}): take engine.precision=bf16 or a lower optim.lr, and go on from the newest checkpoint"
+                f"({again}): set engine.precision=bf16 or a lower optim.lr, and resume from the newest checkpoint"
             )
         policy = self.config.guard.policy if refusal.spike else "skip"
         if policy == "stop":
             message = (
                 f"step {step}: {refusal.reason}, and guard.policy=stop; the state before it is saved; {again}; "
-                "guard.policy=skip goes on without it"
+                "guard.policy=skip continues without it"
             )
             return Response(Action.END, refusal, message)
         if policy == "rollback":
             return Response(Action.ROLLBACK, refusal, f"step {step}: {refusal.reason}; going back; {again}")
         scale = ", and the loss scale lowered" if self.config.engine.precision == "fp16" and not refusal.spike else ""
-        return Response(Action.SKIP, refusal, f"step {step}: {refusal.reason}; the update is left out{scale}; {again}")
+        return Response(Action.SKIP, refusal, f"step {step}: {refusal.reason}; update skipped{scale}; {again}")
 
     def go_back(self, refusal: Refusal, before: TrainState) -> Loaded:
-        """Load the newest checkpoint, with the offending batches excluded from its state.
+        """Load the newest checkpoint, with the offending batches excluded from its state. A collective.
 
         Args:
-            before: the state before the refused step.
+            before: state before the rejected step.
 
         Raises:
-            RunError, MainRankError: if `guard.max_rollbacks` is used up, or there is no valid checkpoint.
+            RunError, MainRankError: if `guard.max_rollbacks` is exhausted, or there is no valid checkpoint.
         """
         guard, step = self.config.guard, before.step + 1
         if before.rollbacks >= guard.max_rollbacks:
             raise self.ranks.end(
-                f"step {step}: {refusal.reason}, and the run has gone back {before.rollbacks} times already "
+                f"step {step}: {refusal.reason}, and the run has already gone back {before.rollbacks} times "
                 "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
             )
         checkpoints = self.checkpoints
@@ -116,6 +116,6 @@ class Recovery:
         checkpoints.saver.last_saved = None
         self.tracker.rewind(state.step)
         avoided = ", ".join(str(batch) for batch in state.avoided_batches)
-        for line in [*found.lines, f"batches that are left out: {avoided}"]:
+        for line in [*found.lines, f"avoided batches: {avoided}"]:
             self.tracker.message(line)
         return found

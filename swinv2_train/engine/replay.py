@@ -1,8 +1,8 @@
-"""Run exactly one step again: the one that an incident tells of.
+"""Rerun of exactly one step: the one that an incident records.
 
-The run goes from the newest checkpoint before the step up to it, as it went then, and then looks closer: the numbers
-beside the recorded ones, the loss of every single sample, and where in the model numbers stop being finite. Nothing of
-the run is changed; what is found goes to <run>/incidents/, into a folder of its name.
+The run trains from the newest checkpoint before the step up to it, exactly as before, and then examines it: the numbers
+next to the recorded ones, the loss of every single sample, and where in the model numbers stop being finite. The run
+itself is not changed; the findings go to <run>/incidents/, into a folder named after the incident.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from swinv2_train.tasks.task import mean_loss
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
-"""How many of the samples with the largest losses are listed and drawn."""
+"""Number of samples with the largest losses that are listed and drawn."""
 
 
 def replay_config(path: Path, overrides: list[str]) -> Config:
-    """The config of a replay: that of the incident's run, with its number of ranks unless another is asked for.
+    """Return the config of a replay: that of the incident's run, with its number of ranks unless overridden.
 
     Raises:
         ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
@@ -55,16 +55,16 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
     config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
     shards = str(config.data.shards)
     if "://" in shards and HIDDEN in shards:
-        mend = "the incident has no credentials; give the value of the run again, such as data.shards='https://...'"
+        mend = "the incident contains no credentials; set the value of the run again, such as data.shards='https://...'"
         raise ConfigError("data.shards", shards, mend)
     return config
 
 
 def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
-    """Bring engine and state to the newest checkpoint before the incident; all ranks call it.
+    """Restore engine and state from the newest checkpoint before the incident. A collective.
 
     Raises:
-        RunError: if all are damaged or of another run.
+        RunError: if all checkpoints are damaged or of another run.
     """
     base, passed_over = None, []
     if trainer.ranks.is_main:
@@ -88,15 +88,15 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
         found = load(base, trainer.engine, trainer.ranks)
         trainer.tracker.message(found.lines[-1])
         state = found.state
-    # A checkpoint may be of before a rollback or of after it: the batches of then are those of the incident.
+    # The checkpoint may predate or follow a rollback; use the avoided batches that the incident recorded.
     state.avoided_batches = list(incident.state["avoided_batches"])
     return state
 
 
 def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """Return the newest checkpoint to start from, and a line for each that was skipped. For the main rank."""
+    """Return the newest usable checkpoint, and a line for each skipped one. Only the main rank calls it."""
     passed_over = []
-    # Only what decides which samples come: model and task may be varied to look into a step.
+    # Compare only what determines the samples: model and task may be varied to investigate a step.
     own = trainer.checkpoints.identity
     own = replace(own, geometry={"order": own.geometry["order"]})
     for path in base_checkpoints(incident, checkpoints):
@@ -111,7 +111,7 @@ def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path
 
 
 def replay(trainer: Trainer) -> int:
-    """Replay the incident of a trainer's config; all ranks call it. Returns the exit code.
+    """Replay the incident of a trainer's config and return the exit code. A collective.
 
     Raises:
         RunError: if no checkpoint leads to the step.
@@ -133,13 +133,13 @@ def replay(trainer: Trainer) -> int:
     if trainer.ranks.is_main:
         target = Path(trainer.config.run.dir) / "replay.json"
         write_text(target, json.dumps(report, indent=1))
-        for line in [*summary(report), f"all of it is in {target}"]:
+        for line in [*summary(report), f"the complete report is in {target}"]:
             trainer.tracker.message(line)
     return FINISHED
 
 
 def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[str, Any]:
-    """Run the step itself, without its update, and look at its samples one by one."""
+    """Run the step itself, without its update, and examine its samples one by one."""
     for batch in batches:
         batch.pop("broken", None)
     weights = trainer.ranks.sum(summed_weights(trainer.task, [trainer.task.weights(batch) for batch in batches]))
@@ -180,7 +180,7 @@ def _same(recorded: float | None, replayed: float) -> bool:
 
 @torch.no_grad()
 def sample_losses(trainer: Trainer, batches: list[Batch]) -> list[tuple[int, float, str | None]]:
-    """(position, mean loss, first module whose output is not finite) of each of this rank's samples."""
+    """Return (position, mean loss, first module whose output is not finite) for each of this rank's samples."""
     found = []
     for batch in batches:
         for index, position in enumerate(batch["position"].tolist()):
@@ -194,14 +194,14 @@ def sample_losses(trainer: Trainer, batches: list[Batch]) -> list[tuple[int, flo
 
 @dataclass
 class Where:
-    """Where a forward pass first had a number that is not finite."""
+    """First place in a forward pass with a non-finite number."""
 
     module: str | None = None
 
 
 @contextmanager
 def first_not_finite(model: nn.Module) -> Iterator[Where]:
-    """Watch the forward passes inside this block."""
+    """Watch the forward passes inside this block for non-finite outputs."""
     where = Where()
 
     def watch(name: str) -> Any:
@@ -222,10 +222,10 @@ def first_not_finite(model: nn.Module) -> Iterator[Where]:
 
 @torch.no_grad()
 def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> None:
-    """A picture of the worst samples of the main rank's own, by the task."""
+    """Draw the worst of the main rank's own samples with the task's figure. A collective."""
     for batch in batches:
         own = [index for index, position in enumerate(batch["position"].tolist()) if position in positions]
-        # Every rank takes part, because under ZeRO-3 a forward pass is a collective.
+        # Every rank must run this, because under ZeRO-3 a forward pass is a collective.
         shown = to_device(select(batch, own or [0]), trainer.ranks.device)
         figure = trainer.task.figure(trainer.engine.model, shown)
         if own:
@@ -237,12 +237,12 @@ def _number(value: float | None) -> str:
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """A report in lines for a person."""
-    lines = [f"step {report['step']} was refused because {report['reason']}"]
+    """Return the lines of a report for display."""
+    lines = [f"step {report['step']} was rejected because {report['reason']}"]
     for name in ("loss", "grad_norm"):
         recorded, replayed = (_number(report[name][when]) for when in ("recorded", "replayed"))
         lines.append(f"{name}: recorded {recorded}, replayed {replayed}")
-    lines.append(f"the same to the bit: {'yes' if report['same_to_the_bit'] else 'no'} ({report['ranks']} ranks)")
+    lines.append(f"bitwise identical: {'yes' if report['same_to_the_bit'] else 'no'} ({report['ranks']} ranks)")
     for entry in report["worst_samples"]:
         where = f"; first not finite in {entry['not_finite_in']}" if entry["not_finite_in"] else ""
         lines.append(f"sample {entry['sample']} (position {entry['position']}): loss {_number(entry['loss'])}{where}")

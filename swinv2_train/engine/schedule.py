@@ -1,4 +1,4 @@
-"""Learning rate and averaging decay as pure functions of the step: nothing to save, nothing to restore."""
+"""Learning rate and averaging decay as pure functions of the step: nothing to save or restore."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from swinv2_train.config.schema import OptimConfig
 
 
 def learning_rate(step: int, optim: OptimConfig, plan: Plan) -> float:
-    """The learning rate of step `step` (the first is 0).
+    """Return the learning rate of step `step` (the first is 0).
 
-    Linear warm-up from `plan.warmup_lr`; then the schedule, whose clock starts where the warm-up ends, as in the
+    Linear warm-up from `plan.warmup_lr`; then the schedule, whose clock starts at the end of the warm-up, as in the
     official Swin code (timm's `warmup_prefix`). Multistep counts its milestones from the start of the run.
     """
     if step < plan.warmup_steps:
@@ -27,9 +27,9 @@ def learning_rate(step: int, optim: OptimConfig, plan: Plan) -> float:
 
 
 def ema_decay(step: int, optim: OptimConfig) -> float:
-    """The decay of the weights' moving average in step `step` (the first is 0).
+    """Return the decay of the moving average of the weights in step `step` (the first is 0).
 
-    It starts low, so that the average does not hang on the initial weights, as TensorFlow's ExponentialMovingAverage
-    with `num_updates` does.
+    It starts low, like TensorFlow's ExponentialMovingAverage with `num_updates`, so that the average does not depend on
+    the initial weights.
     """
     return min(optim.ema_decay, (1 + step) / (10 + step))

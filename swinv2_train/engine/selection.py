@@ -1,4 +1,4 @@
-"""What `optim.freeze` and `optim.lr_scales` select, known before a run takes any memory."""
+"""Effect of `optim.freeze` and `optim.lr_scales`, known before a run allocates memory."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from swinv2_train.config.schema import Config
 
 
 class Selection(NamedTuple):
-    """What trains, and how fast."""
+    """Trained parameters and their rates."""
 
     frozen: int = 0
-    """Number of parameters that do not train."""
+    """Number of parameters that are not trained."""
     lines: tuple[str, ...] = ()
-    """The selection in lines for a log; empty where all trains at one rate."""
+    """Description in log lines; empty if everything is trained at the same rate."""
 
 
 def selection(config: Config) -> Selection:
-    """What a config selects, from its model on the meta device; torch-free where it selects nothing.
+    """Return the selection of a config, from its model on the meta device; torch-free if it selects nothing.
 
     Raises:
-        ConfigError: if `optim.freeze` or `optim.lr_scales` has a name that the model has not.
+        ConfigError: if `optim.freeze` or `optim.lr_scales` has a name that the model does not have.
     """
     if config.optim.freeze is None and not config.optim.lr_scales:
         return Selection()

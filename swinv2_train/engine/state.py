@@ -1,8 +1,8 @@
-"""All that a resume needs besides tensors.
+"""Everything other than tensors that a resume needs.
 
-The order of samples, their augmentation, masks and stochastic depth are functions of the seed and the sample position,
-and the learning rate of the step, so there is no random state and no cursor to save: the step, and the batches that
-were left out, say it all.
+The order of samples, their augmentation, masks, and stochastic depth are functions of the seed and the sample position;
+the learning rate is a function of the step. There is no random state and no cursor to save: the step and the avoided
+batches determine everything.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """Where a run stands."""
+    """Progress of a run."""
 
     step: int = 0
-    """Optimizer steps taken, skipped ones included."""
+    """Optimizer steps taken, including skipped ones."""
     samples_seen: int = 0
     """Samples consumed: step * global batch."""
     skipped_steps: int = 0
-    """Steps whose update was left out because the numbers were bad."""
+    """Steps whose update was skipped because of bad numbers."""
     skipped_in_row: int = 0
-    """How many of them are the last ones without a good step in between."""
+    """Number of consecutive skipped steps up to now."""
     norm_spikes_in_row: int = 0
-    """How many of those were refused for a spike of the gradient norm alone."""
+    """Number of those that were rejected only for a spike of the gradient norm."""
     broken_samples: int = 0
     """Samples that could not be read and were replaced."""
     rollbacks: int = 0
-    """How often the run went back to a checkpoint because of a spike."""
+    """Number of times that the run returned to a checkpoint because of a spike."""
     avoided_batches: list[int] = field(default_factory=list)
-    """Batches that rollbacks have left out for good, ascending; batch b holds the sample positions from
-    b * global batch on."""
+    """Batches that rollbacks excluded for good, ascending; batch b contains the sample positions that start at
+    b * global batch."""
     losses: list[float] = field(default_factory=list)
-    """Losses of the last good steps, oldest first: what a spike is measured against."""
+    """Losses of the last good steps, oldest first: the reference for spikes."""
     grad_norms: list[float] = field(default_factory=list)
     """Gradient norms of the last good steps."""
 
     @property
     def batch(self) -> int:
-        """The batch of the next step: the `step`-th of those that are not avoided."""
+        """Batch of the next step: the `step`-th of those that are not avoided."""
         return self._batch_of(self.step)
 
     def _batch_of(self, step: int) -> int:
@@ -50,11 +50,11 @@ class TrainState:
         return batch
 
     def avoid(self, batches: Iterable[int]) -> None:
-        """Leave batches out from here on; those that lie behind already are not touched."""
+        """Exclude batches from now on; those that are already consumed are ignored."""
         self.avoided_batches = sorted({*self.avoided_batches, *(batch for batch in batches if batch >= self.batch)})
 
     def comes_to(self, later: TrainState) -> bool:
-        """Whether the batches consumed so far are those that `later` consumed first."""
+        """Return whether the batches consumed so far are the first ones that `later` consumed."""
         newest = self._batch_of(self.step - 1) if self.step else -1
         passed = [[batch for batch in state.avoided_batches if batch < newest] for state in (self, later)]
         return self.step <= later.step and passed[0] == passed[1] and newest not in later.avoided_batches

@@ -1,4 +1,4 @@
-"""Forward and backward of one optimizer step: the part that a replay shares with the training."""
+"""Forward and backward of one optimizer step, shared by training and replay."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ class StepSums:
     """Contribution of a rank's micro-batches to a step, on the device."""
 
     terms: dict[str, torch.Tensor]
-    """By name, scalar: this rank's share of a term of the loss of the step; the shares of all ranks add up to it."""
+    """By name, scalar: this rank's part of each term of the step's loss; the parts of all ranks add up to the term."""
     micro_terms: list[dict[str, torch.Tensor]] = field(default_factory=list)
     """Per micro-batch, by name, scalar: the summed term."""
 
     @property
     def loss(self) -> torch.Tensor:
-        """Scalar: this rank's share of the loss of the step."""
+        """Scalar: this rank's part of the loss of the step."""
         return reduce(torch.add, self.terms.values())
 
 
 def summed_weights(task: Task, weights: list[dict[str, float]]) -> list[float]:
-    """The weights of this rank's micro-batches added up, in the order of the terms."""
+    """Return the summed weights of this rank's micro-batches, in the order of the terms."""
     return [sum(each[name] for each in weights) for name in task.config.task.terms()]
 
 
 def forward_backward(
     engine: Engine, task: Task, batches: list[Batch], global_weights: list[float], ranks: Ranks
 ) -> StepSums:
-    """Forward and backward of this rank's micro-batches; the gradient is ready for `Engine.step` afterwards.
+    """Run forward and backward for this rank's micro-batches; the gradient is then ready for `Engine.step`.
 
-    Each term of the loss is divided by its weight in the whole global batch, so that neither the number of ranks nor
+    Each term of the loss is divided by its weight in the entire global batch, so that neither the number of ranks nor
     the accumulation changes it.
 
     Args:
-        global_weights: of the terms, in their order, added up over all ranks.
+        global_weights: of the terms, in their order, summed over all ranks.
     """
     factors = task.config.task.terms()
     weighed = zip(factors.items(), global_weights, strict=True)
@@ -52,7 +52,7 @@ def forward_backward(
     for index, batch in enumerate(batches):
         terms = task.loss(engine.model, to_device(batch, ranks.device)).terms
         _check(terms, scales)
-        # DeepSpeed averages gradients over the ranks, and the shares of the ranks are to be added up.
+        # DeepSpeed averages gradients over the ranks, but the parts of the ranks must be summed.
         engine.backward(reduce(torch.add, [terms[name] * (scales[name] * ranks.world_size) for name in scales]))
         if index < len(batches) - 1:
             engine.micro_step()

@@ -24,20 +24,20 @@ _logger = logging.getLogger("swinv2_train")
 
 @dataclass
 class End:
-    """How a run ended, filled in while it runs."""
+    """How a run ended; filled in while it runs."""
 
     state: Callable[[], TrainState]
     """Returns the state that the run has reached."""
     code: int | None = None
-    """The exit code; None after an exception."""
+    """Exit code; None after an exception."""
 
 
 @contextmanager
 def tracked(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Iterator[tuple[Tracker, End]]:
-    """Open the tracker of a run, and close it with the run's status, which status.json gets as well.
+    """Open the tracker of a run, and close it with the run's status, which is also written to status.json.
 
     Args:
-        state: the state that the run starts from.
+        state: state that the run starts from.
     """
     directory = Path(config.run.dir)
     progress = {"total_steps": plan.total_steps, "start_step": state.step}
@@ -65,7 +65,7 @@ def tracked(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Iter
 
 
 class _ToTracker(logging.Handler):
-    """Brings warnings of the data code (a cut-off shard, a server that fails) into the run's log."""
+    """Forwards warnings of the data code (a truncated shard, a failing server) to the run's log."""
 
     def __init__(self, tracker: Tracker) -> None:
         super().__init__(logging.WARNING)

@@ -1,8 +1,8 @@
-"""Whether timm or Hugging Face compute what this program computes at one geometry, decided by numbers.
+"""Numerical comparison of this package with timm or Hugging Face at one geometry.
 
-They follow the same paper and differ at its corners: where a shifted window reaches over the edge of a map, where a map
-is not square and not larger than a window, and by options of their own. A narrow model of the same geometry with random
-weights is built on both sides and computes the same images. Export and import ask here alike.
+They implement the same paper but differ in corner cases: if a shifted window extends over the edge of a map, if a map
+is not square and not larger than a window, and by their own options. A narrow model of the same geometry with random
+weights is built on both sides and processes the same images. Export and import use the same check.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 TIMM, HUGGINGFACE = "timm", "huggingface"
 PACKAGES = {TIMM: "timm", HUGGINGFACE: "transformers"}
 TOLERANCE = 1e-4
-"""Largest difference of an output, as a share of the largest output. Rounding moves them by some 1e-6, another way to
-compute by 1e-2 and more."""
+"""Largest allowed difference of an output, relative to the largest output. Rounding changes outputs by about 1e-6,
+another algorithm by 1e-2 or more."""
 _NARROW: dict[str, Any] = {
     "in_channels": 1,
     "embed_dim": 16,
@@ -43,11 +43,11 @@ _HUGGINGFACE_KEYS = (
     "use_absolute_embeddings",
     "layer_norm_eps",
 )
-"""What of the config of Hugging Face decides what is computed, but for the width and depth."""
+"""Options of the Hugging Face config that affect the computation, other than width and depth."""
 
 
 def is_installed(layout: str) -> bool:
-    """Whether the library of a layout can be asked."""
+    """Return whether the library of a layout is available."""
     return importlib.util.find_spec(PACKAGES[layout]) is not None
 
 
@@ -59,16 +59,16 @@ def disagreement(
     *,
     own_windows: bool = False,
 ) -> str | None:
-    """Compare this program with another at the geometry of a model.
+    """Compare this package with another library at the geometry of a model.
 
     Args:
         layout: `timm` or `huggingface`; the library must be installed.
         resolution: input (height, width) in pixels.
         config: the `config.json` that the other side builds its model from; None: the one that an export would write.
-        own_windows: size, windows and those of the pretraining are from `model`, and the rest from `config`.
+        own_windows: take size, windows, and pretraining windows from `model`, and the rest from `config`.
 
     Returns:
-        What differs, as a sentence without its end; None where they agree.
+        A description of the difference, as a sentence without a period; None if they agree.
     """
     narrow = dataclasses.replace(model, **_NARROW, depths=[min(depth, 2) for depth in model.depths])
     version = peers.version_of(PACKAGES[layout])
@@ -76,11 +76,11 @@ def disagreement(
     try:
         peer = build(narrow, resolution, config, own_windows)
         expected, computed = _outputs(peer, narrow, resolution, layout)
-    except Exception as error:  # another library may raise anything on what it cannot build
+    except Exception as error:  # other libraries may raise anything here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         return f"{version} cannot build a model of this geometry: {reason}"
     if computed.shape != expected.shape:
-        return f"{version} gives outputs of {tuple(computed.shape)} instead of {tuple(expected.shape)}"
+        return f"{version} returns outputs of {tuple(computed.shape)} instead of {tuple(expected.shape)}"
     share = float((computed - expected).abs().max() / expected.abs().max())
     if share <= TOLERANCE:
         return None
@@ -89,12 +89,12 @@ def disagreement(
 
 
 def _suspect(layout: str, stages: list[StageGeometry]) -> str:
-    """The stage that most likely makes the difference, for a person."""
+    """Return the stage that most likely causes the difference, for display."""
     for number, stage in enumerate(stages, 1):
         sides = list(zip(stage.shift, stage.padded, (stage.height, stage.width), stage.window, strict=True))
         place = f"the {stage.height}x{stage.width} map of stage {number}"
         window = f"{stage.window[0]}x{stage.window[1]}"
-        # timm pads after the roll, which comes to the same where as much is padded as is rolled.
+        # timm pads after the roll, which is equivalent if it pads by the amount of the roll.
         padding = any(shift and padded - side not in (0, shift) for shift, padded, side, _ in sides)
         if layout == TIMM and stage.depth > 1 and padding:
             return f" (windows of {window} do not divide {place})"
@@ -106,7 +106,7 @@ def _suspect(layout: str, stages: list[StageGeometry]) -> str:
 
 
 def _outputs(peer: nn.Module, narrow: ModelConfig, resolution: tuple[int, int], layout: str) -> tuple[Tensor, Tensor]:
-    """Pooled features of both sides, (2, 8C), from the same random weights and images."""
+    """Return the pooled features of both sides, (2, 8C), from the same random weights and images."""
     import torch
 
     from swinv2_train.models import ImageClassifier
@@ -147,7 +147,7 @@ def _timm_model(
     if config is not None:
         name = str(config.get("architecture", name))
         saved = config.get("model_args") or {}
-        # Only what the model itself takes: other arguments of `create_model` may name files.
+        # Pass only the arguments of the model itself: others of `create_model` may name files.
         known = inspect.signature(SwinTransformerV2.__init__).parameters
         arguments = {key: value for key, value in saved.items() if key in known and not key.endswith("drop_rate")}
         narrowed = ("embed_dim", "depths", "num_heads", "in_chans", "img_size")
@@ -155,7 +155,7 @@ def _timm_model(
             arguments[key] = own[key]
     arguments = {**arguments, "num_classes": 0}
     if not timm.is_model(name) or not name.startswith("swinv2_") or name.startswith("swinv2_cr_"):
-        raise ValueError(f"it has no SwinV2 of the name {name}")
+        raise ValueError(f"it has no SwinV2 named {name}")
     return timm.create_model(name, pretrained=False, **arguments)
 
 

@@ -1,7 +1,7 @@
-"""Weights that leave: directories that timm, Hugging Face, onnxruntime or torch load without this package.
+"""Export of weights: directories that timm, Hugging Face, onnxruntime, or torch load without this package.
 
-Nothing is called done before it is proven: what was written is loaded by the other side, both sides compute the same
-images, and a difference above the tolerance removes everything again. A directory appears under its name only whole.
+An export is verified before it is reported as done: the other side loads what was written, both sides process the same
+images, and a difference above the tolerance removes everything again. A directory appears only once it is complete.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ OWN, TIMM, HUGGINGFACE, ONNX, TORCH_EXPORT = EXPORTS = (
     "onnx",
     "torch-export",
 )
-"""What `export` can write."""
+"""Formats that `export` can write."""
 WEIGHTS = "model.safetensors"
 PROGRAM_FILES = {ONNX: "model.onnx", TORCH_EXPORT: "model.pt2"}
 TOLERANCE = {OWN: 1e-5, TIMM: 1e-5, HUGGINGFACE: 1e-5, ONNX: 1e-4, TORCH_EXPORT: 1e-5}
-"""Largest difference of an output, relative to the largest output where that is above 1.
+"""Largest allowed difference of an output, relative to the largest output if that is above 1.
 
-onnxruntime has kernels of its own, which round otherwise; the others run the same ones.
+onnxruntime has its own kernels, which round differently; the others run the same ones.
 """
 _NEEDED = {HUGGINGFACE: ("transformers",), ONNX: ("onnx", "onnxscript", "onnxruntime")}
 _PEERS = {TIMM: ("timm",), HUGGINGFACE: ("transformers",), ONNX: ("onnxruntime", "onnx"), OWN: ("swinv2-train",)}
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRAINING_ONLY = ("attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 _BATCHES = (1, 2, 5)
-"""Batch sizes that a program is tried with, since it is traced with one and must take any."""
+"""Batch sizes that a program is tested with, because it is traced with one and must accept any."""
 _WHOLE = 2
-"""Images that other formats are compared on."""
+"""Number of images that other formats are compared on."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Exported:
     """Name and size in bytes of each file."""
     compared: Comparison
     notes: list[str] = field(default_factory=list)
-    """What a person should know."""
+    """Lines for the user."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a writer is given."""
+    """Input of a writer."""
 
     loaded: LoadedModel
     inference: onnx.Inference
@@ -86,18 +86,18 @@ class _Job:
     weights: str
     images: Tensor
     bits: list[int]
-    """Depths of the images that the model is for."""
+    """Bit depths of the images that the model is for."""
 
 
 def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> None:
-    """Refuse what cannot be exported, before anything is written.
+    """Reject what cannot be exported, before anything is written.
 
     Args:
         layout: one of `EXPORTS`.
         dtype: a key of `DTYPES`.
 
     Raises:
-        ConfigError: naming what is in the way, and the mend.
+        ConfigError: with the obstacle and the fix.
     """
     check_target(out, layout, dtype)
     config, size = loaded.config, resolution(loaded.config)
@@ -112,12 +112,12 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
             other = TIMM if _timm_holds(config.model, size) else OWN
             raise ConfigError(error.key, error.value, f"{error.mend}; --format {other} can hold it") from None
     if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
-        mend = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
+        mend = f"{reason}; use another data.resolution or model.window, or --format {OWN}"
         raise ConfigError("model.window", config.model.window, mend)
 
 
 def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
-    """Return whether an export to timm of this geometry is possible, as far as its installation can tell."""
+    """Return whether this geometry can be exported to timm, as far as the installed version can tell."""
     try:
         FORMATS[TIMM].check(model)
         peers.check_timm(model, size)
@@ -127,7 +127,7 @@ def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
 
 
 def check_target(out: Path, layout: str, dtype: str) -> None:
-    """The part of `check_request` that needs no model."""
+    """Check the part of `check_request` that needs no model."""
     if layout not in EXPORTS:
         raise ConfigError("", layout, f"unknown format {layout!r}; use one of {', '.join(EXPORTS)}")
     if out.exists():
@@ -136,7 +136,7 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
     if not above.is_dir():
         raise ConfigError("", out, f"{above} is not a directory")
     if layout in PROGRAM_FILES and dtype != "fp32":
-        mend = f"{layout} programs are written in fp32: runtimes convert them as they load, so leave --dtype away"
+        mend = f"{layout} programs are always written in fp32, and runtimes convert them at load time; omit --dtype"
         raise ConfigError("", dtype, mend)
     missing = [name for name in _NEEDED.get(layout, ()) if importlib.util.find_spec(name) is None]
     if missing:
@@ -154,19 +154,19 @@ def export(
     bits: int | None = None,
     weights: str = "raw",
 ) -> Exported:
-    """Write a model into a new directory, load it there, and compare what both make of encoded images.
+    """Write a model into a new directory, load it there, and compare the results of both on encoded images.
 
     Args:
-        loaded: it is used up: its weights are rounded to `dtype`, and for a program its position tables fixed.
-        out: the directory; must not exist. Folders above it are made.
+        loaded: consumed: its weights are rounded to `dtype`, and for a program its position tables are fixed.
+        out: the directory; must not exist. Its parents are created.
         layout: one of `EXPORTS`.
-        dtype: of the stored weights; a key of `DTYPES`. They are rounded to nearest.
-        pictures: encoded images to compare on besides those that are made for it.
+        dtype: dtype of the stored weights; a key of `DTYPES`. They are rounded to nearest.
+        pictures: encoded images to compare on, in addition to the synthetic ones.
         bits: 8 or 16, the depth of the images that the model is for; None: what its weights record, or else 8.
-        weights: `raw`, or `ema` where the moving average was loaded, for the records.
+        weights: `raw`, or `ema` if the moving average was loaded, for the records.
 
     Raises:
-        ConfigError: if the format cannot hold the model, or `out` exists.
+        ConfigError: if the format cannot represent the model, or `out` exists.
         CheckpointError: if the outputs differ, the other side cannot load it, or it cannot be written.
     """
     check_request(loaded, out, layout, dtype)
@@ -175,7 +175,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"{out.parent} cannot be made ({remedied(error)})") from error
+        raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
     disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
     recorded = recorded_bits(loaded)
     depths = [bits] if bits else recorded or [8]
@@ -224,28 +224,28 @@ def _outputs(inference: onnx.Inference, images: Tensor) -> Tensor:
 
 
 def _round(model: torch.nn.Module, dtype: str) -> bool:
-    """Give the weights the values that they will have in the file; whether that changed anything."""
+    """Round the weights to their values in the file; return whether that changed anything."""
     if dtype == "fp32":
         return False
     for name, tensor in named_state(model):
         low = tensor.detach().to(_TORCH_DTYPES[dtype])
         if torch.any(torch.isinf(low) & torch.isfinite(tensor)):
-            raise CheckpointError(f"{name} has values beyond the range of {dtype}; take another dtype")
+            raise CheckpointError(f"{name} has values beyond the range of {dtype}; use another dtype")
         tensor.data.copy_(low)
     return True
 
 
 def _difference(computed: Tensor, expected: Tensor, layout: str) -> float:
-    """The largest difference of two sides' outputs.
+    """Return the largest difference of the outputs of both sides.
 
     Raises:
         CheckpointError: if it is above the tolerance.
     """
     if computed.shape != expected.shape:
-        raise CheckpointError(f"{layout} gives outputs of {tuple(computed.shape)} instead of {tuple(expected.shape)}")
+        raise CheckpointError(f"{layout} returns outputs of {tuple(computed.shape)} instead of {tuple(expected.shape)}")
     largest = float((computed - expected).abs().max())
     allowed = TOLERANCE[layout] * max(1.0, float(expected.abs().max()))
-    if not largest <= allowed:  # also where it is no number
+    if not largest <= allowed:  # also true for nan
         raise CheckpointError(
             f"what {layout} computes with the export differs by {largest:.3g}, and {allowed:.3g} is allowed; "
             "nothing was written"
@@ -254,10 +254,10 @@ def _difference(computed: Tensor, expected: Tensor, layout: str) -> float:
 
 
 def canonical(model: torch.nn.Module, output: str) -> dict[str, Tensor]:
-    """The weights that other libraries hold of a model, under canonical names (see `names.py`).
+    """Return the weights of a model that other libraries support, under canonical names (see `names.py`).
 
     Args:
-        output: `logits`: the backbone and the classification head; `features`: the backbone alone.
+        output: `logits`: the backbone and the classification head; `features`: only the backbone.
     """
     tensors = FORMATS[OWN].read({name: tensor.detach() for name, tensor in named_state(model)})
     head = HEAD if output == "logits" else ()
@@ -275,7 +275,7 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metada
 
 
 def geometry(loaded: LoadedModel) -> dict[str, Any]:
-    """What a reader must know of the weights, in the sections of a checkpoint's manifest."""
+    """Return what a reader must know about the weights, in the sections of a checkpoint's manifest."""
     config = loaded.config
     return {
         "task": to_dict(config.task),
@@ -287,7 +287,7 @@ def geometry(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str, Any]:
-    """The preparation of images, with nothing in it that this model does not use."""
+    """Return the preparation of images, without settings that this model does not use."""
     data = loaded.config.data
     known = {
         "crop_pct": data.crop_pct if data.crop_mode == "center" else None,
@@ -354,7 +354,7 @@ def _write_program(job: _Job) -> None:
 
 
 def _program(job: _Job) -> torch.export.ExportedProgram:
-    example = job.images[:1].expand(2, -1, -1, -1).contiguous()  # a batch of one would be taken for a constant
+    example = job.images[:1].expand(2, -1, -1, -1).contiguous()  # a batch of one would be treated as a constant
     return onnx.trace(job.inference, job.loaded.config.model, example)
 
 
@@ -378,7 +378,7 @@ def _write(job: _Job, layout: str) -> None:
 
 
 def _loaded_back(directory: Path, layout: str, images: Tensor) -> Tensor:
-    """What the other side computes with what was written.
+    """Return the outputs of the other side for what was written.
 
     Raises:
         CheckpointError: if it cannot load it.
@@ -392,14 +392,14 @@ def _loaded_back(directory: Path, layout: str, images: Tensor) -> Tensor:
             return peers.run_huggingface(directory, images)
         run = onnx.run_onnx if layout == ONNX else onnx.run_program
         return torch.cat(run(directory / PROGRAM_FILES[layout], _batches(images)))
-    except Exception as error:  # another library may raise anything on what it cannot load
+    except Exception as error:  # other libraries may raise anything here
         versions = ", ".join(map(peers.version_of, _PEERS.get(layout, ("torch",))))
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{versions} cannot load what was written, so nothing is left of it: {reason}") from error
+        raise CheckpointError(f"{versions} cannot load what was written, so it was removed: {reason}") from error
 
 
 def _batches(images: Tensor) -> list[Tensor]:
-    """Images in batches of changing sizes."""
+    """Return images in batches of different sizes."""
     sizes = itertools.cycle(_BATCHES)
     parts, rest = [], images
     while len(rest):
@@ -417,22 +417,22 @@ def _run_own(directory: Path, images: Tensor) -> Tensor:
 
 
 def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[int] | None) -> list[str]:
-    """What a person should know.
+    """Return lines for the user.
 
     Args:
-        bits: depths of the images that the model is for; None where that was assumed.
+        bits: depths of the images that the model is for; None if they were assumed.
     """
     notes = []
     if compared.output == "features" and layout != OWN:
         task = loaded.config.task
         why = "has no classes" if task.classes is None else "has no plain classification head"
-        notes.append(f"a {task.title} model {why}: exported as a feature extractor, {task.EXTRA_PARTS} left out")
+        notes.append(f"a {task.title} model {why}: exported as a feature extractor, without {task.EXTRA_PARTS}")
     if layout == HUGGINGFACE:
         notes.append(
             "transformers adds the mask of shifted windows twice (-200 instead of -100), which the difference includes"
         )
         if bits == [8, 16]:
-            notes.append("the processor is for images of 8 bits; give it rescale_factor=1/65535 with those of 16")
+            notes.append("the processor is for images of 8 bits; set rescale_factor=1/65535 for those of 16")
     if bits is None and layout in (HUGGINGFACE, ONNX):
         notes.append(
             "nothing records the depth of the images that this model was trained on: the files say 8 bits; --bits 16 "

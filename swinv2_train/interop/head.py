@@ -1,4 +1,4 @@
-"""Rows of a classifier's head: which class of the source each class of a model takes its row from."""
+"""Rows of a classifier's head: the class of the source that each class of a model copies its row from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_NAMED = 4
 
 @dataclass(frozen=True)
 class HeadRows:
-    """The source's row for each class of the model."""
+    """Row of the source for each class of the model."""
 
     rows: list[int | None]
     """None: the class is new, and its row starts at 0."""
@@ -36,14 +36,14 @@ class HeadRows:
         if not self.taken:
             return (
                 f"zeros; none of the {len(self.rows)} classes has the name of one of the source's {classes}: "
-                "init.label_map=numbers takes class n for class n, init.label_map=FILE goes by a list of numbers"
+                "init.label_map=numbers uses class n for class n, init.label_map=FILE uses a list of numbers"
             )
         more = ", ..." if len(new) > _MOST_NAMED else ""
         left = f"; {len(new)} new, zeros ({', '.join(new[:_MOST_NAMED])}{more})" if new else ""
         return f"{self.taken} of {classes} rows {self.by}{left}"
 
     def lines(self, source_names: Sequence[str] | None) -> list[str]:
-        """Return a line per class of the model: where its row is from."""
+        """Return a line per class of the model: the origin of its row."""
         return [
             f"head row {number} ({self._name(number)}): {_origin(row, source_names)}"
             for number, row in enumerate(self.rows)
@@ -60,9 +60,9 @@ def _origin(row: int | None, source_names: Sequence[str] | None) -> str:
 
 
 def rows_by_name(model: Sequence[str] | None, source: Sequence[str] | None) -> HeadRows | None:
-    """Return the rows that classes of the same name give; None if a side has no names or both lists are equal.
+    """Return the rows for classes of the same name; None if a side has no names or both lists are equal.
 
-    A name that a side has twice (ImageNet has two classes `crane`) does not tell which class it is, and gives no row.
+    A name that a side has twice (ImageNet has two classes `crane`) is ambiguous and matches no row.
     """
     if not model or not source or list(model) == list(source):
         return None

@@ -1,4 +1,4 @@
-"""Image files as a model wants them, and made images to compare two models on."""
+"""Image files as input of a model, and synthetic images to compare two models on."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class FoundImages:
     notes: list[str] = field(default_factory=list)
     """Contents of the folders that are not read, one line each."""
     lost: bool = False
-    """True if these contents may hold images."""
+    """True if these may contain images."""
 
 
 def find_images(paths: Sequence[str]) -> FoundImages:
-    """Find the image files that files, folders (to any depth), and patterns name.
+    """Find the image files named by files, folders (at any depth), and patterns.
 
-    From folders, files with an image's extension are used; a file that is named itself may be called anything.
+    In folders, only files with an image extension are used; a file that is named explicitly may have any name.
 
     Raises:
-        DataError: if one of them names nothing.
+        DataError: if one of them matches nothing.
     """
     found = FoundImages()
     files: dict[Path, None] = {}
@@ -83,17 +83,17 @@ def read_image(path: Path, channels: int, options: DecodeOptions) -> Tensor:
 
 
 def prepare(image: Tensor, config: Config, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(C, H, W) uint8 or uint16 -> (C, h, w) float32: the crop and the normalisation of an evaluation."""
+    """(C, H, W) uint8 or uint16 -> (C, h, w) float32: the crop and the normalization of an evaluation."""
     data = config.data
     cropped = eval_crop(image, resolution(config), data.crop_pct, data.crop_mode, data.augment.interpolation)
     return normalise(cropped, mean, std)
 
 
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
-    """Normalised (count, C, H, W) float32 images with the statistics of photographs: large shapes, finer ones, grain.
+    """Return synthetic images, normalized (count, C, H, W) float32, with photo-like statistics: shapes, detail, grain.
 
     Args:
-        seed: the same seed makes the same images.
+        seed: the same seed returns the same images.
     """
     height, width = resolution(loaded.config)
     channels = loaded.config.model.in_channels
@@ -108,10 +108,10 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
 
 
 def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:
-    """The bytes of image files.
+    """Return the bytes of image files.
 
     Raises:
-        DataError: naming the first that cannot be used.
+        DataError: naming the first file that cannot be used.
     """
     for path in paths:
         _decoded(path, loaded)

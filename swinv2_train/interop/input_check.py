@@ -1,7 +1,7 @@
-"""The proof of an export from the encoded image on: what another library makes of a file is what this program makes.
+"""Verification of an export from the encoded image on: another library must prepare the same input as this package.
 
-Equal logits for equal tensors say nothing of how the other side resizes, crops and scales. So encoded images of the bit
-depths that the model is for go the whole way on both sides, and what differs is measured and named.
+Equal logits for equal tensors do not show that the other side resizes, crops, and scales the same way. Therefore both
+sides process encoded images of the bit depths that the model is for, and differences are measured and named.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ PROCESSORS = {TIMM: "timm's transform", HUGGINGFACE: "AutoImageProcessor"}
 """What prepares images on the other side."""
 _CLAMP = ".clamp(0, largest)"
 ROUNDING = 3.0
-"""Levels of 255 that libraries may be apart by how they round while they resize."""
+"""Levels out of 255 by which libraries may differ because of rounding in their resizing."""
 _SIZES = ((1.3, 1.7), (1.9, 1.1), (0.7, 0.9))
-"""Heights and widths of made images, as a share of the input: wide, tall, and smaller than the input."""
+"""Heights and widths of synthetic images, relative to the input: wide, tall, and smaller than the input."""
 
 
 @dataclass(frozen=True)
 class InputCheck:
-    """How the way from an encoded image to the input compares."""
+    """Comparison of both sides, from an encoded image to the input."""
 
     bits: list[int]
-    """Depths of the images."""
+    """Bit depths of the images."""
     images: int
     processor: str | None
-    """The other side's; None where it has none and takes tensors."""
+    """Processor of the other side; None if it has none and takes tensors."""
     levels: float | None = None
-    """The largest difference of a pixel, in levels of 255; None where the processor cannot read such images."""
+    """Largest difference of a pixel, in levels out of 255; None if the processor cannot read such images."""
     outputs: float | None = None
-    """The largest difference of an output from there on."""
+    """Largest difference of an output that results from it."""
     why: list[str] = field(default_factory=list)
-    """What the processor does otherwise; empty where the inputs agree."""
+    """Differences in the processor's algorithm; empty if the inputs agree."""
 
     @property
     def agrees(self) -> bool:
         return not self.why
 
     def sentence(self, output: str) -> str:
-        """For the model card and the console.
+        """Return the result for the model card and the console.
 
         Args:
             output: `logits` or `features`.
         """
         what = f"{self.images} encoded images of {_listed(self.bits)} bits"
         if self.processor is None:
-            return f"{what}: the code under Input makes the same tensors"
+            return f"{what}: the code under Input creates the same tensors"
         if self.levels is None:
-            return f"{what}: {'; '.join(self.why)}; use the code under Input, which makes the same tensors"
+            return f"{what}: {'; '.join(self.why)}; use the code under Input, which creates the same tensors"
         apart = (
-            f"{self.processor} makes pixels that are up to {self.levels:.2g} of 255 levels apart, and the {output} up "
+            f"{self.processor} creates pixels up to {self.levels:.2g} of 255 levels apart, and the {output} up "
             f"to {self.outputs:.2g}"
         )
         if self.agrees:
             return f"{what}: {apart}"
-        return f"{what}: {apart} ({'; '.join(self.why)}); the code under Input makes the same tensors"
+        return f"{what}: {apart} ({'; '.join(self.why)}); the code under Input creates the same tensors"
 
 
 def _listed(bits: Sequence[int]) -> str:
@@ -81,14 +81,14 @@ def _listed(bits: Sequence[int]) -> str:
 
 
 def recorded_bits(loaded: LoadedModel) -> list[int] | None:
-    """The depths of the images that a model was trained on, where that is recorded."""
+    """Return the depths of the images that a model was trained on, if recorded."""
     bits = loaded.source.geometry.get("preprocess", {}).get("bits")
     return list(map(int, bits)) if bits in ([8], [16], [8, 16]) else None
 
 
 def made_pictures(loaded: LoadedModel, bits: Sequence[int]) -> list[bytes]:
-    """Encoded images with smooth shapes for each of the depths: of odd sizes around that of the input, and one with a
-    margin around its center crop that libraries round differently."""
+    """Return encoded images with smooth shapes for each of the depths: odd sizes around that of the input, and one with
+    a margin around its center crop that libraries round differently."""
     height, width = resolution(loaded.config)
     channels = loaded.config.model.in_channels
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def made_pictures(loaded: LoadedModel, bits: Sequence[int]) -> list[bytes]:
 
 
 def _width_of_odd_margin(loaded: LoadedModel, height: int, width: int) -> int:
-    """The width of an image of this height that leaves 3 more pixels than a multiple of 4 beside its center crop."""
+    """Return a width for this height such that the margin of the center crop is 3 more than a multiple of 4."""
     tall = int(height / loaded.config.data.crop_pct)
     for wide in range(width + width // 4, 4 * width + 8):
         if (wide * tall // height - width) % 4 == 3:
@@ -114,7 +114,7 @@ def _width_of_odd_margin(loaded: LoadedModel, height: int, width: int) -> int:
 
 
 def _encoded(pixels: np.ndarray) -> bytes:
-    """(C, H, W) as PNG where that has such images, else as TIFF."""
+    """Return (C, H, W) as PNG if that supports such images, else as TIFF."""
     file = io.BytesIO()
     if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
         from PIL import Image
@@ -132,7 +132,7 @@ def _encoded(pixels: np.ndarray) -> bytes:
 
 
 def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tensor], Tensor]:
-    """Encoded images as decoded pixels, each (C, H, W), and as the normalized batch that this program makes of them.
+    """Return encoded images as decoded pixels, each (C, H, W), and as this package's normalized batch.
 
     Raises:
         BrokenSample: if one cannot be decoded.
@@ -145,22 +145,22 @@ def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tenso
 def check_input(
     loaded: LoadedModel, directory: Path, layout: str, pixels: Sequence[Tensor], ours: Tensor, expected: Tensor
 ) -> InputCheck:
-    """Compare what the files of an export make of images with what this program makes.
+    """Compare the input that the files of an export create from images with that of this package.
 
     Args:
         directory: the export.
         pixels: decoded images, each (C, H, W) uint8 or uint16.
-        ours: (B, C, h, w), the input that this program makes of them.
-        expected: the outputs for these.
+        ours: (B, C, h, w), the input that this package creates from them.
+        expected: outputs for this input.
 
     Raises:
-        CheckpointError: if the code that the README shows does not make the same input.
+        CheckpointError: if the code in the README does not create the same input.
     """
     shown = run_code(input_code(loaded))
     theirs = torch.stack([shown(image.clone()) for image in pixels])
     apart = float((theirs - ours).abs().max())
     if not apart <= 1e-5 * max(1.0, float(ours.abs().max())):
-        raise CheckpointError(f"the preparation that the README shows differs by {apart:.3g}; nothing was written")
+        raise CheckpointError(f"the preparation code in the README differs by {apart:.3g}; nothing was written")
     bits = sorted({8 if image.dtype == torch.uint8 else 16 for image in pixels})
     if layout not in PROCESSORS:
         return InputCheck(bits, len(pixels), None)
@@ -168,11 +168,11 @@ def check_input(
     run = peers.timm_input if layout == TIMM else peers.huggingface_input
     try:
         made = run(directory, pixels)
-    except Exception as error:  # another library may raise anything on images that it does not know
+    except Exception as error:  # other libraries may raise anything here
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return InputCheck(bits, len(pixels), name, why=[f"{name} cannot read them: {reason}"])
     if made.shape != ours.shape:
-        why = [f"{name} makes inputs of {tuple(made.shape[1:])} instead of {tuple(ours.shape[1:])}"]
+        why = [f"{name} creates inputs of {tuple(made.shape[1:])} instead of {tuple(ours.shape[1:])}"]
         return InputCheck(bits, len(pixels), name, why=why)
     std = torch.tensor(loaded.std)[:, None, None]
     levels = float(((made - ours).abs() * std).max() * 255)
@@ -183,7 +183,7 @@ def check_input(
 
 
 def _reason(loaded: LoadedModel, layout: str, pixels: Sequence[Tensor], made: Tensor) -> str:
-    """The step that a processor does otherwise, found by doing it so here."""
+    """Return the step in which a processor differs, found by doing it that way here."""
     name, code = PROCESSORS[layout], input_code(loaded)
     down = code.replace("round((size[0]", "int((size[0]").replace("round((size[1]", "int((size[1]")
     crop = (

@@ -1,6 +1,6 @@
-"""The input of a model as a few lines of Python for people who do not have this package.
+"""Preparation of a model's input as a few lines of Python for users without this package.
 
-The lines stand in the README of every export, and every export runs them before it is done (`input_check.py`).
+The README of every export contains these lines, and every export runs them before it is done (`input_check.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def prepare(pixels):
 
 
 def input_code(loaded: LoadedModel) -> str:
-    """Python that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation."""
+    """Return Python code that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation."""
     data = loaded.config.data
     height, width = resolution(loaded.config)
     sides: dict[str, Any] = {"height": height, "width": width}
@@ -65,7 +65,7 @@ def input_code(loaded: LoadedModel) -> str:
 
 
 def run_code(code: str) -> Callable[[Tensor], Tensor]:
-    """The function that `input_code` defines."""
+    """Return the function that `input_code` defines."""
     scope: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), scope)  # our own text, with numbers and two names that were checked
+    exec(compile(code, "README.md", "exec"), scope)  # our own code; only numbers and two checked names are inserted
     return scope["prepare"]

@@ -1,4 +1,4 @@
-"""One loader for everything that uses finished weights: evaluation, prediction, export, analysis."""
+"""Loader of finished weights, used by evaluation, prediction, export, and analysis."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedModel:
-    """A model with its weights, and what it takes to use it."""
+    """A model with its weights and everything needed to use it."""
 
     model: nn.Module
-    """Of its task, with the head: eval mode, fp32, CPU."""
+    """Model of its task, with the head: eval mode, fp32, CPU."""
     config: Config
-    """`model`, `task`, and of `data` what the input needs, from the source and then from the overrides."""
+    """Sections `model`, `task`, and the input part of `data`, from the source and then from the overrides."""
     mean: list[float]
     std: list[float]
-    """Per-channel statistics in [0, 1] that images are normalised with."""
+    """Per-channel mean and standard deviation in [0, 1] that normalize images."""
     class_names: list[str] | None
     source: WeightSource
     transfer: Transfer
@@ -52,17 +52,17 @@ class LoadedModel:
 def load_model(
     spec: str | Path, overrides: Sequence[str] = (), *, which: str = "newest", ema: bool = False
 ) -> LoadedModel:
-    """Load weights from anywhere into the model they are for.
+    """Load weights from any source into the model they are for.
 
-    In memory there is the model and at most one more tensor (of a torch file besides what the system maps).
+    Memory holds the model and at most one more tensor (for a torch file, in addition to what the system maps).
 
     Args:
-        spec, which, ema: see `open_source`; of a checkpoint the hashes are compared.
-        overrides: `key=value` over what the source says, such as `model.window=24` or `data.resolution=384`. Under
-            another window the position bias still goes by the windows of the training.
+        spec, which, ema: see `open_source`; the hashes of a checkpoint are compared.
+        overrides: `key=value` over the values of the source, such as `model.window=24` or `data.resolution=384`. With
+            another window, the position bias still uses the windows of the training.
 
     Raises:
-        ConfigError: on a wrong override, or if the source is not a whole model or does not tell all of it.
+        ConfigError: on a wrong override, or if the source is not a complete model or does not describe all of it.
         CheckpointError: if the source is damaged.
     """
     from swinv2_train.models.state import state_shapes
@@ -83,10 +83,10 @@ def load_model(
 
 
 def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config:
-    """The config that weights are used with: what the source says, changed by `key=value` overrides.
+    """Return the config for using weights: that of the source, changed by `key=value` overrides.
 
     Raises:
-        ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
+        ConfigError: on a wrong override, or if neither the source nor an override specifies a required value.
     """
     geometry = source.geometry
     module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
@@ -131,14 +131,14 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
 
 
 def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = ()) -> None:
-    """Compare what the library that weights come from computes with them, at the geometry they are used at.
+    """Compare the results of the library that weights come from with those of this package, at the geometry in use.
 
-    A difference by the geometry that the files beside the weights give is refused: nobody asked for another result than
-    theirs. With `model.window` or `data.resolution` among the overrides it is a note of the source, as the result of
-    their library was not what was asked for. A difference by an option of their model is always refused.
+    A difference at the geometry of the files next to the weights is rejected, because the user expects their results.
+    With `model.window` or `data.resolution` among the overrides it becomes a note of the source, because their results
+    were not requested. A difference by an option of their model is always rejected.
 
     Raises:
-        ConfigError: saying what differs, and the remedy.
+        ConfigError: with the difference and the remedy.
     """
     from swinv2_train.interop.agreement import PACKAGES, disagreement, is_installed
 
@@ -147,7 +147,7 @@ def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = 
         return
     if not is_installed(layout):
         source.notes.append(
-            f"{PACKAGES[layout]} is not installed, so its results were not compared with this program's"
+            f"{PACKAGES[layout]} is not installed, so its results were not compared with those of this package"
         )
         return
     given = {item.partition("=")[0] for item in overrides}
@@ -155,18 +155,18 @@ def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = 
     reason = disagreement(layout, model, size, theirs, own_windows=changed)
     if not reason:
         return
-    refusal = f"{source.path} would not give the results of {layout}: {reason}"
+    refusal = f"{source.path} would not produce the results of {layout}: {reason}"
     if theirs and disagreement(layout, model, size, theirs, own_windows=True) != disagreement(layout, model, size):
-        raise ConfigError("", source.path, f"{refusal}, by an option in config.json that this program does not have")
+        raise ConfigError("", source.path, f"{refusal}, by an option in config.json that this package does not have")
     if not changed:
         shown = str(config.data.resolution).replace(" ", "")
-        mend = f"take another data.resolution or model.window, or give data.resolution={shown} yourself to have it "
-        raise ConfigError("data.resolution", shown, f"{refusal}; {mend}computed as this program does")
-    source.notes.append(f"{reason}; it is computed as this program does")
+        mend = f"use another data.resolution or model.window, or set data.resolution={shown} yourself to have it "
+        raise ConfigError("data.resolution", shown, f"{refusal}; {mend}computed as this package does")
+    source.notes.append(f"{reason}; it is computed as this package does")
 
 
 def start_note(source: WeightSource, model: ModelConfig, size: tuple[int, int]) -> list[str]:
-    """A line where a run starts from weights of timm or Hugging Face at their geometry, and computes it differently.
+    """Return a line if a run starts from timm or Hugging Face weights at their geometry but computes it differently.
 
     Args:
         size: input (height, width) in pixels of the run.
@@ -177,7 +177,7 @@ def start_note(source: WeightSource, model: ModelConfig, size: tuple[int, int]) 
     if source.format not in PACKAGES or not is_installed(source.format) or not source.geometry["model"].get("window"):
         return []
     if trained != list(size) or stage_geometry(there, *size) != stage_geometry(model, *size):
-        return []  # another geometry: nobody expects the same outputs
+        return []  # another geometry: equal outputs are not expected
     reason = disagreement(source.format, model, size, source.peer_config or None)
     return (
         [f"the run does not start from the outputs that these weights have in {source.format}: {reason}"]
@@ -194,9 +194,9 @@ _UNTOLD = {
         "[12,12,12,6]",
     ),
     "data.mean": ("the mean of its images", "[0.5,0.5,0.5]"),
-    "data.std": ("the deviation of its images", "[0.25,0.25,0.25]"),
+    "data.std": ("the standard deviation of its images", "[0.25,0.25,0.25]"),
 }
-"""What nothing may tell of weights from elsewhere: what it is, and how it is given."""
+"""Values that foreign weights may not record: (description, example)."""
 
 
 def _ask_for_the_rest(source: WeightSource, given: set[str], known: Mapping[str, Any]) -> None:
@@ -204,14 +204,14 @@ def _ask_for_the_rest(source: WeightSource, given: set[str], known: Mapping[str,
     if missing:
         what = ", nor ".join(_UNTOLD[key][0] for key in missing)
         examples = " ".join(f"{key}={_UNTOLD[key][1]}" for key in missing)
-        raise ConfigError(missing[0], "?", f"{source.path} does not tell {what}; give it, such as {examples}")
+        raise ConfigError(missing[0], "?", f"{source.path} does not record {what}; set it, for example {examples}")
 
 
 def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     """Check the model and the input.
 
     Raises:
-        ConfigError: naming the key, and the source where the value is from there.
+        ConfigError: naming the key, and the source if the value comes from there.
     """
     try:
         validate_model(config.model)
@@ -257,7 +257,7 @@ def _statistics(config: Config) -> tuple[list[float], list[float]]:
 
 
 def meta_model(config: Config, size: tuple[int, int]) -> nn.Module:
-    """The model of a config on the meta device: names and shapes, no memory.
+    """Return the model of a config on the meta device: names and shapes, no memory.
 
     Args:
         size: input (height, width) in pixels.

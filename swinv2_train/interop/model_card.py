@@ -1,7 +1,7 @@
-"""The README of an export: what is known of a model, and nothing else.
+"""README of an export: what is known about a model, and nothing else.
 
-Facts come from the weights and their geometry; from the run they lie in, where they do (its config, the runs it started
-from, the dataset card beside its shards, its evaluations); and from the export itself.
+Facts come from the weights and their geometry; from their run, if there is one (its config, the runs it started from,
+the dataset card next to its shards, its evaluations); and from the export itself.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ Rows = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """How an export was compared with the model it was made of."""
+    """Comparison of an export with the model that it was made of."""
 
     by: str
-    """Who computed it: names and versions."""
+    """Names and versions of the libraries that computed it."""
     images: int
     difference: float
-    """The largest of all outputs."""
+    """Largest difference of all outputs."""
     largest: float
-    """The largest output itself."""
+    """Largest output itself."""
     rounding: float | None
-    """How far rounding to half precision moved the outputs; None for fp32."""
+    """Largest change of the outputs by rounding to half precision; None for fp32."""
     output: str
     """`logits` or `features`."""
     input: InputCheck
-    """How the way from an encoded image to the input compares."""
+    """Comparison from an encoded image to the input."""
 
 
 def model_card(
@@ -69,13 +69,13 @@ def model_card(
     compared: Comparison,
     notes: Sequence[str] = (),
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        layout: the format that was exported.
-        name: of the directory; the way to load it is shown with this.
+        layout: exported format.
+        name: name of the directory, for the example code.
         weights: `raw` or `ema`.
-        notes: what a person should know.
+        notes: lines for the user.
     """
     run = run_directory(loaded.source.path)
     trained = _resolved(run)
@@ -89,7 +89,7 @@ def model_card(
         ("Data", _data(trained)),
         ("Results", _results(loaded, run, weights)),
         ("Export", _table(_export_rows(loaded, layout, compared, notes))),
-        ("License", "Not stated. Whoever publishes these weights has to name one here."),
+        ("License", "Not stated. Name one here before you publish these weights."),
     ]
     title = as_markdown(trained.run.name if trained else loaded.config.model.name)
     body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections if text)
@@ -97,7 +97,7 @@ def model_card(
 
 
 def _front_matter(layout: str, output: str) -> str:
-    """The header that model hubs read."""
+    """Return the header that model hubs read."""
     lines = [f"library_name: {_LIBRARIES[layout]}"] if layout in _LIBRARIES else []
     task = "image-classification" if output == "logits" else "image-feature-extraction"
     lines += [f"pipeline_tag: {task}", "tags:", "- swinv2", f"- {task}"]
@@ -110,7 +110,7 @@ def _summary(loaded: LoadedModel) -> str:
 
 
 def _parameters(loaded: LoadedModel, layout: str) -> int:
-    """Of what is exported: outside of this package only a classification head is kept."""
+    """Count the parameters of the export; other formats keep only a classification head."""
     config = loaded.config
     if layout == "swinv2-train":
         return config.task.describe(config).parameters
@@ -154,15 +154,15 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     data = loaded.config.data
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
-        crop = f"resize to {height}x{width}, whatever the aspect"
+        crop = f"resize to {height}x{width}, regardless of the aspect ratio"
     else:
-        crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the centre"
+        crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
     largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
     return [
         ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
         ("transparency", _transparency(data.background)),
-        ("values", f"divided by {largest}, minus mean, divided by deviation"),
+        ("values", f"divided by {largest}, minus mean, divided by standard deviation"),
         ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
         ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
     ]
@@ -181,14 +181,15 @@ def _classes(loaded: LoadedModel) -> str:
 
 
 def run_directory(path: Path) -> Path | None:
-    """The run that a checkpoint or an exported file lies in, by its `resolved.yaml`; None where it lies in none."""
+    """Return the run that a checkpoint or an exported file belongs to, by its `resolved.yaml`; None if there is
+    none."""
     return next((place for place in [path, *path.parents][:3] if (place / "resolved.yaml").is_file()), None)
 
 
 def _resolved(run: Path | None) -> Config | None:
     try:
         return from_yaml(run / "resolved.yaml", only_read=True) if run else None
-    except ConfigError:  # of a version with other keys; then nothing is known
+    except ConfigError:  # written by a version with other keys; nothing is known
         return None
 
 
@@ -226,7 +227,7 @@ def _training_rows(config: Config) -> Rows:
 
 
 def _chain(config: Config | None, run: Path | None) -> str:
-    """The runs and files that this one started from, nearest first."""
+    """Return the runs and files that this one started from, nearest first."""
     lines: list[str] = []
     seen = {run}
     while config is not None and config.init_from and len(lines) < _LONGEST_CHAIN:
@@ -252,7 +253,7 @@ def _data(config: Config | None) -> str:
 
 
 def dataset_card(shards: Any) -> Card | None:
-    """The card beside local shards that swinv2-data packed; None for others, and for what is not there any more."""
+    """Return the card next to local shards that swinv2-data packed; None for others, or if it no longer exists."""
     from swinv2_train.data.card import Card
     from swinv2_train.data.remote import ShardCache, is_remote
     from swinv2_train.data.sources import expand, manifest_url, parse_manifest
@@ -267,7 +268,7 @@ def dataset_card(shards: Any) -> Card | None:
         if None in places or not texts:
             return None
         return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
-    except (OSError, ValueError):  # a DataError among them; the card describes, and ends nothing
+    except (OSError, ValueError):  # including DataError; a missing description ends nothing
         return None
 
 
@@ -293,7 +294,7 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
 
 
 def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """What results.json of an evaluation says of its input: all that the numbers hang on besides weights and data."""
+    """Return the record of an evaluation's input in results.json: all inputs other than weights and data."""
     data, model = config.data, config.model
     return {
         "resolution": list(resolution(config)),
@@ -310,8 +311,8 @@ def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict
 
 
 def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict[str, Any] | None:
-    """The youngest `evaluations/*/results.json` of the run that is of this model: of these weights, with its own input
-    and classes, on all samples of some data."""
+    """Return the newest `evaluations/*/results.json` of the run for this model: these weights, with their own input and
+    classes, on all samples of some data."""
     files = run.glob("evaluations/*/results.json") if run else ()
     own = evaluated_input(loaded.config, loaded.mean, loaded.std)
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -322,7 +323,7 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content
-        except (OSError, ValueError, KeyError, TypeError):  # of another version, or damaged
+        except (OSError, ValueError, KeyError, TypeError):  # written by another version, or damaged
             continue
     return None
 
@@ -344,16 +345,14 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
         ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.output)),
     ]
     if compared.rounding is not None:
-        moved = (
-            f"moved the {compared.output} by at most {compared.rounding:.2g} on those images; the comparison is apart"
-        )
+        moved = f"moved the {compared.output} by at most {compared.rounding:.2g} on those images; compared separately"
         rows.append(("rounding of the weights", moved))
     rows += [("note", note) for note in notes]
     return rows
 
 
 def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) -> str:
-    """Code that loads this very format; `images` is the batch that "Input" describes."""
+    """Return code that loads this format; `images` is the batch that "Input" describes."""
     output = compared.output
     name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
@@ -375,7 +374,7 @@ def _huggingface_code(name: str, output: str, check: InputCheck, channels: int) 
     kind = "AutoModelForImageClassification" if output == "logits" else "AutoModel"
     result = "logits" if output == "logits" else "pooler_output"
     load = f'model = {kind}.from_pretrained("{name}").eval()\n'
-    if not check.agrees:  # the processor would not make the input of this model
+    if not check.agrees:  # the processor would not create the input of this model
         return f"from transformers import {kind}\n\n{load}{output} = model(images).{result}"
     pictures, given = "pictures", "a list of PIL images, upright"
     if channels != 3 or 8 not in check.bits:

@@ -1,4 +1,4 @@
-"""The names that weights of Swin Transformer V2 have elsewhere, and back.
+"""Names of Swin Transformer V2 weights in other libraries, and conversion in both directions.
 
 Canonical names are those of the official code without prefix: `patch_embed.proj.weight`,
 `layers.0.blocks.1.attn.qkv.weight`, `layers.0.downsample.reduction.weight`, `norm.weight`, `head.weight`, `mask_token`,
@@ -6,12 +6,12 @@ Canonical names are those of the official code without prefix: `patch_embed.proj
 
 - swinv2-train: `backbone.` before the backbone of a classifier, `encoder.` before that of a SimMIM model.
 - official (microsoft/Swin-Transformer): canonical, with buffers; SimMIM models have `encoder.` before backbone and mask
-  token, and the released ones say `rpe_mlp` for `cpb_mlp`.
-- timm (`swin_transformer_v2`): patch merging stands at the start of the next stage, the head is `head.fc`.
+  token, and the released ones use `rpe_mlp` for `cpb_mlp`.
+- timm (`swin_transformer_v2`): patch merging is at the start of the next stage, the head is `head.fc`.
 - huggingface (`Swinv2Model`, `Swinv2ForImageClassification`, `Swinv2ForMaskedImageModeling`): other names throughout,
-  query, key and value apart.
+  with separate query, key, and value.
 
-Torch-free: tensors are only cut and joined.
+Torch-free: tensors are only split and joined.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIMMIM_ONLY = ("mask_token", "decoder.0.weight", "decoder.0.bias")
-"""Canonical names of what only a SimMIM model has."""
+"""Canonical names of tensors that only a SimMIM model has."""
 HEAD = ("head.weight", "head.bias")
 """Canonical names of the classification head."""
 _BACKBONE = re.compile(r"(patch_embed|layers|norm|absolute_pos_embed)(\.|$)")
 HOLD_ANY = ("swinv2-train", "onnx", "torch-export")
-"""Formats of an export that hold every model."""
+"""Export formats that support every model."""
 _BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
 _HF_BLOCK = {
     "norm1": "layernorm_before",
@@ -56,38 +56,38 @@ _HF_SPLIT = {
     "attn.q_bias": ("query.bias",),
     "attn.v_bias": ("value.bias",),
 }
-"""Query, key and value, below `attention.self`; the key has no bias."""
+"""Query, key, and value, below `attention.self`; the key has no bias."""
 
 
 @dataclass
 class Located:
-    """Where the canonical tensors are in a file."""
+    """Location of the canonical tensors in a file."""
 
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """For each canonical name the keys of the file whose tensors, joined along their first dimension, are it."""
+    """By canonical name, the keys of the file whose tensors, joined along their first dimension, form it."""
     dropped: list[tuple[str, str]] = field(default_factory=list)
     """Keys that are not weights, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """One way to name the weights."""
+    """A naming scheme for the weights."""
 
     name: str
     to_canonical: Callable[[str], str]
-    """Canonical name of a key, for keys that stand for one whole tensor; an unknown key comes back as it is."""
+    """Canonical name of a key, for keys that denote one complete tensor; an unknown key is returned unchanged."""
     from_canonical: Callable[[str, bool], str]
-    """Key of a canonical name; the flag says whether the model is a SimMIM model."""
+    """Key of a canonical name; the flag indicates a SimMIM model."""
     fused: bool = True
-    """Whether query, key and value are one tensor."""
+    """True if query, key, and value are one tensor."""
     plain_only: bool = False
-    """Whether it knows nothing but the plain SwinV2: no extra norms, no other norm, attention or bias."""
+    """True if it supports only the plain SwinV2: no extra norms, and no other norm, attention, or bias."""
 
     def locate(self, keys: Iterable[str]) -> Located:
         """Find the canonical tensors among the keys of a file.
 
         Raises:
-            ConfigError: if two keys mean the same tensor, or a part of a split one is missing.
+            ConfigError: if two keys denote the same tensor, or a part of a split one is missing.
         """
         found = Located()
         apart: dict[str, dict[str, str]] = {}
@@ -101,22 +101,22 @@ class Format:
                 apart.setdefault(split[0], {})[split[1]] = key
                 continue
             if name in found.parts:
-                raise ConfigError("", key, f"{key} and {found.parts[name][0]} both stand for {name}")
+                raise ConfigError("", key, f"{key} and {found.parts[name][0]} both denote {name}")
             found.parts[name] = (key,)
         for name, parts in apart.items():
             wanted = _HF_SPLIT[_in_block(name)[1]]
             missing = [part for part in wanted if part not in parts]
             if missing:
                 present = next(iter(parts.values()))
-                raise ConfigError("", name, f"{present} is there, but {missing[0]} beside it is missing")
+                raise ConfigError("", name, f"{present} is present, but its counterpart {missing[0]} is missing")
             found.parts[name] = tuple(parts[part] for part in wanted)
         return found
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of this layout under canonical names; buffers are left out.
+        """Return the tensors of this layout under canonical names; buffers are dropped.
 
         Raises:
-            ConfigError: as `locate`.
+            ConfigError: like `locate`.
         """
         return {
             name: tensors[keys[0]] if len(keys) == 1 else _joined([tensors[key] for key in keys])
@@ -124,10 +124,11 @@ class Format:
         }
 
     def write(self, tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-        """Canonical tensors in this layout. timm knows no SimMIM model: mask token and decoder stay out of it.
+        """Return canonical tensors in this layout. timm has no SimMIM model, so mask token and decoder are dropped for
+        it.
 
         Raises:
-            ConfigError: if the layout has no place for something in this model.
+            ConfigError: if the layout cannot represent something in this model.
         """
         self.check(config)
         simmim = any(name in tensors for name in SIMMIM_ONLY)
@@ -142,7 +143,7 @@ class Format:
         return written
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse a model that this layout cannot hold.
+        """Reject a model that this layout cannot represent.
 
         Raises:
             ConfigError: naming the field.
@@ -154,7 +155,7 @@ class Format:
             value = getattr(config, key, None)
             if value != getattr(plain, key, None):
                 mend = (
-                    f"the layout of {self.name} has no place for it; {', '.join(HOLD_ANY[:-1])} and {HOLD_ANY[-1]} have"
+                    f"the layout of {self.name} does not support it; {', '.join(HOLD_ANY[:-1])} and {HOLD_ANY[-1]} do"
                 )
                 raise ConfigError(f"model.{key}", value, mend)
 
@@ -173,13 +174,13 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _in_block(name: str) -> tuple[str, str]:
-    """`layers.0.blocks.1.` and the rest of a name; an empty string and the name outside of blocks."""
+    """Return `layers.0.blocks.1.` and the rest of a name; an empty string and the name outside of blocks."""
     match = re.match(r"(layers\.\d+\.blocks\.\d+\.)(.+)", name)
     return (match[1], match[2]) if match else ("", name)
 
 
 def _split_part(name: str) -> tuple[str, str] | None:
-    """For a name such as `layers.0.blocks.1.attention.self.key.weight`: the canonical tensor it is a part of, and
+    """Return the canonical tensor that a name such as `layers.0.blocks.1.attention.self.key.weight` is a part of, and
     `key.weight`."""
     place, rest = _in_block(name)
     part = rest.removeprefix("attention.self.")
@@ -188,7 +189,7 @@ def _split_part(name: str) -> tuple[str, str] | None:
 
 
 def _swap(name: str, table: Mapping[str, str]) -> str:
-    """The name with the start that stands in the table replaced."""
+    """Return the name with a prefix from the table replaced."""
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name.removeprefix(old)
@@ -208,7 +209,7 @@ def _own_to(key: str) -> str:
 
 
 def in_backbone(name: str) -> bool:
-    """Return whether a canonical name is one of the backbone's; all others belong to a task."""
+    """Return whether a canonical name belongs to the backbone; all others belong to a task."""
     return _BACKBONE.match(name) is not None
 
 
@@ -255,11 +256,11 @@ FORMATS: dict[str, Format] = {
         Format("huggingface", _hf_to, _hf_from, fused=False, plain_only=True),
     )
 }
-"""The layouts by name."""
+"""Layouts by name."""
 
 
 def detect(keys: Iterable[str]) -> str | None:
-    """The layout that keys belong to: a key of `FORMATS`, or None if it is none of them."""
+    """Return the layout of keys: a key of `FORMATS`, or None if it is none of them."""
     names = {key.removeprefix("module.") for key in keys}
     if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
         return "huggingface" if any(".layernorm_before." in name for name in names) else None

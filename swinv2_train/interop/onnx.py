@@ -1,10 +1,10 @@
 """Programs without Python: ONNX and `torch.export`, for one resolution and any number of images.
 
-The position bias hangs on the window alone, so its tables are computed once and become constants, as the paper has it
-for inference (section 3.3); the network that makes them is not in the program. Attention is written in plain
-operations, which every runtime knows.
+The position bias depends only on the window, so its tables are computed once and exported as constants, as the paper
+does for inference (section 3.3). The network that generates them is not exported. Attention uses basic operations that
+every runtime supports.
 
-Input `images`: (batch, channels, height, width) float32, normalised by the mean and deviation of the model. Output:
+Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation. Output:
 `logits` (batch, classes), or `features` (batch, 8C), the mean over the last stage's tokens, for a model without a head.
 """
 
@@ -25,11 +25,11 @@ from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.heads import pooled_features
 
 _LARGEST_FILE = 1_500_000_000
-"""Bytes of weights that one ONNX file holds (the format ends at 2 GiB); above, they lie in a file beside it."""
+"""Maximum bytes of weights in one ONNX file (the format ends at 2 GiB); larger ones go into a second file."""
 
 
 class Inference(nn.Module):
-    """What leaves this package of a model: the logits of a classifier, the pooled features of any other.
+    """The exported part of a model: the logits of a classifier, or the pooled features of any other model.
 
     Args:
         output: `TaskConfig.OUTPUT` of the model's task.
@@ -46,22 +46,22 @@ class Inference(nn.Module):
 
 
 def trace(inference: Inference, config: ModelConfig, images: Tensor) -> torch.export.ExportedProgram:
-    """The model as a program for images of this size.
+    """Return the model as a program for images of this size.
 
-    `inference` loses what makes its position tables, so that it can only be used at this size afterwards.
+    `inference` loses the modules that compute its position tables, so it can only be used at this size afterward.
 
     Args:
         images: (2 or more, in_channels, H, W), an example.
     """
     fix_tables(inference.model, config, (images.shape[-2], images.shape[-1]))
     with torch.no_grad():
-        inference(images)  # fills the caches of masks, so that they are constants and not computed
+        inference(images)  # fills the mask caches, so that masks become constants
         batch = torch.export.Dim("batch", min=1)
         return torch.export.export(inference, (images,), dynamic_shapes={"images": {0: batch}}, strict=False)
 
 
 def fix_tables(model: nn.Module, config: ModelConfig, resolution: tuple[int, int]) -> None:
-    """Put the position bias of the windows at this resolution into the place of what makes it, which is let go."""
+    """Replace the modules that compute the position bias by the tables of the windows at this resolution."""
     for stage, geometry in zip(backbone_of(model).layers, stage_geometry(config, *resolution), strict=True):
         for block in stage.blocks:
             attention = block.attn
@@ -76,7 +76,7 @@ def fix_tables(model: nn.Module, config: ModelConfig, resolution: tuple[int, int
 
 
 class _Fixed:
-    """Stands in for `WindowAttention.position_table`."""
+    """Replacement of `WindowAttention.position_table`."""
 
     def __init__(self, attention: nn.Module) -> None:
         self.attention = attention
@@ -88,18 +88,18 @@ class _Fixed:
 def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
     """Save for `torch.export.load`. Raises OSError if it cannot be written."""
     with _quiet():
-        # Takes apart what stands for a context (autocast), and nothing else: not every user of a program knows those.
+        # Inlines wrappers of contexts (autocast) and nothing else; not every consumer of a program supports them.
         torch.export.save(program.run_decompositions({}), path)
 
 
 def write_onnx(
     program: torch.export.ExportedProgram, path: Path, output: str, metadata: Mapping[str, str]
 ) -> list[Path]:
-    """Write an ONNX file; weights beyond its bounds go into a second file beside it.
+    """Write an ONNX file; weights beyond its limit go into a second file next to it.
 
     Args:
         output: name of the result.
-        metadata: goes into the file's own metadata.
+        metadata: stored in the file's own metadata.
 
     Returns:
         The files. Raises OSError if they cannot be written.
@@ -121,14 +121,14 @@ def write_onnx(
 
 
 def run_program(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of a saved program, each (B, classes or 8C)."""
+    """Return the outputs of a saved program, each (B, classes or 8C)."""
     with _quiet(), torch.no_grad():
         program = torch.export.load(path).module()
         return [program(images) for images in batches]
 
 
 def run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs that onnxruntime computes on the CPU, each (B, classes or 8C)."""
+    """Return the outputs that onnxruntime computes on the CPU, each (B, classes or 8C)."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -137,7 +137,7 @@ def run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters report on their own progress and doubts; what counts is the comparison afterwards."""
+    """Silence the exporters, which report their progress and warnings; the comparison afterward decides."""
     loggers: list[Any] = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

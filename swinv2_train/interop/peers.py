@@ -1,6 +1,7 @@
-"""timm and Hugging Face: the config that each loads a model by, what it cannot hold, and what it computes.
+"""timm and Hugging Face: the configs that they load, what these cannot represent, and their outputs.
 
-Weights are named by `names.py`; here is what stands beside them. A model without a head becomes a feature extractor.
+`names.py` converts the weights; this module creates the files next to them. A model without a head becomes a feature
+extractor.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
     from swinv2_train.interop.load import LoadedModel
 
 TIMM_ARCHITECTURE = "swinv2_tiny_window8_256"
-"""An entry point of timm's registry, which makes any SwinV2 from the arguments in its config file."""
+"""Entry point of timm's registry that builds any SwinV2 from the arguments in its config file."""
 OWN_INPUT = "swinv2_train_input"
-"""Key of exported configs, for imports into this package only: parts of the input that the other library has no name
-for."""
+"""Key of exported configs, only for imports into this package: parts of the input that the other library cannot
+express."""
 _PIL_FILTERS = {"bilinear": 2, "bicubic": 3}
 
 
 def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
-    """Refuse what the config of timm's SwinV2 has no place for.
+    """Reject what the config of timm's SwinV2 cannot represent.
 
     Raises:
         ConfigError: naming the field and the remedy.
@@ -39,10 +40,10 @@ def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
 
 
 def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode: str) -> None:
-    """Refuse what the configs of Hugging Face have no place for: its Swinv2 has one square window for all stages.
+    """Reject what Hugging Face's configs cannot represent: its Swinv2 has one square window for all stages.
 
     Raises:
-        ConfigError: naming the field; the caller adds the formats that can hold the model.
+        ConfigError: naming the field; the caller adds the formats that support the model.
     """
     if single_window(model, resolution) is None:
         stages = stage_geometry(model, *resolution)
@@ -59,7 +60,7 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
 
 
 def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None:
-    """The side of one square window that, clamped to the maps, gives the windows of all stages; else None."""
+    """Return the side of one square window that, clamped to the maps, yields the windows of all stages; else None."""
     stages = stage_geometry(model, *resolution)
     side = max(max(stage.window) for stage in stages)
     for stage in stages:
@@ -70,7 +71,7 @@ def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None
 
 
 def earlier_windows(model: ModelConfig, resolution: tuple[int, int]) -> list[tuple[int, int]]:
-    """Per stage the window of an earlier training as both peers write it: (0, 0) where the stage still has that one."""
+    """Return per stage the window of an earlier training in the notation of both: (0, 0) if the stage still has it."""
     stages = stage_geometry(model, *resolution)
     return [
         (0, 0) if pair in ((0, 0), stage.window) else (pair[0] or stage.window[0], pair[1] or stage.window[1])
@@ -79,7 +80,7 @@ def earlier_windows(model: ModelConfig, resolution: tuple[int, int]) -> list[tup
 
 
 def timm_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The arguments that timm's `SwinTransformerV2` builds a model from."""
+    """Return the arguments that timm's `SwinTransformerV2` builds a model from."""
     window: Any = single_window(model, resolution)
     if window is None:
         window = [list(stage.window) for stage in stage_geometry(model, *resolution)]
@@ -99,7 +100,7 @@ def timm_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str
 def timm_config(
     loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], bits: Sequence[int]
 ) -> dict[str, Any]:
-    """The `config.json` that `timm.create_model("local-dir:...")` reads; `num_classes` 0 is a feature extractor.
+    """Return the `config.json` for `timm.create_model("local-dir:...")`; `num_classes` 0 is a feature extractor.
 
     Args:
         bits: depths of the images that the model is for.
@@ -117,7 +118,7 @@ def timm_config(
             "input_size": [model.in_channels, *resolution],
             "fixed_input_size": True,
             "interpolation": data.augment.interpolation,
-            # timm's squash also crops, by this share; ours does not.
+            # timm's squash also crops, by this fraction; this package's does not.
             "crop_pct": 1.0 if data.crop_mode == "squash" else data.crop_pct,
             "crop_mode": data.crop_mode,
             "mean": loaded.mean,
@@ -139,7 +140,7 @@ def _side(pair: tuple[int, int]) -> int | list[int]:
 
 
 def huggingface_model_args(model: ModelConfig, resolution: tuple[int, int]) -> dict[str, Any]:
-    """The arguments that `Swinv2Config` builds a model from."""
+    """Return the arguments that `Swinv2Config` builds a model from."""
     return {
         "image_size": resolution[0] if resolution[0] == resolution[1] else list(resolution),
         "patch_size": model.patch_size,
@@ -154,7 +155,7 @@ def huggingface_model_args(model: ModelConfig, resolution: tuple[int, int]) -> d
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        # What is exported is the function without stochastic depth; its rate in training is not part of the weights.
+        # The export is the function without stochastic depth; the training rate is not part of the weights.
         "drop_path_rate": 0.0,
         "use_absolute_embeddings": False,
         "layer_norm_eps": 1e-5,
@@ -164,14 +165,14 @@ def huggingface_model_args(model: ModelConfig, resolution: tuple[int, int]) -> d
 def huggingface_config(
     loaded: LoadedModel, num_classes: int, resolution: tuple[int, int], *, multi_label: bool
 ) -> dict[str, Any]:
-    """The `config.json` of a Swinv2 model; `num_classes` 0 is a bare `Swinv2Model`."""
+    """Return the `config.json` of a Swinv2 model; `num_classes` 0 is a bare `Swinv2Model`."""
     names = loaded.class_names or [f"LABEL_{number}" for number in range(num_classes)]
     config: dict[str, Any] = {
         "architectures": ["Swinv2ForImageClassification" if num_classes else "Swinv2Model"],
         "model_type": "swinv2",
         **huggingface_model_args(loaded.config.model, resolution),
         "encoder_stride": total_stride(loaded.config.model),
-        # Half-precision files are computed in fp32 as well, unless asked otherwise: coordinates do not survive bf16.
+        # Half-precision files are also computed in fp32 unless requested otherwise: coordinates do not survive bf16.
         "torch_dtype": "float32",
     }
     if num_classes:
@@ -183,11 +184,11 @@ def huggingface_config(
 
 
 def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], depths: Sequence[int]) -> dict[str, Any]:
-    """The `preprocessor_config.json` that `AutoImageProcessor` reads.
+    """Return the `preprocessor_config.json` that `AutoImageProcessor` reads.
 
     Args:
-        depths: 8, 16, or both: those of the images that the model is for. The processor has one factor for all, that of
-            8 bits if the model is for both.
+        depths: 8, 16, or both: those of the images that the model is for. The processor has one factor for all images,
+            that of 8 bits if the model is for both.
     """
     data = loaded.config.data
     bits = 16 if list(depths) == [16] else 8
@@ -210,7 +211,7 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], d
         **config,
         "size": {"shortest_edge": int(height / data.crop_pct)},
         "do_center_crop": True,
-        "crop_pct": data.crop_pct,  # for this package: the processor goes by the two sizes
+        "crop_pct": data.crop_pct,  # for this package; the processor uses the two sizes
         "crop_size": {"height": height, "width": width},
     }
 
@@ -218,11 +219,11 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], d
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a config file. Raises OSError if it cannot be written."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate becomes its escape in JSON
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a lone surrogate becomes a JSON escape
 
 
 def run_timm(directory: Path, images: Tensor) -> Tensor:
-    """What timm computes with a directory: logits (B, classes), or pooled features (B, 8C)."""
+    """Return timm's outputs for a directory: logits (B, classes), or pooled features (B, 8C)."""
     import timm
     import torch
 
@@ -232,17 +233,17 @@ def run_timm(directory: Path, images: Tensor) -> Tensor:
 
 
 def timm_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
-    """What timm's transform makes of images, each (C, H, W) uint8: (B, C, h, w).
+    """Return the output of timm's transform for images, each (C, H, W) uint8: (B, C, h, w).
 
     Raises:
-        ValueError: if they are none that it reads: it takes PIL images of 8 bits.
+        ValueError: for images other than 8-bit PIL images.
     """
     import timm
     import torch
     from PIL import Image
 
     if any(image.dtype != torch.uint8 or len(image) not in (1, 3) for image in pixels):
-        raise ValueError("it takes PIL images of 8 bits and 1 or 3 channels")
+        raise ValueError("it supports PIL images of 8 bits and 1 or 3 channels")
     model = timm.create_model(f"local-dir:{directory}", pretrained=False)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
@@ -251,10 +252,10 @@ def timm_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
 
 
 def huggingface_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
-    """What `AutoImageProcessor` makes of images, each (C, H, W) uint8 or uint16: (B, C, h, w).
+    """Return the output of `AutoImageProcessor` for images, each (C, H, W) uint8 or uint16: (B, C, h, w).
 
-    They are given as the README says: as PIL images where there are such, and with a factor of their own where the
-    processor is for the other depth.
+    They are passed as the README describes: as PIL images if possible, and with their own factor if the processor is
+    for the other depth.
     """
     import torch
     from PIL import Image
@@ -278,7 +279,7 @@ def huggingface_input(directory: Path, pixels: Sequence[Tensor]) -> Tensor:
 
 
 def run_huggingface(directory: Path, images: Tensor) -> Tensor:
-    """What transformers computes with a directory: logits (B, classes), or pooled features (B, 8C)."""
+    """Return transformers' outputs for a directory: logits (B, classes), or pooled features (B, 8C)."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
     from transformers.utils import logging
@@ -293,7 +294,7 @@ def run_huggingface(directory: Path, images: Tensor) -> Tensor:
 
 
 def version_of(package: str) -> str:
-    """`timm 1.0.31`, or the name alone where it is not installed."""
+    """Return `timm 1.0.31`, for example, or only the name if it is not installed."""
     try:
         return f"{package} {metadata.version(package)}"
     except metadata.PackageNotFoundError:

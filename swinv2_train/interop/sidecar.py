@@ -1,4 +1,4 @@
-"""The JSON files beside exported weights: config.json of timm or Hugging Face, and preprocessor_config.json."""
+"""JSON files next to exported weights: config.json of timm or Hugging Face, and preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VIT = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
-"""What Hugging Face's ViTImageProcessor, which its SwinV2 models have, does where its file does not say."""
+"""Defaults of Hugging Face's ViTImageProcessor, which its SwinV2 models use, for keys that a file does not set."""
 _BIT = {
     "size": {"shortest_edge": 224},
     "crop_size": {"height": 224, "width": 224},
@@ -31,12 +31,12 @@ _BIT = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
-"""The same of BitImageProcessor and CLIPImageProcessor."""
+"""Defaults of BitImageProcessor and CLIPImageProcessor."""
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What stands beside the weights; empty where there is no such file."""
+    """Content of the files next to the weights; empty for files that do not exist."""
 
     directory: Path
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Sidecar:
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """timm's record of the input; older files have it at the top. Empty for other files."""
+        """timm's record of the input; older files have it at the top level. Empty for other files."""
         inner = self.config.get("pretrained_cfg")
         if isinstance(inner, Mapping):
             return inner
@@ -52,10 +52,10 @@ class Sidecar:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: if it is none.
+        CheckpointError: if the file does not contain one.
     """
     try:
         return read_object(path)
@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read(directory: Path) -> Sidecar:
-    """What stands beside the weights in a directory.
+    """Read the files next to the weights in a directory.
 
     Raises:
         CheckpointError: if one of the files is broken.
@@ -74,13 +74,13 @@ def read(directory: Path) -> Sidecar:
 
 
 def windows(beside: Sidecar, training_config: Any) -> Windows | None:
-    """From the files beside the weights, or from the config that an official training checkpoint holds.
+    """Return the windows from the files next to the weights, or from the config in an official training checkpoint.
 
-    timm's file names an architecture and what differs from it: the arguments the model was built with come first, then
-    the size of the input, then the architecture.
+    timm's file names an architecture and the differences from it: the arguments of the model take precedence, then the
+    input size, then the architecture.
 
     Raises:
-        CheckpointError: if config.json has windows or sizes that are none.
+        CheckpointError: if config.json has invalid windows or sizes.
     """
     config = beside.config
     try:
@@ -88,9 +88,7 @@ def windows(beside: Sidecar, training_config: Any) -> Windows | None:
         if found is None and (beside.pretrained_cfg or config.get("model_args")):
             found = windows_from_config(_timm_model(beside))
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise CheckpointError(
-            f"{beside.directory / 'config.json'} has a window or size that is none ({error})"
-        ) from error
+        raise CheckpointError(f"{beside.directory / 'config.json'} has an invalid window or size ({error})") from error
     return found or _official_windows(training_config)
 
 
@@ -125,16 +123,16 @@ def _official_windows(config: Any) -> Windows | None:
 
 
 def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
-    """Write mean, deviation, crop and interpolation of a model into its geometry, as far as they are known.
+    """Write mean, standard deviation, crop, and interpolation of a model into its geometry, as far as they are known.
 
-    The official code takes the centre, and no crop from 384 pixels on. What this program has no such crop or
-    interpolation for is written down under its own name, and refused where images are to be prepared.
+    The official code uses the center crop, and no crop for 384 pixels or more. A crop or interpolation that this
+    package does not have is recorded under its own name, and rejected when images are prepared.
 
     Returns:
-        What a person should know.
+        Lines for the user.
 
     Raises:
-        CheckpointError: if a file gives something that is no number where one belongs.
+        CheckpointError: if a file has something other than a number where one is required.
     """
     data, crop = geometry["data"], geometry["preprocess"]
     resolution = data.get("resolution")
@@ -154,13 +152,13 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
         _put_own(crop, given.get(OWN_INPUT))
     channels = geometry["model"]["in_channels"]
     for key in ("mean", "std"):
-        if len(data[key]) != channels:  # nobody has said; better absent than wrong
+        if len(data[key]) != channels:  # unknown for this number of channels; better absent than wrong
             del data[key]
     return notes
 
 
 def _put_own(crop: dict[str, Any], given: Any) -> None:
-    """The part of the input that this package writes for itself into the files of other libraries."""
+    """Read the part of the input that this package writes for itself into the files of other libraries."""
     if not isinstance(given, Mapping):
         return
     bits = given.get("bits")
@@ -176,16 +174,16 @@ def _put_timm(data: dict[str, Any], crop: dict[str, Any], timm: Mapping[str, Any
     crop["crop_pct"] = float(timm.get("crop_pct") or crop["crop_pct"])
     crop["crop_mode"] = timm.get("crop_mode") or "center"
     if crop["crop_mode"] == "squash" and crop["crop_pct"] != 1:
-        crop["crop_mode"] = "squash-and-crop"  # timm's squash also crops, by this share; ours does not
+        crop["crop_mode"] = "squash-and-crop"  # timm's squash also crops, by this fraction; this package's does not
     crop["interpolation"] = timm.get("interpolation") or "bicubic"
     if timm.get("input_size"):
         data.setdefault("resolution", [int(side) for side in timm["input_size"][1:]])
 
 
 def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[str, Any], channels: int) -> list[str]:
-    """The input that an image processor of Hugging Face makes.
+    """Read the input that an image processor of Hugging Face creates.
 
-    Whatever its rescale_factor, mean and deviation of shares of the largest pixel value give the same numbers.
+    With any rescale_factor, mean and standard deviation as fractions of the largest pixel value are the same numbers.
     """
     kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
     processor = {**(_BIT if kind.startswith(("Bit", "CLIP")) else _VIT), **given}
@@ -197,7 +195,7 @@ def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[st
     share = factor * (2**bits - 1)
     normalized = processor.get("do_normalize", True)
     mean, std = (processor["image_mean"], processor["image_std"]) if normalized else ([0.0], [1.0])
-    # A number for all channels, or one for each; exactly those of the file where the factor is the usual one.
+    # One number for all channels, or one per channel; exactly those of the file if the factor is the usual one.
     scale = 1.0 if math.isclose(share, 1, rel_tol=1e-3) else share
     for key, values in (("mean", mean), ("std", std)):
         listed = values if isinstance(values, (list, tuple)) else [values]
@@ -207,7 +205,7 @@ def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[st
         crop["bits"] = [16]
     if scale != 1:
         notes.append(
-            f"its processor multiplies pixels by {factor:.6g}: mean and deviation are those of pixels in [0, 1]"
+            f"its processor multiplies pixels by {factor:.6g}: mean and standard deviation refer to pixels in [0, 1]"
         )
     crop["interpolation"] = _RESAMPLING.get(processor["resample"], str(processor["resample"]))
     crop["crop_mode"], made = _processor_crop(processor, crop)
@@ -215,20 +213,20 @@ def _put_processor(data: dict[str, Any], crop: dict[str, Any], given: Mapping[st
         if data.get("resolution") not in (None, list(made)):
             height, width = data["resolution"]
             notes.append(
-                f"its processor makes images of {made[0]}x{made[1]} pixels, but its model is for {height}x{width}, "
-                f"which is taken; data.resolution=[{made[0]},{made[1]}] follows the processor"
+                f"its processor creates images of {made[0]}x{made[1]} pixels, but its model is for {height}x{width}, "
+                f"which is used; data.resolution=[{made[0]},{made[1]}] follows the processor"
             )
         data.setdefault("resolution", list(made))
     if crop["crop_mode"] == "center":
         notes.append(
-            "its processor rounds the margin of the crop down and this program to the nearest even number of pixels, "
+            "its processor rounds the margin of the crop down and this package to the nearest even number of pixels, "
             "so that some images are cropped one pixel apart"
         )
     return notes
 
 
 def _processor_crop(processor: Mapping[str, Any], crop: dict[str, Any]) -> tuple[str, tuple[int, int] | None]:
-    """The crop of a processor by our name, or by one that says what we have not, and the size of what it makes."""
+    """Return a processor's crop under this package's name, or its own if there is none, and the size of its result."""
     if not processor.get("do_resize", True):
         return "no-resize", None
     size, cropped = processor["size"], bool(processor.get("do_center_crop"))
@@ -252,8 +250,8 @@ def _processor_crop(processor: Mapping[str, Any], crop: dict[str, Any]) -> tuple
 
 
 def _share(side: int, edge: int, crop: Mapping[str, Any], processor: Mapping[str, Any]) -> float:
-    """The crop_pct under which an image is resized to this edge before the crop: one that the file or the official code
-    names where it is one of them."""
+    """Return the crop_pct for which an image is resized to this edge before the crop: one that the file or the official
+    code uses, if it matches."""
     for share in (processor.get("crop_pct"), crop["crop_pct"], side / edge, math.nextafter(side / edge, 0)):
         if share and int(side / float(share)) == edge:
             return float(share)
@@ -261,7 +259,7 @@ def _share(side: int, edge: int, crop: Mapping[str, Any], processor: Mapping[str
 
 
 def class_names(beside: Sidecar, num_classes: int) -> list[str] | None:
-    """The names of the classes, where the files beside the weights have one for each."""
+    """Return the class names if the files next to the weights have one for each class."""
     named = beside.config.get("id2label")
     if isinstance(named, Mapping):
         names = [named.get(str(index)) for index in range(num_classes)]

@@ -1,4 +1,4 @@
-"""Weights from anywhere, under canonical names: what is in a run, a checkpoint or a file, found out from itself."""
+"""Weights from any source, under canonical names: a run, a checkpoint, or a file, detected from its content."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ _EXPORT_FILES = (
 
 @dataclass
 class WeightSource:
-    """Weights that can be read tensor by tensor, and what is known of them. Names are canonical (`names.py`)."""
+    """Weights that can be read tensor by tensor, and what is known about them. Names are canonical (`names.py`)."""
 
     path: Path
-    """The checkpoint or file that was found."""
+    """Checkpoint or file that was found."""
     format: str
     """A key of `names.FORMATS`."""
     shapes: dict[str, tuple[int, ...]]
     geometry: dict[str, Any]
     """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std, bits), `classes`.
 
-    The model is complete enough to be built, but for `window`, which is absent where nothing tells it.
+    The model is complete enough to be built, except for `window`, which is absent if it is unknown.
     """
     class_names: list[str] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     step: int | None = None
     dropped: list[tuple[str, str]] = field(default_factory=list)
-    """Keys of the file that are no weights, each with the reason."""
+    """Keys of the file that are not weights, each with the reason."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """For canonical names that the file spells otherwise: how."""
+    """For canonical names that the file spells differently: how."""
     notes: list[str] = field(default_factory=list)
-    """What a person should know: checkpoints passed over, objects left unread, where the windows were found."""
+    """Lines for the user: skipped checkpoints, unread objects, the origin of the windows."""
     peer_config: Mapping[str, Any] = field(default_factory=dict)
-    """The config.json beside weights of timm or Hugging Face; empty where there is none."""
+    """The config.json next to weights of timm or Hugging Face; empty if there is none."""
     _storage: Storage | None = None
     _parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
-        """A whole tensor, fp32 on the CPU, read now.
+        """Read a complete tensor, fp32 on the CPU.
 
         Raises:
             CheckpointError: if it cannot be read.
@@ -78,7 +78,7 @@ class WeightSource:
         return self.elements(name, 0, numel(shape)).reshape(shape)
 
     def elements(self, name: str, start: int, stop: int) -> Tensor:
-        """The elements from `start` up to `stop` of a flattened tensor, (stop - start,) fp32 on the CPU.
+        """Read the elements from `start` to `stop` of a flattened tensor, (stop - start,) fp32 on the CPU.
 
         Raises:
             CheckpointError: if they cannot be read.
@@ -96,7 +96,7 @@ class WeightSource:
         return portions[0] if len(portions) == 1 else torch.cat(portions) if portions else torch.empty(0)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         if self._storage is not None:
             self._storage.close()
 
@@ -108,14 +108,14 @@ class WeightSource:
 
     @property
     def file_keys(self) -> set[str]:
-        """The names of all tensors as the files have them."""
+        """Names of all tensors in the files."""
         return set(self._storage.shapes) if self._storage is not None else set()
 
     @property
     def num_classes(self) -> int:
         """Rows of the classification head; 0 without one."""
         task = self.geometry.get("task") or {}
-        if task and "num_classes" not in task:  # a head of this name may be another task's
+        if task and "num_classes" not in task:  # a head of this name may belong to another task
             return 0
         return self.shapes[HEAD[0]][0] if HEAD[0] in self.shapes else 0
 
@@ -128,19 +128,19 @@ def open_source(
     verify: bool = False,
     skip: Mapping[str, str] | None = None,
 ) -> WeightSource:
-    """Find weights and read their names and shapes; the tensors are read when asked for.
+    """Find weights and read their names and shapes; the tensors are read on demand.
 
     Args:
         spec: a run directory, a directory of checkpoints, a checkpoint, a .safetensors file, a file of `torch.save`
             (.pth, .pt, .bin), or a directory with config.json and weights, as timm and Hugging Face write it.
-        which: of several checkpoints the `newest` whole one, or the `best` by the best_metric of their run.
-        ema: the moving average instead of the weights.
+        which: which of several checkpoints: the `newest` complete one, or the `best` by the best_metric of their run.
+        ema: read the moving average instead of the weights.
         verify: compare the hashes of a checkpoint's weights, which reads all of them.
         skip: names of checkpoints that are known to be damaged, each with the reason.
 
     Raises:
-        ConfigError: if there are no weights of a Swin Transformer V2 there, or no such checkpoint or average.
-        CheckpointError: if what is there is damaged.
+        ConfigError: if there are no Swin Transformer V2 weights, or if the checkpoint or average does not exist.
+        CheckpointError: if the content is damaged.
     """
     path = Path(spec).expanduser()
     if which not in ("newest", "best"):
@@ -151,17 +151,17 @@ def open_source(
     if path.is_dir() and not files:
         return _from_checkpoint(*_choose(path, which, verify=verify, ema=ema, skip=skip or {}), ema=ema)
     if which == "best":
-        raise ConfigError("", path, f"{path} is one set of weights, so there is no best of them; leave which at newest")
+        raise ConfigError("", path, f"{path} is one set of weights, so there is no best one; leave which at newest")
     source = _from_files(path, files or [path], ema=ema)
     missing = sorted(listed - source.file_keys)
     if missing:
         source.close()
-        raise CheckpointError(f"{path} lacks {missing[0]}, which its index lists; it is not whole")
+        raise CheckpointError(f"{path} lacks {missing[0]}, which its index lists; it is incomplete")
     return source
 
 
 def _export_of(path: Path) -> tuple[list[Path], set[str]]:
-    """The files of weights in an exported directory, none where it is none, and the tensors that its index lists.
+    """Return the weight files of an exported directory, empty if it is not one, and the tensors that its index lists.
 
     Raises:
         CheckpointError: if the index is broken.
@@ -173,7 +173,7 @@ def _export_of(path: Path) -> tuple[list[Path], set[str]]:
             parts = listed.values() if isinstance(listed, dict) else [None]
             if not parts or not all(isinstance(part, str) and Path(part).name == part for part in parts):
                 raise CheckpointError(
-                    f"{file} is broken: its weight_map does not give a file beside it for each tensor"
+                    f"{file} is broken: its weight_map does not list a file next to it for each tensor"
                 )
             return [path / part for part in sorted(set(parts))], set(listed)
         if file.is_file():
@@ -184,7 +184,7 @@ def _export_of(path: Path) -> tuple[list[Path], set[str]]:
 def _choose(
     path: Path, which: str, *, verify: bool, ema: bool, skip: Mapping[str, str]
 ) -> tuple[Path, Manifest, list[str]]:
-    """The checkpoint that is meant, and a line for each that was passed over."""
+    """Return the selected checkpoint, and a line for each skipped one."""
     from swinv2_train.checkpoint.consolidate import checked
     from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.survey import best_metric_of, checkpoints_of, directory_of, examine, is_checkpoint
@@ -196,7 +196,7 @@ def _choose(
     notes = [f"skipped {name}: {reason}" for name, reason in skip.items()]
     wanted = ""
     if which == "best" and is_checkpoint(path):
-        raise ConfigError("", path, f"{path} is one checkpoint, so there is no best of them; leave which at newest")
+        raise ConfigError("", path, f"{path} is one checkpoint, so there is no best one; leave which at newest")
     if which == "best":
         metric, mode = best_metric_of(directory_of(path))
         candidates, unreadable = _best_first(path, candidates, metric, mode)
@@ -220,7 +220,7 @@ def _choose(
 
 
 def _best_first(path: Path, candidates: list[Path], metric: str, mode: str) -> tuple[list[Path], dict[str, str]]:
-    """The checkpoints that have a metric, best first, and the names of those that cannot tell, each with the reason."""
+    """Return the checkpoints that have a metric, best first, and the names of unreadable ones, each with the reason."""
     from swinv2_train.checkpoint.survey import examine, ranked
 
     entries = [examine(candidate) for candidate in candidates]
@@ -229,13 +229,13 @@ def _best_first(path: Path, candidates: list[Path], metric: str, mode: str) -> t
     if manifests and not found:
         known = sorted({name for _, manifest in manifests for name in manifest.metrics} - {metric})
         held = f"they have {', '.join(known)}" if known else "they have no metrics at all"
-        raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); take the newest")
+        raise ConfigError("", metric, f"no checkpoint in {path} has the metric {metric} ({held}); use the newest")
     return found, {entry.path.name: str(entry.damage) for entry in entries if entry.manifest is None}
 
 
 def _from_checkpoint(path: Path, manifest: Manifest, notes: list[str], *, ema: bool) -> WeightSource:
     if ema and not manifest.has_ema:
-        raise ConfigError("", path, f"{path} holds no moving average of the weights; take the weights themselves")
+        raise ConfigError("", path, f"{path} holds no moving average of the weights; use the weights themselves")
     storage = CheckpointStorage(path, manifest, "ema" if ema else "weight")
     return _own(path, storage, manifest.geometry, manifest.metrics, manifest.step, notes)
 
@@ -255,7 +255,7 @@ def _own(
         known = recorded_geometry(geometry)
     except UnreadableError as error:
         storage.close()
-        raise CheckpointError(f"{path} does not say what model it is for: {error}") from error
+        raise CheckpointError(f"{path} does not specify its model: {error}") from error
     named, rows = len(known["classes"] or ()), shapes.get(HEAD[0], (0,))[0]
     if named and rows and named != rows:
         notes = [*notes, f"its list of {named} class names is ignored, because its head has {rows} classes"]
@@ -276,10 +276,10 @@ def _own(
 
 
 def _joined_shapes(located: Located, storage: Storage, path: Path) -> dict[str, tuple[int, ...]]:
-    """Canonical names and shapes; parts are joined along their first dimension.
+    """Return canonical names and shapes; parts are joined along their first dimension.
 
     Raises:
-        CheckpointError: if parts of one tensor do not fit together.
+        CheckpointError: if the parts of one tensor do not fit together.
     """
     shapes = {}
     for name, keys in located.parts.items():
@@ -306,7 +306,7 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
     storage = SafetensorsStorage(files)
     metadata = storage.metadata
     if ema and metadata.get("weights") != "ema":
-        raise ConfigError("", path, f"{path} holds one set of weights and no moving average beside it")
+        raise ConfigError("", path, f"{path} contains one set of weights and no moving average")
     if detect(storage.shapes) != OWN:
         return _foreign(path, files[0], storage, None)
     try:
@@ -321,19 +321,19 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
 
 
 def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:
-    """Weights of the official code, of timm or of Hugging Face."""
+    """Return weights of the official code, timm, or Hugging Face."""
     layout = detect(storage.shapes)
     if layout is None:
         refuse_other_models({key.removeprefix("module."): shape for key, shape in storage.shapes.items()}, path)
-        raise ConfigError("", path, f"{path} holds no Swin Transformer V2 that this program knows")
+        raise ConfigError("", path, f"{path} contains no Swin Transformer V2 that this package knows")
     located = FORMATS[layout].locate(storage.shapes)
     shapes = _joined_shapes(located, storage, path)
-    model = infer_model(shapes, path)  # first, because it refuses what is no such model
+    model = infer_model(shapes, path)  # first, because it rejects other models
     geometry: dict[str, Any] = {
         "task": _foreign_task(shapes),
         "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        # The official code and timm read photographs of 8 bits; a processor beside the weights may say otherwise.
+        # The official code and timm read 8-bit photographs; a processor next to the weights may specify otherwise.
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
         "classes": None,
     }
@@ -370,12 +370,12 @@ def _foreign_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def shapes_patch(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Side of a patch in pixels."""
+    """Return the side of a patch in pixels."""
     return shapes["patch_embed.proj.weight"][2]
 
 
 def _buffers(layout: Format, storage: Storage) -> tuple[dict[str, tuple[int, ...]], Callable[[str], list[float]]]:
-    """Shapes of all tensors under canonical names, and a function that reads one of them as a flat list."""
+    """Return the shapes of all tensors under canonical names, and a function that reads one of them as a flat list."""
     keys = {layout.to_canonical(key): key for key in storage.shapes}
 
     def read(name: str) -> list[float]:

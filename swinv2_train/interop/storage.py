@@ -1,4 +1,4 @@
-"""Files of weights as named tensors that are read when asked for: checkpoints and safetensors (torch's pickles:
+"""Files of weights as named tensors that are read on demand: checkpoints and safetensors (torch's pickles:
 `torch_file.py`)."""
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class Storage(Protocol):
 
     shapes: dict[str, tuple[int, ...]]
     notes: list[str]
-    """What a person should know of the reading."""
+    """Lines for the user about the reading."""
 
     def elements(self, key: str, start: int, stop: int) -> torch.Tensor:
-        """The elements from `start` up to `stop` of a flattened tensor, (stop - start,) fp32 on the CPU.
+        """Read the elements from `start` to `stop` of a flattened tensor, (stop - start,) fp32 on the CPU.
 
         Raises:
             CheckpointError: if they cannot be read.
         """
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
 
 
 class CheckpointStorage:
-    """The weights of a checkpoint of ours, put together from the pieces of however many ranks; holds no more than what
-    is asked for."""
+    """Weights of a checkpoint of this package, assembled from the pieces of any number of ranks; memory holds no more
+    than what is requested."""
 
     def __init__(self, path: Path, manifest: Manifest, part: str) -> None:
         self.shapes = {name: tuple(shape) for name, shape in manifest.shapes.items()}
@@ -63,13 +63,13 @@ class CheckpointStorage:
 
 
 class SafetensorsStorage:
-    """One safetensors file, or several that make up a model.
+    """One safetensors file, or several that form a model.
 
-    Read with plain file reads: a slice of a tensor costs no more than itself, and a failing disk is an error instead of
-    a crash, as it would be in a memory map.
+    Uses plain file reads: a slice of a tensor costs no more memory than itself, and a failing disk raises an error
+    instead of crashing the process, as it would with a memory map.
 
     Raises:
-        CheckpointError: if a file is cut off, is not of the format or contradicts itself, or two hold the same tensor.
+        CheckpointError: if a file is truncated, has another format, or contradicts itself, or two have the same tensor.
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -91,7 +91,7 @@ class SafetensorsStorage:
             raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
         except ValueError as error:
             self.close()
-            raise CheckpointError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+            raise CheckpointError(f"{path} is not a complete safetensors file: {first_line(error)}") from error
         self.metadata.update(header.metadata)
         for key, entry in header.entries.items():
             if key in self._entries:
@@ -107,7 +107,7 @@ class SafetensorsStorage:
         file, path, entry = self._entries[key]
         code = entry.dtype
         if code not in _SAFETENSORS_DTYPES:
-            raise CheckpointError(f"{path}: {key} is of type {code}, which this program does not read")
+            raise CheckpointError(f"{path}: {key} is of type {code}, which this package does not read")
         dtype = getattr(torch, _SAFETENSORS_DTYPES[code])
         try:
             file.seek(entry.begin + dtype.itemsize * start)
@@ -124,11 +124,11 @@ class SafetensorsStorage:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message of another library, for a sentence of ours."""
+    """Return the first line of another library's message, for use in our own message."""
     lines = str(error).splitlines()
     return lines[0].rstrip(". ") if lines else type(error).__name__
 
 
 def numel(shape: tuple[int, ...]) -> int:
-    """Elements of a tensor of this shape."""
+    """Return the number of elements of a tensor of this shape."""
     return math.prod(shape)

@@ -1,8 +1,9 @@
-"""What a file of `torch.save` claims, compared with what it holds, before torch reads it.
+"""Comparison of the claims of a `torch.save` file with its data, before torch reads it.
 
-torch maps the members of its archives into memory and believes the pickle: a tensor that claims more elements than its
-member has gets the bytes of the next one, a compressed member comes out as noise, and both load without an error. The
-pickle is read here without running anything in it: only which storages and tensors it names is recorded. Torch-free.
+torch maps the members of its archives into memory and trusts the pickle: a tensor that claims more elements than its
+member has gets the bytes of the next one, and a compressed member is read as noise; both load without an error. This
+module reads the pickle without executing anything in it, and records only the storages and tensors it names.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ _WIDTHS = {
 }  # fmt: skip
 """Bytes per element of a storage; a pickle counts an untyped one in bytes."""
 _LARGEST_PICKLE = 1 << 28
-"""Bytes; the pickle of a model of any size takes some 100 bytes per tensor."""
+"""Limit in bytes; the pickle of a model of any size needs about 100 bytes per tensor."""
 _LOCAL_HEADER = 30
-"""Bytes of the fixed part of the header before a member of a zip archive."""
+"""Size in bytes of the fixed part of the header before a member of a zip archive."""
 _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class Placeholder(dict):
-    """Stands for an object of a class that is not loaded; keeps the plain data it was given and does nothing."""
+    """Replacement of an object whose class is not loaded; keeps the plain data it was given and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        """Leave the state aside."""
+        """Ignore the state."""
 
     def __call__(self, *_: Any, **__: Any) -> Placeholder:
         return Placeholder()
 
     def append(self, _: Any) -> None:
-        """Leave an element of a list aside."""
+        """Ignore an element of a list."""
 
     def extend(self, _: Any) -> None:
-        """Leave elements of a list aside."""
+        """Ignore elements of a list."""
 
 
 class _Storage(Placeholder):
@@ -57,12 +58,12 @@ class _Storage(Placeholder):
         self.key, self.kind, self.count = key, kind, count
 
 
-# The unpickler in Python, not the one in C: its memo is a dictionary, so that a damaged index cannot claim gigabytes.
+# The unpickler in Python, not the one in C: its memo is a dictionary, so a damaged index cannot allocate gigabytes.
 class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
-    """Unpickles placeholders, and records the storages that a pickle names and the part of them that tensors take.
+    """Unpickles placeholders, and records the storages that a pickle names and the parts of them that tensors use.
 
     Raises:
-        ValueError: if a tensor reaches beyond its storage, or a storage is described in two ways.
+        ValueError: if a tensor extends beyond its storage, or if a storage is described in two ways.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -92,7 +93,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
 
 
 def _tensor(storage: Any, offset: Any = 0, size: Any = (), stride: Any = (), *_: Any) -> Placeholder:
-    """Check that a tensor lies inside of its storage."""
+    """Check that a tensor is inside its storage."""
     if isinstance(storage, _Storage):
         shapes = (size, stride)
         if not all(isinstance(sides, tuple) and all(is_count(side) for side in sides) for sides in shapes):
@@ -113,10 +114,10 @@ def _shown(size: Sequence[int]) -> str:
 
 
 def check_file(path: Path) -> bool:
-    """Compare what the pickle of a file claims with the data in it.
+    """Compare the claims of a file's pickle with its data.
 
     Returns:
-        Whether the file may be mapped into memory: it is an archive whose members are stored as they are.
+        True if the file may be mapped into memory: it is an archive with uncompressed members.
 
     Raises:
         CheckpointError: if it is cut off, contradicts itself, or is not a file of weights.
@@ -164,7 +165,7 @@ def _check_archive(path: Path, file: BinaryIO) -> bool:
 
 
 def _check_places(path: Path, file: BinaryIO, members: Sequence[zipfile.ZipInfo], directory: int) -> None:
-    """Refuse members that overlap each other or the directory of the archive."""
+    """Reject members that overlap each other or the directory of the archive."""
     end, before = 0, ""
     for member in sorted(members, key=lambda member: member.header_offset):
         file.seek(member.header_offset)
@@ -186,7 +187,7 @@ def _check_storage(path: Path, size: int | None, storage: _Storage) -> None:
         raise CheckpointError(f"{path} is broken: it lacks the data of storage {storage.key}")
     width = _WIDTHS.get(storage.kind)
     if width is None:
-        raise CheckpointError(f"{path} holds a {storage.kind}, which this program does not read")
+        raise CheckpointError(f"{path} holds a {storage.kind}, which this package does not read")
     if size != width * storage.count:
         raise CheckpointError(
             f"{path} is broken: storage {storage.key} has {size} bytes, and its {storage.count} elements of "
@@ -195,14 +196,14 @@ def _check_storage(path: Path, size: int | None, storage: _Storage) -> None:
 
 
 def _check_old_format(file: BinaryIO) -> None:
-    """Three pickles about the file, that of the content, that of the keys of its storages; then, for each of them, the
-    number of its elements (8 bytes) and its data.
+    """Check the old format: three pickles about the file, one of the content, and one of the keys of its storages;
+    then, for each storage, the number of its elements (8 bytes) and its data.
 
     Raises:
         ValueError: if it is broken.
     """
     if _Reader(file).load() != _OLD_MAGIC:
-        raise ValueError("it does not begin as a file of torch.save does")
+        raise ValueError("it does not begin like a file of torch.save")
     for _ in range(2):
         _Reader(file).load()
     reader = _Reader(file)
@@ -218,5 +219,5 @@ def _check_old_format(file: BinaryIO) -> None:
 
 def _width(storage: _Storage) -> int:
     if storage.kind not in _WIDTHS:
-        raise ValueError(f"it holds a {storage.kind}, which this program does not read")
+        raise ValueError(f"it holds a {storage.kind}, which this package does not read")
     return _WIDTHS[storage.kind]

@@ -1,8 +1,8 @@
 """Files of `torch.save`.
 
-A pickle is a program. None is ever run here: torch reads it with `weights_only`, and where a file holds objects besides
-tensors (official training checkpoints hold their config), a second reading puts empty placeholders in their place.
-Before either, `torch_check.py` compares what the pickle claims with the size of the data.
+A pickle is a program, and none is ever executed here: torch reads it with `weights_only`. If a file contains objects
+other than tensors (official training checkpoints contain their config), a second pass replaces them with empty
+placeholders. Before either, `torch_check.py` compares the pickle's claims with the size of the data.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     import torch
 
 _STATE_KEYS = ("model", "state_dict", "module")
-"""Where a training checkpoint keeps its weights: the official code, timm, DeepSpeed."""
+"""Keys of the weights in training checkpoints of the official code, timm, and DeepSpeed."""
 _EMA_KEYS = ("model_ema", "state_dict_ema")
 
 
 class TorchStorage:
-    """A file of `torch.save`: a dictionary of tensors, or a training checkpoint that holds one.
+    """A file of `torch.save`: a dictionary of tensors, or a training checkpoint that contains one.
 
     Args:
-        ema: take the moving average that the file keeps beside the weights.
+        ema: read the moving average that the file stores next to the weights.
 
     Raises:
-        CheckpointError: if it is cut off, contradicts itself, or is not such a file.
+        CheckpointError: if it is truncated, contradicts itself, or is not such a file.
     """
 
     def __init__(self, path: Path, *, ema: bool = False) -> None:
@@ -43,7 +43,7 @@ class TorchStorage:
         content = self._load(path)
         state = _state_dict(path, content, ema=ema)
         self.training_config = content.get("config") if isinstance(content, Mapping) else None
-        """The config that the official code puts beside the weights, as far as it is plain data."""
+        """Config that the official code stores next to the weights, as far as it is plain data."""
         self._tensors = state
         self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
         self.path = path
@@ -51,7 +51,7 @@ class TorchStorage:
     def _load(self, path: Path) -> Any:
         import torch
 
-        # A mapped member is taken as it lies in the file, so that a compressed one would come out as noise.
+        # A mapped member is used exactly as stored in the file, so a compressed one would be read as noise.
         options: dict[str, Any] = {"map_location": "cpu", "mmap": check_file(path)}
         try:
             try:
@@ -62,12 +62,12 @@ class TorchStorage:
                 names = ", ".join(sorted(inert.replaced))
                 if names:
                     self.notes.append(
-                        f"{path.name} holds objects besides tensors, of which nothing was run or kept: {names}"
+                        f"{path.name} contains objects other than tensors, neither executed nor kept: {names}"
                     )
                 return content
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
-        except Exception as error:  # whatever a broken pickle makes of torch and pickle
+        except Exception as error:  # a broken pickle can make torch and pickle raise anything
             raise CheckpointError(f"{path} is broken or not a file of weights: {first_line(error)}") from error
 
     def elements(self, key: str, start: int, stop: int) -> torch.Tensor:
@@ -78,16 +78,16 @@ class TorchStorage:
 
 
 class _Inert:
-    """Unpickles tensors and plain data. Whatever else a pickle names is neither imported nor called."""
+    """Unpickles tensors and plain data. Anything else that a pickle names is neither imported nor called."""
 
     def __init__(self) -> None:
         self.replaced: set[str] = set()
 
     def as_module(self) -> Any:
-        """In the shape that `torch.load` takes as its `pickle_module`."""
+        """Return it in the form that `torch.load` accepts as `pickle_module`."""
         import torch
 
-        # Functions of our own: a pickle may set attributes on what it is handed.
+        # Separate functions: a pickle may set attributes on the objects that it gets.
         allowed = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *values: torch._utils._rebuild_tensor_v2(*values),
@@ -104,7 +104,7 @@ class _Inert:
                 if (module, name) in allowed:
                     return allowed[module, name]
                 replaced.add(f"{module}.{name}")
-                # A class of its own for each: what a pickle does to one does not reach the others.
+                # A separate class for each name: a pickle that modifies one does not affect the others.
                 return type("Placeholder", (Placeholder,), {})
 
         def load(file: Any, **options: Any) -> Any:
@@ -114,9 +114,9 @@ class _Inert:
 
 
 def _only_storages(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What torch makes of a persistent id, but for whole modules in files of the old format.
+    """Wrap torch's loader of persistent ids, but exclude modules in files of the old format.
 
-    For these torch compares the source code, and writes the difference into a file whose name the pickle may choose.
+    For those, torch compares the source code and writes the difference to a file whose name the pickle may choose.
     """
 
     def persistent(identifier: Any) -> Any:
@@ -128,7 +128,7 @@ def _only_storages(load: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Say what a file is that is certainly no file of torch."""
+    """Report the kind of a file that is certainly not a file of torch."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -145,7 +145,7 @@ def _refuse_foreign(path: Path) -> None:
         return
     if all(byte in b"\t\n\r\f" or byte >= 32 for byte in start):
         raise CheckpointError(f"{path} is a text file, not a file of weights")
-    if tarfile.is_tarfile(path):  # torch would unpack one of its own first format
+    if tarfile.is_tarfile(path):  # torch would unpack it as its own oldest format
         raise CheckpointError(f"{path} is a tar archive, not a file of weights")
 
 
@@ -165,14 +165,14 @@ def _state_dict(path: Path, content: Any, *, ema: bool) -> dict[str, torch.Tenso
         raise CheckpointError(f"{path} holds no named tensors (it has {held})")
     for key, tensor in tensors.items():
         if not isinstance(key, str):
-            raise CheckpointError(f"{path} names a tensor {key!r}, which is not a text; it is not a file of weights")
+            raise CheckpointError(f"{path} names a tensor {key!r}, which is not a string; it is not a file of weights")
         if kind := _unreadable_kind(tensor):
-            raise CheckpointError(f"{path} holds {key} as a {kind} tensor, which this program does not read")
+            raise CheckpointError(f"{path} holds {key} as a {kind} tensor, which this package does not read")
     return tensors
 
 
 def _unreadable_kind(tensor: torch.Tensor) -> str | None:
-    """The kind of a tensor whose elements cannot be taken as they are; None for the usual one."""
+    """Return the kind of a tensor whose elements cannot be read directly; None for a regular one."""
     import torch
 
     kinds = {

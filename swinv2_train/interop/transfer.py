@@ -1,7 +1,7 @@
-"""How weights get from a source into a model of another kind: what is taken as it is, changed, new, or left.
+"""Transfer of weights from a source into another kind of model: each tensor is loaded, changed, new, or dropped.
 
-Nothing is done in silence: a `Transfer` has a row for every tensor of the source and of the model, and what cannot be
-meant ends in one sentence.
+Nothing happens silently: a `Transfer` has one row per tensor of the source and of the model. A contradiction is
+rejected with a one-sentence error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Row:
     """What happens to one tensor."""
 
     key: str
-    """Canonical name; the file's own for what is dropped from it."""
+    """Canonical name, or for a dropped tensor its name in the file."""
     action: str
     """loaded, renamed, inflated, averaged, resized, rows taken, new or dropped."""
     detail: str = ""
@@ -41,24 +41,24 @@ class Row:
 
 @dataclass
 class Transfer:
-    """A plan that can be looked at and then read from, tensor by tensor."""
+    """A plan that can be inspected and then read from, tensor by tensor."""
 
     source: WeightSource
     rows: list[Row] = field(default_factory=list)
     _shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _make: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
-    """How to make a tensor that is not in the source as it is wanted, by canonical name."""
+    """Functions that create tensors that the source does not have in this form, by canonical name."""
     _kept: set[str] = field(default_factory=set)
     head: HeadRows | None = None
-    """Rows of the head, unless all of it is taken as it is or new."""
+    """Rows of the head, unless all of it is loaded unchanged or new."""
     same_head: bool = True
-    """Whether parameters of a name outside of the backbone mean the same in source and model."""
+    """True if parameters outside of the backbone have the same meaning in source and model when names match."""
 
     def tensor(self, name: str) -> Tensor | None:
-        """The value of a parameter, fp32 on the CPU; None where the model keeps its initial one.
+        """Return the value of a parameter, fp32 on the CPU; None if the model keeps its initial value.
 
         Args:
-            name: as the model's `named_parameters` has it.
+            name: name in the model's `named_parameters`.
 
         Raises:
             CheckpointError: if the source cannot be read.
@@ -68,8 +68,8 @@ class Transfer:
         return None if values is None else values.reshape(shape)
 
     def elements(self, name: str, start: int, stop: int) -> Tensor | None:
-        """The elements from `start` up to `stop` of a flattened parameter; of one that is taken as it is, no more than
-        those are read.
+        """Return the elements from `start` to `stop` of a flattened parameter; if it is loaded unchanged, only those
+        are read.
 
         Raises:
             CheckpointError: if the source cannot be read.
@@ -82,11 +82,11 @@ class Transfer:
         return None
 
     def of(self, action: str) -> list[Row]:
-        """The rows with an action."""
+        """Return the rows with an action."""
         return [row for row in self.rows if row.action == action]
 
     def lines(self) -> list[str]:
-        """The transfer in a few lines for a person."""
+        """Return a summary of the transfer in a few lines."""
         step = "" if self.source.step is None else f", step {self.source.step}"
         counts = Counter(row.action for row in self.rows)
         said = [f"{count} {action}{self._examples(action)}" for action, count in counts.items()]
@@ -98,7 +98,7 @@ class Transfer:
         ]
 
     def table(self) -> str:
-        """Every tensor and what happens to it, one a line."""
+        """Return a table with every tensor and what happens to it, one per line."""
         width = max((len(row.key) for row in self.rows), default=0)
         lines = [f"{row.key:<{width}}  {row.action:<10}  {row.detail}".rstrip() for row in self.rows]
         rows = ["", *self.head.lines(self.source.class_names)] if self.head else []
@@ -117,7 +117,7 @@ _QUIET = ("loaded", "renamed", "dropped")
 
 
 def _short(row: Row) -> str:
-    """A tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
+    """Return a tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
     if row.key in (*HEAD, *SIMMIM_ONLY) or (row.action == "new" and not in_backbone(row.key)):
         return row.key.partition(".")[0]
     return row.key.rpartition(".")[2] if row.action == "dropped" else row.key
@@ -140,14 +140,15 @@ def plan_transfer(
     """Decide what happens to every tensor of the source and of a model.
 
     Args:
-        target: shapes of the model's parameters by their names.
+        target: shapes of the model's parameters by name.
         model: the section that the model was built from.
-        label_map: for each class of the model the class of the source whose row of the head it takes.
-        resolution: input (height, width) in pixels of the model; needed by an absolute position embedding of a map
-            that is not square.
-        class_names: of the model. Without a label map the rows of the head go by names where the source has them too.
-        task: of the model; None: the source's. What another task has outside of the backbone is not taken, whatever its
-            name.
+        label_map: for each class of the model, the class of the source that provides its row of the head.
+        resolution: input (height, width) in pixels of the model; needed by an absolute position embedding of a map that
+            is not square.
+        class_names: those of the model. Without a label map, the rows of the head are matched by name if the source has
+            names too.
+        task: that of the model; None: the source's. Parts of another task outside of the backbone are not loaded, even
+            if their names match.
 
     Raises:
         ConfigError: on a contradiction, naming the first tensor that shows it, and the fix.
@@ -174,20 +175,21 @@ def plan_transfer(
 def _wanted(
     target: Mapping[str, tuple[int, ...]], source: WeightSource, task: TaskConfig | None
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's parameters by canonical name.
+    """Return the shapes of the model's parameters by canonical name.
 
     Raises:
-        ConfigError: if the backbone of a task's model is not found by name, or another part has a name of it.
+        ConfigError: if the backbone of a task's model has another name, or if another part has a name of the
+            backbone's.
     """
     wanted: dict[str, tuple[int, ...]] = {}
     for name, shape in target.items():
         key = _canonical(name)
         if key in wanted or (key == name and in_backbone(name)):
-            fix = f"its model has a parameter {name}, which is a name of the backbone's; rename this part"
+            fix = f"its model has a parameter {name}, which is a name used by the backbone; rename this part"
             raise ConfigError("task", task.name if task else "?", fix)
         wanted[key] = tuple(shape)
     if PATCHES not in wanted:
-        fix = f"its model has no attribute `backbone` that the weights of {source.path} could go to; call it so"
+        fix = f"its model has no attribute `backbone` for the weights of {source.path}; name it so"
         raise ConfigError("task", task.name if task else "?", fix)
     return wanted
 
@@ -201,7 +203,7 @@ def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
 
 
 def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int, int] | None) -> str | None:
-    """A warning where the model clamps windows by another rule than the weights, and that changes a window here."""
+    """Return a warning if the model clamps windows by another rule than the weights, and that changes a window here."""
     rule = model_config(source.geometry).window_rule
     if resolution is None or rule == model.window_rule:
         return None
@@ -276,10 +278,10 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
 
 
 def change_channels(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding (C, old, p, p) for another number of input channels, (C, channels, p, p).
+    """Return a patch embedding (C, old, p, p) for another number of input channels, (C, channels, p, p).
 
-    New channels repeat the old ones in turn, and the copies share the old weight; surplus ones are added up in turn. So
-    an image with the same values in all channels gives the same response before and after.
+    New channels repeat the old ones in turn, and the copies share the old weight; surplus ones are summed in turn.
+    Therefore an image with identical values in all channels has the same response before and after.
     """
     import torch
 
@@ -296,7 +298,7 @@ def _channels_row(key: str, old: int, new: int) -> Row:
     if new > old:
         share = f"scaled by {old}/{new}" if new % old == 0 else "copies share the weight of their channel"
         return Row(key, "inflated", f"{old} input channels repeated in turn to {new}, {share}")
-    return Row(key, "averaged", f"{old} input channels added up in turn into {new}; a grey image responds as before")
+    return Row(key, "averaged", f"{old} input channels summed in turn into {new}; a gray image responds as before")
 
 
 def _other_map(
@@ -306,12 +308,12 @@ def _other_map(
     model: ModelConfig,
     resolution: tuple[int, int] | None,
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The maps of the position embeddings of source and model; None where they are the same.
+    """Return the maps of the position embeddings of source and model; None if they are equal.
 
-    They may differ though the lengths are the same: 16 by 64 tokens are as many as 32 by 32.
+    They may differ although the lengths are equal: 16 by 64 tokens are as many as 32 by 32.
     """
     trained = source.geometry.get("data", {}).get("resolution")
-    if there == shape and not (trained and resolution):  # nothing tells them apart
+    if there == shape and not (trained and resolution):  # they cannot be distinguished
         return None
     before = _position_map(trained, there[1], model, source.path)
     after = _position_map(resolution, shape[1], model, "the model")
@@ -319,7 +321,7 @@ def _other_map(
 
 
 def _position_map(resolution: Any, length: int, model: ModelConfig, whose: object) -> tuple[int, int]:
-    """Rows and columns of an absolute position embedding of this length."""
+    """Return the rows and columns of an absolute position embedding of this length."""
     if resolution:
         rows, columns = (-(-side // model.patch_size) for side in resolution)
         if rows * columns == length:
@@ -338,7 +340,7 @@ def _resize_position(embedding: Tensor, before: tuple[int, int], after: tuple[in
 
 
 def _why_left(source: WeightSource, key: str) -> str:
-    """Why a tensor of the source has no place in the model.
+    """Return why a tensor of the source has no counterpart in the model.
 
     Raises:
         ConfigError: if there is no good reason.
@@ -355,10 +357,10 @@ def _why_left(source: WeightSource, key: str) -> str:
 
 
 def check_structure(source: WeightSource, model: ModelConfig) -> None:
-    """Refuse weights of a model of another size or kind. Torch-free.
+    """Reject weights of a model of another size or kind. Torch-free.
 
     Raises:
-        ConfigError: naming the field, where a shape shows it the tensor and both shapes, and the mend.
+        ConfigError: naming the field, with the tensor and both shapes if a shape shows it, and the fix.
     """
     there = model_config(source.geometry)
     for name in STRUCTURE:
@@ -370,12 +372,12 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
             mend = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
             shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
             raise ConfigError(
-                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {mend}, or take others"
+                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {mend}, or use others"
             )
 
 
 def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
-    """A tensor that shows a difference, with both shapes."""
+    """Return a tensor that shows a difference, with both shapes."""
     stage = (
         next((s for s in range(NUM_STAGES) if getattr(there, name)[s] != getattr(model, name)[s]), 0)
         if (name in ("depths", "num_heads"))
@@ -403,7 +405,7 @@ def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...
 
 
 def _written(value: Any) -> str:
-    """A value as one writes it on the command line."""
+    """Return a value in command-line syntax."""
     return str(value).replace(" ", "").lower() if isinstance(value, (list, bool)) else str(value)
 
 
@@ -412,5 +414,5 @@ def _contradiction(
 ) -> ConfigError:
     mend = f"{key} is {there} in {source.path} and {shape} in the model"
     if key.endswith("relative_position_bias_table"):
-        return ConfigError("model.pretrained_window", "...", f"{mend}; leave it at 0 to take the windows of the source")
-    return ConfigError("init_from", source.path, f"{mend}; take weights of the same size")
+        return ConfigError("model.pretrained_window", "...", f"{mend}; leave it at 0 to use the windows of the source")
+    return ConfigError("init_from", source.path, f"{mend}; use weights of the same size")

@@ -68,7 +68,7 @@ def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dic
     assert report["same_to_the_bit"]
     assert report["loss"]["replayed"] == incident["loss"]
     assert len(report["sample_losses"]) == BATCH
-    assert "the same to the bit: yes" in capsys.readouterr().out
+    assert "bitwise identical: yes" in capsys.readouterr().out
     assert comparable(run) == before, "a replay changes nothing"
 
 
@@ -108,7 +108,7 @@ def test_a_second_rollback_remembers_the_first_and_both_can_be_replayed(
     for path in (*incidents, incidents[0]):
         capsys.readouterr()
         assert run_here([f"replay={path}"]) == FINISHED
-        assert "the same to the bit: yes" in capsys.readouterr().out
+        assert "bitwise identical: yes" in capsys.readouterr().out
 
 
 def test_what_a_rollback_leaves_out_survives_a_crash_just_after_it(
@@ -145,7 +145,7 @@ def test_too_many_rollbacks_end_the_run(shards: Path, tmp_path: Path, plant: dic
     plant.update(dict.fromkeys(range(10, 40), 30.0))
     options = ("guard.policy=rollback", "guard.max_rollbacks=2", "checkpoint.every_steps=3")
     assert run_here(tiny_run(shards, tmp_path / "run", *SPIKE, *options)) == FAILED
-    assert "the run has gone back 2 times already (guard.max_rollbacks)" in capsys.readouterr().err
+    assert "the run has already gone back 2 times (guard.max_rollbacks)" in capsys.readouterr().err
 
 
 def test_stop_saves_the_state_before_the_step(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:

@@ -59,7 +59,7 @@ def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
 
     torch.save(official_simmim_file(window=4), tmp_path / "weights.pth")
     given = ["task.num_classes=2", "model.embed_dim=8", "model.depths=[2,2,2,2]", f"init_from={tmp_path}/weights.pth"]
-    with pytest.raises(ConfigError, match=r"nothing tells which window .* model.pretrained_window=\[12,12,12,6\]"):
+    with pytest.raises(ConfigError, match=r"no file records the window .* model.pretrained_window=\[12,12,12,6\]"):
         complete(config(tmp_path, *given), None)
     told = complete(config(tmp_path, *given, "model.pretrained_window=[3,3,3,2]"), None)
     assert told.model.pretrained_window == [3, 3, 3, 2]

@@ -85,7 +85,7 @@ def test_data_that_were_packed_again_are_refused_or_accepted(
     assert ("--class-names" in message) == (code == WRONG_USE)
     assert run_here(command(other, run_dir, "resume.allow=[data]", "optim.steps=3")) == code
     if code == FINISHED:
-        assert f"continuing although the data differ (resume.allow=[data]): {sentence}" in capsys.readouterr().out
+        assert f"continuing with different data (resume.allow=[data]): {sentence}" in capsys.readouterr().out
         assert run_here(command(other, run_dir, "optim.steps=3")) == FINISHED, "it is the data of the run now"
 
 

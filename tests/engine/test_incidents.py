@@ -93,7 +93,7 @@ def test_an_incident_has_no_credentials_and_its_replay_asks_for_them(tmp_path: P
     on_ranks(1, work)
     (path,) = (tmp_path / "incidents").iterdir()
     assert "hunter2" not in path.read_text()
-    with pytest.raises(ConfigError, match="has no credentials") as caught:
+    with pytest.raises(ConfigError, match="contains no credentials") as caught:
         replay_config(path, [])
     assert caught.value.key == "data.shards"
     assert replay_config(path, [f"data.shards={url}"]).data.shards == url

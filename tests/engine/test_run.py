@@ -142,7 +142,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
         weights = [load_weights(tmp_path / name / "checkpoints" / f"step-0000000{step}") for step in (2, 3)]
         assert all(torch.isfinite(tensor).all() for tensor in weights[1].values()), name
         log = (tmp_path / name / "log.txt").read_text()
-        assert "step 2: the loss is nan; the update is left out" in log
+        assert "step 2: the loss is nan; update skipped" in log
 
 
 def test_damaged_checkpoints_are_passed_over_and_named(

@@ -147,7 +147,7 @@ def test_a_geometry_that_the_source_computes_differently_is_refused_until_it_is_
         given = "data.resolution=[128,64]"
     with pytest.raises(ConfigError) as caught:
         load_model(tmp_path)
-    assert f"would not give the results of {library}" in str(caught.value)
+    assert f"would not produce the results of {library}" in str(caught.value)
     assert given in str(caught.value)
     assert farthest(model, tmp_path, [given]) > 1e-3
     assert any("this geometry" in note for note in load_model(tmp_path, [given]).source.notes)
@@ -165,7 +165,7 @@ def test_an_option_that_this_program_does_not_have_is_refused(tmp_path: Path, op
     else:
         saved_by_transformers(tmp_path, image_size=64, window_size=4, **option)
     for overrides in ([], ["data.resolution=96", "model.window=6"]):
-        with pytest.raises(ConfigError, match=r"by an option in config\.json that this program does not have"):
+        with pytest.raises(ConfigError, match=r"by an option in config\.json that this package does not have"):
             load_model(tmp_path, overrides)
 
 
@@ -190,7 +190,7 @@ def test_a_library_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest
 def test_a_config_that_is_none_is_one_sentence(tmp_path: Path, change: dict[str, Any]) -> None:
     config = {"image_size": 64, "window_size": 4, "pretrained_window_sizes": [0, 0, 0, 0], **change}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"config\.json has a window or size that is none"):
+    with pytest.raises(CheckpointError, match=r"config\.json has an invalid window or size"):
         sidecar.windows(sidecar.read(tmp_path), None)
 
 

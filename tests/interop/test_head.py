@@ -89,7 +89,7 @@ def test_the_report_has_a_line_for_every_row(source: WeightSource) -> None:
         ("names", OTHERS, "init.label_map=names: class 'fox' of the data is none of the model's names"),
         ("names", None, "init.label_map=names: the shards do not say how their classes are called"),
         ("numbers", list("abcdef"), [0, 1, 2, 3, 4, 5]),
-        ("numbers", OTHERS, "init.label_map=numbers: takes class n for class n, but .* has 6 classes, and the run 4"),
+        ("numbers", OTHERS, "init.label_map=numbers: uses class n for class n, but .* has 6 classes, and the run 4"),
     ],
 )
 def test_the_option_names_the_rule(

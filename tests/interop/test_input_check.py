@@ -74,11 +74,11 @@ SQUASH, BILINEAR = "data.crop_mode=squash", "data.augment.interpolation=bilinear
     ("layout", "bits", "overrides", "agrees", "says"),
     [
         ("huggingface", 8, [SQUASH], True, "up to 0 of 255 levels"),
-        ("huggingface", 16, [SQUASH, BILINEAR], True, "4 encoded images of 16 bits: AutoImageProcessor makes pixels"),
+        ("huggingface", 16, [SQUASH, BILINEAR], True, "4 encoded images of 16 bits: AutoImageProcessor creates pixels"),
         ("huggingface", 8, [], False, "rounds the margin of its center crop down"),
         ("huggingface", 16, [BILINEAR], False, "rounds the margin of its center crop down"),
-        ("timm", 8, [], True, "timm's transform makes pixels that are up to"),
-        ("timm", 16, [], False, "it takes PIL images of 8 bits"),
+        ("timm", 8, [], True, "timm's transform creates pixels up to"),
+        ("timm", 16, [], False, "it supports PIL images of 8 bits"),
         ("timm", 8, ["data.resolution=[64,96]", "model.window=2"], False, "resizes or crops differently"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_processor_is_followed(tmp_path: Path) -> None:
         read, _ = read_processor(tmp_path, {**VIT, "rescale_factor": 1 / (2 ** bits[0] - 1), **own})
         assert (read["bits"], read["background"]) == (bits, background)
     _, notes = read_processor(tmp_path, {**VIT, "size": {"height": 96, "width": 96}})
-    assert "makes images of 96x96 pixels, but its model is for 64x64" in notes[0]
+    assert "creates images of 96x96 pixels, but its model is for 64x64" in notes[0]
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,13 @@ def test_a_wrong_override_is_one_sentence(weights: Path, overrides: list[str], s
 def test_what_nobody_tells_is_asked_for(tmp_path: Path) -> None:
     torch.save(official_simmim_file(window=12), tmp_path / "weights.pth")
     whole = (
-        r"model.window=\?: .* does not tell the attention window, nor the input size, nor the windows it was trained"
+        r"model.window=\?: .* does not record the attention window, nor the input size, nor the windows it was trained"
     )
     example = r"model.window=12 data.resolution=192 model.pretrained_window=\[12,12,12,6\]"
     with pytest.raises(ConfigError, match=f"{whole} with .*such as {example}"):
         load_model(tmp_path / "weights.pth")
     given = ["model.window=24", "data.resolution=384"]
-    with pytest.raises(ConfigError, match=r"model.pretrained_window=\?: .* does not tell the windows it was trained"):
+    with pytest.raises(ConfigError, match=r"model.pretrained_window=\?: .* does not record the windows it was trained"):
         load_model(tmp_path / "weights.pth", given)
     loaded = load_model(tmp_path / "weights.pth", [*given, "model.pretrained_window=[12,12,12,6]"])
     assert isinstance(loaded.model, MaskedImageModel)

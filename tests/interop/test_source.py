@@ -199,8 +199,8 @@ def bad_file(directory: Path, kind: str) -> Path:
     [
         ("v1", "holds a Swin Transformer V1"),
         ("cut pth", "is cut off or damaged"),
-        ("cut safetensors", "is not a whole safetensors file: it is cut off: it has"),
-        ("no header", "is not a whole safetensors file: its header is not JSON"),
+        ("cut safetensors", "is not a complete safetensors file: it is cut off: it has"),
+        ("no header", "is not a complete safetensors file: its header is not JSON"),
         ("zip", "zip archive without weights"),
         ("keys", "holds no named tensors .it has epoch, optimizer"),
         ("other model", "is no Swin Transformer V2: it lacks patch_embed.proj.weight"),
@@ -387,7 +387,7 @@ def test_a_model_in_several_files_is_whole_or_refused(tmp_path: Path) -> None:
         assert torch.equal(source.tensor("norm.weight"), tensors["norm.weight"])
     assert "lacks more.weight, which its index lists" in refused({**listed, "more.weight": "a.safetensors"})
     for broken in (None, [], {}, {"norm.weight": 3}, {"norm.weight": "../a.safetensors"}, {"norm.weight": ["a"]}):
-        assert "its weight_map does not give a file" in refused(broken)
+        assert "its weight_map does not list a file" in refused(broken)
     save_file({key: tensors[key] for key in names}, tmp_path / "b.safetensors")
     assert f"both hold {names[0]}" in refused(listed)
 

@@ -199,7 +199,7 @@ def test_a_large_file_does_not_go_into_base(tmp_path: Path) -> None:
         check_structure(source, variant("swinv2_base"))
     assert str(caught.value) == (
         f"model.embed_dim=128: the weights in {tmp_path / 'file.pth'} have patch_embed.proj.weight of shape "
-        "(192, 3, 4, 4), the model (128, 3, 4, 4); take model=swinv2_large, or take others"
+        "(192, 3, 4, 4), the model (128, 3, 4, 4); take model=swinv2_large, or use others"
     )
 
 
