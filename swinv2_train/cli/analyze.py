@@ -1,7 +1,7 @@
-"""`swinv2-analyze`: two figures of the paper for one's own models: accuracy over test-time windows, and the signal
+"""`swinv2-analyze`: two figures of the paper for your own models: accuracy over test-time windows, and the signal
 propagation plot.
 
-Exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted.
+Exit status: 0 done; 1 failed; 2 usage error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ if TYPE_CHECKING:  # these import torch
 
 MODULE = "swinv2_train.cli.analyze"
 _MODELS_HELP = """\
-  [NAME=]PATH              a run, a checkpoint or a file of weights; one curve each, called NAME"""
-_STATUS = "exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"
+  [NAME=]PATH              a run, a checkpoint, or a file of weights; one curve each, named NAME"""
+_STATUS = "exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"
 _WINDOWS_HELP = f"""\
 needed:
 {_MODELS_HELP}
-  data=SHARDS              labelled shards to evaluate on
+  data=SHARDS              labeled shards to evaluate on
   windows=8,12,16          the windows to evaluate with
-  resolutions=256,384,512  one for each of them (default: in proportion to the window, as in the paper)
+  resolutions=256,384,512  one for each window (default: proportional to the window, as in the paper)
 
 the models:
 {MODEL_HELP}
@@ -62,10 +62,10 @@ _SIGNAL_HELP = f"""\
 needed:
 {_MODELS_HELP}
 
-what it is measured on:
+input:
   data=SHARDS              the first images of these shards (default: random images, normal noise)
-  batch=32                 how many
-  seed=0                   of the random images
+  batch=32                 number of images
+  seed=0                   seed of the random images
 
 the models:
 {MODEL_HELP}
@@ -90,7 +90,7 @@ _SIGNAL_OPTIONS: dict[str, Callable[[str], Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="swinv2-analyze",
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def split_models(
     items: Sequence[str], known: Mapping[str, Callable[[str], Any]]
 ) -> tuple[list[tuple[str | None, str]], dict[str, Any], list[str]]:
-    """The models as (name, path), the options, and the changes to the models.
+    """Return the models as (name, path), the options, and the changes to the models.
 
     Raises:
         ConfigError: for an item that is none of these, or if there is no model.
@@ -140,11 +140,11 @@ def split_models(
             others.append(item)
     options, overrides = split_items(others, known)
     if not models:
-        raise ConfigError("", "", "give at least one run, checkpoint or file of weights")
+        raise ConfigError("", "", "name at least one run, checkpoint, or file of weights")
     name, missing = next((model for model in models if not _exists(model[1])), (None, None))
     if missing is not None:
         meant = difflib.get_close_matches(name or "", known, n=1, cutoff=0.75)
-        hint = f", and {name} is no option; did you mean {meant[0]}?" if meant else ""
+        hint = f", and {name} is not an option; did you mean {meant[0]}?" if meant else ""
         raise ConfigError("", missing, f"{missing} does not exist{hint}")
     return models, options, overrides
 
@@ -167,7 +167,7 @@ def _place(models: Sequence[tuple[str | None, str]], out: Path | None) -> Path:
 
 def _windows(items: Sequence[str], given: Sequence[str]) -> int:
     models, options, overrides = split_models(items, _WINDOWS_OPTIONS)
-    data = required(options, "data", "the labelled shards to evaluate on, such as data='shards/val-*.tar'")
+    data = required(options, "data", "the labeled shards to evaluate on, such as data='shards/val-*.tar'")
     test_windows = required(options, "windows", "the windows to evaluate with, such as windows=8,12,16")
     sides = options.get("resolutions")
     if sides is not None and len(sides) != len(test_windows):
@@ -227,13 +227,13 @@ def _measured(loaded: LoadedModel, options: Mapping[str, Any]) -> list[BlockActi
     device = choose_device(options.get("device", "auto"))
     precision = options.get("precision", "fp32")
     if precision == "fp16" and device.type != "cuda":
-        raise ConfigError("precision", "fp16", "needs a GPU; take bf16 or fp32")
+        raise ConfigError("precision", "fp16", "needs a GPU; use bf16 or fp32")
     model = loaded.model.to(device, PRECISIONS[precision])
     return measure_activations(model, _images(loaded, options).to(device))
 
 
 def _images(loaded: LoadedModel, options: Mapping[str, Any]) -> Tensor:
-    """The first images of the shards, or random ones: (B, C, H, W), normalised."""
+    """Return the first images of the shards, or random ones: (B, C, H, W), normalized."""
     import torch
 
     from swinv2_train.config.checks import resolution

@@ -1,4 +1,4 @@
-"""What `swinv2-analyze` shows and leaves behind: tables, charts, and the numbers behind them."""
+"""Output of `swinv2-analyze`: tables, charts, and the numbers behind them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ NORM_NAMES = {"res-post": "res-post-norm", "pre": "pre-norm", "post": "post-norm
 
 
 def model_name(source: Path) -> str:
-    """What a model is called where nothing better is known: its run, or its file."""
+    """Return the default name of a model: its run, or its file."""
     if source.parent.name == "checkpoints":
         return source.parent.parent.resolve().name
     return source.stem if source.is_file() else source.resolve().name
 
 
 def labels(given: Sequence[str | None], kinds: Sequence[str], sources: Sequence[Path]) -> list[str]:
-    """A name for every curve: what was given, else what the models differ in, else the run or file; all different."""
+    """Return distinct names for all curves: as given, else by the difference of the models, else by run or file."""
     different = len(set(kinds)) == len(kinds) > 1
     chosen = [
         name or (kind if different else model_name(source))
@@ -45,7 +45,7 @@ def labels(given: Sequence[str | None], kinds: Sequence[str], sources: Sequence[
 
 
 def main_metric(curves: Sequence[Curve]) -> str:
-    """The metric that curves are drawn over: the first of the first model's task that all have.
+    """Return the metric to plot: the first of the first model's task that all models have.
 
     Raises:
         ValueError: if the models have none in common.
@@ -57,7 +57,7 @@ def main_metric(curves: Sequence[Curve]) -> str:
 
 
 def _of(curves: Mapping[str, Curve]) -> tuple[str, str, int]:
-    """The metric of curves: its name, its words, and what a value is multiplied by to be shown."""
+    """Return the metric of curves: its name, its title, and the factor for display."""
     listed = list(curves.values())
     name = main_metric(listed)
     metric = listed[0].config.task.METRICS[name]
@@ -66,12 +66,12 @@ def _of(curves: Mapping[str, Curve]) -> tuple[str, str, int]:
 
 
 def size_text(size: tuple[int, int]) -> str:
-    """A resolution as one reads it."""
+    """Return a resolution for display."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def windows_text(curves: Mapping[str, Curve]) -> str:
-    """A row per model, a column per window."""
+    """Return a table with a row per model and a column per window."""
     metric, words, factor = _of(curves)
     first = next(iter(curves.values()))
     rows = [(words, *(f"W{point.window} I{size_text(point.resolution)}" for point in first.points))]
@@ -81,7 +81,7 @@ def windows_text(curves: Mapping[str, Curve]) -> str:
 
 
 def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> list[Path]:
-    """Write windows.png, .pdf, .csv and .json.
+    """Write windows.png, .pdf, .csv, and .json.
 
     Raises:
         OSError: if one cannot be written.
@@ -143,7 +143,7 @@ def _windows_json(curves: Mapping[str, Curve], data: Any) -> dict[str, Any]:
 
 
 def signal_text(models: Mapping[str, Sequence[BlockActivations]]) -> str:
-    """A row per model."""
+    """Return a table with a row per model."""
     from swinv2_train.analysis.activations import activation_metrics
 
     rows = [("model", "blocks", "largest amplitude", "largest / smallest")]
@@ -157,10 +157,10 @@ def signal_text(models: Mapping[str, Sequence[BlockActivations]]) -> str:
 def write_signal(
     directory: Path, models: Mapping[str, Sequence[BlockActivations]], facts: Sequence[Mapping[str, Any]], images: Any
 ) -> list[Path]:
-    """Write signal.png, .pdf and .json.
+    """Write signal.png, .pdf, and .json.
 
     Args:
-        facts: what is known of each model, in the order of `models`.
+        facts: known facts about each model, in the order of `models`.
         images: what the amplitudes were measured on.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Command lines of plain `key=value` items: a few options of the command, and changes to the model (`model.window=24`);
-and the parser of those that have other arguments as well.
+"""Command lines of plain `key=value` items: a few options of the command, and changes to the model
+(`model.window=24`); and a parser for commands that have other arguments too.
 
-Torch-free, like every command before it knows what it is asked for.
+Torch-free, like every command until its arguments are known.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _OPTION_OF = {
     "data.cache_dir": "cache_dir",
     "data.cache_gib": "cache_gib",
 }
-"""Keys of the config that are options where finished weights are used."""
+"""Config keys that are options of commands for finished weights."""
 _OF_TRAINING = (
     "data.max_broken_share", "data.expected_samples", "data.shuffle_samples", "data.prefetch_batches",
     "data.augment.scale", "data.augment.ratio", "data.augment.hflip", "data.augment.vflip",
 )  # fmt: skip
-"""Keys of the config that would change nothing there."""
+"""Config keys that would have no effect there."""
 
 
 class Once(argparse.Action):
-    """Store a value, and reject an option that is given a second time: its first value would be ignored."""
+    """Store a value, but reject a second use of the option: its first value would be silently ignored."""
 
     given = False
 
@@ -42,13 +42,13 @@ class Once(argparse.Action):
         self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
         if option_string is not None and self.given:
-            parser.error(f"{option_string} is given more than once; give it once")
+            parser.error(f"{option_string} is set more than once; set it once")
         self.given = option_string is not None
         setattr(namespace, self.dest, values)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a usage error in one sentence, and that takes every option at most once."""
+    """A parser that reports a usage error in one sentence, and that accepts every option at most once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,26 +56,26 @@ class Parser(argparse.ArgumentParser):
             self.register("action", kind, Once)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as usual; what an earlier command line of this process gave does not count."""
+        """Parse as usual; options of an earlier command line in this process do not count as used."""
         for action in self._actions:
             if isinstance(action, Once):
                 action.given = False
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> Any:
-        """End with one sentence instead of the whole usage."""
+        """Exit with one sentence instead of the complete usage."""
         self.exit(WRONG_USE, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
 
 
 def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]]) -> tuple[dict[str, Any], list[str]]:
-    """The options among the items, converted, and the other items, which change the config.
+    """Return the converted options among the items, and the other items, which change the config.
 
     Args:
-        known: the options, each with what makes a value of its text or raises ValueError with a clause that says what
-            it must be.
+        known: for each option, a function that converts its text or raises ValueError with a clause such as "must be
+            true or false".
 
     Raises:
-        ConfigError: for what is neither, and for a key that is given twice.
+        ConfigError: for an item that is neither, and for a repeated key.
     """
     refuse_repeated(items)
     options: dict[str, Any] = {}
@@ -92,7 +92,7 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
         elif _OPTION_OF.get(key) in known:
             raise ConfigError(key, text, f"write {_OPTION_OF[key]}={text} here")
         elif key in _OF_TRAINING or key in _OPTION_OF:
-            raise ConfigError(key, text, "is of a training, and would change nothing here")
+            raise ConfigError(key, text, "applies only to training, and has no effect here")
         elif "." in key and key.partition(".")[0] in SECTIONS:
             overrides.append(item)
         else:
@@ -103,10 +103,10 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
 
 
 def required(options: Mapping[str, Any], key: str, meaning: str) -> Any:
-    """An option that must be given.
+    """Return a required option.
 
     Raises:
-        ConfigError: if it is not.
+        ConfigError: if it is missing.
     """
     if options.get(key) in (None, ""):
         raise ConfigError("", key, f"{key}= is missing: {meaning}")
@@ -114,23 +114,23 @@ def required(options: Mapping[str, Any], key: str, meaning: str) -> Any:
 
 
 def whole(lowest: int) -> Callable[[str], int]:
-    """Whole numbers from `lowest` on."""
+    """Return a converter for integers of at least `lowest`."""
 
     def convert(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < lowest:
-            raise ValueError(f"must be a whole number, at least {lowest}")
+            raise ValueError(f"must be an integer of at least {lowest}")
         return int(text)
 
     return convert
 
 
 def wholes(text: str) -> list[int]:
-    """Whole numbers above 0, separated by commas."""
+    """Convert a comma-separated list of integers above 0."""
     return [whole(1)(part.strip()) for part in text.strip("[]").split(",")]
 
 
 def above_zero(text: str) -> float:
-    """A number above 0."""
+    """Convert a number above 0."""
     try:
         value = float(text)
     except ValueError:
@@ -141,25 +141,25 @@ def above_zero(text: str) -> float:
 
 
 def switch(text: str) -> bool:
-    """true or false."""
+    """Convert true or false."""
     if text.lower() not in ("true", "false"):
         raise ValueError("must be true or false")
     return text.lower() == "true"
 
 
 def one_of(choices: Collection[str]) -> Callable[[str], str]:
-    """One of some words."""
+    """Return a converter for one of several words."""
 
     def convert(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"use one of {', '.join(choices)}")
+            raise ValueError(f"must be one of {', '.join(choices)}")
         return text
 
     return convert
 
 
 def shards(text: str) -> str | list[str]:
-    """A path, pattern or URL of shards, or a list of these in brackets."""
+    """Convert a path, pattern, or URL of shards, or a list of these in brackets."""
     if text.startswith("[") and text.endswith("]"):
         return [part.strip() for part in text[1:-1].split(",")]
     return text

@@ -1,7 +1,7 @@
-"""`swinv2-checkpoint`: look at checkpoints, check them, thin them out, and take weights out of them.
+"""`swinv2-checkpoint`: list, verify, prune, and convert checkpoints.
 
-Exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 usage error (no such path, the target
-exists, a run is training there); 130 interrupted.
+Exit status: 0 all is well; 1 a checkpoint is damaged, or the command failed; 2 usage error (missing path, existing
+target, a run is training there); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from swinv2_train.cli.manual import filled, manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
-# What imports torch is imported where it is used: a look at checkpoints must not wait for it.
+# Modules that import torch are imported where they are used, to keep listing checkpoints fast.
 _STATUS = (
-    "exit status: 0 all is well; 1 a checkpoint is damaged, or it could not be done; 2 usage error (no such path, the "
-    "target exists, a run is training there); 130 interrupted"
+    "exit status: 0 all is well; 1 a checkpoint is damaged, or the command failed; 2 usage error (missing path, "
+    "existing target, a run is training there); 130 interrupted"
 )
 _PATHS = "PATH is a run directory, a directory of checkpoints, or one step-XXXXXXXX directory."
-_NEWEST = "CHECKPOINT is a step-XXXXXXXX directory; of a run directory or a directory of checkpoints, its newest one."
+_NEWEST = "CHECKPOINT is a step-XXXXXXXX directory; for a run directory or a directory of checkpoints, its newest one."
 _EXAMPLES = """\
   swinv2-checkpoint ls outputs/simmim_base
   swinv2-checkpoint verify outputs/simmim_base
   swinv2-checkpoint prune outputs/simmim_base --keep-last 2 --keep-best 1
   swinv2-checkpoint weights outputs/simmim_base simmim_base.safetensors --ema --dtype bf16
 
-swinv2-checkpoint COMMAND --help says more."""
+swinv2-checkpoint COMMAND --help shows details."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="swinv2-checkpoint",
-        description="Look at the checkpoints of swinv2-train, check them, thin them out, and take weights out of them.",
+        description="List, verify, prune, and convert the checkpoints of swinv2-train.",
         epilog=f"examples:\n{_EXAMPLES}\n\n{manual('checkpoint', _STATUS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,7 +94,7 @@ def _add_looks(commands: Any) -> None:
 
     text = "Show what is in a checkpoint: step, ranks, versions, metrics, geometry, state, sizes."
     examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000 --tensors")
-    command = _command(commands, "show", _show, "show what is inside", [text, _NEWEST], *examples)
+    command = _command(commands, "show", _show, "show the contents", [text, _NEWEST], *examples)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
     command.add_argument("--tensors", action="store_true", help="list the parameters as well, with their shapes")
 
@@ -102,15 +102,15 @@ def _add_looks(commands: Any) -> None:
 def _add_metric(command: Any, text: str) -> None:
     command.add_argument("--best-metric", metavar="M", help=f"{text} (default: checkpoint.best_metric of the run)")
     command.add_argument(
-        "--best-mode", choices=["min", "max"], help="which end of it is the best, for a metric of unknown direction"
+        "--best-mode", choices=["min", "max"], help="the better direction, for a metric of unknown direction"
     )
 
 
 def _add_prune(commands: Any) -> None:
     texts = [
-        "Remove checkpoints, and what crashes left behind. Without --yes nothing is removed, only listed. Of those "
-        "that stay, the newest is verified first; if none of them is valid, nothing is removed.",
-        "The checkpoint that a replay of the run's latest incident starts from stays whatever the options say.",
+        "Remove checkpoints and leftovers of crashes. Without --yes, only list them. Of the checkpoints that stay, the "
+        "newest is verified first; if none of them is valid, nothing is removed.",
+        "The checkpoint that a replay of the run's latest incident starts from always stays.",
         "PATH is a run directory or a directory of checkpoints; with --yes, no run may be training in it.",
     ]
     examples = ("outputs/simmim_base --keep-last 2", "outputs/simmim_base --keep-last 1 --keep-best 2 --yes")
@@ -127,8 +127,8 @@ def _add_prune(commands: Any) -> None:
 
 def _add_writers(commands: Any) -> None:
     text = (
-        "Write a checkpoint anew as if N ranks had saved it, for example to make 8 files of 512. Loading never needs "
-        "this: any number of ranks reads any checkpoint. The values stay the same to the bit, and the result is "
+        "Rewrite a checkpoint as if N ranks had saved it, for example to turn 512 files into 8. Loading never needs "
+        "this: any number of ranks reads any checkpoint. The values stay bitwise identical, and the result is "
         "verified."
     )
     example = "outputs/simmim_base archive/simmim_base --ranks 8"
@@ -138,18 +138,18 @@ def _add_writers(commands: Any) -> None:
     command.add_argument("--ranks", type=_positive, required=True, metavar="N", help="files of each kind")
 
     text = (
-        "Write all weights under their parameter names into one safetensors file. The memory it takes is small, "
+        "Write all weights under their parameter names into one safetensors file. It needs little memory, "
         "whatever the size of the model."
     )
     examples = ("outputs/simmim_base weights.safetensors", "outputs/simmim_base ema.safetensors --ema --dtype bf16")
     command = _command(commands, "weights", _weights, "write one file of weights", [text, _NEWEST], *examples)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
     command.add_argument("out", metavar="OUT.safetensors", type=_path, help="must not exist")
-    command.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
+    command.add_argument("--ema", action="store_true", help="write the moving average instead of the weights")
     command.add_argument(
         "--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="rounds to nearest (default: %(default)s)"
     )
-    command.add_argument("--no-verify", action="store_true", help="do not compare the hashes of what is read first")
+    command.add_argument("--no-verify", action="store_true", help="do not verify the hashes first")
 
 
 def _ls(arguments: argparse.Namespace) -> int:
@@ -170,10 +170,10 @@ def _ls(arguments: argparse.Namespace) -> int:
 
 
 def _metric(directory: Path, arguments: argparse.Namespace) -> tuple[str, str]:
-    """The metric to rank checkpoints by and its better end: as given, or those of the run.
+    """Return the metric to rank checkpoints by and its better direction: as set, or those of the run.
 
     Raises:
-        ConfigError: if the given end contradicts the metric, or is missing for a metric of unknown direction.
+        ConfigError: if the direction contradicts the metric, or is missing for a metric of unknown direction.
     """
     from swinv2_train.checkpoint.survey import best_metric_of
     from swinv2_train.config.metrics import checked_mode
@@ -188,7 +188,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from swinv2_train.checkpoint.survey import newest_of, survey
     from swinv2_train.cli.checkpoint_display import size_text
 
-    newest_of(arguments.path)  # there must be one
+    newest_of(arguments.path)  # raises if there is none
     damaged = 0
     for entry in survey(arguments.path, hashes=True):
         damaged += entry.damage is not None
@@ -226,7 +226,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         for option in ("best_metric", "best_mode"):
             if (value := getattr(arguments, option)) is not None:
                 name = f"--{option.replace('_', '-')}"
-                raise ConfigError("", value, f"{name} says what --keep-best ranks by; add --keep-best N")
+                raise ConfigError("", value, f"{name} sets the metric of --keep-best; add --keep-best N")
     if arguments.best_metric:
         _check_metric(directory, arguments.best_metric)  # a misspelled name has no known direction either
     metric, mode = _metric(directory, arguments)
@@ -267,14 +267,14 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _needed_by_replay(directory: Path) -> set[str]:
-    """Names of the checkpoints that a replay of the run's latest incident needs."""
+    """Return the names of the checkpoints that a replay of the run's latest incident needs."""
     from swinv2_train.engine.incidents import protector
 
     return protector(directory.parent)() if directory.name == "checkpoints" else set()
 
 
 def _check_metric(directory: Path, metric: str) -> None:
-    """Check that any checkpoint has the metric: by another name none would be kept for it."""
+    """Check that some checkpoint has the metric; otherwise, --keep-best would keep none."""
     from swinv2_train.checkpoint.survey import best_of, survey
 
     entries = list(survey(directory))
@@ -285,7 +285,7 @@ def _check_metric(directory: Path, metric: str) -> None:
 
 
 def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:
-    """See that a valid checkpoint stays."""
+    """Ensure that a valid checkpoint remains."""
     from swinv2_train.checkpoint.identity import strangers
     from swinv2_train.checkpoint.survey import examine
 
@@ -299,7 +299,7 @@ def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:
                 print(f"warning: {failure}", file=sys.stderr)
             return
         failures.append(f"{path.name} is {entry.state}: {entry.damage}")
-    if failures:  # without any, there are only leftovers to remove
+    if failures:  # empty if there are only leftovers to remove
         raise CheckpointError(f"nothing was removed, because no valid checkpoint would stay: {'; '.join(failures)}")
 
 
@@ -335,7 +335,7 @@ def _weights(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _no_run(directory: Path) -> Iterator[None]:
-    """Keep runs away from a directory of checkpoints while it is changed.
+    """Keep runs out of a directory of checkpoints while it is changed.
 
     Raises:
         ConfigError: if one is training there.
@@ -343,7 +343,7 @@ def _no_run(directory: Path) -> Iterator[None]:
     from swinv2_train.launch.lock import RunLock, StartLock
 
     run = directory.parent
-    if directory.name != "checkpoints" or not run.is_dir():  # no run saves there
+    if directory.name != "checkpoints" or not run.is_dir():  # no run can save there
         yield
         return
     with contextlib.ExitStack() as locks:
@@ -357,7 +357,7 @@ def _no_run(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Yield a progress bar on a terminal, None elsewhere."""
     from swinv2_train.cli.data_display import Progress
 
     with Progress() as bar:
@@ -365,7 +365,7 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _path(text: str) -> Path:
-    # Names mean something here, and "." and ".." have none.
+    # File names are significant here, and "." and ".." have none.
     return Path(text) if Path(text).name not in ("", "..") else Path(os.path.abspath(text))
 
 
@@ -373,7 +373,7 @@ def _positive(text: str) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} must be at least 1")
     return number

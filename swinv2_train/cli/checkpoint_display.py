@@ -1,4 +1,4 @@
-"""What `swinv2-checkpoint` shows: tables as plain text, so that they can be piped, and JSON."""
+"""Output of `swinv2-checkpoint`: tables as plain text, so that they can be piped, and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def size_text(size: float) -> str:
-    """Bytes for a person."""
+    """Return a number of bytes for display."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -33,12 +33,12 @@ def _written_text(seconds: float, now: float) -> str:
 
 
 def metrics_text(metrics: dict[str, float]) -> str:
-    """The metrics in one line."""
+    """Return the metrics on one line."""
     return ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows, the first of them titles, with aligned columns; empty columns are left out."""
+    """Return rows with aligned columns; the first row contains the titles, and empty columns are omitted."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     widths = [max(len(cell) for cell in column) for column in columns]
     lines = zip(*columns, strict=True)
@@ -48,7 +48,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
-    """A table of checkpoints, newest first."""
+    """Return a table of checkpoints, newest first."""
     now = time.time()
     rows = [("step", "written", "size", "ranks", "ema", "metrics", "mark", "state")]
     for index, entry in enumerate(entries):
@@ -70,7 +70,7 @@ def entries_text(entries: Sequence[Entry], best: Path | None) -> str:
 
 
 def entries_json(directory: Path, entries: Sequence[Entry], left: Sequence[tuple[Path, int]], best: Path | None) -> str:
-    """What `ls` knows, for scripts. Metrics that are not finite are null."""
+    """Return the output of `ls` for scripts. Metrics that are not finite are null."""
     return json.dumps(
         {
             "path": str(directory),
@@ -102,7 +102,7 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 def fact_rows(entry: Entry, manifest: Manifest) -> list[tuple[str, str]]:
-    """Name and value of what a manifest says."""
+    """Return the facts of a manifest as (name, value)."""
     rows = [
         ("checkpoint", str(entry.path)),
         ("state", f"damaged: {entry.damage}" if entry.damage else "complete (hashes not checked)"),
@@ -138,7 +138,7 @@ def _count(shapes: Iterable[Sequence[int]]) -> int:
 
 
 def flat_rows(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested values as rows with dotted names."""
+    """Return nested values as rows with dotted names."""
     rows = []
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -156,7 +156,7 @@ def _value_text(value: Any) -> str:
 
 
 def tensors_text(manifest: Manifest) -> str:
-    """A table of the parameters and buffers."""
+    """Return a table of the parameters and buffers."""
     rows = [("parameter", "shape", "elements", "kind")]
     kinds = {name: kind.removesuffix("s") for kind, names in _fixed(manifest) for name in names}
     for name, shape in manifest.shapes.items():

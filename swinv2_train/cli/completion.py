@@ -1,7 +1,7 @@
-"""Completion of command lines in bash, zsh and fish, through argcomplete: options, subcommands, and what is KEY=VALUE.
+"""Completion of command lines in bash, zsh, and fish, with argcomplete: options, subcommands, and KEY=VALUE items.
 
-The shell starts the command itself with `_ARGCOMPLETE` set at every press of the key, so nothing slow is imported here,
-and argcomplete not at all when nobody asks.
+The shell runs the command itself with `_ARGCOMPLETE` set on every Tab, so this module imports nothing slow, and
+argcomplete only if completion is requested.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
 
 Completer = Callable[..., list[str]]
-"""Called with `prefix`, the word so far, and `parsed_args`; gives whole words."""
+"""Called with `prefix`, the word so far, and `parsed_args`; returns complete words."""
 _OF_OTHERS = ("pipeline", "hydra")
 """Folders of conf/ that are not for the overrides of a run."""
 
 
 def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -> None:
-    """Where a shell asks for completions, print them and end the process; otherwise do nothing.
+    """If a shell requests completions, print them and exit; otherwise do nothing.
 
     Args:
-        parser: the whole parser of the command.
+        parser: the complete parser of the command.
         completer: for its positional arguments, and those of its subcommands; by default paths.
     """
     if "_ARGCOMPLETE" not in os.environ:
@@ -37,7 +37,7 @@ def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -
     import argcomplete
     from argcomplete.finders import safe_actions
 
-    safe_actions.add(Once)  # it calls only actions that it knows, and values of others would be missing here
+    safe_actions.add(Once)  # argcomplete calls only known actions; values of others would be missing
     for action in _positionals(parser):
         action.completer = completer or _path_words  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=_path_words)
@@ -53,7 +53,7 @@ def _positionals(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 
 def run_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The overrides of `swinv2-train`: `+experiment=NAME`, groups, keys of the config, values."""
+    """Return the overrides of `swinv2-train`: `+experiment=NAME`, groups, config keys, values."""
     places = _places(parsed_args)
     groups = _groups(places)
     key, equals, value = prefix.partition("=")
@@ -64,7 +64,7 @@ def run_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list
 
 
 def pipeline_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The items of `swinv2-pipeline`: `status`, `pipeline=NAME`, keys for all stages and for one."""
+    """Return the items of `swinv2-pipeline`: `status`, `pipeline=NAME`, keys for all stages and for one."""
     key, equals, value = prefix.partition("=")
     if equals:
         if key in ("pipeline", "experiment"):
@@ -78,10 +78,10 @@ def pipeline_words(prefix: str, parsed_args: argparse.Namespace, **_: object) ->
 
 
 def option_words(options: Collection[str]) -> Completer:
-    """A completer of `key=value` items and paths, for finished weights.
+    """Return a completer of `key=value` items and paths, for finished weights.
 
     Args:
-        options: keys of the command's own, beside those of the config that can be changed.
+        options: the command's own keys, in addition to the config keys that can be changed.
     """
 
     def words(prefix: str, **_: object) -> list[str]:
@@ -95,16 +95,16 @@ def option_words(options: Collection[str]) -> Completer:
 
 
 def _places(parsed_args: argparse.Namespace) -> list[Path]:
-    """The user's configs and ours."""
+    """Return the directories of the user's configs and of the built-in ones."""
     given = getattr(parsed_args, "config_dir", None)
     try:
         return [place for place in (given, conf_dir()) if place and Path(place).is_dir()]
-    except ConfigError:  # a broken installation; the command itself will say so
+    except ConfigError:  # a broken installation; the command itself reports it
         return []
 
 
 def _groups(places: Collection[Path]) -> list[str]:
-    """The groups of configs as one writes them: with a plus where the defaults of config.yaml do not name them."""
+    """Return the config groups in command-line syntax: with a plus if the defaults of config.yaml do not name them."""
     chosen = re.findall(r"^ *- (\w+):", (conf_dir() / "config.yaml").read_text(), re.MULTILINE) if places else []
     names = {path.name for place in places for path in Path(place).iterdir() if path.is_dir()}
     return sorted(name if name in chosen else f"+{name}" for name in names.difference(_OF_OTHERS))
@@ -117,14 +117,14 @@ def _names(places: Collection[Path], group: str) -> list[str]:
 
 
 def _leaves() -> list[str]:
-    """Every key of the config that holds a value."""
+    """Return every config key that has a value."""
     keys = list(dict.fromkeys(schema_keys()))
     sections = {key.rpartition(".")[0] for key in keys}
     return [key for key in keys if key not in sections]
 
 
 def _keys(prefix: str, keys: Collection[str]) -> list[str]:
-    # Without a letter the hundreds of dotted keys would bury the rest.
+    # Without a letter, the hundreds of dotted keys would hide all other words.
     return [f"{key}=" for key in keys if key.startswith(prefix) and (prefix or "." not in key)]
 
 
@@ -133,7 +133,7 @@ def _values(key: str, values: Collection[str]) -> list[str]:
 
 
 def _values_of_key(key: str, value: str) -> list[str]:
-    """true and false for a switch, else paths."""
+    """Return true and false for a switch, else paths."""
     leaf = re.sub(r"^(\+|stages\.[^.]+\.)", "", key)
     defaults = flat(Config()) | {name: item for task in TASK_SECTIONS.values() for name, item in _task(task).items()}
     if isinstance(defaults.get(leaf), bool):
@@ -146,7 +146,7 @@ def _task(section: type) -> dict[str, object]:
 
 
 def _path_words(prefix: str, **_: object) -> list[str]:
-    """Files and directories that go on from a path, the latter with a slash at the end."""
+    """Return files and directories that begin with a path, the latter with a slash at the end."""
     above, slash, start = prefix.rpartition("/")
     try:
         entries = sorted(os.scandir(os.path.expanduser(above + slash) or "."), key=lambda entry: entry.name)

@@ -1,7 +1,7 @@
 """`swinv2-data`: make data sets of WebDataset shards and check them.
 
-Exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed (a full
-disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
+Exit status: 0 all is well; 1 done, but some images or labels were skipped or cannot be used, or the command failed (a
+full disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from swinv2_train.cli.completion import offer
 from swinv2_train.cli.guard import guarded
 from swinv2_train.cli.manual import filled, manual
 
-# What imports torch is imported where it is used: --help must not wait for it.
+# Modules that import torch are imported where they are used, to keep --help fast.
 _STATUS = (
-    "exit status: 0 all is well; 1 done, but some images or labels were not taken or cannot be used, or it failed; "
+    "exit status: 0 all is well; 1 done, but some images or labels were skipped or cannot be used, or it failed; "
     "2 usage error; 130 interrupted"
 )
 _QUALITY, _SHEET_SAMPLES = 92, 48
@@ -29,12 +29,12 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    goes_on = "interrupted; the same command goes on after the last finished shard"
+    goes_on = "interrupted; rerun the same command to resume after the last finished shard"
     sys.exit(guarded("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
 
 
@@ -58,7 +58,7 @@ def _add_pack(commands: Any) -> None:
         description=filled(
             "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
             "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files "
-            "are copied as they are; each is decoded once, and what does not decode is skipped and listed in "
+            "are copied unchanged; each is decoded once, and what does not decode is skipped and listed in "
             "OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the same seed. If "
             "the command is interrupted, rerun it to resume."
         ),
@@ -81,18 +81,18 @@ def _add_pack(commands: Any) -> None:
         type=_positive,
         default=10_000,
         metavar="N",
-        help="most samples in a shard (default: %(default)s)",
+        help="maximum number of samples in a shard (default: %(default)s)",
     )
     add("--resize", type=_positive, metavar="PIXELS", help="shrink images whose longer side is above this")
     add("--quality", type=_quality, metavar="Q", help="JPEG quality of the images that --resize shrinks (default: 92)")
-    add("--channels", type=_positive, metavar="C", help="leave out images that cannot be read with C channels")
+    add("--channels", type=_positive, metavar="C", help="skip images that cannot be read with C channels")
     _add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
     add(
         "--class-names",
         type=Path,
         metavar="FILE",
-        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of a split packed before, "
+        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of an earlier split, "
         "or the manifest.json of a checkpoint (default: in alphabetical order, numbers by value)",
     )
     add(
@@ -106,10 +106,10 @@ def _add_pack(commands: Any) -> None:
         type=_share,
         default=0.0,
         metavar="SHARE",
-        help="put this share of the images into OUT/eval-*.tar",
+        help="put this fraction of the images into OUT/eval-*.tar",
     )
-    add("--seed", type=int, default=0, help="decides the order and the split (default: %(default)s)")
-    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
+    add("--seed", type=int, default=0, help="determines the order and the split (default: %(default)s)")
+    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: only this one")
     add("--overwrite", action="store_true", help="replace shards in OUT that were packed from another source")
     pack.set_defaults(run=_pack)
 
@@ -117,7 +117,7 @@ def _add_pack(commands: Any) -> None:
 def _add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
-        help="check shards and show what they hold",
+        help="check shards and show their contents",
         description=filled(
             "Decode every sample and print the dataset card. List the samples that are broken, the members of "
             "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
@@ -137,24 +137,24 @@ def _add_inspect(commands: Any) -> None:
         "--sheet",
         type=Path,
         metavar="FILE.png",
-        help="also draw randomly chosen samples into this picture "
+        help="also draw randomly chosen samples into this image file "
         "(Chinese, Japanese, and Korean names appear as boxes)",
     )
     add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
-    add("--seed", type=int, help="chooses the samples of the sheet (default: 0)")
-    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: none but this one")
+    add("--seed", type=int, help="selects the samples of the sheet (default: 0)")
+    add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: only this one")
     add(
         "--cache-dir",
         default="~/.cache/swinv2_train/shards",
-        help="where remote shards are kept (default: %(default)s)",
+        help="directory of the cache of remote shards (default: %(default)s)",
     )
-    add("--cache-gib", type=_gib, default=50.0, help="bound of that cache in GiB (default: %(default)s)")
+    add("--cache-gib", type=_gib, default=50.0, help="maximum size of that cache in GiB (default: %(default)s)")
     _add_reading(add, "and for the sheet")
     inspect.set_defaults(run=_inspect)
 
 
 def _add_reading(add: Any, background: str) -> None:
-    """Options about how images are read."""
+    """Add options for reading images."""
     add(
         "--background",
         type=_background,
@@ -167,8 +167,8 @@ def _add_reading(add: Any, background: str) -> None:
     add(
         "--image",
         metavar="KEY",
-        help="of samples with several images in shards, read this member, such as left.png "
-        "(default: the undotted, alphabetically first)",
+        help="for samples with several images in shards, read this member, such as left.png "
+        "(default: the alphabetically first one without a dot)",
     )
     add(
         "--max-pixels",
@@ -186,11 +186,11 @@ def _pack(arguments: argparse.Namespace) -> int:
     from swinv2_train.data.parallel import available_cores
 
     if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
-        raise DataError(f"--split {arguments.split!r} cannot be the beginning of a file name")
+        raise DataError(f"--split {arguments.split!r} cannot be the start of a file name")
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
     if arguments.quality and not arguments.resize:
-        raise DataError("--quality is for the images that --resize shrinks: add --resize PIXELS")
+        raise DataError("--quality applies to images that --resize shrinks: add --resize PIXELS")
     options = PackOptions(
         max_bytes=arguments.max_size,
         max_count=arguments.max_count,
@@ -232,7 +232,7 @@ def _pack(arguments: argparse.Namespace) -> int:
             if len(report.broken) == 1
             else f"{len(report.broken)} images are broken and were"
         )
-        print(f"{broken} left out: see {where}", file=sys.stderr)
+        print(f"{broken} skipped: see {where}", file=sys.stderr)
     return 0 if report.complete else 1
 
 
@@ -248,7 +248,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
-            raise DataError(f"--{option} is for the contact sheet: add --sheet FILE.png")
+            raise DataError(f"--{option} applies to the contact sheet: add --sheet FILE.png")
     if arguments.sheet is not None:
         sheet_format(arguments.sheet)
         writable("--sheet", arguments.sheet.parent)
@@ -279,7 +279,7 @@ def _size(text: str) -> int:
     try:
         size = int(float(digits) * _UNITS[unit])
     except (ValueError, KeyError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000000, 500MB or 256MiB") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 500000000, 500MB or 256MiB") from None
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be above 0")
     return size
@@ -289,7 +289,7 @@ def _whole(text: str, lowest: int, highest: int | None = None) -> int:
     try:
         number = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
     if number < lowest or (highest is not None and number > highest):
         bounds = f"at least {lowest}" if highest is None else f"from {lowest} to {highest}"
         raise argparse.ArgumentTypeError(f"{number} must be {bounds}")
@@ -312,7 +312,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
 def _gib(text: str) -> float:
@@ -326,7 +326,7 @@ def _background(text: str) -> str | list[float]:
     if text in ("white", "black", "drop"):
         return text
     if text == "mean":
-        raise argparse.ArgumentTypeError("mean is for data.background: the mean is what is counted here")
+        raise argparse.ArgumentTypeError("mean works only for data.background: the mean is being measured here")
     numbers = [_number(part) for part in text.strip("[]").split(",")]
     if not all(0 <= number <= 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 to 1")
@@ -336,7 +336,7 @@ def _background(text: str) -> str | list[float]:
 def _share(text: str) -> float:
     share = _number(text)
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} must be between 0 and 1")
     return share
 
 

@@ -1,4 +1,4 @@
-"""What `swinv2-data` shows: a progress bar on a terminal, plain lines elsewhere, and tables."""
+"""Output of `swinv2-data`: a progress bar on a terminal, plain lines elsewhere, and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN = 20
 
 
 class Progress:
-    """`show(name, done, total)` as often as one likes; drawn on stderr, so that stdout keeps the results."""
+    """Progress, reported with `show(name, done, total)`; drawn on stderr, so that stdout contains only the results."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -47,7 +47,7 @@ class Progress:
 
 
 def print_table(rows: Sequence[tuple[str, str]]) -> None:
-    """Name and value per line, aligned; plain text, so that it can be piped."""
+    """Print a name and a value per line, aligned; plain text, so that it can be piped."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
@@ -55,7 +55,7 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def label_lines(problems: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the count of the labels that cannot be used, and the first of them."""
+    """Return the number of unusable labels, and the first of them."""
     if not problems:
         return []
     lines = [f"{len(problems):,} labels cannot be used"]

@@ -1,7 +1,7 @@
-"""`swinv2-eval`: evaluate any checkpoint or file of weights on labelled shards, over any number of ranks.
+"""`swinv2-eval`: evaluate any checkpoint or file of weights on labeled shards, on any number of ranks.
 
-Exit status: 0 done; 1 it could not be done; 2 usage error (no such path, an option that contradicts the model or the
-data); 130 interrupted.
+Exit status: 0 done; 1 failed; 2 usage error (missing path, an option that contradicts the model or the data);
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ if TYPE_CHECKING:  # these import torch
 MODULE = "swinv2_train.cli.evaluate"
 _JOIN_MINUTES = 10.0
 _COLLECTIVE_MINUTES = 24 * 60.0
-"""Ranks wait for the slowest of them at the end alone, so this is how far apart they may be."""
+"""Timeout between ranks, which wait for the slowest only at the end, so it bounds how far apart they may be."""
 
 MODEL_HELP = """\
-  which=newest|best        of a run or a directory of checkpoints (default: newest)
-  ema=true                 the moving average of the weights
-  model.window=24          and any other change to the model, also model.attention=sequential
+  which=newest|best        checkpoint of a run or directory (default: newest)
+  ema=true                 use the moving average of the weights
+  model.window=24          or any other change to the model, such as model.attention=sequential
   data.resolution=384      data.crop_pct=0.9, data.crop_mode=squash (resize, no crop), data.mean=..."""
 MACHINE_HELP = """\
-  batch=32                 images of a rank in one forward pass
+  batch=32                 images per rank in one forward pass
   precision=fp32|bf16|fp16
-  ranks=N                  default: one per GPU, one without any; or start it with torchrun
+  ranks=N                  default: one per GPU, or one on the CPU; or start it with torchrun
   device=auto|cuda|cpu     workers=4 (decoding processes of a rank)
   max_samples=N            only the first N samples
   out=DIR                  default: RUN/evaluations/NAME, or ./evaluation-NAME
-  cache_dir=, cache_gib=   where remote shards are kept, and how much of them"""
+  cache_dir=, cache_gib=   cache of remote shards: directory and size"""
 _HELP = f"""\
 needed:
-  checkpoint=PATH          a run, a checkpoint, or a file of weights (ours, official, timm's, Hugging Face's)
+  checkpoint=PATH          a run, a checkpoint, or a file of weights (this package's, official, timm, Hugging Face)
   data=SHARDS              a directory, a pattern such as 'shards/val-*.tar', a URL, or [a,b]
 
 the model:
 {MODEL_HELP}
 
 labels:
-  label_map=FILE           a line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
+  label_map=FILE           one line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
                            the official map22kto1k.txt)
-  label_map=names          match classes by their names; names 0, 1, ... of the data that are none of the model's are
+  label_map=names          match classes by their names; names 0, 1, ... of the data that the model lacks are
                            the numbers of its classes (ImageNet-V2, whose folders are 0 to 999)
-  label_map=numbers        class n of the data is class n of the model, whatever either is called
-  real_labels=FILE         ReaL labels: a list of lists; an image may have several right classes, or none (left out)
+  label_map=numbers        class n of the data is class n of the model, regardless of the names
+  real_labels=FILE         ReaL labels: a list of lists; an image may have several correct classes, or none (skipped)
 
 features, for a SimMIM encoder:
-  probe=SHARDS             labelled shards that a k-NN vote and a linear classifier learn from; data= scores them
+  probe=SHARDS             labeled shards that a k-NN vote and a linear classifier learn from; data= scores them
   probe.max_samples=5000   probe.knn=20, probe.linear=true
 
 the machine:
@@ -79,7 +79,7 @@ examples:
   swinv2-eval checkpoint=outputs/simmim_demo data='shards/eval-*.tar' probe='shards/train-*.tar'
   torchrun --nproc-per-node 8 -m swinv2_train.cli.evaluate checkpoint=... data=...
 
-exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"""
+exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"""
 MACHINE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "which": one_of(("newest", "best")),
     "ema": switch,
@@ -93,7 +93,7 @@ MACHINE_OPTIONS: dict[str, Callable[[str], Any]] = {
     "cache_gib": above_zero,
     "out": Path,
 }
-"""Options that every command over shards has."""
+"""Options of every command that reads shards."""
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "checkpoint": str,
     "data": shards,
@@ -108,12 +108,12 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     given = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="swinv2-eval",
         usage="swinv2-eval checkpoint=PATH data=SHARDS [KEY=VALUE ...] [--json]",
-        description="Evaluate weights on labelled shards; of a SimMIM checkpoint the masked loss on any images.",
+        description="Evaluate weights on labeled shards; for a SimMIM checkpoint, the masked loss on any images.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     options, overrides = split_items(arguments.items, _OPTIONS)
-    required(options, "checkpoint", "the run, checkpoint or file of weights to evaluate")
-    required(options, "data", "the labelled shards to evaluate on, such as data='shards/val-*.tar'")
+    required(options, "checkpoint", "the run, checkpoint, or file of weights to evaluate")
+    required(options, "data", "the labeled shards to evaluate on, such as data='shards/val-*.tar'")
     probing = [key for key in options if key.startswith("probe.")]
     if probing and not options.get("probe"):
         raise ConfigError(probing[0], options[probing[0]], "needs probe=SHARDS, the shards to learn from")
@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
 
 
 def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: Any) -> EvalOptions:
-    """The part of the options that says what is computed."""
+    """Return the options that determine what is computed."""
     from swinv2_train.analysis.evaluate import EvalOptions
 
     names = ("checkpoint", "data", "which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir")
@@ -164,14 +164,14 @@ def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: A
 
 
 def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]) -> int | None:
-    """Start the ranks where there are to be several and no launcher has done so; None where this process is one.
+    """Start the ranks if several are needed and no launcher has started them; return None if this process is one.
 
     Raises:
-        ConfigError: if this machine has no such device, or not enough of them.
+        ConfigError: if this machine does not have the device, or not enough of them.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         if options.get("ranks", int(os.environ["WORLD_SIZE"])) != int(os.environ["WORLD_SIZE"]):
-            raise ConfigError("ranks", options["ranks"], f"a launcher has started {os.environ['WORLD_SIZE']} already")
+            raise ConfigError("ranks", options["ranks"], f"a launcher has already started {os.environ['WORLD_SIZE']}")
         return None
     from swinv2_train.launch.local_ranks import choose_ranks, run_ranks
 
@@ -180,10 +180,10 @@ def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of one process, for auto, cuda or cpu.
+    """Return the device of one process, for auto, cuda, or cpu.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if the device does not exist.
     """
     import torch
 
@@ -194,7 +194,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
-    """This process among the ranks of the command; left in order where all went well."""
+    """Yield this process among the ranks of the command; shut down in order if all went well."""
     from swinv2_train.launch.ranks import join, leave
 
     ranks = join(choose_device(options.get("device", "auto")).type, _COLLECTIVE_MINUTES, _JOIN_MINUTES)
@@ -203,14 +203,14 @@ def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
         ranks.barrier()
         leave()
     except BaseException:
-        if ranks.world_size == 1:  # among several, the others may sit in a collective
+        if ranks.world_size == 1:  # otherwise the other ranks may be in a collective
             leave()
         raise
 
 
 @contextmanager
 def batches_shown(ranks: Ranks) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar over the batches on the main rank's terminal, nothing elsewhere."""
+    """Yield a progress bar over the batches on the main rank's terminal, None elsewhere."""
     from swinv2_train.cli.data_display import Progress
 
     if not ranks.is_main or not sys.stderr.isatty():
@@ -221,7 +221,7 @@ def batches_shown(ranks: Ranks) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _place(options: Mapping[str, Any]) -> Path:
-    """The directory for the results or for their folder, made and tried before the work begins."""
+    """Return the directory for the results or their folder, after creating and testing it."""
     from swinv2_train.cli.evaluate_display import output_root
 
     root = options.get("out") or output_root(options["checkpoint"])
@@ -230,7 +230,7 @@ def _place(options: Mapping[str, Any]) -> Path:
 
 
 def writable(key: str, directory: Path) -> None:
-    """Make a directory and try to write into it.
+    """Create a directory and check that it is writable.
 
     Raises:
         ConfigError: if that is not possible.
@@ -248,7 +248,7 @@ def _report(found: Any, request: EvalOptions, place: Path, out: Path | None, *, 
 
     for warning in found.warnings:
         print(redact(f"warning: {warning}"), file=sys.stderr)
-    # Printed first: a full disk must not cost the numbers.
+    # Print first: a full disk must not lose the numbers.
     text = json.dumps(result_json(found, request), indent=2) if as_json else result_text(found, request)
     print(redact(text), flush=True)
     directory = out or place / output_name(found, request, place)

@@ -1,4 +1,4 @@
-"""What `swinv2-eval` shows and writes: tables, `results.json`, and the files and charts of the task's report."""
+"""Output of `swinv2-eval`: tables, `results.json`, and the files and charts of the task's report."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LONGEST_NAME = 150
 
 
 def metric_text(metric: Metric, value: float) -> str:
-    """A value of a metric as one reads it: shares in percent."""
+    """Return the value of a metric for display: fractions in percent."""
     return f"{100 * value:.2f} %" if metric.share else f"{value:.4f}"
 
 
 def result_text(found: Evaluated, options: EvalOptions) -> str:
-    """The whole outcome for a person."""
+    """Return the complete result for display."""
     known = {**found.config.task.METRICS, **_PROBES}
     rows = [
         (metric.title or name, metric_text(metric, found.metrics[name]))
@@ -52,7 +52,7 @@ def result_text(found: Evaluated, options: EvalOptions) -> str:
 def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     data, step = found.config.data, "" if found.step is None else f", step {found.step}"
     height, width = resolution(found.config)
-    crop = "squashed" if data.crop_mode == "squash" else f"centre crop {data.crop_pct:g}"
+    crop = "squashed" if data.crop_mode == "squash" else f"center crop {data.crop_pct:g}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
     return [
@@ -61,13 +61,13 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
         ("input", f"{height} x {width} pixels, {crop}, window {found.config.model.window}"),
         (
             "computed",
-            f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s with reading and decoding",
+            f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s including reading and decoding",
         ),
     ]
 
 
 def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
-    """The whole outcome for a program; shares go from 0 to 1, and what is not known is null."""
+    """Return the complete result for programs; fractions are from 0 to 1, and unknown values are null."""
     from swinv2_train.interop.model_card import evaluated_input
 
     data = found.config.data
@@ -99,7 +99,8 @@ def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
 
 
 def output_root(checkpoint: str) -> Path:
-    """Where evaluations of a checkpoint go: `evaluations` in its run, or here for a file without one."""
+    """Return the directory for evaluations of a checkpoint: `evaluations` in its run, or here for a file without
+    one."""
     path = Path(checkpoint)
     for candidate in (path, *path.absolute().parents[:2]):
         if (candidate / "resolved.yaml").is_file() and (candidate / "checkpoints").is_dir():
@@ -108,8 +109,8 @@ def output_root(checkpoint: str) -> Path:
 
 
 def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
-    """A name that tells what was evaluated on what, and ends in a digest of all that the numbers hang on: the same
-    evaluation takes the place of an earlier one, and no other does."""
+    """Return a name that identifies weights and data, and ends in a digest of everything that the numbers depend on.
+    The same evaluation replaces an earlier one, and no other does."""
     stem = found.source.stem if found.source.is_file() else found.source.name
     first = options.data[0] if isinstance(options.data, list) else str(options.data)
     places = [part for part in first.partition("?")[0].split("/") if part and not set(part) & set("*{[")]
@@ -125,7 +126,7 @@ def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
 
 
 def _digest(found: Evaluated, options: EvalOptions) -> str:
-    """What the numbers of an evaluation hang on, in short; how fast they were computed is no part of it."""
+    """Return a digest of everything that the numbers depend on; the speed of the computation is excluded."""
     labels = None if options.label_map in (None, NAMES, NUMBERS) else os.path.abspath(options.label_map)
     request = [
         str(found.source.resolve()),
@@ -142,7 +143,7 @@ def _digest(found: Evaluated, options: EvalOptions) -> str:
 
 
 def _absolute(shards: Any) -> list[str]:
-    """Shards in one spelling, wherever the command was started."""
+    """Return shards in one spelling, independent of the working directory."""
     listed = shards if isinstance(shards, list) else [str(shards)]
     return [place if "://" in place else os.path.abspath(os.path.expanduser(place)) for place in listed]
 
@@ -160,6 +161,6 @@ def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> li
         written.append(directory / name)
     for name, chart in report.charts().items():
         written += chart.save(directory / name)
-    # Last, so that a results.json tells of a complete evaluation.
+    # Write it last, so that a results.json always belongs to a complete evaluation.
     write_text(directory / "results.json", json.dumps(redacted(result_json(found, options)), indent=2) + "\n")
     return [directory / "results.json", *written]

@@ -26,31 +26,31 @@ FORMATS = ("swinv2-train", "timm", "huggingface", "onnx", "torch-export")
 _MOST_IMAGES = 16
 _HELP = """\
 formats:
-  swinv2-train   model.safetensors with all that swinv2-eval, -predict, -export and init_from need
+  swinv2-train   model.safetensors with everything that swinv2-eval, -predict, -export, and init_from need
   timm           for timm.create_model("local-dir:OUT", pretrained=True)
   huggingface    for transformers' AutoModelForImageClassification and AutoImageProcessor
-  onnx           model.onnx: normalised float32 images, any batch size, this resolution
+  onnx           model.onnx: normalized float32 images, any batch size, this resolution
   torch-export   model.pt2 for torch.export.load: the same
 
-Every directory gets a README.md, the model card. The result is loaded by the other side and compared on encoded images
-before the command says that it is done; if the outputs for the same input differ by more than 1e-5 (onnx: 1e-4;
-relative to the largest output where that is above 1), nothing is left. How the other side resizes, crops and scales is
-compared as well. Where it cannot make the same input, the command and the README say by how much and by which step, and
-the README has the lines of Python that can.
+Every directory contains a README.md, the model card. Before an export is reported as done, the other side loads it and
+both are compared on encoded images. If the outputs for the same input differ by more than 1e-5 (onnx: 1e-4; relative to
+the largest output if that is above 1), nothing is left. Resizing, cropping, and scaling are compared too. If the other
+side cannot create the same input, the command and the README report the size of the difference and the step that causes
+it, and the README contains Python code that creates the correct input.
 
 The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
-extractor (in the swinv2-train format it stays whole).
+extractor (in the swinv2-train format it stays complete).
 
 examples:
   swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best
   swinv2-export outputs/in1k_tiny_256 export/hf --format huggingface --dtype bf16 --images my-images
   swinv2-export outputs/in1k_tiny_256 export/onnx-384 --format onnx data.resolution=384 model.window=12
 
-exit status: 0 done; 1 it could not be done; 2 usage error; 130 interrupted"""
+exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
@@ -58,44 +58,44 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which weights are meant."""
+    """Add the arguments that select the weights."""
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="a run, a checkpoint, or a file or directory of weights (ours, official, timm's, Hugging Face's)",
+        help="a run, a checkpoint, or a file or directory of weights (this package's, official, timm, Hugging Face)",
     )
     parser.add_argument(
         "--which",
         choices=["newest", "best"],
         default="newest",
-        help="of a run or a directory of checkpoints (default: %(default)s)",
+        help="checkpoint of a run or directory (default: %(default)s)",
     )
-    parser.add_argument("--ema", action="store_true", help="the moving average instead of the weights themselves")
+    parser.add_argument("--ema", action="store_true", help="use the moving average instead of the weights")
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-export",
         usage="swinv2-export CHECKPOINT OUT --format FORMAT [options] [KEY=VALUE ...]",
-        description="Write weights in the format of another program, load them there, and compare what both compute.",
+        description="Write weights in the format of another library, load them there, and compare the outputs of both.",
         epilog=f"{_HELP}\n\n{manual('interop')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_source(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory; folders above it are made")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory; its parents are created")
     parser.add_argument("changes", metavar="KEY=VALUE", nargs="*", help="changes to the model, such as model.window=16")
     parser.add_argument("--format", choices=FORMATS, required=True, help="see below")
     parser.add_argument(
         "--dtype",
         choices=["fp32", "bf16", "fp16"],
         default="fp32",
-        help="of the stored weights; rounds to nearest (default: %(default)s)",
+        help="dtype of the stored weights; rounds to nearest (default: %(default)s)",
     )
     parser.add_argument(
         "--images",
         metavar="PATH",
-        help=f"compare on these as well: a folder, a pattern or a file, at most {_MOST_IMAGES} of them",
+        help=f"also compare on these: a folder, a pattern or a file, at most {_MOST_IMAGES} of them",
     )
     parser.add_argument(
         "--bits",

@@ -1,7 +1,7 @@
 """The command `swinv2-pipeline`: run a chain of stages, each from the weights of an earlier one, and show it.
 
-Exit status as of `swinv2-train`: 0 all stages are finished; 1 one failed; 2 usage error; 75 stopped by a signal after
-saving; 130 interrupted at once.
+Exit status like that of `swinv2-train`: 0 all stages are finished; 1 one failed; 2 usage error; 75 stopped by a signal
+after saving; 130 interrupted immediately.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ examples:
   swinv2-pipeline status outputs/demo
 
 KEY=VALUE sets a key of the config in every stage, stages.STAGE.KEY=VALUE in one (and in its baselines). Keys of the
-pipeline: dir (where the stages' run directories are; default outputs/NAME), experiment (of the stages that name none),
-launcher (put before swinv2-train, such as "torchrun --nproc-per-node=8 --no-python").
+pipeline: dir (of the stages' run directories; default outputs/NAME), experiment (of the stages that name none),
+launcher (a prefix of swinv2-train, such as "torchrun --nproc-per-node=8 --no-python").
 
 The same command resumes where the chain stopped, and does nothing if all stages are finished. A stage whose recipe has
 changed since it ran is not repeated without --redo or --redo-changed; its old results are kept, never removed.
@@ -50,7 +50,7 @@ Exit codes: 0 finished, 1 a stage failed, 2 usage error, 75 stopped by a signal 
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; prints help and exits where that is asked for."""
+    """Parse the command line; print help and exit if requested."""
     listed = "\n".join(f"  {name:<12} {line}" for name, line in pipelines())
     parser = Parser(
         prog="swinv2-pipeline",
@@ -61,9 +61,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="what to run, and config values")
-    parser.add_argument("--redo", action="append", default=[], metavar="STAGE", help="run this stage anew; repeatable")
+    parser.add_argument("--redo", action="append", default=[], metavar="STAGE", help="rerun this stage; repeatable")
     parser.add_argument(
-        "--redo-changed", action="store_true", help="run anew what has changed, and what started from replaced weights"
+        "--redo-changed", action="store_true", help="rerun changed stages, and those that started from replaced weights"
     )
     parser.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/pipeline, DIR/experiment)"
@@ -87,7 +87,7 @@ def _pipeline(arguments: argparse.Namespace, items: Sequence[str]) -> Pipeline:
     name, changes = split_arguments(items)
     if name is None:
         known = ", ".join(name for name, _ in pipelines(directory))
-        raise ConfigError("", "", f"give the pipeline, such as pipeline=demo; there are {known}")
+        raise ConfigError("", "", f"choose a pipeline, such as pipeline=demo; available: {known}")
     return load_pipeline(name, changes, directory)
 
 
@@ -97,14 +97,14 @@ def show_status(arguments: argparse.Namespace) -> int:
     from swinv2_train.pipeline.state import read_state
 
     if arguments.redo or arguments.redo_changed:
-        raise ConfigError("", "", "status runs nothing: leave --redo and --redo-changed out")
+        raise ConfigError("", "", "status runs nothing: omit --redo and --redo-changed")
     items = arguments.items[1:]
     if len(items) == 1 and "=" not in items[0]:
         directory = Path(items[0])
     elif items:
         directory = _pipeline(arguments, items).directory
     else:
-        raise ConfigError("", "", "give the directory of a pipeline, such as swinv2-pipeline status outputs/demo")
+        raise ConfigError("", "", "name the directory of a pipeline, such as swinv2-pipeline status outputs/demo")
     try:
         state = read_state(directory)
     except UnreadableError as error:
@@ -125,16 +125,16 @@ def show_status(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check the whole chain, and run it; returns the exit code."""
+    """Check the entire chain, run it, and return the exit code."""
     from swinv2_train.pipeline.plan import plan
     from swinv2_train.pipeline.report import is_finished
     from swinv2_train.pipeline.run import Redo, dry_run, run_pipeline
 
     if arguments.json:
-        raise ConfigError("", "", "--json goes with status: swinv2-pipeline status DIR --json")
+        raise ConfigError("", "", "--json requires status: swinv2-pipeline status DIR --json")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         raise ConfigError(
-            "", "", "start swinv2-pipeline once, without torchrun or deepspeed; launcher=... is for those"
+            "", "", "start swinv2-pipeline once, without torchrun or deepspeed; use launcher=... for those"
         )
     pipeline = _pipeline(arguments, arguments.items)
     planned = plan(pipeline, arguments.config_dir)
@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError("--redo", name, f"unknown stage; use one of {', '.join(s.name for s in planned)}")
     dry = any(item.config.launch.dry_run for item in planned)
     if dry and not all(item.config.launch.dry_run for item in planned):
-        raise ConfigError("launch.dry_run", "true", "holds for the whole chain; give it without stages.NAME")
+        raise ConfigError("launch.dry_run", "true", "applies to the entire chain; set it without stages.NAME")
     for item in planned:
         if not is_finished(item.run_dir) or item.name in arguments.redo:
             _check_start(item, required=not dry)
@@ -153,15 +153,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave a stage alone
+    with contextlib.suppress(OSError):  # the terminal may be gone; the stage must still be supervised
         print(redact(text), flush=True)
 
 
 def _check_start(item: PlannedStage, *, required: bool) -> None:
-    """See that a stage's shards, length, classes and weights are usable now, and not only when its turn comes.
+    """Check now that a stage's shards, length, classes, and weights are usable, and not only when the stage starts.
 
     Args:
-        required: its shards must be there.
+        required: True if its shards must exist.
 
     Raises:
         ConfigError: with the name of the stage.

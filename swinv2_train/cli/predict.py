@@ -1,7 +1,7 @@
-"""`swinv2-predict`: the classes that a model sees in image files, as a table, CSV, JSON lines, or a sheet of pictures.
+"""`swinv2-predict`: predict the classes of image files, as a table, CSV, JSON lines, or a contact sheet.
 
-Exit status: 0 done; 1 done, but some images could not be read (they are named), or it could not be done; 2 usage error
-(no such path, a model without classes, a wrong list of names); 130 interrupted.
+Exit status: 0 done; 1 failed, or some images could not be read (they are named); 2 usage error (missing path, a model
+without classes, a wrong list of names); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _THUMBNAIL = 320
 _READERS = 4
 _CHANGE = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=.*", re.DOTALL)
 _HELP = f"""\
-IMAGES are files, folders (searched to any depth as swinv2-data pack does), and patterns. Changes to the model may stand
-among them: model.window=24 data.resolution=384. Files that are written replace older ones of that name.
+IMAGES are files, folders (searched to any depth, like swinv2-data pack), and patterns. Changes to the model may be
+mixed with them: model.window=24 data.resolution=384. Output files replace existing ones of the same name.
 
 A sheet is a self-contained HTML page (of at most {MOST_ON_SHEET[".html"]} images) or a PNG
 (of at most {MOST_ON_SHEET[".png"]}).
@@ -53,22 +53,22 @@ examples:
   swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
   swinv2-predict swinv2_tiny_patch4_window8_256.pth my-images --labels names.txt --top 3 --sheet sheet.png
 
-exit status: 0 done; 1 some images could not be read, or it could not be done; 2 usage error; 130 interrupted"""
+exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
 
 
 @dataclass
 class Predictions:
-    """Of all files, in their order."""
+    """Predictions for all files, in their order."""
 
     found: list[Prediction] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
-    """Files that could not be read, and why."""
+    """Unreadable files, each with the reason."""
     pictures: list[Entry] = field(default_factory=list)
-    """For the sheet."""
+    """Entries of the sheet."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; ends the process with the status."""
+    """Run the command and exit with its status."""
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
@@ -79,7 +79,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
-        description="Name what is in images, with any classifier: ours, official, timm's, Hugging Face's.",
+        description="Classify images with any classifier: this package's, official, timm, Hugging Face.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -89,7 +89,7 @@ def _parser() -> Parser:
     add("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
     add("--top", type=_positive, default=5, metavar="N", help="classes per image (default: %(default)s)")
     add("--batch", type=_positive, default=16, metavar="N", help="images per forward pass (default: %(default)s)")
-    add("--labels", type=Path, metavar="FILE", help="names of the classes, a line each, where the weights have none")
+    add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
     add("--csv", type=Path, metavar="FILE", help="write a line per image and class")
     add("--jsonl", type=Path, metavar="FILE", help="write a JSON object per image")
     add("--sheet", type=Path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> int:
     images = find_images([item for item in arguments.images if item not in changes])
     paths = images.files
     if not paths:
-        raise ConfigError("", None, "no images are given, only changes to the model; name files, folders or patterns")
+        raise ConfigError("", None, "no images, only changes to the model; name files, folders, or patterns")
     _keep_inputs(paths, targets)
     loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
     for note in loaded.source.notes:
@@ -129,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
-    """The files to write, by kind; their folders are made.
+    """Return the files to write, by kind; create their folders.
 
     Raises:
         ConfigError: if one cannot be written.
@@ -147,7 +147,7 @@ def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
     for path in (path for paths in targets.values() for path in paths):
         if not path.parent.is_dir() or path.is_dir():
             wrong = f"{path} is a directory" if path.is_dir() else f"{path.parent} is not a directory"
-            raise ConfigError("", path, f"{wrong}, so nothing can be written there")
+            raise ConfigError("", path, f"{wrong}, so it cannot be written")
     return targets
 
 
@@ -155,14 +155,14 @@ def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]]) -> None:
     inputs = {path.resolve() for path in paths}
     for target in (path for kind in targets.values() for path in kind):
         if target.resolve() in inputs:
-            raise ConfigError("", target, f"{target} is one of the images, and would be overwritten")
+            raise ConfigError("", target, f"{target} is one of the images and would be overwritten")
 
 
 def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
-    """A name for every class: of the file, of the weights, or their numbers.
+    """Return a name for every class: from the file, from the weights, or their numbers.
 
     Raises:
-        ConfigError: if the model has no classes, or the file has not one line for each.
+        ConfigError: if the model has no classes, or the file does not have one line for each.
     """
     if loaded.config.task.OUTPUT != "logits":
         mend = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
@@ -183,7 +183,7 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if len(names) != count:
-        raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, and the model {count:,} classes")
+        raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, the model {count:,} classes")
     moved = moved_name(loaded.class_names or [], names)
     if moved is not None:
         known = (loaded.class_names or []).index(moved)
@@ -202,14 +202,14 @@ def predict(
     device: str = "auto",
     pictures: int = 0,
 ) -> Predictions:
-    """The likeliest classes of image files; those that cannot be read are left out and named.
+    """Return the most likely classes of image files; unreadable files are skipped and named.
 
     Args:
         names: one for each class.
-        pictures: keep thumbnails of so many of the first images.
+        pictures: keep thumbnails of the first N images.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if the device does not exist.
     """
     import torch
 
@@ -238,7 +238,7 @@ def predict(
 def _batches(
     loaded: LoadedModel, paths: Sequence[Path], batch: int, done: Predictions, pictures: int
 ) -> Iterator[tuple[list[Path], list[Tensor]]]:
-    """The files that can be read and their images, in groups of `batch` files."""
+    """Yield readable files and their images, in groups of `batch` files."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -260,7 +260,7 @@ def _batches(
 
 
 def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry | None] | str:
-    """The input of the model and, where it is wanted, a picture; or why the file cannot be used."""
+    """Return the input of the model and, if requested, a thumbnail; or the reason why the file cannot be used."""
     from swinv2_train.cli.sheet import Entry
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import BrokenSample
@@ -288,7 +288,7 @@ def _best(path: Path, shares: Tensor, names: Sequence[str], top: int) -> Predict
 
 
 def print_predictions(found: Sequence[Prediction]) -> None:
-    """A table: on a terminal drawn, elsewhere aligned columns."""
+    """Print a table: drawn on a terminal, aligned columns elsewhere."""
     if not found:
         return
     rows = [(str(one.path), *(f"{name} {share:.1%}" for _, name, share in one.classes)) for one in found]
@@ -310,7 +310,7 @@ def print_predictions(found: Sequence[Prediction]) -> None:
 
 
 def _plain(text: str) -> Any:
-    """Text that rich does not take brackets out of."""
+    """Return text whose brackets rich does not interpret."""
     from rich.text import Text
 
     return Text(printable(text))
@@ -322,7 +322,7 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
     for path in targets["csv"]:
         write_bytes(path, csv_text(done.found).encode(errors="surrogateescape"))
     for path in targets["jsonl"]:
-        # A lone surrogate becomes its escape in JSON.
+        # A lone surrogate becomes a JSON escape.
         write_bytes(path, jsonl_text(done.found).encode(errors="backslashreplace"))
     model = str(loaded.source.path)
     for path in targets["sheet"]:
@@ -342,7 +342,7 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
     return int(text)
 
 

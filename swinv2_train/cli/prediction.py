@@ -1,4 +1,4 @@
-"""The prediction for one file, as `swinv2-predict` makes it and every output shows it."""
+"""Prediction for one file, as every output of `swinv2-predict` shows it."""
 
 from __future__ import annotations
 

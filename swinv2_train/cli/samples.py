@@ -1,4 +1,4 @@
-"""The training samples of a config, as far as a command line needs them. Torch-free."""
+"""Training samples of a config, as far as a command line needs them. Torch-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # a dry run and `--help` do without numpy
 
 @dataclass(frozen=True)
 class Samples:
-    """The training samples as far as the command line needs them."""
+    """Training samples as far as the command line needs them."""
 
     count: int
     source: str
@@ -27,16 +27,16 @@ class Samples:
 
     @property
     def card(self) -> Card | None:
-        """The dataset card of the shards."""
+        """Dataset card of the shards."""
         return self.shards.card if self.shards else None
 
 
 def count_samples(config: Config, *, required: bool) -> Samples:
-    """Count the training samples, and see that the held-out ones are there.
+    """Count the training samples, and check that the held-out ones exist.
 
     Raises:
         ConfigError: if there are no shards, and `required` or no expected number.
-        DataError: if shards are given that cannot be used.
+        DataError: if the shards cannot be used.
     """
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.overlap import overlap_warning
@@ -61,6 +61,6 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         raise ConfigError(
             "data.shards",
             "''",
-            "give tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
+            "set tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
         )
     return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None)

@@ -1,4 +1,4 @@
-"""How predictions are handed over: CSV, JSON lines, and sheets of pictures with bars (HTML and PNG)."""
+"""Output files of predictions: CSV, JSON lines, and sheets of images with bars (HTML and PNG)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Entry:
 
 
 def csv_text(found: Sequence[Prediction]) -> str:
-    """A line per image and class: image, rank, class number, class, probability."""
+    """Return a line per image and class: image, rank, class number, class, probability."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("image", "rank", "class_number", "class", "probability"))
@@ -67,7 +67,7 @@ def csv_text(found: Sequence[Prediction]) -> str:
 
 
 def jsonl_text(found: Sequence[Prediction]) -> str:
-    """A JSON object per image."""
+    """Return a JSON object per image."""
     lines = (
         {
             "image": str(one.path),
@@ -81,10 +81,10 @@ def jsonl_text(found: Sequence[Prediction]) -> str:
 
 
 def html_sheet(entries: Sequence[Entry], line: str) -> str:
-    """A page with nothing outside of it.
+    """Return a self-contained HTML page.
 
     Args:
-        line: stands below the title: the model.
+        line: subtitle: the model.
     """
     cards = "\n".join(map(_card, entries))
     count = f"{len(entries):,} image{'' if len(entries) == 1 else 's'}"
@@ -122,10 +122,10 @@ def _card(entry: Entry) -> str:
 
 
 def png_sheet(entries: Sequence[Entry], line: str) -> Image.Image:
-    """The same as one picture, four images in a row.
+    """Return the same as one image file, four images in a row.
 
     Args:
-        line: stands at the top: the model.
+        line: title: the model.
 
     Raises:
         ValueError: without an image.

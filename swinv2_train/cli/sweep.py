@@ -1,7 +1,7 @@
-"""The command `swinv2-sweep`: what the jobs of a sweep came to, as tables, CSV and figures; and the door of
+"""The command `swinv2-sweep`: results of a sweep's jobs, as tables, CSV, and figures; and the entry point of
 `swinv2-train -m`, which runs them.
 
-Exit status: 0 done; 1 the output could not be written; 2 usage error; 130 interrupted.
+Exit status: 0 done; 1 the output cannot be written; 2 usage error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ examples:
   swinv2-sweep status outputs/sweeps/lr_wd
   swinv2-sweep report outputs/sweeps/lr_wd
 
-status shows the jobs; report compares the values that were swept over, with mean and sample standard deviation over the
-seeds, and writes report.csv and figures into DIR. Both only read what the jobs have left, also while they run."""
+status shows the jobs; report compares the swept values, with mean and sample standard deviation over the
+seeds, and writes report.csv and figures into DIR. Both only read the files of the jobs, even while they run."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; prints help and exits where that is asked for."""
+    """Parse the command line; print help and exit if requested."""
     parser = Parser(
         prog="swinv2-sweep",
-        description="Look at a sweep, several runs that `swinv2-train -m` has started.",
+        description="Inspect a sweep: several runs that `swinv2-train -m` has started.",
         epilog=f"{EXAMPLES}\n\n{manual('conf')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("what", choices=("status", "report"), help="the jobs, or what their values say")
+    parser.add_argument("what", choices=("status", "report"), help="the jobs, or a comparison of the swept values")
     parser.add_argument("dir", type=Path, metavar="DIR", help="the directory of the sweep")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("--metric", metavar="NAME", help="report another metric than the sweep's own")
-    parser.add_argument("--direction", choices=("minimize", "maximize"), help="which end of it is the good one")
+    parser.add_argument("--direction", choices=("minimize", "maximize"), help="the better direction")
     offer(parser)
     return parser.parse_intermixed_args(argv)
 
@@ -60,7 +60,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     from swinv2_train.sweep.survey import survey
 
     if arguments.metric or arguments.direction:
-        raise ConfigError("", "", "--metric and --direction go with report")
+        raise ConfigError("", "", "--metric and --direction require report")
     sweep, jobs = survey(arguments.dir)
     if arguments.json:
         print(as_json(arguments.dir, sweep, jobs))
@@ -89,7 +89,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the sweep of a `swinv2-train -m` command line; returns the exit code.
+    """Run the sweep of a `swinv2-train -m` command line and return the exit code.
 
     Raises:
         ConfigError, DataError, RunError: if it cannot be run.
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     from swinv2_train.sweep.call import run_sweep
 
     if arguments.cfg:
-        raise ConfigError("", "", "--cfg shows the config of one run: leave -m out, or take launch.dry_run=true")
+        raise ConfigError("", "", "--cfg shows the config of one run: omit -m, or use launch.dry_run=true")
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     if joined():
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_start(config: Config) -> None:
-    """See that a job's shards and length are usable now, and not only when its turn comes."""
+    """Check now that a job's shards and length are usable, and not only when the job starts."""
     from swinv2_train.cli.samples import count_samples
     from swinv2_train.config.plan import make_plan
 

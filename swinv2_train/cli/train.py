@@ -1,4 +1,4 @@
-"""The command `swinv2-train`: compose, check, then run here, start ranks, or join the ranks that a launcher started."""
+"""The command `swinv2-train`: compose, check, then run here, start ranks, or join ranks that a launcher started."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ examples:
   swinv2-train -m +experiment=simmim_demo optim.lr=1e-3,5e-4 seed=0,1
   swinv2-train replay=outputs/simmim_demo/incidents/step-00000123-batch-00000122.json
 
-The same command again continues the run in its run.dir (default outputs/NAME).
-Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after saving (run it again to continue),
+Rerun the same command to resume the run in its run.dir (default outputs/NAME).
+Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after saving (rerun the command to resume),
 130 interrupted immediately."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; prints help and exits where that is asked for."""
+    """Parse the command line; print help and exit if requested."""
     listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
     parser = Parser(
         prog="swinv2-train",
@@ -66,10 +66,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, and +experiment=NAME")
-    parser.add_argument("--cfg", choices=["job"], help="print the whole config and what follows from it, and stop")
+    parser.add_argument("--cfg", choices=["job"], help="print the complete config and the derived values, and exit")
     parser.add_argument("--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/experiment/*.yaml)")
     parser.add_argument(
-        "-m", "--multirun", action="store_true", help="a sweep: several runs, one for each of the values KEY=A,B,..."
+        "-m", "--multirun", action="store_true", help="a sweep: one run for each of the values in KEY=A,B,..."
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _own_configs(argv: Sequence[str]) -> Path | None:
-    """What --config-dir says, before the command line is parsed, for its help."""
+    """Return the value of --config-dir before the command line is parsed, for the help text."""
     values = [*argv, ""]
     given = [after for before, after in pairwise(values) if before == "--config-dir"]
     given += [item.partition("=")[2] for item in argv if item.startswith("--config-dir=")]
@@ -93,7 +93,7 @@ def _version() -> str:
 
 
 def load(arguments: argparse.Namespace) -> Config:
-    """The config of a command line, checked, but not complete: data and weights may have to fill something in.
+    """Return the config of a command line, checked but not complete: data and weights may have to fill in values.
 
     Raises:
         ConfigError: if it cannot be run.
@@ -108,7 +108,7 @@ def load(arguments: argparse.Namespace) -> Config:
         from swinv2_train.engine.replay import replay_config
 
         if arguments.config_dir:
-            mend = "a replay takes the config of its run; omit --config-dir"
+            mend = "a replay uses the config of its run; omit --config-dir"
             raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {mend}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
         config = replay_config(Path(incident[-1]), others)
@@ -118,15 +118,15 @@ def load(arguments: argparse.Namespace) -> Config:
             (item for item in arguments.overrides if item.lstrip("+").startswith(("sweep=", "sweep."))), None
         )
         if of_sweep and config.sweep.job is None:
-            raise ConfigError("", of_sweep, f"{of_sweep} is for several runs: add -m")
+            raise ConfigError("", of_sweep, f"{of_sweep} applies to several runs: add -m")
     validate(config)
     if config.launch.env_file:
-        read_env_file(Path(config.launch.env_file))  # said here, and not by every rank
+        read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank
     return config
 
 
 def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
-    """Complete a config, check it once more, and freeze it; arguments as in `complete`.
+    """Complete a config, check it again, and freeze it; arguments as for `complete`.
 
     Raises:
         ConfigError, CheckpointError, DataError: if it cannot be run.
@@ -136,7 +136,7 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
 
     complete(config, card, weights=weights)
     validate(config)
-    selection(config)  # refuses names that the model has not
+    selection(config)  # rejects names that the model does not have
     config.freeze()
 
 
@@ -162,11 +162,11 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
-    """Print what would happen; under a launcher one rank prints."""
+    """Print what would happen; under a launcher, only one rank prints."""
     from swinv2_train.tasks.classes import check_held_out_classes
 
     samples = count_samples(config, required=False)
-    # A recipe may be looked at before there are weights for it.
+    # A recipe may be inspected before its weights exist.
     finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
     check_held_out_classes(config, samples.card)
     if config.data.shards:
@@ -174,7 +174,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         from swinv2_train.data.shards import ShardSet
 
         card = ShardSet.open(config.data.shards, config.data.cache_dir, config.data.cache_gib).card
-        resolve_statistics(config.data, card, config.model.in_channels)  # refuses what the run would refuse
+        resolve_statistics(config.data, card, config.model.in_channels)  # rejects what the run would reject
     device, num_ranks = _planned_ranks(config.launch)
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
@@ -189,7 +189,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
 
 
 def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
-    """The device type and the number of ranks of the run that a command line means."""
+    """Return the device type and the number of ranks of the run that a command line describes."""
     if launch.hostfile and not joined():
         from swinv2_train.launch.hosts import read_hostfile
 
@@ -199,14 +199,14 @@ def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
 
 
 def _init_lines(config: Config, card: Card | None) -> list[str]:
-    """What the weights that the run is to start from would do to it."""
+    """Describe the effect of the weights that the run starts from."""
     source = config.init_from
     if source is None or config.replay:
         return []
     if not Path(source).expanduser().exists():
         return [f"{source} does not exist (yet)"]
     if saved_geometry(Path(config.run.dir), config) is not None:
-        return [f"{source} is for the start of a run; the one in {config.run.dir} goes on from its own checkpoint"]
+        return [f"{source} applies only to a new run; the one in {config.run.dir} resumes from its own checkpoint"]
     from swinv2_train.engine.init_from import preview
     from swinv2_train.tasks.classes import names_of_classes
 
@@ -214,18 +214,18 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
 
 
 def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
-    """Do what a checked config asks for; returns the exit code.
+    """Execute a checked config and return the exit code.
 
     Args:
-        stop: the stop requests to this rank, where a launcher has started it.
-        launched: whether this is a rank that the command itself has started.
+        stop: stop requests to this rank, if a launcher has started it.
+        launched: True if this is a rank that the command itself has started.
     """
     directory = Path(config.run.dir)
     if directory.exists() and not directory.is_dir():
-        raise ConfigError("run.dir", directory, "is a file; give a directory")
+        raise ConfigError("run.dir", directory, "is a file; use a directory")
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and read_status(directory).get("status") == "stopped":
-        return STOPPED  # torchrun takes the end of a stopped run for a failure, and starts it again
+        return STOPPED  # torchrun treats a stopped run as a failure and restarts it
     environment = prepare(config.launch) if joined() else None
     problem = samples = None
     try:
@@ -233,7 +233,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     except Exception as error:
         if code_of(error) is None or not joined():
             raise
-        problem = error  # the other ranks have to hear of it
+        problem = error  # the other ranks must learn of it
     with contextlib.ExitStack() as stack:
         if samples is not None and not joined():
             stack.enter_context(_only_start(config))
@@ -246,10 +246,10 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
 
 @contextlib.contextmanager
 def _only_start(config: Config) -> Iterator[None]:
-    """Keep other commands away from the run directory until this one has reported how the run ended.
+    """Keep other commands out of the run directory until this one has reported how the run ended.
 
     Raises:
-        ConfigError: if another is at work there, or has used the directory meanwhile and `resume.mode` is never.
+        ConfigError: if another is active there, or has used the directory in the meantime and `resume.mode` is never.
     """
     if config.launch.preflight_only:
         yield
@@ -281,7 +281,7 @@ def _train(
         try:
             return train(config, requests, environment, problem, begins=begins)
         except LostRanks as error:
-            # Everything is closed; taking down collectives whose other end is gone may hang for ever.
+            # Everything is closed; destroying collectives whose other ranks are gone may hang forever.
             _complain(error)
             sys.stdout.flush()
             os._exit(FAILED)
@@ -291,17 +291,17 @@ def _train(
 
 
 def _check(config: Config, *, launched: bool) -> Samples:
-    """Complete and freeze a config, and see that its data is there and its directory is this run's."""
+    """Complete and freeze a config, and check that its data exists and that its directory belongs to this run."""
     directory = Path(config.run.dir)
     samples = count_samples(config, required=True)
-    # A rank of our own finds what the command that started it has just written.
+    # The command that started this rank has just written the directory.
     if not launched:
         _refuse_used(config)
     if launched:
-        config.freeze()  # complete: the command that started this rank has seen to it
+        config.freeze()  # the command that started this rank has completed it
     else:
         finish(config, samples.card)
-    assert samples.shards is not None  # they are required
+    assert samples.shards is not None  # `required=True` above
     check_same_run(directory, run_identity(config, samples.shards))
     return samples
 
@@ -312,12 +312,12 @@ def _refuse_used(config: Config) -> None:
         raise ConfigError(
             "resume",
             "never",
-            f"the directory {directory} holds a run already; use another run.dir, or resume=auto to continue it",
+            f"the directory {directory} already contains a run; use another run.dir, or resume=auto to continue it",
         )
 
 
 def _launch(config: Config, samples: Samples) -> int | None:
-    """Start the ranks where there are to be several; their exit code. None: this process is the only rank."""
+    """Start the ranks if several are needed and return their exit code. None: this process is the only rank."""
     launch = config.launch
     if launch.hostfile:
         from swinv2_train.launch.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
@@ -326,7 +326,7 @@ def _launch(config: Config, samples: Samples) -> int | None:
         make_plan(config, sum(host.slots for host in hosts), samples.count)
         return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
     if launch.nproc_per_node:
-        make_plan(config, launch.nproc_per_node, samples.count)  # refused before torch is imported
+        make_plan(config, launch.nproc_per_node, samples.count)  # errors are reported before torch is imported
     device, num_ranks = _choose_ranks(launch)
     make_plan(config, num_ranks, samples.count)
     if num_ranks == 1:
@@ -338,7 +338,7 @@ def _launch(config: Config, samples: Samples) -> int | None:
 
 
 def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:
-    """The device type of a run that this command starts, and its number of ranks."""
+    """Return the device type and the number of ranks of a run that this command starts."""
     from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
 
     return choose_ranks(launch.device, launch.nproc_per_node, LAUNCH_KEYS, only_planned=launch.dry_run)
@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             adopt_forwarded(arguments.resolved)
         adopt_slurm()
         if joined() and not arguments.multirun:
-            stop = StopRequest()  # before anything slow: a signal that comes meanwhile is not lost
+            stop = StopRequest()  # before anything slow, so that no signal is lost
         if arguments.multirun:
             from swinv2_train.cli.sweep import run as run_sweep
 

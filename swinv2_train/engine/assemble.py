@@ -72,7 +72,7 @@ class Start:
 
 
 def first_batch_seconds(parts: Parts) -> float:
-    """Return the seconds in which this rank reads and decodes one micro-batch, without workers.
+    """Return the time in seconds that this rank needs to read and decode one micro-batch, without workers.
 
     Raises:
         DataError: if it cannot.
@@ -88,7 +88,7 @@ def first_batch_seconds(parts: Parts) -> float:
 
 
 def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
-    """Return a line for everything in config and data that was probably not intended. For the main rank."""
+    """Return warnings about settings and data that were probably not intended. Only the main rank calls it."""
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
     if config.task.classes is not None:
@@ -104,7 +104,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
 
 
 def build_trainer(parts: Parts, start: Start, engine: Engine, tracker: Tracker) -> Trainer:
-    """Return the trainer of a run; all ranks call it."""
+    """Return the trainer of a run. A collective."""
     config, plan, ranks, task = parts.config, parts.plan, parts.ranks, parts.task
     directory = Path(config.run.dir)
     saver = Saver(
@@ -173,13 +173,13 @@ def _probe(parts: Parts, tracker: Tracker) -> Probe | None:
 
 
 def _geometry(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what the checkpoints of this run record of it.
+    """Return the metadata that the checkpoints of this run record.
 
     Args:
-        before: the geometry of the checkpoint that the run continues from.
+        before: geometry of the checkpoint that the run resumes from.
     """
     config, shards, own = parts.config, parts.shards, parts.identity
-    # Data without names do not take those of the run away.
+    # If the data has no class names, keep those that the run already has.
     names = list(own.class_names) if own.class_names else (before or {}).get("classes")
     if len(names or ()) != config.task.classes:
         names = None

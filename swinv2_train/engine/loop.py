@@ -1,9 +1,9 @@
 """The training loop, top to bottom.
 
-One step: fetch the micro-batches, forward and backward of each, judge the numbers, update. After a step every
-collaborator is asked whether it is its turn: log, evaluate, draw, save. Checkpoints are written beside the training.
-What is logged stays on the device until a log step; the loss alone is fetched every step, for the guard, at the point
-where DeepSpeed waits for the device anyway.
+One step: fetch the micro-batches, run forward and backward on each, check the numbers, update. After a step, whatever
+is due runs: log, evaluate, draw, save. Checkpoints are written in the background. Logged values stay on the device
+until a log step; only the loss is fetched every step, for the guard, at a point where DeepSpeed waits for the device
+anyway.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class StepOutcome(enum.Enum):
     """Outcome of an attempt at a step."""
 
     STEP = enum.auto()
-    """A step was taken, its update made or skipped."""
+    """A step was taken; its update was applied or skipped."""
     STOP = enum.auto()
-    """Nothing: a stop signal has reached a rank."""
+    """No step: a stop signal reached a rank."""
     ROLLBACK = enum.auto()
     """The run is back at a checkpoint."""
 
 
 @dataclass
 class StepRecord:
-    """The numbers of one step; the terms are this rank's share and still on the device."""
+    """Numbers of one step; the terms are this rank's part and still on the device."""
 
     step: int
     loss: float
@@ -59,12 +59,12 @@ class StepRecord:
     learning_rate: float
     skipped_steps: int
     terms: dict[str, torch.Tensor]
-    """Of the loss, by name, where it has more than one."""
+    """Terms of the loss by name, if there is more than one."""
 
 
 @dataclass
 class Trainer:
-    """Everything a run consists of, and the loop over it. All ranks run it in step."""
+    """All parts of a run, and the loop over it. All ranks run it in lockstep."""
 
     config: Config
     plan: Plan
@@ -73,7 +73,7 @@ class Trainer:
     task: Task
     state: TrainState
     open_batches: Callable[[TrainState], TrainLoader]
-    """Opens this rank's training micro-batches from where a state stands."""
+    """Opens this rank's training micro-batches from the position of a state."""
     evaluation: Evaluation
     checkpoints: Checkpoints
     recovery: Recovery
@@ -82,7 +82,7 @@ class Trainer:
     phase: Phases
     stop: StopRequest
     seconds_at_peak: float | None
-    """Seconds per image if all ranks computed at their peak; None if that is not known."""
+    """Seconds per image if all ranks computed at their peak; None if the peak is unknown."""
     missed: set[str] = field(default_factory=set)
     """Evaluations that were due at the current step when the run ended there (see `due`)."""
 
@@ -90,11 +90,11 @@ class Trainer:
         self.guard = Guard(self.config.guard)
         self.records: list[StepRecord] = []
         self.metrics: dict[str, float] = {}
-        """The evaluation at the present step."""
+        """Evaluation at the current step."""
         self.pace: Throughput | None = None
 
     def run(self) -> int:
-        """Train to the end, or until a stop signal reached any rank. Returns the exit code."""
+        """Train to the end, or until a stop signal reaches any rank. Return the exit code."""
         self.batches = self.open_batches(self.state)
         try:
             return self._run()
@@ -108,7 +108,7 @@ class Trainer:
         first = due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()
         self.evaluate(self.missed | first)
         if self.state.step == 0 and self.config.guard.policy == "rollback":
-            self.save()  # a checkpoint to go back to
+            self.save()  # a checkpoint for rollbacks
         self.phase.watchdog.now("start", self.state.step)
         save_due = False
         while self.state.step < self.plan.total_steps:
@@ -126,7 +126,7 @@ class Trainer:
                 self.log()
             self.evaluate(due(self.config, self.state.step, last=last))
             save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)
-            # Weights from which step after step is refused may be bad themselves: they must not push good ones out.
+            # If step after step is rejected, the weights themselves may be bad: they must not replace good checkpoints.
             if save_due and not last and self.state.skipped_in_row < 2:
                 self.save()
                 save_due = False
@@ -137,14 +137,14 @@ class Trainer:
         return FINISHED
 
     def is_turn(self, every: int) -> bool:
-        """Return whether something that happens every N steps happens after this one; 0 is never."""
+        """Return whether something that is due every N steps is due after this one; 0 means never."""
         return every > 0 and self.state.step % every == 0
 
     def train_step(self, batches: list[Batch]) -> StepOutcome:
-        """One optimizer step over this rank's micro-batches."""
+        """Run one optimizer step over this rank's micro-batches."""
         broken = [line for batch in batches for line in batch.pop("broken", [])]
         weights = [self.task.weights(batch) for batch in batches]
-        # One collective for all that the ranks must know of each other before the forward pass.
+        # A single collective for everything that the ranks must exchange before the forward pass.
         *global_weights, stops, num_broken = self.ranks.sum(
             [*summed_weights(self.task, weights), float(self.stop.requested), float(len(broken))]
         )
@@ -184,7 +184,7 @@ class Trainer:
         self.records.clear()
         self.batches.close()
         self.batches = self.open_batches(self.state)
-        # The same weights again: a restart must not forget which batches are excluded.
+        # Save the same weights again: a restart must not forget which batches are excluded.
         with self.phase("beginning a checkpoint", "save", self.state.step):
             self.checkpoints.begin(self.state, self.metrics)
 
@@ -199,24 +199,24 @@ class Trainer:
         self.clock.step()
 
     def check_skipped(self) -> None:
-        """End a run that only skips."""
+        """End a run that only skips steps."""
         allowed = self.config.guard.max_skipped_in_row
         if self.state.skipped_in_row >= allowed:
             self.log()
             raise self.ranks.end(
                 f"{allowed} steps in a row were skipped, the last of them step {self.state.step} "
-                "(guard.max_skipped_in_row): the run does not learn any more; look at its incidents, then go on with a "
-                "lower optim.lr or other data; where the newest checkpoint leads to the same, its weights are bad "
-                "already: remove it, and the one before is taken"
+                "(guard.max_skipped_in_row): the run no longer learns; look at its incidents, then resume with a "
+                "lower optim.lr or other data; if the newest checkpoint leads to the same result, its weights "
+                "are bad: remove it to resume from the one before"
             )
 
     def warn(self, text: str) -> None:
-        """Warn of something that every rank knows, once."""
+        """Warn once of something that every rank knows."""
         if self.ranks.is_main:
             self.tracker.warn(text)
 
     def note_broken(self, broken: list[tuple[int, str, str]], count: int) -> None:
-        """Name samples that were replaced, and end the run where they are too many."""
+        """Report samples that were replaced, and end the run if there are too many."""
         self.state.broken_samples += count
         for lines in self.ranks.gather(broken):
             for position, key, reason in lines:
@@ -226,11 +226,11 @@ class Trainer:
             raise self.ranks.end(
                 f"{self.state.broken_samples} of {self.state.samples_seen} samples were broken, more than "
                 f"data.max_broken_share={self.config.data.max_broken_share} allows; "
-                "mend the shards (swinv2-data inspect names the broken samples) or allow more"
+                "fix the shards (swinv2-data inspect names the broken samples) or allow more"
             )
 
     def log(self) -> None:
-        """Fetch the numbers of the steps since the last log, add up over ranks, and record them."""
+        """Fetch the numbers of the steps since the last log, sum them over the ranks, and record them."""
         if not self.records:
             return
         names = list(self.records[0].terms)
@@ -270,7 +270,7 @@ class Trainer:
             self.check_best_metric()
 
     def check_best_metric(self) -> None:
-        """End a run whose best checkpoints are to be told by a metric that there is not."""
+        """End the run if `keep_best` ranks checkpoints by a metric that no evaluation reports."""
         wanted = self.config.checkpoint.best_metric
         if self.config.checkpoint.keep_best and wanted not in self.metrics:
             raise self.ranks.end(
@@ -292,8 +292,8 @@ class Trainer:
             self.checkpoints.finish(self.state, self.metrics)
 
     def stop_here(self) -> int:
-        """Save the step that was finished last, and leave."""
+        """Save the step that was finished last and return the exit code."""
         self.finish_saving()
         step = self.state.step
-        self.tracker.message(f"stopped by a signal after step {step}, which is saved; the same command continues")
+        self.tracker.message(f"stopped by a signal after step {step}, which is saved; rerun the same command to resume")
         return STOPPED

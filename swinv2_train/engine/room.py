@@ -1,4 +1,4 @@
-"""Room for a run: address space, shared memory for the batches of its workers, disk for its checkpoints."""
+"""Resources of a run: address space, shared memory for the batches of its workers, and disk for its checkpoints."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from swinv2_train.planner.memory import checkpoint_bytes
 from swinv2_train.tasks.task import Task
 
 _ADDRESSES = 2**30
-"""Bytes of address space that threads and communication need beyond what a process has at the start."""
+"""Bytes of address space that threads and communication need beyond the usage of a process at its start."""
 
 
 def check_address_space() -> None:
     """Check that a limit on the address space (ulimit -v) leaves room for the threads of a run.
 
-    Libraries written in C++ wait forever, or end the process, if a thread of theirs cannot start.
+    C++ libraries wait forever, or end the process, if one of their threads cannot start.
 
     Raises:
         RunError: if it does not.
@@ -51,12 +51,12 @@ def check_address_space() -> None:
 def shared_memory_needed(
     config: Config, plan: Plan, task: Task, card: Card | None = None, held_out: ShardSet | None = None
 ) -> int:
-    """Return the most bytes of batches that the workers of one rank hold in shared memory.
+    """Return the maximum bytes of batches that the workers of one rank keep in shared memory.
 
-    During an evaluation the workers of the training keep theirs.
+    During an evaluation, the training workers keep their batches.
 
     Args:
-        card: of the training shards; images of unknown depth count as 8-bit ones.
+        card: that of the training shards; images of unknown depth count as 8-bit.
         held_out: shards of the evaluations, if there are any.
     """
     batches = config.data.num_workers * plan.micro_batch
@@ -69,7 +69,7 @@ def shared_memory_needed(
 
 
 def _sample_bytes(task: Task, card: Card | None) -> int:
-    """Return the bytes of a sample in a batch; one image of 16 bits widens those of its whole batch."""
+    """Return the bytes of a sample in a batch; a single 16-bit image widens its entire batch."""
     sample = {key: value.nbytes for key, value in task.example_batch(1).items() if isinstance(value, torch.Tensor)}
     if card is not None and 16 in card.bits:
         sample["image"] *= 2
@@ -81,7 +81,7 @@ def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, 
 
     Args:
         needed: bytes for one rank.
-        hosts: for each rank the name of its host and the bytes free there (see `free_shared_memory`).
+        hosts: for each rank, the name of its host and the free bytes there (see `free_shared_memory`).
 
     Raises:
         ConfigError: if they do not.
@@ -107,12 +107,12 @@ def checkpoint_size(config: Config, model: nn.Module) -> int:
 def disk_warning(config: Config, steps_left: int, size: int, directory: Path) -> str | None:
     """Return a warning if the checkpoints that a run keeps do not fit on its disk; None if they do.
 
-    The disk may be enlarged or cleaned up during the run, so this does not end it.
+    The disk may be enlarged or cleaned up during the run, so this is not an error.
 
     Args:
-        steps_left: steps from here to the end of the run.
+        steps_left: number of steps to the end of the run.
         size: bytes of one checkpoint.
-        directory: of the checkpoints.
+        directory: directory of the checkpoints.
     """
     policy = config.checkpoint
     try:
@@ -120,12 +120,12 @@ def disk_warning(config: Config, steps_left: int, size: int, directory: Path) ->
         held = sum(path.stat().st_size for one in list_checkpoints(directory) for path in one.rglob("*"))
     except OSError:
         return None
-    if not disk.total:  # some network file systems do not know
+    if not disk.total:  # some network file systems report 0
         return None
     last, step_wise = max(1, policy.keep_last), policy.keep_every_steps
     saves = 1 + (steps_left // policy.every_steps if policy.every_steps else 0)
     kept = min(last + policy.keep_best + (steps_left // step_wise if step_wise else 0), saves)
-    # One more is written before the oldest is removed; among the old ones, those beyond the policy make room.
+    # A new one is written before the oldest is removed; existing ones beyond the policy make room.
     needed = (kept + (saves > kept)) * size
     room = disk.free + held
     if room >= needed:

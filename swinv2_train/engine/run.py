@@ -47,7 +47,7 @@ from swinv2_train.tracking.environment import append_environment
 
 
 def collective_minutes(limits: WatchdogConfig) -> float:
-    """The timeout of collectives: long enough for the watchdog, which says more, to come first."""
+    """Return the timeout of collectives: longer than the watchdog's limits, because the watchdog reports more."""
     return 1.5 * max(limits.start_minutes, limits.step_minutes, limits.eval_minutes, limits.save_minutes)
 
 
@@ -59,31 +59,31 @@ def train(
     *,
     begins: bool = False,
 ) -> int:
-    """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
+    """Run a validated config on this rank to its end and return the exit code (see `swinv2_train.exit_codes`).
 
     Args:
-        environment: what the launcher and the environment gave.
-        problem: what went wrong on this rank already. It joins the others all the same, to tell them.
-        begins: no command of this package has prepared the run directory for this start.
+        environment: settings from the launcher and the environment.
+        problem: an error that already occurred on this rank. The rank joins the others anyway, to report it to them.
+        begins: True if no command of this package has prepared the run directory for this start.
 
     Raises:
-        ConfigError, DataError, RunError, CheckpointError: on what ends the run, one sentence each.
+        ConfigError, DataError, RunError, CheckpointError: any error that ends the run, with a one-sentence message.
     """
     check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
-        start_server(config.task.worker_modules())  # imports what the workers need while this process builds the model
+        start_server(config.task.worker_modules())  # imports the workers' modules while this process builds the model
     alone = False
     try:
         device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
         ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
         alone = ranks.world_size == 1
         code = _train(config, ranks, stop, environment, problem, begins=begins)
-        # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
+        # Launchers kill the other ranks when one exits, so no rank exits before all are done.
         ranks.barrier()
         leave()
         return code
     except BaseException as error:
-        # Among several ranks the others may sit in a collective; saying goodbye would wait for them.
+        # The other ranks may be in a collective; an orderly shutdown would wait for them.
         if alone:
             leave()
         lost = as_lost_rank(error)
@@ -128,7 +128,7 @@ def _train(
 
 
 def _take_directory(directory: Path, *, begins: bool) -> RunLock:
-    """Lock the run directory; only then is what an earlier start left there read or removed."""
+    """Lock the run directory. Only after that, read or remove what an earlier start left there."""
     try:
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
@@ -152,7 +152,7 @@ def _preflight_lines(parts: Parts, everyone: list[preflight.Facts]) -> list[str]
 
 def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
     def close(kind: type[BaseException] | None, *_: object) -> bool:
-        if kind is None or ranks.world_size == 1:  # among several, the others may sit in a collective
+        if kind is None or ranks.world_size == 1:  # otherwise the other ranks may be in a collective
             engine.close()
         return False
 
@@ -160,7 +160,7 @@ def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
 
 
 def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
-    """Load the newest checkpoint of the run, or the weights that it starts from; all ranks call it.
+    """Load the newest checkpoint of the run, or the weights that it starts from. A collective.
 
     Raises:
         ConfigError, CheckpointError, DataError, RunError: if there is nothing to start from.
@@ -173,18 +173,18 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
             f"none of the checkpoints in {directory / 'checkpoints'} is valid ({'; '.join(lines)}): "
             "remove them to start from the beginning, or use another run.dir"
         )
-    if found.state is None and not config.replay:  # a replay finds its own
+    if found.state is None and not config.replay:  # a replay chooses its own
         lines.append("no checkpoint yet: starting from " + (config.init_from or "the beginning"))
         if config.init_from:
             lines.extend(start_from(config, engine, ranks, names_of_classes(config, parts.shards.card)))
     elif config.init_from and not config.replay:
         lines.append(
-            f"init_from={config.init_from} is for the start of a run; this one goes on from its own checkpoint"
+            f"init_from={config.init_from} applies only to a new run; this one resumes from its own checkpoint"
         )
     total = parts.plan.total_steps
     if state.step > total:
         raise ranks.end(
-            f"the run in {directory} is at step {state.step} already, and the config ends it at {total}: "
+            f"the run in {directory} is already at step {state.step}, but the config ends it at {total}: "
             "set optim.steps or optim.epochs back, or use another run.dir"
         )
     missed = set()

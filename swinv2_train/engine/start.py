@@ -1,4 +1,4 @@
-"""What a start or resume says about itself: what changed, what is made up for, where the run stands."""
+"""Messages at the start or resume of a run: changed settings, missed evaluations, and progress."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from swinv2_train.redact import redacted
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
-    """What was due at a step that a stop signal came before (see `due`).
+    """Return what was due at a step but did not run because of a stop signal (see `due`).
 
     Args:
-        last: whether the run ends at this step.
+        last: True if the run ends at this step.
     """
     try:
         lines = (directory / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
@@ -46,16 +46,16 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
 
 
 def changed_since(resolved: Path, config: Config) -> list[str]:
-    """A line for every value of the config that is not what it was at the last start."""
+    """Return a line for every config value that differs from the last start."""
     if not resolved.exists():
         return []
     try:
         before = redacted(flat(from_yaml(resolved, only_read=True)))
     except ConfigError as error:
-        return [f"what changed since the last start is not known: {error}"]
+        return [f"cannot determine what changed since the last start: {error}"]
     now = redacted(flat(config))
     changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
-    for key in ("checkpoint.best_mode", "sweep.direction"):  # earlier versions always stored one
+    for key in ("checkpoint.best_mode", "sweep.direction"):  # earlier versions always stored a value
         if now[key] is None:  # it follows from the metric
             changed.pop(key, None)
     lines = []
@@ -71,7 +71,7 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
 
 
 def background_warnings(data: DataConfig, card: Card | None) -> list[str]:
-    """Return a line if the statistics of the dataset card count transparent images on another color than the run."""
+    """Return a line if the dataset card's statistics assume another color behind transparent pixels than the run."""
     used = [key for key in ("mean", "std") if getattr(data, key) == "dataset"]
     if not used or card is None or not card.transparent or card.background == data.background:
         return []
@@ -82,7 +82,7 @@ def background_warnings(data: DataConfig, card: Card | None) -> list[str]:
 
 
 def damaged_records(directory: Path) -> list[str]:
-    """Return a line for every file of a run that only describes it and is damaged: the run goes on without it."""
+    """Return a line for every damaged file that only describes the run; the run continues without it."""
     found = []
     for name, kind in (("status.json", dict), ("environment.json", list)):
         try:
@@ -102,7 +102,7 @@ def damaged_records(directory: Path) -> list[str]:
 
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:
-    """What a person should know at the start: where the run is and what it does."""
+    """Return the lines at the start of a run: its progress and its settings."""
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     rate = f"learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps"
     return [

@@ -1,7 +1,7 @@
 """Model FLOPs utilization (MFU) of a run: the FLOPs of its model per second over the peak of its devices.
 
-Counted are the forward and the backward pass of every image; activations that are recomputed are not (arXiv 2204.02311,
-appendix B). Frozen parameters need an unknown part of the backward pass, so a run with them reports no MFU.
+It counts the forward and the backward pass of every image, but not recomputed activations (arXiv 2204.02311, appendix
+B). Frozen parameters need an unknown part of the backward pass, so a run with them reports no MFU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TERA = 1e12
 
 
 def seconds_at_peak(config: Config, ranks: Ranks) -> float | None:
-    """Return the seconds per image if all ranks computed at their peak; None if they are not known.
+    """Return the seconds per image if all ranks computed at their peak; None if the peak is unknown.
 
     The MFU is this number times images per second.
     """
@@ -28,7 +28,7 @@ def seconds_at_peak(config: Config, ranks: Ranks) -> float | None:
 
 
 def utilization_lines(config: Config, ranks: Ranks) -> list[str]:
-    """Return a line for the log about what the MFU is measured against; none on a CPU whose peak is not set."""
+    """Return a line for the log about the reference of the MFU; none on a CPU without a configured peak."""
     peak, arithmetic = _peak(config, ranks), _arithmetic(config)
     if peak is not None and config.optim.freeze:
         return ["no MFU: the FLOPs of a backward pass with optim.freeze are not counted"]
@@ -50,11 +50,11 @@ def _peak(config: Config, ranks: Ranks) -> float | None:
 
 
 def _arithmetic(config: Config) -> str:
-    """Format of the operands of matrix products. The package leaves torch's fp32 setting alone, which is fp32 unless
-    the environment or a task sets TF32."""
+    """Return the format of the operands of matrix products. This package does not change torch's fp32 setting, which is
+    fp32 unless the environment or a task sets TF32."""
     if config.engine.precision != "fp32":
         return config.engine.precision
     try:
         return "fp32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-    except RuntimeError:  # set by the key of torch 2.9, after which torch refuses to read it the other way
+    except RuntimeError:  # set through the API of torch 2.9; torch then refuses to read it through the old one
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"

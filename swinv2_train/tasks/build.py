@@ -16,14 +16,14 @@ from swinv2_train.tasks.classes import check_classes
 from swinv2_train.tasks.task import Task
 
 EVAL_SEED = 20111
-"""Held-out samples get the same masks in every run, so that their losses can be compared."""
+"""Seed of held-out masks: the same in every run, so that losses can be compared."""
 
 
 def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
-    """The training shards and the held-out ones.
+    """Return the training shards and the held-out ones.
 
     Raises:
-        DataError: if a path is missing or holds no samples, or the classes of the shards are not those of the task.
+        DataError: if a path is missing or contains no samples, or the classes of the shards are not those of the task.
     """
     data = config.data
     read = partial(ShardSet.open, cache_dir=data.cache_dir, cache_gib=data.cache_gib, image=data.image)
@@ -34,7 +34,7 @@ def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
 
 
 def build_task(config: Config, shards: ShardSet) -> Task:
-    """The task of a config, with the statistics and classes of its data."""
+    """Return the task of a config, with the statistics and classes of its data."""
     mean, std = resolve_statistics(config.data, shards.card, config.model.in_channels)
     return config.task.implementation().from_data(config, mean, std, shards.card)
 
@@ -42,7 +42,7 @@ def build_task(config: Config, shards: ShardSet) -> Task:
 def evaluation_loader(
     config: Config, task: Task, shards: ShardSet, ranks: Ranks
 ) -> Callable[[int | None, int], EvalLoader]:
-    """A function that opens this rank's share of the first n held-out samples (None: of all), in given batches."""
+    """Return a function that opens this rank's part of the first n held-out samples (None: all), in given batches."""
 
     def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)

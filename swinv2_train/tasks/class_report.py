@@ -1,4 +1,4 @@
-"""The report of a classification: a line per class, the worst classes, confusion and calibration."""
+"""Report of a classification: a line per class, the worst classes, confusion, and calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassReport(Report):
     """See `Report`."""
 
     def tables(self) -> list[list[tuple[str, ...]]]:
-        """The classes with the lowest accuracy, if there are enough classes to choose from."""
+        """Return the classes with the lowest accuracy, if there are enough classes."""
         if "correct_1" not in self.sums or np.size(self.sums["class_samples"]) <= 2:
             return []
         samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
@@ -40,7 +40,7 @@ class ClassReport(Report):
         return {"per_class.csv": self.per_class_csv()}
 
     def charts(self) -> dict[str, Chart]:
-        """The confusion matrix and the reliability diagram, of one class per image."""
+        """Return the confusion matrix and the reliability diagram, for one class per image."""
         from swinv2_train.tracking.charts import confusion_chart, reliability_chart
 
         charts = {}
@@ -52,7 +52,7 @@ class ClassReport(Report):
         return charts
 
     def per_class_csv(self) -> str:
-        """A line per class: its name, how many samples it has and how many of them are right."""
+        """Return a line per class: its name, its number of samples, and the number of correct ones."""
         samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
         several = "histograms" in self.sums
         columns = ("predicted", "average_precision") if several else ("accuracy", "most_confused_with")
@@ -75,7 +75,7 @@ class ClassReport(Report):
         return self.class_names[number] if self.class_names else f"class {number}"
 
     def _most_confused(self, number: int) -> int | None:
-        """The class of most of the wrong predictions for a class; None if there are none, or no matrix."""
+        """Return the most frequent wrong prediction for a class; None if there is none, or no matrix."""
         if "confusion" not in self.sums:
             return None
         row = np.asarray(self.sums["confusion"])[number].copy()
@@ -84,7 +84,7 @@ class ClassReport(Report):
 
 
 def worst_classes(sums: Sums, count: int) -> list[int]:
-    """Classes with samples, the lowest accuracy first; of equals the one with more samples."""
+    """Return classes with samples, lowest accuracy first; of equal ones, the one with more samples first."""
     samples, correct = np.asarray(sums["class_samples"]), np.asarray(sums["class_correct"])
     present = np.flatnonzero(samples)
     accuracy = correct[present] / samples[present]

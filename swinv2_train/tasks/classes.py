@@ -13,7 +13,7 @@ from swinv2_train.data.shards import ShardSet
 
 
 def names_of_classes(config: Config, card: Card | None) -> list[str] | None:
-    """Return a name for every class of a task, from the card of its training shards; None without them.
+    """Return a name for every class of a task, from the card of its training shards; None without names.
 
     Args:
         config: complete.
@@ -30,7 +30,7 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
         card: of the training shards.
 
     Raises:
-        DataError: if the held-out shards cannot be read, and as `check_classes`.
+        DataError: if the held-out shards cannot be read, or as for `check_classes`.
     """
     data, probe = config.data, config.probe
 
@@ -43,22 +43,22 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
 
 
 def check_classes(num_classes: int, card: Card | None, held_out: Card | None) -> None:
-    """Refuse shards that number their classes differently or have more of them than the head.
+    """Reject shards that number their classes differently or have more of them than the head.
 
     Args:
-        num_classes: of the head; 0: not known yet.
+        num_classes: that of the head; 0: not known yet.
 
     Raises:
-        DataError: naming the shards and what differs.
+        DataError: naming the shards and the difference.
     """
     for key, one in (("data.shards", card), ("data.eval_shards", held_out)):
         if one is not None and num_classes and (one.num_classes or 0) > num_classes:
-            raise DataError(f"{key} has {one.num_classes} classes, and task.num_classes={num_classes}")
+            raise DataError(f"{key} has {one.num_classes} classes, but task.num_classes={num_classes}")
     check_same_numbers({"data.shards": card, "data.eval_shards": held_out})
 
 
 def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
-    """Refuse two sets of shards that number their classes differently.
+    """Reject two sets of shards that number their classes differently.
 
     Args:
         cards: of training and held-out shards, by their keys.
@@ -69,7 +69,7 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
     for key, one in cards.items():
         if one is not None and one.class_lists_differ:
             raise DataError(
-                f"the shards of {key} number their classes differently, because they were packed apart: pack them "
+                f"the shards of {key} number their classes differently, because they were packed separately: pack them "
                 "again with --class-names, or together"
             )
     (train, first), (held_out, second) = cards.items()
@@ -90,14 +90,14 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
 
 
 def unnamed_classes(cards: Mapping[str, Card | None]) -> list[str]:
-    """Return a line if one of two sets of labeled shards names its classes and the other does not.
+    """Return a warning if one of two sets of labeled shards names its classes and the other does not.
 
     Args:
-        cards: as in `check_same_numbers`; without a second set there is nothing to compare.
+        cards: as for `check_same_numbers`; without a second set there is nothing to compare.
     """
     names = {key: card.class_names if card else None for key, card in cards.items()}
     named = [key for key, found in names.items() if found]
     if len(named) != 1 or names[named[0]] == list(map(str, range(len(names[named[0]] or ())))):
         return []
     (other,) = names.keys() - set(named)
-    return [f"{named[0]} names its classes and {other} does not: whether they are numbered the same way is not checked"]
+    return [f"{named[0]} names its classes and {other} does not: their numbering cannot be compared"]

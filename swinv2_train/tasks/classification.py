@@ -1,6 +1,6 @@
 """Classification: a linear head on the pooled features, with one class per image or several.
 
-The recipe is the official one of supervised training and fine-tuning: RandAugment or colour jitter, random erasing,
+The recipe is the official one of supervised training and fine-tuning: RandAugment or color jitter, random erasing,
 mixup and cutmix, label smoothing (arXiv 2111.09883, appendix; the order of operations is timm's).
 """
 
@@ -36,12 +36,12 @@ from swinv2_train.tasks.task import Losses, Task
 
 
 class ClassificationTransform(Transform):
-    """Crop, flip, colours, erasing, and in training mixing. The entries of a batch:
+    """Crop, flip, colors, erasing, and mixing in training. The entries of a batch:
 
     - `image` (C, H, W) as decoded,
-    - `label`: int64 scalar; with several labels per image uint8 (ceil(K / 8),), a bit per class,
-    - where samples are mixed, `partner_label` in the same form and `share`, float32 scalar: how much of the sample is
-      its own and not its partner's.
+    - `label`: int64 scalar; with several labels per image uint8 (ceil(K / 8),), one bit per class,
+    - if samples are mixed, `partner_label` in the same form, and `share`, float32 scalar: the part of the sample that
+      is its own and not its partner's.
     """
 
     members = ("image", "cls", "json")
@@ -56,7 +56,7 @@ class ClassificationTransform(Transform):
         self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, tuple(mean), interpolation)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        # Before the label: of a sample with both broken, the reason in the list of broken samples is the image's.
+        # Before the label: if both are broken, the list of broken samples must report the image.
         image = sample.image
         labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
         data = self.data
@@ -85,7 +85,7 @@ class ClassificationTransform(Transform):
 
 
 def pack_labels(labels: Sequence[int], num_classes: int) -> torch.Tensor:
-    """Class numbers as bits, lowest first: uint8 (ceil(num_classes / 8),)."""
+    """Return class numbers as bits, lowest first: uint8 (ceil(num_classes / 8),)."""
     bits = np.zeros(num_classes, dtype=np.uint8)
     bits[list(labels)] = 1
     return torch.from_numpy(np.packbits(bits, bitorder="little"))
@@ -98,7 +98,7 @@ def unpack_labels(packed: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def balanced_weights(counts: Mapping[int, int], num_classes: int) -> list[float]:
-    """Weights inversely proportional to the number of images of a class; over all images their mean is 1.
+    """Return weights inversely proportional to the number of images of a class; their mean over all images is 1.
 
     A class without images gets 0.
     """
@@ -110,11 +110,11 @@ class Classification(Task):
     """The classification task.
 
     Args:
-        class_counts: images per class number, for `task.class_weights=balanced`; None where they are not known.
-        class_names: for the figures; None: the numbers.
+        class_counts: images per class number, for `task.class_weights=balanced`; None if unknown.
+        class_names: for the figures; None: use the numbers.
 
     Raises:
-        ConfigError: where the class weights do not fit the classes.
+        ConfigError: if the class weights do not match the classes.
     """
 
     REPORT = ClassReport
@@ -139,7 +139,7 @@ class Classification(Task):
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
         if not config.task.classes:
-            fix = "the shards have no dataset card with classes: give their number, or pack them with swinv2-data"
+            fix = "the shards have no dataset card with classes: set their number, or pack them with swinv2-data"
             raise ConfigError("task.num_classes", 0, fix)
         return cls(config, mean, std, card.class_counts if card else None, card.class_names if card else None)
 
@@ -148,7 +148,8 @@ class Classification(Task):
         return ImageClassifier(config.model, max(1, config.task.num_classes), size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """Samples; with one class per image and class weights, the summed weights of their classes."""
+        """Return the number of samples, or with one class per image and class weights the summed weights of their
+        classes."""
         if self.class_weights is None or self.task.multi_label:
             return {LOSS: float(len(batch["label"]))}
         return {LOSS: float(sum(part.double().sum() for part in self._label_weights(batch).values()))}
@@ -163,7 +164,8 @@ class Classification(Task):
         return model(self.images(batch), noise=self.noise(model, batch)).float()
 
     def _label_weights(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """How much the loss for each of a sample's two labels counts, (B,): its share times the weight of its class."""
+        """Return the weight of the loss for each of a sample's two labels, (B,): its fraction times its class
+        weight."""
         labels = batch["label"]
         shares = {"label": torch.ones(len(labels), device=labels.device)}
         if "share" in batch:
@@ -174,7 +176,8 @@ class Classification(Task):
         return {name: share * table[batch[name]] for name, share in shares.items()}
 
     def _label_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Summed cross-entropy with the smoothed, mixed and weighted targets, without ever making them dense."""
+        """Return the summed cross-entropy with smoothed, mixed, and weighted targets, without creating dense
+        targets."""
         log_probs = logits.log_softmax(dim=1)
         parts = self._label_weights(batch)
         picked = sum(weight * -log_probs.gather(1, batch[name][:, None])[:, 0] for name, weight in parts.items())
@@ -183,7 +186,7 @@ class Classification(Task):
         return ((1 - smoothing) * picked + smoothing * spread).sum()
 
     def _multi_label_loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Per sample the (weighted) mean over classes of the binary cross-entropy, summed."""
+        """Return the binary cross-entropy, summed over samples: for each the (weighted) mean over classes."""
         targets = unpack_labels(batch["label"], self.task.num_classes)
         if "share" in batch:
             share = batch["share"][:, None]
@@ -205,12 +208,12 @@ class Classification(Task):
         return Measured(classification_sums(logits, targets, batch["valid"], self.task.multi_label))
 
     def measure_any_of(self, model: nn.Module, batch: Batch, labels_of: Callable[[int], list[int]]) -> Measured:
-        """As `measure`, where an image may have several right classes: the one with the highest score is its label.
+        """Like `measure`, for images with several correct classes: the label is the one with the highest score.
 
-        So a prediction is right if it is any of them. Images without a label do not count.
+        A prediction is therefore correct if it is any of them. Images without a label do not count.
 
         Args:
-            labels_of: gives the right classes of the sample at a position.
+            labels_of: returns the correct classes of the sample at a position.
         """
         logits = self._logits(model, batch)
         targets = []
@@ -225,7 +228,7 @@ class Classification(Task):
 
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """The images with their true and predicted classes, framed green where that is right and red where not."""
+        """Draw the images with true and predicted classes, framed in green if correct and in red if not."""
         logits = self._logits(model, batch).cpu()
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = normalise(batch["image"].cpu(), self.mean, self.std) * std + mean
@@ -239,7 +242,8 @@ class Classification(Task):
         )
 
     def _shares(self, batch: Batch) -> torch.Tensor:
-        """(B, num_classes) on the host: how much of each class a sample has; for the few samples of a figure."""
+        """Return (B, num_classes) on the host: the fraction of each class in a sample; for the few samples of a
+        figure."""
 
         def dense(labels: torch.Tensor) -> torch.Tensor:
             if self.task.multi_label:
@@ -272,7 +276,7 @@ class Classification(Task):
 
 
 def _named(row: torch.Tensor) -> dict[int, float]:
-    """The nonzero entries of a (K,) tensor by class number."""
+    """Return the nonzero entries of a (K,) tensor by class number."""
     return {int(label): float(row[label]) for label in row.nonzero()[:, 0]}
 
 
@@ -284,13 +288,13 @@ def _class_weights(task: ClassificationConfig, counts: Mapping[int, int] | None)
             raise ConfigError(
                 "task.class_weights",
                 "balanced",
-                "the shards have no dataset card with class counts: pack them with swinv2-data, or give a list",
+                "the shards have no dataset card with class counts: pack them with swinv2-data, or set a list",
             )
         return balanced_weights(counts, task.num_classes)
     if len(task.class_weights) != task.num_classes:
         raise ConfigError(
             "task.class_weights",
             f"[{len(task.class_weights)} numbers]",
-            f"there are {task.num_classes} classes: give one number for each",
+            f"there are {task.num_classes} classes: set one number for each",
         )
     return [float(weight) for weight in task.class_weights]

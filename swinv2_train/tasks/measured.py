@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 Sums = dict[str, float | np.ndarray]
-"""Sums of an evaluation over samples, micro-batches and ranks: numbers and float64 arrays by name.
+"""Sums of an evaluation over samples, micro-batches, and ranks: numbers and float64 arrays by name.
 
 The names and shapes are the same on every rank.
 """
 
 
 def add_sums(total: Sums, more: Mapping[str, float | np.ndarray]) -> Sums:
-    """Both added up; an empty total is zero."""
+    """Return the sum of both; an empty total is zero."""
     return {name: total[name] + value if name in total else value for name, value in more.items()}
 
 
@@ -25,15 +25,15 @@ class Measured:
     """Results of an evaluation on a part of the samples."""
 
     sums: Sums = field(default_factory=dict)
-    """Added up over samples, micro-batches, and ranks."""
+    """Results that can be summed over samples, micro-batches, and ranks."""
     records: dict[int, Any] = field(default_factory=dict)
-    """Results that cannot be added up, such as the detections in an image: by position, anything that can be pickled.
+    """Results that cannot be summed, such as the detections in an image: by position, anything that can be pickled.
 
-    The records of all ranks come together on the main rank, in the order of positions.
+    The records of all ranks are gathered on the main rank, in the order of positions.
     """
 
     def add(self, more: Measured, batch: Mapping[str, Any]) -> None:
-        """Add what was found on a batch; records of padding and of broken samples are dropped."""
+        """Add the results of a batch; records of padding and of broken samples are dropped."""
         self.sums = add_sums(self.sums, more.sums)
         if more.records:
             counted = batch["position"][batch["valid"]].tolist()

@@ -1,7 +1,7 @@
-"""Classification metrics from logits: sums that add up over batches and ranks, and the numbers that follow from them.
+"""Classification metrics from logits: sums that add up over batches and ranks, and the metrics computed from them.
 
-Every count is exact, so that neither the batches nor the ranks that an evaluation was cut into change it. Shares, such
-as an accuracy, go from 0 to 1.
+Every count is exact, so the result depends neither on the batches nor on the number of ranks. Fractions, such as an
+accuracy, are from 0 to 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from swinv2_train.tasks.measured import Sums
 
 CALIBRATION_BINS = 15
 MOST_CONFUSION_CLASSES = 1000
-"""With more classes than this no confusion matrix is kept."""
+"""Above this number of classes, no confusion matrix is kept."""
 _SCORE_LIMIT = 16.0
 _MOST_HISTOGRAM_CELLS = 1 << 21
 
@@ -22,11 +22,11 @@ _MOST_HISTOGRAM_CELLS = 1 << 21
 def classification_sums(
     logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor, multi_label: bool = False
 ) -> Sums:
-    """What one batch adds to an evaluation.
+    """Return the contribution of one batch to an evaluation.
 
     Args:
         logits: (B, K), any float dtype and device.
-        targets: (B,) class numbers; with `multi_label` (B, K), nonzero where an image has the class.
+        targets: (B,) class numbers; with `multi_label` (B, K), nonzero if an image has the class.
         valid: (B,) bool: the samples that count.
 
     Returns:
@@ -45,7 +45,7 @@ def classification_sums(
 
 
 def classification_metrics(sums: Sums) -> dict[str, float]:
-    """The metrics that follow from added up sums of `classification_sums`.
+    """Return the metrics of the summed results of `classification_sums`.
 
     One class per image: `loss`, `top1`, `top5` (with more than 5 classes), `mean_class_accuracy` (over the classes that
     have samples), `ece` (expected calibration error, 15 bins of equal width, arXiv 1706.04599).
@@ -54,7 +54,7 @@ def classification_metrics(sums: Sums) -> dict[str, float]:
     the classes that occur; logits in the same bin, 1/64 wide for up to 512 classes, count as tied), `f1` (over all
     decisions, at a probability of 0.5).
 
-    Always `samples`. What has no samples is nan.
+    Always `samples`. A metric without samples is nan.
     """
     samples = float(sums["samples"])
     metrics = {"loss": _ratio(float(sums["total"]), samples), "samples": samples}
@@ -74,7 +74,7 @@ def classification_metrics(sums: Sums) -> dict[str, float]:
 
 
 def class_accuracies(sums: Sums) -> np.ndarray:
-    """(K,) share of each class's samples that is right; nan for a class without samples."""
+    """Return (K,) the fraction of each class's samples that are correct; nan for a class without samples."""
     counts, correct = np.asarray(sums["class_samples"]), np.asarray(sums["class_correct"])
     return np.divide(correct, counts, out=np.full(counts.shape, np.nan), where=counts > 0)
 
@@ -82,8 +82,8 @@ def class_accuracies(sums: Sums) -> np.ndarray:
 def average_precisions(histograms: np.ndarray) -> np.ndarray:
     """(K, bins, 2) histograms of the scores of images without and with a class -> (K,) average precision.
 
-    The sum of precision times gain of recall from the highest bin down; the samples of a bin count as tied. nan for a
-    class without images.
+    It is the sum of precision times gain of recall, from the highest bin down; samples in the same bin count as tied.
+    nan for a class without images.
     """
     found = np.cumsum(histograms[:, ::-1, 1], axis=1)
     taken = found + np.cumsum(histograms[:, ::-1, 0], axis=1)
@@ -96,7 +96,7 @@ def _single_label_sums(scores: torch.Tensor, truth: torch.Tensor) -> Sums:
     num_classes = scores.shape[1]
     losses = F.cross_entropy(scores, truth, reduction="none").double()
     own = scores.gather(1, truth[:, None])
-    # Ties go to the lower class number, and what is not finite is never right: no order of sums decides.
+    # Ties go to the lower class number, and non-finite scores are never correct, so no order of sums matters.
     earlier = torch.arange(num_classes)[None] < truth[:, None]
     ahead = (~(scores <= own) | ((scores == own) & earlier)).sum(dim=1)
     right = (ahead == 0).numpy().astype(np.float64)

@@ -1,4 +1,4 @@
-"""Bring together what the ranks of an evaluation measured: sums added up, records gathered, metrics for everyone."""
+"""Combination of the ranks' evaluation results: sums added up, records gathered, metrics on every rank."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from swinv2_train.tasks.task import Task
 
 @dataclass(frozen=True)
 class Outcome:
-    """An evaluation over all ranks."""
+    """Result of an evaluation over all ranks."""
 
     metrics: dict[str, float]
     found: Measured
-    """The sums on every rank; the records on the main rank only, in the order of positions."""
+    """The sums on every rank; the records only on the main rank, in the order of positions."""
 
 
 def combine(task: Task, own: Measured, ranks: Ranks) -> Outcome:
-    """Return the outcome of an evaluation; all ranks call it.
+    """Return the outcome of an evaluation. A collective.
 
     Args:
-        own: what this rank measured. A position is measured by one rank only.
+        own: results of this rank. Each position is measured by exactly one rank.
 
     Raises:
         ConfigError, DataError, RunError: on the main rank if the task cannot compute its metrics; the others end too.

@@ -1,4 +1,4 @@
-"""Pictures that tasks draw of their predictions."""
+"""Figures that tasks draw of their predictions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def prediction_sheet(
     *,
     exact: bool = False,
 ) -> Image.Image:
-    """Images with their true and predicted classes below, framed green where the prediction is right, else red.
+    """Return images with their true and predicted classes below, framed in green if the prediction is right, else red.
 
     Args:
         images: each (C, H, W) with values in [0, 1].
-        truths: per image the share of each of its classes; several where it is mixed or has several.
-        predictions: per image the probability of each class that is predicted.
-        exact: right means the same set of classes; else, that the first predicted class is the one of largest share.
+        truths: per image, the fraction of each of its classes; several if it is mixed or has several.
+        predictions: per image, the probability of each predicted class.
+        exact: "right" means the same set of classes; otherwise, the first predicted class is the one with the largest
+            fraction.
     """
     tiles = [
         _tile(image, truth, predicted, class_names, _is_right(truth, predicted, exact=exact))
@@ -79,7 +80,7 @@ def _tile(
 
 
 def _listed(shares: Mapping[int, float], class_names: Sequence[str] | None, *, numbers: bool) -> str:
-    """The first few classes by share, as `cat 0.71, dog 0.29`."""
+    """Return the first few classes by fraction, as `cat 0.71, dog 0.29`."""
     words = []
     for label in _ranked(shares)[:_LISTED]:
         name = class_names[label] if class_names and label < len(class_names) else f"class {label}"

@@ -1,4 +1,4 @@
-"""Output of swinv2-eval in addition to the metrics; a task overrides what it has."""
+"""Output of swinv2-eval in addition to the metrics; a task overrides the parts it has."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 class Report:
-    """The evaluation of a task, on the main rank.
+    """Report of a task's evaluation, on the main rank.
 
     Args:
-        found: what all ranks measured together.
-        metrics: that follow from it.
-        class_names: a name for every class; None without any.
+        found: combined results of all ranks.
+        metrics: metrics computed from them.
+        class_names: a name for every class; None without names.
     """
 
     def __init__(self, found: Measured, metrics: Mapping[str, float], class_names: Sequence[str] | None = None) -> None:
@@ -26,17 +26,17 @@ class Report:
         self.class_names = class_names
 
     def tables(self) -> list[list[tuple[str, ...]]]:
-        """Further tables for the terminal; the first row of each holds the titles."""
+        """Return additional tables for the terminal; the first row of each contains the titles."""
         return []
 
     def files(self) -> dict[str, str]:
-        """Text files by name."""
+        """Return text files by name."""
         return {}
 
     def charts(self) -> dict[str, Chart]:
-        """Charts by the name of their image."""
+        """Return charts by the name of their image."""
         return {}
 
     def details(self) -> dict[str, Any]:
-        """Further entries of results.json."""
+        """Return additional entries of results.json."""
         return {}

@@ -1,6 +1,7 @@
 """SimMIM: hide patches of an image, reconstruct their pixels (arXiv 2111.09886; official code of Swin-Transformer).
 
-The SwinV2 recipe normalises the target by the mean and deviation of a sliding 47x47 window (`norm_target_window`).
+The SwinV2 recipe normalizes the target by the mean and standard deviation of a sliding 47x47 window
+(`norm_target_window`).
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Losses, Task
 from swinv2_train.tracking.figures import image_grid, to_pil
 
-LOCAL_NOTE = "normalised target: local brightness and contrast are the original's, structure is the model's"
+LOCAL_NOTE = "normalized target: local brightness and contrast are the original's, structure is the model's"
 
 
 def random_mask(rows: int, columns: int, ratio: float, rng: np.random.Generator) -> torch.Tensor:
-    """A bool mask (rows, columns) of patches with exactly ceil(ratio * rows * columns) of them masked."""
+    """Return a bool mask (rows, columns) of patches, with exactly ceil(ratio * rows * columns) of them masked."""
     mask = np.zeros(rows * columns, dtype=bool)
     mask[rng.permutation(rows * columns)[: math.ceil(ratio * rows * columns)]] = True
     return torch.from_numpy(mask.reshape(rows, columns))
 
 
 def enlarge_mask(mask: torch.Tensor, factor: int, height: int, width: int) -> torch.Tensor:
-    """Repeat every entry of a mask (B, h, w) `factor` times each way and cut to (B, height, width)."""
+    """Repeat every entry of a mask (B, h, w) `factor` times in each direction and crop to (B, height, width)."""
     return repeat(mask, "b h w -> b (h row) (w column)", row=factor, column=factor)[:, :height, :width]
 
 
 def masked_pixels(mask: torch.Tensor, patch: int, height: int, width: int) -> int:
-    """How many pixels of images of height x width a patch mask (B, h, w) covers; patches at the edge may be cut."""
+    """Return the number of pixels that a patch mask (B, h, w) covers in images of height x width, which may cut
+    patches."""
     rows = torch.full((mask.shape[1],), patch)
     rows[-1] = height - patch * (mask.shape[1] - 1)
     columns = torch.full((mask.shape[2],), patch)
@@ -51,10 +53,10 @@ def masked_pixels(mask: torch.Tensor, patch: int, height: int, width: int) -> in
 
 
 def local_statistics(images: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and unbiased variance of a sliding window around every pixel, per channel.
+    """Return mean and unbiased variance of a sliding window around every pixel, per channel.
 
-    The window is cut at the border, and only pixels inside the image count. A box filter is separable, also with a cut
-    border, so this costs 2 * window and not window^2 operations per pixel.
+    The window is cut at the border, and only pixels inside the image count. A box filter is separable, even with a cut
+    border, so this costs 2 * window operations per pixel instead of window^2.
 
     Args:
         images: (B, C, H, W) float.
@@ -77,14 +79,14 @@ def local_statistics(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
 
 
 def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The images normalised by their local statistics: (target, mean, deviation), each (B, C, H, W)."""
+    """Return the images normalized by their local statistics: (target, mean, standard deviation), each (B, C, H, W)."""
     mean, variance = local_statistics(images, window)
     deviation = (variance + 1e-6).sqrt()
     return (images - mean) / deviation, mean, deviation
 
 
 class SimMIMTransform(Transform):
-    """Crop, flip and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
+    """Crop, flip, and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
 
     def __init__(self, config: Config, *, training: bool) -> None:
         self.data = config.data
@@ -117,11 +119,11 @@ class SimMIM(Task):
         return MaskedImageModel(config.model, size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """Masked pixels of a micro-batch."""
+        """Return the number of masked pixels of a micro-batch."""
         return {LOSS: float(masked_pixels(batch["mask"], self.patch, *self.size))}
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images normalised, their reconstruction), both (B, C, H, W) fp32."""
+        """Return (normalized images, their reconstruction), both (B, C, H, W) fp32."""
         images = self.images(batch)
         token = self.config.model.patch_size
         tokens = (-(-self.size[0] // token), -(-self.size[1] // token))
@@ -129,12 +131,12 @@ class SimMIM(Task):
         return images, model(images, token_mask, noise=self.noise(model, batch)).float()
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
-        """What the model is to reconstruct, for images (B, C, H, W) normalised by the dataset's statistics."""
+        """Return the reconstruction target for images (B, C, H, W) normalized by the dataset's statistics."""
         window = self.config.task.norm_target_window
         return normalise_target(images, window)[0] if window else images
 
     def summed_loss(self, images: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Per sample (B,): |target - reconstruction| summed over masked pixels, averaged over channels."""
+        """Return per sample (B,): |target - reconstruction| summed over masked pixels, averaged over channels."""
         pixels = enlarge_mask(mask, self.patch, *self.size)[:, None]
         difference = (self.target(images) - reconstruction).abs()
         return (difference * pixels).sum(dim=(1, 2, 3)) / images.shape[1]
@@ -144,7 +146,7 @@ class SimMIM(Task):
         return Losses.single(self.summed_loss(images, reconstruction, batch["mask"]).sum())
 
     def measure(self, model: nn.Module, batch: Batch) -> Measured:
-        """Masked loss: its sum, the number of masked pixels and of samples."""
+        """Return the masked loss: its sum, the number of masked pixels, and the number of samples."""
         images, reconstruction = self._forward(model, batch)
         valid = batch["valid"]
         total = float((self.summed_loss(images, reconstruction, batch["mask"]) * valid).sum())
@@ -160,10 +162,10 @@ class SimMIM(Task):
 
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """Rows of original, masked and reconstructed images.
+        """Draw rows of original, masked, and reconstructed images.
 
-        A normalised target is undone with the local statistics of the original, so that a person sees an image;
-        visible pixels of the reconstruction are the original's.
+        A normalized target is converted back with the local statistics of the original to be viewable; visible pixels
+        of the reconstruction are the original's.
         """
         images, reconstruction = self._forward(model, batch)
         if self.config.task.norm_target_window:

@@ -1,7 +1,7 @@
 """The task contract: everything between a decoded image and a loss, evaluation, and figures.
 
-The loop calls the methods of `Task` and knows nothing else of a task. Its settings, and all that is needed without
-torch, are in its config section (`config/tasks/`). README.md in this folder shows how to add a task.
+The loop calls only the methods of `Task`. Its settings, and everything that is needed without torch, are in its config
+section (`config/tasks/`). README.md in this folder shows how to add a task.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ NORMALISER_EPSILON = 1e-5
 
 
 def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> torch.Tensor | None:
-    """The random numbers of stochastic depth for samples at `positions` (B,); None for a model in eval mode."""
+    """Return the random numbers of stochastic depth for samples at `positions` (B,); None for a model in eval mode."""
     if not model.training:
         return None
-    # Successive positions make independent noise; the seed moves runs apart.
+    # Consecutive positions yield independent noise; the seed separates runs.
     return drop_path_noise(positions + (config.seed % 2**19 << 44), sum(config.model.depths))
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss of one micro-batch as sums, so that the step can weigh them over the whole global batch.
+    """Loss of one micro-batch as sums, so that the step can weight them over the entire global batch.
 
     The loss of a step is the sum over the terms of factor * summed term / weight of the global batch, with the factors
     of `TaskConfig.terms` and the weights of `Task.weights`.
@@ -53,17 +53,17 @@ class Losses:
 
     @classmethod
     def single(cls, total: torch.Tensor) -> Losses:
-        """A loss with one term."""
+        """Return a loss with one term."""
         return cls({LOSS: total})
 
 
 def mean_loss(terms: Mapping[str, torch.Tensor], weights: Mapping[str, float], factors: Mapping[str, float]) -> float:
-    """The loss of a part of a batch by itself; terms without weight count as they are."""
+    """Return the loss of a part of a batch by itself; terms without a weight count unchanged."""
     return sum(factors[name] * (float(term) / (weights[name] or 1.0)) for name, term in terms.items())
 
 
 class Task(abc.ABC):
-    """SimMIM, classification, ... as the loop sees it. Subclasses set the two transforms.
+    """A task as the loop sees it, such as SimMIM or classification. Subclasses set the two transforms.
 
     Args:
         mean, std: per-channel statistics in [0, 1] that images are normalized with.
@@ -84,7 +84,7 @@ class Task(abc.ABC):
         """Return the task for a complete config and the dataset card of its training shards.
 
         Raises:
-            ConfigError: if the card lacks what the config asks for.
+            ConfigError: if the card lacks something that the config requires.
         """
         return cls(config, mean, std)
 
@@ -100,13 +100,13 @@ class Task(abc.ABC):
         """
 
     def build_model(self) -> nn.Module:
-        """The model at the size of the config."""
+        """Return the model at the size of the config."""
         return self.model_of(self.config, self.size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
         """Return the weight of each term of the loss in a micro-batch: samples (the default), pixels, clips.
 
-        They must follow from the batch alone, because they are added up over all ranks before the forward pass.
+        They must depend only on the batch, because they are summed over all ranks before the forward pass.
         """
         return dict.fromkeys(self.config.task.terms(), float(len(batch["position"])))
 
@@ -114,14 +114,14 @@ class Task(abc.ABC):
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         """Forward pass and loss of a micro-batch on the device.
 
-        What is random in it depends on `batch["position"]` alone. The batch may be any selection of samples: a replay
-        runs them one by one.
+        Its randomness must depend only on `batch["position"]`. The batch may be any selection of samples: a replay runs
+        them one by one.
         """
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> Measured:
-        """Measure this rank's share of the held-out samples.
+        """Measure this rank's part of the held-out samples.
 
-        Every rank has equally many batches, at least one.
+        Every rank has the same number of batches, at least one: under ZeRO-3 a forward pass is a collective.
         """
         found = Measured()
         for batch in batches:
@@ -133,17 +133,17 @@ class Task(abc.ABC):
         """Measure a batch of held-out samples. Samples whose `valid` is False do not count in the sums."""
 
     def measure_any_of(self, model: nn.Module, batch: Batch, labels_of: Callable[[int], list[int]]) -> Measured:
-        """Measure a batch whose samples may have several right labels; for tasks with the option `real_labels`.
+        """Measure a batch whose samples may have several correct labels; for tasks with the option `real_labels`.
 
         Args:
-            labels_of: gives the right labels of the sample at a position.
+            labels_of: returns the correct labels of the sample at a position.
         """
         name = type(self).__name__
         raise NotImplementedError(f"{name} has the option real_labels and must override measure_any_of")
 
     @abc.abstractmethod
     def metrics(self, found: Measured) -> dict[str, float]:
-        """Metrics by name from what all ranks measured together; `samples` is one of them.
+        """Return metrics by name from the combined results of all ranks; `samples` is one of them.
 
         Runs on the main rank. The records are in the order of positions.
         """
@@ -153,20 +153,20 @@ class Task(abc.ABC):
         return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
 
     def noise(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
-        """The random numbers of stochastic depth for a batch; None for a model in eval mode."""
+        """Return the random numbers of stochastic depth for a batch; None for a model in eval mode."""
         return depth_noise(self.config, model, batch["position"])
 
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """A picture of what the model does with a batch of held-out or training samples; by default its images.
+        """Draw the model's results on a batch of held-out or training samples; by default the images themselves.
 
-        Every rank draws, because under ZeRO-3 a forward pass is a collective.
+        Every rank must draw, because under ZeRO-3 a forward pass is a collective.
         """
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = (self.images(batch).cpu() * std + mean).clamp(0, 1)
         return image_grid([[to_pil(image) for image in images.numpy()]])
 
     def example_batch(self, batch_size: int) -> Batch:
-        """A batch of random data in the shape that training sees, on the host, with `valid` as in an evaluation.
+        """Return a batch of random data in the shape of training, on the host, with `valid` as in an evaluation.
 
         The default has images, positions, and `valid`; a task adds its own entries.
         """

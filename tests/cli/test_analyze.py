@@ -112,7 +112,7 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        (["windows", "data=x", "windows=4"], "give at least one run"),
+        (["windows", "data=x", "windows=4"], "name at least one run"),
         (["windows", "{log}", "windows=4"], "data= is missing"),
         (["windows", "{log}", "data=x"], "windows= is missing"),
         (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be a whole number"),
@@ -123,7 +123,7 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["signal", "{log}", "precision=fp16"], "needs a GPU"),
         (["signal", "pre=outputs/typo"], "outputs/typo does not exist"),
         (["signal", "pre=typo.pth"], "typo.pth does not exist"),
-        (["signal", "{log}", "dta=/nowhere"], "/nowhere does not exist, and dta is no option; did you mean data?"),
+        (["signal", "{log}", "dta=/nowhere"], "/nowhere does not exist, and dta is not an option; did you mean data?"),
         (["signal", "{log}", "bathc=3"], "bathc=3: unknown option; did you mean batch?"),
     ],
 )

@@ -229,7 +229,7 @@ STEP = "{run}/checkpoints/step-00000040"
         ],
         (["prune", "{run}"], WRONG_USE, "the following arguments are required: --keep-last"),
         (["prune", "{run}", "--keep-last", "0"], WRONG_USE, "0 must be at least 1"),
-        (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "'x' is no whole number"),
+        (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "'x' is not an integer"),
         (["prune", STEP, "--keep-last", "1"], WRONG_USE, "step-00000040 is one checkpoint; use a run directory"),
         (["prune", "{run}", "--keep-last", "1", "--best-mode", "mean"], WRONG_USE, "invalid choice: 'mean'"),
         (["reshape", STEP, "{run}/checkpoints", "--ranks", "2"], WRONG_USE, "step-00000040 already exists"),

@@ -59,7 +59,7 @@ def test_broken_images_give_status_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     (source / "cats" / "cut.jpg").write_bytes(jpeg(1)[:500])
     code, _, err = run(capsys, "pack", source, tmp_path / "out", "--workers", 0)
     assert code == 1
-    assert f"1 image is broken and was left out: see {tmp_path / 'out' / 'broken.jsonl'}" in err
+    assert f"1 image is broken and was skipped: see {tmp_path / 'out' / 'broken.jsonl'}" in err
     write_shards(tmp_path / "foreign", [5], broken=[2])
     code, out, _ = run(capsys, "inspect", tmp_path / "foreign", "--workers", 0)
     assert code == 1
@@ -112,13 +112,13 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
         (["pack", "{tmp}/none", "{tmp}/out"], "{tmp}/none does not exist"),
         (["pack", "{tmp}", "{tmp}/out", "--workers", "0"], "{tmp} holds no images"),
         (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "'0' must be above 0"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "'12XB' is no size"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "'12XB' is not a size"),
         (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "0 must be at least 1"),
         (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "101 must be from 1 to 100"),
-        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "'x' is no whole number"),
-        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "1"], "must lie between 0 and 1"),
-        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "a"], "'a' is no number"),
-        (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the beginning of a file name"),
+        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "'x' is not an integer"),
+        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "1"], "must be between 0 and 1"),
+        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "a"], "'a' is not a number"),
+        (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the start of a file name"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "eval", "--eval-share", "0.1"], "would write the same shards"),
         (["inspect", "{tmp}"], "{tmp} is a directory without shards"),
         (["inspect", "{tmp}/x.tar"], "{tmp}/x.tar does not exist"),

@@ -118,7 +118,7 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
         (["data=x"], "checkpoint= is missing"),
         (["checkpoint=x"], "data= is missing"),
         (["checkpoint=x", "data=y", "bach=3"], "bach=3: unknown option; did you mean batch?"),
-        (["checkpoint=x", "data=y", "batch=0"], "batch=0: must be a whole number, at least 1"),
+        (["checkpoint=x", "data=y", "batch=0"], "batch=0: must be an integer of at least 1"),
         (["checkpoint=x", "data=y", "ema=yes"], "ema=yes: must be true or false"),
         (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: must be one of fp32, bf16, fp16"),
         (["checkpoint=x", "data=y", "verbose"], "cannot read 'verbose': write key=value"),

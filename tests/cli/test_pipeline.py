@@ -40,16 +40,16 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "give the pipeline, such as pipeline=demo; there are demo, giant"),
+        ([], "choose a pipeline, such as pipeline=demo; available: demo, giant"),
         (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: unknown stage"),
-        (["pipeline=demo", "--json"], "--json goes with status"),
+        (["pipeline=demo", "--json"], "--json requires status"),
         (["pipeline=demo", "--config-dir", "/no/such"], "--config-dir /no/such"),
-        (["pipeline=demo", "stages.task.launch.dry_run=true"], "holds for the whole chain"),
+        (["pipeline=demo", "stages.task.launch.dry_run=true"], "applies to the entire chain"),
         (
             ["pipeline=demo"],
             "stage simmim: data.eval_shards=demo-data/digits-eval: demo-data/digits-eval does not exist",
         ),
-        (["status"], "give the directory of a pipeline"),
+        (["status"], "name the directory of a pipeline"),
         (["status", "/no/such"], "there is no pipeline.json in /no/such"),
         (["status", "/no/such", "--redo", "task"], "status runs nothing"),
     ],

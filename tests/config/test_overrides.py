@@ -129,7 +129,7 @@ def test_commands_take_options_and_keys_once(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as end:
         parser.parse_intermixed_args(["--top", "1", "--top=2"])
     assert end.value.code == 2
-    assert capsys.readouterr().err == "x: --top is given more than once; give it once; see x --help\n"
+    assert capsys.readouterr().err == "x: --top is set more than once; set it once; see x --help\n"
 
 
 def test_a_pipelines_command_line_replaces_its_file_and_takes_a_key_once(tmp_path: Path) -> None:

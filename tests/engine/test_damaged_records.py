@@ -59,7 +59,7 @@ def test_a_run_goes_on_with_damaged_records(
     assert ("metrics.jsonl has no line for 1 of the steps up to 4" in said) == (kind == "garbage")
     for name in ("status.json", "environment.json", "incidents/step-00000003-batch-00000002.json"):
         assert f"{name} is damaged" in said
-    assert "what changed since the last start is not known: " in said
+    assert "cannot determine what changed since the last start: " in said
     assert "lines of metrics.jsonl, past step 4 or damaged" in said
     ours, theirs = comparable(run), comparable(finished_run)
     lost = [record for record in theirs if record["step"] == 2 and "loss" in record] if kind == "garbage" else []

@@ -135,7 +135,7 @@ def test_a_run_starts_from_another_and_does_without_it_later(
 
     shutil.rmtree(source)
     assert run_here(command) == FINISHED
-    assert "is for the start of a run" in (run_dir / "log.txt").read_text()
+    assert "applies only to a new run" in (run_dir / "log.txt").read_text()
     assert [path.name for path in list_checkpoints(run_dir / "checkpoints")] == ["step-00000002", "step-00000001"]
     assert run_here(last_of_each([*command, f"run.dir={tmp_path / 'new'}"])) == WRONG_USE
     assert f"{source} does not exist" in capsys.readouterr().err

@@ -191,7 +191,7 @@ def test_too_many_broken_samples_end_the_run(tmp_path: Path, capsys: pytest.Capt
         ("optim.global_batch=6", ["optim.global_batch=6", "was started with 12"]),
         ("seed=1", ["seed=1", "was started with 0"]),
         ("data.resolution=96", ["data.resolution=[96, 96]", "was started with [64, 64]"]),
-        ("resume=never", ["resume=never", "holds a run already"]),
+        ("resume=never", ["resume=never", "already contains a run"]),
     ],
 )
 def test_another_run_in_a_used_directory_is_refused(
@@ -279,7 +279,7 @@ def test_a_run_cannot_end_before_where_it_is(
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
     assert run_here(tiny_run(shards, finished_run, "optim.steps=5")) == FAILED
-    assert "is at step 8 already, and the config ends it at 5" in capsys.readouterr().err
+    assert "is already at step 8, but the config ends it at 5" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()} == before
 
 

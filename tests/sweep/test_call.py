@@ -245,7 +245,7 @@ def test_wrong_use_is_one_sentence_before_any_job(
 
 def test_sweep_keys_without_the_flag_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_here(["+experiment=simmim_demo", "+sweep=lr_wd"]) == 2
-    assert "+sweep=lr_wd is for several runs: add -m" in capsys.readouterr().err
+    assert "+sweep=lr_wd applies to several runs: add -m" in capsys.readouterr().err
 
 
 def test_under_a_launcher_it_is_refused(
