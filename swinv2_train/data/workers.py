@@ -228,7 +228,7 @@ def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) ->
     """The sentence about workers that ended by themselves."""
     ended = [worker for worker in workers if not worker.is_alive()]
     if any(worker.exitcode == _SERVER_GONE and _runs(worker.pid) for worker in ended):
-        return "the process that data workers are forked from was killed; the same command continues the run"
+        return "the process that data workers are forked from was killed; rerun the same command to resume the run"
     number = next((-worker.exitcode for worker in ended if (worker.exitcode or 0) < 0), 0)
     samples = [sample_of(i) for i, worker in enumerate(workers) if not worker.is_alive() and (worker.exitcode or 0) < 0]
     sample = next(filter(None, samples), "")

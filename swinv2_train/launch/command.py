@@ -1,8 +1,8 @@
-"""Start `swinv2-train` as a process of its own, pass stop signals on to it, and see it end.
+"""Run `swinv2-train` as a separate process, forward stop signals to it, and wait for its end.
 
-For what runs several runs, one after the other: pipelines and sweeps. The run has a session of its own, so that a
-Ctrl-C on the terminal reaches it once, through its parent. If the parent is killed, the kernel sends the run a SIGTERM
-(Linux; `prctl(2)`, PR_SET_PDEATHSIG): it finishes its step, saves and ends, and the next call goes on from there.
+For pipelines and sweeps, which run several runs one after the other. The run has its own session, so a Ctrl-C on the
+terminal reaches it once, through its parent. If the parent is killed, the kernel sends the run a SIGTERM (Linux;
+`prctl(2)`, PR_SET_PDEATHSIG): it finishes its step, saves, and ends, and the next call resumes from there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from swinv2_train.launch.signals import give_back_signals, take_signals
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.2
 _PIPE_SECONDS = 2.0
-"""Seconds for which a run that has ended may leave its stderr open, through a surviving child process."""
+"""Seconds that a run may leave its stderr open after its end, through a surviving child process."""
 
 
 class StopSignals:
-    """The stop signals that came to this process while it is open."""
+    """Stop signals that reach this process while it is open."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -39,12 +39,12 @@ class StopSignals:
         self.received.append(number)
 
     def close(self) -> None:
-        """Give the signals back to whoever handled them before."""
+        """Restore the previous signal handlers."""
         give_back_signals(self._previous)
 
 
 def train_command(launcher: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """The command of a run; behind a launcher it is `swinv2-train`, as on the command line."""
+    """Return the command of a run; behind a launcher it is `swinv2-train`, as on the command line."""
     if launcher:
         return [*launcher, "swinv2-train", *arguments]
     return [sys.executable, "-m", "swinv2_train.cli.train", *arguments]
@@ -57,18 +57,18 @@ def run_command(
     stop: Callable[[], bool] | None = None,
     last_errors: deque[str] | None = None,
 ) -> int:
-    """Run a command to its end; returns its exit code, negative for the signal that ended it.
+    """Run a command to its end and return its exit code, negative for the signal that ended it.
 
     Args:
-        stop: asked all the time; once it says yes, the command gets a SIGTERM.
-        last_errors: takes the lines that the command writes to stderr, which are shown all the same.
+        stop: polled all the time; once it returns True, the command gets a SIGTERM.
+        last_errors: collects the lines that the command writes to stderr, which are also printed.
 
     Raises:
-        OSError: if there is no such command.
+        OSError: if the command does not exist.
     """
     process = subprocess.Popen(
         command,
-        # A launcher of the user may be, or start, another Python.
+        # The user's launcher may be, or start, a different Python.
         env={**os.environ, **import_variables()} if command[0] == sys.executable else None,
         start_new_session=True,
         preexec_fn=_end_with(os.getpid()),
@@ -87,7 +87,7 @@ def run_command(
             new = signals.received[sent:]
             sent += len(new)
             for number in new:
-                # Launchers know SIGTERM and SIGINT; a run takes the others for the same request.
+                # Launchers know SIGTERM and SIGINT; a run treats the other signals as the same request.
                 process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             if stop is not None and not stopped and stop():
                 stopped = True
@@ -101,7 +101,7 @@ def _pass_on(stream: IO[bytes], lines: deque[str]) -> None:
     with stream:
         for line in stream:
             lines.append(line.decode(errors="replace").rstrip())
-            with contextlib.suppress(OSError):  # our own reader may be gone
+            with contextlib.suppress(OSError):  # our own reader may have exited
                 os.write(2, line)
 
 
@@ -112,7 +112,7 @@ def _end_with(parent: int) -> Callable[[], None] | None:
 
     def arrange() -> None:
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before this
+        if os.getppid() != parent:  # it died before the prctl call
             os._exit(1)
 
     return arrange

@@ -1,8 +1,8 @@
 """Environment of a rank, read and completed before torch is imported: launcher, variables, network.
 
-`deepspeed` and `torchrun` say who a rank is in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. `srun` has
-variables of its own, which become these here. An environment file gives what the shell of a login does not carry to
-other hosts, and the network interface and the number of threads are chosen where nobody has.
+`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, and MASTER_PORT. `srun` has its own variables,
+which are translated here. An environment file provides variables that a login shell does not forward to other hosts.
+The network interface and the number of threads are chosen if they are not set.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from swinv2_train.config.schema import LaunchConfig
 from swinv2_train.reading import read_object
 
 FORWARDED_SUFFIX = ".env.json"
-"""In place of the launch file's: the variables of the starting command, for the ranks on other hosts."""
+"""Suffix of the file with the starting command's variables, for the ranks on other hosts."""
 SOCKET_INTERFACES = {"NCCL_SOCKET_IFNAME": "=", "GLOO_SOCKET_IFNAME": ""}
-"""The variables, and what stands before a name there: NCCL takes one without "=" for the beginning of names."""
+"""Interface variables, with the prefix of a name: without "=", NCCL matches every name that begins with it."""
 _ELSEWHERE = "192.0.2.1"
-"""An address that no host has (RFC 5737): the way there is the default route."""
+"""An address that no host has (RFC 5737): packets to it take the default route."""
 _FIRST_PORT, _PORTS = 20000, 12000
-"""Below the ports that a system gives to outgoing connections."""
+"""Below the ports that a system uses for outgoing connections."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ def joined() -> bool:
 
 
 def adopt_slurm() -> bool:
-    """Where `srun` has started several tasks and nobody else has given them ranks, every task is a rank.
+    """Give the tasks of an `srun` step with several tasks their ranks, unless a launcher has done so.
 
     Returns:
-        Whether this process is such a rank.
+        True if this process is such a rank.
 
     Raises:
         ConfigError: if Slurm's variables cannot be read.
@@ -61,7 +61,7 @@ def adopt_slurm() -> bool:
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
     job = re.sub(r"\D", "", os.environ.get("SLURM_JOB_ID", "0")) or "0"
     local = _tasks_here()
-    # With --gpus-per-task every task sees one GPU alone, which is its number 0.
+    # With --gpus-per-task every task sees only one GPU, which is its number 0.
     one_gpu = len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ.update(
         RANK=os.environ["SLURM_PROCID"],
@@ -75,7 +75,7 @@ def adopt_slurm() -> bool:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a Slurm node list such as `node[007-012,020],gpu3`.
+    """Return the first host of a Slurm node list such as `node[007-012,020],gpu3`.
 
     Raises:
         ConfigError: if there is none.
@@ -96,10 +96,10 @@ def _tasks_here() -> int | None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on at the moment.
+    """Return a TCP port that no process currently listens on.
 
-    It lies below the ports that a system gives to outgoing connections (32768 and above on Linux), because one of those
-    could be taken before the main rank listens, even by a rank that tries to reach it.
+    It is below the ports that a system uses for outgoing connections (32768 and above on Linux). Otherwise it could be
+    taken before the main rank listens, even by a rank that tries to reach it.
     """
     for port in random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _PORTS), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -111,7 +111,8 @@ def free_port() -> int:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The variables of a file of KEY=VALUE lines, with comments, blank lines, quotes and `export` as in a shell.
+    """Return the variables of a file of KEY=VALUE lines, with comments, blank lines, quotes, and `export` as in a
+    shell.
 
     Raises:
         ConfigError: if it cannot be read.
@@ -136,7 +137,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def adopt_forwarded(launch_file: Path) -> None:
-    """Take over the variables that the starting command has left for the ranks on other hosts, if it has.
+    """Load the variables that the starting command stored for the ranks on other hosts, if it has.
 
     Raises:
         ConfigError: if they cannot be read.
@@ -151,10 +152,10 @@ def adopt_forwarded(launch_file: Path) -> None:
 
 
 def prepare(launch: LaunchConfig) -> LaunchEnvironment:
-    """Set what a rank needs in its environment. Before torch is imported.
+    """Set what a rank needs in its environment. Call it before torch is imported.
 
     Raises:
-        ConfigError: if the environment file cannot be read, or there is no such interface.
+        ConfigError: if the environment file cannot be read, or the interface does not exist.
     """
     lines = []
     if launch.env_file:
@@ -162,7 +163,7 @@ def prepare(launch: LaunchConfig) -> LaunchEnvironment:
         new = {key: value for key, value in given.items() if key not in os.environ}
         os.environ.update(new)
         kept = sorted(given.keys() - new.keys())
-        note = f"; set already and kept: {', '.join(kept)}" if kept else ""
+        note = f"; already set and kept: {', '.join(kept)}" if kept else ""
         lines.append(f"{len(new)} variables from {launch.env_file}{note}")
     if joined():
         lines.extend(_choose_interface(launch.interface))
@@ -195,7 +196,7 @@ def _choose_interface(wanted: str | None) -> list[str]:
     found = interface_to(master) if unset else None
     way = f"which leads to rank 0 at {master}"
     if found is None and unset and _several_hosts():
-        # The name of rank 0's own host is a loopback address there, on Debian and its like.
+        # On Debian and similar systems, the name of rank 0's own host resolves to a loopback address there.
         found, way = interface_to(_ELSEWHERE), "that of the default route"
     if found is None:
         return []
@@ -213,7 +214,7 @@ def _several_hosts() -> bool:
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface over which this host reaches an address; None where it is this host alone, or unknown."""
+    """Return the network interface through which this host reaches an address; None if it is this host, or unknown."""
     try:
         target = socket.getaddrinfo(address, 9, socket.AF_INET, socket.SOCK_DGRAM)[0][4]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -233,7 +234,7 @@ def _choose_threads() -> list[str]:
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
     ranks = int(here) if here.isdecimal() and int(here) else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Under srun with cores bound to each task, the task has its cores for itself.
+    # Under srun with cores bound to each task, the task already has its own cores.
     bound = os.environ.get("SLURM_CPUS_PER_TASK", "")
     share = int(bound) if bound.isdecimal() and int(bound) == cores else max(1, cores // ranks)
     os.environ["OMP_NUM_THREADS"] = str(share)

@@ -22,8 +22,8 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
     """Return the result of `work` on this rank once it has succeeded on all. A collective; `work` may contain none.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong on the main rank; of another rank
-            the main rank says it as a RunError. All other ranks end silently.
+        ConfigError, DataError, CheckpointError, RunError, OSError: the error of the main rank; for another rank's
+            error, the main rank raises it as a RunError. All other ranks end silently.
     """
     result, failure = None, None
     try:
@@ -41,10 +41,11 @@ def together(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
-    """Do something on the main rank alone; None on the others. A collective; `work` may hold none.
+    """Run `work` on the main rank only and return its result; None on the others. A collective; `work` may contain
+    none.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunError, OSError: what went wrong there; the other ranks end silently.
+        ConfigError, DataError, CheckpointError, RunError, OSError: the main rank's error; the other ranks end silently.
     """
     result, failure = None, None
     if ranks.is_main:
@@ -62,9 +63,9 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
 
 @contextmanager
 def begun() -> Iterator[None]:
-    """Turn what is a usage error at the start into a failure, for work that has begun.
+    """Convert a usage error to a failure, for work that has already begun.
 
-    Data that could be read at the start and cannot be read later is not a usage error: a retry may succeed.
+    Data that was readable at the start and no longer is does not count as a usage error: a retry may succeed.
     """
     try:
         yield

@@ -1,11 +1,11 @@
 """Start the ranks of a run on several hosts: the `deepspeed` command over a hostfile, with pdsh and ssh.
 
-What a shell of ssh does not know there is sent along. What Python needs to start (PATH, library paths) goes through
-DeepSpeed's environment file, which ends up on command lines that everybody on a host can see; all else, keys of
-services among it, through a file in the run directory that its owner alone can read, and that the ranks take over.
+Forward the environment that an ssh shell lacks. Variables that Python needs to start (PATH, library paths) go through
+DeepSpeed's environment file, which ends up on command lines visible to every user on the host. Everything else,
+including service keys, goes through a file in the run directory that only its owner can read; the ranks load it.
 
-A signal cannot be sent to ranks on other hosts. The command leaves a file instead, `STOP` in the run directory, for
-which the main rank looks: anybody who may write there can stop a run that way, from any host.
+Signals cannot be sent to ranks on other hosts. The command creates a file instead, `STOP` in the run directory, which
+the main rank polls: anyone who can write there can stop a run that way, from any host.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FORWARDED = re.compile(
 _NOT_FORWARDED = {"CUDA_VISIBLE_DEVICES", "DS_ENV_FILE", "SWINV2_TRAIN_PARENT"}
 _SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=15")
 _ALIVE_OPTIONS = "-o BatchMode=yes -o ServerAliveInterval=10 -o ServerAliveCountMax=3"
-"""A host whose link is cut is given up after half a minute, instead of never."""
+"""A host whose connection is lost is given up after half a minute, instead of never."""
 _POLL_SECONDS = 0.2
 
 
@@ -63,11 +63,11 @@ class Host:
 
     name: str
     slots: int
-    """Ranks on this host."""
+    """Number of ranks on this host."""
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """The hosts of a file of `NAME slots=N` lines, as DeepSpeed reads them; `#` begins a comment line.
+    """Return the hosts of a file of `NAME slots=N` lines, as DeepSpeed reads them; `#` begins a comment line.
 
     Raises:
         ConfigError: if it cannot be read or a line is something else.
@@ -86,7 +86,7 @@ def read_hostfile(path: Path) -> list[Host]:
         if match is None or int(match[2]) < 1:
             raise ConfigError("launch.hostfile", path, f"line {number}: {line!r} is not NAME slots=N")
         if any(host.name == match[1] for host in hosts):
-            raise ConfigError("launch.hostfile", path, f"line {number}: {match[1]} is there twice")
+            raise ConfigError("launch.hostfile", path, f"line {number}: {match[1]} is listed twice")
         hosts.append(Host(match[1], int(match[2])))
     if not hosts:
         raise ConfigError("launch.hostfile", path, "names no hosts; a line is NAME slots=N, N being the ranks there")
@@ -94,7 +94,7 @@ def read_hostfile(path: Path) -> list[Host]:
 
 
 def main_address(hosts: list[Host], launch: LaunchConfig) -> str | None:
-    """The address of rank 0 as the other hosts reach it; None: DeepSpeed is to ask the first host itself."""
+    """Return the address of rank 0 for the other hosts; None: let DeepSpeed ask the first host."""
     if launch.master_addr:
         return launch.master_addr
     try:
@@ -105,7 +105,7 @@ def main_address(hosts: list[Host], launch: LaunchConfig) -> str | None:
 
 
 def hosts_command(config: Config, hosts: list[Host], config_file: Path, port: int) -> list[str]:
-    """The `deepspeed` command that starts the ranks on all hosts from a complete config."""
+    """Return the `deepspeed` command that starts the ranks on all hosts from a complete config."""
     launch, address = config.launch, main_address(hosts, config.launch)
     hostfile = Path(launch.hostfile or "").expanduser().resolve()
     return [
@@ -118,7 +118,7 @@ def hosts_command(config: Config, hosts: list[Host], config_file: Path, port: in
 
 
 def commands_by_hand(config: Config, hosts: list[Host], overrides: list[str], port: int) -> list[tuple[str, str]]:
-    """Per host, the command that one would type there to start its ranks without ssh."""
+    """Return for each host the command that starts its ranks without ssh, to be typed there."""
     address = main_address(hosts, config.launch) or hosts[0].name
     kept = [item for item in overrides if not item.startswith(("launch.hostfile=", "launch.dry_run="))]
     command = ["deepspeed", "--hostfile", str(config.launch.hostfile), "--no_ssh", "--master_addr", address]
@@ -134,14 +134,14 @@ def commands_by_hand(config: Config, hosts: list[Host], overrides: list[str], po
 
 
 def forwarded_variables() -> dict[str, str]:
-    """The variables of this command that ranks on other hosts get as well."""
+    """Return the variables of this command that are forwarded to ranks on other hosts."""
     return {
         key: value for key, value in os.environ.items() if _FORWARDED.fullmatch(key) and key not in _NOT_FORWARDED
     } | _deepspeed_env_files()
 
 
 def _deepspeed_env_files() -> dict[str, str]:
-    # DeepSpeed reads these by itself, but not in addition to the file that it is given here.
+    # DeepSpeed reads these files by itself, but not in addition to the file that it is given here.
     given = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     found: dict[str, str] = {}
     for directory in (Path.home(), Path.cwd()):
@@ -154,9 +154,9 @@ def _deepspeed_env_files() -> dict[str, str]:
 
 
 def _write_environment(config_file: Path, device: str) -> Path:
-    """Write both files; returns DeepSpeed's."""
+    """Write both files and return DeepSpeed's."""
     forwarded = forwarded_variables()
-    # The ranks resolve what the config reads from the environment, such as credentials of shards, once more.
+    # The ranks resolve the config's environment expressions again, such as credentials of shards.
     named = environment_names(config_file.read_text())
     forwarded |= {name: os.environ[name] for name in named if name in os.environ}
     secret = config_file.with_suffix(FORWARDED_SUFFIX)
@@ -168,7 +168,7 @@ def _write_environment(config_file: Path, device: str) -> Path:
     if device != "auto":
         plain["DS_ACCELERATOR"] = device
     path = config_file.with_suffix(_DEEPSPEED_SUFFIX)
-    # DeepSpeed splits every line at its first "=", and fails on an empty one.
+    # DeepSpeed splits every line at its first "=", and fails on an empty line.
     path.write_text("".join(f"{key}={value}\n" for key, value in plain.items()))
     return path.resolve()
 
@@ -180,17 +180,15 @@ def _check_paths(config: Config) -> None:
     }  # fmt: skip
     for key, place in places.items():
         if not _PLAIN.fullmatch(str(place)):
-            mend = (
-                "pdsh and the shells behind it would change this path: take one of letters, digits and @+=:,./-_ alone"
-            )
+            mend = "pdsh and the shells behind it would change this path: use only letters, digits, and @+=:,./-_"
             raise ConfigError(key, place, mend)
 
 
 def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
-    """See that pdsh is there and that every host lets this user in without a password.
+    """Check that pdsh is installed and that every host accepts this user without a password.
 
     Raises:
-        ConfigError: naming what is missing, or the hosts and what ssh says.
+        ConfigError: naming the missing program, or the hosts with ssh's message.
     """
     for program, package in (("pdsh", "pdsh"), ("ssh", "openssh-client")):
         if shutil.which(program) is None:
@@ -220,10 +218,10 @@ def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
 def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
     """Start the ranks on all hosts, wait for them, and return the exit code of the run.
 
-    A first stop signal has the ranks finish their step, save and end; a second Ctrl-C ends them at once.
+    On the first stop signal the ranks finish their step, save, and end; a second Ctrl-C ends them immediately.
 
     Raises:
-        ConfigError: if a host cannot be reached, or `run.dir` cannot be written to.
+        ConfigError: if a host cannot be reached, or `run.dir` is not writable.
     """
     directory = Path(config.run.dir)
     config_file = launch_file(directory)
@@ -259,7 +257,7 @@ def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:
     if config.launch.preflight_only:
         return code if code >= 0 else 256 + code
     if interrupted:
-        outcome(directory, code, "stopped at once", stopped=False)
+        outcome(directory, code, "stopped immediately", stopped=False)
         return INTERRUPTED
     return outcome(directory, code, _what_hung(directory, begun), stopped=bool(signals.received))
 
@@ -273,7 +271,7 @@ def _ask_to_stop(directory: Path) -> None:
     try:
         (directory / STOP_FILE).touch()
     except OSError as error:
-        text = f"the ranks cannot be asked to stop: {directory / STOP_FILE} cannot be made ({error.strerror})"
+        text = f"the ranks cannot be asked to stop: {directory / STOP_FILE} cannot be created ({error.strerror})"
         print(f"swinv2-train: {text}", file=sys.stderr, flush=True)
 
 
@@ -283,7 +281,7 @@ def _end_at_once(
     """Kill the processes of this start on all hosts: those with its launch file on their command line."""
     options = environment["PDSH_SSH_ARGS_APPEND"] + (f" -p {launch.ssh_port}" if launch.ssh_port else "")
     names = ",".join(host.name for host in hosts)
-    # The brackets keep the pattern from finding the shell that looks for it.
+    # The brackets keep the pattern from matching the shell that runs the search.
     pattern = f"[{config_file.name[0]}]{config_file.name[1:]}"
     command = ["pdsh", "-R", "ssh", "-w", names, "pkill", "-KILL", "-f", pattern]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -304,7 +302,7 @@ def _what_hung(directory: Path, begun: float) -> str:
 
 
 def describe_hosts(config: Config, hosts: list[Host], overrides: list[str]) -> list[str]:
-    """Return the lines of a dry run about the hosts: one command for all, and the same by hand, host by host."""
+    """Return the lines of a dry run about the hosts: one command for all, and the commands by hand, host by host."""
     port = config.launch.master_port or DEFAULT_PORT
     file = launch_file(Path(config.run.dir))
     command = hosts_command(config, hosts, file, port)

@@ -1,10 +1,10 @@
-"""Start the ranks of a run on this machine through DeepSpeed's launcher, pass signals on to them, and see them end.
+"""Start the ranks of a run on this machine with DeepSpeed's launcher, forward signals to them, and wait for their end.
 
 On one machine this is `deepspeed.launcher.launch`, which the `deepspeed` command would start as well, seconds later and
-with a process in between. It passes a SIGTERM on to one rank after the other, with 30 seconds for each, and leaves
-its ranks behind when it is killed; so the signals go to the ranks directly, success is what the run directory says, and
-ranks that are left behind are ended. When one rank is killed, the launcher ends the others: SIGTERM, and SIGKILL after
-30 seconds, which a stopped process does not outlive either.
+with another process in between. It forwards a SIGTERM to one rank after the other, waiting up to 30 seconds for each,
+and leaves its ranks behind when it is killed. Therefore this module signals the ranks directly, reads success from the
+run directory, and ends ranks that are left behind. When one rank is killed, the launcher ends the others: SIGTERM, and
+after 30 seconds SIGKILL, which also ends a suspended process.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _POLL_SECONDS = 0.2
 
 
 def launch_command(num_ranks: int, config_file: Path, port: int | str) -> list[str]:
-    """The command that starts `num_ranks` ranks on this machine from a complete config."""
+    """Return the command that starts `num_ranks` ranks on this machine from a complete config."""
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     devices = visible[:num_ranks] if len(visible) >= num_ranks else list(range(num_ranks))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
@@ -59,18 +59,18 @@ def launch_environment(device: str) -> dict[str, str]:
 
 
 def shown(command: list[str], environment: dict[str, str]) -> str:
-    """A command with its environment as one types it."""
+    """Return a command with its environment in shell syntax."""
     return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])
 
 
 @dataclass
 class _Rank:
-    """A rank's process. The launcher collects it; what it died of can be read between its death and that."""
+    """Process of a rank. The launcher reaps it; its exit status can be read only between its death and that."""
 
     number: int
     process: psutil.Process
     killed_by: int | None = None
-    """The signal, where it was seen."""
+    """The signal that killed it, if observed."""
 
     def lives(self) -> bool:
         """True if the process still exists; records the signal that killed it."""
@@ -79,7 +79,8 @@ class _Rank:
                 return False
             if self.process.status() != psutil.STATUS_ZOMBIE:
                 return True
-            # The last field is the exit status as `wait` gives it; psutil does not show it for another's child.
+            # The last field is the exit status as returned by `wait`; psutil does not expose it for a process of
+            # another parent.
             code = int(Path(f"/proc/{self.process.pid}/stat").read_text().split()[-1])
             self.killed_by = self.killed_by or code & 0x7F or None
         except (psutil.Error, OSError, ValueError):
@@ -94,11 +95,11 @@ class _Family:
         self._launcher, self._size = launcher, size
         self._ranks: dict[int, _Rank] = {}
         self.first_dead: list[_Rank] = []
-        """The ranks that ended first. What the others end of may be the launcher's doing."""
+        """Ranks that ended first. The launcher may have ended the others."""
 
     def look(self) -> list[_Rank]:
-        """The ranks that are alive."""
-        if len(self._ranks) < self._size:  # a look through all processes of a machine is not for nothing
+        """Return the ranks that are alive."""
+        if len(self._ranks) < self._size:  # scanning every process on the machine is not free
             for process in _ranks_below(self._launcher.pid):
                 number = _rank_number(process)
                 if number is not None:
@@ -128,12 +129,12 @@ def _ranks_below(launcher: int) -> list[psutil.Process]:
 def _rank_number(process: psutil.Process) -> int | None:
     try:
         return int(process.environ()["RANK"])
-    except (psutil.Error, KeyError, ValueError):  # it is gone already, or its program is about to begin
+    except (psutil.Error, KeyError, ValueError):  # it has already exited, or has not yet executed its program
         return None
 
 
 class Signals:
-    """Stop signals that came to this command, for the ranks; a signal may come before there are any."""
+    """Stop signals to this command, to forward to the ranks; a signal may arrive before there are any ranks."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -144,7 +145,7 @@ class Signals:
         self.received.append(number)
 
     def forward(self, ranks: list[_Rank]) -> None:
-        """Send every rank the signals that it has not had yet."""
+        """Send every rank the signals that it has not received yet."""
         for rank in ranks:
             process = rank.process
             for number in self.received[self._sent.get(process.pid, 0) :]:
@@ -161,9 +162,9 @@ class Signals:
 def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     """Start the ranks, wait for them, and return the exit code of the run.
 
-    SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 are passed on to the ranks, which finish their step, save and exit; if
-    this process dies of another signal, they notice and do the same. When ranks die, one message on stderr reports it,
-    and `status.json` says `failed`.
+    Forward SIGTERM, SIGINT, SIGHUP, SIGUSR1, and SIGUSR2 to the ranks, which finish their step, save, and exit. If this
+    process dies of another signal, the ranks notice and do the same. If ranks die, one message on stderr reports it,
+    and `status.json` contains `failed`.
     """
     directory = Path(config.run.dir)
     config_file = launch_file(directory)
@@ -171,7 +172,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     signals = Signals()
     try:
         announce(directory, config, config_file)
-        # In a session of its own a Ctrl-C on the terminal reaches the ranks once, through us, and not the launcher.
+        # In its own session, the launcher does not receive a Ctrl-C on the terminal; the ranks get it once, through us.
         command = launch_command(num_ranks, config_file, port)
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         family = _Family(process, num_ranks)
@@ -184,7 +185,7 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
             except subprocess.TimeoutExpired:
                 continue
         left_behind = bool(family.look())
-        killed = _killed(family.first_dead, code)  # later deaths may be our doing
+        killed = _killed(family.first_dead, code)  # we may have caused later deaths
         if left_behind:
             _end_the_rest(family, signals, 60 * (config.watchdog.step_minutes + config.watchdog.save_minutes))
     finally:
@@ -198,25 +199,25 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
 
 
 def launch_file(directory: Path) -> Path:
-    """Where this command leaves the config for its ranks."""
+    """Return the path at which this command leaves the config for its ranks."""
     return directory / f"{LAUNCH_FILES}{socket.gethostname()}-{os.getpid()}.yaml"
 
 
 def announce(directory: Path, config: Config, config_file: Path) -> None:
-    """Write the config for the ranks, and that the run is starting.
+    """Write the config for the ranks, and the status `starting`.
 
     Raises:
-        ConfigError: if `run.dir` cannot be written to, or another process is training there.
+        ConfigError: if `run.dir` is not writable, or another process is training there.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not config.launch.preflight_only:
-            RunLock(directory).release()  # the main rank takes it; here it must be free
-            for left in directory.glob(f"{LAUNCH_FILES}*"):  # of a command that was killed
+            RunLock(directory).release()  # the main rank will take it; check here that it is free
+            for left in directory.glob(f"{LAUNCH_FILES}*"):  # left by a command that was killed
                 left.unlink(missing_ok=True)
-            (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the run before
+            (directory / STOP_FILE).unlink(missing_ok=True)  # it was for the previous run
             write_status(directory, "starting", read_status(directory).get("step", 0))
-        # The one file with the credentials of URLs: for its owner alone, and removed when the ranks have ended.
+        # The only file with the credentials of URLs: private, and removed when the ranks have ended.
         config_file.touch(mode=0o600)
         config_file.write_text(to_yaml(config))
     except OSError as error:
@@ -224,7 +225,7 @@ def announce(directory: Path, config: Config, config_file: Path) -> None:
 
 
 def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:
-    """Ask ranks that outlived their launcher to save and end, and end those that do not within `patience` seconds."""
+    """Ask ranks that outlived their launcher to save and end; kill those that do not end within `patience` seconds."""
     _say("the launcher died; its ranks finish the step, save and end")
     signals.received.append(signal.SIGTERM)
     deadline = time.monotonic() + patience
@@ -240,32 +241,32 @@ def _end_the_rest(family: _Family, signals: Signals, patience: float) -> None:
 def _killed(first_dead: list[_Rank], code: int) -> str:
     """Return the ranks that a signal killed, and the signals, as text; empty if none was observed."""
     known = [f"rank {rank.number} died of {signal_name(rank.killed_by)}" for rank in first_dead if rank.killed_by]
-    if not known and code > 256 - signal.NSIG:  # the launcher ends with the negative signal of its rank, in a byte
+    if not known and code > 256 - signal.NSIG:  # the launcher exits with its rank's negative signal, as a byte
         who = f"rank {first_dead[0].number}" if len(first_dead) == 1 else "a rank"
         known = [f"{who} died of {signal_name(256 - code)}"]
     return " and ".join(known)
 
 
 def outcome(directory: Path, code: int, killed: str, *, stopped: bool) -> int:
-    """The exit code of a run whose ranks have ended; says a last word where the ranks could not."""
+    """Return the exit code of a run whose ranks have ended; report the end if the ranks could not."""
     status = read_status(directory)
     state = status.get("status")
     if state == "finished":
         if code != FINISHED:
-            _say(f"the run is finished; its launcher ended with code {code} afterwards")
+            _say(f"the run is finished; its launcher then ended with code {code}")
         return FINISHED
     if state == "stopped" and (stopped or code == STOPPED):
         return STOPPED
-    if state == "starting" and stopped:  # before the first step there is nothing to save
+    if state == "starting" and stopped:  # there is nothing to save before the first step
         _write_end(directory, "stopped", status)
         return STOPPED
     if code == WRONG_USE and state in ("running", "failed"):  # a run that had begun is not a usage error
         code = FAILED
     if state in ("starting", "running"):
         _write_end(directory, "failed", status)
-    if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these a rank has said why
+    if killed or code not in (FAILED, WRONG_USE, INTERRUPTED):  # with these codes, a rank has reported the cause
         what = killed or f"the launcher ended with code {code}, but the run is not finished (status: {state})"
-        _say(f"{what}; the same command continues from the newest checkpoint")
+        _say(f"{what}; rerun the same command to resume from the newest checkpoint")
         return FAILED
     return code
 
@@ -278,5 +279,5 @@ def _write_end(directory: Path, state: str, status: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be gone, which is no reason to leave the ranks alone
+    with contextlib.suppress(OSError):  # the terminal may be gone; the ranks must still be supervised
         print(redact(f"swinv2-train: {text}"), file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Start a command several times on this machine, once per rank, and see all of them end.
+"""Start a command several times on this machine, once per rank, and wait for all of them.
 
-For commands that save nothing on the way, such as an evaluation: where one rank ends badly, the others are ended, and
-the command can be run again. (A training run, which saves before it ends, has `launch.launcher`.)
+For commands that save nothing before their end, such as an evaluation: if one rank fails, the others are ended, and the
+command can be rerun. (Training runs, which save before they end, use `launch.launcher`.)
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """Config keys of the device and the number of ranks."""
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3.0
-"""Seconds for which ranks may still print and end by themselves after the first one has failed."""
+"""Seconds that ranks may still print and exit by themselves after the first one has failed."""
 
 
 def choose_ranks(
     device: str, wanted: int | None, keys: tuple[str, str] = ("device", "ranks"), *, only_planned: bool = False
 ) -> tuple[str, int]:
-    """The device, cuda or cpu, and how many ranks to start: as many as are wanted, or one per GPU, or one.
+    """Return the device, cuda or cpu, and the number of ranks to start: as requested, or else one per GPU, or one.
 
     Args:
-        device: auto, cuda or cpu.
-        keys: what the user calls the two.
-        only_planned: the ranks are not to be started, so there may be more of them than GPUs.
+        device: auto, cuda, or cpu.
+        keys: the user's names for both settings.
+        only_planned: True if the ranks will not be started, so there may be more of them than GPUs.
 
     Raises:
         ConfigError: if this machine has no GPU or not enough of them.
@@ -46,9 +46,9 @@ def choose_ranks(
 
     available = torch.cuda.device_count()
     if device == "cuda" and not available:
-        raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; take {keys[0]}=cpu")
+        raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; use {keys[0]}=cpu")
     if available and (wanted or 1) > available and not only_planned:
-        mend = f"this machine has {available} GPUs, and a rank needs one of its own; take fewer, or {keys[0]}=cpu"
+        mend = f"this machine has {available} GPUs, and every rank needs its own; use fewer, or {keys[0]}=cpu"
         raise ConfigError(keys[1], wanted, mend)
     return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
 
@@ -56,7 +56,7 @@ def choose_ranks(
 def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str) -> int:
     """Run `python -m module arguments` as `num_ranks` ranks and return 0, or the exit code of one that failed.
 
-    The ranks are in sessions of their own, so that a Ctrl-C reaches this process alone; whatever ends it, they end too.
+    The ranks have their own sessions, so a Ctrl-C reaches only this process; if it ends for any reason, they end too.
 
     Args:
         device: cuda or cpu.
@@ -94,13 +94,13 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code is not None and code < 0:
-                raise RunError(f"rank {rank} died of {signal_name(-code)}, and the others were ended; run it again")
+                raise RunError(f"rank {rank} died of {signal_name(-code)}, and the others were ended; rerun it")
         failed = next((code for code in codes if code), None)
         if failed is not None:
             deadline = time.monotonic() + _GRACE_SECONDS
             while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
                 time.sleep(_POLL_SECONDS)
-            return ranks[0].poll() or failed  # the main rank knows best what the others ended with
+            return ranks[0].poll() or failed  # the main rank's code is the most specific
         if all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_SECONDS)

@@ -40,13 +40,13 @@ T = TypeVar("T")
 _PACKAGE_DIR = Path(__file__).resolve().parent.parent
 _CLOCK_SECONDS = 2.0
 _BUSY_SHARE = 0.9
-"""A GPU with a smaller share of its memory free is in use by somebody."""
+"""A GPU with less than this fraction of its memory free is in use by another process."""
 _ALL_REDUCE_MIB = {"cuda": 256, "cpu": 4}
 _ROUNDS = 3
 _SLOW_SHARE = 3.0
-"""A rank is named if it needs this many times the median for a batch."""
+"""A rank is reported if it needs this many times the median for a batch."""
 _SHARED_SECONDS = 15.0
-"""Seconds that a file may take to appear on other hosts."""
+"""Seconds until a file must be visible on other hosts."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,26 @@ class Facts:
     code: str
     """Hash of the package's source files."""
     config: str
-    """The config as YAML."""
+    """Config as YAML."""
     python: str
     packages: dict[str, str | None]
     device: str
     shards: str | None = None
-    """Digest of names, samples and bytes of all training and held-out shards; None if they could not be opened."""
+    """Digest of names, samples, and bytes of all training and held-out shards; None if they could not be opened."""
     disk_free: int = 0
-    """Bytes free for run.dir."""
+    """Free bytes for run.dir."""
     sees_run_dir: bool = True
-    """True if its run.dir is the main rank's: a file that is created there appears here."""
+    """True if its run.dir is that of the main rank: a file that the main rank creates there is visible here."""
     memory: tuple[int, int] | None = None
-    """Bytes of the GPU that are free, and all."""
+    """Free and total bytes of the GPU."""
     shared_free: int | None = None
-    """Bytes free in the shared memory of its host; None if it has none."""
+    """Free bytes in the shared memory of its host; None if it has none."""
     problem: str | None = None
     """Error on this rank before the preflight."""
     problem_code: int = FAILED
-    """The exit code of that problem."""
+    """Exit code of that error."""
     clock: float = field(default=0.0, compare=False)
-    """Its clock when all ranks were at the same place, in seconds."""
+    """Clock of the rank at a moment when all ranks were at the same place, in seconds."""
 
     @property
     def place(self) -> str:
@@ -86,7 +86,7 @@ class Facts:
 
 @cache
 def code_digest() -> str:
-    """A hash over the source files of the package."""
+    """Return a hash of the source files of the package."""
     digest = hashlib.sha256()
     for path in sorted(_PACKAGE_DIR.rglob("*.py")):
         digest.update(str(path.relative_to(_PACKAGE_DIR)).encode() + b"\0" + path.read_bytes())
@@ -94,7 +94,7 @@ def code_digest() -> str:
 
 
 def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exception | None) -> Facts:
-    """The facts of this rank. A collective, so that the clocks are read at one moment."""
+    """Return the facts of this rank. A collective, so that all clocks are read at the same moment."""
     place = Path(config.run.dir)
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -136,7 +136,7 @@ def _sees_run_dir(directory: Path, ranks: Ranks) -> bool:
     name = ranks.broadcast(made[0].name if made else None)
     deadline = time.monotonic() + _SHARED_SECONDS
     while not (seen := (directory / name).exists()) and time.monotonic() < deadline:
-        time.sleep(0.2)  # a network file system may show it later
+        time.sleep(0.2)  # a network file system may show it with a delay
     ranks.barrier()
     for path in made:
         path.unlink(missing_ok=True)
@@ -144,7 +144,7 @@ def _sees_run_dir(directory: Path, ranks: Ranks) -> bool:
 
 
 def free_shared_memory() -> int | None:
-    """Return the bytes that are free in the shared memory of this host; None if it has none."""
+    """Return the free bytes in the shared memory of this host; None if it has none."""
     try:
         return shutil.disk_usage(SHARED_MEMORY).free
     except OSError:
@@ -152,9 +152,9 @@ def free_shared_memory() -> int | None:
 
 
 def differences(everyone: Sequence[Facts]) -> list[str]:
-    """One sentence for every way in which ranks differ so that they cannot train together; rank 0 is the measure.
+    """Return a sentence for every mismatch that prevents training; rank 0 is the reference.
 
-    Ranks of one host that differ in the same way are named together.
+    Ranks of one host with the same mismatch are reported together.
     """
     first = everyone[0]
     found: dict[str, list[Facts]] = {}
@@ -167,28 +167,28 @@ def differences(everyone: Sequence[Facts]) -> list[str]:
             note(facts.problem, facts)
     for facts in everyone[1:]:
         if facts.python.split(".")[:2] != first.python.split(".")[:2]:
-            note(f"Python {facts.python}, and {first.place} has {first.python}", facts)
+            note(f"Python {facts.python}, but {first.place} has {first.python}", facts)
         for name, here in facts.packages.items():
             there = first.packages.get(name)
             if here != there:
-                note(f"{name} {here or 'is missing'}, and {first.place} has {there or 'none'}", facts)
+                note(f"{name} {here or 'is missing'}, but {first.place} has {there or 'none'}", facts)
         if not facts.sees_run_dir:
-            note(f"its run.dir is not that of {first.place}: all ranks need one that they share", facts)
+            note(f"its run.dir is not that of {first.place}: all ranks must share one", facts)
         if facts.code != first.code:
-            note(f"its source of swinv2-train is {facts.code}, and that of {first.place} {first.code}", facts)
+            note(f"its source of swinv2-train is {facts.code}, but that of {first.place} is {first.code}", facts)
         if facts.problem is None and first.problem is None:
             if facts.config != first.config:
                 line = _first_difference(facts.config, first.config)
                 note(f"was started with another config than {first.place}: {line}", facts)
             elif facts.shards != first.shards:
-                note(f"sees other shards (names, numbers of samples or bytes) than {first.place}", facts)
+                note(f"sees other shards (names, numbers of samples, or bytes) than {first.place}", facts)
     return [f"{_places(group)}: {text}" for text, group in found.items()]
 
 
 def _first_difference(here: str, there: str) -> str:
     pairs = zip(here.splitlines(), there.splitlines(), strict=False)
     line, other = next(((a, b) for a, b in pairs if a != b), (here.splitlines()[-1], there.splitlines()[-1]))
-    return f"{line.strip()}, and there {other.strip()}"
+    return f"{line.strip()}, but there {other.strip()}"
 
 
 def _places(group: Sequence[Facts]) -> str:
@@ -203,7 +203,7 @@ def _places(group: Sequence[Facts]) -> str:
 
 
 def warnings(everyone: Sequence[Facts], checkpoint_bytes: int) -> list[str]:
-    """A line for everything that may go wrong later.
+    """Return a line for everything that may fail later.
 
     Args:
         checkpoint_bytes: size of one checkpoint.
@@ -215,9 +215,9 @@ def warnings(everyone: Sequence[Facts], checkpoint_bytes: int) -> list[str]:
             lines.append(f"the clock of {facts.host} is {facts.clock - middle:+.1f} s off")
         if facts.disk_free < 2 * checkpoint_bytes:
             free, need = facts.disk_free / 2**30, checkpoint_bytes / 2**30
-            lines.append(f"{facts.host} has {free:.1f} GiB free for run.dir, and one checkpoint takes {need:.1f}")
+            lines.append(f"{facts.host} has {free:.1f} GiB free for run.dir, and one checkpoint needs {need:.1f}")
         if facts.device != everyone[0].device:
-            lines.append(f"{facts.host} has {facts.device}, and {everyone[0].host} {everyone[0].device}")
+            lines.append(f"{facts.host} has {facts.device}, but {everyone[0].host} {everyone[0].device}")
     for facts in everyone:
         if facts.memory and facts.memory[0] < _BUSY_SHARE * facts.memory[1]:
             free, whole = (size / 2**30 for size in facts.memory)
@@ -230,9 +230,10 @@ def _one_per_host(everyone: Sequence[Facts]) -> list[Facts]:
 
 
 def bus_bandwidth(ranks: Ranks) -> float:
-    """Bytes per second of an all-reduce over all ranks, as the bus sees them: 2 (n - 1) / n of the tensor's bytes.
+    """Return the bus bandwidth of an all-reduce over all ranks, in bytes per second: 2 (n - 1) / n of the tensor's
+    bytes.
 
-    The same on every rank. The number compares with the one of NVIDIA's nccl-tests (`busbw`). A collective.
+    It is the same on every rank and comparable with `busbw` of NVIDIA's nccl-tests. A collective.
     """
     size = _ALL_REDUCE_MIB[ranks.device.type] * 2**20
     tensor = torch.zeros(size // 4, dtype=torch.float32, device=ranks.device)
@@ -242,7 +243,7 @@ def bus_bandwidth(ranks: Ranks) -> float:
         if ranks.device.type == "cuda":
             torch.cuda.synchronize(ranks.device)
 
-    reduce()  # sets the connections up
+    reduce()  # warm-up: establishes the connections
     ranks.barrier()
     begun = time.perf_counter()
     for _ in range(_ROUNDS):
@@ -254,15 +255,15 @@ def bus_bandwidth(ranks: Ranks) -> float:
 def compare(
     config: Config, ranks: Ranks, problem: Exception | None, open_data: Callable[[], T]
 ) -> tuple[T, list[Facts]]:
-    """Open the data and compare all ranks: (what `open_data` gives, the facts of every rank). A collective.
+    """Open the data and compare all ranks; return (result of `open_data`, facts of every rank). A collective.
 
     Args:
-        problem: what went wrong on this rank before.
-        open_data: opens training shards and held-out shards, or None for the latter.
+        problem: an error that already occurred on this rank.
+        open_data: opens the training shards and the held-out shards, or None for the latter.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the problem, where all ranks have one.
-        RunError: with everything in which ranks differ; on the main rank in words.
+        ConfigError, DataError, CheckpointError: the error, if all ranks have one.
+        RunError: with all mismatches of the ranks; only the main rank's has a message.
     """
     data = None
     if problem is None:
@@ -281,10 +282,10 @@ def compare(
 
 
 def report(everyone: Sequence[Facts], num_shards: int, checkpoint_bytes: int) -> list[str]:
-    """Return what all ranks have in common and what may go wrong later, one line each.
+    """Return what all ranks have in common and what may fail later, one line each.
 
     Args:
-        num_shards: training and held-out shards.
+        num_shards: number of training and held-out shards.
         checkpoint_bytes: size of one checkpoint.
     """
     first, hosts = everyone[0], _one_per_host(everyone)
@@ -317,7 +318,7 @@ def measure(ranks: Ranks, read: Callable[[], float]) -> list[str]:
     times = sorted(ranks.gather((seconds, f"rank {ranks.rank} on {socket.gethostname()}")))
     (middle, _), (worst, where) = times[len(times) // 2], times[-1]
     slow = f"; {where} needs {worst:.2f} s" if worst > _SLOW_SHARE * middle else ""
-    return [*lines, f"a micro-batch is read and decoded in {middle:.2f} s by one process{slow}"]
+    return [*lines, f"one process reads and decodes a micro-batch in {middle:.2f} s{slow}"]
 
 
 def _count(number: int, word: str) -> str:

@@ -1,10 +1,10 @@
-"""The ranks of a job: how a process finds the others, and the few things they tell each other outside of training.
+"""Ranks of a job: how a process finds the others, and what they exchange outside of training.
 
-Control messages (flags, counts, small objects) go over a gloo group of their own, on the host, so that they never wait
-for the accelerator. Gradients and parameters are DeepSpeed's business.
+Control messages (flags, counts, small objects) use a separate gloo group on the host, so they never wait for the
+accelerator. DeepSpeed handles gradients and parameters.
 
-A rank that dies or falls silent shows up in the others as an error of the next collective. That error is `LostRanks`,
-here and, through `as_lost_rank`, where it comes out of a collective of torch or DeepSpeed.
+If a rank dies or stops responding, the others see an error in the next collective. It is raised as `LostRanks`, here
+and, through `as_lost_rank`, if it comes from a collective of torch or DeepSpeed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import MainRankError, RunError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-"""DeepSpeed looks for an MPI job unless it finds all of these, even if the process group already exists."""
+"""DeepSpeed searches for an MPI job unless all of these are set, even if the process group already exists."""
 
 
 def under_launcher() -> bool:
@@ -45,13 +45,14 @@ _GONE = re.compile(
     r"|communicator was aborted",
     re.IGNORECASE,
 )
-"""Phrases by which gloo and NCCL report that a peer is gone; their other errors concern the collective itself."""
+"""Phrases in errors of gloo and NCCL that mean that a peer is gone; their other errors concern the collective
+itself."""
 _SPEAKERS = re.compile(r"gloo|NCCL|pair closure")
 _REASON_LENGTH = 200
 
 
 def _reason(error: BaseException) -> str:
-    # gloo puts its source file in front and advice behind, torch a C++ trace below.
+    # gloo prefixes its source file and appends advice, torch appends a C++ trace.
     text = (str(error).splitlines() or [type(error).__name__])[0]
     text = re.sub(r"^\[/[^\]]*\]\s*", "", text).split(". This is typically")[0].strip().rstrip(".")
     return text if len(text) <= _REASON_LENGTH else f"{text[:_REASON_LENGTH]}..."
@@ -66,17 +67,17 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def as_lost_rank(error: BaseException) -> LostRanks | None:
-    """The `LostRanks` that an error of a collective means, wherever the collective was; None for any other error."""
+    """Return the `LostRanks` that an error of any collective means; None for any other error."""
     if isinstance(error, LostRanks):
         return error
-    if type(error).__module__.startswith("swinv2_train"):  # a sentence already, whatever is behind it
+    if type(error).__module__.startswith("swinv2_train"):  # already has a message, whatever its cause
         return None
     for cause in (error, error.__cause__):
         if cause is not None and _is_lost(cause):
             rank = dist.get_rank() if dist.is_initialized() else os.environ.get("RANK", "0")
             return LostRanks(
-                f"rank {rank} lost contact with another rank ({_reason(cause)}): the ranks that are left end; "
-                "the same command continues from the newest checkpoint"
+                f"rank {rank} lost contact with another rank ({_reason(cause)}): the remaining ranks end; "
+                "rerun the same command to resume from the newest checkpoint"
             )
     return None
 
@@ -107,13 +108,13 @@ class _Collective:
 
 @dataclass
 class Ranks:
-    """This process among the others.
+    """This process among the other ranks.
 
-    Every method but `send` and `receive` is a collective: all ranks call it, in the same order. One `Ranks` belongs to
-    one thread.
+    Every method except `send` and `receive` is a collective: all ranks must call it, in the same order. A `Ranks`
+    object may be used by only one thread.
 
     Raises:
-        LostRanks: from any of them, if another rank died or does not answer.
+        LostRanks: from any of them, if another rank died or does not respond.
     """
 
     rank: int
@@ -131,15 +132,15 @@ class Ranks:
 
     @property
     def device_name(self) -> str:
-        """The name of this rank's GPU, or `CPU`."""
+        """Name of this rank's GPU, or `CPU`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     @property
     def last_collective(self) -> str:
-        """The newest call of each of these methods' groups, such as `gather number 412, begun 31 s ago, not finished`.
+        """The last call in each of these methods' groups, such as `gather number 412, begun 31 s ago, not finished`.
 
-        The number counts the calls since the start; ranks that differ in it are not at the same place. Safe to ask from
-        another thread.
+        The number counts the calls since the start; ranks with different numbers are at different places. Safe to call
+        from another thread.
         """
         lines = [str(ranks._last or "none yet") for ranks in (self, *self._others)]
         return "; in the background: ".join(lines)
@@ -154,7 +155,7 @@ class Ranks:
         self._last = _Collective(name, number, begun, time.monotonic())
 
     def end(self, text: str) -> RunError:
-        """The error that all ranks end a run with alike: the main rank's is a sentence, the others' are silent."""
+        """Return the error that ends a run on all ranks: the main rank's has the message, the others' are silent."""
         return RunError(text) if self.is_main else MainRankError(text)
 
     def barrier(self) -> None:
@@ -163,14 +164,14 @@ class Ranks:
             dist.barrier(group=self.control)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Numbers added up over all ranks."""
+        """Return numbers summed over all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64)
         with self._collective("sum"):
             dist.all_reduce(tensor, group=self.control)
         return tensor.tolist()
 
     def sum_all(self, sums: Mapping[str, float | np.ndarray]) -> dict[str, float | np.ndarray]:
-        """Named numbers and float64 arrays added up over all ranks, in one collective.
+        """Return named numbers and float64 arrays summed over all ranks, in one collective.
 
         Names and shapes must be the same on every rank.
         """
@@ -187,22 +188,22 @@ class Ranks:
         }
 
     def gather(self, value: Any) -> list[Any]:
-        """One small object of every rank, in rank order, on every rank."""
+        """Return a small object of every rank, in rank order, on every rank."""
         values: list[Any] = [None] * self.world_size
         with self._collective("gather"):
             dist.all_gather_object(values, value, group=self.control)
         return values
 
     def broadcast(self, value: Any) -> Any:
-        """The main rank's small object, on every rank."""
+        """Return the main rank's small object on every rank."""
         box = [value]
         with self._collective("broadcast"):
             dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
-    # Not counted as collectives, because the numbers of all ranks must stay comparable.
+    # Not counted as collectives, because the counts of all ranks must stay comparable.
     def send(self, message: bytes) -> None:
-        """Send a message to the main rank; waits until the main rank receives it from this rank."""
+        """Send a message to the main rank; blocks until the main rank receives it."""
         size = torch.tensor([len(message)])
         with _lost_rank_told():
             dist.send(size, dst=0, group=self.control)
@@ -210,7 +211,7 @@ class Ranks:
                 dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), dst=0, group=self.control)
 
     def receive(self, rank: int) -> bytes:
-        """Return the next message that a rank sends. For the main rank."""
+        """Return the next message of a rank. Only the main rank calls it."""
         size = torch.empty(1, dtype=torch.int64)
         with _lost_rank_told():
             dist.recv(size, src=rank, group=self.control)
@@ -220,7 +221,7 @@ class Ranks:
         return content.numpy().tobytes()
 
     def another(self) -> Ranks:
-        """The same ranks over a gloo group of their own, for use by one other thread."""
+        """Return the same ranks with a separate gloo group, for use by one other thread."""
         with self._collective("another group"):
             control = dist.new_group(backend="gloo", timeout=self.timeout)
         other = Ranks(self.rank, self.world_size, self.local_rank, self.device, control, self.timeout)
@@ -229,8 +230,8 @@ class Ranks:
 
 
 def _set_default_timeout(timeout: datetime.timedelta) -> None:
-    # DeepSpeed clones the world group with `new_group(ranks)`, which takes torch's default timeout and not the one
-    # given to init_process_group; a hang there would go unnoticed for half an hour.
+    # DeepSpeed clones the world group with `new_group(ranks)`, which uses torch's default timeout and not that of
+    # init_process_group; a hang there would be unnoticed for half an hour.
     from torch.distributed import constants, distributed_c10d
 
     for module in (constants, distributed_c10d):
@@ -245,7 +246,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
     Args:
         device: `cuda` or `cpu`.
         timeout_minutes: limit on every collective.
-        join_minutes: how long to wait for the other ranks to come; None: as long.
+        join_minutes: how long to wait for the other ranks; None: `timeout_minutes`.
 
     Raises:
         ConfigError: if the launcher's variables are inconsistent, or there are more ranks than GPUs.
@@ -261,9 +262,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
     torch_device = torch.device(device, local_rank) if device == "cuda" else torch.device("cpu")
     if device == "cuda":
         if not torch.cuda.is_available():
-            why = (
-                "there are GPUs here, but CUDA does not start (a driver too old for this PyTorch?); take the device cpu"
-            )
+            why = "there are GPUs here, but CUDA does not start (a driver too old for this PyTorch?); use device cpu"
             raise ConfigError("", device, why)
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
@@ -274,7 +273,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
         if launched:
             waiting = datetime.timedelta(minutes=join_minutes or timeout_minutes)
             store, rank, world_size = next(dist.rendezvous("env://", timeout=waiting))
-            # torchrun keeps its store over a restart; a prefix per attempt keeps the new ranks from reading the
+            # torchrun keeps its store across a restart; a prefix per attempt keeps the new ranks from reading the
             # addresses of the dead ones.
             store = dist.PrefixStore("attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         else:
@@ -307,13 +306,13 @@ def _not_joined(error: RuntimeError) -> str:
     variables = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     rank, world_size, host, port = (os.environ.get(name, "") for name in variables)
     if "EADDRINUSE" in str(error):
-        mend = "another process listens on this port: end it, or take another one (launch.master_port, --master-port)"
+        mend = "another process listens on this port: end it, or use another port (launch.master_port, --master-port)"
     elif not _resolves(host):
-        mend = "MASTER_ADDR is a name that this machine cannot resolve: give the address of rank 0"
+        mend = "this machine cannot resolve MASTER_ADDR: set it to the address of rank 0"
     else:
         mend = (
-            "see that every rank was started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, that rank 0 can "
-            "be reached there, and what the other ranks say"
+            "check that every rank was started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, that rank 0 can "
+            "be reached there, and the output of the other ranks"
         )
     return f"rank {rank} of {world_size} could not join the others at {host}:{port} ({_reason(error)}): {mend}"
 
@@ -327,9 +326,9 @@ def _resolves(host: str) -> bool:
 
 
 def leave() -> None:
-    """Take this process out of the job."""
+    """Leave the job's process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
-    if {key: os.environ.get(key) for key in _ALONE} == _ALONE:  # or the next run here would look for a launcher
+    if {key: os.environ.get(key) for key in _ALONE} == _ALONE:  # else the next run here would expect a launcher
         for key in _ALONE:
             del os.environ[key]

@@ -1,7 +1,7 @@
-"""Bring records of single samples from all ranks to the main rank, in messages of a bounded size.
+"""Collection of records of single samples from all ranks on the main rank, in messages of bounded size.
 
-`Ranks.gather` copies everything to every rank at once, which is for small objects. Here only the main rank receives,
-one message of each rank at a time, and merges by position as the messages come.
+`Ranks.gather` copies everything to every rank together, so it is only for small objects. Here only the main rank
+receives, one message of each rank at a time, and merges by position as messages arrive.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 MESSAGE_BYTES = 1 << 20
-"""Largest message. A record may be larger; it comes in several."""
+"""Maximum size of a message. A larger record is split into several."""
 _LENGTH = struct.Struct("<q")
 
 
 class Channel(Protocol):
-    """What is needed of `launch.ranks.Ranks`."""
+    """The part of `launch.ranks.Ranks` that is needed here."""
 
     rank: int
     world_size: int
@@ -30,23 +30,23 @@ class Channel(Protocol):
 
 
 def collect(records: Mapping[int, Any], ranks: Channel) -> list[tuple[int, Any]]:
-    """Return the records of all ranks with their positions, in the order of positions; empty on all but the main rank.
+    """Return the records of all ranks with their positions, sorted by position; empty except on the main rank.
 
-    All ranks call it.
+    A collective.
 
     Args:
-        records: of this rank, by position; anything that can be pickled.
+        records: those of this rank, by position; anything that can be pickled.
 
     Raises:
         ValueError: if two ranks have a record for the same position.
-        LostRanks: if another rank died or does not answer.
+        LostRanks: if another rank died or does not respond.
     """
     if not any(ranks.gather(len(records))):
         return []
     if ranks.rank != 0:
         for message in messages(records):
             ranks.send(message)
-        ranks.send(b"")  # the end
+        ranks.send(b"")  # end of stream
         return []
     streams = [received(ranks, rank) for rank in range(1, ranks.world_size)]
     merged = list(heapq.merge(sorted(records.items()), *streams, key=lambda entry: entry[0]))
@@ -57,7 +57,7 @@ def collect(records: Mapping[int, Any], ranks: Channel) -> list[tuple[int, Any]]
 
 
 def messages(records: Mapping[int, Any]) -> Iterator[bytes]:
-    """Records as a stream of bytes, in the order of positions, cut into messages that are not empty."""
+    """Yield records as a stream of bytes, sorted by position, cut into non-empty messages."""
     pending = bytearray()
     for entry in sorted(records.items(), key=lambda entry: entry[0]):
         content = pickle.dumps(entry, protocol=pickle.HIGHEST_PROTOCOL)
@@ -71,7 +71,7 @@ def messages(records: Mapping[int, Any]) -> Iterator[bytes]:
 
 
 def received(ranks: Channel, rank: int) -> Iterator[tuple[int, Any]]:
-    """The records that another rank sends; the next message is asked for when it is needed."""
+    """Yield the records that another rank sends; each message is received on demand."""
     pending = bytearray()
     while message := ranks.receive(rank):
         pending += message

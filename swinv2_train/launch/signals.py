@@ -1,17 +1,17 @@
-"""Stop requests: finish the step, save, leave.
+"""Stop requests: finish the step, save, and exit.
 
-SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 on any one rank stop the whole run (the two last are what Slurm's
-`--signal` and other schedulers send ahead of time). A rank whose launcher has died takes that as a request as well,
-for nobody would stop it otherwise. What reaches the ranks, as seen with torch 2.15 and DeepSpeed 0.19:
+SIGTERM, SIGINT, SIGHUP, SIGUSR1, and SIGUSR2 on any rank stop the entire run (Slurm's `--signal` and other schedulers
+send the last two ahead of time). A rank whose launcher has died treats that as a request too, because nothing else
+would stop it. Signals that reach the ranks, as observed with torch 2.15 and DeepSpeed 0.19:
 
-- `torchrun` passes SIGTERM, SIGINT and SIGHUP on to all its ranks, gives them 30 seconds, and kills them then. Any
-  other signal, SIGUSR1 and SIGKILL among them, ends it without a word to the ranks: they see their parent change.
+- `torchrun` forwards SIGTERM, SIGINT, and SIGHUP to all its ranks, waits 30 seconds, and then kills them. Any other
+  signal, including SIGUSR1 and SIGKILL, ends it without a signal to the ranks: they see their parent change.
 - `deepspeed` is two processes on one machine, `deepspeed.launcher.runner` and below it `deepspeed.launcher.launch`, the
-  parent of the ranks. Every signal to the runner ends it alone; `launch` goes on with another parent, which the ranks
-  look at, too. `launch` passes SIGTERM on, to one rank after the other, with 30 seconds for each.
-- `swinv2-train` passes all five on to its ranks itself. If it is killed, they see that its process is gone.
+  parent of the ranks. A signal to the runner ends only the runner; `launch` continues with another parent, which the
+  ranks also monitor. `launch` forwards SIGTERM to one rank after the other, with 30 seconds for each.
+- `swinv2-train` forwards all five to its ranks itself. If it is killed, they see that its process is gone.
 
-A shell is not counted as a launcher: ranks that were started by hand go on when one logs out.
+A shell does not count as a launcher: ranks that were started by hand continue after a logout.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from swinv2_train.exit_codes import INTERRUPTED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PARENT_VARIABLE = "SWINV2_TRAIN_PARENT"
-"""Process id of the command that started this rank, where one did."""
+"""Process id of the command that started this rank, if there is one."""
 STOP_FILE = "STOP"
-"""A file of this name in the run directory stops the run like a signal; the way to stop ranks on other hosts.
+"""A file of this name in the run directory stops the run like a signal; it is the way to stop ranks on other hosts.
 
-It stays until the next start, so that whoever starts runs again can tell this from a stop by the batch system.
+It stays until the next start, so that a supervisor can distinguish this from a stop by the batch system.
 """
 KEEP_STOP_VARIABLE = "SWINV2_KEEP_STOP"
-"""Where it is set, whoever has started the ranks has removed an old `STOP`, and one that is there is for them."""
+"""If set, the starting command has removed an old `STOP`, so an existing one is for these ranks."""
 _LOOK_SECONDS = 1.0
-"""Seconds between two checks of the main rank for the file."""
+"""Seconds between two checks for the file by the main rank."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")
 
 
 class StopRequest:
-    """Remembers that a stop was asked for (see above). A second Ctrl-C ends the process at once."""
+    """Records that a stop was requested (see above). A second Ctrl-C ends the process immediately."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -68,7 +68,7 @@ class StopRequest:
         return self.signal is not None or self._left_alone
 
     def watch(self, file: Path) -> None:
-        """Take a file of this name, once it is there, for a request. One rank is to look."""
+        """Treat the appearance of this file as a request. Only one rank should poll it."""
         self._file = file
 
     def _file_appeared(self) -> bool:
@@ -80,23 +80,23 @@ class StopRequest:
     def _orphaned(self) -> bool:
         if self._command and not _runs(self._command):
             return True
-        # A child gets another parent in the moment in which its own dies, collected or not.
+        # A child gets another parent at the moment when its own dies, even before that one is reaped.
         return any(_parent_of(child) != parent for child, parent in self._launchers)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            _say("stopped at once; what was saved before stands")
+            _say("stopped immediately; earlier checkpoints remain valid")
             os._exit(INTERRUPTED)
         self.signal = signal.Signals(number)
-        _say(f"{self.signal.name}: finishing the step and saving; a further Ctrl-C stops at once")
+        _say(f"{self.signal.name}: finishing the step and saving; another Ctrl-C stops immediately")
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before."""
+        """Restore the previous signal handlers."""
         give_back_signals(self._previous)
 
 
 def take_signals(handler: Callable[[int, FrameType | None], None]) -> dict[signal.Signals, Any]:
-    """Have the stop signals handled, save a SIGHUP that `nohup` has switched off; returns the handlers before."""
+    """Install a handler for the stop signals, except a SIGHUP that `nohup` ignores; return the previous handlers."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number, previous in before.items():
         if not (number == signal.SIGHUP and previous == signal.SIG_IGN):
@@ -111,14 +111,14 @@ def give_back_signals(before: dict[signal.Signals, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    # print is not safe inside a signal handler; and with the launcher or the terminal the reader may be gone.
+    # print is not safe inside a signal handler, and the reader may be gone with the launcher or the terminal.
     if os.environ.get("RANK", "0") == "0":
         with contextlib.suppress(OSError):
             os.write(2, f"\nswinv2-train: {text}\n".encode())
 
 
 def _launchers() -> list[tuple[int, int]]:
-    """Pairs of a process and its parent, which last as long as the launcher of this rank lives."""
+    """Return pairs of a process and its parent, which persist as long as the launcher of this rank lives."""
     own, parent = os.getpid(), os.getppid()
     if not ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or not _is_launcher(parent):
         return []
@@ -160,4 +160,4 @@ def signal_name(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    return f"{name} (the kernel sends it when memory is short)" if number == signal.SIGKILL else name
+    return f"{name} (the kernel sends it when memory runs out)" if number == signal.SIGKILL else name

@@ -1,4 +1,4 @@
-"""`status.json` of a run directory: what the run is doing, for the launcher, for scripts, and for display."""
+"""`status.json` of a run directory: the state of the run, for the launcher, for scripts, and for display."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ STATUSES = ("starting", "running", "stopped", "finished", "failed")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one go: a reader, and a crash, see the old text or the new. A folder in its place is kept."""
+    """Replace a file atomically: a reader, or a crash, sees the old text or the new. A folder in its place is kept."""
     if path.is_dir() and not path.is_symlink():
         put_aside(path)
-    write_bytes(path, text.encode(errors="backslashreplace"))  # names need not be UTF-8
+    write_bytes(path, text.encode(errors="backslashreplace"))  # file names need not be UTF-8
 
 
 def write_status(directory: Path, status: str, step: int) -> None:
-    """Write `starting`, `running`, `stopped`, `finished` or `failed`, and the last step."""
+    """Write `starting`, `running`, `stopped`, `finished`, or `failed`, and the last step."""
     write_text(directory / "status.json", json.dumps({"status": status, "step": step}))
 
 
 def read_status(directory: Path) -> dict[str, Any]:
-    """Return `status` and `step` of `status.json`; empty if there is none, or none that can be used."""
+    """Return `status` and `step` of `status.json`; empty if it is missing or unusable."""
     try:
         values = read_object(directory / "status.json")
     except (FileNotFoundError, UnreadableError):

@@ -232,7 +232,7 @@ class Watchdog:
             place = f"{path} could not be written, so the stacks of rank {self._ranks.rank} are above"
             _within(WRITE_SECONDS, lambda: self._write_report(incident, 2))
         if incident.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
-            _say(f"{incident.what}: {place}; the same command continues from the newest checkpoint")
+            _say(f"{incident.what}: {place}; rerun the same command to resume from the newest checkpoint")
             _within(WRITE_SECONDS, self._write_status)
         if self._ranks.world_size > 1:
             time.sleep(grace)

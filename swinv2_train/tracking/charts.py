@@ -1,7 +1,7 @@
 """Charts for papers and logs, drawn with matplotlib: curves, confusion matrices, reliability diagrams.
 
-Figures are plain objects on the Agg canvas: no window, no pyplot, no state between two charts. The colors are those of
-Okabe and Ito (2008), which people of any color vision tell apart; every curve has a marker of its own as well.
+Figures are plain objects on the Agg canvas: no window, no pyplot, no state between charts. The colors are those of
+Okabe and Ito (2008), which are distinguishable for all types of color vision; every curve also has its own marker.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "pdf.fonttype": 42,  # text stays text, which publishers ask for
+    "pdf.fonttype": 42,  # embeds TrueType fonts, as publishers require
     "ps.fonttype": 42,
 }
 _NAMED_CLASSES = 40
-"""Most classes for which a confusion matrix shows names; up to half of it, also the numbers in the cells."""
+"""Maximum number of classes whose names a confusion matrix shows; up to half of it, also the numbers in the cells."""
 _MOST_CELLS = 250
 _LONGEST_NAME = 18
 
@@ -56,9 +56,9 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    """Values that are not finite leave a gap."""
+    """Non-finite values leave a gap."""
     dashed: bool = False
-    """Dashed, thin and without markers: for what accompanies another curve."""
+    """Dashed, thin, and without markers: for a curve that accompanies another."""
 
 
 class Chart:
@@ -69,16 +69,16 @@ class Chart:
 
     @property
     def image(self) -> Image.Image:
-        """The chart as an RGB picture."""
+        """Return the chart as an RGB image."""
         with Image.open(io.BytesIO(self.encoded("png"))) as picture:
             return picture.convert("RGB")
 
     def encoded(self, kind: str) -> bytes:
-        """The chart as the bytes of a file; `kind` is png or pdf, the latter as vectors."""
+        """Return the chart as the bytes of a file; `kind` is png or pdf, the latter with vectors."""
         import matplotlib
 
         stream = io.BytesIO()
-        # Without a date in it, the same chart makes the same bytes.
+        # Without a date, the same chart produces the same bytes.
         metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(stream, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
@@ -107,13 +107,13 @@ def line_chart(
     separators: Sequence[float] = (),
     size: tuple[float, float] = (5.2, 3.4),
 ) -> Chart:
-    """Curves over one axis.
+    """Plot curves over one axis.
 
     Args:
-        series: the curves; a legend names them where there is more than one.
+        series: the curves; a legend names them if there are several.
         log_y: a logarithmic y axis; values of 0 and below leave a gap.
-        x_ticks: places and texts of the ticks; None lets matplotlib choose.
-        separators: places of thin vertical lines.
+        x_ticks: positions and labels of the ticks; None lets matplotlib choose.
+        separators: positions of thin vertical lines.
         size: width and height in inches.
 
     Raises:
@@ -148,25 +148,25 @@ def line_chart(
 
 
 def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> Chart:
-    """A confusion matrix: true classes down, predicted ones across, as the share of each true class.
+    """Plot a confusion matrix: true classes down, predicted ones across, as a fraction of each true class.
 
-    With up to 20 classes the cells hold the share in percent, with up to 40 the axes hold the names. Of larger matrices
-    the colors grow with the logarithm, and above 250 classes a cell is the largest share of a square of neighbors, so
-    that rare mistakes can be seen.
+    With up to 20 classes the cells show percentages, with up to 40 the axes show the names. In larger matrices the
+    colors are logarithmic, and above 250 classes a cell is the largest fraction in a square of neighbors, so that rare
+    mistakes remain visible.
 
     Args:
         matrix: (K, K) counts, rows true.
-        names: of the classes; their numbers where it is None.
+        names: of the classes; their numbers if it is None.
 
     Raises:
-        ValueError: if the matrix is not square, or there is another number of names.
+        ValueError: if the matrix is not square, or the number of names differs.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap, LogNorm, Normalize
 
     num_classes = len(matrix)
     if matrix.ndim != 2 or matrix.shape[1] != num_classes or not num_classes:
-        raise ValueError(f"a confusion matrix is square, not {matrix.shape}")
+        raise ValueError(f"a confusion matrix must be square, not {matrix.shape}")
     if names is not None and len(names) != num_classes:
         raise ValueError(f"{len(names)} names for {num_classes} classes")
     totals = matrix.sum(axis=1, keepdims=True)
@@ -195,17 +195,17 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> C
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
-        bar.set_label("share of the true class")
+        bar.set_label("fraction of the true class")
         bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     return Chart(figure)
 
 
 def reliability_chart(bins: np.ndarray, error: float) -> Chart:
-    """A reliability diagram: accuracy over confidence, and below it how the samples spread over the confidences.
+    """Plot a reliability diagram: accuracy over confidence, and below it the distribution of confidences.
 
     Args:
-        bins: (N, 3) per equally wide bin of confidence from 0 to 1: samples, sum of confidences, correct ones.
-        error: the expected calibration error, in [0, 1], to be written into it.
+        bins: (N, 3) per equally wide bin of confidence from 0 to 1: samples, sum of confidences, correct samples.
+        error: the expected calibration error, in [0, 1], for the title.
 
     Raises:
         ValueError: if `bins` has another shape.
@@ -225,7 +225,7 @@ def reliability_chart(bins: np.ndarray, error: float) -> Chart:
         upper.plot([0, 1], [0, 1], color="#404040", linewidth=1.0, linestyle=(0, (4, 2)), label="calibrated", zorder=3)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         upper.legend(loc="upper left", frameon=True, edgecolor="none", framealpha=0.85)
-        upper.set_title(f"expected calibration error {100 * error:.1f} %")
+        upper.set_title(f"expected calibration error {100 * error:.1f}%")
         lower.bar(centres, 100 * count / max(count.sum(), 1), 0.92 * width, color="#808080")
         lower.set(xlabel="confidence", ylabel="samples (%)")
     return Chart(figure)
@@ -243,7 +243,7 @@ def empty_axes(size: tuple[float, float]) -> tuple[Figure, Any]:
 
 
 def _rows(size: tuple[float, float], heights: tuple[int, ...]) -> tuple[Figure, Any]:
-    """A figure with axes one below the other that share their x axis."""
+    """Return a figure with axes one below the other that share their x axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -256,7 +256,7 @@ def _rows(size: tuple[float, float], heights: tuple[int, ...]) -> tuple[Figure, 
 
 
 def _logarithmic(axes: Any) -> None:
-    """A logarithmic y axis, with plain numbers where it spans little."""
+    """Set a logarithmic y axis, with plain numbers if its range is small."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.set_yscale("log")
@@ -277,7 +277,7 @@ def _write_cells(axes: Any, shares: np.ndarray) -> None:
 
 
 def _pooled(shares: np.ndarray) -> np.ndarray:
-    """The largest value of each square of neighbors, so that at most `_MOST_CELLS` are left each way."""
+    """Return the largest value of each square of neighbors, so that at most `_MOST_CELLS` remain in each direction."""
     side = -(-len(shares) // _MOST_CELLS)
     starts = np.arange(0, len(shares), side)
     return np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)

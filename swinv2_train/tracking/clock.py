@@ -1,8 +1,8 @@
-"""Throughput: images per second, the share of the time spent waiting for data, and the time left.
+"""Throughput: images per second, the fraction of time spent waiting for data, and the time left.
 
-Time spent evaluating, saving or drawing is taken out with `paused()`, so that these numbers are about training alone.
-On an accelerator a step returns before its work is done; read the clock right after numbers were fetched from the
-device, when everything that was queued has finished.
+`paused()` excludes the time spent evaluating, saving, or drawing, so these numbers are only about training. On an
+accelerator a step returns before its work is done; read the clock right after fetching numbers from the device, when
+everything queued has finished.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _SMOOTHING = 0.3
-"""Weight of the newest interval in the pace that the time left is estimated from."""
+"""Weight of the newest interval in the pace that the estimate of the time left uses."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Throughput:
     steps: int
     """Optimizer steps in the interval."""
     seconds_per_step: float
-    """Mean seconds of a step, pauses left out; nan without a step."""
+    """Mean seconds of a step, excluding pauses; nan without a step."""
     images_per_second: float
-    """Samples per second over all ranks, pauses left out; nan without a step."""
+    """Samples per second over all ranks, excluding pauses; nan without a step."""
     data_wait_share: float
-    """Share of the interval, from 0 to 1, in which the loop waited for its next batch."""
+    """Fraction of the interval in which the loop waited for its next batch."""
     seconds_left: float
-    """Estimated wall seconds to the end, pauses at the rate seen so far included; nan before the first step."""
+    """Estimated wall-clock seconds to the end, including pauses at the rate so far; nan before the first step."""
 
 
 class StepClock:
@@ -38,7 +38,7 @@ class StepClock:
 
     Args:
         global_batch: samples in one optimizer step over all ranks.
-        now: gives the time in seconds; tests pass their own.
+        now: returns the time in seconds; tests pass their own.
     """
 
     def __init__(self, global_batch: int, *, now: Callable[[], float] = time.perf_counter) -> None:
@@ -56,7 +56,7 @@ class StepClock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The loop waits for data inside this block."""
+        """Count the time in this block as waiting for data."""
         began = self._active()
         try:
             yield
@@ -65,7 +65,7 @@ class StepClock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The clock stands still inside this block (evaluation, saving, figures). Blocks may be nested."""
+        """Stop the clock inside this block (evaluation, saving, figures). Blocks may be nested."""
         if self._pause_depth == 0:
             self._pause_began = self._now()
         self._pause_depth += 1
@@ -77,18 +77,19 @@ class StepClock:
                 self._paused += self._now() - self._pause_began
 
     def step(self) -> None:
-        """An optimizer step has ended."""
+        """Count a finished optimizer step."""
         self._steps += 1
 
     def read(self, steps_left: int) -> Throughput:
-        """The numbers since the last read (or the start), and the time that `steps_left` more steps will take."""
+        """Return the numbers since the last read (or the start), and the time that `steps_left` more steps will
+        take."""
         active = self._active()
         elapsed, steps, waited = active - self._read_at, self._steps, self._waited
         self._read_at, self._steps, self._waited = active, 0, 0.0
         self._total_steps += steps
         seconds = elapsed / steps if steps else math.nan
         if steps:
-            # The first interval holds the start-up of workers and kernels; a moving average forgets it.
+            # The first interval includes the start of workers and kernels; a moving average forgets it.
             pace = seconds if math.isnan(self._pace) else self._pace
             self._pace = pace + _SMOOTHING * (seconds - pace)
         pause_per_step = self._paused / self._total_steps if self._total_steps else 0.0
@@ -101,6 +102,6 @@ class StepClock:
         )
 
     def _active(self) -> float:
-        """Seconds since the clock was made, pauses left out."""
+        """Return the seconds since the clock was created, excluding pauses."""
         until = self._pause_began if self._pause_depth else self._now()
         return until - self._began - self._paused

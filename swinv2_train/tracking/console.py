@@ -22,7 +22,8 @@ from swinv2_train.shortage import remedied
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # Rich would end the process; a run whose reader has gone (`| head`, a closed terminal) goes on, and its log.
+        # Rich would end the process. A run whose reader is gone (`| head`, a closed terminal) continues, and so does
+        # its log.
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -30,14 +31,14 @@ class _Console(Console):
 class RunConsole:
     """Messages and progress of one run.
 
-    On a terminal the progress is a live bar at the bottom with messages scrolling above it; elsewhere every report is
+    On a terminal, the progress is a live bar at the bottom, with messages scrolling above it; elsewhere every report is
     one line. `log.txt` gets plain, time-stamped lines of both in either case.
 
     Args:
-        log_file: where the lines are appended.
-        title: shown left of the bar.
+        log_file: file that the lines are appended to.
+        title: text to the left of the bar.
         total_steps: length of the run in optimizer steps.
-        console: where to draw; stdout by default.
+        console: the output; stdout by default.
     """
 
     def __init__(self, log_file: Path, title: str, total_steps: int, console: Console | None = None) -> None:
@@ -49,7 +50,7 @@ class RunConsole:
         self._log_lost = False
 
     def message(self, text: str, style: str = "") -> None:
-        """A time-stamped line on the console and in the log."""
+        """Print a time-stamped line on the console and append it to the log."""
         line = self._log(text)
         self._console.print(Text(line, style), soft_wrap=True)
 
@@ -70,25 +71,25 @@ class RunConsole:
             Text(f"left {left}"),
         )
         if self._live is None:
-            # Drawn only on a report: a refresh thread would be alive while data workers are forked.
+            # Drawn only on a report: a refresh thread would be running while data workers are forked.
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
         self._live.update(Group(bar, Text(numbers)), refresh=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands and give the terminal back."""
+        """Leave the bar as it is and release the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def _log(self, text: str) -> str:
-        """Stamp the text with the time, append it to the log, and give the line back."""
+        """Prefix the text with the time, append it to the log, and return the line."""
         line = f"{datetime.now():%Y-%m-%d %H:%M:%S} {redact(text)}"
         try:
             with self._log_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
-            # A message is often about a failure already; a second one must not hide it.
+            # A message is often about a failure already; a second failure must not hide it.
             if not self._log_lost:
                 print(f"{self._log_file} cannot be written: {remedied(error)}", file=sys.stderr)
             self._log_lost = True
@@ -96,7 +97,7 @@ class RunConsole:
 
 
 def progress_numbers(record: Mapping[str, float | int | None]) -> str:
-    """The numbers of a step in one dense line of a fixed order; a number that is not known is left out."""
+    """Return the numbers of a step on one compact line in a fixed order; unknown numbers are omitted."""
     terms = [(key, f"{key.removeprefix(TERM)} {{:.4f}}") for key in record if key.startswith(TERM)]
     formats = (
         ("loss", "loss {:.4f}"),
@@ -113,7 +114,7 @@ def progress_numbers(record: Mapping[str, float | int | None]) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds, with days where there are any: 0:04:59, 3 d 07:15:00; `?` where unknown."""
+    """Return hours, minutes, and seconds, with days if necessary: 0:04:59, 3 d 07:15:00; `?` if unknown."""
     if seconds is None or not math.isfinite(seconds) or seconds < 0:
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -1,6 +1,6 @@
-"""`environment.json`: what a run was started with, one entry per start and resume.
+"""`environment.json`: the environment of a run, one entry per start and resume.
 
-Together with `resolved.yaml` it answers what made a result: command, machine, versions, and the commit of the source.
+Together with `resolved.yaml` it documents the origin of a result: command, machine, versions, and source commit.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ PACKAGES = (
     "tensorboard",
     "wandb",
 )
-"""Distributions whose version is recorded; one that is not installed is recorded as null."""
+"""Distributions whose version is recorded; null if one is not installed."""
 
 _PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 
 def describe_environment() -> dict[str, Any]:
-    """The command, machine, versions and source of this process, as plain JSON values.
+    """Return the command, machine, versions, and source of this process, as plain JSON values.
 
     Names of accelerators need a CUDA context, so call it in a rank, not in a launcher.
     """
@@ -67,10 +67,10 @@ def describe_environment() -> dict[str, Any]:
 
 
 def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
-    """Add this start to `<run_dir>/environment.json`, a list, and give the entry back.
+    """Append this start to `<run_dir>/environment.json`, a list, and return the entry.
 
-    The file is replaced whole, so a crash leaves the old or the new one. A file that cannot be read as a list is put
-    aside as `environment.json.unreadable`, never overwritten.
+    The file is replaced atomically, so a crash leaves the old or the new one. A file that is not a readable list is
+    renamed to `environment.json.unreadable`, never overwritten.
     """
     path = run_dir / "environment.json"
     entry = {"start_step": start_step, **describe_environment()}
@@ -108,9 +108,9 @@ def _accelerators() -> list[str]:
 
 
 def _source_commit(package_dir: Path) -> dict[str, Any] | None:
-    """Commit of the package and whether its files differ from it; None where the package is not in a checkout."""
-    # An installed package may lie inside somebody else's checkout (a virtual environment in their repository), and
-    # the commit of that one would be a lie; so ask first whether git knows our file.
+    """Return the package's commit and whether its files differ from it; None if the package is not in a checkout."""
+    # An installed package may be inside another checkout (a virtual environment in a repository), whose commit would be
+    # wrong. So first check that git tracks our file.
     if _git(package_dir, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
     commit, changes = _git(package_dir, "rev-parse", "HEAD"), _git(package_dir, "status", "--porcelain", "--", ".")
@@ -120,7 +120,7 @@ def _source_commit(package_dir: Path) -> dict[str, Any] | None:
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
-    """Output of a git command, or None when git is missing, too slow or says no."""
+    """Return the output of a git command; None if git is missing, too slow, or fails."""
     command = ["git", "-C", str(directory), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

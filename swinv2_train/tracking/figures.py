@@ -1,4 +1,4 @@
-"""Pictures of a task, put together with PIL alone: arrays to images, and grids of images with titles."""
+"""Figures of a task, built only with PIL: arrays to images, and grids of images with titles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ FOOTER_INK = "#606060"
 
 
 def to_pil(image: Any, *, like: Any = None) -> Image.Image:
-    """A (channels, height, width) array or CPU tensor with values in [0, 1] as an 8-bit picture.
+    """Return a (channels, height, width) array or CPU tensor with values in [0, 1] as an 8-bit image.
 
-    One channel becomes gray and three become RGB, clipped to [0, 1]. Any other number cannot be shown as it is: the
-    first three channels (of two, the first, in gray) are shown as RGB, each stretched so that its 2nd to 98th
-    percentile fill the range. Values that are not finite are shown as 0.
+    One channel becomes gray and three become RGB, clipped to [0, 1]. For any other number, the first three channels (of
+    two, the first, in gray) are shown as RGB, each stretched so that its 2nd to 98th percentile fill the range.
+    Non-finite values are shown as 0.
 
     Args:
         image: the values to show.
-        like: take the stretch from this image, of the same number of channels, instead: panels that are to be compared
-            need the same stretch.
+        like: use the stretch of this image, which must have the same number of channels: panels that are compared need
+            the same stretch.
 
     Raises:
         ValueError: if an array is not (channels, height, width) with at least one of each.
@@ -51,10 +51,10 @@ def image_grid(
     row_titles: Sequence[str] = (),
     footer: str = "",
 ) -> Image.Image:
-    """Images in rows and columns on white, with titles above the columns and left of the rows and a footer below.
+    """Return images in rows and columns on white, with titles above the columns and left of the rows, and a footer.
 
-    Columns are as wide as their widest image or title, rows as high as their highest image. Images whose longer side
-    is under 128 pixels are enlarged by whole factors; a footer that is too long is broken between words.
+    Columns are as wide as their widest image or title, rows as high as their highest image. Images whose longer side is
+    under 128 pixels are enlarged by integer factors; a footer that is too long is wrapped between words.
 
     Args:
         rows: the images; rows may differ in length.
@@ -62,7 +62,7 @@ def image_grid(
         row_titles: one per row, or none; a title may have several lines.
 
     Raises:
-        ValueError: if there is no image, or a list of titles has another length than what it is for.
+        ValueError: if there is no image, or a list of titles has the wrong length.
     """
     if not rows or not all(rows):
         raise ValueError("a grid needs at least one row and at least one image in every row")
@@ -103,15 +103,15 @@ def image_grid(
 
 
 def _channels_first(image: Any) -> np.ndarray:
-    """The image as finite float32 (channels, height, width)."""
+    """Return the image as finite float32 (channels, height, width)."""
     values = np.asarray(image, dtype=np.float32)
     if values.ndim != 3 or 0 in values.shape:
-        raise ValueError(f"an image is (channels, height, width) with at least one of each, not {values.shape}")
+        raise ValueError(f"an image must be (channels, height, width) with at least one of each, not {values.shape}")
     return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _stretched(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Channels scaled so that the 2nd to 98th percentile of the reference's channel becomes 0 to 1."""
+    """Return channels scaled so that the 2nd to 98th percentile of the reference's channel becomes 0 to 1."""
     low, high = np.percentile(reference, [2, 98], axis=(1, 2), keepdims=True)
     return (values - low) / np.maximum(high - low, 1e-6)
 
@@ -124,14 +124,14 @@ def _enlarged(image: Image.Image) -> Image.Image:
 
 
 def _size(text: str, font: Any) -> tuple[int, int]:
-    """Width and height of a text of one or more lines, in whole pixels."""
+    """Return the width and height of a text of one or more lines, in whole pixels."""
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
     x0, _, x1, y1 = draw.multiline_textbbox((0, 0), text, font)
     return int(np.ceil(x1 - x0)), int(np.ceil(y1))
 
 
 def _wrapped(text: str, font: Any, width: int) -> str:
-    """The text with line breaks between words, so that each line is at most `width` pixels where words allow it."""
+    """Return the text with line breaks between words, so that each line is at most `width` pixels wide if possible."""
     lines = []
     for paragraph in text.splitlines():
         line = ""

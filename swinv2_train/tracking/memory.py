@@ -1,4 +1,4 @@
-"""The memory figure of the progress line."""
+"""Memory usage for the progress line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GIB = 2**30
 
 
 def memory_gib() -> float:
-    """Peak GPU memory that torch allocated on this rank's device so far, in GiB; without a GPU, resident memory now."""
+    """Return the peak GPU memory that torch has allocated on this rank's device, in GiB; on a CPU the current RSS."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / _GIB

@@ -1,7 +1,7 @@
 """`metrics.jsonl`: one JSON object per line, one line per optimizer step or evaluation.
 
-The file is the record of a run that every other display is drawn from, so it stays valid for strict JSON parsers
-(numbers that are not finite become null) and, after a crash and a resume, holds each step once.
+Every other display of a run is derived from this file. It stays valid for strict JSON parsers (non-finite numbers
+become null) and contains each step once, even after a crash and a resume.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swinv2_train.writing import write_bytes
 
 
 def json_number(value: float | int | None) -> float | int | None:
-    """The value as strict JSON can hold it: whole numbers stay whole, nan and the infinities become None."""
+    """Return the value for strict JSON: integers stay integers, nan and the infinities become None."""
     if value is None or isinstance(value, int):
         return value
     number = float(value)
@@ -30,15 +30,15 @@ def json_number(value: float | int | None) -> float | int | None:
 class MetricsFile:
     """Appends to `metrics.jsonl`; drops what a crashed run wrote past the step that is resumed from.
 
-    A run of weeks does not end because a disk is full for an hour: what cannot be written waits in memory, in order,
-    and is tried again with what comes next.
+    A run of weeks must not end because a disk is full for an hour: lines that cannot be written wait in memory, in
+    order, and are retried with the next ones.
 
     Args:
-        path: the file; it need not exist.
-        start_step: the step the run continues from; 0 for a run from the beginning, which starts an empty file.
+        path: the file; need not exist.
+        start_step: step that the run resumes from; 0 for a run from the beginning, which starts an empty file.
 
     Raises:
-        OSError: one sentence, when the disk is full or the file cannot be written at the start.
+        OSError: with a one-sentence message, if the file cannot be written at the start.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
@@ -48,22 +48,22 @@ class MetricsFile:
         self._waiting: list[bytes] = []
         """Lines that are not in the file yet."""
         self._rewind_to: int | None = None
-        """Lines past this step are still to be dropped from the file, but not from those that wait."""
+        """Step past which lines must still be dropped from the file, but not from the waiting ones; None if none."""
         self._whole: int | None = None
-        """Length of the file in front of what a write that failed may have left, in bytes; None if there is nothing."""
+        """Length of the file before the remains of a failed write, in bytes; None if there are none."""
         try:
-            if path.is_dir():  # a folder in its place is kept, and ends no run
+            if path.is_dir():  # a folder in its place is kept, and does not end the run
                 put_aside(path)
-            # From step 0 nothing is kept: what stands at step 0 is an evaluation that will run again.
+            # A run from step 0 keeps nothing: a line at step 0 is an evaluation that will run again.
             self.dropped_lines = self._rewrite(start_step if start_step > 0 else -1)
-            """Lines dropped at start: past `start_step`, or torn by a crash."""
+            """Lines dropped at start: past `start_step`, or truncated by a crash."""
             self.missing_steps = self._missing(start_step)
             """Steps up to `start_step` without a line, because the file was damaged or removed."""
         except OSError as error:
             reason = _reason(error)
             raise OSError(
                 error.errno,
-                f"cannot write the metrics: {reason}; make room or mend the path, then start the same command again",
+                f"cannot write the metrics: {reason}; make room or fix the path, then rerun the same command",
                 str(path),
             ) from error
 
@@ -73,20 +73,20 @@ class MetricsFile:
         return len(self._waiting)
 
     def append(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
-        """Write one line per record and hand them to the operating system; where that fails, `failure` says why."""
+        """Write one line per record and flush it to the operating system; if that fails, `failure` is set."""
         for record in records:
             values = {key: json_number(value) for key, value in record.items()}
             self._waiting.append(json.dumps(values, allow_nan=False).encode() + b"\n")
         self.settle()
 
     def rewind(self, step: int) -> None:
-        """Drop the lines past `step`, written or waiting; where that fails, `failure` says why."""
+        """Drop the lines past `step`, written or waiting; if that fails, `failure` is set."""
         self._waiting = [line for line in self._waiting if _step_of(line) <= step]
         self._rewind_to = step if self._rewind_to is None else min(step, self._rewind_to)
         self.settle()
 
     def settle(self) -> None:
-        """Bring the file up to date with all that was asked for; where that fails, `failure` says why."""
+        """Complete all pending changes of the file; if that fails, `failure` is set."""
         self.failure = None
         try:
             self._cut()
@@ -101,13 +101,13 @@ class MetricsFile:
                 self._cut()
 
     def _cut(self) -> None:
-        """Take away what a write that failed has left: it may be half a line."""
+        """Remove the remains of a failed write, which may be half a line."""
         if self._whole is not None and self._is_there() and self.path.stat().st_size > self._whole:
             os.truncate(self.path, self._whole)
         self._whole = None
 
     def _write(self) -> None:
-        # Opened per call and unbuffered, so that nothing outlives an error; closing it may be what fails.
+        # Opened per call and unbuffered, so that no data stays in a buffer after an error; even closing may fail.
         with self.path.open("ab", buffering=0) as file:
             self._whole = os.fstat(file.fileno()).st_size
             data = memoryview(b"".join(self._waiting))
@@ -123,11 +123,11 @@ class MetricsFile:
             return step - len({_step_of(line) for line in file if b'"loss":' in line})
 
     def _is_there(self) -> bool:
-        self.path.parent.stat()  # raises where the directory is gone: a lost disk is not a file without lines
+        self.path.parent.stat()  # raises if the directory is gone: a lost disk is not an empty file
         return self.path.exists()
 
     def _rewrite(self, step: int) -> int:
-        """Keep the lines up to `step`, in a new file that replaces the old one whole. Gives the lines dropped."""
+        """Keep the lines up to `step`, in a new file that replaces the old one. Return the number of dropped lines."""
         if not self._is_there():
             return 0
         dropped = 0
@@ -150,7 +150,7 @@ def _reason(error: OSError) -> str:
 
 
 def _step_of(line: bytes) -> float:
-    """The step of a line; infinity when the line is torn or is not a record, so that it counts as past every step."""
+    """Return the step of a line; infinity if it is truncated or not a record, so that it counts as past every step."""
     try:
         record: Any = parse_json(line)
         step = record["step"]

@@ -1,7 +1,7 @@
-"""TensorBoard and Weights & Biases: copies of what stands in `metrics.jsonl`, for looking at a run.
+"""TensorBoard and Weights & Biases: copies of `metrics.jsonl`, for viewing a run.
 
-Both take the scalars of a step, the metrics of an evaluation, and pictures. Training scalars carry the prefix `train/`,
-evaluation metrics `eval/`, pictures `figures/`.
+Both record the scalars of a step, the metrics of an evaluation, and figures. Training scalars have the prefix `train/`,
+evaluation metrics `eval/`, and figures `figures/`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from swinv2_train.reading import UnreadableError, put_aside, read_text
 from swinv2_train.redact import redact, redacted
 
 _LOGIN_SECONDS = 60
-"""Seconds that W&B may wait for the user to type a key; the other ranks are already waiting for this one."""
+"""Seconds that W&B may wait for the user to enter a key; the other ranks are already waiting for this one."""
 _CONNECT_SECONDS = 60
-"""Seconds that W&B may try to reach its server at start."""
+"""Seconds that W&B may try to reach its server at the start."""
 
 
 class Sink(Protocol):
-    """Somewhere scalars and pictures of a run go."""
+    """A destination for scalars and figures of a run."""
 
     name: str
 
@@ -38,34 +38,34 @@ class Sink(Protocol):
         """Record scalars under their full names."""
 
     def figure(self, step: int, name: str, image: Image.Image) -> None:
-        """Record a picture under its full name."""
+        """Record a figure under its full name."""
 
     def flush(self) -> None:
-        """Make what was recorded visible."""
+        """Make recorded values visible."""
 
     def rewind(self, step: int) -> None:
-        """The run went back to a step: what was recorded past it will be recorded again."""
+        """Return to a step: everything recorded past it will be recorded again."""
 
     def close(self, exit_status: str) -> None:
-        """Write everything out; nothing may be recorded afterwards."""
+        """Write everything; nothing may be recorded afterward."""
 
 
 class TensorBoardSink:
-    """TensorBoard event files. A resume hides the events past the step it continues from."""
+    """TensorBoard event files. A resume hides events past the step it resumes from."""
 
     name = "TensorBoard"
 
     def __init__(self, directory: Path, start_step: int) -> None:
         self._directory = str(directory)
-        if directory.is_file():  # a file in its place is kept, and ends no run
+        if directory.is_file():  # a file in its place is kept, and does not end the run
             put_aside(directory)
-        # A run from the beginning logs step 0 again, a resumed one does not.
+        # A run from the beginning logs step 0 again; a resumed one does not.
         self._open(start_step + 1 if start_step else 0)
 
     def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(self._directory, purge_step=first_step)  # hides older events from this step on
+        self._writer = SummaryWriter(self._directory, purge_step=first_step)  # hides older events from this step
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         for key, value in values.items():
@@ -86,10 +86,10 @@ class TensorBoardSink:
 
 
 class WandbSink:
-    """A Weights & Biases run that keeps its id, in `<run>/wandb_id.txt`, over every resume.
+    """A Weights & Biases run that keeps its id, in `<run>/wandb_id.txt`, across resumes.
 
     Raises:
-        ConfigError: if W&B cannot be reached or logged in to.
+        ConfigError: if W&B cannot be reached, or the user is not logged in.
     """
 
     name = "W&B"
@@ -117,17 +117,17 @@ class WandbSink:
             )
         except (wandb.errors.Error, TimeoutError) as error:
             raise _unreachable(tracking.wandb, _first_line(error)) from error
-        # W&B goes on without a key in another mode when nobody types one in time.
+        # Without a key in time, W&B silently switches to another mode.
         if tracking.wandb == "online" and (self.run.disabled or self.run.offline):
             self.run.finish()
-            raise _unreachable(tracking.wandb, "nobody is logged in")
-        # An x axis of our own: W&B's counter refuses the steps that a resume runs a second time.
+            raise _unreachable(tracking.wandb, "not logged in")
+        # Use our own x axis: W&B's counter rejects the steps that a resume repeats.
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
 
     @property
     def where(self) -> str:
-        """A sentence about where the run is to be seen."""
+        """Return a sentence about where to view the run."""
         if self.run.offline:
             return f"W&B is offline; upload later with: wandb sync {Path(self.run.dir).parent}"
         return f"W&B run: {self.run.url}"
@@ -141,10 +141,10 @@ class WandbSink:
         self.run.log({name: wandb.Image(image), "step": step})
 
     def flush(self) -> None:
-        """Nothing to do: W&B sends by itself."""
+        """Do nothing: W&B sends by itself."""
 
     def rewind(self, step: int) -> None:
-        """Nothing to do: W&B cannot take back what it was sent, and keeps both passes over the steps."""
+        """Do nothing: W&B cannot take back what it was sent, and keeps both passes over the steps."""
 
     def close(self, exit_status: str) -> None:
         self.run.summary["exit_status"] = exit_status
@@ -159,7 +159,7 @@ def _stored_wandb_id(run_dir: Path) -> str:
         stored = read_text(path).strip()
         if re.fullmatch(r"[\w-]{1,64}", stored, re.ASCII):
             return stored
-    if path.exists():  # damaged: W&B would refuse it
+    if path.exists():  # damaged: W&B would reject it
         put_aside(path)
     new = secrets.token_hex(4)
     path.write_text(new + "\n", encoding="utf-8")
@@ -167,7 +167,7 @@ def _stored_wandb_id(run_dir: Path) -> str:
 
 
 def _unreachable(mode: str, reason: str) -> ConfigError:
-    mend = "run `wandb login` or set WANDB_API_KEY, or take tracking.wandb=offline and upload later with `wandb sync`"
+    mend = "run `wandb login` or set WANDB_API_KEY, or set tracking.wandb=offline and upload later with `wandb sync`"
     return ConfigError("tracking.wandb", mode, f"Weights & Biases did not start ({reason}); {mend}")
 
 

@@ -1,4 +1,4 @@
-"""The chart of a sweep: a metric against one of the values that were swept over."""
+"""Chart of a sweep: a metric over one of the swept values."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LONG = 6
 
 
 def sweep_chart(points: Sequence[tuple[str, float]], *, x_label: str, y_label: str) -> Chart:
-    """Jobs as points and their means as a curve, over numbers or over categories.
+    """Plot jobs as points and their means as a curve, over numbers or categories.
 
-    Numbers stand at their places, on a logarithmic axis where they are above 0 and span a decade or more; anything
-    else is a category, in the order of its first appearance.
+    Numbers are at their positions, on a logarithmic axis if they are above 0 and span at least a decade; anything else
+    is a category, in the order of first appearance.
 
     Args:
         points: pairs of the swept value, as text, and the metric.
@@ -39,7 +39,7 @@ def sweep_chart(points: Sequence[tuple[str, float]], *, x_label: str, y_label: s
             alpha=0.7, label="job", clip_on=False, zorder=3,
         )  # fmt: skip
         line = {"linestyle": "none", "markersize": 11} if ticks else {"linewidth": 1.2}
-        mark = "_" if ticks else MARKERS[1]  # between categories there is nothing
+        mark = "_" if ticks else MARKERS[1]  # no curve between categories
         axes.plot(
             [place for place, _ in curve], [value for _, value in curve], marker=mark, color=PALETTE[1], label="mean",
             clip_on=False, zorder=4, **line,
@@ -63,7 +63,7 @@ def sweep_chart(points: Sequence[tuple[str, float]], *, x_label: str, y_label: s
 
 
 def _places(texts: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    """Where each text stands on the axis, and the texts of the ticks where they are categories."""
+    """Return each text's position on the axis, and the tick labels if the texts are categories."""
     numbers = {text: _number(text) for text in texts}
     if all(number is not None for number in numbers.values()):
         return {text: number for text, number in numbers.items() if number is not None}, []

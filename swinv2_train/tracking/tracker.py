@@ -1,6 +1,6 @@
-"""The tracker of a run: every number and picture passes through it to the run directory, the console and W&B.
+"""Tracker of a run: every number and figure goes through it to the run directory, the console, and W&B.
 
-Run directory: metrics.jsonl (the record), tb/, figures/, log.txt, wandb/ and wandb_id.txt. Only the main rank writes;
+Run directory: metrics.jsonl (the record), tb/, figures/, log.txt, wandb/, and wandb_id.txt. Only the main rank writes;
 on the others every method does nothing, except that warnings go to stderr with the rank.
 """
 
@@ -27,19 +27,19 @@ from swinv2_train.writing import write_bytes
 class Tracker:
     """Records one start or resume of a run.
 
-    What a crashed run recorded past `start_step` is dropped first, from metrics.jsonl and from TensorBoard, so that
-    every step stands there once. W&B keeps both passes over such steps.
+    First drop what a crashed run recorded past `start_step`, from metrics.jsonl and from TensorBoard, so that every
+    step is recorded once. W&B keeps both passes over such steps.
 
     Args:
-        run_dir: the run directory; made if it does not exist.
+        run_dir: the run directory; created if necessary.
         config: the resolved config.
         total_steps: length of the run in optimizer steps.
-        start_step: the step that the run continues from; 0 for a run from the beginning.
-        is_main: whether this process is global rank 0.
-        console: where to draw; stdout by default.
+        start_step: step that the run resumes from; 0 for a run from the beginning.
+        is_main: True if this process is global rank 0.
+        console: the output; stdout by default.
 
     Raises:
-        ConfigError: if W&B is wanted online and cannot be reached or logged in to.
+        ConfigError: if W&B should be online but cannot be reached, or the user is not logged in.
         OSError: if metrics.jsonl cannot be written at the start. Later that is a warning, and the lines wait in memory.
     """
 
@@ -61,7 +61,7 @@ class Tracker:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._console = RunConsole(self.run_dir / "log.txt", config.run.name, total_steps, console)
-        # W&B first: when it refuses to start, the record of the run is still untouched.
+        # W&B first: if it refuses to start, the record of the run is still untouched.
         if config.tracking.wandb != "disabled":
             wandb = WandbSink(self.run_dir, config)
             self._sinks.append(wandb)
@@ -86,7 +86,7 @@ class Tracker:
 
         Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), mfu (model FLOPs
         utilization, 0 to 1; absent if the peak of the device is not known), data_wait_share (0 to 1), skipped_steps,
-        memory_gib, seconds_left, and what the task adds. A value that is not known is None.
+        memory_gib, seconds_left, and what the task adds. An unknown value is None.
         """
         if self._closed or not records:
             return
@@ -99,7 +99,7 @@ class Tracker:
         self._console.progress(records[-1])
 
     def log_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record an evaluation as a line of its own and report it. Keys get the prefix `eval/` where they lack it."""
+        """Record an evaluation as a separate line and report it. Keys get the prefix `eval/` if they lack it."""
         if self._closed:
             return
         values = {f"eval/{key.removeprefix('eval/')}": value for key, value in metrics.items()}
@@ -110,9 +110,9 @@ class Tracker:
         self.message(f"evaluation at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
 
     def log_figure(self, step: int, name: str, image: Image.Image) -> Path:
-        """Save a picture as figures/<name>-step-<8 digits>.png and hand it on. Gives its path on every rank.
+        """Save a figure as figures/<name>-step-<8 digits>.png and forward it. Return its path, on every rank.
 
-        A picture that cannot be written is a warning: the run is worth more.
+        If it cannot be written, this is only a warning, because the run is worth more.
         """
         path = self.run_dir / "figures" / f"{name}-step-{step:08}.png"
         if self._closed:
@@ -129,7 +129,7 @@ class Tracker:
         return path
 
     def rewind(self, step: int) -> None:
-        """The run went back to a step: drop what was recorded past it."""
+        """Return to a step: drop what was recorded past it."""
         if self._closed:
             return
         self._metrics.rewind(step)
@@ -137,22 +137,22 @@ class Tracker:
         self._to_sinks(lambda sink: sink.rewind(step))
 
     def message(self, text: str) -> None:
-        """A time-stamped line on the console and in log.txt."""
+        """Print a time-stamped line on the console and append it to log.txt."""
         if self.is_main:
             self._console.message(text)
 
     def warn(self, text: str) -> None:
-        """A warning: like a message on the main rank; on the others a line on stderr that names the rank."""
+        """Warn: like a message on the main rank, and on the others a line on stderr with the rank."""
         if self.is_main:
             self._console.message(f"warning: {text}", style="yellow")
         else:
             print(redact(f"[rank {os.environ.get('RANK', '?')}] warning: {text}"), file=sys.stderr)
 
     def close(self, exit_status: str) -> None:
-        """Write everything out and give the terminal back. Closing twice is allowed; messages still work afterwards.
+        """Write everything and release the terminal. Closing twice is allowed; messages still work afterward.
 
         Args:
-            exit_status: finished, stopped (by a signal, to be resumed: W&B shows it as preempted) or failed.
+            exit_status: finished, stopped (by a signal, to be resumed: W&B shows it as preempted), or failed.
         """
         if self._closed:
             return
@@ -163,37 +163,37 @@ class Tracker:
         self.message(f"run {exit_status}")
 
     def _watch_metrics(self) -> None:
-        """Say when metrics.jsonl cannot be written, once, and when it can be again."""
+        """Report once when metrics.jsonl cannot be written, and when it can be written again."""
         failure = self._metrics.failure
         if failure and not self._outage:
             self.warn(
-                f"{self._metrics.path} cannot be written ({failure}): its lines wait in memory until it can; make room "
-                "or mend the path, because they are lost if the run ends before"
+                f"{self._metrics.path} cannot be written ({failure}): its lines wait in memory; make room "
+                "or fix the path, because they are lost if the run ends first"
             )
         if self._outage and not failure:
             self.message(f"{self._metrics.path} can be written again: nothing is missing in it")
         self._outage = failure is not None
 
     def _settle_metrics(self) -> None:
-        """The last try to write what waits."""
+        """Try a last time to write the waiting lines."""
         if not self._metrics.failure:
             return
         self._metrics.settle()
         self._watch_metrics()
         if failure := self._metrics.failure:
             count = self._metrics.waiting
-            lost = f"lines LOST: {count}" if count else "what the run went back from stays in it"
+            lost = f"lines LOST: {count}" if count else "lines past the rollback stay in it"
             self.warn(f"{self._metrics.path} still cannot be written ({failure}): {lost}")
 
     def _to_sinks(self, call: Callable[[Sink], None]) -> None:
-        """Call every sink. One that fails is dropped with a warning: a long run must not end because a copy of its
-        numbers could not be made."""
+        """Call every sink. Drop one that fails, with a warning: a long run must not end because of a copy of its
+        numbers."""
         for sink in list(self._sinks):
             try:
                 call(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                self.warn(f"{sink.name} failed and is left out from here on: {error}")
+                self.warn(f"{sink.name} failed and is disabled from now on: {error}")
 
 
 def _known(values: Mapping[str, float | int | None]) -> dict[str, float | int]:

@@ -105,7 +105,7 @@ def test_one_rank_of_the_command_is_killed(twins: Callable[[int], Path], make_ru
     output = run.jobs[0].output
     assert "swinv2-train: rank 0 lost contact with another rank (" in output
     assert "swinv2-train: rank 1 died of SIGKILL" in output.splitlines()[-1]
-    assert output.splitlines()[-1].endswith("the same command continues from the newest checkpoint")
+    assert output.splitlines()[-1].endswith("rerun the same command to resume from the newest checkpoint")
     assert read_status(run.directory)["status"] == "failed"
     go_on(run, twins(2), 2)
 

@@ -104,7 +104,7 @@ def test_an_environment_file_is_read_as_a_shell_reads_it(tmp_path: Path, monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     found = prepare(LaunchConfig(env_file=str(path)))
     assert found.launcher == "none"
-    assert found.lines == [f"2 variables from {path}; set already and kept: OMP_NUM_THREADS"]
+    assert found.lines == [f"2 variables from {path}; already set and kept: OMP_NUM_THREADS"]
     assert (os.environ["A_B"], os.environ["OMP_NUM_THREADS"]) == ("two words", "3")
 
 

@@ -149,7 +149,7 @@ def test_every_block_of_the_page_runs(
         "clocks within",
         "1 shard seen by every rank",
         "all-reduce of",
-        "a micro-batch is read",
+        "one process reads and decodes a micro-batch",
     ):
         assert line in output
 

@@ -45,7 +45,7 @@ def test_a_hostfile_is_read_as_deepspeed_reads_it(tmp_path: Path) -> None:
     [
         ("node-1\n", "line 1: 'node-1' is not NAME slots=N"),
         ("a slots=0\n", "line 1: 'a slots=0' is not NAME slots=N"),
-        ("a slots=2\na slots=2\n", "line 2: a is there twice"),
+        ("a slots=2\na slots=2\n", "line 2: a is listed twice"),
         ("# nothing\n", "names no hosts"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_rank_that_dies_of_a_signal_is_named(
     assert start(monkeypatch, run, rank) == FAILED
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"swinv2-train: rank {victim} died of {signal.Signals(number).name}")
-    assert line.endswith("the same command continues from the newest checkpoint")
+    assert line.endswith("rerun the same command to resume from the newest checkpoint")
     assert read_status(Path(run.run.dir)) == {"status": "failed", "step": 20}
 
 

@@ -37,14 +37,14 @@ def test_ranks_that_are_alike_say_nothing() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"packages": {"torch": "2.11.0", "wandb": None}}, "torch 2.11.0, and rank 0 on a has 2.15.0"),
-        ({"packages": {"torch": "2.15.0", "wandb": "0.31"}}, "wandb 0.31, and rank 0 on a has none"),
-        ({"packages": {"torch": None, "wandb": None}}, "torch is missing, and rank 0 on a has 2.15.0"),
-        ({"python": "3.12.1"}, "Python 3.12.1, and rank 0 on a has 3.11.7"),
-        ({"code": "beef"}, "its source of swinv2-train is beef, and that of rank 0 on a c0de"),
-        ({"config": "seed: 0\nlr: 2\n"}, "was started with another config than rank 0 on a: lr: 2, and there lr: 1"),
-        ({"shards": "d2"}, "sees other shards (names, numbers of samples or bytes) than rank 0 on a"),
-        ({"sees_run_dir": False}, "its run.dir is not that of rank 0 on a: all ranks need one that they share"),
+        ({"packages": {"torch": "2.11.0", "wandb": None}}, "torch 2.11.0, but rank 0 on a has 2.15.0"),
+        ({"packages": {"torch": "2.15.0", "wandb": "0.31"}}, "wandb 0.31, but rank 0 on a has none"),
+        ({"packages": {"torch": None, "wandb": None}}, "torch is missing, but rank 0 on a has 2.15.0"),
+        ({"python": "3.12.1"}, "Python 3.12.1, but rank 0 on a has 3.11.7"),
+        ({"code": "beef"}, "its source of swinv2-train is beef, but that of rank 0 on a is c0de"),
+        ({"config": "seed: 0\nlr: 2\n"}, "was started with another config than rank 0 on a: lr: 2, but there lr: 1"),
+        ({"shards": "d2"}, "sees other shards (names, numbers of samples, or bytes) than rank 0 on a"),
+        ({"sees_run_dir": False}, "its run.dir is not that of rank 0 on a: all ranks must share one"),
         ({"problem": "data.shards=x: no such file", "shards": None}, "data.shards=x: no such file"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_patch_release_of_python_is_no_difference() -> None:
 def test_what_may_go_wrong_later_is_said() -> None:
     assert warnings(ranks({"clock": 1007.5}, {"clock": 1007.5}), 0) == ["the clock of a is -7.5 s off"]
     assert warnings(ranks({"disk_free": GIB}, {"disk_free": GIB}), 2 * GIB) == [
-        "b has 1.0 GiB free for run.dir, and one checkpoint takes 2.0"
+        "b has 1.0 GiB free for run.dir, and one checkpoint needs 2.0"
     ]
     assert warnings(ranks({"memory": (10 * GIB, 40 * GIB)}), 0) == [
         "rank 3 on b: 10.0 of 40.0 GiB of its GPU are free; another process uses it"

@@ -73,7 +73,7 @@ def test_a_step_that_hangs_ends_the_run_and_is_on_record(apart: Apart, tmp_path:
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "failed", "step": 11}
     (sentence,) = [line for line in apart.output(0).splitlines() if line.startswith("swinv2-train")]
     assert str(tmp_path / "run" / "stacks" / "step-00000012") in sentence
-    assert "the same command continues from the newest checkpoint" in sentence
+    assert "rerun the same command to resume from the newest checkpoint" in sentence
 
 
 def hang_at_the_start(run: Path) -> None:

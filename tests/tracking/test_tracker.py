@@ -288,7 +288,7 @@ def test_a_broken_copy_is_left_out_and_the_run_goes_on(tmp_path: Path, monkeypat
     run.log_steps([record(3)])
     run.close("finished")
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
-    assert out.getvalue().count("TensorBoard failed and is left out from here on: the event writer died") == 1
+    assert out.getvalue().count("TensorBoard failed and is disabled from now on: the event writer died") == 1
 
 
 def test_tensorboard_can_be_switched_off_and_closing_twice_is_one_close(tmp_path: Path) -> None:

@@ -136,5 +136,5 @@ def test_a_login_that_nobody_answers_is_refused_not_switched_off(
 
     init = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **options: init(**options | {"mode": "disabled"}))
-    with pytest.raises(ConfigError, match=r"tracking\.wandb=online: .*nobody is logged in.* tracking\.wandb=offline"):
+    with pytest.raises(ConfigError, match=r"tracking\.wandb=online: .*not logged in.* tracking\.wandb=offline"):
         tracker(tmp_path / "run", "online")
