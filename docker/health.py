@@ -1,8 +1,8 @@
-"""Health of a container: 1 if the run in it says that it has failed, or has not written a line for long; else 0.
+"""Health of a container: 1 if its run has failed or has not written a line for too long; else 0.
 
-The run is that of RUN_DIR, or the one in ./outputs that wrote last. A container without a run, which packs data say, is
-healthy. HEALTH_MINUTES (60) has to be above the time between two lines of metrics, a long evaluation included. A rank
-that hangs is ended by the run's own watchdog; this is for those who look at a machine from outside.
+The run is that of RUN_DIR, or the one in ./outputs that wrote last. A container without a run, for example one that
+packs data, is healthy. HEALTH_MINUTES (60) must exceed the time between two lines of metrics, including a long
+evaluation. The run's own watchdog ends ranks that hang; this check is for monitoring from outside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def run_directory() -> Path | None:
-    """The directory of the run to look at."""
+    """Return the directory of the run to check."""
     if os.environ.get("RUN_DIR"):
         return Path(os.environ["RUN_DIR"])
     found = sorted(Path("outputs").glob("**/status.json"), key=lambda path: path.stat().st_mtime)
@@ -23,7 +23,7 @@ def run_directory() -> Path | None:
 
 
 def problem(directory: Path, minutes: float) -> str | None:
-    """What is wrong with a run, in words; None if nothing is."""
+    """Return a description of a run's problem; None if it has none."""
     try:
         status = json.loads((directory / "status.json").read_text()).get("status")
     except FileNotFoundError:

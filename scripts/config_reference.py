@@ -17,14 +17,14 @@ from swinv2_train.config.tasks import TASK_SECTIONS
 HEADER = """\
 # Every key of the config
 
-Made from the schema in `swinv2_train/config/` by `python scripts/config_reference.py > conf/REFERENCE.md`; a test holds
-it to that. Defaults are those of the schema: an experiment and the files of `conf/` set many of them. `swinv2-train
-+experiment=NAME --cfg job` prints what holds for a run. How to set a key is in [README.md](README.md).
+Generated from the schema in `swinv2_train/config/` by `python scripts/config_reference.py > conf/REFERENCE.md`; a test
+checks that it is current. Defaults are those of the schema; experiments and the files of `conf/` override many of them.
+`swinv2-train +experiment=NAME --cfg job` prints the values of a run. [README.md](README.md) describes how to set keys.
 """
 
 
 def notes(section: type) -> dict[str, str]:
-    """The text below every field of a dataclass, in one line; inherited fields included."""
+    """Return the text below every field of a dataclass, on one line; inherited fields included."""
     found: dict[str, str] = {}
     for owner in reversed(section.__mro__[:-1]):
         (node,) = ast.parse(inspect.getsource(owner)).body
@@ -37,7 +37,7 @@ def notes(section: type) -> dict[str, str]:
 
 
 def default(spec: dataclasses.Field[Any]) -> str:
-    """The default value as one writes it in YAML."""
+    """Return the default value in YAML syntax."""
     value = spec.default if spec.default is not dataclasses.MISSING else spec.default_factory()
     if value is None:
         return "null"
@@ -51,7 +51,7 @@ def default(spec: dataclasses.Field[Any]) -> str:
 
 
 def rows(section: type, prefix: str) -> list[str]:
-    """The table of a section, and after it those of the sections inside it."""
+    """Return the table of a section, followed by those of the sections inside it."""
     lines, inner = [], []
     text = notes(section)
     for spec in dataclasses.fields(section):
@@ -67,13 +67,13 @@ def rows(section: type, prefix: str) -> list[str]:
 
 
 def section_lines(section: type, prefix: str, title: str | None = None) -> list[str]:
-    """Heading, description and tables of a section."""
+    """Return heading, description, and tables of a section."""
     described = inspect.cleandoc(section.__doc__ or "")
     return [f"## {title or prefix.rstrip('.')}", "", described, "", *rows(section, prefix)]
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the complete page."""
     lines = [HEADER, "## Top level", "", *rows(Config, "")]
     text = "\n".join(lines)
     start = text.index("\n## task\n")

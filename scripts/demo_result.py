@@ -1,4 +1,4 @@
-"""Print what the demo's pipeline has learned, and draw it as demo.png: python scripts/demo_result.py outputs/demo"""
+"""Print what the demo's pipeline has learned, and draw demo.png: python scripts/demo_result.py outputs/demo"""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from PIL import Image
 from swinv2_train.tracking.charts import MARKERS, PALETTE, Chart, house_style
 
 MIN_DROP = 0.15
-"""SimMIM's held-out loss has to fall by this share for the demo to count as a success."""
+"""Fraction by which SimMIM's held-out loss must fall for the demo to count as a success."""
 TASKS = {"task": "pretrained", "task-scratch": "from scratch"}
 CHANCE = 0.1
 SMOOTHED_OVER = 10
-"""Steps of which a point of the training curve is the mean."""
+"""Number of steps that a point of the training curve averages."""
 
 
 def curve(run_dir: Path, metric: str) -> tuple[list[int], list[float]]:
-    """The steps at which a metric was logged, and its values."""
+    """Return the steps at which a metric was logged, and its values."""
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     found = [(record["step"], record[metric]) for record in records if metric in record]
     return [step for step, _ in found], [value for _, value in found]
 
 
 def draw(directory: Path, reconstructions: Path) -> Chart:
-    """Held-out images, masked and reconstructed, beside the curves of SimMIM and of the task."""
+    """Draw held-out images, masked and reconstructed, next to the curves of SimMIM and of the task."""
     with house_style():
         figure = Figure(figsize=(8.0, 5.0), layout="constrained")
         panels = figure.subplot_mosaic([["images", "simmim"], ["images", "task"]], width_ratios=(1, 1.5))

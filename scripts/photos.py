@@ -1,9 +1,9 @@
-"""Write a folder of real photographs, cut out of installed packages: DEST/train and DEST/heldout.
+"""Write a folder of real photographs, cut from installed packages: DEST/train and DEST/heldout.
 
 For demos and tests on a machine without a data set. The photographs ship inside the wheels of scikit-image and
 scikit-learn (`pip install "swinv2-train[demo]"`; each package has its license notes); nothing is downloaded. Each is
 cut into overlapping squares of several sizes; those above 256 pixels are shrunk to 256. The held-out squares come from
-photographs of which training sees nothing, so a falling held-out loss means something.
+photographs that training never sees, so that a falling held-out loss is meaningful.
 
     python scripts/photos.py photos
     swinv2-data pack photos/train shards --split train
@@ -45,8 +45,8 @@ QUALITY = 92
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write real photographs out of installed packages, cut into squares.")
-    parser.add_argument("dest", type=Path, help="gets the folders train and heldout")
+    parser = argparse.ArgumentParser(description="Write real photographs from installed packages, cut into squares.")
+    parser.add_argument("dest", type=Path, help="directory for the folders train and heldout")
     dest = parser.parse_args().dest
     for folder, photographs, count in (("train", TRAIN, TRAIN_TILES), ("heldout", HELD_OUT, HELD_OUT_TILES)):
         try:
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def locate(name: str) -> Path:
-    """Where an installed package keeps a file."""
+    """Return the path of a file in an installed package."""
     package, _, rest = name.partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -66,7 +66,7 @@ def locate(name: str) -> Path:
 
 
 def write_tiles(photograph: Path, folder: Path, count: int) -> int:
-    """Cut one photograph; returns the number of files."""
+    """Cut one photograph; return the number of files."""
     folder.mkdir(parents=True, exist_ok=True)
     image = Image.open(photograph)
     image = image.convert("L" if image.mode == "L" else "RGB")
@@ -82,7 +82,7 @@ def write_tiles(photograph: Path, folder: Path, count: int) -> int:
 
 
 def grid(width: int, height: int, count: int) -> Iterator[tuple[int, int]]:
-    """About `count` evenly spread positions in 0..width, 0..height; none where either is negative."""
+    """Yield about `count` evenly spaced positions in 0..width, 0..height; none if either is negative."""
     if width < 0 or height < 0:
         return
     columns = max(1, round(math.sqrt(count * (width + 1) / (height + 1))))

@@ -1,15 +1,15 @@
-"""Time of saving, verifying and loading a checkpoint, and what a save in the background costs the training beside it.
+"""Time of saving, verifying, and loading a checkpoint, and the cost of a background save for training.
 
     python scripts/bench/checkpoint.py --out results.json                  # 30 million parameters, 0.36 GB
     python scripts/bench/checkpoint.py --parameters 1e6 --rounds 2         # a quick look
 
-One rank with fp32 weights and Adam's two moments (and the moving average, with --ema). Every round does all in turn, so
-that a drift of the machine's speed meets them alike; what is given is the median over rounds. Before verifying and
-before loading, the files leave the page cache, as after a restart, where the file system allows it; loading after
-verifying finds them there again, as a resume does. All writing ends with the data on the disk (fsync).
+One rank with fp32 weights and Adam's two moments (and the moving average, with --ema). Every round measures everything
+once, so that a drift of the machine's speed affects all alike; results are medians over rounds. Before verifying and
+before loading, the files are dropped from the page cache, as after a restart, if the file system allows it. Loading
+after verifying finds them there again, as a resume does. All writing ends with the data on disk (fsync).
 
-The steps beside the save are forward and backward of a small convolutional network. A round takes the median time of a
-step without a save, then with one in flight; `step ratio` is the median over rounds of the second over the first.
+The concurrent steps are forward and backward of a small convolutional network. A round takes the median time of a step
+without a save, and then during a save; `step ratio` is the median over rounds of the second over the first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LARGEST = 1 << 22
 
 
 class Alone:
-    """The only rank there is."""
+    """The only rank."""
 
     rank, world_size = 0, 1
 
@@ -52,7 +52,7 @@ class Alone:
 
 
 def make_state(parameters: int, device: torch.device, *, ema: bool) -> list[Fragment]:
-    """Parameters of together so many elements, with random values."""
+    """Return parameters with this total number of elements, with random values."""
     parts = ("weight", "exp_avg", "exp_avg_sq", "ema")[: 4 if ema else 3]
     sizes = [LARGEST] * (parameters // LARGEST) + [parameters % LARGEST] * (parameters % LARGEST > 0)
     return [
@@ -72,7 +72,7 @@ class Training:
         self._images = torch.rand(4, 3, side, side, device=device)
 
     def step(self) -> float:
-        """Seconds of one step."""
+        """Return the seconds of one step."""
         start = time.perf_counter()
         self._model(self._images).square().mean().backward()
         self._model.zero_grad(set_to_none=True)
@@ -88,7 +88,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Ask the system to forget the contents of the files below a path, which must be on the disk."""
+    """Ask the system to drop the files below a path from its cache; they must be on disk."""
     for file in path.rglob("*.*"):
         if file.is_file() and hasattr(os, "posix_fadvise"):
             with file.open("rb") as opened:
@@ -100,7 +100,7 @@ def begin(saver: Saver, step: int, fragments: list[Fragment]) -> None:
 
 
 def ended(outcomes: list[Outcome]) -> Outcome:
-    """The only outcome, which must be a good one."""
+    """Return the only outcome, which must be a success."""
     (outcome,) = outcomes
     if outcome.failure is not None:
         raise SystemExit(f"saving failed: {outcome.failure}")
@@ -108,7 +108,7 @@ def ended(outcomes: list[Outcome]) -> Outcome:
 
 
 def beside(training: Training, saver: Saver, step: int, fragments: list[Fragment]) -> tuple[list[float], Outcome]:
-    """Seconds of the steps that ended while a save was in flight (at least one), and what became of it."""
+    """Return the seconds of the steps that ended during a save (at least one), and the outcome of the save."""
     begin(saver, step, fragments)
     seconds = [training.step()]
     while not (outcomes := saver.poll()):
@@ -119,7 +119,7 @@ def beside(training: Training, saver: Saver, step: int, fragments: list[Fragment
 def run_round(
     number: int, steps: int, training: Training, background: Saver, at_once: Saver, fragments: list[Fragment]
 ) -> dict[str, float]:
-    """All measurements once, in seconds."""
+    """Return all measurements of one round, in seconds."""
     without = statistics.median(training.step() for _ in range(steps))
     with_save, in_background = beside(training, background, 3 * number + 1, fragments)
     begin(at_once, 3 * number + 2, fragments)
@@ -132,7 +132,7 @@ def run_round(
     begin(at_once, 3 * number + 3, fragments)
     return {
         "step": without,
-        "step beside a save": statistics.median(with_save),
+        "step beside a save": statistics.median(with_save),  # english: ok, a key of published results
         "pause of a background save": in_background.pause_seconds,
         "writing in the background": in_background.write_seconds,
         "save without a background": ended(at_once.poll()).pause_seconds,
@@ -143,7 +143,7 @@ def run_round(
 
 
 def measure(options: argparse.Namespace, directory: Path, device: torch.device) -> dict[str, Any]:
-    """The figures of all rounds."""
+    """Return the results of all rounds."""
     fragments = make_state(int(options.parameters), device, ema=options.ema)
     training = Training(device, options.side)
     savers = [
@@ -158,7 +158,9 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
     return {
         "gigabytes": size / 1e9,
         "seconds": {**seconds, "pause of the first background save": first.pause_seconds},
-        "step_ratio": statistics.median(values["step beside a save"] / values["step"] for values in rounds),
+        "step_ratio": statistics.median(
+            values["step beside a save"] / values["step"] for values in rounds
+        ),  # english: ok
         "verification_adds_to_loading": statistics.median(
             (values["verification"] + values["loading after verification"]) / values["loading alone"] - 1
             for values in rounds
@@ -181,7 +183,7 @@ def main() -> int:
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="steps without a save in each round")
-    parser.add_argument("--side", type=int, default=96, help="of the images of a step")
+    parser.add_argument("--side", type=int, default=96, help="side of the images of a step")
     parser.add_argument("--directory", type=Path, help="where to write; default: the system's temporary directory")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Runs hit by random faults, started again until they finish, and compared with twins that nothing happened to.
+"""Runs with random faults, restarted until they finish, and compared with twins without faults.
 
     python scripts/bench/faults.py --trials 50 --out scripts/bench/results/faults.json
-    python scripts/bench/faults.py --seed 0 --only 17        # that trial again, as far as moments can be repeated
+    python scripts/bench/faults.py --seed 0 --only 17        # the same trial, as far as its timing can be repeated
 
 A trial is one small run on the CPU with one to three faults at random moments, on one to three ranks (`--most-ranks`).
-Where its number of ranks never changed, its metrics, weights and moments must be the twin's to the bit; else its losses
-within 1e-4 relative in fp32. Either way every step must have consumed its own samples, each once. Exit code 1 says that
-a trial was not so; its folder is kept.
+If its number of ranks never changes, its metrics, weights, and moments must be bitwise equal to the twin's; otherwise
+its losses must agree within 1e-4 relative in fp32. In both cases every step must consume its own samples exactly once.
+Exit code 1 means that a trial failed; its folder is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, which are in no package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, which are not in a package
 
 from report import write_report
 
@@ -41,11 +41,11 @@ OPTIONS = (
     "checkpoint.retry_seconds=0.1", "eval.every_steps=6", "eval.figure_every_steps=0", "tracking.log_every_steps=1",
 )  # fmt: skip
 COMMAND_EVERY = 7
-"""Every so many trials the command itself is started; else its ranks alone, which is quicker."""
+"""Every N-th trial starts the command itself; the others start only its ranks, which is faster."""
 NAN_POSITION = 7 * BATCH + 5
 NONE_VALID = "none of the checkpoints in"
 MORE_STARTS = 3
-"""Starts without faults that a run gets at most to finish."""
+"""Maximum number of starts without faults for a run to finish."""
 
 KILL_ONE_STEP, KILL_ALL_STEP = "one rank killed in a step", "all killed in a step"
 KILL_ONE_SAVE, KILL_ALL_SAVE = "one rank killed in a save", "all killed in a save"
@@ -57,20 +57,20 @@ ENDING = (
 )  # fmt: skip
 """Faults that end a start."""
 DURING = (FULL, REMOVED, NAN)
-"""Faults that a start goes on after."""
+"""Faults that a start survives."""
 BETWEEN = tuple(damage.DAMAGES)
 """Faults between two starts."""
 
 
 @dataclass
 class Start:
-    """One start of a trial, with what happens before it and in it."""
+    """One start of a trial, with the faults before and during it."""
 
     ranks: int
     seed: int
-    """Of the random moments."""
+    """Seed of the random moments."""
     late: bool = False
-    """Whether it has to come as far as a checkpoint, because that will be damaged after it."""
+    """True if it must reach a checkpoint, because that will be damaged after it."""
     before: list[str] = field(default_factory=list)
     during: list[str] = field(default_factory=list)
     ending: str | None = None
@@ -83,27 +83,27 @@ class Plan:
     way: str
     overrides: list[str]
     nan: bool
-    """Whether a sample is NaN, in every start that comes to it."""
+    """True if a sample is NaN, in every start that reaches it."""
     starts: list[Start]
 
 
 @dataclass
 class Result:
-    """What came of a trial."""
+    """Result of a trial."""
 
     trial: int
     way: str
     ranks: list[int]
     faults: list[str]
-    """Those that hit."""
+    """Faults that hit."""
     missed: list[str]
-    """Those whose moment did not come."""
+    """Faults whose moment did not come."""
     codes: list[int]
     """Exit codes of the starts."""
     lost: int = 0
     repeated: int = 0
     hung: int = 0
-    """Ranks that did not end when another one was gone."""
+    """Ranks that did not end after another one was gone."""
     differences: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -127,9 +127,9 @@ class Result:
 
 
 def fault_kinds(seed: int, trial: int) -> list[str]:
-    """The faults of a trial, the first of which ends the first start.
+    """Return the faults of a trial; the first one ends the first start.
 
-    They are dealt from shuffled decks, so that a few dozen trials meet every kind.
+    They are dealt from shuffled decks, so that a few dozen trials cover every kind.
     """
     rng = random.Random(seed)
     first: list[str] = []
@@ -144,7 +144,7 @@ def fault_kinds(seed: int, trial: int) -> list[str]:
 
 
 def make_plan(seed: int, trial: int, most_ranks: int) -> Plan:
-    """The plan of a trial, a function of the numbers."""
+    """Return the plan of a trial, a function of the numbers."""
     rng = random.Random(f"{seed}/{trial}")
     kinds = fault_kinds(seed, trial)
     constant = rng.choice((None, rng.randint(1, most_ranks)))
@@ -173,12 +173,12 @@ def make_plan(seed: int, trial: int, most_ranks: int) -> Plan:
 
 
 def random_step(start: Start, rng: random.Random) -> int:
-    """Which of its steps a start is hit in or after; every fourth step is saved."""
+    """Return the step in or after which a start is hit; every fourth step is saved."""
     return rng.randint(1, 6) + 4 * start.late
 
 
 def planted(start: Start, nan: bool, rng: random.Random) -> dict[str, Any]:
-    """What is planted in the ranks of a start."""
+    """Return what is injected into the ranks of a start."""
     rank, step = rng.randrange(start.ranks), random_step(start, rng)
     hits = {
         KILL_ONE_STEP: Hit("step", step, signal.SIGKILL, rank, rng.random()),
@@ -197,7 +197,7 @@ def planted(start: Start, nan: bool, rng: random.Random) -> dict[str, Any]:
 
 
 def strike(job: Job, start: Start, rng: random.Random) -> bool:
-    """Do what is done to a job from outside; False if its moment did not come."""
+    """Apply a fault to a job from outside; return False if its moment did not come."""
     if start.ending == KILL_ALL_SAVE:
         reached = job.wait_for_step(5 * start.late) and job.wait_for_save()
     else:
@@ -213,7 +213,7 @@ def strike(job: Job, start: Start, rng: random.Random) -> bool:
 
 
 def run_start(run: FaultyRun, plan: Plan, start: Start, result: Result) -> int:
-    """One start with its faults; returns the exit code."""
+    """Run one start with its faults; return the exit code."""
     rng = random.Random(start.seed)
     hit = {kind: damage.spoil(run.directory / "checkpoints", kind, rng) for kind in start.before}
     job = run.start(start.ranks, way=plan.way, **planted(start, plan.nan, rng))
@@ -238,7 +238,7 @@ def run_start(run: FaultyRun, plan: Plan, start: Start, result: Result) -> int:
 
 
 class Soak:
-    """The trials, over the same shards and with shared twins."""
+    """Trials over the same shards, with shared twins."""
 
     def __init__(self, folder: Path, seed: int, most_ranks: int, nursery: Nursery) -> None:
         self.folder, self.seed, self.most_ranks, self.nursery = folder, seed, most_ranks, nursery
@@ -250,7 +250,7 @@ class Soak:
         return FaultyRun(directory, tiny_run(self.shards, directory, *OPTIONS, *overrides), self.nursery)
 
     def twin(self, ranks: int, nan: bool) -> Path:
-        """The directory of an uninterrupted run."""
+        """Return the directory of an uninterrupted run."""
         if (ranks, nan) not in self._twins:
             run = self.new_run(f"twin-{ranks}{'-nan' if nan else ''}", ["data.num_workers=0"])
             if run.go(ranks, nan_positions=(NAN_POSITION,) if nan else ()) != FINISHED:
@@ -259,7 +259,7 @@ class Soak:
         return self._twins[ranks, nan]
 
     def trial(self, number: int) -> Result:
-        """Run one trial to its verdict."""
+        """Run one trial to its result."""
         plan, begin = make_plan(self.seed, number, self.most_ranks), time.monotonic()
         result = Result(number, plan.way, [], [], [], [])
         run = self.new_run(f"trial-{number}", plan.overrides)
@@ -270,7 +270,7 @@ class Soak:
             for _ in range(MORE_STARTS):
                 if code == FINISHED:
                     break
-                if NONE_VALID in run.jobs[-1].output:  # every one of them was damaged: do what the sentence says
+                if NONE_VALID in run.jobs[-1].output:  # all were damaged: follow the message
                     damage.remove(run.directory / "checkpoints")
                 code = run_start(run, plan, Start(plan.starts[-1].ranks, 0), result)
             if code == FINISHED:
@@ -314,7 +314,7 @@ def summary(results: list[Result]) -> dict[str, Any]:
 
 
 def table(values: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """Return the summary for display."""
     lines = []
     for name, value in values.items():
         if isinstance(value, dict):
@@ -325,7 +325,7 @@ def table(values: dict[str, Any]) -> str:
 
 
 def run_trials(numbers: list[int], seed: int, most_ranks: int, folder: Path) -> list[Result]:
-    """Run trials one after the other, with a line for each as it ends."""
+    """Run trials one after the other; print a line for each as it ends."""
     results = []
     with Nursery(environment()) as nursery:
         soak = Soak(folder, seed, most_ranks, nursery)
@@ -346,7 +346,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most-ranks", type=int, default=3, help="every start has one to so many ranks")
+    parser.add_argument("--most-ranks", type=int, default=3, help="every start has one to N ranks")
     parser.add_argument("--only", type=int, help="run this one trial")
     parser.add_argument("--out", type=Path, help="write a report in JSON")
     options = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Damaged files, read by the product: tar headers, indexes and what is next to them, files of runs.
+"""Damaged files as input of the product: tar headers, indexes and their neighbors, files of runs.
 
     python scripts/bench/fuzz_files.py --out scripts/bench/results/fuzz-files.json
-    python scripts/bench/fuzz_files.py --kind tar --only 17        # that case again
+    python scripts/bench/fuzz_files.py --kind tar --only 17        # the same case
 
-Every case damages a small intact file and compares what the product reads with the intact twin. A case is good if the
-samples or the run are the same, if a message says what is wrong, or if the damage made another valid archive that
-Python's tarfile reads the same way. Cases run in processes of their own, with a time limit each. Exit code 1 says that
-a case ended in a traceback, ran past its limit, or changed something without a word.
+Every case damages a small intact file and compares what the product reads with the intact twin. A case passes if the
+samples or the run are the same, if a message reports the damage, or if the damage produced another valid archive that
+Python's tarfile reads the same way. Cases run in separate processes, each with a time limit. Exit code 1 means that a
+case ended in a traceback, ran past its limit, or changed something silently.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, which are in no package
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, which are not in a package
 
 from report import write_report
 
@@ -33,7 +33,7 @@ BAD = ("silent", "traceback", "hang")
 
 
 def work(pipe: Connection, finished: Path) -> None:
-    """Run the cases that come through a pipe, and answer each with its outcome."""
+    """Run the cases that arrive through a pipe, and answer each with its outcome."""
     import torch  # noqa: F401 -- here, or the first case that needs it would take longer than the others
 
     pipe.send("ready")
@@ -50,7 +50,7 @@ def work(pipe: Connection, finished: Path) -> None:
 
 
 class Worker:
-    """A process that runs cases, and is replaced when one of them does not end."""
+    """A process that runs cases, and is replaced if one of them does not end."""
 
     def __init__(self, finished: Path, limit: float) -> None:
         self._finished, self._limit = finished, limit
@@ -64,7 +64,7 @@ class Worker:
         self._pipe.recv()
 
     def run(self, kind: str, seed: int) -> Outcome:
-        """The outcome of a case; `hang` if it runs past the limit, `traceback` if it takes the process down."""
+        """Return the outcome of a case; `hang` if it exceeds the limit, `traceback` if it kills the process."""
         self._pipe.send((kind, seed))
         try:
             if self._pipe.poll(self._limit):
@@ -83,7 +83,7 @@ class Worker:
 
 
 def table(found: dict[str, Counter[str]]) -> str:
-    """The counts by kind and outcome."""
+    """Return the counts by kind and outcome."""
     names = (*OUTCOMES, "hang")
     lines = [f"{'':<8}" + "".join(f"{name:>11}" for name in names)]
     lines += [f"{kind:<8}" + "".join(f"{counts[name]:>11,}" for name in names) for kind, counts in found.items()]
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=COUNTS, help="only this kind")
     parser.add_argument("--only", type=int, help="only the case of this number, shown in full; needs --kind")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds per case (default: 60)")
-    parser.add_argument("--out", type=Path, help="where the report goes")
+    parser.add_argument("--out", type=Path, help="path of the report")
     options = parser.parse_args()
     if options.only is not None and options.kind is None:
         parser.error("--only needs --kind")

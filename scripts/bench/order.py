@@ -1,10 +1,10 @@
-"""What the order of samples costs at a thousand, a million and a billion samples.
+"""Cost of the order of samples for a thousand, a million, and a billion samples.
 
     python scripts/bench/order.py --out scripts/bench/results/order.json
 
-A jump is the sample at a random position of the first hundred epochs, as a resume asks for it. Cold: the first jump
-into an epoch and shuffle group, whose keys have to be derived. Warm: further jumps inside one shuffle group, as
-training makes them. Memory is what Python allocates, the order itself and the peak while it is made and used.
+A jump computes the sample at a random position of the first hundred epochs, as a resume does. Cold: the first jump into
+an epoch and shuffle group, whose keys must be derived. Warm: further jumps inside one shuffle group, as in training.
+Memory is what Python allocates: the order itself, and the peak while it is created and used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPOCHS = 100
 
 
 def microseconds(order: SampleOrder, positions: list[int], *, cold: bool) -> list[float]:
-    """The time of each jump; `cold`: with no key kept from the jump before."""
+    """Return the time of each jump; `cold`: with no cached keys from the previous jump."""
     times = []
     for position in positions:
         if cold:
@@ -40,12 +40,12 @@ def microseconds(order: SampleOrder, positions: list[int], *, cold: bool) -> lis
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
+    """Return the median and the 99th percentile."""
     return {"median": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}
 
 
 def memory(num_samples: int, positions: list[int]) -> dict[str, int]:
-    """Bytes: of the order, and the most that making it and jumping took."""
+    """Return the bytes of the order, and the peak while creating it and jumping."""
     module._keys.cache_clear()
     tracemalloc.start()
     order = SampleOrder(num_samples, seed=0)
@@ -58,7 +58,7 @@ def memory(num_samples: int, positions: list[int]) -> dict[str, int]:
 
 
 def measure(num_samples: int, jumps: int) -> dict[str, Any]:
-    """All numbers of one size of data set."""
+    """Return all numbers for one size of data set."""
     rng = random.Random(num_samples)
     anywhere = [rng.randrange(EPOCHS * num_samples) for _ in range(jumps)]
     constructions = []
@@ -78,7 +78,7 @@ def measure(num_samples: int, jumps: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The numbers for a person."""
+    """Return the numbers for display."""
     lines = [f"{'samples':>14} {'construct us':>14} {'cold jump us':>22} {'warm jump us':>22} {'bytes':>8} {'peak':>8}"]
     for row in rows:
         cold, warm = (

@@ -1,4 +1,4 @@
-"""What every benchmark's report says of itself, and where it is written."""
+"""Common content and location of the benchmark reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def device_name() -> str:
-    """The GPU, or what kind of processor there is."""
+    """Return the name of the GPU, or the kind of processor."""
     import torch
 
     if torch.cuda.is_available():
@@ -21,7 +21,7 @@ def device_name() -> str:
 
 
 def write_report(out: Path | None, packages: tuple[str, ...], **content: Any) -> None:
-    """Write a report as JSON, if it is wanted, with the command and the versions it was made by."""
+    """Write a report as JSON, if requested, with the command and the versions that produced it."""
     if out is None:
         return
     head = {

@@ -1,10 +1,11 @@
 """Time and memory of one training step of a SwinV2 backbone, per attention backend, against timm's on the same device.
 
-    python scripts/bench/train_step.py --out results.json                              # what a GPU is asked for
+    python scripts/bench/train_step.py --out results.json                              # the default for a GPU
     python scripts/bench/train_step.py --model swinv2_tiny --side 64 --window 4 --batch 2 --rounds 2      # a quick look
 
-Every round runs all variants in turn, so that a drift of the machine's speed meets them alike; the ratio to timm is the
-median over rounds. The step is forward, sum, backward, without an optimizer; on CUDA in bf16 autocast, else in fp32.
+Every round runs all variants in turn, so that a drift of the machine's speed affects all alike; the ratio to timm is
+the median over rounds. A step is forward, sum, and backward, without an optimizer; on CUDA in bf16 autocast, else in
+fp32.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WARMUP = 2
 def build(
     model: str, side: int, window: int
 ) -> dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]]:
-    """The variants: (module, function from module and images to a tensor that is summed)."""
+    """Return the variants: (module, function from module and images to a tensor that is summed)."""
     variants: dict[str, tuple[nn.Module, Callable[[nn.Module, torch.Tensor], torch.Tensor]]] = {}
     for backend in ATTENTION_BACKENDS:
         config = variant(model, window=window, attention=backend, drop_path=0.0)
@@ -46,7 +47,7 @@ def build(
 
 
 def step(module: nn.Module, forward: Callable, images: torch.Tensor) -> float:
-    """Seconds of one step."""
+    """Return the seconds of one step."""
     cuda = images.device.type == "cuda"
     if cuda:
         torch.cuda.synchronize()
@@ -61,7 +62,7 @@ def step(module: nn.Module, forward: Callable, images: torch.Tensor) -> float:
 
 
 def peak_gib(module: nn.Module, forward: Callable, images: torch.Tensor) -> float | None:
-    """Peak memory of one step on a GPU."""
+    """Return the peak memory of one step on a GPU."""
     if images.device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()

@@ -1,7 +1,7 @@
-"""The signal propagation plot (paper, figure 2): how large activations grow from block to block.
+"""Signal propagation plot (paper, figure 2): the growth of activations from block to block.
 
-One function measures a model on a batch of images, one draws any number of models into one picture, and one takes from
-it the numbers that are worth a curve of their own during training.
+One function measures a model on a batch of images, one plots any number of models in one figure, and one returns the
+numbers that are worth a curve during training.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from swinv2_train.tracking.charts import Chart, Series, line_chart
 
 @torch.no_grad()
 def measure_activations(model: nn.Module, images: Tensor) -> list[BlockActivations]:
-    """Amplitudes of all blocks in one forward pass of the backbone, in eval mode and without a mask.
+    """Return the amplitudes of all blocks in one forward pass of the backbone, in eval mode and without a mask.
 
     Args:
-        model: any model of the package, also a training one; its mode is put back. Under ZeRO-3 all ranks call this.
-        images: (B, C, H, W), normalised, on the model's device.
+        model: any model of the package, even one in training; its mode is restored. Under ZeRO-3, all ranks must call
+            this.
+        images: (B, C, H, W), normalized, on the model's device.
     """
     with evaluating(model), record_activations(model) as signal:
         pooled_features(model, images)
@@ -32,9 +33,10 @@ def measure_activations(model: nn.Module, images: Tensor) -> list[BlockActivatio
 
 
 def activation_metrics(blocks: Sequence[BlockActivations]) -> dict[str, float]:
-    """`signal/largest`, the largest amplitude of the main branch; `signal/discrepancy`, the largest over the smallest.
+    """Return `signal/largest`, the largest main-branch amplitude, and `signal/discrepancy`, the largest over the
+    smallest.
 
-    The paper reports the discrepancy: up to 10^4 under pre-norm at the size of Large.
+    The paper reports the discrepancy: up to 10^4 for pre-norm at the size of Large.
     """
     main = [block.main for block in blocks]
     smallest = min(main)
@@ -45,9 +47,9 @@ def activation_metrics(blocks: Sequence[BlockActivations]) -> dict[str, float]:
 
 
 def activation_chart(models: Mapping[str, Sequence[BlockActivations]]) -> Chart:
-    """The plot of one or more models by name, over the number of the block, on a logarithmic axis.
+    """Plot one or more models by name, over the block number, on a logarithmic axis.
 
-    Of a single model the residual branch is drawn as well; of several the main branch alone.
+    For a single model, the residual branch is plotted too; for several, only the main branch.
     """
     curves = []
     for name, blocks in models.items():
@@ -70,7 +72,7 @@ def activation_chart(models: Mapping[str, Sequence[BlockActivations]]) -> Chart:
 
 
 def _stage_ends(blocks: Sequence[BlockActivations]) -> list[float]:
-    """The places between blocks where a stage ends, of all stages but the last."""
+    """Return the positions between blocks at which stages end, except for the last stage."""
     stages = [block.name.partition(".blocks.")[0] for block in blocks]
     return [number + 0.5 for number in range(1, len(stages)) if stages[number] != stages[number - 1]]
 

@@ -1,7 +1,7 @@
-"""Evaluation of finished weights outside of a run: any checkpoint or file, on any labelled shards, over any ranks.
+"""Evaluation of finished weights outside of a run: any checkpoint or file, any labeled shards, any number of ranks.
 
-The model, the data and the metrics are those of the evaluation during training, so the same weights on the same samples
-give the same numbers. Every sample counts once, whatever the number of ranks.
+Model, data, and metrics are those of the evaluation during training, so the same weights on the same samples yield the
+same numbers. Every sample counts once, whatever the number of ranks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from swinv2_train.tasks.report import Report
 from swinv2_train.tasks.task import Task
 
 Progress = Callable[[int, int], None]
-"""Called with the batches done and their number."""
+"""Called with the number of finished batches and the total."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,26 @@ class EvalOptions:
     which: str = "newest"
     ema: bool = False
     batch: int = 32
-    """Images of a rank in one forward pass."""
+    """Images per rank in one forward pass."""
     precision: str = "fp32"
     max_samples: int | None = None
     workers: int = 4
     cache_dir: str = "~/.cache/swinv2_train/shards"
     cache_gib: float = 50.0
     label_map: str | None = None
-    """A file of class numbers, `names` or `numbers`; see `data.label_map`."""
+    """File of class numbers, `names`, or `numbers`; see `data.label_map`."""
     real_labels: Path | None = None
-    """ReaL labels in the place of those of the shards."""
+    """ReaL labels that replace those of the shards."""
     probe: ProbeConfig | None = None
-    """Also score a k-NN vote and a linear classifier that learn from `probe.shards`."""
+    """Shards for a k-NN vote and a linear classifier, whose scores are reported too."""
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The outcome, the same on every rank but for what the clock says."""
+    """Result, identical on every rank except for the timings."""
 
     config: Config
-    """Of the model as it was evaluated."""
+    """Config of the model as evaluated."""
     source: Path
     step: int | None
     metrics: dict[str, float]
@@ -91,11 +91,11 @@ class Evaluated:
     """Sums and records behind the metrics; see `tasks.outcome.Outcome`."""
     class_names: list[str] | None
     samples: int
-    """Those that count: not padding, not broken, not without a label."""
+    """Samples that count: not padding, not broken, not unlabeled."""
     broken: list[tuple[str, str]]
-    """Shard and key of the samples that could not be used, and why."""
+    """Shard and key of the samples that could not be used, with the reason."""
     seconds: float
-    """From the first batch to the last, with reading and decoding."""
+    """Seconds from the first batch to the last, including reading and decoding."""
     ranks: int
     device: str
     warnings: list[str] = field(default_factory=list)
@@ -119,7 +119,7 @@ class ChosenClasses(nn.Module):
     """A classifier that chooses among some of its classes.
 
     Args:
-        columns: the numbers of these classes in the model, in the order of their new numbers.
+        columns: the model's numbers of these classes, in the order of their new numbers.
     """
 
     def __init__(self, model: nn.Module, columns: Sequence[int]) -> None:
@@ -134,7 +134,7 @@ class ChosenClasses(nn.Module):
 
 @torch.no_grad()
 def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = None) -> Evaluated:
-    """Evaluate, all ranks together.
+    """Evaluate on all ranks together. A collective.
 
     Args:
         progress: called on the main rank.
@@ -143,7 +143,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         ConfigError: if the model and the options contradict each other.
         DataError: if the shards or the labels cannot be used.
         CheckpointError: if the weights cannot be read.
-        RunError: if something of this went wrong on another rank only, or a rank is gone.
+        RunError: if one of these occurred only on another rank, or a rank is gone.
     """
     bench = together(ranks, lambda: _Bench(options, ranks, progress))
     started = time.perf_counter()
@@ -154,7 +154,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
     broken = sorted({entry for part in ranks.gather(bench.broken) for entry in part})
     metrics = outcome.metrics
     if not metrics["samples"]:
-        raise ranks.end(f"none of the samples in {options.data} counts: they are broken or have no label")
+        raise ranks.end(f"no sample in {options.data} counts: they are broken or have no label")
     if not math.isfinite(metrics.get("loss", 0.0)):
         raise ranks.end(f"the outputs of {bench.loaded.source.path} are not finite: its weights are broken")
     with begun():
@@ -176,11 +176,11 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
 
 
 class _Bench:
-    """Model, data and task of one evaluation, on one rank."""
+    """Model, data, and task of one evaluation, on one rank."""
 
     def __init__(self, options: EvalOptions, ranks: Ranks, progress: Progress | None) -> None:
         if options.precision == "fp16" and ranks.device.type != "cuda":
-            raise ConfigError("precision", "fp16", "needs a GPU; take bf16 or fp32")
+            raise ConfigError("precision", "fp16", "needs a GPU; use bf16 or fp32")
         self.options, self.ranks, self.progress = options, ranks, progress
         self.broken: list[tuple[int, str, str]] = []
         self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
@@ -192,25 +192,25 @@ class _Bench:
         self.class_names = self.loaded.class_names
         for key in ("label_map", "real_labels"):
             if getattr(options, key) and key not in task.label_options():
-                raise ConfigError(key, getattr(options, key), "is for a classifier with one class per image")
+                raise ConfigError(key, getattr(options, key), "requires a classifier with one class per image")
         self.columns = self._columns(task.classes) if task.classes is not None else None
         self.real_labels = read_real_labels(options.real_labels) if options.real_labels else {}
         self.config = self._config(task)
         self.task: Task = build_task(self.config, self.shards)
-        if self.real_labels:  # the shards need not have any of their own
+        if self.real_labels:  # the shards may be unlabeled
             self.task.eval_transform = EvalImages(self.config)
         self.model = self.loaded.model.to(ranks.device, PRECISIONS[options.precision]).eval()
         self.judged = self.model if self.columns is None else ChosenClasses(self.model, self.columns)
 
     def _columns(self, classes: int) -> list[int] | None:
-        """The model's class for each class of the data; None where they are the same.
+        """Return the model's class for each class of the data; None if they are identical.
 
         Args:
             classes: number of classes of the model.
         """
         card = self.shards.card
         if card is not None and card.class_lists_differ:
-            raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate them apart")
+            raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate each alone")
         names, known_labels = (card.class_names, bool(card.class_counts)) if card else (None, True)
         spec = self.options.label_map
         if spec == NAMES:
@@ -232,7 +232,7 @@ class _Bench:
         most, known = classes if columns is None else len(columns), card.class_counts if card else {}
         if known and max(known) >= most:
             what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
-            raise DataError(f"the shards have labels up to {max(known)}, and {what} (0 to {most - 1})")
+            raise DataError(f"the shards have labels up to {max(known)}, but {what} (0 to {most - 1})")
         return columns
 
     def _config(self, task: TaskConfig) -> Config:
@@ -250,7 +250,7 @@ class _Bench:
         return replace(config, task=task, data=data, probe=options.probe or ProbeConfig())
 
     def measure(self) -> Measured:
-        """Measure this rank's share of the samples."""
+        """Measure this rank's part of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
         with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
             if not self.real_labels:
@@ -269,17 +269,17 @@ class _Bench:
                 self.progress(done, len(loader))
 
     def _labels(self, position: int) -> list[int]:
-        """The ReaL labels of a sample."""
+        """Return the ReaL labels of a sample."""
         key, classes = self.shards.key(position), self.config.task.classes or 0
         labels = real_labels_of(key, self.real_labels)
         if labels is None:
-            raise DataError(f"the real labels have no entry for sample {key}: they go by the names of the images")
+            raise DataError(f"the real labels have no entry for sample {key}: they are matched by image name")
         if max(labels, default=0) >= classes:
             raise DataError(f"real label {max(labels)} of sample {key} is outside 0 to {classes - 1}")
         return labels
 
     def probe_scores(self) -> dict[str, float]:
-        """The scores of the probes, where they are wanted."""
+        """Return the scores of the probes, if requested."""
         if self.options.probe is None:
             return {}
         options = {"mean": self.loaded.mean, "std": self.loaded.std, "micro_batch": self.options.batch}
@@ -293,16 +293,16 @@ class _Bench:
 def _unnamed(data: Any, names: Sequence[str] | None) -> str:
     named, other = (f"data={data}", "the model") if names else ("the model", f"data={data}")
     return (
-        f"{named} names its classes and {other} does not, so class n of one is taken for class n of the other, "
+        f"{named} names its classes and {other} does not, so class n of one is used for class n of the other, "
         f"unchecked (label_map={NUMBERS} if that is right)"
     )
 
 
 def check_alive() -> None:
-    """End this rank where the command that has started it is gone.
+    """End this rank if the command that started it is gone.
 
     Raises:
-        RunError: then.
+        RunError: if it is gone.
     """
     parent = os.environ.get(PARENT_VARIABLE)
     if parent is not None and os.getppid() != int(parent):

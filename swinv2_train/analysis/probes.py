@@ -1,11 +1,11 @@
-"""Probes: how well the frozen features of a model tell labelled images apart, without training the model for it.
+"""Probes: how well the frozen features of a model separate labeled images, without training the model.
 
-Two cheap views, both on the mean over the tokens of the last stage:
+Two cheap measures, both on the mean over the tokens of the last stage:
 
 - k-NN: the nearest training images by cosine similarity vote for their class, each with weight exp(similarity / 0.07)
   (Wu et al. 2018, arXiv 1805.01978; the protocol of DINO, arXiv 2104.14294).
-- a linear classifier: multinomial logistic regression on standardised features with an L2 penalty, which is chosen on a
-  fifth of the training samples that is held back.
+- a linear classifier: multinomial logistic regression on standardized features with an L2 penalty, which is chosen on a
+  held-out fifth of the training samples.
 
 Both are exact solutions without randomness: the same features give the same result for any number of ranks.
 """
@@ -40,12 +40,12 @@ TEMPERATURE = 0.07
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """L2 penalties that the linear classifier chooses from; the loss they are added to is a mean over samples."""
 _SIMILARITIES = 1 << 26
-"""Most similarities that the vote holds at a time."""
+"""Maximum number of similarities in memory at a time."""
 _ITERATIONS = 200
 
 
 class EvalImages(Transform):
-    """The evaluation crop: the entry `image` (C, H, W) as decoded."""
+    """Evaluation crop: the entry `image` (C, H, W) as decoded."""
 
     def __init__(self, config: Config) -> None:
         self.size = resolution(config)
@@ -57,7 +57,7 @@ class EvalImages(Transform):
 
 
 class LabelledImages(EvalImages):
-    """The evaluation crop and the class: the entries `image` (C, H, W) as decoded and `label` int64."""
+    """Evaluation crop and class: the entries `image` (C, H, W) as decoded and `label` int64."""
 
     members = ("image", "cls", "json")
 
@@ -65,7 +65,7 @@ class LabelledImages(EvalImages):
         entries = super().__call__(sample, rng)
         labels = read_labels(sample.raw)
         if len(labels) != 1 or labels[0] < 0:
-            raise BrokenSample(f"a probe needs one class number, and it has {list(labels)}")
+            raise BrokenSample(f"a probe needs one class number, but it has {list(labels)}")
         return entries | {"label": torch.tensor(labels[0])}
 
 
@@ -74,13 +74,13 @@ def no_check() -> None:
 
 
 class Probe:
-    """The probes of a run (`config.probe`), all ranks together.
+    """The probes of a run (`config.probe`). Its methods are collectives.
 
     Args:
-        mean, std: per-channel statistics that images are normalised with.
-        micro_batch: images of a rank in one forward pass.
-        warn: gets a sentence for a person, on every rank.
-        check: called before every batch, equally often on every rank; what it raises ends the probe.
+        mean, std: per-channel statistics that normalize the images.
+        micro_batch: images per rank in one forward pass.
+        warn: called with a sentence for the user, on every rank.
+        check: called before every batch, the same number of times on every rank; an exception ends the probe.
 
     Raises:
         DataError: if the shards cannot be used.
@@ -117,13 +117,13 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:
-        """`probe/knn_top1` and `probe/linear_top1`, in [0, 1], as far as the config asks for them.
+        """Return `probe/knn_top1` and `probe/linear_top1`, in [0, 1], as far as the config enables them.
 
-        The same on every rank. The model may be a training one, of any task; its mode is put back. Samples that have
-        not one label are left out, with a warning.
+        Identical on every rank. The model may be in training, of any task; its mode is restored. Samples without
+        exactly one label are skipped with a warning.
 
         Args:
-            step: of the run, for the warnings.
+            step: step of the run, for the warnings.
 
         Raises:
             DataError: if no sample of a set can be used.
@@ -153,16 +153,17 @@ class Probe:
         return scores
 
     def _features(self, model: nn.Module, shards: ShardSet) -> tuple[Tensor, Tensor]:
-        """Features (N, D) float64 and classes (N,) of the first samples of a set, on the device, in their order."""
+        """Return features (N, D) float64 and classes (N,) of the first samples of a set, on the device, in their
+        order."""
         own = self._own_features(model, shards)
-        # Rank by rank they lie in the order of the ranks; the result must not hang on their number.
+        # The gathered features are in rank order; sort them, because the result must not depend on the number of ranks.
         positions, labels, vectors = (np.concatenate(column) for column in zip(*self.ranks.gather(own), strict=True))
         order = np.argsort(positions)
         device = self.ranks.device
         return torch.from_numpy(vectors[order]).to(device, torch.float64), torch.from_numpy(labels[order]).to(device)
 
     def _own_features(self, model: nn.Module, shards: ShardSet) -> tuple[np.ndarray, ...]:
-        """Positions, classes and features (n, D) float32 of this rank's share."""
+        """Return positions, classes, and features (n, D) float32 of this rank's part."""
         count = min(self.config.probe.max_samples, shards.num_samples)
         config, ranks = self.config, self.ranks
         decoding = DecodeOptions.of(config.data, self.mean)
@@ -177,7 +178,7 @@ class Probe:
             for batch in loader:
                 self.check()
                 for _, name, reason in batch["broken"]:
-                    self._warn_once(f"sample {name} is left out: {reason}")
+                    self._warn_once(f"sample {name} is skipped: {reason}")
                 images = normalise(batch["image"].to(self.ranks.device), self.mean, self.std)
                 features = pooled_features(model, images).float().cpu()
                 kept = [part[batch["valid"]].numpy() for part in (batch["position"], batch["label"], features)]
@@ -191,13 +192,13 @@ class Probe:
 
 
 def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[float]) -> Tensor:
-    """The evaluation crops of the first `count` samples that can be used, (B, C, H, W) as decoded.
+    """Return the evaluation crops of the first `count` usable samples, (B, C, H, W) as decoded.
 
     Args:
         mean: per-channel mean that images are normalized with, for `data.background=mean`.
 
     Raises:
-        DataError: if none can.
+        DataError: if no sample is usable.
     """
     count = min(count, shards.num_samples)
     decoding = DecodeOptions.of(config.data, mean)
@@ -210,7 +211,7 @@ def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[fl
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, and afterwards in the mode it was in."""
+    """Set the model to eval mode, and restore its mode afterward."""
     before = model.training
     model.eval()
     try:
@@ -220,11 +221,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neighbours: int) -> float:
-    """Share of the test samples whose class the weighted vote of their nearest training samples finds.
+    """Return the fraction of test samples whose class the weighted vote of their nearest training samples finds.
 
     Args:
         train, test: features (N, D) and classes (N,).
-        neighbours: how many vote; at most as many as there are.
+        neighbours: number of votes; limited to the number of training samples.
     """
     (features, labels), (queries, targets) = train, test
     classes, votes_for = labels.unique(return_inverse=True)
@@ -241,7 +242,8 @@ def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neig
 
 
 def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    """Share of the test samples that a linear classifier, fitted to the training samples, gets right.
+    """Return the fraction of test samples that a linear classifier, fitted to the training samples, classifies
+    correctly.
 
     Args:
         train, test: features (N, D) float64 and classes (N,).
@@ -256,14 +258,15 @@ def linear_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -
     if held_back.any() and len(numbers[~held_back].unique()) > 1:
         fits = _fits(features[~held_back], numbers[~held_back], len(classes), PENALTIES)
         right = [int((_predicted(fit, features[held_back]) == numbers[held_back]).sum()) for fit in fits]
-        penalty = PENALTIES[right.index(max(right))]  # of equals the strongest
+        penalty = PENALTIES[right.index(max(right))]  # of equal ones, the strongest
     stronger = [value for value in PENALTIES if value >= penalty]
     found = _fits(features, numbers, len(classes), stronger)[-1]
     return int((classes[_predicted(found, queries)] == targets).sum()) / len(queries)
 
 
 def _fits(features: Tensor, labels: Tensor, num_classes: int, penalties: Sequence[float]) -> list[Tensor]:
-    """Logistic regressions (D + 1, K), the last row the bias, for falling penalties; each starts from the last."""
+    """Return logistic regressions (D + 1, K), with the bias in the last row, for decreasing penalties with warm
+    starts."""
     weights = features.new_zeros(features.shape[1] + 1, num_classes, requires_grad=True)
     found = []
     for penalty in penalties:

@@ -34,23 +34,23 @@ class Curve:
     """One model over all windows."""
 
     config: Config
-    """As the model was trained."""
+    """Configuration that the model was trained with."""
     source: Path
     step: int | None
     points: list[Point]
 
 
 def resolution_for(config: Config, window: int) -> tuple[int, int]:
-    """The input (height, width) that has as many windows as the one of the training had, as in the paper.
+    """Return the input (height, width) with the same number of windows as in training, as in the paper.
 
     A side that is not an integer number of pixels is rounded to whole tokens of the last stage.
 
     Raises:
-        ConfigError: if the model has not one square window for all stages.
+        ConfigError: if the model does not have one square window for all stages.
     """
     trained = {side for pair in windows(config.model) for side in pair}
     if len(trained) > 1:
-        mend = "there is not one window to scale the resolution from; give resolutions=, one for each of windows="
+        mend = "there is not one window to scale the resolution from; set resolutions=, one for each of windows="
         raise ConfigError("model.window", config.model.window, mend)
     stride, (own,) = total_stride(config.model), trained
 
@@ -69,14 +69,14 @@ def window_curve(
     ranks: Ranks,
     progress: Progress | None = None,
 ) -> Curve:
-    """Evaluate one model with every window, all ranks together.
+    """Evaluate one model with every window. A collective.
 
     Args:
-        options: its overrides hold for all evaluations.
+        options: its overrides apply to all evaluations.
         resolutions: sides of the input in pixels, one per window; None: `resolution_for` each.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunError: as `evaluate`.
+        ConfigError, DataError, CheckpointError, RunError: as for `evaluate`.
     """
 
     def trained() -> tuple[Config, list[tuple[int, int]]]:
@@ -87,7 +87,7 @@ def window_curve(
         return config, [resolution_for(config, window) for window in test_windows]
 
     config, sizes = together(ranks, trained)
-    # The windows of the training stay those that they are before the sweep changes window and resolution.
+    # Fix the training windows before the sweep changes window and resolution.
     before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
     points = []
     for window, (height, width) in zip(test_windows, sizes, strict=True):

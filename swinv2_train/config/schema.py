@@ -105,7 +105,7 @@ class DataConfig(Section):
 
 @dataclass
 class InitConfig(Section):
-    """How `init_from` is read. It starts a new run; a run that has begun resumes from its own checkpoints."""
+    """Reading of `init_from`. It starts a new run; a run that has begun resumes from its own checkpoints."""
 
     which: str = "newest"
     """If the source is a run or a directory of checkpoints: last (its newest valid checkpoint) or best (by that run's
@@ -113,7 +113,7 @@ class InitConfig(Section):
     ema: bool = False
     """Use the moving average of the weights instead of the weights."""
     label_map: str | None = None
-    """Which class of the source provides the head row of each class of this run.
+    """Class of the source that provides the head row of each class of this run.
 
     null: the class of the same name, if both sides name their classes (a class without a match starts at 0); else the
     class of the same number, if both have equally many. names: by name, rejected if a name is missing. numbers: class n
@@ -162,7 +162,7 @@ class OptimConfig(Section):
     layer_decay: float = 1.0
     """Learning rate factor per block, from the last block toward the patch embedding; 1: the same rate everywhere."""
     freeze: Any = None
-    """What is not trained: null, a list of module or parameter names, such as [backbone.patch_embed,
+    """Frozen parameters: null, a list of module or parameter names, such as [backbone.patch_embed,
     backbone.layers.0], or {stages: 2}: the backbone's patch embedding, position embedding, and first two stages,
     including the patch merging after each.
 
@@ -338,7 +338,7 @@ class TrackingConfig(Section):
 
 @dataclass
 class LaunchConfig(Section):
-    """How the ranks are started if no launcher has started the command."""
+    """Start of the ranks if no launcher has started the command."""
 
     nproc_per_node: int | None = None
     """Ranks on this machine; null: one per accelerator, or one if there is none."""

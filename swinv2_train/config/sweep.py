@@ -9,7 +9,7 @@ from swinv2_train.config.section import Section
 
 @dataclass
 class SweepConfig(Section):
-    """How `swinv2-train -m` runs its jobs. No key here changes what a job computes."""
+    """Execution of the jobs of `swinv2-train -m`. No key here changes what a job computes."""
 
     name: str | None = None
     """Name of the sweep, and the W&B group; null: that of the sweep file, or else of the run."""

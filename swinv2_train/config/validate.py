@@ -220,7 +220,7 @@ def _validate_launch(launch: LaunchConfig) -> None:
     if launch.nproc_per_node is not None:
         at_least("launch.nproc_per_node", launch.nproc_per_node, 1)
         if launch.hostfile:
-            mend = "the slots in launch.hostfile say how many ranks a host has; leave one of the two away"
+            mend = "the slots in launch.hostfile already set the number of ranks per host; remove one of the two"
             raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
     for key in ("ssh_port", "master_addr"):
         if getattr(launch, key) is not None and not launch.hostfile:

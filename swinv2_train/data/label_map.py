@@ -45,7 +45,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
         if not line.strip():
             continue
         if not line.strip().isdecimal() or len(line) > 1000:
-            raise DataError(f"label map {path}, line {number}: {line.strip()[:40]!r} is no class number")
+            raise DataError(f"label map {path}, line {number}: {line.strip()[:40]!r} is not a class number")
         column = int(line)
         if column >= num_classes:
             raise DataError(

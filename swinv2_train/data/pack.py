@@ -299,8 +299,8 @@ def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Seque
         if before != (rule.share, rule.seed):
             given = f"--eval-share {before[0]:g} --seed {before[1]}" if before[0] else "no --eval-share"
             raise DataError(
-                f"{out} holds {tar.name} of {root}, packed with {given}: give the same again, choose another "
-                "directory, or give --overwrite to split the images anew"
+                f"{out} contains {tar.name} of {root}, packed with {given}: use the same again, choose another "
+                "directory, or add --overwrite to split the images again"
             )
         rule = replace(rule, rule=int(origin.split.get("rule", RULE)))
     return rule
@@ -314,8 +314,8 @@ def _earlier_rule(out: Path, ours: Collection[Path], names: Sequence[str], rule:
             side = names[-1] if fraction(f"split/{rule.seed}/{key}") < rule.share else names[0]
             if rule.share and side != _split_of(tar):
                 raise DataError(
-                    f"{out} holds {tar.name}, packed with another --eval-share or --seed: give the same again, choose "
-                    "another directory, or give --overwrite to split the images anew"
+                    f"{out} contains {tar.name}, packed with another --eval-share or --seed: use the same again, "
+                    "choose another directory, or add --overwrite to split the images again"
                 )
     return earlier
 

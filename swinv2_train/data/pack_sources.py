@@ -190,7 +190,7 @@ def _names_of_checkpoint(text: str, path: Path) -> list[str]:
     try:
         names = parse_json(text)["geometry"]["classes"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the class names {path} are no manifest of a checkpoint ({error})") from None
+        raise DataError(f"the class names {path} are not the manifest of a checkpoint ({error})") from None
     if not isinstance(names, list) or not names:
         raise DataError(f"{path} has no names of classes: its run has none")
     return list(map(str, names))

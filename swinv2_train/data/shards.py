@@ -298,7 +298,7 @@ class ShardSet:
         entry = self.shards[shard]
         return DataError(
             f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
-            "it was changed; run swinv2-data pack again or start anew"
+            "it was changed; rerun swinv2-data pack or start over"
         )
 
     def _index(self, shard: int) -> ShardIndex:

@@ -1,8 +1,8 @@
 """Everything other than tensors that a resume needs.
 
 The order of samples, their augmentation, masks, and stochastic depth are functions of the seed and the sample position;
-the learning rate is a function of the step. There is no random state and no cursor to save: the step and the avoided
-batches determine everything.
+the learning rate is a function of the step. So no random state or cursor is saved: the step and the avoided batches
+determine everything.
 """
 
 from __future__ import annotations

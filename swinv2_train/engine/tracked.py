@@ -24,7 +24,7 @@ _logger = logging.getLogger("swinv2_train")
 
 @dataclass
 class End:
-    """How a run ended; filled in while it runs."""
+    """End of a run; filled in while it runs."""
 
     state: Callable[[], TrainState]
     """Returns the state that the run has reached."""

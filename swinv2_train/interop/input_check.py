@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TIMM, HUGGINGFACE = "timm", "huggingface"
 PROCESSORS = {TIMM: "timm's transform", HUGGINGFACE: "AutoImageProcessor"}
-"""What prepares images on the other side."""
+"""Image preparation on the other side."""
 _CLAMP = ".clamp(0, largest)"
 ROUNDING = 3.0
 """Levels out of 255 by which libraries may differ because of rounding in their resizing."""

@@ -46,7 +46,7 @@ class LoadedModel:
     class_names: list[str] | None
     source: WeightSource
     transfer: Transfer
-    """What happened to every tensor."""
+    """Result for every tensor."""
 
 
 def load_model(

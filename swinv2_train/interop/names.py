@@ -93,7 +93,7 @@ class Format:
         apart: dict[str, dict[str, str]] = {}
         for key in keys:
             if key.rpartition(".")[2] in _BUFFERS:
-                found.dropped.append((key, "a buffer, computed anew"))
+                found.dropped.append((key, "a buffer, recomputed"))
                 continue
             name = self.to_canonical(key)
             split = None if self.fused else _split_part(name)

@@ -30,7 +30,7 @@ PATCHES, POSITION = "patch_embed.proj.weight", "absolute_pos_embed"
 
 @dataclass(frozen=True)
 class Row:
-    """What happens to one tensor."""
+    """Fate of one tensor."""
 
     key: str
     """Canonical name, or for a dropped tensor its name in the file."""
@@ -328,7 +328,7 @@ def _position_map(resolution: Any, length: int, model: ModelConfig, whose: objec
             return rows, columns
     side = math.isqrt(length)
     if side * side != length:
-        mend = f"{length} positions of {whose} are no square, and nothing tells their rows and columns"
+        mend = f"{length} positions of {whose} do not form a square, and their rows and columns are not recorded"
         raise ConfigError("model.absolute_position", True, mend)
     return side, side
 

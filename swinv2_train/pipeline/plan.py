@@ -1,4 +1,4 @@
-"""The configs of all stages, composed and checked before the first one starts."""
+"""Configs of all stages, composed and checked before the first one starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHOUT_EFFECT = ("run.", "init_from", "init.which", "init.ema", "resume", "repl
                   "watchdog.", "checkpoint.", "eval.", "probe.", "sweep.", "data.num_workers", "data.prefetch_batches",
                   "data.cache_", "data.eval_shards", "data.expected_samples", "engine.micro_batch", "engine.compile",
                   "model.name", "model.attention", "model.sequential_chunk_mib", "model.checkpointing")  # fmt: skip
-"""Beginnings of keys that change how a stage runs, but not what it computes (beyond rounding)."""
+"""Prefixes of keys that change how a stage runs, but not what it computes (except for rounding)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class PlannedStage:
         return Path(self.config.run.dir)
 
     def recipe(self) -> dict[str, Any]:
-        """Inputs that its result depends on, as plain data: keys of the config, and whose weights it starts from."""
+        """Inputs that determine its result, as plain data: config keys, and the weights it starts from."""
         values = {key: value for key, value in flat(self.config).items() if not key.startswith(WITHOUT_EFFECT)}
         stage = self.stage
         values["starts from"] = (
@@ -64,7 +64,7 @@ def _overrides(stage: Stage, run_name: str, run_dir: Path, weights: Path | None)
     if stage.source:
         start = [f"init_from={quoted(weights)}", f"init.ema={str(stage.ema).lower()}"]
     elif stage.random:
-        start = ["init_from=null", "init.label_map=null"]  # a baseline has the rest of the recipe
+        start = ["init_from=null", "init.label_map=null"]  # a baseline uses the rest of the recipe
     own = [f"run.name={run_name}", f"run.dir={quoted(run_dir)}"]
     return last_of_each([f"+experiment={stage.experiment}", *stage.overrides, *start, *own])
 
@@ -73,7 +73,7 @@ def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStag
     """Compose and check every stage.
 
     Raises:
-        ConfigError: for the first thing that is wrong, with the name of its stage.
+        ConfigError: for the first error, with the name of its stage.
     """
     planned: dict[str, PlannedStage] = {}
     for stage in pipeline.stages:
@@ -117,11 +117,11 @@ def _check_link(source: PlannedStage, target: PlannedStage) -> None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return a text for every change; keys that only one of them knows come from another version."""
+    """Return a text for every change; keys that only one of them has come from another version."""
     before = redacted(before)  # an earlier version kept credentials
     return [f"{key} {before[key]} -> {value}" for key, value in now.items() if key in before and before[key] != value]
 
 
 def by_name(planned: Iterable[PlannedStage]) -> dict[str, PlannedStage]:
-    """The stages by their names."""
+    """Return the stages by name."""
     return {item.name: item for item in planned}

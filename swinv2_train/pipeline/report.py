@@ -1,4 +1,4 @@
-"""Display of a pipeline: the chain with its metrics, and the results next to those without pretraining."""
+"""Display of a pipeline: the chain with its metrics, and the results compared with those without pretraining."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from swinv2_train.reading import UnreadableError, finite_number, is_count, parse
 
 @dataclass(frozen=True)
 class StageView:
-    """A stage as it stands, from its run directory and its record."""
+    """State of a stage, from its run directory and its record."""
 
     name: str
     title: str
     state: str
-    """to do, starting, running, stopped, failed or finished, as status.json says."""
+    """to do, starting, running, stopped, failed, or finished, as in status.json."""
     step: int | None
     total_steps: int | None
     metric: str
     last: float | None
-    """The metric at its last evaluation."""
+    """Metric at its last evaluation."""
     best: float | None
     weights: str | None
-    """The checkpoint that it started from."""
+    """Checkpoint that it started from."""
     seconds: float
     silent_seconds: float | None
-    """Since it last wrote something, while it is not finished."""
+    """Seconds since it last wrote something, while it is not finished."""
     run_dir: str
     baseline_of: str | None = None
 
@@ -48,7 +48,7 @@ def is_begun(run_dir: Path) -> bool:
 
 
 def view(name: str, record: Record, run_dir: Path) -> StageView:
-    """Look at a stage."""
+    """Return the state of a stage."""
     status = read_status(run_dir)
     state = str(status.get("status", "to do"))
     logged, values = progress(run_dir, record.metric)
@@ -76,7 +76,7 @@ def view(name: str, record: Record, run_dir: Path) -> StageView:
 
 
 def progress(run_dir: Path, metric: str) -> tuple[int, list[float]]:
-    """Read `metrics.jsonl`: (last step, finite values of a metric in order). A line cut off is skipped."""
+    """Read `metrics.jsonl`: (last step, finite values of a metric in order). A truncated line is skipped."""
     step, values = 0, []
     try:
         lines = (run_dir / "metrics.jsonl").read_bytes().decode(errors="replace").splitlines()
@@ -99,12 +99,12 @@ def progress(run_dir: Path, metric: str) -> tuple[int, list[float]]:
 
 
 def views(directory: Path, state: State) -> list[StageView]:
-    """All stages of a pipeline's directory, in order."""
+    """Return all stages of a pipeline's directory, in order."""
     return [view(name, record, directory / name) for name, record in state.stages.items()]
 
 
 def chain_text(stages: Sequence[StageView]) -> str:
-    """The chain as a table: stage, state, step, metric, weights, time."""
+    """Return the chain as a table: stage, state, step, metric, weights, time."""
     rows = [["stage", "state", "step", "metric", "last", "best", "started from", "time"]]
     for stage in stages:
         step = "" if stage.step is None else str(stage.step)
@@ -138,12 +138,12 @@ def comparison_text(stages: Sequence[StageView]) -> str:
 
 
 def as_json(pipeline: str, stages: Sequence[StageView]) -> str:
-    """The chain for scripts."""
+    """Return the chain for scripts."""
     return json.dumps({"pipeline": pipeline, "stages": [asdict(stage) for stage in stages]}, indent=1)
 
 
 def number(value: float | None) -> str:
-    """A metric for a table."""
+    """Return a metric for a table."""
     return "" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 

@@ -1,4 +1,4 @@
-"""Run a chain of stages: go on where it stopped, do nothing where all is done, redo only what one is told to."""
+"""Run a chain of stages: resume where it stopped, skip finished stages, and repeat only those that are requested."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Redo:
 
     stages: Collection[str] = ()
     changed: bool = False
-    """Also those whose recipe is not what it was, and those that started from weights that were replaced since."""
+    """True to add stages whose recipe has changed, and those that started from weights that were replaced since."""
 
 
 def dry_run(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> int:
-    """Have every stage say what it would do; nothing is written. Returns the exit code of the first that fails."""
+    """Do a dry run of every stage; nothing is written. Return the exit code of the first that fails."""
     known = by_name(planned)
     for number, item in enumerate(planned, 1):
         say(f"== stage {number} of {len(planned)}: {item.name} ({item.stage.experiment}) ==")
@@ -56,10 +56,10 @@ def dry_run(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> int:
 
 
 def run_pipeline(pipeline: Pipeline, planned: list[PlannedStage], redo: Redo, say: Say) -> int:
-    """Run every stage that is not finished, one after the other; returns the exit code (`swinv2_train.exit_codes`).
+    """Run every stage that is not finished, one after the other; return the exit code (`swinv2_train.exit_codes`).
 
     Raises:
-        ConfigError: if the directory cannot be used, is another pipeline's, or another process works in it.
+        ConfigError: if the directory cannot be used, belongs to another pipeline, or is in use by another process.
         RunError: if a stage left no checkpoint for the next.
     """
     directory = pipeline.directory
@@ -106,11 +106,11 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _begin(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> State:
-    """The state of earlier calls, with the stages of this one in their order."""
+    """Return the state of earlier calls, with the stages of this one in their order."""
     before = _state_before(pipeline.directory, say)
     if before is not None and before.pipeline != pipeline.name:
         raise ConfigError(
-            "dir", pipeline.directory, f"holds the pipeline {before.pipeline}, not {pipeline.name}; take another dir"
+            "dir", pipeline.directory, f"contains the pipeline {before.pipeline}, not {pipeline.name}; use another dir"
         )
     state = State(pipeline.name)
     for item in planned:
@@ -121,14 +121,14 @@ def _begin(pipeline: Pipeline, planned: list[PlannedStage], say: Say) -> State:
 
 
 def _state_before(directory: Path, say: Say) -> State | None:
-    """The state of earlier calls; a damaged file is put aside, because the stages' own directories say what is done."""
+    """Return the state of earlier calls. A damaged file is renamed; the stages' own directories record what is done."""
     try:
         return read_state(directory)
     except UnreadableError as error:
         aside = put_aside(directory / FILE)
         say(
-            f"{directory / FILE} is damaged ({error}); it is now {aside.name}. The recipes, sources and times of "
-            "earlier calls are lost; the stages' own directories say what is done"
+            f"{directory / FILE} is damaged ({error}); it is now {aside.name}. The recipes, sources, and times of "
+            "earlier calls are lost; the stages' own directories record what is done"
         )
         return None
 
@@ -136,7 +136,7 @@ def _state_before(directory: Path, say: Say) -> State | None:
 def _record(item: PlannedStage, before: Record | None) -> Record:
     """Return the record of a stage, with its display values updated to the current config."""
     record = before or Record(item.stage.experiment)
-    settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while it worked
+    settle_time(record, last_sign(item.run_dir))  # the pipeline was killed while the stage ran
     record.title, record.baseline_of = item.stage.title, item.stage.baseline_of
     record.metric = item.config.checkpoint.best_metric
     record.metric_mode = best_mode(item.config.checkpoint)
@@ -164,20 +164,20 @@ def _run_stage(
     record = state.stages[item.name]
     if is_finished(item.run_dir):
         _say_finished(item, record, changes, say)
-        if not record.recipe:  # the run is older than the state, which was removed
+        if not record.recipe:  # the state was removed, and the run is older than the new one
             record.recipe, record.begun = item.recipe(), record.begun or now()
         write_state(pipeline.directory, state)
         return FINISHED
     if signals.received:
         say(f"stopped before stage {item.name}; {_again(redo)}")
         return STOPPED
-    begun = bool(list_checkpoints(item.run_dir / "checkpoints"))  # without any the run starts from its weights again
+    begun = bool(list_checkpoints(item.run_dir / "checkpoints"))  # without one, the run starts from its weights again
     if begun and changes:
-        say(f"{item.name}: goes on with what was changed since it began: {_listed(changes)}")
+        say(f"{item.name}: resumes with these changes since it began: {_listed(changes)}")
     weights = Path(record.weights) if begun and record.weights else _weights(pipeline, item, state, say)
     say(f"== {heading}{f', from {weights}' if weights else ''} ==")
     code, accepted = _start(pipeline, item, state, weights, signals, begun=begun)
-    anew = f"; --redo {item.name} runs it anew, with whatever was changed"
+    anew = f"; --redo {item.name} reruns it with all changes"
     refused = begun and not accepted and (changes or code == WRONG_USE)
     return _outcome(item, code, signals, _again(redo), anew if refused else "", say)
 
@@ -185,7 +185,7 @@ def _run_stage(
 def _start(
     pipeline: Pipeline, item: PlannedStage, state: State, weights: Path | None, signals: StopSignals, *, begun: bool
 ) -> tuple[int, bool]:
-    """Run a stage to its end: (exit code, whether it accepted its config). Only then is what it was begun with kept."""
+    """Run a stage to its end; return (exit code, whether it accepted its config). Keep its recipe only if it did."""
     before, config_before = state.stages[item.name], _last_config(item.run_dir)
     record = state.stages[item.name] = replace(before, recipe=item.recipe(), working_since=now())
     if not begun:
@@ -197,7 +197,7 @@ def _start(
     accepted = False
     try:
         code = run_command(command, signals)
-        accepted = _last_config(item.run_dir) != config_before  # behind a launcher the exit code does not tell
+        accepted = _last_config(item.run_dir) != config_before  # a launcher's exit code does not show this
     except OSError as error:
         raise ConfigError("launcher", command[0], f"cannot be started ({error.strerror})") from error
     finally:
@@ -209,7 +209,8 @@ def _start(
 
 
 def _last_config(run_dir: Path) -> tuple[int, int] | None:
-    """Tells one writing of the run's config from another; a run writes it when it has accepted it and begins."""
+    """Return an identifier of the last write of the run's config; a run writes it after accepting it, when it
+    begins."""
     try:
         found = (run_dir / "resolved.yaml").stat()
     except OSError:
@@ -218,7 +219,7 @@ def _last_config(run_dir: Path) -> tuple[int, int] | None:
 
 
 def _wait_for_the_run(run_dir: Path, signals: StopSignals, say: Say) -> bool:
-    """Wait until no process trains in a directory (a stage outlives a killed pipeline a little); False on a signal."""
+    """Wait until no process trains in a directory (a stage briefly outlives a killed pipeline); False on a signal."""
     said = False
     while run_dir.is_dir() and not signals.received:
         try:
@@ -238,7 +239,7 @@ def _changes(item: PlannedStage, state: State) -> list[str]:
     changes = differences(record.recipe, item.recipe())
     source = item.stage.source
     if source and record.source == source and record.source_begun != state.stages[source].begun:
-        changes.append(f"{source} was redone since")
+        changes.append(f"{source} was rerun since")
     return changes
 
 
@@ -252,9 +253,7 @@ def _say_finished(item: PlannedStage, record: Record, changes: list[str], say: S
     metric = f", {seen.metric} {seen.last:.4g}" if seen.last is not None else ""
     say(f"{item.name}: finished at step {seen.step}{metric}")
     if changes:
-        say(
-            f"{item.name}: changed since it ran: {_listed(changes)}; it stays as it is, --redo {item.name} runs it anew"
-        )
+        say(f"{item.name}: changed since it ran: {_listed(changes)}; it is kept; --redo {item.name} reruns it")
 
 
 def _set_aside(run_dir: Path) -> Path:
@@ -266,7 +265,7 @@ def _set_aside(run_dir: Path) -> Path:
 
 
 def _weights(pipeline: Pipeline, item: PlannedStage, state: State, say: Say) -> Path | None:
-    """The checkpoint that a stage starts from: the first in the order that is asked for whose weights verify.
+    """Return the checkpoint that a stage starts from: the first in the requested order whose weights verify.
 
     Raises:
         RunError: if the source has none.
@@ -285,19 +284,19 @@ def _weights(pipeline: Pipeline, item: PlannedStage, state: State, say: Say) -> 
         passed_over = True
         say(f"{item.stage.source}: skipped {entry.path.name}: {fault}")
     raise RunError(
-        f"stage {item.name} starts from {item.stage.source}, but {run_dir} holds no whole checkpoint: "
-        f"--redo {item.stage.source} makes one"
+        f"stage {item.name} starts from {item.stage.source}, but {run_dir} contains no complete checkpoint: "
+        f"--redo {item.stage.source} creates one"
     )
 
 
 def _candidates(item: PlannedStage, entries: list[Entry], source: Record, say: Say) -> list[Entry]:
-    """The checkpoints of the source in the order in which a stage takes them."""
+    """Return the checkpoints of the source in the order in which a stage tries them."""
     if item.stage.weights != "best":
         return entries
     known = {entry.path: entry for entry in entries if entry.manifest}
     best = ranked([(path, entry.manifest) for path, entry in known.items()], source.metric, source.metric_mode)
     if not best:
-        say(f"{item.stage.source}: no checkpoint has {source.metric}; taking the newest")
+        say(f"{item.stage.source}: no checkpoint has {source.metric}; using the newest")
     unknown = [entry for entry in entries if not entry.manifest]  # any of them may have been the best
     rest = [path for path in known if path not in best]
     return [*unknown, *(known[path] for path in (*best, *rest))]
@@ -309,27 +308,27 @@ def _fault(path: Path, *, ema: bool) -> str | None:
         manifest = checked(path, KIND_OF["ema" if ema else "weight"])
     except CheckpointError as error:
         return str(error).removeprefix(f"{path}: ")
-    return "it holds no moving average of the weights" if ema and not manifest.has_ema else None
+    return "it contains no moving average of the weights" if ema and not manifest.has_ema else None
 
 
 def _again(redo: Redo) -> str:
-    return f"the same command{' without --redo' if redo.stages else ''} goes on with it"
+    return f"the same command{' without --redo' if redo.stages else ''} resumes it"
 
 
 def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, anew: str, say: Say) -> int:
     if code == FINISHED:
-        _wait_for_the_run(item.run_dir, signals, say)  # the same run may have been started by hand meanwhile
+        _wait_for_the_run(item.run_dir, signals, say)  # the same run may have been started by hand in the meantime
     status = read_status(item.run_dir)
     if status.get("status") == "finished" and code == FINISHED:
         return FINISHED
     if code == INTERRUPTED:
         say(f"{item.name}: interrupted; {again}")
         return INTERRUPTED
-    if code == STOPPED or signals.received:  # behind a launcher the code may be another
+    if code == STOPPED or signals.received:  # a launcher may return a different code
         say(f"{item.name}: stopped at step {status.get('step', 0)}; {again}")
         return STOPPED
     if code == WRONG_USE:
-        say(f"{item.name}: could not be run; mend what it says above, and {again}{anew}")
+        say(f"{item.name}: could not be run; fix the error above, and {again}{anew}")
         return WRONG_USE
     reason = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
     say(f"{item.name}: {reason}; {again}{anew}")

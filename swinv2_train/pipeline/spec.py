@@ -1,19 +1,19 @@
-"""Specification of a pipeline: its file in `conf/pipeline/`, plus what the command line changes.
+"""Specification of a pipeline: its file in `conf/pipeline/`, with the changes of the command line.
 
     name: giant
-    dir: outputs/giant            # default outputs/NAME; every stage has its run directory in it
-    experiment: in1k_small_256    # of the stages that name none
-    launcher: ""                  # put before `swinv2-train`, such as `torchrun --nproc-per-node=8 --no-python`
+    dir: outputs/giant            # default outputs/NAME; contains the run directories of the stages
+    experiment: in1k_small_256    # for stages that name none
+    launcher: ""                  # prefix of `swinv2-train`, such as `torchrun --nproc-per-node=8 --no-python`
     stages:
       - name: supervised
         experiment: supervised_giant
         overrides: [optim.lr=1e-3]
-        init_from: simmim         # an earlier stage; null: from random weights; left out: what the experiment says
-        weights: best             # of that stage: newest (default), or best by its checkpoint.best_metric
-        ema: false                # the moving average of its weights
+        init_from: simmim         # an earlier stage; null: from random weights; omitted: as in the experiment
+        weights: best             # checkpoint of that stage: newest (default), or best by its checkpoint.best_metric
+        ema: false                # use the moving average of its weights
         title: the second stage   # for tables
       - name: supervised-scratch
-        baseline_of: supervised   # its experiment and overrides, also those of the command line; init_from as given
+        baseline_of: supervised   # its experiment and overrides, including those of the command line; init_from as set
                                   # here, by default null
 
 The file is plain YAML: a chain has no groups and no interpolations, and its stages are composed one by one.
@@ -40,7 +40,7 @@ STAGE_KEYS = ("name", "experiment", "overrides", "init_from", "weights", "ema", 
 OWN_KEYS = ("run.dir", "run.name", "init.which", "init.ema", "resume", "replay", "hydra", "experiment")
 """Keys that the pipeline sets for each stage and overrides cannot."""
 FREE_KEYS = ("resume.allow",)
-"""Keys below those of `OWN_KEYS` that are the user's."""
+"""Keys below those of `OWN_KEYS` that the user may set."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -51,16 +51,16 @@ class Stage:
     name: str
     experiment: str
     overrides: tuple[str, ...] = ()
-    """Those of the file, then those of the command line."""
+    """Overrides of the file, then those of the command line."""
     source: str | None = None
-    """The stage whose weights it starts from."""
+    """Stage whose weights it starts from."""
     random: bool = False
-    """Start from random weights, whatever the experiment says."""
+    """True to start from random weights, whatever the experiment sets."""
     weights: str = "newest"
     ema: bool = False
     title: str = ""
     baseline_of: str | None = None
-    """The stage that has the same recipe with pretraining."""
+    """Stage that has the same recipe with pretraining."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Changes:
     """Changes of a command line: see `split_arguments`."""
 
     settings: dict[str, str]
-    """dir, experiment and launcher."""
+    """Values of dir, experiment, and launcher."""
     every_stage: list[str]
     by_stage: dict[str, list[str]]
 
 
 def pipelines(config_dir: Path | None = None) -> list[tuple[str, str]]:
-    """The pipelines that can be run, each with the line that describes it: the first of its file."""
+    """Return the available pipelines, each with its description: the first line of its file."""
     found: dict[str, str] = {}
     for directory in _directories(config_dir):
         for path in sorted(directory.glob("*.yaml")):
@@ -99,13 +99,13 @@ def _directories(config_dir: Path | None) -> list[Path]:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
-    """Sort a command line: (name of the pipeline, what it changes).
+    """Parse a command line: (name of the pipeline, its changes).
 
-    `KEY=VALUE` holds for every stage, `stages.NAME.KEY=VALUE` for one; `dir`, `experiment` and `launcher` are the
-    pipeline's own.
+    `KEY=VALUE` applies to every stage, `stages.NAME.KEY=VALUE` to one; `dir`, `experiment`, and `launcher` are keys of
+    the pipeline itself.
 
     Raises:
-        ConfigError: for what is not KEY=VALUE, for a key that is given twice, and for what a pipeline decides itself.
+        ConfigError: for an item other than KEY=VALUE, for a repeated key, and for a key that the pipeline sets itself.
     """
     refuse_repeated(arguments)
     name, changes = None, Changes({}, [], {})
@@ -125,7 +125,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
             stage, _, inner = key.removeprefix("stages.").partition(".")
             if not inner:
                 raise ConfigError(
-                    key, value, "give the stage and a key of its config, such as stages.NAME.optim.lr=1e-3"
+                    key, value, "name the stage and a key of its config, such as stages.NAME.optim.lr=1e-3"
                 )
             _refuse_own(inner, value)
             changes.by_stage.setdefault(stage, []).append(f"{sign}{inner}={value}")
@@ -137,14 +137,14 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
 
 def _refuse_own(key: str, value: str) -> None:
     if key not in FREE_KEYS and any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS):
-        raise ConfigError(key, value, "the pipeline decides this for each stage; dir=DIR moves all of it")
+        raise ConfigError(key, value, "the pipeline sets this for each stage; dir=DIR moves all stages")
 
 
 def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -> Pipeline:
-    """Read a pipeline's file and apply what the command line changes.
+    """Read a pipeline's file and apply the changes of the command line.
 
     Raises:
-        ConfigError: naming what is wrong in it.
+        ConfigError: naming the error in it.
     """
     directories = _directories(config_dir)
     path = next((found for d in directories if (found := d / f"{name}.yaml").is_file()), None)
@@ -156,11 +156,11 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
     _texts(values, ("name", "dir", "experiment", "launcher"), str(path))
     name = values.get("name") or name
     if not _NAME.fullmatch(name):
-        raise ConfigError("", name, f"{path}: name is made of letters, digits, - and _, not {name!r}")
+        raise ConfigError("", name, f"{path}: name must consist of letters, digits, - and _, not {name!r}")
     default = changes.settings.get("experiment") or values.get("experiment")
     listed = values.get("stages")
     if not isinstance(listed, list) or not listed:
-        raise ConfigError("", path, f"{path}: stages is a list with at least one stage")
+        raise ConfigError("", path, f"{path}: stages must be a list with at least one stage")
     stages: dict[str, Stage] = {}
     for entry in listed:
         stage = _stage(entry, stages, default, path)
@@ -195,14 +195,14 @@ def _only(values: dict[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
-            mean = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-            raise ConfigError("", key, f"{where}: there is no key {key!r}; {mean}")
+            mean = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
+            raise ConfigError("", key, f"{where}: unknown key {key!r}; {mean}")
 
 
 def _texts(values: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in keys:
         if not isinstance(values.get(key), (str, NoneType)):
-            raise ConfigError("", values[key], f"{where}: {key} is a text, not {values[key]!r}; put it in quotes")
+            raise ConfigError("", values[key], f"{where}: {key} must be a string, not {values[key]!r}; use quotes")
 
 
 def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: Path) -> Stage:
@@ -213,13 +213,13 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
     _only(entry, STAGE_KEYS, where)
     _texts(entry, ("experiment", "init_from", "title", "baseline_of"), where)
     if name in earlier:
-        raise ConfigError("", name, f"{where} is there twice")
+        raise ConfigError("", name, f"{where} is listed twice")
     for key in ("init_from", "baseline_of"):
         if entry.get(key) is not None and entry[key] not in earlier:
             raise ConfigError("", entry[key], f"{where}: {key}: {entry[key]} is not an earlier stage")
     overrides = [] if entry.get("overrides") is None else entry["overrides"]
     if not isinstance(overrides, list) or not all(isinstance(item, str) and "=" in item for item in overrides):
-        raise ConfigError("", overrides, f"{where}: overrides is a list of key=value")
+        raise ConfigError("", overrides, f"{where}: overrides must be a list of key=value")
     try:
         refuse_repeated(overrides)
     except ConfigError as error:
@@ -228,12 +228,12 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
         key, _, value = item.lstrip("+~").partition("=")
         _refuse_own(key, value)
     if entry.get("weights", "newest") not in ("newest", "best"):
-        raise ConfigError("", entry["weights"], f"{where}: weights is newest or best")
+        raise ConfigError("", entry["weights"], f"{where}: weights must be newest or best")
     if not isinstance(entry.get("ema", False), bool):
-        raise ConfigError("", entry["ema"], f"{where}: ema is true or false")
+        raise ConfigError("", entry["ema"], f"{where}: ema must be true or false")
     for key, unset in (("weights", "newest"), ("ema", False)):
         if entry.get(key, unset) != unset and entry.get("init_from") is None:
-            raise ConfigError("", entry[key], f"{where}: {key} says how init_from is read; name an earlier stage there")
+            raise ConfigError("", entry[key], f"{where}: {key} requires init_from, the name of an earlier stage")
     base = earlier[entry["baseline_of"]] if entry.get("baseline_of") is not None else None
     chosen = entry.get("experiment") or (base.experiment if base else experiment)
     if not chosen:
@@ -257,5 +257,5 @@ def _changed(stage: Stage, changes: Changes) -> Stage:
     added = [*changes.every_stage, *own]
     if (stage.source or stage.random) and any(item.lstrip("+~").startswith("init_from=") for item in added):
         start = f"the weights of {stage.source}" if stage.source else "random weights"
-        raise ConfigError("init_from", "...", f"stage {stage.name} starts from {start}; the pipeline's file says so")
+        raise ConfigError("init_from", "...", f"stage {stage.name} starts from {start}, as set in the pipeline's file")
     return replace(stage, overrides=tuple(last_of_each([*stage.overrides, *added])))

@@ -1,7 +1,7 @@
-"""`pipeline.json`: what a pipeline knows of its stages that their run directories do not say.
+"""`pipeline.json`: facts about the stages of a pipeline that their run directories do not record.
 
-The truth about a stage is its run directory (`status.json`, `checkpoints/`); here stand the recipe that it was begun
-with, the weights that it started from, and the time it took. The file is replaced in one go, so that a kill at any
+The state of a stage is in its run directory (`status.json`, `checkpoints/`). This file contains the recipe that it was
+started with, the weights that it started from, and the time it took. It is replaced atomically, so that a kill at any
 moment leaves the old one or the new one.
 """
 
@@ -31,18 +31,18 @@ class Record:
     """Its `checkpoint.best_metric`."""
     metric_mode: str = "min"
     total_steps: int | None = None
-    """Where the config gives the length in steps."""
+    """Length in steps, if the config sets it in steps."""
     begun: float | None = None
-    """When it was first started, in seconds since 1970; what is left of a redone stage does not count."""
+    """Time of its first start, in seconds since 1970; earlier results of a repeated stage do not count."""
     working_since: float | None = None
-    """When it was last started, while it has not ended."""
+    """Time of its last start, if it has not ended."""
     seconds: float = 0.0
     """Seconds that it has run, over all its starts."""
     source: str | None = None
     source_begun: float | None = None
-    """`begun` of the source at that time: tells whether the source was redone since."""
+    """`begun` of the source at that time; shows whether the source was rerun since."""
     weights: str | None = None
-    """The checkpoint that it started from."""
+    """Checkpoint that it started from."""
     recipe: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +72,7 @@ def read_state(directory: Path) -> State | None:
 
 def _record(name: str, values: Any) -> Record:
     try:
-        return from_object(Record, values)  # another version may have written more
+        return from_object(Record, values)  # another version may have written more keys
     except UnreadableError as error:
         raise UnreadableError(f"stage {name}: {error}") from error
 
@@ -83,7 +83,7 @@ def write_state(directory: Path, state: State) -> None:
 
 
 def last_sign(run_dir: Path) -> float | None:
-    """When a run last wrote something, in seconds since 1970; None if it never did."""
+    """Return when a run last wrote something, in seconds since 1970; None if it never did."""
     times = []
     for name in SIGNS_OF_LIFE:
         try:
@@ -94,12 +94,12 @@ def last_sign(run_dir: Path) -> float | None:
 
 
 def settle_time(record: Record, ended: float | None) -> None:
-    """Count the time since the last start, until `ended`; None: it never gave a sign of life."""
+    """Add the time from the last start to `ended`; None: it never wrote anything."""
     if record.working_since is not None:
         record.seconds += max(0.0, (ended or record.working_since) - record.working_since)
         record.working_since = None
 
 
 def now() -> float:
-    """The present, in seconds since 1970."""
+    """Return the current time, in seconds since 1970."""
     return time.time()

@@ -37,13 +37,13 @@ from swinv2_train.sweep.show import counts_text, jobs_text
 
 
 def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable[[Config], None]) -> int:
-    """Run every job that is not done, and say what came of all of them; returns the exit code.
+    """Run every job that is not done, and report all results; return the exit code.
 
     Args:
-        check: is given the config of every job beforehand, and raises where it cannot be run.
+        check: called with the config of every job beforehand; raises if it cannot be run.
 
     Raises:
-        ConfigError: if a job cannot be run, or the directory is another sweep's.
+        ConfigError: if a job cannot be run, or the directory belongs to another sweep.
         RunError: if submitit cannot start the jobs, or loses one.
     """
     multirun = plan_multirun(overrides, config_dir)
@@ -54,7 +54,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
     jobs = _jobs(multirun)
     of_sweep = next((key for key in jobs[0].swept if key.startswith("sweep.")), None)
     if of_sweep:
-        raise ConfigError(of_sweep, jobs[0].swept[of_sweep], "holds for the whole sweep; give it one value")
+        raise ConfigError(of_sweep, jobs[0].swept[of_sweep], "applies to the entire sweep; set it to one value")
     _check_jobs(jobs, multirun, config_dir, check)
     name = settings.name or multirun.sweep_file or multirun.config.run.name
     sweep = Sweep(
@@ -69,7 +69,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
     )
     _check_family(sweep, jobs[0])
     if len(jobs) == 1 and not multirun.search:
-        say("no key has several values: this sweep has one job")
+        say("no key has several values; this sweep has a single job")
     if multirun.config.launch.dry_run:
         return _dry_run(sweep, jobs, multirun)
     _begin(sweep, jobs[0], overrides, config_dir)
@@ -86,11 +86,11 @@ def _validate(sweep: SweepConfig) -> None:
     at_least("sweep.prune_after_steps", sweep.prune_after_steps, 0)
     at_least("sweep.prune_min_jobs", sweep.prune_min_jobs, 1)
     if sweep.name is not None and (not sweep.name or "/" in sweep.name or sweep.name.startswith(".")):
-        raise ConfigError("sweep.name", sweep.name, "is a file name; sweep.dir=DIR says where the sweep is kept")
+        raise ConfigError("sweep.name", sweep.name, "must be a file name; sweep.dir=DIR sets the directory")
 
 
 def _jobs(multirun: Multirun) -> list[Job]:
-    """The jobs that are known beforehand, each once; of a search, one that it may propose."""
+    """Return the jobs that are known beforehand, without duplicates; for a search, one that it may propose."""
     proposed = multirun.jobs or (multirun.first,)
     return list({job.id: job for job in (make_job(overrides, multirun.fixed) for overrides in proposed)}.values())
 
@@ -98,7 +98,7 @@ def _jobs(multirun: Multirun) -> list[Job]:
 def _check_jobs(
     jobs: Sequence[Job], multirun: Multirun, config_dir: Path | None, check: Callable[[Config], None]
 ) -> None:
-    """See that every job can be run: first what is quick to see, in all of them, then their data."""
+    """Check that every job can be run: first the quick checks of all jobs, then their data."""
     configs: dict[str, Config] = {}
     for job in jobs:
         with _named(job, jobs):
@@ -120,7 +120,7 @@ def _refuse_twins(jobs: Sequence[Job], configs: dict[str, Config]) -> None:
         if twin is not None:
             mend = (
                 f"jobs {twin.id} and {job.id} have the same config: the values that they differ in change nothing; "
-                "remove one of them, or the override or file that has the last word on their keys"
+                "remove one of them, or the override or file that overrides their keys"
             )
             raise ConfigError("", job.id, mend)
         seen.append(job)
@@ -128,7 +128,7 @@ def _refuse_twins(jobs: Sequence[Job], configs: dict[str, Config]) -> None:
 
 @contextmanager
 def _named(job: Job, jobs: Sequence[Job]) -> Iterator[None]:
-    """Say which of several jobs is wrong."""
+    """Add the name of the job to an error, if there are several jobs."""
     try:
         yield
     except ConfigError as error:
@@ -148,14 +148,14 @@ def _dry_run(sweep: Sweep, jobs: Sequence[Job], multirun: Multirun) -> int:
 
 
 def _check_family(sweep: Sweep, job: Job) -> None:
-    """See that the directory is not of a sweep with another experiment or other fixed values."""
-    there, jobs = read_sweep(sweep.directory), read_jobs(sweep.directory)  # a broken file is found now
+    """Check that the directory does not belong to a sweep with another experiment or other fixed values."""
+    there, jobs = read_sweep(sweep.directory), read_jobs(sweep.directory)  # detects a broken file now
     if there is None or there.family == job.family or not jobs:
         return
     theirs = ", ".join(item for item in there.shared if item not in job.shared)
     own = ", ".join(item for item in job.shared if item not in there.shared)
     parts = [f"with {theirs}"] * bool(theirs) + [f"without {own}"] * bool(own)
-    mend = f"is of a sweep {' and '.join(parts)}; give this one its own sweep.name=NAME or sweep.dir=DIR"
+    mend = f"belongs to a sweep {' and '.join(parts)}; set a different sweep.name=NAME or sweep.dir=DIR"
     raise ConfigError("sweep.dir", sweep.directory, mend)
 
 
@@ -188,7 +188,7 @@ def _run(sweep: Sweep, multirun: Multirun) -> int:
 
 @contextmanager
 def _signals_end_it() -> Iterator[None]:
-    """Between jobs, and while jobs run elsewhere, a stop signal ends the call; a job that runs here gets it first."""
+    """End the call on a stop signal between jobs and while jobs run elsewhere; a job that runs here gets it first."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(STOPPED)
@@ -201,7 +201,7 @@ def _signals_end_it() -> Iterator[None]:
 
 
 def _conclude(sweep: Sweep, jobs: Sequence[Job], code: int) -> int:
-    """The table of all jobs, and what is left to do; returns the exit code."""
+    """Print the table of all jobs and what is left to do; return the exit code."""
     kept = {record.id: record for record in read_jobs(sweep.directory)}
     if sweep.search:
         shown = [record for record in kept.values() if record.family == jobs[0].family]
@@ -212,18 +212,18 @@ def _conclude(sweep: Sweep, jobs: Sequence[Job], code: int) -> int:
     say(f"{sweep.name} in {sweep.directory}: {counts_text(shown)}")
     others = len(kept.keys() - {record.id for record in shown})
     if others:
-        say(f"{others} more job directories there belong to no job of this call")
+        say(f"{others} more job directories do not belong to this call")
     for message in sorted({record.message for record in shown if record.status == "finished" and record.message}):
         print(f"swinv2-train: {message}", file=sys.stderr, flush=True)
     if code == FAILED:
         return FAILED
     if shown and all(record.status in DONE for record in shown) and not (sweep.search and code == STOPPED):
         return FINISHED
-    say("the same command goes on with it")
+    say("the same command resumes it")
     return STOPPED if code == STOPPED else FAILED
 
 
 def _sorted(records: Sequence[JobRecord], direction: str) -> list[JobRecord]:
-    """The best first; those without a value last."""
+    """Sort by value, best first; jobs without a value last."""
     sign = -1 if direction == "maximize" else 1
     return sorted(records, key=lambda record: (record.metric is None, sign * (record.metric or 0.0), record.id))

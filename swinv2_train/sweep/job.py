@@ -1,7 +1,7 @@
-"""The jobs of a sweep: what makes two of them the same, and what is kept of each in `job.json` and `sweep.json`.
+"""Jobs of a sweep: their identity, and their records in `job.json` and `sweep.json`.
 
-A job is its overrides, in whatever order they were given. Its run directory is the record of its training, as usual;
-`job.json` in it says what the sweep has seen of it.
+A job is identified by its overrides, in any order. Its run directory is the record of its training, as usual; the
+`job.json` there contains what the sweep has observed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from swinv2_train.redact import redact, redacted
 JOB_FILE, SWEEP_FILE = "job.json", "sweep.json"
 DONE = ("finished", "pruned")
 WITHOUT_EFFECT = ("sweep.", "launch.", "resume.allow")
-"""Beginnings of keys that change how a job is run, and not what it is; unless they are what is swept over."""
+"""Prefixes of keys that change how a job is run, but not its identity, unless they are swept over."""
 SEED = "seed"
-"""The key whose values are repetitions, and not something to compare."""
+"""The key whose values are repetitions, not alternatives to compare."""
 _LONGEST = 80
 _DIGITS = 8
 _Record = TypeVar("_Record")
@@ -37,22 +37,22 @@ class Job:
     """One run of a sweep."""
 
     id: str
-    """Readable values of what is swept over, and a hash of all overrides; a file name."""
+    """Readable swept values, and a hash of all overrides; usable as a file name."""
     overrides: tuple[str, ...]
-    """In the order in which the run takes them."""
+    """Overrides in the order in which the run applies them."""
     swept: dict[str, str]
-    """The values that tell it from the other jobs, by key."""
+    """Values that distinguish it from the other jobs, by key."""
     shared: tuple[str, ...]
-    """The overrides that it shares with the other jobs and that have an effect, sorted."""
+    """Overrides that it shares with the other jobs and that have an effect, sorted."""
     family: str
-    """A hash of these: jobs with the same are to be compared with each other."""
+    """Hash of these: only jobs with the same hash are comparable."""
 
 
 def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
-    """The job of some overrides.
+    """Return the job of some overrides.
 
     Args:
-        fixed: the keys that all jobs of the sweep share.
+        fixed: keys that all jobs of the sweep share.
     """
     items = in_order(overrides)
     swept = [item for item in items if key_of(item) not in fixed]
@@ -63,7 +63,7 @@ def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
 
 
 def _place(item: str) -> tuple[bool, str]:
-    return key_of(item) == SEED, key_of(item)  # repetitions of the same stand together when sorted
+    return key_of(item) == SEED, key_of(item)  # sorts repetitions of the same values together
 
 
 def _digest(items: Sequence[str]) -> str:
@@ -71,12 +71,12 @@ def _digest(items: Sequence[str]) -> str:
 
 
 def _normal(items: Sequence[str]) -> list[str]:
-    """Overrides in an order and a spelling that say nothing."""
+    """Return overrides in a canonical order and spelling."""
     return sorted(f"{item.partition('=')[0]}={_plain(item.partition('=')[2])}" for item in items)
 
 
 def _plain(value: str) -> str:
-    """A value without quotes; a number with a point or an exponent as Python writes it."""
+    """Return a value without quotes; a number with a point or an exponent in Python's notation."""
     text = value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
     if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) and not re.fullmatch(r"[+-]?\d+", text):
         return repr(float(text))
@@ -122,9 +122,9 @@ class SweepRecord:
     direction: str
     value: str
     family: str
-    """Of its jobs; see `Job`. Another one in the same directory would be mixed up with it."""
+    """Hash of its jobs' family; see `Job`. Another family in the same directory would be mixed up with it."""
     shared: list[str]
-    """Values that the family is the hash of."""
+    """Values that the hash covers."""
     command: list[str] = field(default_factory=list)
 
 
@@ -134,9 +134,9 @@ def new_record(job: Job) -> JobRecord:
 
 
 def read_job(directory: Path) -> JobRecord | None:
-    """Return what is kept of the job in a directory; None if nothing is, or nothing that can be used.
+    """Return the record of the job in a directory; None if it is missing or unusable.
 
-    The run's own directory says what is done, so that a damaged file costs only the count of tries and the time.
+    The run's own directory records what is done, so a damaged file loses only the number of tries and the time.
     """
     return _read(directory / JOB_FILE, JobRecord)
 
@@ -148,17 +148,17 @@ def read_jobs(directory: Path) -> list[JobRecord]:
 
 
 def write_job(directory: Path, record: JobRecord) -> None:
-    """Replace what is kept of a job."""
+    """Replace the record of a job."""
     write_text(directory / JOB_FILE, json.dumps(redacted(asdict(record)), indent=1) + "\n")
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
-    """Return what is kept of a sweep; None if nothing is, or nothing that can be used."""
+    """Return the record of a sweep; None if it is missing or unusable."""
     return _read(directory / SWEEP_FILE, SweepRecord)
 
 
 def write_sweep(directory: Path, record: SweepRecord) -> None:
-    """Replace what is kept of a sweep."""
+    """Replace the record of a sweep."""
     write_text(directory / SWEEP_FILE, json.dumps(redacted(asdict(record)), indent=1) + "\n")
 
 

@@ -24,7 +24,7 @@ class Row:
     """One combination of swept values."""
 
     values: dict[str, str]
-    """The swept values, without the seed."""
+    """Swept values, without the seed."""
     mean: float | None
     spread: float | None
     """Sample standard deviation over the seeds; None with fewer than two."""
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All of a sweep, the best combination first."""
+    """The entire sweep, best combination first."""
 
     sweep: SweepRecord
     keys: list[str]
@@ -76,19 +76,19 @@ def _row(values: dict[str, str], jobs: list[JobRecord]) -> Row:
 
 
 def report_text(report: Report) -> str:
-    """The combinations as a table."""
+    """Return the combinations as a table."""
     sweep = report.sweep
     rows = [[*report.keys, f"{sweep.metric}", "spread", "n", "jobs"]]
     for row in report.rows:
         values = [row.values.get(key, "") for key in report.keys]
         rows.append([*values, number(row.mean), number(row.spread), str(row.n), counts_text(row.jobs)])
     heading = f"sweep {sweep.name}: {sweep.value} {sweep.metric}, {sweep.direction}; mean and sample standard deviation"
-    others = f"\n{report.others} more job directories there are of other fixed values" if report.others else ""
+    others = f"\n{report.others} more job directories have other fixed values" if report.others else ""
     return f"{heading}\n{table(rows)}\n{len(report.jobs)} jobs: {counts_text(report.jobs)}{others}"
 
 
 def as_json(directory: Path, report: Report, written: Sequence[Path]) -> str:
-    """The report for scripts."""
+    """Return the report for scripts."""
     rows = [{**asdict(row), "jobs": [job.id for job in row.jobs]} for row in report.rows]
     files = [str(path) for path in written]
     values = {"dir": str(directory), **asdict(report.sweep), "rows": rows, "others": report.others, "files": files}
@@ -96,7 +96,7 @@ def as_json(directory: Path, report: Report, written: Sequence[Path]) -> str:
 
 
 def write_csv(directory: Path, report: Report) -> Path:
-    """Write `report.csv`, one row per job; returns its path.
+    """Write `report.csv`, one row per job; return its path.
 
     Raises:
         OSError: if it cannot be written.
@@ -115,7 +115,7 @@ def write_csv(directory: Path, report: Report) -> Path:
 
 
 def write_figures(directory: Path, report: Report) -> list[Path]:
-    """Draw the metric against each swept value; returns the paths of the pictures.
+    """Plot the metric against each swept value; return the paths of the figures.
 
     Raises:
         OSError: if they cannot be written.

@@ -1,6 +1,6 @@
-"""Run one job of a sweep: skip it where it is done, go on where it stopped, try again where it failed.
+"""Run one job of a sweep: skip it if it is done, resume it if it was stopped, retry it if it failed.
 
-The same code runs here, under submitit on this machine, and inside a Slurm job; what a job came to is in its files.
+The same code runs here, under submitit on this machine, and inside a Slurm job; the result of a job is in its files.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ LOCKS = ".locks"
 _WAIT_SECONDS = 0.5
 _KEPT_LINES = 50
 _REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signal that Slurm sends before a job's time limit, on which submitit requeues it."""
+"""Signal that Slurm sends before a job's time limit; submitit then requeues the job."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Values that all jobs of a sweep share. Can be pickled: jobs may run in other processes, on other hosts."""
+    """Values that all jobs of a sweep share. Picklable: jobs may run in other processes, on other hosts."""
 
     name: str
     directory: Path
     settings: SweepConfig
     fixed: frozenset[str]
-    """The keys of the overrides that all jobs share."""
+    """Keys of the overrides that all jobs share."""
     planned: tuple[str, ...] = ()
-    """The ids of the jobs, in order, where they are known."""
+    """Ids of the jobs, in order, if they are known."""
     search: bool = False
-    """True if the values of jobs decide which job is next."""
+    """True if the values of jobs determine which job is next."""
     config_dir: Path | None = None
     main: str = ""
-    """The process that the sweep was started as; see `this_process`."""
+    """Identifier of the process that started the sweep; see `this_process`."""
 
     def run_dir(self, job: Job) -> Path:
-        """The run directory of a job."""
+        """Return the run directory of a job."""
         return self.directory / job.id
 
     def arguments(self, job: Job) -> list[str]:
@@ -76,10 +76,10 @@ class Sweep:
         """Run the job of some overrides to its end.
 
         Returns:
-            Its value; None if it has none, and counts as failed.
+            Its value; None if it has none and counts as failed.
 
         Raises:
-            SystemExit: in the process of the sweep, if a signal stops it, or no search is possible.
+            SystemExit: in the process of the sweep, if a signal stops it, or if a search is impossible.
         """
         job = make_job(overrides, self.fixed)
         here = self.main == this_process()
@@ -98,23 +98,23 @@ class Sweep:
         if record is None or record.status not in DONE:
             return None
         if here and self.search and record.metric is None:
-            raise SystemExit(FAILED)  # a search without values is none; the job's message has said why
+            raise SystemExit(FAILED)  # a search needs values; the job's message has reported the cause
         return record.metric
 
 
 def this_process() -> str:
-    """A name of this process among those of a cluster."""
+    """Return a name of this process that is unique in a cluster."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def say(text: str) -> None:
-    """A line for whoever watches; the terminal may be gone, which is no reason to leave a job alone."""
+    """Print a line for the user. The terminal may be gone; the job must still be supervised."""
     with contextlib.suppress(OSError):
         print(redact(text), flush=True)
 
 
 def run_job(sweep: Sweep, job: Job, signals: StopSignals) -> JobRecord | None:
-    """Bring a job to its end, as far as that goes; None if another process is at it."""
+    """Run a job to its end, as far as possible; return None if another process is running it."""
     with _held(sweep, job) as free:
         if not free:
             say(f"{job.id}: runs elsewhere")
@@ -136,7 +136,7 @@ def run_job(sweep: Sweep, job: Job, signals: StopSignals) -> JobRecord | None:
                 break
             if record.status == "failed":
                 again = tries <= sweep.settings.retries
-                say(f"{job.id}: {record.message}{'; trying again' if again else ''}")
+                say(f"{job.id}: {record.message}{'; retrying' if again else ''}")
                 if not again:
                     break
         return record
@@ -144,7 +144,7 @@ def run_job(sweep: Sweep, job: Job, signals: StopSignals) -> JobRecord | None:
 
 @contextmanager
 def _held(sweep: Sweep, job: Job) -> Iterator[bool]:
-    """Keep other processes of the same sweep away from a job."""
+    """Keep other processes of the same sweep from running a job."""
     directory = sweep.directory / LOCKS / job.id
     directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -159,7 +159,7 @@ def _held(sweep: Sweep, job: Job) -> Iterator[bool]:
 
 
 def _wait_for_the_run(run_dir: Path, signals: StopSignals) -> bool:
-    """Wait until no run is at work in a directory (one outlives a killed sweep a little); False on a signal."""
+    """Wait until no run is active in a directory (one briefly outlives a killed sweep); False on a signal."""
     said = False
     while not signals.received:
         try:
@@ -167,7 +167,7 @@ def _wait_for_the_run(run_dir: Path, signals: StopSignals) -> bool:
             return True
         except ConfigError:
             if not said:
-                say(f"{run_dir}: a run is still at work there; waiting for its end")
+                say(f"{run_dir}: a run is still active there; waiting for its end")
                 said = True
             time.sleep(_WAIT_SECONDS)
     return False
@@ -201,7 +201,7 @@ def _settled(sweep: Sweep, job: Job, record: JobRecord) -> bool:
 
 
 def _try(sweep: Sweep, job: Job, record: JobRecord, signals: StopSignals) -> None:
-    """Start the run of a job once, see it end, and put down what came of it."""
+    """Start the run of a job once, wait for its end, and record the result."""
     run_dir = sweep.run_dir(job)
     record.status, record.message = "running", ""
     record.tries += 1
@@ -224,7 +224,7 @@ def _try(sweep: Sweep, job: Job, record: JobRecord, signals: StopSignals) -> Non
     code = run_command(command, signals, stop=stop, last_errors=errors)
     record.seconds += time.time() - begun
     if code == FINISHED:
-        _wait_for_the_run(run_dir, signals)  # the same run may have been started by hand meanwhile
+        _wait_for_the_run(run_dir, signals)  # the same run may have been started by hand in the meantime
     if code == FINISHED and _is_finished(run_dir):
         record.status = "finished"
     elif signals.received or code in (STOPPED, INTERRUPTED) or asked:
@@ -254,7 +254,7 @@ def _result(sweep: Sweep, record: JobRecord) -> str:
 
 
 def _stop_file(sweep: Sweep) -> Path:
-    """A file that stops every job of the sweep, wherever it runs."""
+    """Return the path of a file that stops every job of the sweep, wherever it runs."""
     return sweep.directory / STOP_FILE
 
 
@@ -265,7 +265,7 @@ def _is_further_task() -> bool:
 
 
 def _follow(sweep: Sweep, job: Job) -> None:
-    """Be a further rank of a job that the first task of the Slurm job looks after."""
+    """Act as an additional rank of a job that the first task of the Slurm job supervises."""
     signals = StopSignals()
     try:
         for _ in range(1 + sweep.settings.retries):
@@ -280,14 +280,14 @@ def _follow(sweep: Sweep, job: Job) -> None:
 
 
 def _requeue(received: Sequence[int]) -> None:
-    """Hand on to submitit what its own handlers would have got: it puts the job into the queue again, or not."""
+    """Forward to submitit what its own handlers would have received: it requeues the job, or not."""
     for number in received:
         if number in _REQUEUE and callable(signal.getsignal(number)):
-            with contextlib.suppress(Exception):  # why it does not is in its log; the job is saved either way
+            with contextlib.suppress(Exception):  # its log has the reason; the job is saved either way
                 signal.raise_signal(number)
 
 
 def shown_command(sweep: Sweep, job: Job) -> str:
-    """The command of a job, for a shell; as it is run, not as it is only shown."""
+    """Return the command of a job for a shell, as it would be run."""
     items = [item for item in sweep.arguments(job) if key_of(item) != "launch.dry_run"]
     return shlex.join(["swinv2-train", *items])

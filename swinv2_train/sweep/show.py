@@ -1,4 +1,4 @@
-"""A sweep as text: its jobs and their outcomes."""
+"""Text output of a sweep: its jobs and their results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from swinv2_train.sweep.job import DONE, JobRecord, SweepRecord
 
 
 def number(value: float | None) -> str:
-    """A metric for a table."""
+    """Return a metric for a table."""
     return "" if value is None else f"{value:.5g}"
 
 
 def jobs_text(records: Sequence[JobRecord], metric: str) -> str:
-    """The jobs as a table: id, status, metric, tries, and what was wrong."""
+    """Return the jobs as a table: id, status, metric, tries, and error."""
     rows = [["job", "status", metric, "tries", ""]]
     rows += [[r.id, r.status, number(r.metric), str(r.tries or ""), r.message] for r in records]
     return table(rows)
@@ -31,13 +31,13 @@ def counts_text(records: Iterable[JobRecord]) -> str:
 
 
 def as_json(directory: Path, sweep: SweepRecord, records: Sequence[JobRecord]) -> str:
-    """The jobs for scripts."""
+    """Return the jobs for scripts."""
     values = {"dir": str(directory), **asdict(sweep), "jobs": [asdict(record) for record in records]}
     return json.dumps(values, indent=1)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as aligned columns; the first row is the heading."""
+    """Return rows of cells as aligned columns; the first row is the heading."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

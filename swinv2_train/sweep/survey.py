@@ -1,4 +1,4 @@
-"""Look at a sweep from outside, also while it runs or after it was killed."""
+"""Inspection of a sweep from outside, even while it runs or after it was killed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from swinv2_train.sweep.values import judged, metric_values
 def survey(
     directory: Path, metric: str | None = None, direction: str | None = None
 ) -> tuple[SweepRecord, list[JobRecord]]:
-    """A sweep and its jobs, with the metric as their files have it now.
+    """Return a sweep and its jobs, with the current metric from their files.
 
     Args:
-        metric: another one than the sweep's own.
-        direction: which end of it is the better one; None: the metric decides.
+        metric: another metric than the sweep's own.
+        direction: its better direction; None: the metric decides.
 
     Raises:
-        ConfigError: if no sweep has run there, a file of it cannot be understood, or the direction contradicts the
-            metric.
+        ConfigError: if no sweep has run there, one of its files is unusable, or the direction contradicts the metric.
     """
     if not directory.is_dir():
-        raise ConfigError("", directory, f"there is no directory {directory}")
+        raise ConfigError("", directory, f"{directory} does not exist")
     sweep, jobs = read_sweep(directory), read_jobs(directory)
     if sweep is None:
         raise ConfigError("", directory, f"there is no {SWEEP_FILE} in {directory}: no sweep has run there")
@@ -35,7 +34,7 @@ def survey(
     before = sweep.direction if metric in (None, sweep.metric) else None
     sweep.metric = metric or sweep.metric
     found = {job.id: metric_values(directory / job.id, sweep.metric) for job in jobs}
-    # An older version let the direction of a sweep contradict its metric: the metric decides.
+    # An older version allowed the direction of a sweep to contradict its metric: the metric decides.
     if direction is not None or better_end(sweep.metric) is not None or (before is None and any(found.values())):
         sweep.direction = checked_direction(sweep.metric, direction, "--direction")
     for job in jobs:
@@ -53,5 +52,5 @@ def _is_at_work(directory: Path, name: str) -> bool | None:
     """Return whether a process is running a job; None if that is unknown."""
     try:
         return is_held(directory / LOCKS / name)
-    except OSError:  # somebody else's sweep: believe what it says
+    except OSError:  # another user's sweep: trust its record
         return None

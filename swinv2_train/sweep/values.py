@@ -1,4 +1,4 @@
-"""The metric of a job: read from its `metrics.jsonl`, judged, and compared with that of the others while it runs."""
+"""Metric of a job: read from its `metrics.jsonl`, reduced to one value, and compared with other jobs while it runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricReader:
-    """Reads a metric from a file that grows; every `read` looks only at what is new.
+    """Reads a metric from a growing file; every `read` processes only new lines.
 
     A run that goes back to a checkpoint replaces its file by a shorter one; then it is read again.
     """
@@ -25,10 +25,10 @@ class MetricReader:
         self._path, self._metric = run_dir / METRICS_FILE, metric
         self._offset, self._inode = 0, 0
         self.values: dict[int, float] = {}
-        """The finite values by step, in the order of the file."""
+        """Finite values by step, in the order of the file."""
 
     def read(self) -> bool:
-        """Take in what is new; whether there was a value among it."""
+        """Process new lines; return whether they contained a value."""
         try:
             with self._path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -38,7 +38,7 @@ class MetricReader:
                 data = file.read()
         except OSError:
             return False
-        whole = data.rfind(b"\n") + 1  # half a line is read when it is whole
+        whole = data.rfind(b"\n") + 1  # wait until the last line is complete
         self._offset += whole
         new = [pair for line in data[:whole].splitlines() if (pair := self._value_of(line))]
         self.values.update(new)
@@ -53,14 +53,14 @@ class MetricReader:
 
 
 def metric_values(run_dir: Path, metric: str) -> dict[int, float]:
-    """The finite values of a metric by step; empty where there are none."""
+    """Return the finite values of a metric by step; empty if there are none."""
     reader = MetricReader(run_dir, metric)
     reader.read()
     return reader.values
 
 
 def metric_names(run_dir: Path) -> list[str]:
-    """The names of all numbers in a run's metrics."""
+    """Return the names of all numbers in a run's metrics."""
     names: set[str] = set()
     try:
         with (run_dir / METRICS_FILE).open("rb") as file:
@@ -72,7 +72,7 @@ def metric_names(run_dir: Path) -> list[str]:
 
 
 def _object_of(line: bytes) -> dict[str, Any]:
-    """The object of a line; empty if it is damaged."""
+    """Return the object of a line; empty if it is damaged."""
     try:
         record = parse_json(line)
     except UnreadableError:
@@ -90,14 +90,14 @@ def judged(values: dict[int, float], which: str, direction: str) -> float | None
 
 
 def missing_metric(metric: str, names: Sequence[str]) -> str:
-    """The sentence about a metric that nobody has written."""
+    """Return the message about a metric that the job has not written."""
     evaluated = [name for name in names if name.startswith("eval/")] or list(names)
-    known = f"there are {', '.join(evaluated)}" if evaluated else "it has none at all"
+    known = f"it has {', '.join(evaluated)}" if evaluated else "it has none at all"
     return f"sweep.metric={metric}: the job has no such metric; {known}"
 
 
 class Pruner:
-    """Says when a job has fallen behind the median of the others."""
+    """Detects a job that has fallen behind the median of the others."""
 
     def __init__(self, job: Job, directory: Path, settings: SweepConfig) -> None:
         self._job, self._directory, self._settings = job, directory, settings

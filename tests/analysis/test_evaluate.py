@@ -270,7 +270,7 @@ def test_a_window_changes_the_resolution_in_proportion(folder: Path) -> None:
     config.model.window = 7
     assert resolution_for(config, 5) == (32, 32)  # 22.86 pixels are no whole number: the nearest whole tokens
     config.model.window = [4, 4, 4, 2]
-    with pytest.raises(ConfigError, match="give resolutions="):
+    with pytest.raises(ConfigError, match="set resolutions="):
         resolution_for(config, 8)
 
 

@@ -104,7 +104,7 @@ def test_any_number_of_ranks_scores_alike_and_leaves_the_mode(folder: Path, load
     loaded.model.eval()
     assert set(alone[0]) == {"probe/knn_top1", "probe/linear_top1"}
     assert warnings == [
-        "probe at step 7: sample val-000000.tar/img00004 is left out: jpeg: Unsupported marker type 0x20"
+        "probe at step 7: sample val-000000.tar/img00004 is skipped: jpeg: Unsupported marker type 0x20"
     ]
     assert on_ranks(3, measure) == alone * 3
 

@@ -82,7 +82,7 @@ def test_what_is_no_sweep_is_one_sentence(what: str, tmp_path: Path, capsys: pyt
         assert captured.out == ""
         return captured.err
 
-    assert answer(tmp_path / "none") == f"swinv2-sweep: there is no directory {tmp_path}/none\n"
+    assert answer(tmp_path / "none") == f"swinv2-sweep: {tmp_path}/none does not exist\n"
     assert answer(tmp_path).endswith("no sweep has run there\n")
     write_sweep(tmp_path, SweepRecord("a", "b", "minimize", "last", "family", []))
     assert answer(tmp_path) == f"swinv2-sweep: the sweep in {tmp_path} has no job yet\n"

@@ -29,8 +29,8 @@ def test_a_map_is_a_class_of_the_model_per_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("1\nn01440764\n", "line 2: 'n01440764' is no class number"),
-        ("1\n-1\n", "line 2: '-1' is no class number"),
+        ("1\nn01440764\n", "line 2: 'n01440764' is not a class number"),
+        ("1\n-1\n", "line 2: '-1' is not a class number"),
         ("3\n10\n", "line 2: class 10 of a model that has 0 to 9"),
         ("\n", "is empty"),
     ],

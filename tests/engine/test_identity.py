@@ -216,7 +216,7 @@ def test_one_side_without_names_warns(data: Path, trained: Path) -> None:
     [
         (["2", "1", "0"], (), "3 of 3 rows by class name"),
         (["0", "1", "new"], (), "2 of 3 rows by class name; 1 new, zeros (new)"),
-        (None, (), "names its classes and data.shards does not: row n of the head is taken for class n, unchecked"),
+        (None, (), "names its classes and data.shards does not: row n of the head is used for class n, unchecked"),
         (None, ("init.label_map=numbers",), "3 of 3 rows by the label map"),
     ],
 )

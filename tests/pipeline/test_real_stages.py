@@ -67,7 +67,7 @@ def test_a_killed_chain_is_completed_by_the_same_command(
     refused = capfd.readouterr()
     assert "seed=3: the run in" in refused.err
     assert "task: could not be run" in refused.out
-    assert "--redo task runs it anew, with whatever was changed" in refused.out
+    assert "--redo task reruns it with all changes" in refused.out
     now = json.loads((chain / "pipeline.json").read_text())["stages"]["task"]
     assert (now["recipe"], now["weights"]) == (begun["recipe"], begun["weights"])
 

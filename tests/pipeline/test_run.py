@@ -61,7 +61,7 @@ def test_a_stage_that_dies_ends_the_chain_and_the_same_command_goes_on(
 ) -> None:
     chain.does("second", "die")
     assert chain.run() == 1
-    assert "second: died of signal 9; the same command goes on with it" in capsys.readouterr().out
+    assert "second: died of signal 9; the same command resumes it" in capsys.readouterr().out
     chain.does("second", "finish")
     assert chain.run() == 0
     assert chain.names() == ["first", "second", "second", "plain"]
@@ -133,7 +133,7 @@ def test_a_changed_recipe_is_said_and_redone_only_when_told(chain: Chain, capsys
     changed = "stages.second.optim.weight_decay=0.1"
     assert chain.run(changed, "tracking.log_every_steps=7") == 0
     output = capsys.readouterr().out
-    assert "second: changed since it ran: optim.weight_decay 0.05 -> 0.1; it stays as it is" in output
+    assert "second: changed since it ran: optim.weight_decay 0.05 -> 0.1; it is kept" in output
     assert "plain: changed since it ran" in output  # a baseline has the same recipe
     assert "log_every_steps" not in output
     assert "sweep.direction" not in output
@@ -151,7 +151,7 @@ def test_what_came_from_replaced_weights_is_said_and_redone_with_redo_changed(
 ) -> None:
     assert chain.run() == 0
     assert chain.run("--redo", "first") == 0
-    assert "second: changed since it ran: first was redone since" in capsys.readouterr().out
+    assert "second: changed since it ran: first was rerun since" in capsys.readouterr().out
     assert chain.names()[3:] == ["first"]
     assert chain.run("--redo-changed") == 0
     assert chain.names()[4:] == ["second"]
@@ -195,7 +195,7 @@ def test_a_refused_change_is_not_taken_for_the_recipe(
     assert chain.run(changed) == code
     output = capsys.readouterr().out
     assert "seed 0 -> 3" in output
-    assert "--redo second runs it anew" in output
+    assert "--redo second reruns it" in output
     assert json.loads((chain.directory / "pipeline.json").read_text())["stages"]["second"] == before
 
     chain.does("second", "finish")
@@ -209,7 +209,7 @@ def test_a_change_that_the_run_accepts_is_its_recipe(chain: Chain, capsys: pytes
     assert chain.run() == 1
     chain.does("second", "finish")
     assert chain.run("stages.second.optim.weight_decay=0.1") == 0
-    assert "second: goes on with what was changed since it began: optim.weight_decay 0.05 -> 0.1" in (
+    assert "second: resumes with these changes since it began: optim.weight_decay 0.05 -> 0.1" in (
         capsys.readouterr().out
     )
     assert chain.run("stages.second.optim.weight_decay=0.1", "--redo-changed") == 0
@@ -258,7 +258,7 @@ def test_a_source_without_a_whole_checkpoint_is_one_sentence(chain: Chain, capsy
     for path in (chain.directory / "first" / "checkpoints").iterdir():
         (path / "manifest.json").write_text("{}")
     assert chain.run() == 1
-    assert "first holds no whole checkpoint" in capsys.readouterr().err.replace(str(chain.directory) + os.sep, "")
+    assert "first contains no complete checkpoint" in capsys.readouterr().err.replace(str(chain.directory) + os.sep, "")
 
 
 def test_a_directory_of_another_pipeline_is_refused(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +266,7 @@ def test_a_directory_of_another_pipeline_is_refused(chain: Chain, capsys: pytest
     path.write_text((path.parent / "chain.yaml").read_text().replace("name: chain", "name: other"))
     assert chain.run() == 0
     assert chain.run("pipeline=other") == 2
-    assert "holds the pipeline chain, not other" in capsys.readouterr().err
+    assert "contains the pipeline chain, not other" in capsys.readouterr().err
 
 
 def test_a_launcher_that_is_not_there_is_one_sentence(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_a_grid_runs_every_job_once_whatever_becomes_of_one(call: Jobs, capfd: p
     assert {name: before[name].stat() for name in stamps} == stamps
     assert sorted(call.started) == sorted([*before, *[found["0.01", "0"].id] * 2])
     assert by_swept(call.directory)["0.01", "0"].status == "finished"
-    assert "1 more job directories there belong to no job of this call" in capfd.readouterr().out
+    assert "1 more job directories do not belong to this call" in capfd.readouterr().out
     sweep = json.loads((call.directory / "sweep.json").read_text())
     assert (sweep["name"], sweep["metric"], sweep["command"][:2]) == (
         "simmim_demo",
@@ -96,7 +96,7 @@ def test_a_signal_ends_the_sweep_and_the_same_command_goes_on(call: Jobs, capfd:
     assert call.call("seed=0,1,2") == 75
     thread.join()
     assert call.started == ids[:2]
-    assert "1 finished, 1 stopped, 1 to do\nthe same command goes on with it" in capfd.readouterr().out
+    assert "1 finished, 1 stopped, 1 to do\nthe same command resumes it" in capfd.readouterr().out
     call.does({})
     assert call.call("seed=0,1,2") == 0
     assert call.started == [*ids[:2], *ids[1:]]
@@ -211,7 +211,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
         (["seed=0,1", "launch.preflight_only=true"], "launch.preflight_only=true: applies to a single run"),
         (["seed=0,1", "--cfg", "job"], "--cfg shows the config of one run"),
         (["seed=0,1", "sweep.direction=up"], "sweep.direction=up: must be one of minimize, maximize"),
-        (["sweep.metric=loss,eval/loss"], "sweep.metric=loss: holds for the whole sweep"),
+        (["sweep.metric=loss,eval/loss"], "sweep.metric=loss: applies to the entire sweep"),
         (["seed=0,1", "data.eval_shards=none-*.tar"], "data.eval_shards=none-*.tar"),
         (["+sweep=optuna", "hydra.sweeper.direction=maximize"], "the metric of the sweep is to minimize; omit"),
         (
@@ -275,4 +275,4 @@ def test_the_ablation_has_the_rows_of_the_tables_with_two_seeds_each(given: list
 
 def test_a_sweep_over_nothing_says_that_it_is_one_job(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     assert call.call("optim.lr=1e-3", "launch.dry_run=true") == 0
-    assert "no key has several values: this sweep has one job" in capfd.readouterr().out
+    assert "no key has several values; this sweep has a single job" in capfd.readouterr().out

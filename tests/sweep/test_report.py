@@ -87,7 +87,7 @@ def test_jobs_with_other_fixed_values_are_left_out_and_counted(swept: Path) -> N
     write_job(swept / job.id, new_record(job))
     report = make_report(*survey(swept), swept)
     assert [(row.mean, row.n) for row in report.rows] == [(0.4, 1), (pytest.approx(0.52), 3)]
-    assert report_text(report).splitlines()[-1] == "1 more job directories there are of other fixed values"
+    assert report_text(report).splitlines()[-1] == "1 more job directories have other fixed values"
     assert job.id not in write_csv(swept, report).read_text()
     sweep, jobs = survey(swept)
     sweep.family = "another"

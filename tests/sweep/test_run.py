@@ -142,7 +142,7 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(jobs: Jobs, capfd: pytest.C
     left.release()
     assert record is not None
     assert record.status == "to do"
-    assert "a run is still at work there" in capfd.readouterr().out
+    assert "a run is still active there" in capfd.readouterr().out
     assert jobs.started == []
 
 
