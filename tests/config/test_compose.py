@@ -146,7 +146,7 @@ def test_schema_keys_reach_every_section() -> None:
     ("text", "sentence"),
     [
         ("data:\n  resolutoin: 96\n", "mine.yaml: data.resolutoin: unknown key; did you mean data.resol"),
-        ("defaults:\n  - /model: nothing_like_it\n", "there is no such config"),
+        ("defaults:\n  - /model: nothing_like_it\n", "unknown model"),
         ("data: [\n", "a config is not YAML"),
         ("data:\n  max_pixels: 200M\n", "mine.yaml: data.max_pixels=200M: must be an integer"),
         ("model:\n  drop_path: abc\n", "mine.yaml: model.drop_path=abc: must be a number"),

@@ -99,7 +99,7 @@ def test_position_embedding_of_another_resolution():
         ({"images": torch.zeros(1, 4, 32, 32)}, r"needs \(batch, 3, height, width\)"),
         ({"images": torch.zeros(3, 32, 32)}, r"needs \(batch, 3, height, width\)"),
         ({"mask_token": torch.zeros(24)}, "go together"),
-        ({"noise": torch.zeros(2, 8, 2)}, r"takes \(1, 8, 2\)"),
+        ({"noise": torch.zeros(2, 8, 2)}, r"needs \(1, 8, 2\)"),
     ],
 )
 def test_an_input_that_does_not_fit_is_refused(arguments, message):

@@ -51,15 +51,15 @@ def test_names_end_at_a_dot() -> None:
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (["backbone.layer.0"], r"optim\.freeze=backbone\.layer\.0: .*nearest are encoder\.layers\.0"),
-        (["encoder.layers.0", "backbone.layers.0"], "given twice"),
+        (["backbone.layer.0"], r"optim\.freeze=backbone\.layer\.0: .*closest names are encoder\.layers\.0"),
+        (["encoder.layers.0", "backbone.layers.0"], "set twice"),
         (["encoder", "decoder", "mask_token"], "at least one parameter must be trained"),
     ],
 )
 def test_wrong_names_are_refused(freeze: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         apply_freeze(masked(), freeze)
-    with pytest.raises(ConfigError, match=r"optim\.lr_scales=head: .*nearest are"):
+    with pytest.raises(ConfigError, match=r"optim\.lr_scales=head: .*closest names are"):
         rate_factors(masked(), {"head": 2.0})
 
 
