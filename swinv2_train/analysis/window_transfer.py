@@ -11,8 +11,8 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import table_windows, total_stride, windows
 from swinv2_train.config.schema import Config
-from swinv2_train.interop.geometry import plain_windows
 from swinv2_train.interop.load import source_config
+from swinv2_train.interop.metadata import plain_windows
 from swinv2_train.interop.source import open_source
 from swinv2_train.launch.failures import together
 from swinv2_train.launch.ranks import Ranks

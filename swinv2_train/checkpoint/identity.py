@@ -20,7 +20,7 @@ from swinv2_train.config.validate import resolution
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model that change neither its parameters nor what they mean."""
 COMPARED = ("model", "task", "data", "order")
-"""Sections of the geometry that must not change in a run; the others are for readers of the weights."""
+"""Sections of the metadata that must not change in a run; the others are for readers of the weights."""
 SHARDS, CONTENT = "data.shards", "data.content"
 """Keys of the section `order` that describe the data: names and sizes of the shards, and their content."""
 EARLIER_BACKGROUND = "drop"
@@ -52,8 +52,8 @@ class Difference:
 class Identity:
     """The run that a checkpoint must be of."""
 
-    geometry: Mapping[str, Any]
-    """See `geometry`."""
+    metadata: Mapping[str, Any]
+    """See `run_metadata`."""
     class_names: Sequence[str] | None = None
     """Names of the classes of the training data; None without any."""
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -62,11 +62,11 @@ class Identity:
     """See `resume.allow`."""
 
     def differences(self, saved: Mapping[str, Any]) -> list[Difference]:
-        """Return every difference from the geometry of a checkpoint, in the order of their weight."""
+        """Return every difference from the metadata of a checkpoint, in the order of their weight."""
         found = []
         for section in COMPARED:
             before = saved.get(section)
-            for key, now in self.geometry.get(section, {}).items():
+            for key, now in self.metadata.get(section, {}).items():
                 if key in (SHARDS, CONTENT):
                     continue
                 value = _value(before, key, self.defaults.get(section, {}).get(key, now))
@@ -80,7 +80,7 @@ class Identity:
 
     def foreign(self, manifest: Manifest) -> str | None:
         """Return why a checkpoint is not of this run; None if it is."""
-        found = self.refusal(manifest.geometry)
+        found = self.refusal(manifest.metadata)
         if found is None:
             return None
         advice = f"; resume.allow=[{DATA}] accepts it" if found.is_data else ""
@@ -98,7 +98,7 @@ class Identity:
         return [Difference(SHARDS, before[number], now[number], what, is_data=not moved_name(before, now))]
 
     def _data_difference(self, saved: Any) -> list[Difference]:
-        order = self.geometry.get("order", {})
+        order = self.metadata.get("order", {})
         shards, content = order.get(SHARDS), order.get(CONTENT)
         before = _value(saved, SHARDS, shards)
         if not shards or not before:
@@ -142,7 +142,7 @@ def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
-def geometry(
+def run_metadata(
     config: Config,
     shards: str,
     classes: list[str] | None = None,
@@ -200,13 +200,13 @@ def identity(
     """Return the identity of the run of a config.
 
     Args:
-        shards, content: as in `geometry`; without `shards` the data are not compared.
+        shards, content: as in `run_metadata`; without `shards` the data are not compared.
         class_names: names of the classes of the training data.
     """
     defaults = {name: to_dict(type(getattr(config, name))()) for name in ("model", "task", "data")}
     defaults["data"]["background"] = EARLIER_BACKGROUND
     defaults["order"] = {"data.image": None}
-    own = geometry(config, shards, content=content)
+    own = run_metadata(config, shards, content=content)
     for key in config.task.FREE:
         del own["task"][key]
     if config.data.background is None:  # not filled in yet
@@ -215,7 +215,7 @@ def identity(
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two geometries are of one run, whatever its data were at either time."""
+    """Return whether the metadata of two checkpoints is of one run, whatever its data were at either time."""
     name = _value(one.get("task"), "name", None)
     free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
     for section in COMPARED:
@@ -227,13 +227,13 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:
-    """Return whether a checkpoint is of another run than the one of a geometry, or has the name of another step.
+    """Return whether a checkpoint is of another run than the one of `own`, or has the name of another step.
 
     Args:
-        own: None: the run is not known, and only the name counts.
+        own: metadata of the run; None: the run is not known, and only the name counts.
     """
     try:
-        saved = read_manifest(path).geometry
+        saved = read_manifest(path).metadata
     except CheckpointError:
         return is_misnamed(path)
     return own is not None and not same_run(saved, own)
@@ -252,9 +252,9 @@ def strangers(directory: Path) -> dict[str, str]:
         except CheckpointError as error:
             if is_misnamed(path):
                 renamed[path.name] = str(error)
-    geometries = [manifest.geometry for manifest in found.values()]
+    saved = [manifest.metadata for manifest in found.values()]
     # The config is read only if it has to decide: composing takes longer than everything else here.
-    if all(same_run(geometries[0], other) for other in geometries[1:]):
+    if all(same_run(saved[0], other) for other in saved[1:]):
         return renamed
     try:
         own = identity(from_yaml(directory.parent / "resolved.yaml"))

@@ -92,7 +92,7 @@ def _add_looks(commands: Any) -> None:
     command = _command(commands, "verify", _verify, "check every byte", [text, _PATHS], *examples)
     command.add_argument("path", metavar="PATH", type=_path)
 
-    text = "Show what is in a checkpoint: step, ranks, versions, metrics, geometry, state, sizes."
+    text = "Show what is in a checkpoint: step, ranks, versions, metrics, metadata, state, sizes."
     examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000 --tensors")
     command = _command(commands, "show", _show, "show what is inside", [text, _NEWEST], *examples)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
@@ -206,7 +206,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if entry.manifest is None:
         raise CheckpointError(f"{entry.path}: {entry.damage}")
     print_table(fact_rows(entry, entry.manifest))
-    for values in (entry.manifest.geometry, read_state(entry.path)):
+    for values in (entry.manifest.metadata, read_state(entry.path)):
         if rows := flat_rows(values):
             print_table(rows)
     if arguments.tensors:

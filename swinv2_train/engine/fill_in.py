@@ -17,8 +17,8 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
-from swinv2_train.engine.identity import saved_geometry
-from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
+from swinv2_train.engine.identity import saved_metadata
+from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
 from swinv2_train.tasks.classes import names_of_classes
@@ -41,7 +41,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         ConfigError: if something stays unknown, or the weights of `init_from` are of another model.
         CheckpointError, DataError: if the weights, or the label map, cannot be read.
     """
-    begun = saved_geometry(Path(config.run.dir), config)
+    begun = saved_metadata(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     config.task.complete((begun or {}).get("task", {}), card)
@@ -98,14 +98,14 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
     return mapped
 
 
-def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
-    return (geometry or {}).get(section, {}).get(key)
+def _saved(metadata: dict[str, Any] | None, section: str, key: str) -> Any:
+    return (metadata or {}).get(section, {}).get(key)
 
 
 def _take_windows(config: Config, source: WeightSource) -> None:
     """Record the windows that the weights were trained with where the config leaves them open, and refuse others."""
     given = pretrained_windows(config.model)
-    trained = trained_windows(source.geometry)
+    trained = trained_windows(source.metadata)
     if trained is None:
         if all(map(all, given)):
             return

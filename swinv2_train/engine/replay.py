@@ -98,7 +98,7 @@ def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path
     passed_over = []
     # Only what decides which samples come: model and task may be varied to look into a step.
     own = trainer.checkpoints.identity
-    own = replace(own, geometry={"order": own.geometry["order"]})
+    own = replace(own, metadata={"order": own.metadata["order"]})
     for path in base_checkpoints(incident, checkpoints):
         try:
             reason = own.foreign(verify(path))

@@ -274,7 +274,7 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metada
     write_safetensors(path, shapes, portions(), {"format": "pt", **metadata})
 
 
-def geometry(loaded: LoadedModel) -> dict[str, Any]:
+def exported_metadata(loaded: LoadedModel) -> dict[str, Any]:
     """What a reader must know of the weights, in the sections of a checkpoint's manifest."""
     config = loaded.config
     return {
@@ -303,15 +303,15 @@ def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str,
 
 def _write_own(job: _Job) -> None:
     source = job.loaded.source
-    metadata = {
+    header = {
         "weights": job.weights,
-        "geometry": json.dumps(geometry(job.loaded)),
+        "geometry": json.dumps(exported_metadata(job.loaded)),
         "metrics": json.dumps(source.metrics),
     }
     if source.step is not None:
-        metadata["step"] = str(source.step)
+        header["step"] = str(source.step)
     tensors = {name: tensor.detach() for name, tensor in named_state(job.loaded.model)}
-    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, metadata)
+    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, header)
 
 
 def _write_timm(job: _Job) -> None:

@@ -16,7 +16,7 @@ from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geo
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
-from swinv2_train.interop.geometry import (
+from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     model_config,
@@ -88,12 +88,12 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     Raises:
         ConfigError: on a wrong override, or where the source does not say what is needed and no override does.
     """
-    geometry = source.geometry
+    metadata = source.metadata
     module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
-    values = {**geometry.get("task", {}), **({"module": module} if module else {})}
-    config = Config(task=_task(values, source.path), model=model_config(geometry))
-    trained = trained_windows(geometry)
-    data, crop = geometry["data"], geometry.get("preprocess", {})
+    values = {**metadata.get("task", {}), **({"module": module} if module else {})}
+    config = Config(task=_task(values, source.path), model=model_config(metadata))
+    trained = trained_windows(metadata)
+    data, crop = metadata["data"], metadata.get("preprocess", {})
     for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):
         value = crop.get(key)
         if value is None:
@@ -106,7 +106,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {
-        "model.window": geometry["model"].get("window"),
+        "model.window": metadata["model"].get("window"),
         "data.resolution": sides,
         "model.pretrained_window": trained,
     }
@@ -173,8 +173,8 @@ def start_note(source: WeightSource, model: ModelConfig, size: tuple[int, int]) 
     """
     from swinv2_train.interop.agreement import PACKAGES, disagreement, is_installed
 
-    there, trained = model_config(source.geometry), source.geometry["data"].get("resolution")
-    if source.format not in PACKAGES or not is_installed(source.format) or not source.geometry["model"].get("window"):
+    there, trained = model_config(source.metadata), source.metadata["data"].get("resolution")
+    if source.format not in PACKAGES or not is_installed(source.format) or not source.metadata["model"].get("window"):
         return []
     if trained != list(size) or stage_geometry(there, *size) != stage_geometry(model, *size):
         return []  # another geometry: nobody expects the same outputs

@@ -1,6 +1,6 @@
 """The README of an export: what is known of a model, and nothing else.
 
-Facts come from the weights and their geometry; from the run they lie in, where they do (its config, the runs it started
+Facts come from the weights and their metadata; from the run they lie in, where they do (its config, the runs it started
 from, the dataset card beside its shards, its evaluations); and from the export itself.
 """
 

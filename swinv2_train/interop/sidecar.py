@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
+from swinv2_train.interop.metadata import Windows, windows_from_config, windows_from_name
 from swinv2_train.interop.peers import OWN_INPUT
 from swinv2_train.reading import UnreadableError, read_object
 
@@ -124,8 +124,8 @@ def _official_windows(config: Any) -> Windows | None:
     return found
 
 
-def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
-    """Write mean, deviation, crop and interpolation of a model into its geometry, as far as they are known.
+def put_preprocessing(metadata: dict[str, Any], beside: Sidecar) -> list[str]:
+    """Write mean, deviation, crop and interpolation of a model into its metadata, as far as they are known.
 
     The official code takes the centre, and no crop from 384 pixels on. What this program has no such crop or
     interpolation for is written down under its own name, and refused where images are to be prepared.
@@ -136,7 +136,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     Raises:
         CheckpointError: if a file gives something that is no number where one belongs.
     """
-    data, crop = geometry["data"], geometry["preprocess"]
+    data, crop = metadata["data"], metadata["preprocess"]
     resolution = data.get("resolution")
     if resolution and max(resolution) >= 384:
         crop["crop_mode"] = "squash"
@@ -144,7 +144,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     place = "preprocessor_config.json"
     try:
         if beside.preprocessor:
-            notes += _put_processor(data, crop, beside.preprocessor, geometry["model"]["in_channels"])
+            notes += _put_processor(data, crop, beside.preprocessor, metadata["model"]["in_channels"])
         place = "config.json"
         if beside.pretrained_cfg:
             _put_timm(data, crop, beside.pretrained_cfg)
@@ -152,7 +152,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
         raise CheckpointError(f"{beside.directory / place} is broken ({type(error).__name__}: {error})") from error
     for given in (beside.preprocessor, beside.config):
         _put_own(crop, given.get(OWN_INPUT))
-    channels = geometry["model"]["in_channels"]
+    channels = metadata["model"]["in_channels"]
     for key in ("mean", "std"):
         if len(data[key]) != channels:  # nobody has said; better absent than wrong
             del data[key]

@@ -16,8 +16,8 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
-from swinv2_train.interop.geometry import model_config
 from swinv2_train.interop.head import HeadRows, rows_by_name
+from swinv2_train.interop.metadata import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
 from swinv2_train.interop.source import OWN, WeightSource
 from swinv2_train.interop.storage import numel
@@ -193,7 +193,7 @@ def _wanted(
 
 
 def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
-    there = (source.geometry.get("task") or {}).get("name")
+    there = (source.metadata.get("task") or {}).get("name")
     if task is None or there in (None, task.name):
         return True
     known = TASK_SECTIONS.get(str(there), TaskConfig)
@@ -202,7 +202,7 @@ def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
 
 def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int, int] | None) -> str | None:
     """A warning where the model clamps windows by another rule than the weights, and that changes a window here."""
-    rule = model_config(source.geometry).window_rule
+    rule = model_config(source.metadata).window_rule
     if resolution is None or rule == model.window_rule:
         return None
     stages = stage_geometry(model, *resolution)
@@ -228,7 +228,7 @@ def _row(
     source = transfer.source
     there = source.shapes.get(key)
     if there is not None and not transfer.same_head and not in_backbone(key):
-        return Row(key, "new", f"initial value; {key} in the source is of task={source.geometry['task']['name']}")
+        return Row(key, "new", f"initial value; {key} in the source is of task={source.metadata['task']['name']}")
     if key in HEAD and there is not None and (transfer.head is not None or there != shape) and source.num_classes:
         return _head(transfer, key, shape)
     if there is None and not in_backbone(key):
@@ -310,7 +310,7 @@ def _other_map(
 
     They may differ though the lengths are the same: 16 by 64 tokens are as many as 32 by 32.
     """
-    trained = source.geometry.get("data", {}).get("resolution")
+    trained = source.metadata.get("data", {}).get("resolution")
     if there == shape and not (trained and resolution):  # nothing tells them apart
         return None
     before = _position_map(trained, there[1], model, source.path)
@@ -348,7 +348,7 @@ def _why_left(source: WeightSource, key: str) -> str:
     if key in HEAD and source.num_classes:
         return "this task has no classes"
     if source.format == OWN and not in_backbone(key):
-        return f"of task={(source.geometry.get('task') or {}).get('name')} only"
+        return f"of task={(source.metadata.get('task') or {}).get('name')} only"
     shape = source.shapes[key]
     mend = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
     raise ConfigError("init_from", source.path, mend)
@@ -360,7 +360,7 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
     Raises:
         ConfigError: naming the field, where a shape shows it the tensor and both shapes, and the mend.
     """
-    there = model_config(source.geometry)
+    there = model_config(source.metadata)
     for name in STRUCTURE:
         before, now = getattr(there, name), getattr(model, name)
         same = math.isclose(before, now, rel_tol=1e-6) if name == "mlp_ratio" else before == now
