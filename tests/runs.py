@@ -184,7 +184,7 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-CLOCKED = ("images_per_second", "data_wait_share", "memory_gib", "seconds_left")
+CLOCKED = ("images_per_second", "mfu", "data_wait_share", "memory_gib", "seconds_left")
 """Fields that no two runs share."""
 
 

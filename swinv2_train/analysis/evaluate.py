@@ -170,7 +170,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         broken=[(name, reason) for _, name, reason in broken],
         seconds=seconds,
         ranks=ranks.world_size,
-        device=torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU",
+        device=ranks.device_name,
         warnings=bench.warnings,
     )
 

@@ -20,7 +20,7 @@ PROBED = "eval/probe/"
 _PROBE_KINDS = {"knn": "max", "linear": "max"}
 _STEP = {
     "loss": "min", "grad_norm": None, "lr": None, "samples_seen": None, "images_per_second": "max",
-    "data_wait_share": "min", "skipped_steps": "min", "broken_samples": "min", "memory_gib": "min",
+    "mfu": "max", "data_wait_share": "min", "skipped_steps": "min", "broken_samples": "min", "memory_gib": "min",
     "seconds_left": None,
 }  # fmt: skip
 """What every optimizer step records, and its better end, if it has one."""

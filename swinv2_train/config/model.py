@@ -319,6 +319,8 @@ def validate_model(config: ModelConfig) -> None:
 def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None, num_classes: int = 0) -> int:
     """Parameters of the backbone with its final norm and, for `num_classes` above 0, of the linear head; closed form.
 
+    It is here and not in `planner/` because the task sections use it, also those of users' modules.
+
     Args:
         resolution: input (height, width) in pixels; only an absolute position embedding and bias tables need it.
 
@@ -344,13 +346,6 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
         rows, columns = position_map(config, resolution)
         total += rows * columns * c
     return total + 2 * 8 * c + (8 * c + 1) * num_classes
-
-
-def count_simmim_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> int:
-    """Parameters of the SimMIM model: backbone, mask token, and the linear decoder; arguments as above."""
-    last = config.embed_dim * 2 ** (NUM_STAGES - 1)
-    decoder = (last + 1) * total_stride(config) ** 2 * config.in_channels
-    return count_parameters(config, resolution) + config.embed_dim + decoder
 
 
 def total_stride(config: ModelConfig) -> int:

@@ -324,6 +324,12 @@ class TrackingConfig(Section):
     """W&B entity (team or user)."""
     wandb_group: str | None = None
     """W&B group."""
+    peak_tflops: float | None = None
+    """Peak of one rank's device in TFLOPS at the precision of the run, which the logged MFU is a fraction of.
+
+    null: that of the GPU by its name. The log has no MFU if the GPU is not in the table, on a CPU, or with
+    `optim.freeze`.
+    """
 
 
 @dataclass

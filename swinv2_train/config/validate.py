@@ -173,6 +173,10 @@ def _validate_schedules(config: Config) -> None:
         )
     at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
     one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    peak = config.tracking.peak_tflops
+    if peak is not None and not peak > 0:
+        fix = "must be above 0: the TFLOPS of one device, such as 312 for an A100 in bf16"
+        raise ConfigError("tracking.peak_tflops", peak, fix)
     one_of("resume", config.resume.mode, ("auto", "never"))
     for value in config.resume.allow:
         one_of("resume.allow", value, ("data",))

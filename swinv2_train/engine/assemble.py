@@ -28,6 +28,7 @@ from swinv2_train.engine.recovery import Recovery
 from swinv2_train.engine.room import checkpoint_size, disk_warning
 from swinv2_train.engine.start import background_warnings
 from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.utilization import seconds_at_peak
 from swinv2_train.launch.lock import check_in_place
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
@@ -96,7 +97,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
         if config.task.classes is not None:
             lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
         lines += overlap_warning("data.eval_shards", held_out, "data.shards", shards)
-    size = checkpoint_size(engine.module, config.optim.ema_decay)
+    size = checkpoint_size(config, engine.module)
     steps_left = parts.plan.total_steps - start.state.step
     short = disk_warning(config, steps_left, size, Path(config.run.dir) / "checkpoints")
     return [*lines, short] if short else lines
@@ -136,6 +137,7 @@ def build_trainer(parts: Parts, start: Start, engine: Engine, tracker: Tracker) 
         clock=clock,
         phase=phase,
         stop=parts.stop,
+        seconds_at_peak=seconds_at_peak(config, ranks),
         missed=start.missed,
     )
 

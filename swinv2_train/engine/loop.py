@@ -81,6 +81,8 @@ class Trainer:
     clock: StepClock
     phase: Phases
     stop: StopRequest
+    seconds_at_peak: float | None
+    """Seconds per image if all ranks computed at their peak; None if that is not known."""
     missed: set[str] = field(default_factory=set)
     """Evaluations that were due at the current step when the run ended there (see `due`)."""
 
@@ -235,6 +237,7 @@ class Trainer:
         terms = [record.terms[name].double() for record in self.records for name in names]
         summed = iter(self.ranks.sum(torch.stack(terms).tolist()) if terms else [])
         self.pace = pace = self.clock.read(self.plan.total_steps - self.state.step)
+        mfu = {} if self.seconds_at_peak is None else {"mfu": pace.images_per_second * self.seconds_at_peak}
         rows = []
         for record in self.records:
             rows.append(
@@ -246,6 +249,7 @@ class Trainer:
                     "grad_norm": record.grad_norm,
                     "lr": record.learning_rate,
                     "images_per_second": pace.images_per_second,
+                    **mfu,
                     "data_wait_share": pace.data_wait_share,
                     "skipped_steps": record.skipped_steps,
                     "broken_samples": self.state.broken_samples,

@@ -23,6 +23,7 @@ from swinv2_train.engine.build import prefetched
 from swinv2_train.errors import RunError
 from swinv2_train.models.state import persistent_buffers
 from swinv2_train.models.trainable import count_trained
+from swinv2_train.planner.memory import checkpoint_bytes
 from swinv2_train.tasks.task import Task
 
 _ADDRESSES = 2**30
@@ -96,12 +97,11 @@ def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, 
             raise ConfigError("data.num_workers", config.data.num_workers, mend)
 
 
-def checkpoint_size(model: nn.Module, ema_decay: float) -> int:
-    """Return the bytes of a checkpoint: the weights in fp32, and of those that train Adam's two moments and the moving
-    average if there is one."""
+def checkpoint_size(config: Config, model: nn.Module) -> int:
+    """Return the bytes of a checkpoint of this model, its buffers included."""
     trained, total = count_trained(model)
     buffers = sum(buffer.numel() for _, buffer in persistent_buffers(model))
-    return 4 * (total + buffers + trained * (3 if ema_decay else 2))
+    return checkpoint_bytes(config, total, total - trained) + 4 * buffers
 
 
 def disk_warning(config: Config, steps_left: int, size: int, directory: Path) -> str | None:

@@ -23,7 +23,7 @@ from swinv2_train.engine.guard import mostly_skipped
 from swinv2_train.engine.identity import run_identity
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.room import check_address_space, check_shared_memory, shared_memory_needed
+from swinv2_train.engine.room import check_address_space, check_shared_memory, checkpoint_size, shared_memory_needed
 from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.tracked import tracked
@@ -38,7 +38,7 @@ from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, leave
 from swinv2_train.launch.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.launch.status import read_status, write_status, write_text
 from swinv2_train.launch.watchdog import Watchdog
-from swinv2_train.models.trainable import trained_text
+from swinv2_train.models.trainable import apply_freeze, trained_text
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
 from swinv2_train.tasks.build import build_task, open_shards
@@ -143,10 +143,11 @@ def _take_directory(directory: Path, *, begins: bool) -> RunLock:
 
 def _preflight_lines(parts: Parts, everyone: list[preflight.Facts]) -> list[str]:
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in parts.task.build_model().parameters())
+        model = parts.task.build_model()
+    apply_freeze(model, parts.config.optim.freeze)
     num_shards = sum(len(part.shards) for part in (parts.shards, parts.held_out) if part)
     measured = preflight.measure(parts.ranks, partial(first_batch_seconds, parts))
-    return [*preflight.report(everyone, num_shards, parameters), *measured]
+    return [*preflight.report(everyone, num_shards, checkpoint_size(parts.config, model)), *measured]
 
 
 def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:

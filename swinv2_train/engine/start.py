@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
@@ -16,6 +14,7 @@ from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.state import TrainState
+from swinv2_train.engine.utilization import utilization_lines
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import read_status
 from swinv2_train.reading import UnreadableError, read_json
@@ -104,11 +103,11 @@ def damaged_records(directory: Path) -> list[str]:
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:
     """What a person should know at the start: where the run is and what it does."""
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
     rate = f"learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps"
     return [
         f"{config.run.name} in {config.run.dir}: step {state.step} of {plan.total_steps}",
         f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
-        f"{config.engine.precision} on {device}, ZeRO stage {config.engine.zero_stage}; {rate}",
+        f"{config.engine.precision} on {ranks.device_name}, ZeRO stage {config.engine.zero_stage}; {rate}",
+        *utilization_lines(config, ranks),
     ]

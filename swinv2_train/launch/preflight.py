@@ -47,8 +47,6 @@ _SLOW_SHARE = 3.0
 """A rank is named if it needs this many times the median for a batch."""
 _SHARED_SECONDS = 15.0
 """Seconds that a file may take to appear on other hosts."""
-_CHECKPOINT_BYTES = 12
-"""Per parameter: the fp32 weight and Adam's two moments."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,6 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
     while not place.exists() and place != place.parent:
         place = place.parent
     memory = torch.cuda.mem_get_info(ranks.device) if ranks.device.type == "cuda" else None
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     names = [shard.name for part in shards for shard in part.shards]
     sizes = [size for part in shards for size in part.shard_sizes]
     num_bytes = [shard.size for part in shards for shard in part.shards]
@@ -112,7 +109,7 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
         config=to_yaml(config),
         python=platform.python_version(),
         packages={name: version(name) for name in PACKAGES},
-        device=device,
+        device=ranks.device_name,
         shards=f"{shards_digest(names, sizes)} {shards_digest(names, num_bytes)}" if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,
@@ -283,12 +280,12 @@ def compare(
     return data, everyone
 
 
-def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[str]:
+def report(everyone: Sequence[Facts], num_shards: int, checkpoint_bytes: int) -> list[str]:
     """Return what all ranks have in common and what may go wrong later, one line each.
 
     Args:
         num_shards: training and held-out shards.
-        parameters: of the model with its head.
+        checkpoint_bytes: size of one checkpoint.
     """
     first, hosts = everyone[0], _one_per_host(everyone)
     source = f"swinv2-train {first.packages.get('swinv2-train')} ({first.code})"
@@ -303,7 +300,7 @@ def report(everyone: Sequence[Facts], num_shards: int, parameters: int) -> list[
     free = [facts.memory[0] for facts in everyone if facts.memory]
     if free:
         lines.append(f"at least {min(free) / 2**30:.1f} GiB of GPU memory free on every rank")
-    return [*lines, *(f"warning: {line}" for line in warnings(everyone, _CHECKPOINT_BYTES * parameters))]
+    return [*lines, *(f"warning: {line}" for line in warnings(everyone, checkpoint_bytes))]
 
 
 def measure(ranks: Ranks, read: Callable[[], float]) -> list[str]:

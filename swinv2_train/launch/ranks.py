@@ -130,6 +130,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def device_name(self) -> str:
+        """The name of this rank's GPU, or `CPU`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+
+    @property
     def last_collective(self) -> str:
         """The newest call of each of these methods' groups, such as `gather number 412, begun 31 s ago, not finished`.
 

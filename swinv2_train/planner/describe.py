@@ -15,7 +15,8 @@ from swinv2_train.config.model import (
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
-from swinv2_train.planner.flops import forward_macs
+from swinv2_train.planner.flops import forward_macs, training_flops
+from swinv2_train.planner.memory import evaluation_bytes, host_copy_bytes, state_bytes
 
 GIB = 2**30
 USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
@@ -27,42 +28,6 @@ def count_words(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}" if number / size >= 100 else f"{number / size:.2f} {unit}"
     return f"{number:.0f}"
-
-
-def state_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
-    """Bytes of parameters, gradients, optimizer state and moving average that a rank holds, by the ZeRO stage
-    (arXiv 1910.02054). Of `parameters`, the `frozen` ones have no gradient, state or average.
-
-    Master weights, two Adam moments and the average are fp32. Buffers of collectives and activations are not counted.
-    """
-    engine = config.engine
-    low = 4 if engine.precision == "fp32" else 2
-    gradient = 4 if engine.grad_accum_dtype == "fp32" else low
-    # Even in fp32 the ZeRO stages keep a master copy of their own.
-    optimizer = 8 if engine.precision == "fp32" and engine.zero_stage == 0 else 12
-    average = 4 if config.optim.ema_decay else 0
-    shards = [1 if engine.zero_stage < stage else world_size for stage in (3, 2, 1)]
-    trained = parameters - frozen
-    return parameters * low / shards[0] + trained * (gradient / shards[1] + (optimizer + average) / shards[2])
-
-
-def evaluation_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
-    """Bytes that a rank holds besides while the moving average is evaluated or drawn with: its own weights in fp32,
-    set aside."""
-    looks = config.data.eval_shards and (config.eval.every_steps or config.eval.figure_every_steps)
-    if not (config.optim.ema_decay and config.eval.ema and looks):
-        return 0.0
-    return 4 * (parameters - frozen) / (world_size if config.engine.zero_stage else 1)
-
-
-def host_copy_bytes(config: Config, parameters: int, world_size: int, frozen: int = 0) -> float:
-    """Bytes of host memory for the copy that saves in the background write from, on each rank that writes: on all, but
-    without ZeRO only on the main rank."""
-    if not config.checkpoint.background:
-        return 0.0
-    # Weight and two moments, and the average; of what is frozen the weight alone.
-    held = 4 * parameters + (12 if config.optim.ema_decay else 8) * (parameters - frozen)
-    return held / (world_size if config.engine.zero_stage else 1)
 
 
 def _schedule(config: Config, plan: Plan) -> str:
@@ -139,6 +104,16 @@ def _variant(model: ModelConfig) -> str:
     return "; ".join(parts)
 
 
+def _utilization(config: Config) -> str:
+    """What the model FLOPs utilization in the log is a fraction of."""
+    peak = config.tracking.peak_tflops
+    if config.optim.freeze:
+        return "no MFU is logged with optim.freeze"
+    if peak is not None:
+        return f"the MFU in the log is of tracking.peak_tflops={peak:g}"
+    return "the MFU in the log is of the GPU's peak by its name, or of tracking.peak_tflops"
+
+
 def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
     """Everything that follows from a config.
 
@@ -159,6 +134,8 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         f"{count_words(task.parameters)} with {task.head}",
         f"input          {model.in_channels} channels, {height}x{width} pixels, "
         f"{macs / 1e9:.1f} GMACs forward per image in the backbone",
+        f"compute        {training_flops(config) / 1e9:.4g} GFLOPs per image, forward and backward; "
+        f"{_utilization(config)}",
         *_stages(config),
         f"blocks         {_variant(model)}",
         f"task           {config.task.name}: {task.words}",

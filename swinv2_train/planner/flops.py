@@ -6,15 +6,9 @@ normalisation of queries and keys, and the additions are not. One multiply-accum
 
 from __future__ import annotations
 
-from swinv2_train.config.model import (
-    NUM_STAGES,
-    ModelConfig,
-    StageGeometry,
-    checkpointed_blocks,
-    mlp_width,
-    stage_geometry,
-    total_stride,
-)
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.model import NUM_STAGES, ModelConfig, StageGeometry, mlp_width, stage_geometry
+from swinv2_train.config.schema import Config
 
 
 def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
@@ -36,14 +30,13 @@ def merging_macs(stage: StageGeometry) -> int:
     return merged * 8 * stage.dim * stage.dim + stage.height * stage.width * stage.dim // 2
 
 
-def forward_macs(config: ModelConfig, resolution: tuple[int, int], num_classes: int = 0) -> int:
-    """Multiply-accumulates of a forward pass for one image, to the digit of the official counter.
+def forward_macs(config: ModelConfig, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of the backbone's forward pass for one image, exactly as the official counter.
 
     Args:
-        resolution: (height, width) in pixels.
-        num_classes: width of the linear head; 0 for none.
+        size: (height, width) in pixels.
     """
-    stages = stage_geometry(config, *resolution)
+    stages = stage_geometry(config, *size)
     patches = stages[0].height * stages[0].width
     total = patches * config.embed_dim * (config.in_channels * config.patch_size**2 + 1)
     for index, stage in enumerate(stages):
@@ -52,35 +45,13 @@ def forward_macs(config: ModelConfig, resolution: tuple[int, int], num_classes: 
             total += merging_macs(stage)
     channels = stages[-1].dim
     # The last norm: the official counter divides the patches by 2 per stage where the map shrinks by 4 per merging.
-    return total + channels * patches // 2**NUM_STAGES + channels * num_classes
+    return total + channels * patches // 2**NUM_STAGES
 
 
-def simmim_decoder_macs(config: ModelConfig, resolution: tuple[int, int]) -> int:
-    """Multiply-accumulates of the linear decoder of SimMIM for one image."""
-    last = stage_geometry(config, *resolution)[-1]
-    return last.height * last.width * last.dim * config.in_channels * total_stride(config) ** 2
+def training_flops(config: Config) -> int:
+    """FLOPs of the model for training on one image: forward and backward pass, three times the forward pass.
 
-
-def recomputed_macs(config: ModelConfig, resolution: tuple[int, int]) -> int:
-    """Multiply-accumulates that activation checkpointing adds to the training on one image."""
-    stages = stage_geometry(config, *resolution)
-    return sum(
-        sum(blocks) * block_macs(config, stage)
-        for blocks, stage in zip(checkpointed_blocks(config), stages, strict=True)
-    )
-
-
-def training_flops(
-    config: ModelConfig, resolution: tuple[int, int], *, head_macs: int = 0, with_recomputation: bool = False
-) -> int:
-    """FLOPs of forward and backward pass for one image: three times the forward pass.
-
-    Args:
-        head_macs: multiply-accumulates of what follows the backbone, such as `simmim_decoder_macs`.
-        with_recomputation: add the second forward pass of checkpointed blocks, making them four times. Leave it out for
-            model FLOPs utilisation (MFU), put it in for the load on the hardware.
+    The second forward pass of checkpointed blocks is not counted, as in the model FLOPs utilization (MFU).
     """
-    macs = 3 * (forward_macs(config, resolution) + head_macs)
-    if with_recomputation:
-        macs += recomputed_macs(config, resolution)
-    return 2 * macs
+    forward = forward_macs(config.model, resolution(config)) + config.task.head_macs(config)
+    return 2 * 3 * forward

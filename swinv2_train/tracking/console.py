@@ -104,6 +104,7 @@ def progress_numbers(record: Mapping[str, float | int | None]) -> str:
         ("grad_norm", "grad norm {:.3f}"),
         ("lr", "lr {:.2e}"),
         ("images_per_second", "{:,.1f} images/s"),
+        ("mfu", "MFU {:.1%}"),
         ("data_wait_share", "data wait {:.1%}"),
         ("memory_gib", "memory {:.1f} GiB"),
         ("skipped_steps", "skipped {:.0f}"),

@@ -84,8 +84,9 @@ class Tracker:
     def log_steps(self, records: Sequence[Mapping[str, float | int | None]]) -> None:
         """Record optimizer steps, in order, and report the last of them on the console.
 
-        Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), data_wait_share (0 to 1),
-        skipped_steps, memory_gib, seconds_left, and what the task adds. A value that is not known is None.
+        Keys: step, samples_seen, loss, grad_norm, lr, images_per_second (all ranks together), mfu (model FLOPs
+        utilization, 0 to 1; absent if the peak of the device is not known), data_wait_share (0 to 1), skipped_steps,
+        memory_gib, seconds_left, and what the task adds. A value that is not known is None.
         """
         if self._closed or not records:
             return

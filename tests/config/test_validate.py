@@ -60,6 +60,8 @@ BASE = ["+experiment=simmim_tiny"]
         (["resume=maybe"], ["resume=maybe", "auto"]),
         (["launch.device=tpu"], ["launch.device=tpu"]),
         (["tracking.wandb=yes"], ["tracking.wandb"]),
+        (["tracking.peak_tflops=0"], ["tracking.peak_tflops=0", "TFLOPS of one device"]),
+        (["tracking.peak_tflops=inf"], ["tracking.peak_tflops", "finite"]),
     ],
 )
 def test_refused_with_field_value_and_mend(overrides: list[str], parts: list[str]) -> None:

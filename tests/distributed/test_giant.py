@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from swinv2_train.config.compose import compose
-from swinv2_train.config.model import count_simmim_parameters
 from tests.runs import run_command
 
 pytestmark = pytest.mark.distributed
@@ -20,7 +19,7 @@ def test_one_rank_of_64_owns_one_64th_of_the_optimizer() -> None:
     assert code == 0, output
     layout = json.loads(output.splitlines()[-1])
     config = compose(["+experiment=simmim_giant"])
-    parameters = count_simmim_parameters(config.model)
+    parameters = config.task.describe(config).parameters
     assert layout["parameters"] == parameters
     assert layout["dtypes"] == [str(torch.bfloat16)]
     assert layout["weights"] == layout["moments"] == pytest.approx(parameters / 64, rel=1e-5)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from torch import nn
 
 from swinv2_train.config.compose import compose
@@ -100,8 +101,13 @@ def test_a_limit_on_addresses_must_leave_room_for_threads(monkeypatch: pytest.Mo
 
 
 def test_a_checkpoint_is_the_weights_and_what_belongs_to_them() -> None:
-    assert checkpoint_size(nn.Linear(10, 10), 0.0) == 110 * 12
-    assert checkpoint_size(nn.Linear(10, 10), 0.999) == 110 * 16
+    made, model = Config(), nn.Linear(10, 10)
+    assert checkpoint_size(made, model) == 110 * 12
+    made.optim.ema_decay = 0.999
+    assert checkpoint_size(made, model) == 110 * 16
+    model.weight.requires_grad = False
+    model.register_buffer("mean", torch.zeros(5))
+    assert checkpoint_size(made, model) == 100 * 4 + 10 * 16 + 5 * 4
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from swinv2_train.config.model import (
     POSITION_BIASES,
     SIMILARITIES,
     count_parameters,
-    count_simmim_parameters,
     stage_geometry,
     table_windows,
 )
+from swinv2_train.config.schema import Config, DataConfig
+from swinv2_train.config.tasks import SimMIMConfig
 from swinv2_train.models import (
     MaskedImageModel,
     SwinTransformerV2,
@@ -173,7 +174,8 @@ def test_parameters_by_the_closed_form(placement, similarity, bias):
         )
         with torch.device("meta"):
             model = MaskedImageModel(config, size)
-        assert number_of_parameters(model) == count_simmim_parameters(config, size)
+        made = Config(model=config, task=SimMIMConfig(), data=DataConfig(resolution=list(size)))
+        assert number_of_parameters(model) == made.task.describe(made).parameters
         assert number_of_parameters(model.encoder) == count_parameters(config, size)
 
 

@@ -1,64 +1,17 @@
-"""The dry run's figures of memory: what a rank holds, and where."""
+"""The text of a dry run."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-from swinv2_train.config.model import count_parameters, count_simmim_parameters
+from swinv2_train.config.model import count_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.engine.selection import selection
-from swinv2_train.planner.describe import GIB, describe, evaluation_bytes, host_copy_bytes, state_bytes
-
-
-def config(stage: int = 1, *, ema: float = 0.0, eval_shards: str | None = None, background: bool = True) -> Config:
-    made = Config()
-    made.engine = replace(made.engine, zero_stage=stage)
-    made.optim = replace(made.optim, ema_decay=ema)
-    made.data = replace(made.data, eval_shards=eval_shards)
-    made.checkpoint = replace(made.checkpoint, background=background)
-    return made
-
-
-@pytest.mark.parametrize(
-    ("stage", "without", "average"),
-    [(0, 16, 4), (1, 2 + 2 + 12 / 8, 4 / 8), (2, 2 + 14 / 8, 4 / 8), (3, 16 / 8, 4 / 8)],
-)
-def test_the_average_is_sharded_from_the_first_stage_on(stage: int, without: float, average: float) -> None:
-    assert state_bytes(config(stage), 1000, 8) == 1000 * without
-    assert state_bytes(config(stage, ema=0.999), 1000, 8) == 1000 * (without + average)
-
-
-@pytest.mark.parametrize(("stage", "expected"), [(0, 4000), (1, 500), (2, 500), (3, 500)])
-def test_an_evaluation_of_the_average_sets_the_weights_aside(stage: int, expected: float) -> None:
-    made = config(stage, ema=0.999, eval_shards="held-out")
-    assert evaluation_bytes(made, 1000, 8) == expected
-    made.eval = replace(made.eval, every_steps=0)
-    assert evaluation_bytes(made, 1000, 8) == expected  # for the figures
-    made.eval = replace(made.eval, figure_every_steps=0)
-    assert evaluation_bytes(made, 1000, 8) == 0
-    made.eval = replace(made.eval, every_steps=10, ema=False)
-    assert evaluation_bytes(made, 1000, 8) == 0
-    assert evaluation_bytes(config(stage, ema=0.999), 1000, 8) == 0
-    assert evaluation_bytes(config(stage, eval_shards="held-out"), 1000, 8) == 0
-
-
-@pytest.mark.parametrize(("stage", "without", "with_average"), [(0, 12000, 16000), (1, 1500, 2000), (3, 1500, 2000)])
-def test_a_save_in_the_background_takes_host_memory(stage: int, without: float, with_average: float) -> None:
-    assert host_copy_bytes(config(stage), 1000, 8) == without
-    assert host_copy_bytes(config(stage, ema=0.999), 1000, 8) == with_average
-    assert host_copy_bytes(config(stage, ema=0.999, background=False), 1000, 8) == 0
-
-
-@pytest.mark.parametrize(("stage", "states", "copied"), [(0, 2000, 4000), (1, 2000, 500), (3, 250, 500)])
-def test_frozen_parameters_have_weights_alone(stage: int, states: float, copied: float) -> None:
-    made = config(stage, ema=0.999, eval_shards="held-out")
-    assert state_bytes(made, 1500, 8, frozen=1000) == states + state_bytes(made, 500, 8)
-    assert evaluation_bytes(made, 1500, 8, frozen=1000) == evaluation_bytes(made, 500, 8)
-    assert host_copy_bytes(made, 1500, 8, frozen=1000) == copied + host_copy_bytes(made, 500, 8)
+from swinv2_train.planner.describe import GIB, describe
+from swinv2_train.planner.memory import evaluation_bytes, host_copy_bytes, state_bytes
+from tests.planner.configs import config
 
 
 def test_what_trains_is_described() -> None:
@@ -67,7 +20,7 @@ def test_what_trains_is_described() -> None:
     made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
     lines = describe(made, make_plan(made, 1, 6400), "a test", *selection(made)).splitlines()
     first, second = (line.removeprefix("training       ") for line in lines if line.startswith("training "))
-    total = count_simmim_parameters(made.model, (192, 192))
+    total = made.task.describe(made).parameters
     trained = total - count_parameters(made.model, (192, 192)) + 2 * 768  # decoder and mask token, and the final norm
     assert first.startswith(f"{trained:,} of {total:,} parameters train; frozen: encoder.patch_embed, encoder.layers.0")
     assert second == "learning rates by module: encoder x 0.1"
@@ -90,7 +43,7 @@ def gib(size: float) -> str:
 def test_the_table_says_what_every_rank_needs() -> None:
     made = config(ema=0.999, eval_shards="held-out")
     titles, cells, text = table(made)
-    parameters = count_simmim_parameters(made.model, (192, 192))
+    parameters = made.task.describe(made).parameters
     states = state_bytes(made, parameters, 8)
     assert titles.split("  ")[-3:] == ["model states per rank", "in evaluation", "host memory of saves"]
     evaluation = states + evaluation_bytes(made, parameters, 8)

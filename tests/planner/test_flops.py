@@ -5,14 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_train.config.model import NORM_PLACEMENTS, ModelConfig, stage_geometry, variant
-from swinv2_train.models import ImageClassifier
-from swinv2_train.planner.flops import (
-    block_macs,
-    forward_macs,
-    recomputed_macs,
-    simmim_decoder_macs,
-    training_flops,
-)
+from swinv2_train.config.schema import Config, DataConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.models import SwinTransformerV2
+from swinv2_train.planner.flops import forward_macs, training_flops
 
 # Gigamacs with a head of 1000 classes, computed with the official counter.
 OFFICIAL = {
@@ -39,13 +35,14 @@ OFFICIAL = {
 
 @pytest.mark.parametrize(("name", "side", "window"), OFFICIAL)
 def test_forward_pass_to_the_digit_of_the_official_counter(name, side, window):
-    macs = forward_macs(variant(name, window=window), (side, side), num_classes=1000)
+    config = variant(name, window=window)
+    macs = forward_macs(config, (side, side)) + 8 * config.embed_dim * 1000
     assert f"{macs / 1e9:.3f}" == OFFICIAL[name, side, window]
 
 
 def test_the_unpublished_giant_of_one_billion():
     config = ModelConfig(embed_dim=448, depths=[2, 2, 18, 2], num_heads=[14, 28, 56, 112], window=12)
-    assert f"{forward_macs(config, (192, 192), 1000) / 1e9:.3f}" == "138.272"
+    assert f"{(forward_macs(config, (192, 192)) + 8 * 448 * 1000) / 1e9:.3f}" == "138.272"
 
 
 @pytest.mark.parametrize("placement", NORM_PLACEMENTS)
@@ -63,14 +60,14 @@ def test_matrix_products_are_those_that_torch_counts_and_the_rest_are_norms(plac
         position_bias="table",
     )
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        ImageClassifier(config, 10, size).eval()(torch.empty(1, 3, *size))
+        SwinTransformerV2(config, size).eval()(torch.empty(1, 3, *size))
     stages = stage_geometry(config, *size)
     tokens = [stage.height * stage.width for stage in stages]
     branches = 4 if placement == "sandwich" else 2
     norms = tokens[0] * 8 + 64 * tokens[0] // 16  # after the patches; the last one as the official counter has it
     norms += sum(stage.depth * branches * n * stage.dim for stage, n in zip(stages, tokens, strict=True))
     norms += sum(n * stage.dim // 2 for stage, n in zip(stages[:3], tokens, strict=False))
-    assert forward_macs(config, size, 10) == counter.get_total_flops() // 2 + norms
+    assert forward_macs(config, size) == counter.get_total_flops() // 2 + norms
 
 
 def test_an_image_that_divides_nothing_costs_between_its_neighbours():
@@ -80,18 +77,20 @@ def test_an_image_that_divides_nothing_costs_between_its_neighbours():
     assert forward_macs(config, (256, 128)) < below
 
 
-def test_training_is_three_forward_passes_and_four_where_recomputed():
-    side = (192, 192)
-    config = variant("swinv2_base", window=12)
-    forward = forward_macs(config, side)
-    assert training_flops(config, side) == 6 * forward
-    decoder = simmim_decoder_macs(config, side)
-    assert decoder == 6 * 6 * 1024 * 3072
-    assert training_flops(config, side, head_macs=decoder) == 6 * (forward + decoder)
+@pytest.mark.parametrize("size", [(192, 192), (61, 90)])
+@pytest.mark.parametrize("task", [SimMIMConfig(), ClassificationConfig(num_classes=10)], ids=lambda task: task.name)
+def test_training_is_three_forward_passes_with_the_head(task, size):
+    model = ModelConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window=4, checkpointing=1)
+    config = Config(model=model, task=task, data=DataConfig(resolution=list(size)))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        built = task.implementation().model_of(config, size)
+        head = built.decoder[0] if task.name == "simmim" else built.head
+        last = stage_geometry(model, *size)[-1]
+        head(torch.empty(64, last.height, last.width) if task.name == "simmim" else torch.empty(1, 64))
+    assert 2 * task.head_macs(config) == counter.get_total_flops() > 0
+    assert training_flops(config) == 6 * forward_macs(model, size) + 3 * counter.get_total_flops()
 
-    config.checkpointing = [1, 0, 4, 0]
-    stages = stage_geometry(config, *side)
-    again = 2 * block_macs(config, stages[0]) + 5 * block_macs(config, stages[2])
-    assert recomputed_macs(config, side) == again
-    assert training_flops(config, side) == 6 * forward
-    assert training_flops(config, side, with_recomputation=True) == 6 * forward + 2 * again
+
+def test_the_head_of_a_task_that_does_not_count_it_is_left_out():
+    config = Config(task=TaskConfig(name="own"))
+    assert training_flops(config) == 6 * forward_macs(config.model, (192, 192))

@@ -67,15 +67,16 @@ def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
 
 def test_every_step_is_recorded_and_the_last_one_is_printed(tmp_path: Path) -> None:
     run, out = tracker(tmp_path)
-    run.log_steps([record(1), record(2), record(3, mask_ratio=0.6)])
+    run.log_steps([record(1), record(2), record(3, mask_ratio=0.6, mfu=0.314)])
     run.close("finished")
-    assert lines(tmp_path) == [record(1), record(2), record(3, mask_ratio=0.6)]
+    assert lines(tmp_path) == [record(1), record(2), record(3, mask_ratio=0.6, mfu=0.314)]
     assert scalars(tmp_path, "train/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert scalars(tmp_path, "train/mask_ratio") == [(3, pytest.approx(0.6))]
+    assert scalars(tmp_path, "train/mfu") == [(3, pytest.approx(0.314))]
     progress, closing = out.getvalue().splitlines()
     expected = (
-        "step 3/40  loss 0.3333  grad norm 2.500  lr 1.00e-04  16.0 images/s  data wait 12.5%  memory 3.2 GiB  "
-        "skipped 0  left 0:01:14"
+        "step 3/40  loss 0.3333  grad norm 2.500  lr 1.00e-04  16.0 images/s  MFU 31.4%  data wait 12.5%  "
+        "memory 3.2 GiB  skipped 0  left 0:01:14"
     )
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d " + re.escape(expected), progress)
     assert closing.endswith("run finished")

@@ -117,6 +117,10 @@ class TaskConfig(Section):
         """Return what a dry run shows. The default counts the parameters of a head as 0."""
         return Description(self.title, "the head", count_parameters(config.model, resolution(config)))
 
+    def head_macs(self, config: Config) -> int:
+        """Return the multiply-accumulates of what follows the backbone, for one image; by default they do not count."""
+        return 0
+
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that are still left to the data; they are compared with nothing until `complete`."""
         return ("num_classes",) if self.classes == 0 else ()

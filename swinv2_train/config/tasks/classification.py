@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from swinv2_train.config.checks import at_least, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
-from swinv2_train.config.model import count_parameters
+from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig
 
 if TYPE_CHECKING:
@@ -201,6 +201,10 @@ class ClassificationConfig(TaskConfig):
             parts.append(f"{self.repeats} copies of every image in a batch")
         parameters = count_parameters(config.model, resolution(config), self.num_classes)
         return Description(", ".join(parts), "the head", parameters)
+
+    def head_macs(self, config: Config) -> int:
+        """Return those of the linear head."""
+        return stage_geometry(config.model, *resolution(config))[-1].dim * self.num_classes
 
     def for_evaluation(self, classes: int | None) -> ClassificationConfig:
         """Return this section without class weights, which would need the training data, and with so many classes."""

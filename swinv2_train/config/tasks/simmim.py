@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError, percent
-from swinv2_train.config.model import count_simmim_parameters
+from swinv2_train.config.model import count_parameters, stage_geometry, total_stride
 from swinv2_train.config.tasks.base import Description, TaskConfig
 
 if TYPE_CHECKING:
@@ -63,4 +63,13 @@ class SimMIMConfig(TaskConfig):
         window = self.norm_target_window
         target = f"target normalized in {window}-pixel windows" if window else "plain target"
         words = f"mask {self.mask_ratio:g} of {self.mask_patch_size}-pixel patches, {target}"
-        return Description(words, "the decoder", count_simmim_parameters(config.model, resolution(config)))
+        model = config.model
+        last = stage_geometry(model, *resolution(config))[-1]
+        decoder = (last.dim + 1) * total_stride(model) ** 2 * model.in_channels
+        parameters = count_parameters(model, resolution(config)) + model.embed_dim + decoder  # and the mask token
+        return Description(words, "the decoder", parameters)
+
+    def head_macs(self, config: Config) -> int:
+        """Return those of the decoder."""
+        last = stage_geometry(config.model, *resolution(config))[-1]
+        return last.height * last.width * last.dim * config.model.in_channels * total_stride(config.model) ** 2
