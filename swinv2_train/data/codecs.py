@@ -38,7 +38,7 @@ def _load() -> None:
             if (library := Path(folder) / name).is_file():
                 try:
                     torch.ops.load_library(library)
-                except OSError:  # it does not fit this torch: torchvision's own import says so
+                except OSError:  # built for another torch: the import of torchvision reports it
                     break
                 return
     import torchvision.io  # noqa: F401
