@@ -50,8 +50,8 @@ def resolution_for(config: Config, window: int) -> tuple[int, int]:
     """
     trained = {side for pair in windows(config.model) for side in pair}
     if len(trained) > 1:
-        mend = "there is not one window to scale the resolution from; give resolutions=, one for each of windows="
-        raise ConfigError("model.window", config.model.window, mend)
+        hint = "there is not one window to scale the resolution from; give resolutions=, one for each of windows="
+        raise ConfigError("model.window", config.model.window, hint)
     stride, (own,) = total_stride(config.model), trained
 
     def scaled(side: int) -> int:

@@ -97,8 +97,8 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
             overrides.append(item)
         else:
             match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            mend = f"did you mean {match[0]}?" if match else f"take one of {', '.join(known)}"
-            raise ConfigError(key, text, f"there is no such option; {mend}")
+            hint = f"did you mean {match[0]}?" if match else f"take one of {', '.join(known)}"
+            raise ConfigError(key, text, f"there is no such option; {hint}")
     return options, overrides
 
 

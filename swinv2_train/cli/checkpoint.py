@@ -280,8 +280,8 @@ def _check_metric(directory: Path, metric: str) -> None:
     entries = list(survey(directory))
     if best_of(entries, metric, "min") is None:
         known = sorted({name for entry in entries if entry.manifest for name in entry.manifest.metrics})
-        mend = f"they have {', '.join(known)}" if known else "they have no metrics at all"
-        raise ConfigError("", metric, f"--best-metric {metric}: no checkpoint in {directory} has it; {mend}")
+        hint = f"they have {', '.join(known)}" if known else "they have no metrics at all"
+        raise ConfigError("", metric, f"--best-metric {metric}: no checkpoint in {directory} has it; {hint}")
 
 
 def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:

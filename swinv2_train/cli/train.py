@@ -108,8 +108,8 @@ def load(arguments: argparse.Namespace) -> Config:
         from swinv2_train.engine.replay import replay_config
 
         if arguments.config_dir:
-            mend = "a replay takes the config of its run; omit --config-dir"
-            raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {mend}")
+            hint = "a replay takes the config of its run; omit --config-dir"
+            raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {hint}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
         config = replay_config(Path(incident[-1]), others)
     else:

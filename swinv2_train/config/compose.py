@@ -1,6 +1,6 @@
 """From command-line overrides to a `Config`: Hydra composes once, at the door, and nobody inside sees a DictConfig.
 
-Hydra's own messages describe its machinery; here they become one sentence that names the field, the value and the mend.
+Hydra's own messages describe its machinery; here they become one sentence that names the field, the value and the fix.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
     if optim.schedule != "multistep" or optim.steps is None or "optim.milestones" in given:
         return
     if {"optim.steps", "optim.epochs"} <= given and any(mark < optim.steps for mark in optim.milestones):
-        mend = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
-        raise ConfigError("optim.milestones", optim.milestones, mend)
+        hint = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
+        raise ConfigError("optim.milestones", optim.milestones, hint)
 
 
 def to_yaml(config: Config) -> str:

@@ -63,7 +63,7 @@ def _opened(config: Config) -> WeightSource:
     except ConfigError as error:
         if error.key:
             raise
-        raise ConfigError("init_from", config.init_from, error.mend) from error
+        raise ConfigError("init_from", config.init_from, error.hint) from error
 
 
 def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:
@@ -88,13 +88,13 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
             raise ConfigError("init.label_map", path, str(error).replace(" label_map=", " init.label_map=")) from error
     if path == NUMBERS:
         if source.num_classes != config.task.classes:
-            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
-            raise ConfigError("init.label_map", path, f"takes class n for class n, but {mend}")
+            hint = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
+            raise ConfigError("init.label_map", path, f"takes class n for class n, but {hint}")
         return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
     if len(mapped) != config.task.classes:
-        mend = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
-        raise ConfigError("init.label_map", path, mend)
+        hint = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
+        raise ConfigError("init.label_map", path, hint)
     return mapped
 
 
@@ -109,18 +109,18 @@ def _take_windows(config: Config, source: WeightSource) -> None:
     if trained is None:
         if all(map(all, given)):
             return
-        mend = (
+        hint = (
             f"nothing tells which window the weights in {source.path} were trained with; give it, such as "
             "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
         )
-        raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
+        raise ConfigError("model.pretrained_window", config.model.pretrained_window, hint)
     taken = put_trained(given, trained)
     if taken != trained:
-        mend = (
+        hint = (
             f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 takes "
             "the windows of the source"
         )
-        raise ConfigError("model.pretrained_window", _written(given), mend)
+        raise ConfigError("model.pretrained_window", _written(given), hint)
     config.model.pretrained_window = plain_windows(taken)
 
 

@@ -55,8 +55,8 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
     config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
     shards = str(config.data.shards)
     if "://" in shards and HIDDEN in shards:
-        mend = "the incident has no credentials; give the value of the run again, such as data.shards='https://...'"
-        raise ConfigError("data.shards", shards, mend)
+        hint = "the incident has no credentials; give the value of the run again, such as data.shards='https://...'"
+        raise ConfigError("data.shards", shards, hint)
     return config
 
 

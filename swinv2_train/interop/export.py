@@ -97,7 +97,7 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
         dtype: a key of `DTYPES`.
 
     Raises:
-        ConfigError: naming what is in the way, and the mend.
+        ConfigError: naming what is in the way, and the fix.
     """
     check_target(out, layout, dtype)
     config, size = loaded.config, resolution(loaded.config)
@@ -110,10 +110,10 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
             peers.check_huggingface(config.model, size, config.data.crop_mode)
         except ConfigError as error:
             other = TIMM if _timm_holds(config.model, size) else OWN
-            raise ConfigError(error.key, error.value, f"{error.mend}; --format {other} can hold it") from None
+            raise ConfigError(error.key, error.value, f"{error.hint}; --format {other} can hold it") from None
     if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
-        mend = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
-        raise ConfigError("model.window", config.model.window, mend)
+        hint = f"{reason}; take another data.resolution or model.window, or --format {OWN}"
+        raise ConfigError("model.window", config.model.window, hint)
 
 
 def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
@@ -136,12 +136,12 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
     if not above.is_dir():
         raise ConfigError("", out, f"{above} is not a directory")
     if layout in PROGRAM_FILES and dtype != "fp32":
-        mend = f"{layout} programs are written in fp32: runtimes convert them as they load, so leave --dtype away"
-        raise ConfigError("", dtype, mend)
+        hint = f"{layout} programs are written in fp32: runtimes convert them as they load, so leave --dtype away"
+        raise ConfigError("", dtype, hint)
     missing = [name for name in _NEEDED.get(layout, ()) if importlib.util.find_spec(name) is None]
     if missing:
-        mend = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
-        raise ConfigError("", layout, mend)
+        hint = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
+        raise ConfigError("", layout, hint)
 
 
 def export(

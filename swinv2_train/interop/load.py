@@ -75,8 +75,8 @@ def load_model(
         shapes = state_shapes(model)
         transfer = plan_transfer(source, shapes, config.model, resolution=size, task=config.task)
         if missing := transfer.of("new"):
-            mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
-            raise ConfigError("", source.path, f"{mend} with init_from={source.path}")
+            hint = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
+            raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
         _fill(model.to_empty(device="cpu"), transfer)
     mean, std = _statistics(config)
     return LoadedModel(model.eval(), config, mean, std, source.class_names, source, transfer)
@@ -120,8 +120,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     if config.task.classes is not None and source.num_classes:
         config.task.num_classes = source.num_classes  # type: ignore[attr-defined] # a task with classes has it
         if "task.num_classes" in given:
-            mend = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
-            raise ConfigError("task.num_classes", "...", mend)
+            hint = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
+            raise ConfigError("task.num_classes", "...", hint)
     changed = override(to_yaml(config), overrides)
     _validate(changed, source, given)
     if trained is not None:
@@ -160,8 +160,8 @@ def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = 
         raise ConfigError("", source.path, f"{refusal}, by an option in config.json that this program does not have")
     if not changed:
         shown = str(config.data.resolution).replace(" ", "")
-        mend = f"take another data.resolution or model.window, or give data.resolution={shown} yourself to have it "
-        raise ConfigError("data.resolution", shown, f"{refusal}; {mend}computed as this program does")
+        hint = f"take another data.resolution or model.window, or give data.resolution={shown} yourself to have it "
+        raise ConfigError("data.resolution", shown, f"{refusal}; {hint}computed as this program does")
     source.notes.append(f"{reason}; it is computed as this program does")
 
 
@@ -221,7 +221,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     except ConfigError as error:
         if error.key in given:
             raise
-        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.mend}") from error
+        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.hint}") from error
 
 
 def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
@@ -250,8 +250,8 @@ def _statistics(config: Config) -> tuple[list[float], list[float]]:
         value = getattr(config.data, key)
         numbers = _numbers(value) or _named(key, value)
         if numbers is None or len(numbers) != config.model.in_channels:
-            mend = f"needs one number per channel, model.in_channels={config.model.in_channels}"
-            raise ConfigError(f"data.{key}", value, mend)
+            hint = f"needs one number per channel, model.in_channels={config.model.in_channels}"
+            raise ConfigError(f"data.{key}", value, hint)
         found.append(numbers)
     return found[0], found[1]
 

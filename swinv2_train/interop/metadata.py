@@ -156,14 +156,14 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
     """
     block = "layers.0.blocks.0.attn."
     if f"{block}relative_position_bias_table" in shapes and f"{block}qkv.bias" in shapes:
-        mend = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
+        raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("stages.0.blocks.0.") and ".meta_mlp." in key for key in shapes):
-        mend = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
+        raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("features.1.0.attn.") for key in shapes):
-        mend = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
+        raise ConfigError("", path, f"{path} {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
     if missing or len(shapes["patch_embed.proj.weight"]) != 4:
         held = ", ".join(list(shapes)[:3]) or "nothing"
@@ -195,8 +195,8 @@ def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
     if present != regular:
         stage, block = min(present ^ regular)
         there = "there is one" if (stage, block) in present else "there is none"
-        mend = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
-        raise ConfigError("", path, f"{path}: {mend}")
+        hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
+        raise ConfigError("", path, f"{path}: {hint}")
     return period
 
 

@@ -258,12 +258,12 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
         return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
     rows = transfer.head.rows
     if len(rows) != shape[0]:
-        mend = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+        hint = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
     outside = next((row for row in rows if row is not None and not 0 <= row < classes), None)
     if outside is not None:
-        mend = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+        hint = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
 
     def make() -> Tensor:
         taken = torch.tensor([number for number, row in enumerate(rows) if row is not None], dtype=torch.long)
@@ -326,8 +326,8 @@ def _position_map(resolution: Any, length: int, model: ModelConfig, whose: objec
             return rows, columns
     side = math.isqrt(length)
     if side * side != length:
-        mend = f"{length} positions of {whose} are no square, and nothing tells their rows and columns"
-        raise ConfigError("model.absolute_position", True, mend)
+        hint = f"{length} positions of {whose} are no square, and nothing tells their rows and columns"
+        raise ConfigError("model.absolute_position", True, hint)
     return side, side
 
 
@@ -350,15 +350,15 @@ def _why_left(source: WeightSource, key: str) -> str:
     if source.format == OWN and not in_backbone(key):
         return f"of task={(source.metadata.get('task') or {}).get('name')} only"
     shape = source.shapes[key]
-    mend = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
-    raise ConfigError("init_from", source.path, mend)
+    hint = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
+    raise ConfigError("init_from", source.path, hint)
 
 
 def check_structure(source: WeightSource, model: ModelConfig) -> None:
     """Refuse weights of a model of another size or kind. Torch-free.
 
     Raises:
-        ConfigError: naming the field, where a shape shows it the tensor and both shapes, and the mend.
+        ConfigError: naming the field, where a shape shows it the tensor and both shapes, and the fix.
     """
     there = model_config(source.metadata)
     for name in STRUCTURE:
@@ -367,10 +367,10 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
         if not same:
             sizes = ("embed_dim", "depths", "num_heads")
             known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
-            mend = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
+            hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
             shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
             raise ConfigError(
-                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {mend}, or take others"
+                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {hint}, or take others"
             )
 
 
@@ -398,8 +398,8 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in wanted.items():
         if key not in source.shapes and in_backbone(key):
-            mend = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
-            raise ConfigError("init_from", source.path, mend)
+            hint = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
+            raise ConfigError("init_from", source.path, hint)
 
 
 def _written(value: Any) -> str:
@@ -410,7 +410,7 @@ def _written(value: Any) -> str:
 def _contradiction(
     source: WeightSource, key: str, there: tuple[int, ...] | None, shape: tuple[int, ...]
 ) -> ConfigError:
-    mend = f"{key} is {there} in {source.path} and {shape} in the model"
+    hint = f"{key} is {there} in {source.path} and {shape} in the model"
     if key.endswith("relative_position_bias_table"):
-        return ConfigError("model.pretrained_window", "...", f"{mend}; leave it at 0 to take the windows of the source")
-    return ConfigError("init_from", source.path, f"{mend}; take weights of the same size")
+        return ConfigError("model.pretrained_window", "...", f"{hint}; leave it at 0 to take the windows of the source")
+    return ConfigError("init_from", source.path, f"{hint}; take weights of the same size")
