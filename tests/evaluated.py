@@ -46,7 +46,7 @@ def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, s
     built = (
         MaskedImageModel(config, (SIZE, SIZE)) if simmim else ImageClassifier(config, task.num_classes, (SIZE, SIZE))
     )
-    geometry = {
+    metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
         "data": {"resolution": [SIZE, SIZE], "mean": [0.5] * 3, "std": [0.25] * 3},
@@ -55,7 +55,7 @@ def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, s
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().contiguous() for name, value in lively(built, seed).named_parameters()}
-    save_file(tensors, path, metadata={"geometry": json.dumps(geometry)})
+    save_file(tensors, path, metadata={"geometry": json.dumps(metadata)})
     return path
 
 

@@ -96,7 +96,7 @@ def drop_from_cache(path: Path) -> None:
 
 
 def begin(saver: Saver, step: int, fragments: list[Fragment]) -> None:
-    saver.begin(step, fragments=fragments, state={"step": step}, geometry={}, metrics={})
+    saver.begin(step, fragments=fragments, state={"step": step}, metadata={}, metrics={})
 
 
 def ended(outcomes: list[Outcome]) -> Outcome:

@@ -11,8 +11,8 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import table_windows, total_stride, windows
 from swinv2_train.config.schema import Config
-from swinv2_train.interop.geometry import plain_windows
 from swinv2_train.interop.load import source_config
+from swinv2_train.interop.metadata import plain_windows
 from swinv2_train.interop.source import open_source
 from swinv2_train.launch.failures import together
 from swinv2_train.launch.ranks import Ranks
@@ -50,8 +50,8 @@ def resolution_for(config: Config, window: int) -> tuple[int, int]:
     """
     trained = {side for pair in windows(config.model) for side in pair}
     if len(trained) > 1:
-        mend = "there is not one window to scale the resolution from; set resolutions=, one for each of windows="
-        raise ConfigError("model.window", config.model.window, mend)
+        hint = "there is not one window to scale the resolution from; set resolutions=, one for each of windows="
+        raise ConfigError("model.window", config.model.window, hint)
     stride, (own,) = total_stride(config.model), trained
 
     def scaled(side: int) -> int:

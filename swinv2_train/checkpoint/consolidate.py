@@ -96,7 +96,7 @@ def write_weights(
                     "format": "pt",
                     "step": str(manifest.step),
                     "weights": "ema" if ema else "raw",
-                    "geometry": json.dumps(manifest.geometry),
+                    "geometry": json.dumps(manifest.metadata),
                     "versions": json.dumps(manifest.versions),
                 },
             )

@@ -61,18 +61,18 @@ def has_space(directory: Path, size: int) -> bool:
     return not usage.total or usage.free >= size + size // 100 + _MARGIN
 
 
-def check_space(directory: Path, size: int, mend: str) -> None:
+def check_space(directory: Path, size: int, hint: str) -> None:
     """Check that a number of bytes, and a small margin, fit into a directory.
 
     Args:
-        mend: for the message, what else the user can do other than making room.
+        hint: for the message, what else the user can do other than making room.
 
     Raises:
         CheckpointError: if not.
     """
     if not has_space(directory, size):
         free = human(shutil.disk_usage(directory).free)
-        raise CheckpointError(f"{human(size)} must be written, and {directory} has {free} free: make room: {mend}")
+        raise CheckpointError(f"{human(size)} must be written, and {directory} has {free} free: make room: {hint}")
 
 
 def restore_replaced(directory: Path) -> None:

@@ -20,7 +20,7 @@ from swinv2_train.config.validate import resolution
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model section that change neither its parameters nor their meaning."""
 COMPARED = ("model", "task", "data", "order")
-"""Sections of the geometry that must not change within a run; the others are for readers of the weights."""
+"""Sections of the metadata that must not change within a run; the others are for readers of the weights."""
 SHARDS, CONTENT = "data.shards", "data.content"
 """Keys of the section `order` that describe the data: names, sizes, and content of the shards."""
 EARLIER_BACKGROUND = "drop"
@@ -52,8 +52,8 @@ class Difference:
 class Identity:
     """Values that a checkpoint must match to belong to the run."""
 
-    geometry: Mapping[str, Any]
-    """See `geometry`."""
+    metadata: Mapping[str, Any]
+    """See `run_metadata`."""
     class_names: Sequence[str] | None = None
     """Class names of the training data; None without classes."""
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -62,11 +62,11 @@ class Identity:
     """See `resume.allow`."""
 
     def differences(self, saved: Mapping[str, Any]) -> list[Difference]:
-        """Return every difference from the geometry of a checkpoint, most important first."""
+        """Return every difference from the metadata of a checkpoint, most important first."""
         found = []
         for section in COMPARED:
             before = saved.get(section)
-            for key, now in self.geometry.get(section, {}).items():
+            for key, now in self.metadata.get(section, {}).items():
                 if key in (SHARDS, CONTENT):
                     continue
                 value = _value(before, key, self.defaults.get(section, {}).get(key, now))
@@ -80,7 +80,7 @@ class Identity:
 
     def foreign(self, manifest: Manifest) -> str | None:
         """Return why a checkpoint does not belong to this run; None if it does."""
-        found = self.refusal(manifest.geometry)
+        found = self.refusal(manifest.metadata)
         if found is None:
             return None
         advice = f"; resume.allow=[{DATA}] accepts it" if found.is_data else ""
@@ -98,7 +98,7 @@ class Identity:
         return [Difference(SHARDS, before[number], now[number], what, is_data=not moved_name(before, now))]
 
     def _data_difference(self, saved: Any) -> list[Difference]:
-        order = self.geometry.get("order", {})
+        order = self.metadata.get("order", {})
         shards, content = order.get(SHARDS), order.get(CONTENT)
         before = _value(saved, SHARDS, shards)
         if not shards or not before:
@@ -143,7 +143,7 @@ def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 
-def geometry(
+def run_metadata(
     config: Config,
     shards: str,
     classes: list[str] | None = None,
@@ -201,13 +201,13 @@ def identity(
     """Return the identity of the run of a config.
 
     Args:
-        shards, content: as in `geometry`; without `shards` the data are not compared.
+        shards, content: as in `run_metadata`; without `shards` the data are not compared.
         class_names: names of the classes of the training data.
     """
     defaults = {name: to_dict(type(getattr(config, name))()) for name in ("model", "task", "data")}
     defaults["data"]["background"] = EARLIER_BACKGROUND
     defaults["order"] = {"data.image": None}
-    own = geometry(config, shards, content=content)
+    own = run_metadata(config, shards, content=content)
     for key in config.task.FREE:
         del own["task"][key]
     if config.data.background is None:  # not filled in yet
@@ -216,7 +216,7 @@ def identity(
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two geometries belong to the same run, ignoring the data."""
+    """Return whether the metadata of two checkpoints belongs to the same run, ignoring the data."""
     name = _value(one.get("task"), "name", None)
     free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
     for section in COMPARED:
@@ -228,13 +228,13 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:
-    """Return whether a checkpoint belongs to another run than the given geometry, or is named after another step.
+    """Return whether a checkpoint belongs to another run than `own`, or is named after another step.
 
     Args:
-        own: geometry of the run; None if it is unknown, so only the name is checked.
+        own: metadata of the run; None if it is unknown, so only the name is checked.
     """
     try:
-        saved = read_manifest(path).geometry
+        saved = read_manifest(path).metadata
     except CheckpointError:
         return is_misnamed(path)
     return own is not None and not same_run(saved, own)
@@ -253,9 +253,9 @@ def strangers(directory: Path) -> dict[str, str]:
         except CheckpointError as error:
             if is_misnamed(path):
                 renamed[path.name] = str(error)
-    geometries = [manifest.geometry for manifest in found.values()]
+    saved = [manifest.metadata for manifest in found.values()]
     # Read the config only if it is needed to decide: composing it takes longer than everything else here.
-    if all(same_run(geometries[0], other) for other in geometries[1:]):
+    if all(same_run(saved[0], other) for other in saved[1:]):
         return renamed
     try:
         own = identity(from_yaml(directory.parent / "resolved.yaml"))

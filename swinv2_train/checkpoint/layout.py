@@ -2,7 +2,7 @@
 
     checkpoints/
         step-00012000/
-            manifest.json                           size and hash of every file, where each fragment is, geometry
+            manifest.json                           size and hash of every file, where each fragment is, metadata
             state.json                              TrainState and the optimizer's scalars
             model/rank-00000-of-00064.safetensors       fp32 weights: the fragments that rank 0 owned
             optimizer/rank-00000-of-00064.safetensors   Adam's two moments of the same fragments
@@ -83,8 +83,9 @@ class Manifest:
 
     step: int
     world_size: int
-    geometry: dict[str, Any]
-    """Metadata that another run needs to use the weights: task, model, input."""
+    metadata: dict[str, Any]
+    """What a reader of the weights needs, task, model, and input, and what the order of the samples depends on. Its key
+    in the file is `geometry`."""
     shapes: dict[str, list[int]]
     """Shape of every parameter and persistent buffer."""
     fragments: list[FragmentRecord]
@@ -142,7 +143,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 def manifest_text(manifest: Manifest) -> str:
     """Return the manifest as JSON, with its own hash."""
-    values = asdict(manifest)
+    values = {"geometry" if key == "metadata" else key: value for key, value in asdict(manifest).items()}
     for key in ("frozen", "buffers"):  # earlier versions, which reject unknown keys, can read checkpoints without them
         if not values[key]:
             del values[key]
@@ -189,8 +190,8 @@ def _read_manifest(path: Path) -> Manifest:
             raise CheckpointError(f"{MANIFEST} has been changed (its hash differs)")
         values["fragments"] = [FragmentRecord(**record) for record in values["fragments"]]
         values["files"] = [FileRecord(**record) for record in values["files"]]
-        manifest = Manifest(**values)
-        if not isinstance(manifest.geometry, dict) or not isinstance(manifest.metrics, dict):
+        manifest = Manifest(metadata=values.pop("geometry"), **values)
+        if not isinstance(manifest.metadata, dict) or not isinstance(manifest.metrics, dict):
             raise TypeError("geometry or metrics")
         _check_numbers(manifest)
         return manifest

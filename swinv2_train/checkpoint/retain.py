@@ -15,26 +15,26 @@ from swinv2_train.checkpoint.survey import check_sizes, ranked
 from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.schema import CheckpointConfig
 
-_Geometry = Mapping[str, Any] | None
+_Metadata = Mapping[str, Any] | None
 
 
-def _whole(path: Path, geometry: _Geometry) -> Manifest | None:
+def _whole(path: Path, metadata: _Metadata) -> Manifest | None:
     """Return the manifest of a checkpoint of this run if all its files have their full length; else None."""
     try:
         manifest = read_manifest(path)
         check_sizes(path, manifest)
     except CheckpointError:
         return None
-    return manifest if geometry is None or same_run(manifest.geometry, geometry) else None
+    return manifest if metadata is None or same_run(manifest.metadata, metadata) else None
 
 
-def _newest(paths: list[Path], count: int, geometry: _Geometry) -> set[Path]:
+def _newest(paths: list[Path], count: int, metadata: _Metadata) -> set[Path]:
     """Return the newest checkpoint and the newest `count` that look complete; incomplete ones do not count."""
-    return {*paths[:1], *islice((path for path in paths if _whole(path, geometry)), count)}
+    return {*paths[:1], *islice((path for path in paths if _whole(path, metadata)), count)}
 
 
-def _best(paths: list[Path], policy: CheckpointConfig, geometry: _Geometry) -> set[Path]:
-    whole = [(path, manifest) for path in paths if (manifest := _whole(path, geometry))]
+def _best(paths: list[Path], policy: CheckpointConfig, metadata: _Metadata) -> set[Path]:
+    whole = [(path, manifest) for path in paths if (manifest := _whole(path, metadata))]
     return set(ranked(whole, policy.best_metric, best_mode(policy))[: policy.keep_best])
 
 
@@ -43,7 +43,7 @@ def surplus(
     policy: CheckpointConfig,
     protected: Collection[str] = (),
     damaged: Collection[str] = (),
-    geometry: _Geometry = None,
+    metadata: _Metadata = None,
 ) -> list[Path]:
     """Return the checkpoints that a policy does not keep, newest first.
 
@@ -54,16 +54,16 @@ def surplus(
         protected: names of checkpoints that are kept regardless of the policy.
         damaged: names of checkpoints that are known to be damaged although their files have the right sizes. They do
             not count either, and they are kept, because the policy does not cover them.
-        geometry: that of the run; checkpoints of other runs are treated like damaged ones.
+        metadata: that of the run; checkpoints of other runs are treated like damaged ones.
     """
     paths = [path for path in list_checkpoints(directory) if path.name not in damaged]
-    kept = _newest(paths, max(1, policy.keep_last), geometry)
+    kept = _newest(paths, max(1, policy.keep_last), metadata)
     if policy.keep_best:
-        kept |= _best(paths, policy, geometry)
+        kept |= _best(paths, policy, metadata)
     if policy.keep_every_steps:
         kept |= {path for path in paths if (step_of(path) or 1) % policy.keep_every_steps == 0}
     left = [path for path in paths if path not in kept and path.name not in protected]
-    return [path for path in left if not is_foreign(path, geometry)]
+    return [path for path in left if not is_foreign(path, metadata)]
 
 
 def prune(
@@ -71,7 +71,7 @@ def prune(
     policy: CheckpointConfig,
     protected: Collection[str] = (),
     damaged: Collection[str] = (),
-    geometry: _Geometry = None,
+    metadata: _Metadata = None,
 ) -> list[str]:
     """Remove surplus checkpoints and leftovers of crashes; return their names. Only one rank calls it, between saves.
 
@@ -83,7 +83,7 @@ def prune(
         OSError: if something could not be removed; everything else is removed.
     """
     removed, failure = [], None
-    for path in surplus(directory, policy, protected, damaged, geometry):
+    for path in surplus(directory, policy, protected, damaged, metadata):
         try:
             path.rename(path.with_name(f"{PARTIAL_PREFIX}removed-{path.name}"))
             removed.append(path.name)

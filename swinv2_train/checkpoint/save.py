@@ -14,7 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -118,7 +118,7 @@ def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:
 
 
 def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("swinv2-train", "torch", "deepspeed")}
+    return {name: version(name) for name in ("swinv2-train", "torch", "deepspeed")}
 
 
 def _reason(error: Exception, place: Path) -> str:
@@ -169,9 +169,9 @@ def _prepare(
         (partial / kind).mkdir(parents=True)
 
 
-def _set_aside(final: Path, geometry: dict[str, Any]) -> Path | None:
+def _set_aside(final: Path, metadata: dict[str, Any]) -> Path | None:
     """Rename a checkpoint of another run that has the new one's name; return its new path, or None if there is none."""
-    if not final.exists() or not is_foreign(final, geometry):
+    if not final.exists() or not is_foreign(final, metadata):
         return None
     number = 1
     while (aside := final.with_name(f"{final.name}.other-{number}")).exists():
@@ -204,7 +204,7 @@ def save(
     *,
     fragments: Iterable[Fragment],
     state: dict[str, Any],
-    geometry: dict[str, Any],
+    metadata: dict[str, Any],
     ranks: Ranks,
     metrics: dict[str, float] | None = None,
     room: Callable[[int], None] | None = None,
@@ -215,7 +215,7 @@ def save(
         directory: directory of the run's checkpoints; shared by all ranks, and created if necessary.
         fragments: those that this rank owns (none if another rank writes the same ones).
         state: JSON data, identical on every rank.
-        geometry: JSON data for the manifest.
+        metadata: JSON data for the manifest.
         metrics: the evaluation at exactly this step, by name; empty without one.
         room: called on the main rank with the bytes that will be written; creates the directory and makes room, or
             raises CheckpointError. By default, only the free space is checked.
@@ -251,7 +251,7 @@ def save(
         manifest = Manifest(
             step=step,
             world_size=ranks.world_size,
-            geometry=geometry,
+            metadata=metadata,
             shapes={name: shape for _, _, shapes, _ in parts for name, shape in shapes.items()},
             fragments=[record for _, records, *_ in parts for record in records],
             files=[record for files, *_ in parts for record in files] + [state_file],
@@ -261,7 +261,7 @@ def save(
             buffers=sorted(name for name, is_buffer in fixed.items() if is_buffer),
         )
         _write_text(partial / MANIFEST, manifest_text(manifest))
-        kept_as = _set_aside(final, geometry)
+        kept_as = _set_aside(final, metadata)
         _publish(partial, final)
 
     on_main(complete)

@@ -172,7 +172,7 @@ class Saver:
         *,
         fragments: Iterable[Fragment],
         state: dict[str, Any],
-        geometry: dict[str, Any],
+        metadata: dict[str, Any],
         metrics: dict[str, float],
     ) -> None:
         """Save the current state; every argument may be changed afterward. A collective: every rank must call it.
@@ -182,7 +182,7 @@ class Saver:
         """
         started = time.perf_counter()
         self.close()
-        content = {"fragments": list(fragments), "state": state, "geometry": geometry, "metrics": metrics}
+        content = {"fragments": list(fragments), "state": state, "metadata": metadata, "metrics": metrics}
         outcome = Outcome(step, self._directory / step_name(step), 0.0)
         try:
             copied = self._copied(content, outcome) if self._policy.background else None
@@ -251,7 +251,7 @@ class Saver:
                     outcome.warnings.append(f"the {outcome.path.name} of another run is kept as {saved.kept_as.name}")
                 self.last_saved = outcome.step
                 self.damaged.discard(outcome.path.name)
-                self._prune(outcome, content["geometry"])
+                self._prune(outcome, content["metadata"])
         except CheckpointError as error:
             outcome.failure = str(error)
         except Exception as error:  # for example, another rank died in a collective: a retry is impossible
@@ -268,7 +268,7 @@ class Saver:
         while True:
             outcome.attempts += 1
             try:
-                room = functools.partial(self._have_room, outcome, content["geometry"])
+                room = functools.partial(self._have_room, outcome, content["metadata"])
                 return save(self._directory, outcome.step, ranks=self._ranks, room=room, **content)
             except CheckpointError as error:
                 if outcome.attempts > self._policy.retries:
@@ -278,7 +278,7 @@ class Saver:
                 outcome.write_seconds = time.perf_counter() - started
             time.sleep(self._policy.retry_seconds)
 
-    def _have_room(self, outcome: Outcome, geometry: dict[str, Any], size: int) -> None:
+    def _have_room(self, outcome: Outcome, metadata: dict[str, Any], size: int) -> None:
         """Ensure that a checkpoint fits, removing old ones first if it does not. Only the main rank calls it.
 
         It first removes checkpoints that the policy does not keep, for example after `keep_last` was lowered, then
@@ -291,18 +291,18 @@ class Saver:
             if has_space(self._directory, size):
                 return
             policy = replace(self._policy, keep_last=keep)
-            removed = prune(self._directory, policy, self._protected(), self.damaged, geometry)
+            removed = prune(self._directory, policy, self._protected(), self.damaged, metadata)
             if removed:
                 outcome.warnings.append(f"the disk is nearly full: removed {', '.join(removed)} before writing")
         fewer = "lower checkpoint.keep_last, " if last > 1 and len(list_checkpoints(self._directory)) > 1 else ""
         check_space(self._directory, size, f"{fewer}remove what else is on this disk, or move the run (run.dir)")
 
-    def _prune(self, outcome: Outcome, geometry: dict[str, Any]) -> None:
+    def _prune(self, outcome: Outcome, metadata: dict[str, Any]) -> None:
         if self._ranks.rank != 0:
             return
         try:
             # Always keep the checkpoint that was just written, even if broken ones of later steps still exist.
             protected = {*self._protected(), outcome.path.name}
-            prune(self._directory, self._policy, protected, self.damaged, geometry)
+            prune(self._directory, self._policy, protected, self.damaged, metadata)
         except Exception as error:  # the checkpoint is complete: an error here must not fail the save
             outcome.warnings.append(f"removing surplus checkpoints failed: {error}")

@@ -171,8 +171,8 @@ def _windows(items: Sequence[str], given: Sequence[str]) -> int:
     test_windows = required(options, "windows", "the windows to evaluate with, such as windows=8,12,16")
     sides = options.get("resolutions")
     if sides is not None and len(sides) != len(test_windows):
-        mend = f"{len(sides)} resolutions for {len(test_windows)} windows"
-        raise ConfigError("resolutions", ",".join(map(str, sides)), mend)
+        hint = f"{len(sides)} resolutions for {len(test_windows)} windows"
+        raise ConfigError("resolutions", ",".join(map(str, sides)), hint)
     started = start_if_alone(MODULE, given, options)
     if started is not None:
         return started

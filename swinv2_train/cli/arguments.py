@@ -97,8 +97,8 @@ def split_items(items: Sequence[str], known: Mapping[str, Callable[[str], Any]])
             overrides.append(item)
         else:
             match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            mend = f"did you mean {match[0]}?" if match else f"use one of {', '.join(known)}"
-            raise ConfigError(key, text, f"unknown option; {mend}")
+            hint = f"did you mean {match[0]}?" if match else f"use one of {', '.join(known)}"
+            raise ConfigError(key, text, f"unknown option; {hint}")
     return options, overrides
 
 

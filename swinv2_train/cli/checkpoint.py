@@ -92,7 +92,7 @@ def _add_looks(commands: Any) -> None:
     command = _command(commands, "verify", _verify, "check every byte", [text, _PATHS], *examples)
     command.add_argument("path", metavar="PATH", type=_path)
 
-    text = "Show what is in a checkpoint: step, ranks, versions, metrics, geometry, state, sizes."
+    text = "Show what is in a checkpoint: step, ranks, versions, metrics, metadata, state, sizes."
     examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000 --tensors")
     command = _command(commands, "show", _show, "show the contents", [text, _NEWEST], *examples)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
@@ -206,7 +206,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if entry.manifest is None:
         raise CheckpointError(f"{entry.path}: {entry.damage}")
     print_table(fact_rows(entry, entry.manifest))
-    for values in (entry.manifest.geometry, read_state(entry.path)):
+    for values in (entry.manifest.metadata, read_state(entry.path)):
         if rows := flat_rows(values):
             print_table(rows)
     if arguments.tensors:
@@ -280,8 +280,8 @@ def _check_metric(directory: Path, metric: str) -> None:
     entries = list(survey(directory))
     if best_of(entries, metric, "min") is None:
         known = sorted({name for entry in entries if entry.manifest for name in entry.manifest.metrics})
-        mend = f"they have {', '.join(known)}" if known else "they have no metrics at all"
-        raise ConfigError("", metric, f"--best-metric {metric}: no checkpoint in {directory} has it; {mend}")
+        hint = f"they have {', '.join(known)}" if known else "they have no metrics at all"
+        raise ConfigError("", metric, f"--best-metric {metric}: no checkpoint in {directory} has it; {hint}")
 
 
 def _check_rest(directory: Path, doomed: Sequence[Path]) -> None:

@@ -108,8 +108,8 @@ def show_status(arguments: argparse.Namespace) -> int:
     try:
         state = read_state(directory)
     except UnreadableError as error:
-        mend = f"{directory}/pipeline.json is damaged ({error}): the next call that runs the pipeline writes a new one"
-        raise ConfigError("", directory, mend) from error
+        hint = f"{directory}/pipeline.json is damaged ({error}): the next call that runs the pipeline writes a new one"
+        raise ConfigError("", directory, hint) from error
     if state is None:
         raise ConfigError("", directory, f"there is no pipeline.json in {directory}: no pipeline has run there")
     stages = views(directory, state)

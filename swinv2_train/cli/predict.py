@@ -165,10 +165,10 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
         ConfigError: if the model has no classes, or the file does not have one line for each.
     """
     if loaded.config.task.OUTPUT != "logits":
-        mend = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
+        hint = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
         path = loaded.source.path
         raise ConfigError(
-            "", path, f"{path} is a {loaded.config.task.name} model, which has no classes to name; {mend}"
+            "", path, f"{path} is a {loaded.config.task.name} model, which has no classes to name; {hint}"
         )
     count = loaded.model.head.out_features
     if labels is None:
@@ -187,8 +187,8 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
     moved = moved_name(loaded.class_names or [], names)
     if moved is not None:
         known = (loaded.class_names or []).index(moved)
-        mend = f"is class {names.index(moved)} there and class {known} of the model; put the lines into its order"
-        raise ConfigError("", labels, f"--labels {labels}: {moved!r} {mend}, or omit --labels")
+        hint = f"is class {names.index(moved)} there and class {known} of the model; put the lines into its order"
+        raise ConfigError("", labels, f"--labels {labels}: {moved!r} {hint}, or omit --labels")
     return names
 
 

@@ -102,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     if joined():
-        mend = "start swinv2-train -m once, without torchrun, deepspeed or srun; every job starts its own ranks"
-        raise ConfigError("", "", mend)
+        hint = "start swinv2-train -m once, without torchrun, deepspeed or srun; every job starts its own ranks"
+        raise ConfigError("", "", hint)
     return run_sweep(arguments.overrides, arguments.config_dir, _check_start)
 
 

@@ -23,7 +23,7 @@ from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_geometry
+from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
@@ -108,8 +108,8 @@ def load(arguments: argparse.Namespace) -> Config:
         from swinv2_train.engine.replay import replay_config
 
         if arguments.config_dir:
-            mend = "a replay uses the config of its run; omit --config-dir"
-            raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {mend}")
+            hint = "a replay uses the config of its run; omit --config-dir"
+            raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {hint}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
         config = replay_config(Path(incident[-1]), others)
     else:
@@ -205,7 +205,7 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
         return []
     if not Path(source).expanduser().exists():
         return [f"{source} does not exist (yet)"]
-    if saved_geometry(Path(config.run.dir), config) is not None:
+    if saved_metadata(Path(config.run.dir), config) is not None:
         return [f"{source} applies only to a new run; the one in {config.run.dir} resumes from its own checkpoint"]
     from swinv2_train.engine.init_from import preview
     from swinv2_train.tasks.classes import names_of_classes

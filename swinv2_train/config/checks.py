@@ -52,11 +52,11 @@ def check_statistics(key: str, values: Sequence[float]) -> None:
     highest = next((top for top in (1, 255, 65535) if max(values) <= top), None)
     if highest == 1:
         return
-    mend = "must be for values from 0 to 1"
+    hint = "must be for values from 0 to 1"
     if highest:
         scaled = ",".join(f"{value / highest:.4g}" for value in values)
-        mend += f", and these look like statistics of values from 0 to {highest}; divided, they are {key}=[{scaled}]"
-    raise ConfigError(key, text, mend)
+        hint += f", and these look like statistics of values from 0 to {highest}; divided, they are {key}=[{scaled}]"
+    raise ConfigError(key, text, hint)
 
 
 def check_background(value: Any, channels: int) -> None:

@@ -193,8 +193,8 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
     if optim.schedule != "multistep" or optim.steps is None or "optim.milestones" in given:
         return
     if {"optim.steps", "optim.epochs"} <= given and any(mark < optim.steps for mark in optim.milestones):
-        mend = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
-        raise ConfigError("optim.milestones", optim.milestones, mend)
+        hint = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
+        raise ConfigError("optim.milestones", optim.milestones, hint)
 
 
 def to_yaml(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""The error that a wrong config ends in: one sentence with field, value and mend."""
+"""The error that a wrong config ends in: one sentence with field, value, and fix."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class ConfigError(Redacted, ValueError):
 
     exit_code = WRONG_USE
 
-    def __init__(self, key: str, value: Any, mend: str) -> None:
-        self.key, self.value, self.mend = key, value, mend
-        super().__init__(f"{key}={value}: {mend}" if key else mend)
+    def __init__(self, key: str, value: Any, hint: str) -> None:
+        self.key, self.value, self.hint = key, value, hint
+        super().__init__(f"{key}={value}: {hint}" if key else hint)
 
 
 def percent(value: float) -> str:

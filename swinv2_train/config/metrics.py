@@ -100,13 +100,13 @@ def _checked(metric: str, given: str | None, option: str, words: dict[str, str])
         one_of(option, given, tuple(words.values()))
     if end is None:
         if given is None:
-            mend = f"which of its values are better is not known; set {option}={words['min']} or {words['max']}"
-            raise ConfigError("", metric, f"{metric}: {mend}")
+            hint = f"which of its values are better is not known; set {option}={words['min']} or {words['max']}"
+            raise ConfigError("", metric, f"{metric}: {hint}")
         return given
     if given not in (None, words[end]):
         which = "lower" if end == "min" else "higher"
-        mend = f"{which} values of {metric} are better, so this would choose the worst; omit {option}"
-        raise ConfigError(option, given, mend)
+        hint = f"{which} values of {metric} are better, so this would choose the worst; omit {option}"
+        raise ConfigError(option, given, hint)
     return words[end]
 
 
@@ -121,7 +121,7 @@ def check_recorded(config: Config, metric: str) -> None:
         names += evaluated_metrics(config)
     if metric in names:
         return
-    mend = "the run does not record it"
+    hint = "the run does not record it"
     if metric.startswith(EVALUATED) and not (config.data.eval_shards and config.eval.every_steps):
-        mend += ", because it evaluates nothing: set data.eval_shards and eval.every_steps, or use another metric"
-    raise ConfigError("sweep.metric", metric, f"{mend}; the run records {', '.join(names)}")
+        hint += ", because it evaluates nothing: set data.eval_shards and eval.every_steps, or use another metric"
+    raise ConfigError("sweep.metric", metric, f"{hint}; the run records {', '.join(names)}")

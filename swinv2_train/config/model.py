@@ -279,7 +279,7 @@ def validate_model(config: ModelConfig) -> None:
     """Refuse a model that cannot be built.
 
     Raises:
-        ConfigError: naming the field, its value and the mend.
+        ConfigError: naming the field, its value and the fix.
     """
     for key in ("depths", "num_heads"):
         values = getattr(config, key)
@@ -291,13 +291,13 @@ def validate_model(config: ModelConfig) -> None:
     for stage, heads in enumerate(config.num_heads):
         dim = config.embed_dim * 2**stage
         if dim % heads:
-            mend = f"{heads} heads do not divide the {dim} channels of stage {stage + 1}"
-            raise ConfigError("model.num_heads", config.num_heads, mend)
+            hint = f"{heads} heads do not divide the {dim} channels of stage {stage + 1}"
+            raise ConfigError("model.num_heads", config.num_heads, hint)
     if mlp_width(config, config.embed_dim) < 1:
         raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
     if not 0 <= config.drop_path < 1:
-        mend = f"is a probability from 0 up to, not including, 1{percent(config.drop_path)}"
-        raise ConfigError("model.drop_path", config.drop_path, mend)
+        hint = f"is a probability from 0 up to, not including, 1{percent(config.drop_path)}"
+        raise ConfigError("model.drop_path", config.drop_path, hint)
     if config.extra_norm_period < 0:
         raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
     if config.sequential_chunk_mib <= 0:
@@ -311,8 +311,8 @@ def validate_model(config: ModelConfig) -> None:
         if getattr(config, key) not in choices:
             raise ConfigError(f"model.{key}", getattr(config, key), f"take one of {', '.join(choices)}")
     if config.window_rule == "official" and any(height != width for height, width in windows(config)):
-        mend = "model.window_rule=official needs square windows; take square ones, or model.window_rule=per-axis"
-        raise ConfigError("model.window", config.window, mend)
+        hint = "model.window_rule=official needs square windows; take square ones, or model.window_rule=per-axis"
+        raise ConfigError("model.window", config.window, hint)
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 

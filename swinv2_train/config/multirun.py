@@ -102,8 +102,8 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
         node = _hydra_section([*_first_values(items), *of_hydra], config_dir)
     except ConfigError as error:
         if error.key.startswith("hydra/"):
-            mend = "is not there; the searches and Slurm come with: pip install 'swinv2-train[sweep]'"
-            raise ConfigError(error.key, error.value, mend) from error
+            hint = "is not there; the searches and Slurm come with: pip install 'swinv2-train[sweep]'"
+            raise ConfigError(error.key, error.value, hint) from error
         raise
     sweeper, launcher = node["sweeper"], node["launcher"]
     search = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
@@ -244,9 +244,9 @@ def _quiet_search(multirun: Multirun) -> Iterator[None]:
 def _refuse_own(overrides: Sequence[str]) -> None:
     for item in overrides:
         key, value = key_of(item), item.partition("=")[2]
-        mend = next((why for own, why in OWN_KEYS.items() if key == own or key.startswith(f"{own}.")), None)
-        if mend and key not in FREE_KEYS:
-            raise ConfigError(key, value, mend)
+        hint = next((why for own, why in OWN_KEYS.items() if key == own or key.startswith(f"{own}.")), None)
+        if hint and key not in FREE_KEYS:
+            raise ConfigError(key, value, hint)
 
 
 def _search_path(config_dir: Path | None) -> list[str]:
@@ -289,8 +289,8 @@ def _choices(key: str, override: Any, *, search: bool) -> list[str]:
         raise ConfigError(key_of(key), value, "contains no value")
     if search:
         return [f"{key}={override.value().start}"]
-    mend = "an interval is for a search, such as hydra/sweeper=optuna (see conf/sweep/optuna.yaml)"
-    raise ConfigError(key_of(key), value, mend)
+    hint = "an interval is for a search, such as hydra/sweeper=optuna (see conf/sweep/optuna.yaml)"
+    raise ConfigError(key_of(key), value, hint)
 
 
 def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[str, Any]:
@@ -321,5 +321,5 @@ def _check_sweeper(sweeper: dict[str, Any], direction: str, *, explicit: bool) -
     """Reject a search in the opposite direction. The sweep sets an unset one, whose default is minimize."""
     found = sweeper.get("direction")
     if found not in (None, direction) and (explicit or found != "minimize"):
-        mend = f"the metric of the sweep is to {direction}; omit hydra.sweeper.direction"
-        raise ConfigError("hydra.sweeper.direction", found, mend)
+        hint = f"the metric of the sweep is to {direction}; omit hydra.sweeper.direction"
+        raise ConfigError("hydra.sweeper.direction", found, hint)

@@ -50,12 +50,12 @@ def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
         if len(values) < 2:
             continue
         shown = values if len(values) <= _MOST_SHOWN else [*values[: _MOST_SHOWN - 1], "...", values[-1]]
-        mend = f"{key} is given {len(values)} times ({', '.join(shown)}); give it once"
+        hint = f"{key} is given {len(values)} times ({', '.join(shown)}); give it once"
         if key in SHARD_KEYS:
-            mend += (
+            hint += (
                 f". If the shell expanded a pattern, put it in single quotes, such as "
                 f"{key}='shards/train-{{000000..000011}}.tar'; a list is {key}='[a.tar,b.tar]'"
             )
         elif lists:
-            mend += f"; {lists}"
-        raise ConfigError("", key, mend)
+            hint += f"; {lists}"
+        raise ConfigError("", key, hint)

@@ -60,8 +60,8 @@ def validate_data(config: Config) -> None:
         share(f"data.augment.{key}", getattr(data.augment, key))
     one_of("data.crop_mode", data.crop_mode, ("center", "squash"))
     if not LEAST_CROP <= data.crop_pct <= 1:
-        mend = f"is a share from {LEAST_CROP} to 1{percent(data.crop_pct)}"
-        raise ConfigError("data.crop_pct", data.crop_pct, mend)
+        hint = f"is a share from {LEAST_CROP} to 1{percent(data.crop_pct)}"
+        raise ConfigError("data.crop_pct", data.crop_pct, hint)
     share("data.max_broken_share", data.max_broken_share)
     check_background(data.background, config.model.in_channels)
     at_least("data.max_pixels", data.max_pixels, 1)
@@ -115,10 +115,10 @@ def _validate_engine(config: Config) -> None:
         )
     if engine.micro_batch is not None:
         at_least("engine.micro_batch", engine.micro_batch, 1)
-    for key, mend in DERIVED_DEEPSPEED_KEYS.items():
+    for key, hint in DERIVED_DEEPSPEED_KEYS.items():
         section, _, inner = key.partition(".")
         if inner in engine.deepspeed.get(section, {}) if inner else section in engine.deepspeed:
-            raise ConfigError(f"engine.deepspeed.{key}", "...", f"is set by {mend}")
+            raise ConfigError(f"engine.deepspeed.{key}", "...", f"is set by {hint}")
 
 
 def _validate_safety(config: Config) -> None:
@@ -220,8 +220,8 @@ def _validate_launch(launch: LaunchConfig) -> None:
     if launch.nproc_per_node is not None:
         at_least("launch.nproc_per_node", launch.nproc_per_node, 1)
         if launch.hostfile:
-            mend = "the slots in launch.hostfile already set the number of ranks per host; remove one of the two"
-            raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, mend)
+            hint = "the slots in launch.hostfile already set the number of ranks per host; remove one of the two"
+            raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, hint)
     for key in ("ssh_port", "master_addr"):
         if getattr(launch, key) is not None and not launch.hostfile:
             raise ConfigError(f"launch.{key}", getattr(launch, key), "requires launch.hostfile, which is not set")

@@ -56,8 +56,8 @@ def _validate_scales(scales: Any) -> None:
         if not isinstance(name, str):
             raise ConfigError("optim.lr_scales", scales, f"{name} is not the name of a module")
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
-            mend = f"the factor of {name} must be above 0 and finite; optim.freeze keeps a module from training"
-            raise ConfigError("optim.lr_scales", scales, mend)
+            hint = f"the factor of {name} must be above 0 and finite; optim.freeze keeps a module from training"
+            raise ConfigError("optim.lr_scales", scales, hint)
 
 
 def _validate_freeze(freeze: Any) -> None:
@@ -70,8 +70,8 @@ def _validate_freeze(freeze: Any) -> None:
         if not 0 <= count <= NUM_STAGES:
             raise ConfigError("optim.freeze.stages", count, f"must be from 0 to {NUM_STAGES}")
     elif not isinstance(freeze, list) or not all(isinstance(name, str) for name in freeze):
-        mend = "give a list of names, such as [backbone.patch_embed,backbone.layers.0], or {stages: 2}"
-        raise ConfigError("optim.freeze", freeze, mend)
+        hint = "give a list of names, such as [backbone.patch_embed,backbone.layers.0], or {stages: 2}"
+        raise ConfigError("optim.freeze", freeze, hint)
     elif not freeze:
         raise ConfigError("optim.freeze", freeze, "is an empty list; null freezes nothing")
 
@@ -92,16 +92,16 @@ def _validate_rates(optim: OptimConfig) -> None:
         raise ConfigError("optim.betas", optim.betas, "must be a pair of numbers from 0 to below 1")
     if optim.betas[0] > optim.betas[1]:
         swapped = str(optim.betas[::-1]).replace(" ", "")
-        mend = f"the gradient's mean would be slower than its square's; did you mean optim.betas={swapped}?"
-        raise ConfigError("optim.betas", optim.betas, mend)
+        hint = f"the gradient's mean would be slower than its square's; did you mean optim.betas={swapped}?"
+        raise ConfigError("optim.betas", optim.betas, hint)
 
 
 def _validate_schedule(optim: OptimConfig) -> None:
     if optim.schedule in ("cosine", "linear") and optim.min_lr > optim.lr:
-        mend = f"is above optim.lr={optim.lr:g}, so the rate would rise; set optim.min_lr to at most that, or 0"
-        raise ConfigError("optim.min_lr", optim.min_lr, mend)
+        hint = f"is above optim.lr={optim.lr:g}, so the rate would rise; set optim.min_lr to at most that, or 0"
+        raise ConfigError("optim.min_lr", optim.min_lr, hint)
     if (optim.warmup_epochs or optim.warmup_steps) and optim.warmup_lr > optim.lr:
-        mend = f"is above optim.lr={optim.lr:g}, so the warm-up would lower the rate; set it to at most that, or 0"
-        raise ConfigError("optim.warmup_lr", optim.warmup_lr, mend)
+        hint = f"is above optim.lr={optim.lr:g}, so the warm-up would lower the rate; set it to at most that, or 0"
+        raise ConfigError("optim.warmup_lr", optim.warmup_lr, hint)
     if not all(0 < mark < math.inf for mark in optim.milestones):
         raise ConfigError("optim.milestones", optim.milestones, "must be numbers above 0")

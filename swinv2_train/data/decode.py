@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import decode_jpeg, decode_webp
 
 from swinv2_train.data.background import WHITE, Background, background_color, flatten
 from swinv2_train.data.card import ImageFacts
+from swinv2_train.data.codecs import decode_jpeg, decode_webp
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import check_png, header_size, orientation, sniff, unknown_format
 from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright

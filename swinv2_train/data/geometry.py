@@ -7,14 +7,14 @@ of it, so a box around one pixel is one pixel wide.
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
+from torch.nn.functional import interpolate
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig
@@ -163,12 +163,38 @@ def fixed_crop(source: tuple[int, int], size: tuple[int, int], crop_pct: float, 
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """Antialiased resize, (..., H, W) -> (..., *size) contiguous; 16 bit images go through float32 and are rounded."""
-    mode = InterpolationMode(interpolation)
-    if image.dtype != torch.uint16:
-        return tv.resize(image, list(size), interpolation=mode, antialias=True).contiguous()
-    resized = tv.resize(image.to(torch.float32), list(size), interpolation=mode, antialias=True)
-    return resized.round().clamp(0, 65535).to(torch.uint16).contiguous()
+    """Antialiased resize, (..., C, H, W) -> (..., C, *size) contiguous, same dtype: uint8, uint16, or floating point.
+
+    The arithmetic of torchvision's resize, bit for bit, without its import (see `codecs`). torch resizes uint8 in
+    integers where the CPU is fast at it. Everything else goes through float32 and is rounded.
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image.contiguous()
+    dtype = image.dtype
+    images = _as_channels_last(image.reshape(-1, *image.shape[-3:]))
+    if not dtype.is_floating_point and not (dtype == torch.uint8 and _resizes_in_integers(interpolation)):
+        images = images.to(torch.float32)
+    resized = interpolate(images, list(size), mode=interpolation, align_corners=False, antialias=True)
+    if resized.dtype != dtype:  # bicubic filters overshoot
+        resized = resized.round_().clamp_(0, torch.iinfo(dtype).max).to(dtype)
+    return resized.reshape(*image.shape[:-2], *size).contiguous()
+
+
+def _resizes_in_integers(interpolation: str) -> bool:
+    """True if torchvision has torch resize uint8 images as they are."""
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")
+    return interpolation == "bicubic" or fast
+
+
+def _as_channels_last(images: Tensor) -> Tensor:
+    """Return (N, C, H, W) with strides that torch recognizes as channels last, if the memory is laid out like this.
+
+    A decoded image is. With the batch's stride of a view, torch would copy it (pytorch/pytorch issue 68430).
+    """
+    is_view = len(images) == 1 and images.stride(0) != images.numel()
+    if is_view and images.is_contiguous(memory_format=torch.channels_last):
+        return images.as_strided(images.shape, (images.numel(), *images.stride()[1:]))
+    return images
 
 
 def pad(image: Tensor, canvas: tuple[int, int], value: int = 0) -> Tensor:

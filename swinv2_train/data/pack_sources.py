@@ -21,7 +21,7 @@ from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
 from swinv2_train.reading import UnreadableError, decode_text, parse_json
 
 CHECKPOINT_MANIFEST = "manifest.json"
-"""Name of the file in a checkpoint whose geometry names the classes of its run."""
+"""Name of the file in a checkpoint whose metadata names the classes of its run."""
 _NOT_LISTS = {
     ".txt": "name it .csv or .tsv",
     ".json": "write one object per line into a .jsonl file",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.analysis.probes import Probe
-from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, geometry
+from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, run_metadata
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.plan import Plan
@@ -67,7 +67,7 @@ class Start:
     """Evaluations that were due at this step when the run ended there (see `engine.evaluation.due`)."""
     damaged: list[str]
     """Names of the checkpoints that were skipped."""
-    geometry: dict[str, Any] | None
+    metadata: dict[str, Any] | None
     """Metadata of the checkpoint that was loaded; None without one."""
 
 
@@ -92,7 +92,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
     if config.task.classes is not None:
-        lines += class_warnings(start.geometry, parts.identity)
+        lines += class_warnings(start.metadata, parts.identity)
     if held_out is not None:
         if config.task.classes is not None:
             lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})
@@ -116,7 +116,7 @@ def build_trainer(parts: Parts, start: Start, engine: Engine, tracker: Tracker) 
         damaged=start.damaged,
         check=lambda: check_in_place(directory),
     )
-    metadata = _geometry(parts, start.geometry)
+    metadata = _metadata(parts, start.metadata)
     checkpoints = Checkpoints(directory, engine, ranks, metadata, parts.identity, tracker, saver)
     order = sample_order(config, parts.shards)
     incidents = IncidentLog(directory, config, plan, ranks, lambda position: parts.shards.name(order.at(position)[1]))
@@ -172,18 +172,18 @@ def _probe(parts: Parts, tracker: Tracker) -> Probe | None:
     )
 
 
-def _geometry(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
+def _metadata(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
     """Return the metadata that the checkpoints of this run record.
 
     Args:
-        before: geometry of the checkpoint that the run resumes from.
+        before: metadata of the checkpoint that the run resumes from.
     """
     config, shards, own = parts.config, parts.shards, parts.identity
     # If the data has no class names, keep those that the run already has.
     names = list(own.class_names) if own.class_names else (before or {}).get("classes")
     if len(names or ()) != config.task.classes:
         names = None
-    order = own.geometry["order"]
+    order = own.metadata["order"]
     statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
     bits = sorted(shards.card.bits) if shards.card else None
-    return geometry(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
+    return run_metadata(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)

@@ -37,8 +37,8 @@ class Loaded:
     """Lines for the log."""
     damaged: list[str]
     """Names of the checkpoints that were skipped, damaged or of another run."""
-    geometry: dict[str, Any] | None = None
-    """Geometry in the checkpoint; None without a valid checkpoint."""
+    metadata: dict[str, Any] | None = None
+    """Metadata in the checkpoint; None without a valid checkpoint."""
 
 
 def load_newest(
@@ -55,7 +55,7 @@ def load_newest(
     if found.path is None:
         return Loaded(None, {}, lines, found.damaged)
     loaded = load(found.path, engine, ranks, lines, found.damaged)
-    accepted = own.differences(loaded.geometry or {}) if own else []
+    accepted = own.differences(loaded.metadata or {}) if own else []
     loaded.lines += [f"continuing with different data (resume.allow=[{DATA}]): {one}" for one in accepted]
     return loaded
 
@@ -83,7 +83,7 @@ def load(path: Path, engine: Engine, ranks: Ranks, lines: Sequence[str] = (), da
     said = [*lines, f"resuming from {path}{ranks_then}", *dropped]
     if manifest.has_ema and not engine.averages:
         said.append("its moving average of the weights is dropped, because optim.ema_decay is 0 now")
-    return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged), manifest.geometry)
+    return Loaded(TrainState(**saved["train"]), manifest.metrics, said, list(damaged), manifest.metadata)
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Checkpoints:
     run_dir: Path
     engine: Engine
     ranks: Ranks
-    geometry: dict[str, Any]
+    metadata: dict[str, Any]
     identity: Identity
     """Identity that a checkpoint must match to return to it."""
     tracker: Tracker
@@ -110,7 +110,7 @@ class Checkpoints:
             state.step,
             fragments=self.engine.fragments_to_save(self.ranks),
             state={"train": state.to_dict(), "optimizer": self.engine.scalars()},
-            geometry=self.geometry,
+            metadata=self.metadata,
             metrics=metrics,
         )
 

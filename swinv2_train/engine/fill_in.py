@@ -17,8 +17,8 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
-from swinv2_train.engine.identity import saved_geometry
-from swinv2_train.interop.geometry import Window, plain_windows, put_trained, trained_windows
+from swinv2_train.engine.identity import saved_metadata
+from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
 from swinv2_train.tasks.classes import names_of_classes
@@ -40,7 +40,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         ConfigError: if a value remains unknown, or if the weights of `init_from` belong to another model.
         CheckpointError, DataError: if the weights or the label map cannot be read.
     """
-    begun = saved_geometry(Path(config.run.dir), config)
+    begun = saved_metadata(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     config.task.complete((begun or {}).get("task", {}), card)
@@ -62,7 +62,7 @@ def _opened(config: Config) -> WeightSource:
     except ConfigError as error:
         if error.key:
             raise
-        raise ConfigError("init_from", config.init_from, error.mend) from error
+        raise ConfigError("init_from", config.init_from, error.hint) from error
 
 
 def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:
@@ -87,39 +87,39 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
             raise ConfigError("init.label_map", path, str(error).replace(" label_map=", " init.label_map=")) from error
     if path == NUMBERS:
         if source.num_classes != config.task.classes:
-            mend = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
-            raise ConfigError("init.label_map", path, f"uses class n for class n, but {mend}")
+            hint = f"{source.path} has {source.num_classes} classes, and the run {config.task.classes}"
+            raise ConfigError("init.label_map", path, f"uses class n for class n, but {hint}")
         return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
     if len(mapped) != config.task.classes:
-        mend = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
-        raise ConfigError("init.label_map", path, mend)
+        hint = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
+        raise ConfigError("init.label_map", path, hint)
     return mapped
 
 
-def _saved(geometry: dict[str, Any] | None, section: str, key: str) -> Any:
-    return (geometry or {}).get(section, {}).get(key)
+def _saved(metadata: dict[str, Any] | None, section: str, key: str) -> Any:
+    return (metadata or {}).get(section, {}).get(key)
 
 
 def _take_windows(config: Config, source: WeightSource) -> None:
     """Record the windows that the weights were trained with if the config leaves them open; reject contradictions."""
     given = pretrained_windows(config.model)
-    trained = trained_windows(source.geometry)
+    trained = trained_windows(source.metadata)
     if trained is None:
         if all(map(all, given)):
             return
-        mend = (
+        hint = (
             f"no file records the window that the weights in {source.path} were trained with; set it, for example "
             "model.pretrained_window=[12,12,12,6] for window 12 at 192 pixels"
         )
-        raise ConfigError("model.pretrained_window", config.model.pretrained_window, mend)
+        raise ConfigError("model.pretrained_window", config.model.pretrained_window, hint)
     taken = put_trained(given, trained)
     if taken != trained:
-        mend = (
+        hint = (
             f"the weights in {source.path} were trained with {_written(trained)}; model.pretrained_window=0 uses "
             "the windows of the source"
         )
-        raise ConfigError("model.pretrained_window", _written(given), mend)
+        raise ConfigError("model.pretrained_window", _written(given), hint)
     config.model.pretrained_window = plain_windows(taken)
 
 

@@ -36,7 +36,7 @@ def check_same_run(directory: Path, own: Identity) -> None:
         ConfigError: naming the difference, with both values.
     """
     refused: tuple[Difference, Path] | None = None
-    for path, saved in _geometries(directory):
+    for path, saved in _all_metadata(directory):
         found = own.refusal(saved)
         if found is None:
             return
@@ -46,7 +46,7 @@ def check_same_run(directory: Path, own: Identity) -> None:
 
 
 def _shown(found: Difference, own: Identity) -> Any:
-    return own.geometry["order"][SHARDS] if found.key == SHARDS else found.now
+    return own.metadata["order"][SHARDS] if found.key == SHARDS else found.now
 
 
 def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
@@ -63,8 +63,8 @@ def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
     return f"{was}{where}; {back}{f', or resume.allow=[{DATA}] to continue with these data' if found.is_data else ''}"
 
 
-def saved_geometry(directory: Path, config: Config) -> dict[str, Any] | None:
-    """Return the geometry in the newest checkpoint of a run; None if it has none.
+def saved_metadata(directory: Path, config: Config) -> dict[str, Any] | None:
+    """Return the metadata in the newest checkpoint of a run; None if it has none.
 
     It is that of the newest readable manifest, among those of this run if there are any.
 
@@ -72,19 +72,19 @@ def saved_geometry(directory: Path, config: Config) -> dict[str, Any] | None:
         directory: the run directory.
         config: may leave `model.pretrained_window` at 0 and fields of the task open, which are then not compared.
     """
-    found = [saved for _, saved in _geometries(directory)]
+    found = [saved for _, saved in _all_metadata(directory)]
     own = identity(config)
     for key in config.task.open_fields():
-        del own.geometry["task"][key]
+        del own.metadata["task"][key]
     if not any(map(any, pretrained_windows(config.model))):
-        del own.geometry["model"]["pretrained_window"]
+        del own.metadata["model"]["pretrained_window"]
     return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
 
 
-def _geometries(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _all_metadata(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in list_checkpoints(directory / "checkpoints"):
         try:
-            yield path, read_manifest(path).geometry
+            yield path, read_manifest(path).metadata
         except CheckpointError:
             continue
 
@@ -93,7 +93,7 @@ def class_warnings(saved: dict[str, Any] | None, own: Identity) -> list[str]:
     """Return a warning if only one of checkpoint and data has class names, so that they cannot be compared.
 
     Args:
-        saved: geometry of the checkpoint.
+        saved: metadata of the checkpoint.
     """
     before = (saved or {}).get("classes")
     if saved is None or bool(before) == bool(own.class_names):

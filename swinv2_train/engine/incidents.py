@@ -149,7 +149,7 @@ def base_checkpoints(incident: Incident, checkpoints: Path) -> Iterator[Path]:
 def _seed(path: Path) -> int | None:
     """Return the seed of the run that a checkpoint belongs to; None if its manifest cannot be read."""
     try:
-        return read_manifest(path).geometry.get("order", {}).get("seed")
+        return read_manifest(path).metadata.get("order", {}).get("seed")
     except (CheckpointError, AttributeError):
         return None
 

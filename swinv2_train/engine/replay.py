@@ -55,8 +55,8 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
     config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
     shards = str(config.data.shards)
     if "://" in shards and HIDDEN in shards:
-        mend = "the incident contains no credentials; set the value of the run again, such as data.shards='https://...'"
-        raise ConfigError("data.shards", shards, mend)
+        hint = "the incident contains no credentials; set the value of the run again, such as data.shards='https://...'"
+        raise ConfigError("data.shards", shards, hint)
     return config
 
 
@@ -98,7 +98,7 @@ def _base(trainer: Trainer, incident: Incident, checkpoints: Path) -> tuple[Path
     passed_over = []
     # Compare only what determines the samples: model and task may be varied to investigate a step.
     own = trainer.checkpoints.identity
-    own = replace(own, geometry={"order": own.geometry["order"]})
+    own = replace(own, metadata={"order": own.metadata["order"]})
     for path in base_checkpoints(incident, checkpoints):
         try:
             reason = own.foreign(verify(path))

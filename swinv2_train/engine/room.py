@@ -89,12 +89,12 @@ def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, 
     for host, free in dict(hosts).items():
         ranks = sum(name == host for name, _ in hosts)
         if free is not None and free < needed * ranks:
-            mend = (
+            hint = (
                 f"the workers of {ranks} {'rank' if ranks == 1 else 'ranks'} keep {human(needed * ranks)} of "
                 f"batches in {SHARED_MEMORY}, and {host} has {human(free)} free there; lower data.num_workers "
                 f"or data.prefetch_batches={config.data.prefetch_batches}, or enlarge it {ENLARGE}"
             )
-            raise ConfigError("data.num_workers", config.data.num_workers, mend)
+            raise ConfigError("data.num_workers", config.data.num_workers, hint)
 
 
 def checkpoint_size(config: Config, model: nn.Module) -> int:

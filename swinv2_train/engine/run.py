@@ -190,7 +190,7 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
     missed = set()
     if state.step:
         missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=state.step == total))
-    return Start(state, lines, missed, found.damaged, found.geometry)
+    return Start(state, lines, missed, found.damaged, found.metadata)
 
 
 def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: list[str]) -> int:

@@ -97,7 +97,7 @@ def damaged_records(directory: Path) -> list[str]:
         try:
             read_incident(path)
         except ConfigError as error:
-            found.append(f"{FOLDER}/{path.name} is damaged and cannot be replayed: {error.mend}")
+            found.append(f"{FOLDER}/{path.name} is damaged and cannot be replayed: {error.hint}")
     return found
 
 

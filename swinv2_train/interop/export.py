@@ -110,10 +110,10 @@ def check_request(loaded: LoadedModel, out: Path, layout: str, dtype: str) -> No
             peers.check_huggingface(config.model, size, config.data.crop_mode)
         except ConfigError as error:
             other = TIMM if _timm_holds(config.model, size) else OWN
-            raise ConfigError(error.key, error.value, f"{error.mend}; --format {other} can hold it") from None
+            raise ConfigError(error.key, error.value, f"{error.hint}; --format {other} can hold it") from None
     if layout in (TIMM, HUGGINGFACE) and (reason := disagreement(layout, config.model, size)):
-        mend = f"{reason}; use another data.resolution or model.window, or --format {OWN}"
-        raise ConfigError("model.window", config.model.window, mend)
+        hint = f"{reason}; use another data.resolution or model.window, or --format {OWN}"
+        raise ConfigError("model.window", config.model.window, hint)
 
 
 def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
@@ -136,12 +136,12 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
     if not above.is_dir():
         raise ConfigError("", out, f"{above} is not a directory")
     if layout in PROGRAM_FILES and dtype != "fp32":
-        mend = f"{layout} programs are always written in fp32, and runtimes convert them at load time; omit --dtype"
-        raise ConfigError("", dtype, mend)
+        hint = f"{layout} programs are always written in fp32, and runtimes convert them at load time; omit --dtype"
+        raise ConfigError("", dtype, hint)
     missing = [name for name in _NEEDED.get(layout, ()) if importlib.util.find_spec(name) is None]
     if missing:
-        mend = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
-        raise ConfigError("", layout, mend)
+        hint = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
+        raise ConfigError("", layout, hint)
 
 
 def export(
@@ -274,7 +274,7 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metada
     write_safetensors(path, shapes, portions(), {"format": "pt", **metadata})
 
 
-def geometry(loaded: LoadedModel) -> dict[str, Any]:
+def exported_metadata(loaded: LoadedModel) -> dict[str, Any]:
     """Return what a reader must know about the weights, in the sections of a checkpoint's manifest."""
     config = loaded.config
     return {
@@ -303,15 +303,15 @@ def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str,
 
 def _write_own(job: _Job) -> None:
     source = job.loaded.source
-    metadata = {
+    header = {
         "weights": job.weights,
-        "geometry": json.dumps(geometry(job.loaded)),
+        "geometry": json.dumps(exported_metadata(job.loaded)),
         "metrics": json.dumps(source.metrics),
     }
     if source.step is not None:
-        metadata["step"] = str(source.step)
+        header["step"] = str(source.step)
     tensors = {name: tensor.detach() for name, tensor in named_state(job.loaded.model)}
-    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, metadata)
+    _write_weights(job.directory / WEIGHTS, tensors, job.dtype, header)
 
 
 def _write_timm(job: _Job) -> None:

@@ -82,7 +82,7 @@ def _listed(bits: Sequence[int]) -> str:
 
 def recorded_bits(loaded: LoadedModel) -> list[int] | None:
     """Return the depths of the images that a model was trained on, if recorded."""
-    bits = loaded.source.geometry.get("preprocess", {}).get("bits")
+    bits = loaded.source.metadata.get("preprocess", {}).get("bits")
     return list(map(int, bits)) if bits in ([8], [16], [8, 16]) else None
 
 

@@ -16,7 +16,7 @@ from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geo
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
-from swinv2_train.interop.geometry import (
+from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     model_config,
@@ -75,8 +75,8 @@ def load_model(
         shapes = state_shapes(model)
         transfer = plan_transfer(source, shapes, config.model, resolution=size, task=config.task)
         if missing := transfer.of("new"):
-            mend = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
-            raise ConfigError("", source.path, f"{mend} with init_from={source.path}")
+            hint = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
+            raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
         _fill(model.to_empty(device="cpu"), transfer)
     mean, std = _statistics(config)
     return LoadedModel(model.eval(), config, mean, std, source.class_names, source, transfer)
@@ -88,12 +88,12 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     Raises:
         ConfigError: on a wrong override, or if neither the source nor an override specifies a required value.
     """
-    geometry = source.geometry
+    metadata = source.metadata
     module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
-    values = {**geometry.get("task", {}), **({"module": module} if module else {})}
-    config = Config(task=_task(values, source.path), model=model_config(geometry))
-    trained = trained_windows(geometry)
-    data, crop = geometry["data"], geometry.get("preprocess", {})
+    values = {**metadata.get("task", {}), **({"module": module} if module else {})}
+    config = Config(task=_task(values, source.path), model=model_config(metadata))
+    trained = trained_windows(metadata)
+    data, crop = metadata["data"], metadata.get("preprocess", {})
     for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):
         value = crop.get(key)
         if value is None:
@@ -106,7 +106,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {
-        "model.window": geometry["model"].get("window"),
+        "model.window": metadata["model"].get("window"),
         "data.resolution": sides,
         "model.pretrained_window": trained,
     }
@@ -120,8 +120,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     if config.task.classes is not None and source.num_classes:
         config.task.num_classes = source.num_classes  # type: ignore[attr-defined] # a task with classes has it
         if "task.num_classes" in given:
-            mend = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
-            raise ConfigError("task.num_classes", "...", mend)
+            hint = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
+            raise ConfigError("task.num_classes", "...", hint)
     changed = override(to_yaml(config), overrides)
     _validate(changed, source, given)
     if trained is not None:
@@ -160,8 +160,8 @@ def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = 
         raise ConfigError("", source.path, f"{refusal}, by an option in config.json that this package does not have")
     if not changed:
         shown = str(config.data.resolution).replace(" ", "")
-        mend = f"use another data.resolution or model.window, or set data.resolution={shown} yourself to have it "
-        raise ConfigError("data.resolution", shown, f"{refusal}; {mend}computed as this package does")
+        hint = f"use another data.resolution or model.window, or set data.resolution={shown} yourself to have it "
+        raise ConfigError("data.resolution", shown, f"{refusal}; {hint}computed as this package does")
     source.notes.append(f"{reason}; it is computed as this package does")
 
 
@@ -173,8 +173,8 @@ def start_note(source: WeightSource, model: ModelConfig, size: tuple[int, int]) 
     """
     from swinv2_train.interop.agreement import PACKAGES, disagreement, is_installed
 
-    there, trained = model_config(source.geometry), source.geometry["data"].get("resolution")
-    if source.format not in PACKAGES or not is_installed(source.format) or not source.geometry["model"].get("window"):
+    there, trained = model_config(source.metadata), source.metadata["data"].get("resolution")
+    if source.format not in PACKAGES or not is_installed(source.format) or not source.metadata["model"].get("window"):
         return []
     if trained != list(size) or stage_geometry(there, *size) != stage_geometry(model, *size):
         return []  # another geometry: equal outputs are not expected
@@ -221,7 +221,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     except ConfigError as error:
         if error.key in given:
             raise
-        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.mend}") from error
+        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.hint}") from error
 
 
 def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
@@ -250,8 +250,8 @@ def _statistics(config: Config) -> tuple[list[float], list[float]]:
         value = getattr(config.data, key)
         numbers = _numbers(value) or _named(key, value)
         if numbers is None or len(numbers) != config.model.in_channels:
-            mend = f"needs one number per channel, model.in_channels={config.model.in_channels}"
-            raise ConfigError(f"data.{key}", value, mend)
+            hint = f"needs one number per channel, model.in_channels={config.model.in_channels}"
+            raise ConfigError(f"data.{key}", value, hint)
         found.append(numbers)
     return found[0], found[1]
 

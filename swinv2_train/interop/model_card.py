@@ -1,6 +1,6 @@
 """README of an export: what is known about a model, and nothing else.
 
-Facts come from the weights and their geometry; from their run, if there is one (its config, the runs it started from,
+Facts come from the weights and their metadata; from their run, if there is one (its config, the runs it started from,
 the dataset card next to its shards, its evaluations); and from the export itself.
 """
 

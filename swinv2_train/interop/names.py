@@ -154,10 +154,10 @@ class Format:
         for key in ("extra_norm_period", "norm_placement", "similarity", "position_bias", "absolute_position"):
             value = getattr(config, key, None)
             if value != getattr(plain, key, None):
-                mend = (
+                hint = (
                     f"the layout of {self.name} does not support it; {', '.join(HOLD_ANY[:-1])} and {HOLD_ANY[-1]} do"
                 )
-                raise ConfigError(f"model.{key}", value, mend)
+                raise ConfigError(f"model.{key}", value, hint)
 
     def _pieces(self, name: str, tensor: Tensor, simmim: bool) -> Iterable[tuple[str, Tensor]]:
         place, rest = _in_block(name)

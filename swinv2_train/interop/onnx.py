@@ -69,7 +69,7 @@ def fix_tables(model: nn.Module, config: ModelConfig, resolution: tuple[int, int
                 table = attention.position_table(geometry.window).contiguous().clone()
             attention.register_buffer("fixed_table", table)
             attention.position_table = _Fixed(attention)
-            attention.backend = "reference"
+            attention.use_backend("reference")
             for part in ("cpb_mlp", "relative_position_bias_table"):
                 if hasattr(attention, part):
                     delattr(attention, part)

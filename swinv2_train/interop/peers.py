@@ -35,8 +35,8 @@ def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
         ConfigError: naming the field and the remedy.
     """
     if any(side % model.patch_size for side in resolution):
-        mend = f"timm does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
-        raise ConfigError("data.resolution", list(resolution), mend)
+        hint = f"timm does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
+        raise ConfigError("data.resolution", list(resolution), hint)
 
 
 def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode: str) -> None:
@@ -48,15 +48,15 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
     if single_window(model, resolution) is None:
         stages = stage_geometry(model, *resolution)
         windows = ", ".join(f"{stage.window[0]}x{stage.window[1]}" for stage in stages)
-        mend = f"huggingface has one square window for all stages, and these are {windows}"
-        raise ConfigError("model.window", model.window, mend)
+        hint = f"huggingface has one square window for all stages, and these are {windows}"
+        raise ConfigError("model.window", model.window, hint)
     for height, width in earlier_windows(model, resolution):
         if height != width or height == 1:
-            mend = "huggingface takes one side above 1 per stage"
-            raise ConfigError("model.pretrained_window", model.pretrained_window, mend)
+            hint = "huggingface takes one side above 1 per stage"
+            raise ConfigError("model.pretrained_window", model.pretrained_window, hint)
     if resolution[0] != resolution[1] and crop_mode == "center":
-        mend = "the image processors of huggingface crop squares only; take data.crop_mode=squash"
-        raise ConfigError("data.resolution", list(resolution), mend)
+        hint = "the image processors of huggingface crop squares only; take data.crop_mode=squash"
+        raise ConfigError("data.resolution", list(resolution), hint)
 
 
 def single_window(model: ModelConfig, resolution: tuple[int, int]) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.interop.geometry import Windows, windows_from_config, windows_from_name
+from swinv2_train.interop.metadata import Windows, windows_from_config, windows_from_name
 from swinv2_train.interop.peers import OWN_INPUT
 from swinv2_train.reading import UnreadableError, read_object
 
@@ -122,8 +122,8 @@ def _official_windows(config: Any) -> Windows | None:
     return found
 
 
-def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
-    """Write mean, standard deviation, crop, and interpolation of a model into its geometry, as far as they are known.
+def put_preprocessing(metadata: dict[str, Any], beside: Sidecar) -> list[str]:
+    """Write mean, standard deviation, crop, and interpolation of a model into its metadata, as far as they are known.
 
     The official code uses the center crop, and no crop for 384 pixels or more. A crop or interpolation that this
     package does not have is recorded under its own name, and rejected when images are prepared.
@@ -134,7 +134,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     Raises:
         CheckpointError: if a file has something other than a number where one is required.
     """
-    data, crop = geometry["data"], geometry["preprocess"]
+    data, crop = metadata["data"], metadata["preprocess"]
     resolution = data.get("resolution")
     if resolution and max(resolution) >= 384:
         crop["crop_mode"] = "squash"
@@ -142,7 +142,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
     place = "preprocessor_config.json"
     try:
         if beside.preprocessor:
-            notes += _put_processor(data, crop, beside.preprocessor, geometry["model"]["in_channels"])
+            notes += _put_processor(data, crop, beside.preprocessor, metadata["model"]["in_channels"])
         place = "config.json"
         if beside.pretrained_cfg:
             _put_timm(data, crop, beside.pretrained_cfg)
@@ -150,7 +150,7 @@ def put_preprocessing(geometry: dict[str, Any], beside: Sidecar) -> list[str]:
         raise CheckpointError(f"{beside.directory / place} is broken ({type(error).__name__}: {error})") from error
     for given in (beside.preprocessor, beside.config):
         _put_own(crop, given.get(OWN_INPUT))
-    channels = geometry["model"]["in_channels"]
+    channels = metadata["model"]["in_channels"]
     for key in ("mean", "std"):
         if len(data[key]) != channels:  # unknown for this number of channels; better absent than wrong
             del data[key]

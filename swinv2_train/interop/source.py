@@ -11,12 +11,12 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop import sidecar
-from swinv2_train.interop.geometry import (
+from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     infer_model,
     put_windows,
-    recorded_geometry,
+    recorded_metadata,
     refuse_other_models,
     windows_from_buffers,
     windows_from_name,
@@ -49,7 +49,7 @@ class WeightSource:
     format: str
     """A key of `names.FORMATS`."""
     shapes: dict[str, tuple[int, ...]]
-    geometry: dict[str, Any]
+    metadata: dict[str, Any]
     """Sections `task`, `model`, `data`, `preprocess` (crop_pct, crop_mode, interpolation, mean, std, bits), `classes`.
 
     The model is complete enough to be built, except for `window`, which is absent if it is unknown.
@@ -114,7 +114,7 @@ class WeightSource:
     @property
     def num_classes(self) -> int:
         """Rows of the classification head; 0 without one."""
-        task = self.geometry.get("task") or {}
+        task = self.metadata.get("task") or {}
         if task and "num_classes" not in task:  # a head of this name may belong to another task
             return 0
         return self.shapes[HEAD[0]][0] if HEAD[0] in self.shapes else 0
@@ -237,13 +237,13 @@ def _from_checkpoint(path: Path, manifest: Manifest, notes: list[str], *, ema: b
     if ema and not manifest.has_ema:
         raise ConfigError("", path, f"{path} holds no moving average of the weights; use the weights themselves")
     storage = CheckpointStorage(path, manifest, "ema" if ema else "weight")
-    return _own(path, storage, manifest.geometry, manifest.metrics, manifest.step, notes)
+    return _own(path, storage, manifest.metadata, manifest.metrics, manifest.step, notes)
 
 
 def _own(
     path: Path,
     storage: Storage,
-    geometry: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     metrics: Mapping[str, float],
     step: int | None,
     notes: list[str],
@@ -252,7 +252,7 @@ def _own(
     shapes = _joined_shapes(located, storage, path)
     refuse_other_models(shapes, path)
     try:
-        known = recorded_geometry(geometry)
+        known = recorded_metadata(metadata)
     except UnreadableError as error:
         storage.close()
         raise CheckpointError(f"{path} does not specify its model: {error}") from error
@@ -264,7 +264,7 @@ def _own(
         path=path,
         format=OWN,
         shapes=shapes,
-        geometry=known,
+        metadata=known,
         class_names=known["classes"],
         metrics=dict(metrics),
         step=step,
@@ -304,20 +304,20 @@ def _from_files(path: Path, files: list[Path], *, ema: bool) -> WeightSource:
 
 def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSource:
     storage = SafetensorsStorage(files)
-    metadata = storage.metadata
-    if ema and metadata.get("weights") != "ema":
+    header = storage.metadata
+    if ema and header.get("weights") != "ema":
         raise ConfigError("", path, f"{path} contains one set of weights and no moving average")
     if detect(storage.shapes) != OWN:
         return _foreign(path, files[0], storage, None)
     try:
-        geometry = parse_json(metadata.get("geometry", "null"))
-        metrics = parse_json(metadata.get("metrics", "{}"))
-        step = parse_json(metadata.get("step", "null"))
+        metadata = parse_json(header.get("geometry", "null"))
+        metrics = parse_json(header.get("metrics", "{}"))
+        step = parse_json(header.get("step", "null"))
     except UnreadableError as error:
         storage.close()
         raise CheckpointError(f"{path} is damaged: a record in its header is {error}") from error
     metrics = metrics if isinstance(metrics, dict) else {}
-    return _own(path, storage, geometry, metrics, step if is_count(step) else None, [])
+    return _own(path, storage, metadata, metrics, step if is_count(step) else None, [])
 
 
 def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:
@@ -329,7 +329,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     located = FORMATS[layout].locate(storage.shapes)
     shapes = _joined_shapes(located, storage, path)
     model = infer_model(shapes, path)  # first, because it rejects other models
-    geometry: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "task": _foreign_task(shapes),
         "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
@@ -342,7 +342,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         path=path,
         format=layout,
         shapes=shapes,
-        geometry=geometry,
+        metadata=metadata,
         dropped=located.dropped,
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
         notes=list(storage.notes),
@@ -351,15 +351,15 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         _parts=located.parts,
     )
     found = (
-        windows_from_buffers(*_buffers(FORMATS[layout], storage), geometry["model"]["depths"], shapes_patch(shapes))
+        windows_from_buffers(*_buffers(FORMATS[layout], storage), metadata["model"]["depths"], shapes_patch(shapes))
         or sidecar.windows(beside, training_config)
         or windows_from_name(path.stem if path.is_file() else path.name)
     )
     if found is not None:
-        put_windows(geometry, found)
-        source.notes.append(f"{path.name}: windows {geometry['model']['window']} from {found.origin}")
-    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(geometry, beside)]
-    source.class_names = geometry["classes"] = sidecar.class_names(beside, source.num_classes)
+        put_windows(metadata, found)
+        source.notes.append(f"{path.name}: windows {metadata['model']['window']} from {found.origin}")
+    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(metadata, beside)]
+    source.class_names = metadata["classes"] = sidecar.class_names(beside, source.num_classes)
     return source
 
 

@@ -16,8 +16,8 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
 from swinv2_train.config.structure import STRUCTURE
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
-from swinv2_train.interop.geometry import model_config
 from swinv2_train.interop.head import HeadRows, rows_by_name
+from swinv2_train.interop.metadata import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
 from swinv2_train.interop.source import OWN, WeightSource
 from swinv2_train.interop.storage import numel
@@ -195,7 +195,7 @@ def _wanted(
 
 
 def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
-    there = (source.geometry.get("task") or {}).get("name")
+    there = (source.metadata.get("task") or {}).get("name")
     if task is None or there in (None, task.name):
         return True
     known = TASK_SECTIONS.get(str(there), TaskConfig)
@@ -204,7 +204,7 @@ def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
 
 def _other_rule(source: WeightSource, model: ModelConfig, resolution: tuple[int, int] | None) -> str | None:
     """Return a warning if the model clamps windows by another rule than the weights, and that changes a window here."""
-    rule = model_config(source.geometry).window_rule
+    rule = model_config(source.metadata).window_rule
     if resolution is None or rule == model.window_rule:
         return None
     stages = stage_geometry(model, *resolution)
@@ -230,7 +230,7 @@ def _row(
     source = transfer.source
     there = source.shapes.get(key)
     if there is not None and not transfer.same_head and not in_backbone(key):
-        return Row(key, "new", f"initial value; {key} in the source is of task={source.geometry['task']['name']}")
+        return Row(key, "new", f"initial value; {key} in the source is of task={source.metadata['task']['name']}")
     if key in HEAD and there is not None and (transfer.head is not None or there != shape) and source.num_classes:
         return _head(transfer, key, shape)
     if there is None and not in_backbone(key):
@@ -260,12 +260,12 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
         return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
     rows = transfer.head.rows
     if len(rows) != shape[0]:
-        mend = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+        hint = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
     outside = next((row for row in rows if row is not None and not 0 <= row < classes), None)
     if outside is not None:
-        mend = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", mend)
+        hint = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
+        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
 
     def make() -> Tensor:
         taken = torch.tensor([number for number, row in enumerate(rows) if row is not None], dtype=torch.long)
@@ -312,7 +312,7 @@ def _other_map(
 
     They may differ although the lengths are equal: 16 by 64 tokens are as many as 32 by 32.
     """
-    trained = source.geometry.get("data", {}).get("resolution")
+    trained = source.metadata.get("data", {}).get("resolution")
     if there == shape and not (trained and resolution):  # they cannot be distinguished
         return None
     before = _position_map(trained, there[1], model, source.path)
@@ -328,8 +328,8 @@ def _position_map(resolution: Any, length: int, model: ModelConfig, whose: objec
             return rows, columns
     side = math.isqrt(length)
     if side * side != length:
-        mend = f"{length} positions of {whose} do not form a square, and their rows and columns are not recorded"
-        raise ConfigError("model.absolute_position", True, mend)
+        hint = f"{length} positions of {whose} do not form a square, and their rows and columns are not recorded"
+        raise ConfigError("model.absolute_position", True, hint)
     return side, side
 
 
@@ -350,10 +350,10 @@ def _why_left(source: WeightSource, key: str) -> str:
     if key in HEAD and source.num_classes:
         return "this task has no classes"
     if source.format == OWN and not in_backbone(key):
-        return f"of task={(source.geometry.get('task') or {}).get('name')} only"
+        return f"of task={(source.metadata.get('task') or {}).get('name')} only"
     shape = source.shapes[key]
-    mend = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
-    raise ConfigError("init_from", source.path, mend)
+    hint = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
+    raise ConfigError("init_from", source.path, hint)
 
 
 def check_structure(source: WeightSource, model: ModelConfig) -> None:
@@ -362,17 +362,17 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
     Raises:
         ConfigError: naming the field, with the tensor and both shapes if a shape shows it, and the fix.
     """
-    there = model_config(source.geometry)
+    there = model_config(source.metadata)
     for name in STRUCTURE:
         before, now = getattr(there, name), getattr(model, name)
         same = math.isclose(before, now, rel_tol=1e-6) if name == "mlp_ratio" else before == now
         if not same:
             sizes = ("embed_dim", "depths", "num_heads")
             known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
-            mend = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
+            hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
             shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
             raise ConfigError(
-                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {mend}, or use others"
+                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {hint}, or use others"
             )
 
 
@@ -400,8 +400,8 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in wanted.items():
         if key not in source.shapes and in_backbone(key):
-            mend = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
-            raise ConfigError("init_from", source.path, mend)
+            hint = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
+            raise ConfigError("init_from", source.path, hint)
 
 
 def _written(value: Any) -> str:
@@ -412,7 +412,7 @@ def _written(value: Any) -> str:
 def _contradiction(
     source: WeightSource, key: str, there: tuple[int, ...] | None, shape: tuple[int, ...]
 ) -> ConfigError:
-    mend = f"{key} is {there} in {source.path} and {shape} in the model"
+    hint = f"{key} is {there} in {source.path} and {shape} in the model"
     if key.endswith("relative_position_bias_table"):
-        return ConfigError("model.pretrained_window", "...", f"{mend}; leave it at 0 to use the windows of the source")
-    return ConfigError("init_from", source.path, f"{mend}; use weights of the same size")
+        return ConfigError("model.pretrained_window", "...", f"{hint}; leave it at 0 to use the windows of the source")
+    return ConfigError("init_from", source.path, f"{hint}; use weights of the same size")

@@ -180,8 +180,8 @@ def _check_paths(config: Config) -> None:
     }  # fmt: skip
     for key, place in places.items():
         if not _PLAIN.fullmatch(str(place)):
-            mend = "pdsh and the shells behind it would change this path: use only letters, digits, and @+=:,./-_"
-            raise ConfigError(key, place, mend)
+            hint = "pdsh and the shells behind it would change this path: use only letters, digits, and @+=:,./-_"
+            raise ConfigError(key, place, hint)
 
 
 def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
@@ -192,10 +192,10 @@ def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
     """
     for program, package in (("pdsh", "pdsh"), ("ssh", "openssh-client")):
         if shutil.which(program) is None:
-            mend = (
+            hint = (
                 f"needs {program} on this machine (Debian and Ubuntu: apt install {package}); or use torchrun or srun"
             )
-            raise ConfigError("launch.hostfile", launch.hostfile, mend)
+            raise ConfigError("launch.hostfile", launch.hostfile, hint)
     port = ["-p", str(launch.ssh_port)] if launch.ssh_port else []
 
     def reach(host: Host) -> str | None:
@@ -211,8 +211,8 @@ def check_hosts(hosts: list[Host], launch: LaunchConfig) -> None:
         failed = [text for text in pool.map(reach, hosts) if text]
     if failed:
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-        mend = f"ssh without a password does not reach {', '.join(failed[:3])}{more}"
-        raise ConfigError("launch.hostfile", launch.hostfile, mend)
+        hint = f"ssh without a password does not reach {', '.join(failed[:3])}{more}"
+        raise ConfigError("launch.hostfile", launch.hostfile, hint)
 
 
 def launch_on_hosts(config: Config, hosts: list[Host], port: int) -> int:

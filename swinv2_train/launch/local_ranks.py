@@ -48,8 +48,8 @@ def choose_ranks(
     if device == "cuda" and not available:
         raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; use {keys[0]}=cpu")
     if available and (wanted or 1) > available and not only_planned:
-        mend = f"this machine has {available} GPUs, and every rank needs its own; use fewer, or {keys[0]}=cpu"
-        raise ConfigError(keys[1], wanted, mend)
+        hint = f"this machine has {available} GPUs, and every rank needs its own; use fewer, or {keys[0]}=cpu"
+        raise ConfigError(keys[1], wanted, hint)
     return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
 
 

@@ -306,15 +306,15 @@ def _not_joined(error: RuntimeError) -> str:
     variables = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     rank, world_size, host, port = (os.environ.get(name, "") for name in variables)
     if "EADDRINUSE" in str(error):
-        mend = "another process listens on this port: end it, or use another port (launch.master_port, --master-port)"
+        hint = "another process listens on this port: end it, or use another port (launch.master_port, --master-port)"
     elif not _resolves(host):
-        mend = "this machine cannot resolve MASTER_ADDR: set it to the address of rank 0"
+        hint = "this machine cannot resolve MASTER_ADDR: set it to the address of rank 0"
     else:
-        mend = (
+        hint = (
             "check that every rank was started, with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE, that rank 0 can "
             "be reached there, and the output of the other ranks"
         )
-    return f"rank {rank} of {world_size} could not join the others at {host}:{port} ({_reason(error)}): {mend}"
+    return f"rank {rank} of {world_size} could not join the others at {host}:{port} ({_reason(error)}): {hint}"
 
 
 def _resolves(host: str) -> bool:

@@ -121,6 +121,7 @@ class SwinTransformerV2(nn.Module):
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for stage in self.layers:
             for block in stage.blocks:
+                block.attn.use_backend(block.attn.backend, compiled=True)
                 block.compile(dynamic=False, **options)
 
     def _stochastic_depth(self, noise: Tensor | None, x: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,9 @@ Span = tuple[int, int]
 
 MASK_VALUE = -100.0
 """Added to the score of a pair of tokens from different regions. Not -inf: official weights were trained with this."""
+
+
+_Function = TypeVar("_Function", bound=Callable)
 
 
 class TensorCache:
@@ -51,12 +55,18 @@ class TensorCache:
         return tensor
 
 
+def _constant_when_compiled(function: _Function) -> _Function:
+    """Do what `torch.compiler.assume_constant_result` does, which imports the compiler first: 3 s in every process."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 COORDINATES = TensorCache(max_entries=32)
 RESIZINGS = TensorCache(max_entries=32)
 REGIONS = TensorCache(max_entries=64)
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def relative_coordinates(
     window: Window, pretrained: Window, device: torch.device, *, logarithmic: bool = True
 ) -> Tensor:
@@ -91,7 +101,7 @@ def relative_coordinates(
     return COORDINATES.get((window, pretrained, device, logarithmic), build)
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def resizing_matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return bicubic interpolation (`align_corners=False`) of one axis as a matrix: (new_size, size)."""
 
@@ -126,7 +136,7 @@ def resize_table(table: Tensor, window: Window) -> Tensor:
     return table
 
 
-@torch.compiler.assume_constant_result
+@_constant_when_compiled
 def window_regions(padded: Window, window: Window, shift: Window, device: torch.device) -> Tensor:
     """Return the region of the rolled map that each token of each window comes from: one of three per axis.
 

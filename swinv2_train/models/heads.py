@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, total_stride
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
-from swinv2_train.models.init import INITIAL_STD, draw_normal, init_weights
+from swinv2_train.models.init import draw_normal, init_weights
 
 
 def mean_of_tokens(features: Tensor) -> Tensor:
@@ -71,7 +71,10 @@ class MaskedImageModel(nn.Module):
     def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         stride = total_stride(config)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim).normal_(std=INITIAL_STD))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
+        if not self.mask_token.is_meta:  # to draw on the meta device, torch imports its compiler
+            with torch.no_grad():
+                self.init_parameters(None)
         self.encoder = SwinTransformerV2(config, resolution)
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.dims[-1], config.in_channels * stride**2, kernel_size=1),

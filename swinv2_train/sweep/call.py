@@ -118,11 +118,11 @@ def _refuse_twins(jobs: Sequence[Job], configs: dict[str, Config]) -> None:
     for job in jobs:
         twin = next((other for other in seen if configs[other.id] == configs[job.id]), None)
         if twin is not None:
-            mend = (
+            hint = (
                 f"jobs {twin.id} and {job.id} have the same config: the values that they differ in change nothing; "
                 "remove one of them, or the override or file that overrides their keys"
             )
-            raise ConfigError("", job.id, mend)
+            raise ConfigError("", job.id, hint)
         seen.append(job)
 
 
@@ -155,8 +155,8 @@ def _check_family(sweep: Sweep, job: Job) -> None:
     theirs = ", ".join(item for item in there.shared if item not in job.shared)
     own = ", ".join(item for item in job.shared if item not in there.shared)
     parts = [f"with {theirs}"] * bool(theirs) + [f"without {own}"] * bool(own)
-    mend = f"belongs to a sweep {' and '.join(parts)}; set a different sweep.name=NAME or sweep.dir=DIR"
-    raise ConfigError("sweep.dir", sweep.directory, mend)
+    hint = f"belongs to a sweep {' and '.join(parts)}; set a different sweep.name=NAME or sweep.dir=DIR"
+    raise ConfigError("sweep.dir", sweep.directory, hint)
 
 
 def _begin(sweep: Sweep, job: Job, overrides: Sequence[str], config_dir: Path | None) -> None:

@@ -167,8 +167,8 @@ def _stored_wandb_id(run_dir: Path) -> str:
 
 
 def _unreachable(mode: str, reason: str) -> ConfigError:
-    mend = "run `wandb login` or set WANDB_API_KEY, or set tracking.wandb=offline and upload later with `wandb sync`"
-    return ConfigError("tracking.wandb", mode, f"Weights & Biases did not start ({reason}); {mend}")
+    hint = "run `wandb login` or set WANDB_API_KEY, or set tracking.wandb=offline and upload later with `wandb sync`"
+    return ConfigError("tracking.wandb", mode, f"Weights & Biases did not start ({reason}); {hint}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -92,7 +92,7 @@ def write(
     *,
     ema: bool = False,
     metrics: dict[str, float] | None = None,
-    geometry: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
 ) -> list[Any]:
     """Save on that many ranks: what each returned or raised."""
     tensors = full_tensors(seed, ema=ema)
@@ -105,7 +105,7 @@ def write(
             step,
             fragments=pieces,
             state=state,
-            geometry=geometry or {"model": {}},
+            metadata=metadata or {"model": {}},
             ranks=ranks,
             metrics=metrics,
         )

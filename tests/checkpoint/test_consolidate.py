@@ -51,7 +51,7 @@ def test_the_library_reads_every_weight(
     assert metadata["format"] == "pt"
     assert metadata["step"] == "10"
     assert metadata["weights"] == ("ema" if ema else "raw")
-    assert json.loads(metadata["geometry"]) == read_manifest(source).geometry
+    assert json.loads(metadata["geometry"]) == read_manifest(source).metadata
     assert json.loads(metadata["versions"])["torch"]
     assert not list(tmp_path.glob(".*"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.identity import Identity, geometry, identity, moved_name, same_run, strangers
+from swinv2_train.checkpoint.identity import Identity, identity, moved_name, run_metadata, same_run, strangers
 from swinv2_train.checkpoint.layout import Manifest, read_manifest, step_name
 from swinv2_train.checkpoint.retain import prune, surplus
 from swinv2_train.checkpoint.survey import best_of, newest_of, survey
@@ -29,8 +29,8 @@ def config() -> Config:
 
 
 def saved(config: Config) -> dict[str, Any]:
-    """The geometry of a checkpoint, as a manifest holds it."""
-    return geometry(config, "9 samples in 2 shards (x)", NAMES, content=CONTENT)
+    """The metadata of a checkpoint, as a manifest holds it."""
+    return run_metadata(config, "9 samples in 2 shards (x)", NAMES, content=CONTENT)
 
 
 def own(config: Config, **changes: Any) -> Identity:
@@ -123,7 +123,7 @@ def of_seed(seed: int) -> dict[str, Any]:
 
 
 def foreign(manifest: Manifest) -> str | None:
-    seed = manifest.geometry.get("order", {}).get("seed", 0)
+    seed = manifest.metadata.get("order", {}).get("seed", 0)
     return f"it is of seed {seed}" if seed else None
 
 
@@ -131,7 +131,7 @@ def make(directory: Path, checkpoints: dict[int, int]) -> None:
     """Write a checkpoint of a seed at each step; a step above 100 is one of a hundredth of it that was renamed."""
     for step, seed in checkpoints.items():
         real = step // 100 if step > 100 else step
-        write(directory, real, 1, geometry=of_seed(seed), metrics={"eval/loss": float(real)})
+        write(directory, real, 1, metadata=of_seed(seed), metrics={"eval/loss": float(real)})
         if step > 100:
             (directory / step_name(real)).rename(directory / step_name(step))
 
@@ -179,10 +179,10 @@ def test_a_renamed_checkpoint_is_named_with_its_step(tmp_path: Path) -> None:
 def test_retention_neither_counts_nor_removes_what_is_not_of_the_run(tmp_path: Path) -> None:
     make(tmp_path, {1: 1, 2: 0, 3: 0, 4: 1, 5: 0, 6: 1, 900: 0})
     policy = CheckpointConfig(keep_last=2)
-    assert [path.name for path in surplus(tmp_path, policy, geometry=of_seed(0))] == [step_name(2)]
+    assert [path.name for path in surplus(tmp_path, policy, metadata=of_seed(0))] == [step_name(2)]
     best = CheckpointConfig(keep_last=1, keep_best=1)  # the lowest eval/loss is that of another run
-    assert [path.name for path in surplus(tmp_path, best, geometry=of_seed(0))] == [step_name(3)]
-    prune(tmp_path, policy, geometry=of_seed(0))
+    assert [path.name for path in surplus(tmp_path, best, metadata=of_seed(0))] == [step_name(3)]
+    prune(tmp_path, policy, metadata=of_seed(0))
     assert sorted(path.name for path in tmp_path.iterdir()) == [step_name(step) for step in (1, 3, 4, 5, 6, 900)]
 
 
@@ -190,11 +190,11 @@ def test_retention_neither_counts_nor_removes_what_is_not_of_the_run(tmp_path: P
 def test_saving_does_not_replace_a_checkpoint_of_another_run(tmp_path: Path, step: int) -> None:
     make(tmp_path, {step: 1 if step == 8 else 0})
     before = (tmp_path / step_name(step) / "manifest.json").read_bytes()
-    (result,) = write(tmp_path, step, 1, seed=3, geometry=of_seed(0))
+    (result,) = write(tmp_path, step, 1, seed=3, metadata=of_seed(0))
     assert result.kept_as == tmp_path / f"{step_name(step)}.other-1"
     assert (result.kept_as / "manifest.json").read_bytes() == before
     loaded(tmp_path / step_name(step))
-    (result,) = write(tmp_path, step, 1, seed=4, geometry=of_seed(0))
+    (result,) = write(tmp_path, step, 1, seed=4, metadata=of_seed(0))
     assert result.kept_as is None, "its own is replaced"
 
 
@@ -204,7 +204,7 @@ def run(tmp_path: Path, config: Config) -> Path:
     directory = tmp_path / "checkpoints"
     other = compose(["task=classification", "task.num_classes=4", "seed=1"])
     for step, of in ((2, config), (4, config), (8, other), (9, config)):
-        write(directory, step, 1, geometry=saved(of), metrics={"eval/loss": 1 / step})
+        write(directory, step, 1, metadata=saved(of), metrics={"eval/loss": 1 / step})
     (directory / step_name(9)).rename(directory / step_name(900))
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
     return tmp_path
@@ -228,6 +228,6 @@ def test_a_directory_of_one_run_needs_no_config(
 ) -> None:
     monkeypatch.setattr("swinv2_train.checkpoint.identity.from_yaml", None)  # would fail if it was called
     for step in (1, 2):
-        write(tmp_path, step, 1, geometry=saved(config))
+        write(tmp_path, step, 1, metadata=saved(config))
     assert strangers(tmp_path) == {}
-    assert read_manifest(tmp_path / step_name(2)).geometry["classes"] == NAMES
+    assert read_manifest(tmp_path / step_name(2)).metadata["classes"] == NAMES

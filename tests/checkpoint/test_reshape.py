@@ -37,7 +37,7 @@ def test_the_content_is_the_same_to_the_bit(tmp_path: Path, ema: bool, cuts: tup
     before, after = verify(source), verify(target)
     assert after.world_size == num_ranks
     assert after.has_ema is ema
-    for key in ("step", "geometry", "shapes", "metrics", "versions"):
+    for key in ("step", "metadata", "shapes", "metrics", "versions"):
         assert getattr(after, key) == getattr(before, key), key
 
 

@@ -75,7 +75,7 @@ def test_a_rank_that_owns_nothing_writes_nothing(tmp_path: Path) -> None:
 
     def work(ranks: ThreadRanks) -> Saved:
         pieces = shards(tensors, 0, 1) if ranks.rank == 0 else iter(())
-        return save(tmp_path, 10, fragments=pieces, state={}, geometry={}, ranks=ranks)
+        return save(tmp_path, 10, fragments=pieces, state={}, metadata={}, ranks=ranks)
 
     on_ranks(2, work)
     assert [record.path for record in verify(tmp_path / step_name(10)).files] == [
@@ -133,7 +133,7 @@ def test_an_error_of_any_kind_on_one_rank_ends_the_others_too(tmp_path: Path, fa
             if ranks.rank == failing_rank:
                 raise RuntimeError("CUDA error: an illegal memory access\nand a page of advice")
 
-        return save(tmp_path, 10, fragments=pieces(), state={}, geometry={}, ranks=ranks)
+        return save(tmp_path, 10, fragments=pieces(), state={}, metadata={}, ranks=ranks)
 
     for outcome in on_ranks(2, work):
         assert isinstance(outcome, CheckpointError)
@@ -143,7 +143,7 @@ def test_an_error_of_any_kind_on_one_rank_ends_the_others_too(tmp_path: Path, fa
 def test_what_the_main_rank_cannot_write_down_ends_the_others_too(tmp_path: Path) -> None:
     def work(ranks: ThreadRanks) -> Saved:
         pieces = shards(full_tensors(), ranks.rank, 2)
-        return save(tmp_path, 10, fragments=pieces, state={"odd": object()}, geometry={}, ranks=ranks)
+        return save(tmp_path, 10, fragments=pieces, state={"odd": object()}, metadata={}, ranks=ranks)
 
     for outcome in on_ranks(2, work):
         assert isinstance(outcome, CheckpointError)
@@ -154,7 +154,7 @@ def test_what_the_main_rank_cannot_write_down_ends_the_others_too(tmp_path: Path
 def test_an_average_of_only_some_fragments_is_refused(tmp_path: Path) -> None:
     pieces = shards(full_tensors(), 0, 2) + shards(full_tensors(ema=True), 1, 2)
     with pytest.raises(CheckpointError, match="only some fragments have a moving average"):
-        save(tmp_path, 10, fragments=pieces, state={}, geometry={}, ranks=thread_ranks(1)[0])
+        save(tmp_path, 10, fragments=pieces, state={}, metadata={}, ranks=thread_ranks(1)[0])
 
 
 @pytest.mark.parametrize("free_mib", [0, 1])
@@ -247,7 +247,7 @@ def test_a_crash_between_the_two_renames_loses_nothing(
     fail_rename(monkeypatch, 2, Crash())
     pieces = shards(full_tensors(1), 0, 1)
     with pytest.raises(Crash):
-        save(tmp_path, 10, fragments=pieces, state={}, geometry={}, ranks=thread_ranks(1)[0])
+        save(tmp_path, 10, fragments=pieces, state={}, metadata={}, ranks=thread_ranks(1)[0])
     monkeypatch.undo()
     assert list_checkpoints(tmp_path) == []
     if then == "resume":
@@ -277,7 +277,7 @@ def test_a_crash_right_after_the_two_renames_leaves_the_new_one(
     monkeypatch.setattr(shutil, "rmtree", rmtree)
     pieces = shards(full_tensors(1), 0, 1)
     with pytest.raises(Crash):
-        save(tmp_path, 10, fragments=pieces, state={}, geometry={}, ranks=thread_ranks(1)[0])
+        save(tmp_path, 10, fragments=pieces, state={}, metadata={}, ranks=thread_ranks(1)[0])
     monkeypatch.undo()
     (found,) = on_ranks(1, lambda ranks: newest_valid(tmp_path, ranks))
     assert_equal(loaded(found.path), full_tensors(1))

@@ -47,7 +47,7 @@ def policy(**values: Any) -> CheckpointConfig:
 def begin(saver: Saver, step: int, rank: int, world_size: int, *, ema: bool = False, **content: Any) -> None:
     """Save the tensors of seed `step`."""
     pieces = iter(shards(full_tensors(step, ema=ema), rank, world_size))
-    saver.begin(step, fragments=pieces, **{"state": {"step": step}, "geometry": {}, "metrics": {}, **content})
+    saver.begin(step, fragments=pieces, **{"state": {"step": step}, "metadata": {}, "metrics": {}, **content})
 
 
 def names(directory: Path) -> list[str]:
@@ -81,8 +81,8 @@ def test_a_save_in_flight_keeps_the_state_at_begin(
     def work(ranks: ThreadRanks) -> list[Outcome]:
         saver = Saver(tmp_path, ranks, policy())
         own = shards(tensors, ranks.rank, world_size)
-        state, geometry, metrics = {"losses": [1.0]}, {"model": {"depths": [2]}}, {"eval/loss": 0.5}
-        saver.begin(10, fragments=own, state=state, geometry=geometry, metrics=metrics)
+        state, metadata, metrics = {"losses": [1.0]}, {"model": {"depths": [2]}}, {"eval/loss": 0.5}
+        saver.begin(10, fragments=own, state=state, metadata=metadata, metrics=metrics)
         for piece in own:
             piece.weight.zero_()
             piece.exp_avg.zero_()
@@ -90,7 +90,7 @@ def test_a_save_in_flight_keeps_the_state_at_begin(
             if piece.ema is not None:
                 piece.ema.zero_()
         state["losses"].append(2.0)
-        geometry["model"]["depths"].append(4)
+        metadata["model"]["depths"].append(4)
         metrics["eval/loss"] = 9.0
         assert saver.poll() == []
         assert saver.last_saved is None
@@ -117,7 +117,7 @@ def test_a_save_in_flight_keeps_the_state_at_begin(
     path = tmp_path / step_name(10)
     manifest = verify(path)
     assert manifest.metrics == {"eval/loss": 0.5}
-    assert manifest.geometry == {"model": {"depths": [2]}}
+    assert manifest.metadata == {"model": {"depths": [2]}}
     assert read_state(path) == {"losses": [1.0]}
     assert_equal(loaded(path, ema=ema), full_tensors(ema=ema))
 

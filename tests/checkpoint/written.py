@@ -65,9 +65,9 @@ def write(
                 fragments.append(Fragment(name, shape, start, **runs))
             offset += math.prod(shape)
         state = {**STATE, "train": train or {**STATE["train"], "step": step}}
-        geometry = {"task": {"name": "simmim"}, "model": {"embed_dim": 5}}
+        metadata = {"task": {"name": "simmim"}, "model": {"embed_dim": 5}}
         return save(
-            directory, step, fragments=fragments, state=state, geometry=geometry, ranks=ranks, metrics=metrics or {}
+            directory, step, fragments=fragments, state=state, metadata=metadata, ranks=ranks, metrics=metrics or {}
         )
 
     for outcome in on_ranks(len(bounds) - 1, work):

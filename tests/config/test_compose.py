@@ -1,4 +1,4 @@
-"""Composing a config: every shipped one works, every mistake ends in one sentence with field, value and mend."""
+"""Composing a config: every shipped one works, every mistake ends in one sentence with field, value, and fix."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     configs = [small(name, shards, folder / name) for name in NAMES]
     multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
     with Apart(folder) as ranks:
-        modules = ["deepspeed", "swinv2_train.engine.run", "timm.data.auto_augment", __name__]
+        modules = ["deepspeed", "torch._dynamo", "swinv2_train.engine.run", "timm.data.auto_augment", __name__]
         multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
         multiprocessing.forkserver._forkserver.ensure_running()
         server = multiprocessing.forkserver._forkserver._forkserver_address

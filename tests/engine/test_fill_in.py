@@ -107,7 +107,7 @@ def test_a_run_keeps_the_background_it_began_with(
 ) -> None:
     """An earlier version recorded none, because it dropped the alpha channel; None: there is no checkpoint."""
     saved = None if recorded is None else {"data": recorded, "task": {"num_classes": 2}}
-    monkeypatch.setattr("swinv2_train.engine.fill_in.saved_geometry", lambda *_: saved)
+    monkeypatch.setattr("swinv2_train.engine.fill_in.saved_metadata", lambda *_: saved)
     assert complete(config(tmp_path), Card(class_counts=Counter({0: 4, 1: 4}))).data.background == taken
     given = complete(config(tmp_path, "task.num_classes=2", "data.background=mean"), None)
     assert given.data.background == "mean"  # and refused by the check of the run, if the run has another

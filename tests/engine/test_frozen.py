@@ -76,7 +76,7 @@ def held(engine: Engine) -> list[torch.Tensor]:
 def saved(engine: Engine, directory: Path, ranks: Ranks) -> Path:
     state = {"train": TrainState().to_dict(), "optimizer": engine.scalars()}
     pieces = engine.fragments_to_save(ranks)
-    return save(directory, 2, fragments=pieces, state=state, geometry={"model": {}}, ranks=ranks).path
+    return save(directory, 2, fragments=pieces, state=state, metadata={"model": {}}, ranks=ranks).path
 
 
 def loaded(config: Config, layout: tuple[str, int], path: Path, ranks: Ranks) -> Engine:

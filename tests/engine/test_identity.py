@@ -14,7 +14,7 @@ from swinv2_train.checkpoint.layout import list_checkpoints, manifest_text, read
 from swinv2_train.config.compose import compose
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.engine.identity import class_warnings, run_identity, saved_geometry
+from swinv2_train.engine.identity import class_warnings, run_identity, saved_metadata
 from swinv2_train.engine.init_from import preview
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
 from tests.data.http_server import FlakyServer
@@ -51,9 +51,9 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_the_run_was_started_with_is_recorded(data: Path, trained: Path) -> None:
-    geometry = read_manifest(list_checkpoints(trained / "checkpoints")[0]).geometry
-    assert geometry["classes"] == ["0", "1", "2"]
-    (content,) = geometry["order"]["data.content"]
+    metadata = read_manifest(list_checkpoints(trained / "checkpoints")[0]).metadata
+    assert metadata["classes"] == ["0", "1", "2"]
+    (content,) = metadata["order"]["data.content"]
     assert content.split()[0] == f"bytes:{(data / 'train-000000.tar').stat().st_size}"
     assert run_here(command(data, trained)) == FINISHED, "the same data"
 
@@ -93,7 +93,7 @@ def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path
     shutil.copytree(trained, tmp_path / "run")
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
         manifest = read_manifest(path)
-        del manifest.geometry["order"]["data.content"]
+        del manifest.metadata["order"]["data.content"]
         (path / "manifest.json").write_text(manifest_text(manifest))
     resolved = tmp_path / "run" / "resolved.yaml"
     text = resolved.read_text()
@@ -101,7 +101,7 @@ def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path
     resolved.write_text(text.replace("resume:\n  mode: auto\n  allow: []\n", "resume: auto\n"))
     assert run_here(command(data, tmp_path / "run", "optim.steps=3")) == FINISHED
     newest = read_manifest(list_checkpoints(tmp_path / "run" / "checkpoints")[0])
-    assert newest.geometry["order"]["data.content"], "and records the content from now on"
+    assert newest.metadata["order"]["data.content"], "and records the content from now on"
 
 
 def damage(path: Path) -> None:
@@ -111,7 +111,7 @@ def damage(path: Path) -> None:
 
 def other_seed(path: Path) -> None:
     manifest = read_manifest(path)
-    manifest.geometry["order"]["seed"] = 7
+    manifest.metadata["order"]["seed"] = 7
     (path / "manifest.json").write_text(manifest_text(manifest))
 
 
@@ -159,12 +159,12 @@ def test_the_classes_are_completed_from_a_checkpoint_of_this_run(trained: Path, 
     shutil.copytree(trained, tmp_path / "run")
     other_seed(tmp_path / "run" / "checkpoints" / step_name(2))
     config = compose(command(Path("/nowhere"), tmp_path / "run"))
-    found = saved_geometry(tmp_path / "run", config)
+    found = saved_metadata(tmp_path / "run", config)
     assert found is not None
     assert found["order"]["seed"] == 0
     config.seed = 3
-    assert saved_geometry(tmp_path / "run", config)["order"]["seed"] == 7, "the newest, for its error"
-    assert saved_geometry(tmp_path / "none", config) is None
+    assert saved_metadata(tmp_path / "run", config)["order"]["seed"] == 7, "the newest, for its error"
+    assert saved_metadata(tmp_path / "none", config) is None
 
 
 def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
@@ -178,12 +178,12 @@ def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
         shards = ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0)
         (shard,) = shards.shards
         assert replace(shard, url=f"{shard.url}?signature=2").content == shard.content, "of the URL without its query"
-        return run_identity(config, shards).geometry["order"]["data.content"]
+        return run_identity(config, shards).metadata["order"]["data.content"]
 
     def differs(before: list[str], now: list[str]) -> bool:
         own = run_identity(config, ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0))
-        saved = json.loads(json.dumps(own.geometry))
-        saved["order"]["data.content"], own.geometry["order"]["data.content"] = before, now
+        saved = json.loads(json.dumps(own.metadata))
+        saved["order"]["data.content"], own.metadata["order"]["data.content"] = before, now
         return own.refusal(saved) is not None
 
     try:
@@ -196,7 +196,7 @@ def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
         second = seen()
         assert differs(first, second)
         assert not differs(first, first)
-        local = run_identity(config, ShardSet.open(str(tar), tmp_path / "cache")).geometry["order"]["data.content"]
+        local = run_identity(config, ShardSet.open(str(tar), tmp_path / "cache")).metadata["order"]["data.content"]
         assert not differs(first, local), "a local copy has no version, only its size"
     finally:
         server.close()

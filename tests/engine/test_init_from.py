@@ -127,8 +127,8 @@ def test_a_run_starts_from_another_and_does_without_it_later(
     assert resolved.model.pretrained_window == [4, 4, 4, 2]
     manifest = read_manifest(list_checkpoints(run_dir / "checkpoints")[0])
     assert "backbone.layers.0.downsample.norm.bias" in manifest.frozen
-    geometry = manifest.geometry
-    assert (geometry["model"]["pretrained_window"], geometry["classes"]) == ([4, 4, 4, 2], None)
+    metadata = manifest.metadata
+    assert (metadata["model"]["pretrained_window"], metadata["classes"]) == ([4, 4, 4, 2], None)
     with open_source(source, skip={newest.name: ""}) as before, open_source(run_dir) as after:
         for name in (name for name in after.shapes if not name.startswith("head.")):
             assert torch.equal(after.tensor(name), before.tensor(name)), "such a learning rate changes nothing"

@@ -65,6 +65,7 @@ class Nursery:
 
 def _import_everything() -> None:
     import deepspeed  # noqa: F401
+    import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it
 
     import swinv2_train.cli.train
     import swinv2_train.engine.run  # noqa: F401

@@ -40,17 +40,17 @@ def write_model(
         values = parameter.detach() + 0.3 * noise if parameter.ndim < 2 else 0.15 * noise
         tensors[name] = (noise * 0.5 + 2.0 if name.endswith("logit_scale") else values).contiguous()
     task: TaskConfig = SimMIMConfig() if simmim else ClassificationConfig(num_classes=len(CLASSES))
-    geometry = {
+    metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
         "data": {"resolution": list(sides), "mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
         "classes": None if simmim else CLASSES,
         "preprocess": {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
     }
-    metadata = {"weights": "raw", "geometry": json.dumps(geometry), "metrics": '{"eval/top1": 0.75}', "step": "40"}
+    header = {"weights": "raw", "geometry": json.dumps(metadata), "metrics": '{"eval/top1": 0.75}', "step": "40"}
     shapes = {name: ("fp32", tuple(tensor.shape)) for name, tensor in tensors.items()}
     data = (memoryview(tensor.flatten().view(torch.uint8).numpy()) for tensor in tensors.values())
-    write_safetensors(path, shapes, data, metadata)
+    write_safetensors(path, shapes, data, header)
     return path
 
 

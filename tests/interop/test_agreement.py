@@ -117,8 +117,8 @@ def test_what_timm_saved_is_read_as_it_was_built(
 def test_a_feature_extractor_of_timm_is_read_as_it_was_built(tmp_path: Path) -> None:
     saved_by_timm(tmp_path, "swinv2_tiny_window8_256", num_classes=0, img_size=96, in_chans=1)
     with open_source(tmp_path) as source:
-        assert (source.num_classes, source.geometry["data"]["resolution"]) == (0, [96, 96])
-        assert source.geometry["model"]["in_channels"] == 1
+        assert (source.num_classes, source.metadata["data"]["resolution"]) == (0, [96, 96])
+        assert source.metadata["model"]["in_channels"] == 1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_geometry_that_the_source_computes_differently_is_refused_until_it_is_
     assert any("this geometry" in note for note in load_model(tmp_path, [given]).source.notes)
     with open_source(tmp_path) as source:
         config = load_model(tmp_path, [given]).config
-        size = tuple(source.geometry["data"]["resolution"])
+        size = tuple(source.metadata["data"]["resolution"])
         assert len(start_note(source, config.model, size)) == 1
         assert not start_note(source, config.model, (256, 256))
 

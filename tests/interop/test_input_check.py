@@ -144,10 +144,10 @@ def test_configs_say_nothing_that_the_model_does_not(exported: Any) -> None:
     assert processor["rescale_factor"] == 1 / 65535
     assert "crop_pct" not in processor
     again = load_model(done.path)
-    assert again.source.geometry["preprocess"]["bits"] == [16]
+    assert again.source.metadata["preprocess"]["bits"] == [16]
     assert again.config.data.background == "drop"  # that of files without an entry
     with open_source(exported("timm", 16).path) as timm:
-        assert (timm.geometry["preprocess"]["bits"], timm.geometry["preprocess"]["background"]) == ([16], "drop")
+        assert (timm.metadata["preprocess"]["bits"], timm.metadata["preprocess"]["background"]) == ([16], "drop")
     assert (again.config.data.crop_mode, again.config.data.augment.interpolation) == ("squash", "bilinear")
     assert np.allclose(again.mean, [0.4, 0.45, 0.5])
     assert any("adds the mask" in note for note in done.notes)
@@ -178,13 +178,13 @@ def test_metadata_of_a_program_is_what_it_was_made_for(
 def read_processor(
     tmp_path: Path, processor: dict[str, Any], size: int = 64, channels: int = 3
 ) -> tuple[dict[str, Any], list[str]]:
-    geometry: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "model": {"in_channels": channels},
         "data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resolution": [size, size]},
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
     }
-    notes = sidecar.put_preprocessing(geometry, sidecar.Sidecar(tmp_path, {}, processor))
-    return {**geometry["data"], **geometry["preprocess"]}, notes
+    notes = sidecar.put_preprocessing(metadata, sidecar.Sidecar(tmp_path, {}, processor))
+    return {**metadata["data"], **metadata["preprocess"]}, notes
 
 
 VIT = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}}

@@ -103,7 +103,7 @@ def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cfg", "sentence", "mend"),
+    ("cfg", "sentence", "hint"),
     [
         (
             {"crop_mode": "border"},
@@ -119,14 +119,14 @@ def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
     ],
 )
 def test_a_preparation_that_this_program_has_not_is_refused_until_another_is_chosen(
-    tmp_path: Path, cfg: dict[str, object], sentence: str, mend: str
+    tmp_path: Path, cfg: dict[str, object], sentence: str, hint: str
 ) -> None:
     save_file(FORMATS["timm"].write(canonical(classifier(2)), golden_config()), tmp_path / "model.safetensors")
     content = {"model_args": {"window_size": 4}, "pretrained_cfg": {"input_size": [3, 64, 64], **cfg}}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=sentence):
         load_model(tmp_path)
-    assert load_model(tmp_path, [mend]).config.data.resolution == 64
+    assert load_model(tmp_path, [hint]).config.data.resolution == 64
 
 
 def test_a_headless_classifier_cannot_be_used_but_started_from(tmp_path: Path) -> None:

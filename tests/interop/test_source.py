@@ -26,9 +26,9 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import VARIANTS
-from swinv2_train.interop.geometry import trained_windows, windows_from_buffers
 from swinv2_train.interop.input_check import recorded_bits
 from swinv2_train.interop.load import load_model, source_config
+from swinv2_train.interop.metadata import trained_windows, windows_from_buffers
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
 from tests.interop.files import (
@@ -73,14 +73,14 @@ def test_every_released_file_tells_its_model(
     torch.save(content, tmp_path / f"{name}.pth")
     with open_source(tmp_path / f"{name}.pth") as source:
         assert source.format == "official"
-        model = source.geometry["model"]
+        model = source.metadata["model"]
         assert (model["window"], source.num_classes) == (window, classes)
-        assert source.geometry["data"]["resolution"] == [resolution, resolution]
+        assert source.metadata["data"]["resolution"] == [resolution, resolution]
         assert {key: model[key] for key in VARIANTS[size]} == VARIANTS[size]
         assert (model["in_channels"], model["patch_size"], model["mlp_ratio"]) == (3, 4, 4.0)
         own = [min(window, resolution // (4 * 2**stage)) for stage in range(4)]
-        assert trained_windows(source.geometry) == [(side, side) for side in before or own]
-        assert source.geometry["preprocess"]["crop_mode"] == ("squash" if resolution == 384 else "center")
+        assert trained_windows(source.metadata) == [(side, side) for side in before or own]
+        assert source.metadata["preprocess"]["crop_mode"] == ("squash" if resolution == 384 else "center")
         assert ("its buffers" if buffers else f"the name {name}") in source.notes[-1]
         key = "layers.2.blocks.1.attn.qkv.weight"
         assert torch.equal(source.tensor(key), content["model"][key])
@@ -92,9 +92,9 @@ def test_a_released_simmim_file_needs_its_windows_told(tmp_path: Path) -> None:
     content = released_simmim_file()
     torch.save(content, tmp_path / "swinv2_base_1k_500k.pth")
     with open_source(tmp_path / "swinv2_base_1k_500k.pth") as source:
-        assert source.geometry["task"] == {"name": "simmim"}
-        assert "window" not in source.geometry["model"]
-        assert trained_windows(source.geometry) is None
+        assert source.metadata["task"] == {"name": "simmim"}
+        assert "window" not in source.metadata["model"]
+        assert trained_windows(source.metadata) is None
         key = "layers.0.blocks.0.attn.cpb_mlp.0.weight"
         assert source.renamed[key] == "encoder.layers.0.blocks.0.attn.rpe_mlp.0.weight"
         assert torch.equal(source.tensor(key), content["model"][source.renamed[key]])
@@ -130,7 +130,7 @@ def test_what_a_pickle_asks_for_is_never_done(tmp_path: Path, monkeypatch: pytes
         assert f"{os.mkdir.__module__}.mkdir" in source.notes[0]
         assert "yacs.config.CfgNode" in source.notes[0]
         assert "yacs" not in sys.modules
-        assert source.geometry["model"]["window"] == 12, "plain data of the config inside is read"
+        assert source.metadata["model"]["window"] == 12, "plain data of the config inside is read"
         for key in ("mask_token", "layers.3.blocks.1.mlp.fc2.bias"):
             assert torch.equal(source.tensor(key), content["model"][source.renamed[key]])
 
@@ -234,9 +234,9 @@ def test_a_directory_of_timm_tells_windows_statistics_and_names(tmp_path: Path) 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with open_source(tmp_path) as source:
         assert source.format == "timm"
-        assert source.geometry["data"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resolution": [64, 64]}
-        assert source.geometry["preprocess"]["crop_pct"] == 0.9
-        assert (source.geometry["model"]["window"], source.geometry["model"]["pretrained_window"]) == (4, [3, 3, 3, 2])
+        assert source.metadata["data"] == {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "resolution": [64, 64]}
+        assert source.metadata["preprocess"]["crop_pct"] == 0.9
+        assert (source.metadata["model"]["window"], source.metadata["model"]["pretrained_window"]) == (4, [3, 3, 3, 2])
         assert source.class_names == ["cat", "dog"]
 
 
@@ -254,8 +254,8 @@ def test_a_directory_of_hugging_face_tells_the_same(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     with open_source(tmp_path) as source:
         assert source.format == "huggingface"
-        assert source.geometry["data"]["mean"] == [0.5] * 3
-        assert source.geometry["preprocess"]["crop_mode"] == "squash"
+        assert source.metadata["data"]["mean"] == [0.5] * 3
+        assert source.metadata["preprocess"]["crop_mode"] == "squash"
         assert source.class_names == ["a", "b"]
         assert all(torch.equal(source.tensor(name), weights[name]) for name in weights)
         key = "layers.0.blocks.0.attn.qkv.weight"  # three tensors in the file
@@ -306,25 +306,25 @@ def test_queries_and_keys_that_do_not_fit_together_are_refused(tmp_path: Path) -
 def test_records_that_do_not_fit_the_weights_are_ignored(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.safetensors")
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    geometry = json.loads(metadata["geometry"])
-    geometry |= {"classes": ["one"], "preprocess": {**geometry["preprocess"], "bits": [[8]]}}
-    save_file(load_file(path), path, metadata={**metadata, "geometry": json.dumps(geometry)})
+        header = file.metadata()
+    metadata = json.loads(header["geometry"])
+    metadata |= {"classes": ["one"], "preprocess": {**metadata["preprocess"], "bits": [[8]]}}
+    save_file(load_file(path), path, metadata={**header, "geometry": json.dumps(metadata)})
     loaded = load_model(path)
     assert loaded.class_names is None
     assert any("its list of 1 class names is ignored" in note for note in loaded.source.notes)
     assert recorded_bits(loaded) is None
 
 
-def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> None:
+def test_a_damaged_record_of_the_metadata_is_one_sentence(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.safetensors")
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
-    metadata = header["__metadata__"]
+    recorded = header["__metadata__"]
 
     def refusal(**changes: str) -> str:
-        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        text = json.dumps({**header, "__metadata__": {**recorded, **changes}}).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
         with pytest.raises((CheckpointError, ConfigError)) as caught, open_source(path) as source:
             source_config(source)
@@ -335,10 +335,10 @@ def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> Non
         return said
 
     for text in ("null", "[]", "1", "{}", '{"model": []}'):
-        assert "geometry is missing" in refusal(geometry=text), text
+        assert "metadata is missing" in refusal(geometry=text), text
     for text in ("", "[" * 100_000, '{"model":'):
         assert "is not JSON" in refusal(geometry=text), text
-    whole = json.loads(metadata["geometry"])
+    whole = json.loads(recorded["geometry"])
     for place, values in {
         "model.embed_dim": ["8", 1.5, None, True, 10**400],
         "model.depths": [3, ["x"], [1, 2]],
@@ -361,7 +361,7 @@ def test_a_damaged_record_of_the_geometry_is_one_sentence(tmp_path: Path) -> Non
             word = "task" if section == "task" and key in ("", "name") else (key or section).split("_")[0]
             assert word in said, (place, value)
     for changes in ({"metrics": "[1]"}, {"step": "-3"}, {"step": "[]"}):  # of the training, not of the weights
-        text = json.dumps({**header, "__metadata__": {**metadata, **changes}}).encode()
+        text = json.dumps({**header, "__metadata__": {**recorded, **changes}}).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
         with open_source(path) as source:
             assert source.metrics == {} or source.step is None
@@ -397,11 +397,11 @@ def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tm
     with open_source(finished_run) as source:
         assert (source.path, source.step, source.format) == (newest, 8, "swinv2-train")
         assert source.metrics == read_manifest(newest).metrics
-        assert source.geometry["preprocess"]["mean"] == [0.485, 0.456, 0.406]
+        assert source.metadata["preprocess"]["mean"] == [0.485, 0.456, 0.406]
         write_weights(newest, tmp_path / "weights.safetensors")
         with open_source(tmp_path / "weights.safetensors") as one:
             assert one.shapes == source.shapes
-            assert one.geometry == source.geometry
+            assert one.metadata == source.metadata
             assert all(torch.equal(one.tensor(name), source.tensor(name)) for name in one.shapes)
     losses = {path: read_manifest(path).metrics["eval/loss"] for path in (newest, older)}
     with open_source(finished_run, which="best") as source:

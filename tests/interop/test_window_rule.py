@@ -44,7 +44,7 @@ def foreign(directory: Path, layout: str) -> Path:
 def test_imported_weights_have_the_rule_of_their_library(tmp_path: Path, layout: str, rule: str) -> None:
     path = foreign(tmp_path / "weights", layout)
     with open_source(path) as source:
-        assert source.geometry["model"]["window_rule"] == rule
+        assert source.metadata["model"]["window_rule"] == rule
     # A size of one's own is asked for on purpose: what timm computes on these maps is compared elsewhere.
     loaded = load_model(path, ["model.window=4", f"data.resolution={list(SIZE)}", "model.pretrained_window=0"])
     assert loaded.config.model.window_rule == rule
@@ -93,5 +93,5 @@ def test_weights_from_before_the_rule_are_per_axis(tmp_path: Path) -> None:
     path = foreign(tmp_path / "weights", "official")
     done = export(load_model(path, ["data.resolution=64", "model.window=4"]), tmp_path / "out", "swinv2-train")
     with open_source(done.path) as source:
-        del source.geometry["model"]["window_rule"]
+        del source.metadata["model"]["window_rule"]
         assert source_config(source).model.window_rule == "per-axis"

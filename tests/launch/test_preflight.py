@@ -110,7 +110,7 @@ def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path:
     assert [process.returncode for process in both] == [FAILED, FAILED], first + second
     (line,) = [line for line in first.splitlines() if line.startswith("swinv2-train:")]
     assert "rank 1 on " in line
-    assert "webdataset 9.9.9, and rank 0 on " in line
+    assert "webdataset 9.9.9, but rank 0 on " in line
     assert "data.eval_shards=~/data/eval-*.tar: " in line
     assert "its run.dir is not that of rank 0 on " in line
     assert "swinv2-train:" not in second

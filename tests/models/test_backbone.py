@@ -200,6 +200,7 @@ def test_a_block_can_be_compiled(backend):
     """Captured without a graph break, but for the sequential backend, which stays outside of the graph."""
     torch._dynamo.reset()
     block = filled(attention=backend, drop_path=0.5).layers[0].blocks[1]
+    block.attn.use_backend(backend, compiled=True)
     compiled = torch.compile(block, backend="aot_eager", fullgraph=backend != "sequential")
     scales = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
     results = []

@@ -168,3 +168,10 @@ def test_a_tracers_fake_tensor_is_not_kept(monkeypatch):
     with FakeTensorMode():
         relative_coordinates((3, 3), (0, 0), CPU)
     assert type(relative_coordinates((3, 3), (0, 0), CPU)) is torch.Tensor
+
+
+def test_dynamo_takes_the_tables_for_constants():
+    expected = vars(torch.compiler.assume_constant_result(lambda: None))
+    assert expected
+    for function in (relative_coordinates, geometry.resizing_matrix, geometry.window_regions):
+        assert vars(function) == expected

@@ -121,7 +121,7 @@ def evaluated(checkpoint: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_renamed_module_is_the_same_run(module: Path, shards: Path, tmp_path: Path) -> None:
     config = compose(own_run(shards, tmp_path))
-    saved = identity(compose(own_run(shards, tmp_path))).geometry | {
+    saved = identity(compose(own_run(shards, tmp_path))).metadata | {
         "task": {"name": "light", "module": "old.name", "hidden": 16}
     }
     assert identity(config).refusal(saved) is None

@@ -67,7 +67,7 @@ def test_a_reliability_diagram_has_a_bar_per_full_bin() -> None:
     upper, lower = reliability_chart(bins, 0.083).figure.axes
     assert [bar.get_height() for bar in upper.patches] == [pytest.approx(0.4), pytest.approx(0.9)]
     assert [bar.get_height() for bar in lower.patches] == [0.0, 25.0, 75.0]
-    assert upper.get_title() == "expected calibration error 8.3 %"
+    assert upper.get_title() == "expected calibration error 8.3%"
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

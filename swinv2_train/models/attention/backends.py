@@ -13,3 +13,6 @@ BACKENDS: dict[str, Backend] = {
     "sequential": sequential_attention,
 }
 """Backends by the names of `model.attention`; `config.model.ATTENTION_BACKENDS` lists the same names without torch."""
+
+NOT_COMPILED = frozenset({"sequential"})
+"""Backends that run between compiled graphs: a graph of all chunks would be long, and free to keep their scores."""

@@ -262,7 +262,6 @@ def _backward(ctx: Any, grad_merged: Tensor) -> tuple[Tensor | None, ...]:
     return grad_qkv, grad_scale, grad_table if need_table else None, None, None, None
 
 
-@torch.compiler.disable
 def sequential_attention(
     qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window, options: AttentionOptions
 ) -> Tensor:
@@ -270,7 +269,7 @@ def sequential_attention(
 
     Scores, softmax, and the product with the values are computed in at least float32.
     """
-    # Create the regions here, outside of compiled graphs: until torch 2.11, a constant of the graph before a break
-    # arrives after it as a function instead of a tensor.
+    # `compile_blocks` keeps this function out of its graphs. Create the regions in here, because until torch 2.11 a
+    # constant of the graph before a break arrives after it as a function instead of a tensor.
     regions = map_regions(qkv, window, shift)
     return _SequentialAttention.apply(qkv, scale, table, regions, window, options.chunk_mib * 2**20)

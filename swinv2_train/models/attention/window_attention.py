@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_train.models.attention.backends import BACKENDS
+from swinv2_train.models.attention.backends import BACKENDS, NOT_COMPILED
 from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.attention.position_bias import BIAS_RANGE, bias_network, network_bias, table_bias
 from swinv2_train.models.geometry import Window
@@ -51,7 +51,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.pretrained_window = pretrained_window
-        self.backend = backend
+        self.use_backend(backend)
         self.position_bias = position_bias
         from_table = position_bias == "table"
         self.options = AttentionOptions(bias_center=0.0 if from_table else BIAS_RANGE / 2, chunk_mib=chunk_mib)
@@ -65,6 +65,13 @@ class WindowAttention(nn.Module):
             self.cpb_mlp = bias_network(len(pretrained_window), num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
+
+    def use_backend(self, name: str, *, compiled: bool = False) -> None:
+        """Attend with a backend of `BACKENDS`, in a module that `torch.compile` is about to compile or not."""
+        self.backend = name
+        # Only for a compiled module: this call imports the compiler, 3 s in every process.
+        keep_out = compiled and name in NOT_COMPILED
+        self._attend = torch.compiler.disable(BACKENDS[name]) if keep_out else BACKENDS[name]
 
     def init_parameters(self, generator: torch.Generator | None) -> None:
         """Set the initial values, see `init_weights`."""
@@ -80,7 +87,7 @@ class WindowAttention(nn.Module):
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have no bias
         qkv = F.linear(x, self.qkv.weight, bias)
         with without_autocast(x):
-            out = BACKENDS[self.backend](qkv, self.scale(), self.position_table(window), window, shift, self.options)
+            out = self._attend(qkv, self.scale(), self.position_table(window), window, shift, self.options)
         return self.proj(out)
 
     def scale(self) -> Tensor | None:

@@ -1,6 +1,6 @@
 """What model a file of weights is for: from the shapes of its tensors, its buffers, the config beside it, its name.
 
-A geometry has the sections of a checkpoint's manifest: `task`, `model` and `data` as in a config, `preprocess` and
+Metadata has the sections of a checkpoint's manifest: `task`, `model` and `data` as in a config, `preprocess` and
 `classes`.
 """
 
@@ -46,38 +46,38 @@ def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Wind
     return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
 
 
-def recorded_geometry(content: Any) -> dict[str, Any]:
-    """Check the geometry that weights of this package record, section by section.
+def recorded_metadata(content: Any) -> dict[str, Any]:
+    """Check the metadata that weights of this package record, section by section.
 
     Raises:
         UnreadableError: naming the section that is missing or has something else in the place of a value.
     """
     if not isinstance(content, Mapping):
-        raise UnreadableError("its geometry is missing")
+        raise UnreadableError("its metadata is missing")
     sections = ("task", "model", "data", "preprocess")
     known: dict[str, Any] = {
         key: dict(value) for key in sections if isinstance(value := content.get(key), Mapping) and value
     }
     for key in ("model", "data"):
         if key not in known:
-            raise UnreadableError(f"its geometry is missing (it has no section {key})")
+            raise UnreadableError(f"its metadata is missing (it has no section {key})")
     try:
         validate_model(from_object(ModelConfig, known["model"]))
     except UnreadableError as error:
-        raise UnreadableError(f"its geometry is damaged: model.{error}") from error
+        raise UnreadableError(f"its metadata is damaged: model.{error}") from error
     except ConfigError as error:
-        raise UnreadableError(f"its geometry is damaged: {error}") from error
+        raise UnreadableError(f"its metadata is damaged: {error}") from error
     sides = known["data"].get("resolution")
     if sides is not None and not (_is_list(sides, is_count) and len(sides) == 2 and all(sides)):
-        raise UnreadableError(f"its geometry is damaged: data.resolution is {reprlib.repr(sides)}")
+        raise UnreadableError(f"its metadata is damaged: data.resolution is {reprlib.repr(sides)}")
     for section in ("data", "preprocess"):
         for key in ("mean", "std"):
             value = known.get(section, {}).get(key)
             if not (value is None or isinstance(value, str) or _is_list(value, lambda x: finite_number(x) is not None)):
-                raise UnreadableError(f"its geometry is damaged: {section}.{key} is {reprlib.repr(value)}")
+                raise UnreadableError(f"its metadata is damaged: {section}.{key} is {reprlib.repr(value)}")
     classes = content.get("classes")
     if not (classes is None or _is_list(classes, lambda name: isinstance(name, str))):
-        raise UnreadableError(f"its geometry is damaged: classes is {reprlib.repr(classes)}")
+        raise UnreadableError(f"its metadata is damaged: classes is {reprlib.repr(classes)}")
     known["classes"] = classes
     return known
 
@@ -86,25 +86,25 @@ def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(fits, value))
 
 
-def model_config(geometry: Mapping[str, Any]) -> ModelConfig:
-    """The model section of a geometry; keys of other versions are left aside, absent ones get their defaults."""
+def model_config(metadata: Mapping[str, Any]) -> ModelConfig:
+    """The model section of metadata; keys of other versions are left aside, absent ones get their defaults."""
     known = {spec.name for spec in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{key: value for key, value in geometry.get("model", {}).items() if key in known})
+    return ModelConfig(**{key: value for key, value in metadata.get("model", {}).items() if key in known})
 
 
-def trained_windows(geometry: Mapping[str, Any]) -> list[Window] | None:
+def trained_windows(metadata: Mapping[str, Any]) -> list[Window] | None:
     """Per stage the window whose offsets the position bias was trained on, clamped to the maps of that training.
 
     Returns:
-        None where the geometry does not tell.
+        None if the metadata does not tell.
     """
-    if not geometry.get("model", {}).get("window"):
+    if not metadata.get("model", {}).get("window"):
         return None
-    model = model_config(geometry)
+    model = model_config(metadata)
     given = pretrained_windows(model)
     if all(height and width for height, width in given):
         return given
-    resolution = geometry.get("data", {}).get("resolution")
+    resolution = metadata.get("data", {}).get("resolution")
     if not resolution:
         return None
     used = [stage.window for stage in stage_geometry(model, *resolution)]
@@ -156,14 +156,14 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
     """
     block = "layers.0.blocks.0.attn."
     if f"{block}relative_position_bias_table" in shapes and f"{block}qkv.bias" in shapes:
-        mend = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
+        raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("stages.0.blocks.0.") and ".meta_mlp." in key for key in shapes):
-        mend = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
+        raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("features.1.0.attn.") for key in shapes):
-        mend = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
-        raise ConfigError("", path, f"{path} {mend}")
+        hint = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
+        raise ConfigError("", path, f"{path} {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
     if missing or len(shapes["patch_embed.proj.weight"]) != 4:
         held = ", ".join(list(shapes)[:3]) or "nothing"
@@ -195,8 +195,8 @@ def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
     if present != regular:
         stage, block = min(present ^ regular)
         there = "there is one" if (stage, block) in present else "there is none"
-        mend = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
-        raise ConfigError("", path, f"{path}: {mend}")
+        hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
+        raise ConfigError("", path, f"{path}: {hint}")
     return period
 
 
@@ -298,12 +298,12 @@ def _clamped(sides: list[Window], resolution: tuple[int, int]) -> list[Window]:
     return [stage.window for stage in stage_geometry(model, *resolution)]
 
 
-def put_windows(geometry: dict[str, Any], found: Windows) -> None:
-    """Write windows and input size into a geometry; one window for all stages where clamping makes the others."""
-    model = geometry["model"]
+def put_windows(metadata: dict[str, Any], found: Windows) -> None:
+    """Write windows and input size into metadata; one window for all stages where clamping makes the others."""
+    model = metadata["model"]
     sides = found.window or []
     if found.resolution:
-        geometry["data"]["resolution"] = list(found.resolution)
+        metadata["data"]["resolution"] = list(found.resolution)
         patch = model["patch_size"]
         rows, columns = (-(-side // patch) for side in found.resolution)
         uniform = []
