@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a trained model: make the environment, pack real images into shards, pretrain a small SwinV2 on them
-# with SimMIM, train it on many labels, fine-tune it on few at a larger size, do that without pretraining as well, and
-# say what came out. Some minutes on two CPU cores. Run it again and it goes on where it stopped, or is done.
+# From nothing to a trained model: create the environment, pack real images into shards, pretrain a small SwinV2 on them with
+# SimMIM, train it on many labels, fine-tune it on few at a larger size, do the same without pretraining, and print the
+# results. Takes some minutes on two CPU cores. Rerun it to resume where it stopped; it does nothing once it is finished.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 
-# DEST is there whole or not at all.
+# Create DEST atomically.
 make_images() {
     [ -d "$2" ] || { python "$1" "$2.partial" && mv "$2.partial" "$2"; }
 }

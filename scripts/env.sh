@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make the project's environment in .venv, or reuse it. Sourced by demo.sh and test.sh; run on its own it only makes it.
-# Takes uv where it can be had (about half a minute), venv and pip otherwise (some minutes). Versions: constraints.txt.
+# Create the project's environment in .venv, or reuse it. demo.sh and test.sh source this file; it can also be run alone.
+# It uses uv if available (about half a minute), otherwise venv and pip (some minutes). Versions: constraints.txt.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,7 +20,7 @@ find_python() {
 
 make_environment() {
     local python stamp
-    # What is installed depends on these files; the stamp says which version of them the environment was made from.
+    # The installed packages depend on these files; the stamp records the version that the environment was created from.
     stamp=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
     if [ "$(cat "$VENV/.swinv2-stamp" 2>/dev/null)" = "$stamp" ]; then
         echo "environment: $VENV (up to date)"
@@ -32,7 +32,7 @@ make_environment() {
     if command -v uv >/dev/null; then
         [ -x "$VENV/bin/python" ] || uv venv --quiet --seed --python "$(command -v "$python")" "$VENV"
     else
-        # An interrupted venv can leave a python without a pip behind.
+        # An interrupted venv can leave a python without pip.
         "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear "$VENV"
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || uv=
         uv=${uv:+$VENV/bin/uv}
@@ -40,7 +40,7 @@ make_environment() {
     if [ -n "$uv" ]; then
         (cd "$ROOT" && "$uv" pip install --quiet --compile-bytecode --python "$VENV/bin/python" -c constraints.txt -e '.[dev]')
     else
-        echo "environment: uv is not to be had, using pip"
+        echo "environment: uv is not available, using pip"
         (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]')
     fi
     echo "$stamp" >"$VENV/.swinv2-stamp"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All GPU checks and benchmarks in one call, for a machine that has an NVIDIA GPU. Results go to scripts/bench/results/.
-# Uses the Python on the path if SWINV2_PYTHON is not set; no network is needed where the packages are installed.
+# All GPU checks and benchmarks in one call, for a machine with an NVIDIA GPU. Results go to scripts/bench/results/.
+# Uses the Python on the path unless SWINV2_PYTHON is set; needs no network if the packages are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${SWINV2_PYTHON:-python3}

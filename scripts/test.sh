@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Run lint and the whole test suite. Arguments go to pytest: scripts/test.sh tests/models -k attention
+# Run lint and the entire test suite. Arguments go to pytest: scripts/test.sh tests/models -k attention
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 
-# One thread per process: the tests start several, and OpenMP threads that wait for each other cost more than they give.
+# One thread per process: tests start several processes, and OpenMP threads that wait for each other only cost time.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Where no GPU is visible, DeepSpeed need not look for one.
+# If no GPU is visible, DeepSpeed does not need to search for one.
 python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || export DS_ACCELERATOR=cpu
 
 ruff check .
 ruff format --check .
-# Checkpoints are forced to the disk, thousands of them here. In memory that takes no time: there they go where 16 GiB of
-# it are free, in the container's limit as well, and files there can be executed.
+# The tests flush thousands of checkpoints to disk, which is much faster in memory. So use /dev/shm if 16 GiB of memory are
+# free, also within the container's limit, and if files there can be executed.
 free_gib() {
     local group=/sys/fs/cgroup limit
     limit=$(cat "$group/memory.max" 2>/dev/null || echo max)
@@ -30,11 +30,11 @@ in_memory() {
     "$scratch/probe" 2>/dev/null || { rm -r "$scratch" && return 1; }
 }
 in_memory || scratch=$(mktemp -d "${TMPDIR:-/tmp}/swinv2-tests-XXXXXX")
-# Hundreds of processes import the package: let them find it compiled.
+# Hundreds of processes import the package, so compile it once.
 unset PYTHONDONTWRITEBYTECODE
 python -m compileall -q swinv2_train
-# One more at a time than there are cores, at most 8: many tests wait for something. A file stays with one worker, for its
-# fixtures' sake, and the slow ones come first (tests/conftest.py).
+# One more worker than cores, at most 8, because many tests wait. A file stays with one worker because of its fixtures, and
+# slow files come first (tests/conftest.py).
 cores=$(env -u OMP_NUM_THREADS nproc)
 read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max || quota=max
 [ "$quota" = max ] || cores=$((quota / period < cores ? quota / period : cores))
@@ -44,6 +44,6 @@ python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --basetemp
 if [ "$code" = 0 ]; then
     rm -rf "$scratch" || true
 else
-    echo "what the tests wrote is in $scratch" >&2
+    echo "the output of the tests is in $scratch" >&2
 fi
 exit "$code"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Run a part of the test suite with other versions than those of constraints.txt:
+# Run a part of the test suite with other package versions than those of constraints.txt:
 #   scripts/versions.sh lowest        the lowest versions that pyproject.toml allows, on Python 3.11
 #   scripts/versions.sh torch-2.11    torch 2.11 on Python 3.12, otherwise the versions of constraints.txt
-# Further arguments go to pytest instead of the selection below. The environment (about 7 GB) is made in
-# ${TMPDIR:-/tmp}/swinv2-versions-MODE, or in $SWINV2_VERSIONS_VENV, and kept for the next call. PYTHON names an interpreter.
+# Other arguments go to pytest and replace the selection below. The environment (about 7 GB) is created in
+# ${TMPDIR:-/tmp}/swinv2-versions-MODE, or in $SWINV2_VERSIONS_VENV, and kept for the next call. PYTHON sets the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ mode=${1:-}
 case "$mode" in
     lowest) python=3.11 wanted=(--resolution lowest-direct -e '.[dev]') ;;
     torch-2.11) python=3.12 wanted=(-e '.[dev]' 'torch==2.11.*' 'torchvision==0.26.*') ;;
-    *) die "give one of lowest, torch-2.11" ;;
+    *) die "use one of lowest, torch-2.11" ;;
 esac
 shift
 venv=${SWINV2_VERSIONS_VENV:-${TMPDIR:-/tmp}/swinv2-versions-$mode}
@@ -34,16 +34,16 @@ find_python() {
             return
         fi
     done
-    # uv can download one, where the network allows it.
+    # uv can download one if there is a network.
     uv python install --quiet "$python" 2>/dev/null && uv python find --managed-python "$python" 2>/dev/null
 }
 
 if ! runs_version "$venv/bin/python"; then
-    interpreter=$(find_python) || die "there is no Python $python here, and uv cannot download one; set PYTHON=/path/to/python$python"
+    interpreter=$(find_python) || die "Python $python is not installed, and uv cannot download it; set PYTHON=/path/to/python$python"
     uv venv --quiet --clear --python "$interpreter" "$venv"
 fi
 if [ "$mode" = torch-2.11 ]; then
-    # torch chooses these itself.
+    # torch determines the versions of these packages.
     grep -vE '^(torch|torchvision|triton|setuptools|nvidia-|cuda-)' constraints.txt >"$venv/constraints.txt"
     wanted+=(-c "$venv/constraints.txt")
 fi
@@ -57,7 +57,7 @@ from importlib.metadata import version
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 names = [line.split(">")[0].split("<")[0] for line in project["dependencies"]]
 print("versions: Python", sys.version.split()[0] + ",", ", ".join(f"{name} {version(name)}" for name in names))'
-# What depends on other packages most: the models and torch.compile, other libraries, files, loaders, the console, a run.
+# The tests that depend most on other packages: models and torch.compile, other libraries, files, loaders, console, a run.
 [ $# -gt 0 ] || set -- tests/models tests/interop tests/tracking tests/tasks tests/config/test_compose.py \
     tests/checkpoint/test_save.py tests/data/test_decode.py tests/data/test_loader.py tests/data/test_pack.py \
     tests/data/test_remote.py tests/engine/test_run.py tests/sweep/test_call.py

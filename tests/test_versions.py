@@ -43,7 +43,7 @@ def refusal(*arguments: str, **environment: str) -> str:
 
 @pytest.mark.parametrize("arguments", [[], ["highest"]])
 def test_the_script_names_its_modes(arguments: list[str]) -> None:
-    assert refusal(*arguments) == "scripts/versions.sh: give one of lowest, torch-2.11\n"
+    assert refusal(*arguments) == "scripts/versions.sh: use one of lowest, torch-2.11\n"
 
 
 def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_missing_python_is_one_sentence(tmp_path: Path) -> None:
     said = refusal(
         "torch-2.11", PYTHON="", PATH=str(tmp_path), PYENV_ROOT=str(tmp_path), SWINV2_VERSIONS_VENV=str(tmp_path / "v")
     )
-    assert "there is no Python 3.12 here, and uv cannot download one; set PYTHON=" in said
+    assert "Python 3.12 is not installed, and uv cannot download it; set PYTHON=" in said
 
 
 def test_the_selected_tests_exist() -> None:
