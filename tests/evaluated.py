@@ -1,4 +1,4 @@
-"""Weights in files and labelled shards, for the tests of evaluation and analysis: nothing has to be trained."""
+"""Weights in files and labeled shards, for the tests of evaluation and analysis, without training."""
 
 from __future__ import annotations
 

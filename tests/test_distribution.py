@@ -95,7 +95,7 @@ def installed(place: Path) -> Path:
 
 
 def files(directory: str) -> set[str]:
-    """What there is below a directory of the checkout, without what programs leave there."""
+    """Return the content of a directory of the checkout, without files that programs leave there."""
     left = ("__pycache__", ".pytest_cache")
     return {
         str(path.relative_to(ROOT))
@@ -147,7 +147,7 @@ def test_the_installed_command_trains_in_an_empty_directory(installed: Path, sha
     assert [path.name for path in empty.iterdir()] == ["run"]
 
 
-def test_an_experiment_of_ones_own_stands_beside_the_installed_ones(installed: Path, tmp_path: Path) -> None:
+def test_a_user_experiment_is_listed_next_to_the_installed_ones(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "tiles.yaml").write_text(EXPERIMENT)
     output = run(

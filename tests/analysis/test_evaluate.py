@@ -229,7 +229,7 @@ def test_shards_with_more_classes_than_the_model_are_refused(folder: Path, tmp_p
         one(options(tmp_path, "nameless", data=data))
 
 
-def test_what_goes_wrong_is_said_once() -> None:
+def test_an_error_is_reported_once() -> None:
     def fail_on(rank: int) -> list[BaseException]:
         def work(ranks: Any) -> BaseException:
             def task() -> None:
@@ -268,7 +268,7 @@ def test_a_window_changes_the_resolution_in_proportion(folder: Path) -> None:
     assert [resolution_for(config, window) for window in (4, 6, 8)] == [(32, 32), (48, 48), (64, 64)]
     assert resolution_for(config, 5) == (40, 40)
     config.model.window = 7
-    assert resolution_for(config, 5) == (32, 32)  # 22.86 pixels are no whole number: the nearest whole tokens
+    assert resolution_for(config, 5) == (32, 32)  # 22.86 pixels are not an integer: rounded to whole tokens
     config.model.window = [4, 4, 4, 2]
     with pytest.raises(ConfigError, match="set resolutions="):
         resolution_for(config, 8)

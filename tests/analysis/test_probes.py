@@ -41,8 +41,8 @@ def test_neither_probe_sees_what_is_not_there() -> None:
     assert linear_accuracy((noise, train[1]), (other, test[1])) < 0.5
 
 
-def test_a_vote_weighs_its_neighbours_by_their_similarity() -> None:
-    """A near neighbour outvotes two far ones: exp(1 / 0.07) against 2 exp(0.8 / 0.07)."""
+def test_a_vote_weights_its_neighbors_by_similarity() -> None:
+    """A near neighbor outvotes two far ones: exp(1 / 0.07) against 2 exp(0.8 / 0.07)."""
     angles = torch.tensor([0.0, 0.6435, -0.6435], dtype=torch.float64)  # cosines 1, 0.8, 0.8
     train = torch.stack([angles.cos(), angles.sin()], dim=1), torch.tensor([1, 0, 0])
     query = torch.tensor([[2.0, 0.0]], dtype=torch.float64), torch.tensor([1])

@@ -156,7 +156,7 @@ def test_infinite_weights_are_copied_as_they_are(tmp_path: Path) -> None:
     assert load_file(out)["encoder.bias"][1].isnan()
 
 
-def test_wrong_use_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_usage_errors_are_rejected_before_anything_is_read(tmp_path: Path) -> None:
     source = write(tmp_path, ema=False)
     taken = tmp_path / "taken.safetensors"
     taken.write_text("mine")

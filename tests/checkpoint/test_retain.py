@@ -1,4 +1,4 @@
-"""Which checkpoints go, and which never do."""
+"""Checkpoints that are removed, and those that never are."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_an_average_of_only_some_fragments_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("free_mib", [0, 1])
-def test_too_little_room_is_said_before_anything_is_written(
+def test_too_little_space_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_mib: float
 ) -> None:
     write(tmp_path, 10, 1)

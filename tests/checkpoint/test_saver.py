@@ -161,7 +161,7 @@ def test_without_a_background_all_is_done_when_begin_returns(tmp_path: Path, mon
 
 
 def fail_on(monkeypatch: pytest.MonkeyPatch, rank: int, times: int) -> tuple[Counter[str], list[Path]]:
-    """Let the writes of a rank fail so many times; counts the files written, and collects the directories."""
+    """Let the writes of a rank fail N times; count the files written, and collect the directories."""
     written, directories, failures = Counter(), [], []
 
     def before(path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_broken_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> 
     assert found.path == tmp_path / step_name(20)
 
 
-def test_damaged_ones_do_not_count_until_they_are_saved_anew(tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_count_until_they_are_saved_again(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step, 1)
     file = next((tmp_path / step_name(30)).glob("model/*"))
@@ -381,7 +381,7 @@ def test_fragments_of_another_size_get_other_memory() -> None:
         assert torch.equal(copied.ema, piece.ema)
 
 
-def test_too_little_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_host_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -419,7 +419,7 @@ def test_if_one_rank_has_no_memory_for_the_copy_all_write_while_the_training_wai
         assert str(error) in warning
         assert warning.endswith("; training waits while this save is written")
         assert outcome.pause_seconds >= outcome.write_seconds > 0
-        (outcome,) = later  # the memory was given back, and asked for anew
+        (outcome,) = later  # the memory was freed, and requested again
         assert (outcome.failure, outcome.warnings) == (None, [])
     assert len(writers) == 12
     assert [name == "saver" for name in writers] == [False] * 6 + [True] * 6

@@ -1,4 +1,4 @@
-"""What is there is found, and told apart: whole, damaged, being written, none."""
+"""Checkpoints are found and distinguished: complete, damaged, being written, or none."""
 
 from __future__ import annotations
 

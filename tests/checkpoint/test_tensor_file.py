@@ -99,7 +99,7 @@ def test_a_header_longer_than_the_file_is_refused_without_being_read(tmp_path: P
 
 
 def test_damaged_files_are_refused_wherever_the_library_refuses_them(tmp_path: Path) -> None:
-    """Ours may only be stricter, and is so for nothing but a name that stands twice or a name that is no text."""
+    """Our check may only be stricter, and is so only for a name that occurs twice or is not a string."""
     rng = random.Random(0)
     path = tmp_path / "x.safetensors"
     tensors = {f"block.{n}": np.arange(n * 3, dtype=(np.float32, np.int64)[n % 2]).reshape(n, 3) for n in range(5)}

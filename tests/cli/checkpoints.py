@@ -1,4 +1,4 @@
-"""What the tests of `swinv2-checkpoint` share: run directories with checkpoints, and a way to call the command."""
+"""Helpers of the tests of `swinv2-checkpoint`: run directories with checkpoints, and a way to call the command."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["signal", "{log}", "bathc=3"], "bathc=3: unknown option; did you mean batch?"),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_usage_errors_are_one_sentence(
     folder: Path, tmp_path: Path, items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [item.replace("{log}", f"{folder}/log.safetensors") for item in items]

@@ -169,7 +169,7 @@ def test_show_says_what_is_inside(made: Path, capsys: pytest.CaptureFixture[str]
     assert "encoder.weight" not in newest
 
 
-def test_show_of_a_damaged_checkpoint_says_so(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_reports_a_damaged_checkpoint(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     next((made / "checkpoints" / "step-00000040").glob("model/*")).unlink()
     code, out, _ = run(capsys, "show", made)
     assert code == FAILED
@@ -245,7 +245,7 @@ STEP = "{run}/checkpoints/step-00000040"
         ),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_usage_errors_are_one_sentence(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)

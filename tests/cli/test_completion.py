@@ -33,7 +33,7 @@ class Ended(BaseException):
 
 
 def complete(line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, breaks: str = "") -> list[str]:
-    """What a command offers for a line with the cursor at its end."""
+    """Return what a command offers for a line with the cursor at its end."""
     import argcomplete
 
     class Finder(argcomplete.CompletionFinder):

@@ -126,7 +126,7 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
         (["nonsense"], "invalid choice"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_status_2(
+def test_usage_errors_are_one_sentence_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     code, out, err = run(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))

@@ -131,7 +131,7 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
         (["checkpoint=/nowhere", "data=y"], "/nowhere does not exist"),
     ],
 )
-def test_wrong_use_is_one_sentence(items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_one_sentence(items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*items, "device=cpu") == 2
     error = capsys.readouterr().err
     assert error.startswith("swinv2-eval: ")

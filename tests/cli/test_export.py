@@ -59,7 +59,7 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
         (["{source}", "{out}", "--format", "timm", "--images", "{tmp}/*.jpg"], "matches no image"),
     ],
 )
-def test_wrong_use_ends_in_one_sentence(
+def test_usage_errors_are_one_sentence(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     names = {"source": source, "out": tmp_path / "out", "tmp": tmp_path}

@@ -54,7 +54,7 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
         (["status", "/no/such", "--redo", "task"], "status runs nothing"),
     ],
 )
-def test_wrong_use_is_one_sentence(
+def test_usage_errors_are_one_sentence(
     arguments: list[str], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -124,7 +124,7 @@ def test_names_patterns_and_changes(place: Path, tmp_path: Path, capsys: pytest.
         (["{place}/model.safetensors"], "IMAGES"),
     ],
 )
-def test_wrong_use_ends_in_one_sentence(
+def test_usage_errors_are_one_sentence(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     names = {"place": place, "tmp": tmp_path, "picture": place / "pictures" / "deeper" / "upright.JPG"}

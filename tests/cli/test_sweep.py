@@ -75,7 +75,9 @@ def _is_finished(run_dir: Path) -> bool:
 
 
 @pytest.mark.parametrize("what", ["status", "report"])
-def test_what_is_no_sweep_is_one_sentence(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_sweep_is_one_sentence(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def answer(directory: Path) -> str:
         assert look(what, str(directory)) == 2
         captured = capsys.readouterr()

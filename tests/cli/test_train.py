@@ -54,7 +54,7 @@ def test_help_lists_every_experiment_and_imports_nothing_slow() -> None:
         (["--config-dir", "/no/such/dir"], ["/no/such/dir"]),
     ],
 )
-def test_wrong_use_is_one_sentence_before_torch(arguments: list[str], parts: list[str]) -> None:
+def test_usage_errors_are_one_sentence_before_torch(arguments: list[str], parts: list[str]) -> None:
     code, output, errors = without(("torch", "deepspeed"), *arguments)
     assert code == WRONG_USE
     assert output == ""

@@ -95,7 +95,7 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         (["task=segmentation"], ["task=segmentation", "use one of classification, simmim"]),
     ],
 )
-def test_wrong_overrides_name_field_value_and_mend(overrides: list[str], parts: list[str]) -> None:
+def test_wrong_overrides_name_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose(overrides)
     message = str(caught.value)

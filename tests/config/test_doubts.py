@@ -140,7 +140,7 @@ def test_no_recipe_is_doubted() -> None:
         assert doubts(config, make_plan(config, 1, config.data.expected_samples or SAMPLES)) == [], name
 
 
-def test_milestones_of_a_recipe_in_epochs_are_no_steps() -> None:
+def test_milestones_of_a_recipe_in_epochs_are_not_steps() -> None:
     steps = ["+experiment=simmim_tiny", "optim.epochs=null"]
     with pytest.raises(ConfigError, match=r"optim.milestones=\[700.*\]: are epochs in the recipe"):
         compose([*steps, "optim.steps=100000"])

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_reference_is_the_schema() -> None:
-    """Make it anew with: python scripts/config_reference.py > conf/REFERENCE.md"""
+    """Update it with: python scripts/config_reference.py > conf/REFERENCE.md"""
     made = runpy.run_path(str(ROOT / "scripts" / "config_reference.py"))["reference"]()
     assert (ROOT / "conf" / "REFERENCE.md").read_text() == made
 

@@ -1,4 +1,4 @@
-"""What cannot be run is refused, in one sentence."""
+"""Configs that cannot be run are rejected with one sentence."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ BASE = ["+experiment=simmim_tiny"]
         (["tracking.peak_tflops=inf"], ["tracking.peak_tflops", "finite"]),
     ],
 )
-def test_refused_with_field_value_and_mend(overrides: list[str], parts: list[str]) -> None:
+def test_rejected_with_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(compose([*BASE, *overrides]))
     message = str(caught.value)

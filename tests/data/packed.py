@@ -1,4 +1,4 @@
-"""What the tests of packing share: a folder of images, small shards, and a look at what was written."""
+"""Helpers of the tests of packing: a folder of images, small shards, and a view of what was written."""
 
 from __future__ import annotations
 

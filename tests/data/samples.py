@@ -45,7 +45,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], **options: objec
 
 
 def write_shards(folder: Path, sizes: Iterable[int], broken: Iterable[int] = ()) -> list[str]:
-    """Shards of JPEGs named img00000, img00001, ...; those in `broken` are no images."""
+    """Write shards of JPEGs named img00000, img00001, ...; those in `broken` are not images."""
     paths, number = [], 0
     for i, size in enumerate(sizes):
         names = range(number, number + size)

@@ -53,7 +53,7 @@ def test_boxes_are_distributed_like_torchvisions() -> None:
 @pytest.mark.parametrize(
     ("height", "width", "expected"), [(10, 200, (0, 93, 10, 13)), (200, 10, (93, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
 )
-def test_too_long_images_give_their_centre(height: int, width: int, expected: tuple[int, ...]) -> None:
+def test_too_long_images_are_cropped_to_their_center(height: int, width: int, expected: tuple[int, ...]) -> None:
     assert random_crop_box(height, width, (0.9, 1.0), (0.75, 4 / 3), np.random.default_rng(0)) == expected
 
 
@@ -118,7 +118,7 @@ def test_center_crop_to_any_shape_keeps_the_aspect(size: tuple[int, int], height
     crop = eval_crop(image, size, 0.875, "center", "bilinear").double()
     assert crop.shape == (2, *size)
     middle = crop[:, size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1].mean(dim=(1, 2))
-    assert (middle - 127.5).abs().max() < 8  # the centre of the crop is the centre of the image
+    assert (middle - 127.5).abs().max() < 8  # the center of the crop is the center of the image
     slopes = [
         (crop[0, -1, 0] - crop[0, 0, 0]) / (size[0] - 1) * height,
         (crop[1, 0, -1] - crop[1, 0, 0]) / (size[1] - 1) * width,

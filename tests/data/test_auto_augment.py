@@ -1,4 +1,4 @@
-"""Policies and jitter hang on the sample's generator alone, and leave the global generators as they were."""
+"""Policies and jitter depend only on the sample's generator, and leave the global generators unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def everything_global() -> tuple[object, ...]:
 @pytest.mark.parametrize(
     "policy", ["rand-m9-mstd0.5-inc1", "rand-m9-n3-tweights", "augmix-m5-w4-d2", "original", "3a", None]
 )
-def test_the_result_hangs_on_the_generator_alone(policy: str | None) -> None:
+def test_the_result_depends_only_on_the_generator(policy: str | None) -> None:
     changed = set()
     for seed in range(6):
         random.seed(seed)
@@ -63,7 +63,7 @@ def test_the_policy_is_timms_own() -> None:
 
 @pytest.mark.parametrize("policy", ["rand-m10-n4-p1-inc1", "rand-m0-n4-p1", "v0", "augmix-m10-w3-d3-mstd0", "original"])
 def test_every_operation_works_at_both_ends_of_its_range(policy: str) -> None:
-    """Keeping 0 bits of the colours, which gives a black image, among them."""
+    """Includes keeping 0 bits of the colors, which results in a black image."""
     ours = augment(policy)
     found = [ours(image(), np.random.default_rng(seed), "x") for seed in range(150)]
     black = sum(int(one.max() == 0) for one in found)
@@ -88,7 +88,7 @@ def test_nothing_is_done_where_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("policy", "jitter"), [("rand-m9", 0.0), (None, 0.4)])
-def test_images_of_16_bit_are_refused_with_the_mend(policy: str | None, jitter: float) -> None:
+def test_images_of_16_bit_are_rejected_with_the_fix(policy: str | None, jitter: float) -> None:
     wide = torch.zeros(3, 24, 24, dtype=torch.uint16)
     with pytest.raises(DataError, match=r"sample cat-1 has 3 channels of 16 bits.*set task\.auto_augment=null"):
         augment(policy, jitter)(wide, np.random.default_rng(0), "cat-1")

@@ -73,7 +73,7 @@ def test_classes_are_counted_once_for_each_label_of_an_image() -> None:
     assert dict(card.rows())["classes per sample"] == "1.20"
 
 
-def test_cards_that_number_their_classes_differently_say_so() -> None:
+def test_cards_with_different_class_numbers_are_reported() -> None:
     one, same, other = Card(class_names=["a", "b"]), Card(class_names=["a", "b"]), Card(class_names=["b", "a"])
     assert not Card.merged([one, same, Card()]).class_lists_differ
     assert Card.merged([one, same, other]).class_lists_differ

@@ -83,7 +83,7 @@ def runs(draw: st.DrawFn) -> tuple[int, int, list[Part]]:
 def read_part(
     order: SampleOrder, global_batch: int, part: Part, state: TrainState, workers: int
 ) -> list[list[tuple[int, int]]]:
-    """What the ranks of a part consume, step by step: (position, sample) in the order of the ranks."""
+    """Return what the ranks of a part consume, step by step: (position, sample) in rank order."""
     steps: list[list[tuple[int, int]]] = [[] for _ in range(part.steps)]
     accumulation = global_batch // part.world_size // part.micro_batch
     for rank in range(part.world_size):

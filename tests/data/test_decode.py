@@ -132,7 +132,7 @@ def test_tiff_white_is_zero_and_alpha() -> None:
     infrared = tiff(RGBA, photometric="rgb", extrasamples=["unspecified"])
     assert (as_numpy(infrared, 4) == RGBA).all()
     with pytest.raises(BrokenSample, match="4 channels, not 3"):
-        decode(infrared, 3)  # a fourth band that is no alpha is not thrown away silently
+        decode(infrared, 3)  # a fourth band other than alpha is not dropped silently
 
 
 def test_channels_are_adapted_where_that_is_harmless() -> None:

@@ -148,7 +148,7 @@ def test_every_format_is_known_by_its_bytes(kind: str) -> None:
     assert difference.mean() < 12
 
 
-def test_other_bytes_are_no_image() -> None:
+def test_other_bytes_are_not_an_image() -> None:
     assert sniff(b"\x93NUMPY") is None
     assert sniff(b"BM is the start of a text") is None
     with pytest.raises(BrokenSample, match="HEIC is not read: convert it"):

@@ -83,7 +83,7 @@ def test_pickles_are_not_even_indexed(tmp_path: Path) -> None:
     assert index.extensions == ["jpg"]
 
 
-def test_what_is_no_sample_is_passed_over(tmp_path: Path) -> None:
+def test_members_that_are_not_samples_are_skipped(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w") as tar:
         for name, kind in (
@@ -133,7 +133,7 @@ def test_a_damaged_header_ends_the_shard_there(tmp_path: Path) -> None:
     assert "damaged" in (index.truncated or "")
 
 
-def test_what_is_no_tar_of_images_is_named(tmp_path: Path) -> None:
+def test_other_files_than_tars_of_images_are_named(tmp_path: Path) -> None:
     cases = {
         "holds no sample with an image": write_tar(tmp_path / "text.tar", [("a.txt", b"x")]),
         r"is compressed \(gzip\): unpack it": tmp_path / "zipped.tar",
@@ -177,7 +177,7 @@ def test_an_index_file_gives_back_the_same_index(tmp_path: Path) -> None:
         lambda data: data.replace(b"512", b"1024"),
     ],
 )
-def test_a_damaged_index_file_is_no_index(
+def test_a_damaged_index_file_is_not_used(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     index = index_of(write_tar(tmp_path / "s.tar", [("a.jpg", b"1"), ("b.jpg", b"2")]))

@@ -40,7 +40,7 @@ def test_a_wrong_map_is_one_sentence(tmp_path: Path, text: str, sentence: str) -
         read_label_map(written(tmp_path / "map.txt", text), 10)
 
 
-def test_a_map_that_is_no_text_or_not_there(tmp_path: Path) -> None:
+def test_a_map_that_is_not_text_or_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "map.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not a text file"):
         read_label_map(tmp_path / "map.bin", 10)
@@ -102,7 +102,7 @@ def test_folders_sorted_as_text_are_refused_without_a_map() -> None:
     [
         (None, ["cat"]),
         ([str(number) for number in range(10)], None),
-        (["7", "3"], None),  # names that are no numbering at all
+        (["7", "3"], None),  # names that are not a numbering at all
         (["cat", "dog"], None),
         (["cat", "dog"], ["cat", "dog", "elk"]),
     ],

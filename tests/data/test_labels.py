@@ -1,4 +1,4 @@
-"""What counts as the label of a sample, and what is said of one that does not."""
+"""Valid labels of a sample, and the errors for others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_labels_are_read(texts: dict[str, bytes], labels: tuple[int, ...]) -> No
         ({"json": b"[" * 100_000}, "its member json is not JSON"),
     ],
 )
-def test_what_is_no_label_breaks_the_sample(texts: dict[str, bytes], reason: str) -> None:
+def test_an_invalid_label_breaks_the_sample(texts: dict[str, bytes], reason: str) -> None:
     with pytest.raises(BrokenSample, match=reason):
         read_labels(sample(**texts))
     labels, problem = known_labels(sample(**texts))

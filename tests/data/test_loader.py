@@ -131,7 +131,7 @@ def test_a_resumed_run_goes_on_with_the_same_samples_on_other_ranks(
     assert_same(run(shards, 2, world_size=2, start_batch=4, num_workers=num_workers), reference[4:])
 
 
-def test_an_epoch_holds_every_sample_and_the_next_augments_anew(shards: ShardSet) -> None:
+def test_an_epoch_contains_every_sample_and_the_next_augments_differently(shards: ShardSet) -> None:
     class Key(Transform):
         def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
             return {"image": sample.image.float().mean(dim=(1, 2)), "mask": torch.tensor([rng.random()])}

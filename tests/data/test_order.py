@@ -61,7 +61,7 @@ def test_a_billion_samples_cost_no_more_than_a_thousand() -> None:
     assert all(any(a <= index < b for a, b in group.ranges) for _, index in visits)
 
 
-def test_the_order_is_the_same_for_ever() -> None:
+def test_the_order_never_changes_between_versions() -> None:
     """A run that resumes with a later version must go on in the same order."""
     order = SampleOrder(1000, seed=3, shuffle_samples=200, block_samples=16)
     assert [order.at(i) for i in (0, 1, 999, 1000, 123456)] == [(0, 490), (0, 689), (0, 783), (1, 279), (123, 754)]
@@ -80,7 +80,7 @@ def test_a_replacement_comes_from_the_same_group(order: SampleOrder, position: i
         assert index != order.at(position)[1]
 
 
-def test_sample_rng_hangs_on_seed_and_position_alone() -> None:
+def test_sample_rng_depends_only_on_seed_and_position() -> None:
     draws = {
         (seed, position): tuple(sample_rng(seed, position).random(4)) for seed in (0, 1) for position in (0, 1, 2**40)
     }
@@ -94,7 +94,7 @@ def statistics_of(shuffled: np.ndarray, before: np.ndarray) -> dict[str, float]:
         "mean displacement": float(np.abs(shuffled - np.arange(n)).mean()) / n,
         "serial correlation": float(np.corrcoef(shuffled[:-1], shuffled[1:])[0, 1]),
         "correlation with the epoch before": float(np.corrcoef(np.argsort(shuffled), np.argsort(before))[0, 1]),
-        "neighbours kept": float((np.diff(shuffled) == 1).sum()),
+        "neighbors kept": float((np.diff(shuffled) == 1).sum()),
         "fixed points": float((shuffled == np.arange(n)).sum()),
         "same place as in the epoch before": float((shuffled == before).sum()),
     }
@@ -120,7 +120,7 @@ def test_bounded_groups_still_mix_the_whole_set() -> None:
     n, group = 20_000, 2_000
     order = SampleOrder(n, seed=5, shuffle_samples=group)
     first, second = epoch_of(order, 0), epoch_of(order, 1)
-    # 40 classes sorted one after the other: any 500 neighbouring positions see more than half of them...
+    # 40 classes sorted one after the other: any 500 consecutive positions see more than half of them...
     classes = first // (n // 40)
     windows = [len(set(classes[i : i + 500])) for i in range(0, n - 500, 500)]
     assert np.mean(windows) > 20

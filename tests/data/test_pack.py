@@ -59,7 +59,7 @@ def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
     assert card.class_counts == {0: 15, 1: 8}
 
 
-def test_the_bytes_hang_on_images_and_options_alone(folder: Path, tmp_path: Path) -> None:
+def test_the_bytes_depend_only_on_images_and_options(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "a", SMALL)
     os.utime(folder / "cats" / "img001.jpg", (0, 0))
     pack(str(folder), tmp_path / "b", SMALL, how=PackRun(workers=2))
@@ -144,7 +144,7 @@ def test_what_changed_is_packed_again_and_nothing_else(folder: Path, tmp_path: P
     assert len(tars(out)) == 3
 
 
-def test_other_options_pack_anew(folder: Path, tmp_path: Path) -> None:
+def test_other_options_pack_again(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "out", SMALL)
     assert pack(str(folder), tmp_path / "out", PackOptions(max_count=4)).num_reused == 0
     assert open_set(tmp_path / "out").shard_sizes == [4, 4, 4, 4, 4, 3]
@@ -188,7 +188,7 @@ def test_a_killed_pack_goes_on_where_it_stopped(folder: Path, tmp_path: Path) ->
     assert not list(out.glob(".*"))
 
 
-def test_an_unfinished_pack_can_be_read_but_says_so(
+def test_an_unfinished_pack_can_be_read_with_a_warning(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pack(str(folder), tmp_path / "out", SMALL)
@@ -369,7 +369,7 @@ def failing(source: str, tmp_path: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_wrong_use_ends_in_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_usage_errors_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no images" in failing(str(tmp_path / "empty"), tmp_path)
     assert "does not exist" in failing(str(tmp_path / "nowhere"), tmp_path)
@@ -397,7 +397,7 @@ def test_a_report_without_anything_has_no_warnings() -> None:
     assert PackReport().warnings == []
 
 
-def test_a_split_beside_one_of_the_same_images_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_split_next_to_one_of_the_same_images_is_rejected(folder: Path, tmp_path: Path) -> None:
     """Packed again without --eval-share, the held-out images would be trained on."""
     pack(str(folder), tmp_path / "out", SMALL, eval_share=0.3)
     before = tars(tmp_path / "out")

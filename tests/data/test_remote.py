@@ -179,12 +179,12 @@ def test_a_forked_process_does_not_keep_a_lock(server: FlakyServer, tmp_path: Pa
     with cache._locked(cache._lock_path(file), wait=True):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
-    os.close(cache.open(file))  # would wait for the child for ever
+    os.close(cache.open(file))  # would wait for the child forever
     child.kill()
     child.join()
 
 
-def test_a_repacked_remote_set_is_read_anew(tmp_path: Path) -> None:
+def test_a_repacked_remote_set_is_read_again(tmp_path: Path) -> None:
     source, served = write_folder(tmp_path / "src", 6), tmp_path / "served"
     pack(str(source), served, PackOptions(max_count=3))
     server = FlakyServer(served)

@@ -84,7 +84,7 @@ def test_a_missing_shard_of_a_packed_directory_is_noticed(tmp_path: Path, cache:
         expand(str(tmp_path), cache)
 
 
-def test_manifests_lie_beside_numbered_shards() -> None:
+def test_manifests_are_next_to_numbered_shards() -> None:
     assert manifest_url("/a/b/train-000017.tar") == "/a/b/train.dataset.json"
     assert manifest_url("http://h/p/my-set-01.tar?sig=x") == "http://h/p/my-set.dataset.json?sig=x"
     assert manifest_url("/a/photos.tar") is None

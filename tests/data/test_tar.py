@@ -183,7 +183,7 @@ def test_headers_of_impossible_length_or_without_a_member_end_the_archive(tmp_pa
     assert ours(path) == [("first.jpg", BLOCK, 0), ("damaged", 0, 0)]
 
 
-def test_a_header_of_zeros_and_an_archive_behind_another_are_no_silent_end(tmp_path: Path) -> None:
+def test_a_header_of_zeros_and_an_archive_behind_another_are_reported(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", [(f"{n}.jpg", bytes([n + 1]) * 100) for n in range(4)])
     intact = path.read_bytes()
     path.write_bytes(intact[: 2 * BLOCK] + bytes(BLOCK) + intact[3 * BLOCK :])

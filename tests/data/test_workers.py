@@ -1,4 +1,4 @@
-"""What happens to the decoding processes when signals come, when the run dies, when they die."""
+"""Decoding processes when signals arrive, when the run dies, and when they die."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Supervised training over two ranks, with what makes samples hang on each other: mixing, and weights of classes."""
+"""Supervised training on two ranks with settings that make samples depend on each other: mixing and class weights."""
 
 from __future__ import annotations
 

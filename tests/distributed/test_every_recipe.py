@@ -26,7 +26,7 @@ SMALL = (
     "engine.micro_batch=2", "init_from=null", "eval.every_steps=2", "eval.figure_every_steps=0", "launch.device=cpu",
     "tracking.tensorboard=false",
 )  # fmt: skip
-"""What is not the recipe's own."""
+"""Overrides of the recipe."""
 EVALUATED = ("simmim_tiny", "in1k_tiny_256")
 """One of each task: held-out samples go to other workers, which take time to start."""
 

@@ -51,7 +51,7 @@ def make_run(shards: Path, nursery: Nursery, tmp_path: Path) -> Iterator[Runs]:
 
 @pytest.fixture(scope="module")
 def twins(shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The directory of an uninterrupted run on so many ranks."""
+    """Return the directory of an uninterrupted run on this number of ranks."""
     finished: dict[int, Path] = {}
 
     def twin(ranks: int) -> Path:
@@ -156,7 +156,7 @@ def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) 
 
 
 def test_a_stop_signal_inside_an_evaluation(twins: Callable[[int], Path], make_run: Runs) -> None:
-    """The one at step 5 (that at the start is the first) is cut short, and made up for by the next start."""
+    """The one at step 5 (the one at the start is the first) is interrupted, and runs at the next start."""
     run = make_run()
     assert run.go(2, hits=(Hit("evaluation", 2, signal.SIGTERM, 0),)) == STOPPED, run.jobs[0].output
     assert run.checkpoints()[-1].name == "step-00000005"
@@ -228,7 +228,7 @@ def test_room_is_made_on_a_full_disk_while_the_run_goes_on(
     assert verdict_of(run, twins(2)) == Verdict()
 
 
-def test_a_save_that_fails_once_is_made_up_for(twins: Callable[[int], Path], make_run: Runs) -> None:
+def test_a_save_that_fails_once_is_retried(twins: Callable[[int], Path], make_run: Runs) -> None:
     run = make_run()
     assert run.go(2, failing_saves=1) == FINISHED, run.jobs[0].output
     assert "No space left on device" in run.log
@@ -270,7 +270,7 @@ def test_a_nan_in_the_input_of_one_rank_reaches_no_weights(make_run: Runs) -> No
 
 
 def test_a_shard_breaks_in_the_middle_of_an_epoch(tmp_path: Path, make_run: Runs) -> None:
-    """What a run makes of it does not hang on whether it ran at that moment or was started after it."""
+    """The run's response does not depend on whether it was running at that moment or started later."""
     runs = []
     for name, stop in (("running", ()), ("between", (Hit("after", 4, signal.SIGTERM),))):
         data = make_data(tmp_path / f"shards-{name}")
@@ -292,7 +292,7 @@ def test_a_shard_breaks_in_the_middle_of_an_epoch(tmp_path: Path, make_run: Runs
 
 
 def by_parts(run: FaultyRun, ranks: tuple[int, ...], steps: int) -> None:
-    """Run with one number of ranks after the other, each for so many steps and the last to the end."""
+    """Run with one number of ranks after the other, each for N steps and the last to the end."""
     for number in ranks[:-1]:
         assert run.go(number, hits=(Hit("after", steps, signal.SIGTERM, 0),)) == STOPPED, run.jobs[-1].output
     assert run.go(ranks[-1]) == FINISHED, run.jobs[-1].output

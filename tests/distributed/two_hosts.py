@@ -120,7 +120,7 @@ class TwoHosts:
         return ["ip", "netns", "exec", self.namespace(host), "unshare", "--uts", "sh", "-c", named, "sh", *command]
 
     def environment(self) -> dict[str, str]:
-        """What commands on a host need in their environment."""
+        """Return the environment that commands on a host need."""
         return {"PATH": f"{self.directory / 'bin'}:{_PATH}"}
 
     def cable(self, state: str) -> None:

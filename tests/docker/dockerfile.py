@@ -28,7 +28,7 @@ def commands() -> list[list[str]]:
 
 
 def let_through(path: str) -> bool:
-    """Whether `.dockerignore` leaves a file of the repository in the build context: the last line that fits decides."""
+    """Return whether `.dockerignore` keeps a file in the build context: the last matching line decides."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     allowed = True
     for line in lines:

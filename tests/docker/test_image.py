@@ -1,4 +1,4 @@
-"""What can be known of the image without building it. Its install steps run in tests/test_distribution.py."""
+"""Checks of the image without building it. Its install steps run in tests/test_distribution.py."""
 
 from __future__ import annotations
 

@@ -41,20 +41,20 @@ class Apart:
         return process
 
     def start_ranks(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in so many processes, with a launcher's variables."""
+        """Call a function in N processes, with a launcher's variables."""
         port = str(free_port())
         for rank in range(count):
             variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
             self.start(work, *arguments, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
 
     def exit_codes(self, seconds: float = 90) -> list[int | None]:
-        """How the processes ended, in the order of their start; None for one that has not, after so many seconds."""
+        """Return how the processes ended, in start order; None for one that has not ended within this many seconds."""
         for process in self.processes:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
     def output(self, index: int) -> str:
-        """What a process has printed."""
+        """Return the output of a process."""
         return (self._directory / f"output-{index}.txt").read_text()
 
     def __enter__(self) -> Apart:

@@ -49,7 +49,7 @@ def test_a_head_that_no_rule_initializes_ends_the_start_by_its_name(
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bytes]]:
-    """What goes to workers and parallel maps, each with its pickle from before it was used."""
+    """Objects for workers and parallel maps, each with its pickle from before its use."""
     found: list[tuple[Any, bytes]] = []
     for kind in (WorkerPool, ParallelMap):
 

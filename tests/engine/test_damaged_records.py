@@ -22,7 +22,7 @@ def halfway(finished_run: Path, run: Path) -> Path:
 
 
 def flipped(data: bytes, line: bytes) -> bytes:
-    """The data with one bit changed in the first line that holds `line`, so that it is no UTF-8 any more."""
+    """Return the data with one bit changed in the first line that contains `line`, so that it is not UTF-8."""
     place = data.index(line)
     return data[:place] + bytes([data[place] | 0x80]) + data[place + 1 :]
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told."""
+"""The DeepSpeed config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run looks at on its way beside the loss: probes of the features, and the signal of every block."""
+"""Evaluations of a run in addition to the loss: probes of the features, and the signal of every block."""
 
 from __future__ import annotations
 

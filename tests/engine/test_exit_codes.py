@@ -49,7 +49,7 @@ def test_the_code_of_an_error(error: Exception, code: int, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("error", [error for error, _ in CODES if not isinstance(error, OSError)], ids=str)
-def test_what_has_begun_is_no_usage_error(error: Exception) -> None:
+def test_errors_after_the_start_are_not_usage_errors(error: Exception) -> None:
     with pytest.raises(RuntimeError, match="wrong") as caught, begun():
         raise error
     assert code_of(caught.value) == FAILED

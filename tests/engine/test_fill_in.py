@@ -1,4 +1,4 @@
-"""What the data and the weights know is filled in, and what does not fit is refused before anything slow."""
+"""Values from the data and the weights are filled in, and contradictions are rejected before anything slow."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def rank_main(rank: int, world_size: int, port: int, source: Path, out: Path) ->
 
 
 def forked(count: int, work: Callable[[int], None]) -> None:
-    """Call a function in so many forks of this process, which has imported everything, and no threads yet."""
+    """Call a function in N forks of this process, which has imported everything and has no threads yet."""
     children = []
     for rank in range(count):
         pid = os.fork()

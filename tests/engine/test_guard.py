@@ -33,14 +33,14 @@ def test_what_is_not_finite_is_always_refused(policy: str, value: float) -> None
 def test_a_spike_is_refused_and_named() -> None:
     guard, state = filled(GuardConfig(window=64, min_steps=32), 40)
     assert guard.judge(1.02, 3.4, state) is None
-    assert guard.judge(1.25, 12.0, state) is None, "a ratio below the limits is no spike, however steady the rest is"
+    assert guard.judge(1.25, 12.0, state) is None, "a ratio below the limits is not a spike, however steady the rest is"
     loss, norm = guard.judge(1.6, 3.0, state), guard.judge(1.0, 40.0, state)
     assert loss is not None
     assert loss.spike
     assert loss.reason.startswith("the loss 1.6 is a spike above 1.3")
     assert norm is not None
     assert norm.reason.startswith("the gradient norm 40 is a spike above 1")
-    assert guard.judge(0.01, 0.01, state) is None, "falling numbers are no spikes"
+    assert guard.judge(0.01, 0.01, state) is None, "falling numbers are not spikes"
 
 
 def test_a_gradient_norm_that_stays_high_is_let_through_but_a_loss_is_not() -> None:
@@ -54,7 +54,7 @@ def test_a_gradient_norm_that_stays_high_is_let_through_but_a_loss_is_not() -> N
         else:
             guard.refuse(refusal, state)
     assert passed == [False] * 3 + [True] * 197
-    assert guard.judge(1.0, 600.0, state) is not None, "the test has begun anew"
+    assert guard.judge(1.0, 600.0, state) is not None, "the test has restarted"
     guard, state = filled(GuardConfig(), 128)
     for loss in (9.0, math.nan) * 10:
         refusal = guard.judge(loss, 60.0, state)

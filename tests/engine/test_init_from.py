@@ -49,7 +49,7 @@ def check(source: Path, run_dir: Path, precision: str, stage: int) -> None:
                 assert torch.equal(piece.ema, expected)
                 assert not piece.exp_avg.any()
                 rounded += not torch.equal(expected.bfloat16().float(), expected)
-            assert rounded > 10, "the weights of the source are no bf16 numbers"
+            assert rounded > 10, "the weights of the source are not bf16 numbers"
             bias = weights.tensor("layers.3.blocks.0.mlp.fc1.weight").to(PRECISIONS[precision])
             if stage < 3:
                 assert torch.equal(engine.module.encoder.layers[3].blocks[0].mlp.fc1.weight, bias)

@@ -52,7 +52,7 @@ def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
     assert [record["step"] for record in metrics(finished_run) if "eval/loss" in record] == [0, 4, 8]
 
 
-def test_a_finished_run_says_so(finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_reported(finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished_run / "metrics.jsonl").read_bytes()
     assert run_here(tiny_run(shards, finished_run)) == FINISHED
     assert "is finished: step 8 of 8" in capsys.readouterr().out
@@ -62,7 +62,7 @@ def test_a_finished_run_says_so(finished_run: Path, shards: Path, capsys: pytest
 def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     finished_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A SIGTERM during step 3, and again during step 4, after which an evaluation is due: it is made up for."""
+    """A SIGTERM during step 3, and again during step 4, after which an evaluation is due: it runs on resume."""
     step = loop.Trainer.train_step
 
     def step_with_signal(self: loop.Trainer, batches: list[dict]) -> bool:
@@ -145,7 +145,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
         assert "step 2: the loss is nan; update skipped" in log
 
 
-def test_damaged_checkpoints_are_passed_over_and_named(
+def test_damaged_checkpoints_are_skipped_and_named(
     finished_run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = tiny_run(shards, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What a run saves: averaged weights, the best checkpoints, in the background or not, and when a signal comes."""
+"""Saves of a run: averaged weights, the best checkpoints, in the background or not, and on a signal."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_saving_in_the_foreground_is_the_same_run(shards: Path, tmp_path: Path, 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     shards: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The step is saved, the evaluation left, and made up for after the resume."""
+    """The step is saved, the evaluation is interrupted, and it runs after the resume."""
     real, batches = SimMIM.evaluate, []
 
     def watched(self: SimMIM, model: torch.nn.Module, held_out: Any) -> dict[str, float]:
@@ -109,7 +109,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     assert [row["step"] for row in metrics(tmp_path / "run") if "eval/loss" in row] == [4, 8]
 
 
-def test_a_signal_during_the_last_evaluation_is_made_up_for(
+def test_an_interrupted_last_evaluation_runs_on_resume(
     shards: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = SimMIM.evaluate, []

@@ -53,7 +53,7 @@ class ThreadRanks:
 
 
 def on_ranks(world_size: int, work: Callable[[Any], T]) -> list[T]:
-    """What `work` returns on every rank."""
+    """Return the results of `work` on every rank."""
     barrier, shared = threading.Barrier(world_size), [None] * world_size
     letters: list[queue.Queue] = [queue.Queue(1) for _ in range(world_size)]  # a sender waits for the receiver
     with ThreadPoolExecutor(world_size) as pool:

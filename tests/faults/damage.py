@@ -95,7 +95,7 @@ class NoMountError(Exception):
 
 @contextlib.contextmanager
 def small_disk(directory: Path, kib: int) -> Iterator[None]:
-    """A disk of its own, of so many KiB, at a directory.
+    """Mount a separate disk of N KiB at a directory.
 
     Raises:
         NoMountError: where this user or machine cannot mount one.

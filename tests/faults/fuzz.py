@@ -4,7 +4,7 @@ Every case is a function of its kind and number. Its outcome is one of
     same        the samples, or the run, are those of the twin
     reported    an error message or a warning says what is wrong
     valid       the damage made another valid archive, which Python's tarfile reads the same way
-    silent      something else, and nothing was said
+    silent      something else, without a message
     traceback   an error that no command turns into a message
 """
 
@@ -41,7 +41,7 @@ NUMBERS = (-1, 0, 1, 7, 2**31, 2**63, 10**30, 10**400, 0.5, 1e308, None, True, "
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case."""
+    """Result of a case."""
 
     outcome: str
     damage: str
@@ -229,7 +229,7 @@ def samples_of(spec: str, cache: Path) -> list[tuple[str, str, bytes, dict[str, 
 
 
 def as_tarfile_reads_it(path: Path) -> bool:
-    """Whether the regular members are those that Python's tarfile lists."""
+    """Return whether the regular members are those that Python's tarfile lists."""
     with path.open("rb") as file:
         try:
             ours = [(m.name, m.offset, m.size) for m in members(file.fileno(), path.name) if m.regular]
@@ -456,7 +456,7 @@ def complete_run(run: Path) -> None:
 
 
 def look_at_run(run: Path) -> dict[str, Any]:
-    """What a resume reads before it trains, and what the commands show; keys of the state are what must not change."""
+    """Return what a resume reads before it trains, and what the commands show; keys of the state must not change."""
     from swinv2_train.checkpoint.load import load_fragments
     from swinv2_train.checkpoint.survey import read_state as read_checkpoint_state
     from swinv2_train.checkpoint.survey import survey

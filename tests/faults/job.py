@@ -50,11 +50,11 @@ class Job:
 
     @property
     def output(self) -> str:
-        """What its processes printed."""
+        """Output of its processes."""
         return self._output.read_text(errors="replace") if self._output.exists() else ""
 
     def lines(self, rank: int) -> list[dict[str, Any]]:
-        """What a rank has recorded until now."""
+        """Return what a rank has recorded so far."""
         return read_record(self.faults.record(rank))
 
     def steps_done(self, rank: int = 0) -> int:
@@ -82,7 +82,7 @@ class Job:
         return True
 
     def wait_for_step(self, count: int, rank: int = 0) -> bool:
-        """Wait until a rank has done so many steps in this start."""
+        """Wait until a rank has done N steps in this start."""
         return self.wait_until(lambda: self.steps_done(rank) >= count)
 
     def wait_for_save(self) -> bool:
@@ -139,7 +139,7 @@ class FaultyRun:
     """A run, and the starts that it takes to finish it.
 
     Args:
-        directory: its run.dir; the records lie beside it.
+        directory: its run.dir; the records are next to it.
         overrides: of every start.
         nursery: where forked ranks come from.
     """

@@ -122,7 +122,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 def main() -> None:
     answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # output of libraries is not an answer
     _import_everything()
     request = serve(answers)
     if request is not None:

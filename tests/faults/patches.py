@@ -1,4 +1,4 @@
-"""What is planted inside a rank, and the record of the samples that it consumed.
+"""Faults injected into a rank, and the record of the samples that it consumed.
 
 A rank that runs with these patches appends to `<trace>/start-<n>-rank-<r>.jsonl`: first who it is, then a line for
 every step that it finished. The lines are written without a buffer, so a kill loses none.
@@ -33,7 +33,7 @@ class Hit:
     where: str
     """step: inside a step. after: right after a step. save: while it writes. evaluation: while it evaluates."""
     count: int
-    """Which of its steps, saves or evaluations, counted from 1 at the start of the process."""
+    """Number of the step, save, or evaluation, counted from 1 at the start of the process."""
     signal: int
     rank: int | None = None
     """None: every rank."""
@@ -61,7 +61,7 @@ class Faults:
     slow_saves: float = 0.0
     """Seconds that each file of a checkpoint takes longer."""
     failing_saves: int = 0
-    """How many times a rank finds the disk full when it writes a checkpoint."""
+    """Number of times that a rank finds the disk full when it writes a checkpoint."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -1,4 +1,4 @@
-"""The end of a run beside that of a twin that nothing happened to: samples lost and repeated, and what differs."""
+"""Comparison of a run with a twin without faults: samples lost and repeated, and differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 
 @dataclass
 class Verdict:
-    """What is wrong with a run."""
+    """Problems of a run."""
 
     lost: int = 0
     """Samples that a step should have consumed and did not."""

@@ -61,7 +61,7 @@ def official_buffers(model: ModelConfig, resolution: int) -> dict[str, Tensor]:
 
 
 def official_file(resolution: int, classes: int = 10, depth: int = 2, **fields: Any) -> dict[str, Any]:
-    """What an official supervised file holds."""
+    """Return the content of an official supervised file."""
     model = ModelConfig(depths=[2, 2, depth, 2], **{**SMALL, **fields})
     return {"model": {**official_buffers(model, resolution), **_weights(classes, depth)}}
 
@@ -72,7 +72,7 @@ def _weights(classes: int, depth: int) -> dict[str, Tensor]:
 
 
 def official_simmim_file(**fields: Any) -> dict[str, Any]:
-    """What a released SimMIM file holds: `encoder.` and `rpe_mlp`, no buffers."""
+    """Return the content of a released SimMIM file: `encoder.` and `rpe_mlp`, no buffers."""
     model = ModelConfig(depths=[2, 2, 2, 2], **{**SMALL, **fields})
     named = FORMATS["official"].write(canonical(MaskedImageModel(model)), model)
     return {"model": {key.replace("cpb_mlp", "rpe_mlp"): value for key, value in named.items()}}
@@ -88,7 +88,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def released_file(size: str, resolution: int, classes: int, **fields: Any) -> dict[str, Any]:
-    """What a released supervised file holds: the weights and the buffers of a size such as swinv2_tiny."""
+    """Return the content of a released supervised file: weights and buffers of a size such as swinv2_tiny."""
     model = variant(size, **fields)
     with torch.device("meta"):
         weights = ImageClassifier(model, classes)
@@ -96,7 +96,7 @@ def released_file(size: str, resolution: int, classes: int, **fields: Any) -> di
 
 
 def released_simmim_file() -> dict[str, Any]:
-    """What the released SimMIM file of SwinV2-B holds: `encoder.` and `rpe_mlp`, no buffers."""
+    """Return the content of the released SimMIM file of SwinV2-B: `encoder.` and `rpe_mlp`, no buffers."""
     model = variant("swinv2_base", window=12)
     with torch.device("meta"):
         weights = MaskedImageModel(model)
@@ -105,7 +105,8 @@ def released_simmim_file() -> dict[str, Any]:
 
 
 def released_v1_file() -> dict[str, Any]:
-    """What swin_tiny_patch4_window7_224.pth holds, a Swin Transformer V1: 96 channels, window 7 at 224 pixels."""
+    """Return the content of swin_tiny_patch4_window7_224.pth, a Swin Transformer V1: 96 channels, window 7, 224
+    pixels."""
     shapes: dict[str, tuple[int, ...]] = {"patch_embed.proj.weight": (96, 3, 4, 4)}
     shapes |= dict.fromkeys(("patch_embed.proj.bias", "patch_embed.norm.weight", "patch_embed.norm.bias"), (96,))
     for stage, (depth, heads) in enumerate(zip((2, 2, 6, 2), (3, 6, 12, 24), strict=True)):

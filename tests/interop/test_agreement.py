@@ -169,7 +169,7 @@ def test_an_option_that_this_program_does_not_have_is_refused(tmp_path: Path, op
             load_model(tmp_path, overrides)
 
 
-def test_a_library_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved_by_transformers(tmp_path, image_size=64, window_size=4)
     monkeypatch.setattr("swinv2_train.interop.agreement.is_installed", lambda _: False)
     assert "transformers is not installed" in load_model(tmp_path).source.notes[-1]

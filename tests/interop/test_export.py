@@ -1,4 +1,4 @@
-"""What leaves is proven: loaded elsewhere it computes the same, comes back with equal bits, or nothing is left."""
+"""Exports are verified: they load elsewhere with equal outputs, come back with equal bits, or leave nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_peers_compute_the_same_on_pictures(
     run = peers.run_timm if layout == "timm" else peers.run_huggingface
     with torch.no_grad():
         expected = loaded.model(batch)
-    assert expected.std(dim=0).max() > 1e-3  # the logits hang on the picture
+    assert expected.std(dim=0).max() > 1e-3  # the logits depend on the image
     assert (run(exported(layout), batch) - expected).abs().max() < 1e-5
 
 
@@ -117,7 +117,7 @@ def test_a_simmim_model_stays_whole_in_our_own_format(sources: Path, exported: C
 def test_half_precision_is_stored_and_compared_after_rounding(sources: Path, tmp_path: Path) -> None:
     done = export(load_model(sources / "plain.safetensors"), tmp_path / "half", "huggingface", dtype="bf16")
     assert done.compared.rounding is not None
-    assert done.compared.rounding > 100 * done.compared.difference  # the rounding is no part of the comparison
+    assert done.compared.rounding > 100 * done.compared.difference  # the rounding is not part of the comparison
     whole = sum(file.stat().st_size for file in sources.glob("plain.safetensors"))
     assert done.files["model.safetensors"] < 0.6 * whole
     with open_source(sources / "plain.safetensors") as before, open_source(tmp_path / "half") as after:

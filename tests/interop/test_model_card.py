@@ -121,7 +121,7 @@ def test_only_the_evaluation_of_these_very_weights_is_quoted(loaded: LoadedModel
     assert "0.0625" not in card
 
 
-def test_the_dataset_card_is_read_beside_local_shards(tmp_path: Path) -> None:
+def test_the_dataset_card_is_read_next_to_local_shards(tmp_path: Path) -> None:
     card = Card(num_samples=1, bytes=1000)
     (tmp_path / "train-000000.tar").write_bytes(b"")
     (tmp_path / "train.dataset.json").write_text(

@@ -413,7 +413,7 @@ def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tm
         open_source(finished_run, ema=True)
 
 
-def test_the_best_that_is_damaged_is_passed_over_for_the_next(finished_run: Path, tmp_path: Path) -> None:
+def test_a_damaged_best_checkpoint_is_skipped_for_the_next(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     checkpoints = list_checkpoints(run / "checkpoints")

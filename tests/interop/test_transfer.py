@@ -96,7 +96,7 @@ def test_another_number_of_classes_gets_zeros_or_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8])
-def test_a_grey_image_responds_the_same_in_any_number_of_channels(channels: int) -> None:
+def test_a_gray_image_responds_the_same_in_any_number_of_channels(channels: int) -> None:
     weight = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     grey = torch.randn(1, 1, 8, 8, dtype=torch.float64)
     expected = F.conv2d(grey.expand(1, 3, 8, 8), weight, stride=4)
@@ -108,7 +108,7 @@ def test_a_grey_image_responds_the_same_in_any_number_of_channels(channels: int)
 
 
 @pytest.mark.parametrize(("channels", "action"), [(1, "averaged"), (4, "inflated")])
-def test_other_channels_are_said(tmp_path: Path, channels: int, action: str) -> None:
+def test_other_channels_are_reported(tmp_path: Path, channels: int, action: str) -> None:
     transfer = into_classifier(saved(tmp_path, official_file(64, window=4)), in_channels=channels)
     assert actions(transfer)["patch_embed.proj.weight"] == action
     assert transfer.tensor("backbone.patch_embed.proj.weight").shape == (8, channels, 4, 4)

@@ -1,4 +1,4 @@
-"""What a rank makes of its environment: Slurm's variables, environment files, interfaces, threads."""
+"""Environment of a rank: Slurm's variables, environment files, interfaces, threads."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_what_goes_well_is_the_result() -> None:
     assert on_ranks(2, lambda ranks: together(ranks, lambda: ranks.rank)) == [0, 1]
 
 
-def test_what_goes_wrong_elsewhere_is_said_by_the_main_rank() -> None:
+def test_an_error_of_another_rank_is_reported_by_the_main_rank() -> None:
     def on_rank(ranks: Any) -> str:
         def work() -> None:
             if not ranks.is_main:

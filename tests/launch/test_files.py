@@ -1,4 +1,4 @@
-"""The files in launch/ are what the tools that read them accept, and say what the page beside them says."""
+"""The files in launch/ are valid for the tools that read them, and match the page next to them."""
 
 from __future__ import annotations
 

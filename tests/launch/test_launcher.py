@@ -1,4 +1,4 @@
-"""What the command makes of its ranks' end, with small processes in place of DeepSpeed's launcher and of the ranks."""
+"""The command's response to the end of its ranks, with small processes instead of DeepSpeed's launcher and ranks."""
 
 from __future__ import annotations
 

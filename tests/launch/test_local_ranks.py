@@ -1,4 +1,4 @@
-"""Which device and how many ranks: one place decides, for runs and for evaluations."""
+"""Device and number of ranks: one place decides, for runs and for evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The preflight: what differs between ranks is named with rank and host; what is alike is said once."""
+"""Preflight: mismatches between ranks are reported with rank and host; matching values are reported once."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_what_differs_is_named_with_rank_and_host(change: dict[str, object], sen
     assert differences(ranks(change, change)) == [f"ranks 2, 3 on b: {sentence}"]
 
 
-def test_a_patch_release_of_python_is_no_difference() -> None:
+def test_a_patch_release_of_python_is_not_a_mismatch() -> None:
     assert differences(ranks({"python": "3.11.9"})) == []
 
 
-def test_what_may_go_wrong_later_is_said() -> None:
+def test_possible_later_failures_are_reported() -> None:
     assert warnings(ranks({"clock": 1007.5}, {"clock": 1007.5}), 0) == ["the clock of a is -7.5 s off"]
     assert warnings(ranks({"disk_free": GIB}, {"disk_free": GIB}), 2 * GIB) == [
         "b has 1.0 GiB free for run.dir, and one checkpoint needs 2.0"

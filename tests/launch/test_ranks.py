@@ -218,7 +218,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ("LOCAL_RANK", "-"),
     ],
 )
-def test_variables_of_a_launcher_that_cannot_be_meant(launched: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_inconsistent_variables_of_a_launcher(launched: pytest.MonkeyPatch, name: str, value: str) -> None:
     launched.setenv(name, value)
     with pytest.raises(ConfigError, match=f"^{name}="):
         join("cpu", 1.0)

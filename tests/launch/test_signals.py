@@ -65,7 +65,7 @@ def test_the_signals_are_those_of_schedulers_and_terminals() -> None:
 def test_a_hangup_that_is_ignored_at_the_start_stays_ignored(
     monkeypatch: pytest.MonkeyPatch, number: signal.Signals, handled: bool
 ) -> None:
-    """As under nohup. A shell that starts a job in the background of a script ignores SIGINT, which is no such wish."""
+    """As under nohup. A shell that starts a background job in a script ignores SIGINT, which is not such a wish."""
     monkeypatch.delenv("RANK", raising=False)
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -128,7 +128,7 @@ def test_a_rank_stops_when_the_command_above_its_launchers_dies(tmp_path: Path) 
     assert process.wait() == 0
 
 
-@pytest.mark.parametrize("by", ["a shell", "a program that is no launcher"])
+@pytest.mark.parametrize("by", ["a shell", "a program that is not a launcher"])
 def test_what_was_started_by_hand_goes_on_alone(tmp_path: Path, by: str) -> None:
     """Logging out ends the shell; a run in the background is meant to outlive that."""
     starter = ["sh", "-c", SHELL] if by == "a shell" else [sys.executable, "-c", PYTHON]

@@ -116,7 +116,7 @@ def test_signals(
 
 
 @pytest.mark.parametrize("missing", ["RUN_DIR", "SLURM_JOB_ID"])
-def test_what_is_missing_is_said_in_one_line(slurm: dict[str, str], missing: str) -> None:
+def test_missing_settings_are_reported_in_one_line(slurm: dict[str, str], missing: str) -> None:
     done = run({key: value for key, value in slurm.items() if key != missing})
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

@@ -199,7 +199,7 @@ def test_a_wrong_command_line_never_reaches_torchrun(node: dict[str, str]) -> No
         ({}, "+experiment=simmim_base", "run.dir=DIR"),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(
+def test_missing_settings_are_reported_in_one_line(
     node: dict[str, str], changes: dict[str, str], argument: str, named: str
 ) -> None:
     done = subprocess.run(

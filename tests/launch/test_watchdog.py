@@ -104,7 +104,7 @@ def hang_in_a_background_save(run: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_save_that_hangs_beside_the_training_ends_the_run(apart: Apart, tmp_path: Path) -> None:
+def test_a_save_that_hangs_in_the_background_ends_the_run(apart: Apart, tmp_path: Path) -> None:
     apart.start(hang_in_a_background_save, tmp_path / "run")
     assert apart.exit_codes() == [FAILED]
     assert "the checkpoint of step 12 is not saved after 0.01 minutes (watchdog.save_minutes)" in apart.output(0)
@@ -178,7 +178,7 @@ def one_of_two_holds_the_lock(run: Path) -> None:
         ranks.gather("waits for the other")
 
 
-def test_the_stacks_of_a_rank_without_python_are_beside_the_others(apart: Apart, tmp_path: Path) -> None:
+def test_the_stacks_of_a_rank_without_python_are_next_to_the_others(apart: Apart, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     apart.start_ranks(2, one_of_two_holds_the_lock, tmp_path / "run")
     assert apart.exit_codes() == [FAILED, FAILED]

@@ -86,7 +86,7 @@ def test_it_is_the_average_channel_variance_of_timm():
     assert signal.blocks[0].main == pytest.approx(theirs * 127 / 128, rel=1e-5)  # theirs divides by n - 1
 
 
-def test_forward_passes_are_averaged_and_reading_is_no_end():
+def test_forward_passes_are_averaged_and_reading_does_not_end_it():
     model = filled(MaskedImageModel, ()).eval()
     images, token_mask = torch.randn(3, 1, 3, 32, 32), torch.rand(3, 1, 8, 8) < 0.5
     alone = []

@@ -267,7 +267,7 @@ def test_islands_of_full_precision(mode, backend):
 
 
 def test_large_scales_survive_bfloat16():
-    """Scores of +-100 rounded to bfloat16 would be off by a quarter, weights by 28 %."""
+    """Scores of +-100 rounded to bfloat16 would be off by a quarter, weights by 28%."""
     leaves, window, shift = arguments("square", dtype=torch.bfloat16)
     scale = torch.full_like(leaves[1], 100.0)
     wide = reference_attention(leaves[0].float(), scale, leaves[2], window, shift)

@@ -51,7 +51,7 @@ def test_patches_of_an_odd_image_are_padded_with_zeros():
     torch.testing.assert_close(embed(image), embed(padded))
 
 
-def test_merging_takes_neighbours_in_the_official_order():
+def test_merging_takes_neighbors_in_the_official_order():
     merging = PatchMerging(3)
     torch.nn.init.normal_(merging.reduction.weight)
     x = torch.randn(1, 4, 6, 3)

@@ -80,7 +80,7 @@ def test_a_stage_killed_before_its_first_checkpoint_takes_the_present_weights(ch
     assert value(chain.started()[-2], "init_from").endswith("first/checkpoints/step-00000010")
 
 
-def test_a_refused_stage_is_wrong_use(chain: Chain) -> None:
+def test_a_rejected_stage_is_a_usage_error(chain: Chain) -> None:
     chain.does("first", "refuse")
     assert chain.run() == 2
     assert chain.names() == ["first"]
@@ -124,7 +124,9 @@ def test_a_second_pipeline_in_the_directory_is_refused(chain: Chain, capsys: pyt
     assert chain.started() == []
 
 
-def test_a_changed_recipe_is_said_and_redone_only_when_told(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_recipe_is_reported_and_rerun_only_on_request(
+    chain: Chain, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert chain.run() == 0
     file = chain.directory / "pipeline.json"
     state = json.loads(file.read_text())
@@ -146,7 +148,7 @@ def test_a_changed_recipe_is_said_and_redone_only_when_told(chain: Chain, capsys
     assert not (chain.directory / "second" / "mark").exists()
 
 
-def test_what_came_from_replaced_weights_is_said_and_redone_with_redo_changed(
+def test_stages_from_replaced_weights_are_reported_and_rerun_with_redo_changed(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert chain.run() == 0
@@ -216,7 +218,7 @@ def test_a_change_that_the_run_accepts_is_its_recipe(chain: Chain, capsys: pytes
     assert not (chain.directory / "second.old-1").exists()
 
 
-def test_damaged_weights_are_passed_over_for_the_next_best(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_weights_are_skipped_for_the_next_best(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed byte in the best, a file cut off in the next: neither the sizes nor the newest are all there is."""
     chain.does("second", "refuse")
     assert chain.run() == 2
@@ -236,7 +238,7 @@ def test_damaged_weights_are_passed_over_for_the_next_best(chain: Chain, capsys:
     assert f"first: skipped step-00000030: {WEIGHTS} has 0 bytes instead of 2" in capsys.readouterr().out
 
 
-def test_the_newest_weights_are_passed_over_likewise(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_newest_weights_are_skipped_too(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     path = chain.root / "conf" / "pipeline" / "chain.yaml"
     path.write_text(path.read_text().replace("weights: best", "weights: newest"))
     chain.does("second", "refuse")

@@ -1,6 +1,6 @@
 """Stands in for `swinv2-train` behind a pipeline's launcher: leaves what a run leaves, in no time.
 
-What it does is told by a file beside the run directory, `<run dir>.does`: `finish` (also without such a file),
+A file next to the run directory, `<run dir>.does`, selects what it does: `finish` (also without such a file),
 `finish, best first` (its first checkpoint has the best metric), `die`
 (of SIGKILL, after a first checkpoint), `wait` (for a stop signal, then save and exit with 75), `refuse` (exit with 2),
 `refuse behind torchrun` (which makes a 1 of the 2).
@@ -40,7 +40,7 @@ def save(run_dir: Path, step: int, loss: float) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """What the command would do; returns its exit code."""
+    """Do what the command would do; return its exit code."""
     run_dir = Path(next(a for a in arguments if a.startswith("run.dir=")).removeprefix("run.dir=").strip('"'))
     plan = run_dir.with_name(f"{run_dir.name}.does")
     does = plan.read_text() if plan.exists() else "finish"

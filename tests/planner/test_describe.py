@@ -81,7 +81,7 @@ def test_a_classifier_is_described_with_its_head() -> None:
     )
 
 
-def test_what_differs_from_the_blocks_of_the_paper_is_said() -> None:
+def test_differences_from_the_blocks_of_the_paper_are_printed() -> None:
     made = config()
     assert text(made)["blocks"] == "drop path 0.1"
     assert text(made)["task"] == ("simmim: mask 0.6 of 32-pixel patches, target normalized in 47-pixel windows")
@@ -93,7 +93,7 @@ def test_what_differs_from_the_blocks_of_the_paper_is_said() -> None:
     )
 
 
-def test_a_share_of_the_rate_is_said() -> None:
+def test_a_fraction_of_the_rate_is_printed() -> None:
     made = config()
     made.optim = replace(made.optim, lr=1e-3, lr_reference_batch=32)
     assert text(made)["schedule"].startswith("0.002 (0.001 per 32), 1 warm-up steps")

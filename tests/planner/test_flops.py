@@ -70,7 +70,7 @@ def test_matrix_products_are_those_that_torch_counts_and_the_rest_are_norms(plac
     assert forward_macs(config, size) == counter.get_total_flops() // 2 + norms
 
 
-def test_an_image_that_divides_nothing_costs_between_its_neighbours():
+def test_an_image_that_divides_nothing_costs_between_its_neighbors():
     config = variant("swinv2_tiny", window=8)
     below, odd, above = (forward_macs(config, (side, side)) for side in (256, 270, 320))
     assert below < odd < above

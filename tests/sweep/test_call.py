@@ -124,7 +124,7 @@ def test_a_search_proposes_the_same_again_and_finished_jobs_answer_at_once(
     assert search(call) == [*first, first[3]]
 
 
-def test_a_failed_job_is_no_value_for_a_search(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_gives_a_search_no_value(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     call.does({"lr": "refuse"})
     assert len(search(call, "hydra.sweeper.n_trials=2")) == 2
     assert "2 refused" in capfd.readouterr().out
@@ -232,7 +232,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
         (["seed=0,1", "optim.lr=[1"], "cannot read the override"),
     ],
 )
-def test_wrong_use_is_one_sentence_before_any_job(
+def test_usage_errors_are_one_sentence_before_any_job(
     jobs: Jobs, arguments: list[str], part: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert jobs.call(*arguments) == 2

@@ -16,7 +16,7 @@ FIXED = ("+experiment=simmim_demo", "optim.steps=8", "launch.nproc_per_node=2", 
 KEYS = frozenset({"experiment", "optim.steps", "launch.nproc_per_node", "sweep.retries"})
 
 
-def test_an_id_is_readable_and_does_not_hang_on_the_order() -> None:
+def test_an_id_is_readable_and_does_not_depend_on_the_order() -> None:
     swept = ["optim.lr=0.001", "optim.weight_decay=0.05"]
     job = make_job([*FIXED, *swept], KEYS)
     assert re.fullmatch(r"lr=0\.001,weight_decay=0\.05-[0-9a-f]{8}", job.id)

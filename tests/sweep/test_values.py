@@ -34,7 +34,7 @@ def test_only_what_is_new_is_read_and_half_a_line_waits(tmp_path: Path) -> None:
     assert reader.values == {4: 1.0, 8: 0.5}
 
 
-def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     write(tmp_path, {4: 1.0, 8: 0.5})
     reader = MetricReader(tmp_path, "eval/loss")
     reader.read()

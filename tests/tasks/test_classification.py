@@ -114,7 +114,7 @@ def test_several_labels_take_binary_cross_entropy_with_mixed_targets(weighted: b
 
 
 @pytest.mark.parametrize("extra", [[], ["task.multi_label=true"], ["task.class_weights=[1,2,3]"]])
-def test_the_loss_does_not_hang_on_how_the_batch_is_cut(extra: list[str]) -> None:
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(extra: list[str]) -> None:
     """Drop path, mixing and class weights on."""
     task = make("model.drop_path=0.5", *extra, classes=3)
     torch.manual_seed(0)
@@ -164,7 +164,7 @@ def test_the_evaluation_leaves_padding_out_and_smooths_nothing() -> None:
 
 
 @pytest.mark.parametrize("extra", [[], ["task.multi_label=true"], ["task.mix_prob=0", "model.in_channels=5"]])
-def test_figures_show_right_and_wrong_in_their_colours(extra: list[str]) -> None:
+def test_figures_show_right_and_wrong_in_their_colors(extra: list[str]) -> None:
     colours = ["data.mean=[0,0,0,0,0]", "data.std=[1,1,1,1,1]", "task.auto_augment=null", "task.color_jitter=0"]
     task = make(*extra, *(colours if "model.in_channels=5" in extra else []), class_names=["a"] * 11)
     batch = task.example_batch(2)

@@ -1,4 +1,4 @@
-"""What ranks measured is the same for any number of them: padding and broken samples never count."""
+"""Results of the ranks are the same for any number of them: padding and broken samples never count."""
 
 from __future__ import annotations
 

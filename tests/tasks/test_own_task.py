@@ -107,7 +107,7 @@ def test_a_task_in_files_of_its_own_lives_a_whole_life(
 
 
 def evaluated(checkpoint: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> dict:
-    """What swinv2-eval says of a checkpoint; the task is found by itself."""
+    """Return the output of swinv2-eval for a checkpoint; the task is found by itself."""
     from swinv2_train.cli.evaluate import main
 
     capsys.readouterr()

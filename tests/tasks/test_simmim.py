@@ -1,4 +1,4 @@
-"""SimMIM: numbers of the official implementation, masks, and a loss that does not hang on how a batch is cut."""
+"""SimMIM: numbers of the official implementation, masks, and a loss that does not depend on how a batch is split."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ def test_masked_pixels_counts_what_the_enlarged_mask_covers(height: int, width: 
 
 
 @pytest.mark.parametrize("cut", [(6,), (3, 3), (1, 2, 3), (1,) * 6])
-def test_the_loss_does_not_hang_on_how_the_batch_is_cut(cut: tuple[int, ...]) -> None:
-    """Drop path on: which branches a sample loses hangs on its position and not on its neighbours."""
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(cut: tuple[int, ...]) -> None:
+    """With drop path, the branches that a sample drops depend on its position and not on its neighbors."""
     _, task = make("model.drop_path=0.5")
     torch.manual_seed(0)
     model = task.build_model()
@@ -163,7 +163,7 @@ def test_padded_samples_do_not_count_in_the_evaluation() -> None:
 
 
 def test_a_perfect_reconstruction_is_drawn_as_the_image() -> None:
-    """The figure undoes the target normalisation: a model that predicts the target exactly shows the original."""
+    """The figure reverses the target normalization: a model that predicts the target exactly shows the original."""
     _, task = make("task.norm_target_window=47", "task.mask_patch_size=16")
 
     class Oracle(torch.nn.Module):

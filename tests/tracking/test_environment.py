@@ -81,7 +81,7 @@ def test_an_install_inside_a_strangers_checkout_has_no_commit(checkout: Path) ->
     assert _source_commit(installed) is None
 
 
-def test_no_git_is_no_error(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_git_is_not_an_error(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert _source_commit(checkout) is None
 

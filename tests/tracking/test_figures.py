@@ -13,13 +13,13 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def boxes(picture: Image.Image, colour: tuple[int, int, int]) -> list[int]:
-    """Left, top, right, bottom of the pixels that have exactly this colour."""
+    """Return left, top, right, and bottom of the pixels that have exactly this color."""
     where = np.argwhere((np.asarray(picture) == colour).all(axis=-1))
     (top, left), (bottom, right) = where.min(axis=0), where.max(axis=0)
     return [left, top, right, bottom]
 
 
-def test_one_channel_is_grey_and_three_are_rgb() -> None:
+def test_one_channel_is_gray_and_three_are_rgb() -> None:
     grey = to_pil(np.full((1, 4, 6), 0.5))
     assert (grey.mode, grey.size, grey.getpixel((0, 0))) == ("L", (6, 4), 128)
     colour = to_pil(torch.tensor([1.0, 0.0, 0.2]).reshape(3, 1, 1).expand(3, 4, 6))
@@ -47,7 +47,7 @@ def test_panels_to_be_compared_share_a_stretch() -> None:
     assert np.asarray(to_pil(image * 0.5)).max() == 255
 
 
-def test_an_array_that_is_no_image_is_refused() -> None:
+def test_an_array_that_is_not_an_image_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"not \(4, 4\)"):
         to_pil(np.zeros((4, 4)))
 

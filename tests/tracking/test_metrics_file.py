@@ -129,7 +129,7 @@ def test_what_cannot_be_written_waits_in_order(tmp_path: Path) -> None:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond so many bytes: a write is cut off there, as on a disk that gets full."""
+    """Limit the size of this process's files to N bytes: a write is cut off there, as on a disk that fills up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -221,7 +221,7 @@ def test_going_back_waits_for_room_and_spares_what_comes_after(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_that_is_away_for_a_while_is_no_empty_file(tmp_path: Path) -> None:
+def test_a_disk_that_is_away_for_a_while_is_not_an_empty_file(tmp_path: Path) -> None:
     path = tmp_path / "run" / "metrics.jsonl"
     path.parent.mkdir()
     metrics = MetricsFile(path, 0)

@@ -1,4 +1,4 @@
-"""What the tracker leaves in the run directory, on the console and in TensorBoard, through crash and resume."""
+"""Output of the tracker in the run directory, on the console, and in TensorBoard, through crash and resume."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def make_room(run_dir: Path) -> None:
     (run_dir / "aside").rename(run_dir / "metrics.jsonl")
 
 
-def test_a_full_disk_is_said_once_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_once_and_loses_nothing(tmp_path: Path) -> None:
     run, out = tracker(tmp_path)
     run.log_steps([record(1)])
     for outage in (1, 2):

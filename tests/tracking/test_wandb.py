@@ -108,7 +108,7 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     ]
 
 
-def test_online_without_a_login_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_online_without_a_login_is_rejected_with_the_fix(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
