@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
-from swinv2_train.cli.guard import prepare_output
+from swinv2_train.cli.ending import prepare_output
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
@@ -24,7 +24,7 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
-from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.errors import LostRanks, MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.launch.signals import StopRequest
@@ -276,7 +276,6 @@ def _train(
     requests = stop or StopRequest()
     try:
         from swinv2_train.engine.run import train
-        from swinv2_train.launch.ranks import LostRanks
 
         try:
             return train(config, requests, environment, problem, begins=begins)

@@ -34,7 +34,7 @@ from swinv2_train.launch.environment import LaunchEnvironment
 from swinv2_train.launch.failures import begun, on_main, together
 from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
 from swinv2_train.launch.lock import RunLock
-from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, leave
+from swinv2_train.launch.ranks import Ranks, as_lost_rank, joined_ranks
 from swinv2_train.launch.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.launch.status import read_status, write_status, write_text
 from swinv2_train.launch.watchdog import Watchdog
@@ -72,24 +72,9 @@ def train(
     check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(config.task.worker_modules())  # imports what the workers need while this process builds the model
-    alone = False
-    try:
-        device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
-        ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
-        alone = ranks.world_size == 1
-        code = _train(config, ranks, stop, environment, problem, begins=begins)
-        # A rank that is gone makes launchers end the others, so nobody leaves before all are done.
-        ranks.barrier()
-        leave()
-        return code
-    except BaseException as error:
-        # Among several ranks the others may sit in a collective; saying goodbye would wait for them.
-        if alone:
-            leave()
-        lost = as_lost_rank(error)
-        if lost is not None and lost is not error:
-            raise lost from error
-        raise
+    device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
+    with joined_ranks(device, collective_minutes(config.watchdog), config.watchdog.start_minutes) as ranks:
+        return _train(config, ranks, stop, environment, problem, begins=begins)
 
 
 def _train(

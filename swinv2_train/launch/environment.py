@@ -194,7 +194,7 @@ def _choose_interface(wanted: str | None) -> list[str]:
     master = os.environ.get("MASTER_ADDR", "")
     found = interface_to(master) if unset else None
     way = f"which leads to rank 0 at {master}"
-    if found is None and unset and _several_hosts():
+    if found is None and unset and several_hosts():
         # The name of rank 0's own host is a loopback address there, on Debian and its like.
         found, way = interface_to(_ELSEWHERE), "that of the default route"
     if found is None:
@@ -207,9 +207,15 @@ def _set_interface(name: str, variables: list[str]) -> None:
     os.environ.update({variable: SOCKET_INTERFACES[variable] + name for variable in variables})
 
 
-def _several_hosts() -> bool:
-    world, here = os.environ["WORLD_SIZE"], os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
-    return world.isdecimal() and here.isdecimal() and int(here) < int(world)
+def several_hosts() -> bool:
+    """Return whether the ranks of this job are on several hosts, as far as its launcher tells."""
+    world, here = os.environ.get("WORLD_SIZE", ""), _ranks_here()
+    return world.isdecimal() and here is not None and here < int(world)
+
+
+def _ranks_here() -> int | None:
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""  # torchrun, deepspeed
+    return int(here) if here.isdecimal() else None
 
 
 def interface_to(address: str) -> str | None:
@@ -230,8 +236,7 @@ def interface_to(address: str) -> str | None:
 def _choose_threads() -> list[str]:
     if "OMP_NUM_THREADS" in os.environ:
         return [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"]
-    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
-    ranks = int(here) if here.isdecimal() and int(here) else 1
+    ranks = _ranks_here() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Under srun with cores bound to each task, the task has its cores for itself.
     bound = os.environ.get("SLURM_CPUS_PER_TASK", "")
