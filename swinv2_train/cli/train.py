@@ -34,7 +34,6 @@ from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
-    from swinv2_train.launch.environment import LaunchEnvironment
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -240,7 +239,8 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
             code = _launch(config, samples)
             if code is not None:
                 return code
-        environment = environment or prepare(config.launch)
+        if environment is None:
+            environment = prepare(config.launch)
         return _train(config, stop, environment, problem, begins=not (launched or again))
 
 
@@ -270,7 +270,7 @@ def _only_start(config: Config) -> Iterator[None]:
 
 
 def _train(
-    config: Config, stop: StopRequest | None, environment: LaunchEnvironment, problem: Exception | None, *, begins: bool
+    config: Config, stop: StopRequest | None, environment: Sequence[str], problem: Exception | None, *, begins: bool
 ) -> int:
     """Train on this rank; `begins` as in `swinv2_train.engine.run.train`."""
     requests = stop or StopRequest()

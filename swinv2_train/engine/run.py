@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,6 @@ from swinv2_train.engine.tracked import tracked
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.launch import preflight
-from swinv2_train.launch.environment import LaunchEnvironment
 from swinv2_train.launch.failures import begun, on_main, together
 from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
 from swinv2_train.launch.lock import RunLock
@@ -54,7 +53,7 @@ def collective_minutes(limits: WatchdogConfig) -> float:
 def train(
     config: Config,
     stop: StopRequest,
-    environment: LaunchEnvironment | None = None,
+    environment: Sequence[str] = (),
     problem: Exception | None = None,
     *,
     begins: bool = False,
@@ -62,7 +61,7 @@ def train(
     """Run a validated config on this rank to its end; returns the exit code (see `swinv2_train.exit_codes`).
 
     Args:
-        environment: what the launcher and the environment gave.
+        environment: lines for the log about the environment that the ranks were started in.
         problem: what went wrong on this rank already. It joins the others all the same, to tell them.
         begins: no command of this package has prepared the run directory for this start.
 
@@ -81,7 +80,7 @@ def _train(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
-    environment: LaunchEnvironment | None,
+    environment: Sequence[str],
     problem: Exception | None,
     *,
     begins: bool,
@@ -100,7 +99,7 @@ def _train(
         parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
         needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
-        lines = environment.lines if environment else []
+        lines = list(environment)
         if ranks.world_size > 1 or only:
             lines = [*_preflight_lines(parts, everyone), *lines]
         if only:

@@ -13,7 +13,6 @@ import random
 import re
 import shlex
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,15 +29,6 @@ _ELSEWHERE = "192.0.2.1"
 """An address that no host has (RFC 5737): the way there is the default route."""
 _FIRST_PORT, _PORTS = 20000, 12000
 """Below the ports that a system gives to outgoing connections."""
-
-
-@dataclass(frozen=True)
-class LaunchEnvironment:
-    """Variables that were found and set, for the log."""
-
-    launcher: str
-    """swinv2-train, deepspeed, torchrun, srun, or none."""
-    lines: list[str] = field(default_factory=list)
 
 
 def joined() -> bool:
@@ -150,8 +140,8 @@ def adopt_forwarded(launch_file: Path) -> None:
         raise ConfigError("", path, f"{path}: cannot read the environment of the starting command ({error})") from error
 
 
-def prepare(launch: LaunchConfig) -> LaunchEnvironment:
-    """Set what a rank needs in its environment. Before torch is imported.
+def prepare(launch: LaunchConfig) -> list[str]:
+    """Set what a rank needs in its environment, and return lines about it for the log. Before torch is imported.
 
     Raises:
         ConfigError: if the environment file cannot be read, or there is no such interface.
@@ -167,19 +157,7 @@ def prepare(launch: LaunchConfig) -> LaunchEnvironment:
     if joined():
         lines.extend(_choose_interface(launch.interface))
         lines.extend(_choose_threads())
-    return LaunchEnvironment(_launcher(), lines)
-
-
-def _launcher() -> str:
-    if not joined():
-        return "none"
-    if "SWINV2_TRAIN_PARENT" in os.environ:
-        return "swinv2-train"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"
-    if "CROSS_RANK" in os.environ:
-        return "deepspeed"
-    return "srun" if "SLURM_STEP_ID" in os.environ else "another launcher"
+    return lines
 
 
 def _choose_interface(wanted: str | None) -> list[str]:
