@@ -20,3 +20,7 @@ class RunError(Redacted, RuntimeError):
 
 class MainRankError(RunError):
     """The main rank could not continue and has reported the cause; the other ranks end with it, silently."""
+
+
+class LostRanks(RunError):  # noqa: N818 (what happened, as a message says it)
+    """Another rank has died or does not answer."""

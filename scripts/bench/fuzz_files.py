@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for the tests, w
 
 from report import write_report
 
-from tests.faults.fuzz import OUTCOMES, Outcome, index_case, run_case, tar_case
+from tests.faults.fuzz import OUTCOMES, Outcome
+from tests.faults.fuzz_runs import run_case
+from tests.faults.fuzz_shards import index_case, tar_case
 from tests.runs import make_data, run_apart, tiny_run
 
 COUNTS = {"tar": 600, "index": 600, "run": 200}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import SECTIONS, Parser, required, shards, split_items, whole, wholes
 from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.ending import run_command
 from swinv2_train.cli.evaluate import (
     MACHINE_HELP,
     MACHINE_OPTIONS,
@@ -26,7 +27,6 @@ from swinv2_train.cli.evaluate import (
     start_if_alone,
     writable,
 )
-from swinv2_train.cli.guard import guarded
 from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run)
     offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}))
     arguments = parser.parse_args(given)
-    sys.exit(guarded("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
+    sys.exit(run_command("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
 
 
 def split_models(

@@ -12,13 +12,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
 from swinv2_train.cli.completion import offer, option_words
-from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.ending import run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     offer(parser, option_words(_OPTIONS))
     arguments = parser.parse_intermixed_args(given)
-    sys.exit(guarded("swinv2-eval", lambda: _run(arguments, given)))
+    sys.exit(run_command("swinv2-eval", lambda: _run(arguments, given)))
 
 
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
@@ -192,20 +192,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(choose_ranks(name, 1)[0])
 
 
-@contextmanager
-def ranks_of(options: Mapping[str, Any]) -> Iterator[Ranks]:
-    """Yield this process among the ranks of the command; shut down in order if all went well."""
-    from swinv2_train.launch.ranks import join, leave
+def ranks_of(options: Mapping[str, Any]) -> AbstractContextManager[Ranks]:
+    """Return a context with this process among the ranks of the command."""
+    from swinv2_train.launch.ranks import joined_ranks
 
-    ranks = join(choose_device(options.get("device", "auto")).type, _COLLECTIVE_MINUTES, _JOIN_MINUTES)
-    try:
-        yield ranks
-        ranks.barrier()
-        leave()
-    except BaseException:
-        if ranks.world_size == 1:  # otherwise the other ranks may be in a collective
-            leave()
-        raise
+    return joined_ranks(choose_device(options.get("device", "auto")).type, _COLLECTIVE_MINUTES, _JOIN_MINUTES)
 
 
 @contextmanager

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
-from swinv2_train.cli.guard import prepare_output
+from swinv2_train.cli.ending import prepare_output
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.overrides import refuse_repeated
+from swinv2_train.config.overrides import refuse_hydra_keys, refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
-from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.errors import LostRanks, MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.launch.signals import StopRequest
@@ -34,7 +34,6 @@ from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
-    from swinv2_train.launch.environment import LaunchEnvironment
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -101,6 +100,7 @@ def load(arguments: argparse.Namespace) -> Config:
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     refuse_repeated(arguments.overrides, lists="-m KEY=A,B sweeps over several values")
+    refuse_hydra_keys(arguments.overrides)
     incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
     if arguments.resolved:
         config = from_yaml(arguments.resolved)
@@ -240,7 +240,8 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
             code = _launch(config, samples)
             if code is not None:
                 return code
-        environment = environment or prepare(config.launch)
+        if environment is None:
+            environment = prepare(config.launch)
         return _train(config, stop, environment, problem, begins=not (launched or again))
 
 
@@ -270,13 +271,12 @@ def _only_start(config: Config) -> Iterator[None]:
 
 
 def _train(
-    config: Config, stop: StopRequest | None, environment: LaunchEnvironment, problem: Exception | None, *, begins: bool
+    config: Config, stop: StopRequest | None, environment: Sequence[str], problem: Exception | None, *, begins: bool
 ) -> int:
     """Train on this rank; `begins` as in `swinv2_train.engine.run.train`."""
     requests = stop or StopRequest()
     try:
         from swinv2_train.engine.run import train
-        from swinv2_train.launch.ranks import LostRanks
 
         try:
             return train(config, requests, environment, problem, begins=begins)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 from swinv2_train.data.errors import BrokenSample
 
-FORMATS = ("jpeg", "png", "webp", "tiff", "bmp", "gif", "avif", "jp2")
-"""Formats that `sniff` can return."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_IGNORED = frozenset(
     b"acTL bKGD caNv cHRM cICP cLLI dSIG fcTL fdAT gAMA gIFg gIFt gIFx hIST iCCP iDOT iTXt mDCV oFFs orNT pCAL pHYs "
@@ -25,7 +23,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types: byte, short, long
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the format by the first bytes, one of `FORMATS`; None for anything else."""
+    """Return the format by the first bytes, jpeg, png, webp, tiff, bmp, gif, avif, or jp2; None for anything else."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:8] == _PNG_SIGNATURE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,11 +30,10 @@ from swinv2_train.engine.tracked import tracked
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.launch import preflight
-from swinv2_train.launch.environment import LaunchEnvironment
 from swinv2_train.launch.failures import begun, on_main, together
 from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
 from swinv2_train.launch.lock import RunLock
-from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, leave
+from swinv2_train.launch.ranks import Ranks, as_lost_rank, joined_ranks
 from swinv2_train.launch.signals import KEEP_STOP_VARIABLE, STOP_FILE, StopRequest
 from swinv2_train.launch.status import read_status, write_status, write_text
 from swinv2_train.launch.watchdog import Watchdog
@@ -54,7 +53,7 @@ def collective_minutes(limits: WatchdogConfig) -> float:
 def train(
     config: Config,
     stop: StopRequest,
-    environment: LaunchEnvironment | None = None,
+    environment: Sequence[str] = (),
     problem: Exception | None = None,
     *,
     begins: bool = False,
@@ -62,7 +61,7 @@ def train(
     """Run a validated config on this rank to its end and return the exit code (see `swinv2_train.exit_codes`).
 
     Args:
-        environment: settings from the launcher and the environment.
+        environment: lines for the log about the environment that the ranks were started in.
         problem: an error that already occurred on this rank. The rank joins the others anyway, to report it to them.
         begins: True if no command of this package has prepared the run directory for this start.
 
@@ -72,31 +71,16 @@ def train(
     check_address_space()
     if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(config.task.worker_modules())  # imports the workers' modules while this process builds the model
-    alone = False
-    try:
-        device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
-        ranks = join(device, collective_minutes(config.watchdog), config.watchdog.start_minutes)
-        alone = ranks.world_size == 1
-        code = _train(config, ranks, stop, environment, problem, begins=begins)
-        # Launchers kill the other ranks when one exits, so no rank exits before all are done.
-        ranks.barrier()
-        leave()
-        return code
-    except BaseException as error:
-        # The other ranks may be in a collective; an orderly shutdown would wait for them.
-        if alone:
-            leave()
-        lost = as_lost_rank(error)
-        if lost is not None and lost is not error:
-            raise lost from error
-        raise
+    device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
+    with joined_ranks(device, collective_minutes(config.watchdog), config.watchdog.start_minutes) as ranks:
+        return _train(config, ranks, stop, environment, problem, begins=begins)
 
 
 def _train(
     config: Config,
     ranks: Ranks,
     stop: StopRequest,
-    environment: LaunchEnvironment | None,
+    environment: Sequence[str],
     problem: Exception | None,
     *,
     begins: bool,
@@ -115,7 +99,7 @@ def _train(
         parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
         needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
-        lines = environment.lines if environment else []
+        lines = list(environment)
         if ranks.world_size > 1 or only:
             lines = [*_preflight_lines(parts, everyone), *lines]
         if only:

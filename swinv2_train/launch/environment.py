@@ -13,7 +13,6 @@ import random
 import re
 import shlex
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,15 +29,6 @@ _ELSEWHERE = "192.0.2.1"
 """An address that no host has (RFC 5737): packets to it take the default route."""
 _FIRST_PORT, _PORTS = 20000, 12000
 """Below the ports that a system uses for outgoing connections."""
-
-
-@dataclass(frozen=True)
-class LaunchEnvironment:
-    """Variables that were found and set, for the log."""
-
-    launcher: str
-    """swinv2-train, deepspeed, torchrun, srun, or none."""
-    lines: list[str] = field(default_factory=list)
 
 
 def joined() -> bool:
@@ -151,8 +141,8 @@ def adopt_forwarded(launch_file: Path) -> None:
         raise ConfigError("", path, f"{path}: cannot read the environment of the starting command ({error})") from error
 
 
-def prepare(launch: LaunchConfig) -> LaunchEnvironment:
-    """Set what a rank needs in its environment. Call it before torch is imported.
+def prepare(launch: LaunchConfig) -> list[str]:
+    """Set what a rank needs in its environment, and return lines about it for the log. Call it before torch is imported.
 
     Raises:
         ConfigError: if the environment file cannot be read, or the interface does not exist.
@@ -168,19 +158,7 @@ def prepare(launch: LaunchConfig) -> LaunchEnvironment:
     if joined():
         lines.extend(_choose_interface(launch.interface))
         lines.extend(_choose_threads())
-    return LaunchEnvironment(_launcher(), lines)
-
-
-def _launcher() -> str:
-    if not joined():
-        return "none"
-    if "SWINV2_TRAIN_PARENT" in os.environ:
-        return "swinv2-train"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return "torchrun"
-    if "CROSS_RANK" in os.environ:
-        return "deepspeed"
-    return "srun" if "SLURM_STEP_ID" in os.environ else "another launcher"
+    return lines
 
 
 def _choose_interface(wanted: str | None) -> list[str]:
@@ -195,7 +173,7 @@ def _choose_interface(wanted: str | None) -> list[str]:
     master = os.environ.get("MASTER_ADDR", "")
     found = interface_to(master) if unset else None
     way = f"which leads to rank 0 at {master}"
-    if found is None and unset and _several_hosts():
+    if found is None and unset and several_hosts():
         # On Debian and similar systems, the name of rank 0's own host resolves to a loopback address there.
         found, way = interface_to(_ELSEWHERE), "that of the default route"
     if found is None:
@@ -208,9 +186,15 @@ def _set_interface(name: str, variables: list[str]) -> None:
     os.environ.update({variable: SOCKET_INTERFACES[variable] + name for variable in variables})
 
 
-def _several_hosts() -> bool:
-    world, here = os.environ["WORLD_SIZE"], os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""
-    return world.isdecimal() and here.isdecimal() and int(here) < int(world)
+def several_hosts() -> bool:
+    """Return whether the ranks of this job are on several hosts, as far as its launcher tells."""
+    world, here = os.environ.get("WORLD_SIZE", ""), _ranks_here()
+    return world.isdecimal() and here is not None and here < int(world)
+
+
+def _ranks_here() -> int | None:
+    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""  # torchrun, deepspeed
+    return int(here) if here.isdecimal() else None
 
 
 def interface_to(address: str) -> str | None:
@@ -231,8 +215,7 @@ def interface_to(address: str) -> str | None:
 def _choose_threads() -> list[str]:
     if "OMP_NUM_THREADS" in os.environ:
         return [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"]
-    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
-    ranks = int(here) if here.isdecimal() and int(here) else 1
+    ranks = _ranks_here() or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Under srun with cores bound to each task, the task already has its own cores.
     bound = os.environ.get("SLURM_CPUS_PER_TASK", "")

@@ -29,15 +29,11 @@ class RunLock:
     """
 
     file = _LOCK_FILE
-    held: bool
-    """True if this excludes other runs; False on a file system without locks, and after `release`."""
 
     def __init__(self, directory: Path) -> None:
-        self.held = False
         self._file = os.open(directory / self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             _lock(self._file)
-            self.held = True
         except BlockingIOError:
             os.close(self._file)
             raise ConfigError(
@@ -52,7 +48,6 @@ class RunLock:
 
     def release(self) -> None:
         os.close(self._file)
-        self.held = False
 
 
 class StartLock(RunLock):

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.errors import MainRankError, RunError
+from swinv2_train.errors import LostRanks, MainRankError, RunError
 
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """DeepSpeed searches for an MPI job unless all of these are set, even if the process group already exists."""
@@ -33,10 +33,6 @@ _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127
 def under_launcher() -> bool:
     """Return whether a launcher (deepspeed, torchrun) started this process as one rank of a job."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-class LostRanks(RunError):  # noqa: N818 (what happened, as a sentence says it)
-    """Another rank has died or does not answer."""
 
 
 _GONE = re.compile(
@@ -286,6 +282,29 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
             raise
         raise RunError(_not_joined(error)) from error
     return Ranks(rank, world_size, local_rank, torch_device, control, timeout)
+
+
+@contextlib.contextmanager
+def joined_ranks(device: str, timeout_minutes: float, join_minutes: float | None = None) -> Iterator[Ranks]:
+    """This process among the ranks; leave them in order if all went well. Arguments and errors as of `join`.
+
+    Raises:
+        LostRanks: in place of the error by which a collective reports that a rank is gone.
+    """
+    ranks = join(device, timeout_minutes, join_minutes)
+    try:
+        yield ranks
+        # A rank that is gone makes launchers end the others, so none leaves before all are done.
+        ranks.barrier()
+        leave()
+    except BaseException as error:
+        # Among several ranks the others may sit in a collective; saying goodbye would wait for them.
+        if ranks.world_size == 1:
+            leave()
+        lost = as_lost_rank(error)
+        if lost is None or lost is error:
+            raise
+        raise lost from error
 
 
 def _check_variables() -> None:

@@ -34,6 +34,7 @@ import psutil
 from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.config.schema import WatchdogConfig
 from swinv2_train.exit_codes import FAILED
+from swinv2_train.launch.environment import several_hosts
 from swinv2_train.launch.status import read_status, write_status
 from swinv2_train.reading import UnreadableError, read_object
 
@@ -87,7 +88,7 @@ class _Activity:
 
 
 @dataclass(frozen=True)
-class _Incident:
+class _Hang:
     what: str
     """The sentence about what took too long."""
     folder: str
@@ -119,7 +120,7 @@ class Watchdog:
         self._main = self._activity("start", 0)
         self._background: dict[object, _Activity] = {}
         self._lock = threading.Lock()
-        self._elsewhere: _Incident | None = None
+        self._elsewhere: _Hang | None = None
         self._closed = threading.Event()
         self._look_seconds = min(LOOK_SECONDS, min(self._limits.values()) / 4)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -190,7 +191,7 @@ class Watchdog:
             nearest = min(self._activities(), key=lambda activity: activity.left)
             if nearest.left <= 0:
                 by = f"rank {self._ranks.rank} on {socket.gethostname()}"
-                self._end(_Incident(f"{by}: {nearest.overdue()}", step_name(nearest.step), is_ours=True))
+                self._end(_Hang(f"{by}: {nearest.overdue()}", step_name(nearest.step), is_ours=True))
             if self._elsewhere is not None:
                 self._end(self._elsewhere)
             self._set_timer(nearest.left + MARGIN_SECONDS)
@@ -208,72 +209,72 @@ class Watchdog:
                     self._elsewhere = self._read_marker()
                     return
 
-    def _read_marker(self) -> _Incident:
+    def _read_marker(self) -> _Hang:
         for _ in range(5):  # it may be there and not be written yet
             with contextlib.suppress(OSError, UnreadableError):
-                incident = read_object(self._marker)
-                what, folder = incident.get("what"), incident.get("folder")
+                marker = read_object(self._marker)
+                what, folder = marker.get("what"), marker.get("folder")
                 if isinstance(what, str) and isinstance(folder, str) and re.fullmatch(r"[\w-]+", folder):
-                    return _Incident(what, folder, is_ours=False)
+                    return _Hang(what, folder, is_ours=False)
             time.sleep(self._look_seconds / 5)
-        return _Incident("another rank hangs", step_name(self._main.step), is_ours=False)
+        return _Hang("another rank hangs", step_name(self._main.step), is_ours=False)
 
-    def _end(self, incident: _Incident) -> None:
+    def _end(self, hang: _Hang) -> None:
         """Write what there is to write, wait for the others, and end the process."""
-        grace = FAR_GRACE_SECONDS if _several_hosts(self._ranks.world_size) else GRACE_SECONDS
+        grace = FAR_GRACE_SECONDS if several_hosts() else GRACE_SECONDS
         self._set_timer(5 * WRITE_SECONDS + grace + MARGIN_SECONDS)
-        found: list[_Incident] = []
-        if _within(WRITE_SECONDS, lambda: found.append(self._claim(incident))):
-            incident = found[0]
-        path = self._directory / STACKS / incident.folder / _rank_file(self._ranks.rank)
-        if _within(WRITE_SECONDS, lambda: self._write_report(incident, path)):
+        found: list[_Hang] = []
+        if _within(WRITE_SECONDS, lambda: found.append(self._claim(hang))):
+            hang = found[0]
+        path = self._directory / STACKS / hang.folder / _rank_file(self._ranks.rank)
+        if _within(WRITE_SECONDS, lambda: self._write_report(hang, path)):
             place = f"the stacks of all ranks are in {path.parent}"
         else:
             place = f"{path} could not be written, so the stacks of rank {self._ranks.rank} are above"
-            _within(WRITE_SECONDS, lambda: self._write_report(incident, 2))
-        if incident.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
-            _say(f"{incident.what}: {place}; rerun the same command to resume from the newest checkpoint")
+            _within(WRITE_SECONDS, lambda: self._write_report(hang, 2))
+        if hang.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
+            _say(f"{hang.what}: {place}; rerun the same command to resume from the newest checkpoint")
             _within(WRITE_SECONDS, self._write_status)
         if self._ranks.world_size > 1:
             time.sleep(grace)
-            if incident.is_ours:
-                _within(WRITE_SECONDS, lambda: self._collect(incident))
+            if hang.is_ours:
+                _within(WRITE_SECONDS, lambda: self._collect(hang))
         os._exit(FAILED)
 
-    def _claim(self, incident: _Incident) -> _Incident:
+    def _claim(self, hang: _Hang) -> _Hang:
         """Leave the marker, or follow the one that is there."""
-        if not incident.is_ours:
-            return incident
+        if not hang.is_ours:
+            return hang
         try:
             with self._marker.open("x") as file:
-                json.dump({"what": incident.what, "folder": incident.folder}, file)
+                json.dump({"what": hang.what, "folder": hang.folder}, file)
         except FileExistsError:
             return self._read_marker()
-        return incident
+        return hang
 
     def _write_status(self) -> None:
         known = self._main.done or read_status(self._directory).get("step", 0)  # at the start it is not known here
         write_status(self._directory, "failed", known)
 
-    def _write_report(self, incident: _Incident, file: Path | int) -> None:
+    def _write_report(self, hang: _Hang, file: Path | int) -> None:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "w", closefd=file != 2) as opened:
-            self._report(incident, opened)
+            self._report(hang, opened)
 
-    def _collect(self, incident: _Incident) -> None:
+    def _collect(self, hang: _Hang) -> None:
         # A rank whose Python is stuck has its file open still: what its timer writes later lands in the new place.
         for file in self._own.glob("rank-*.txt"):
-            place = self._directory / STACKS / incident.folder / file.name
+            place = self._directory / STACKS / hang.folder / file.name
             if not place.exists():
                 file.rename(place)
 
-    def _report(self, incident: _Incident, file: TextIO) -> None:
+    def _report(self, hang: _Hang, file: TextIO) -> None:
         doing = "; ".join(
             f"{activity.name} (step {activity.step}) for {time.monotonic() - activity.begun:.0f} s"
             for activity in self._activities()
         )
-        print(incident.what, file=file)
+        print(hang.what, file=file)
         print(f"this is rank {self._ranks.rank} of {self._ranks.world_size}, {_process()}", file=file)
         print(f"doing: {doing}", file=file)
         print(f"where: {self.doing}", file=file)
@@ -282,11 +283,6 @@ class Watchdog:
         faulthandler.dump_traceback(file, all_threads=True)
         print("\nchild processes:", *_children(), sep="\n", file=file, flush=True)
         print("\ncollectives, from torch's flight recorder:", *_flight_recorder(), sep="\n", file=file, flush=True)
-
-
-def _several_hosts(world_size: int) -> bool:
-    here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or str(world_size)  # torchrun, deepspeed
-    return here.isdecimal() and int(here) < world_size
 
 
 def _rank_file(rank: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.cli.guard import guarded
+from swinv2_train.cli.ending import run_command
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import BrokenSample, DataError, UnreachableData
 from swinv2_train.data.retries import with_retries
@@ -43,7 +43,7 @@ def test_the_code_of_an_error(error: Exception, code: int, capsys: pytest.Captur
         raise error
 
     assert code_of(error) == code
-    assert guarded("command", fail) == code
+    assert run_command("command", fail) == code
     assert capsys.readouterr().err == ("" if isinstance(error, MainRankError) else "command: wrong\n")
     assert code_of(ValueError("a mistake of the program")) is None
 

@@ -21,7 +21,7 @@ class ThreadRanks:
 
     def __init__(self, rank: int, shared: list[Any], letters: list[queue.Queue], barrier: threading.Barrier) -> None:
         self.rank, self.world_size = rank, len(shared)
-        self.device = torch.device("cpu")
+        self.device, self.device_name = torch.device("cpu"), "CPU"
         self._shared, self._letters, self._barrier = shared, letters, barrier
 
     @property

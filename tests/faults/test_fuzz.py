@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tests.faults.fuzz import Outcome, index_case, run_case, tar_case
+from tests.faults.fuzz import Outcome
+from tests.faults.fuzz_runs import run_case
+from tests.faults.fuzz_shards import index_case, tar_case
 
 
 def good(outcomes: dict[int, Outcome]) -> Counter[str]:

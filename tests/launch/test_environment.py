@@ -102,9 +102,8 @@ def test_an_environment_file_is_read_as_a_shell_reads_it(tmp_path: Path, monkeyp
     path.write_text('# a comment\n\nNCCL_DEBUG=WARN  # why\nexport A_B="two words"\nOMP_NUM_THREADS=7\n')
     assert read_env_file(path) == {"NCCL_DEBUG": "WARN", "A_B": "two words", "OMP_NUM_THREADS": "7"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    found = prepare(LaunchConfig(env_file=str(path)))
-    assert found.launcher == "none"
-    assert found.lines == [f"2 variables from {path}; already set and kept: OMP_NUM_THREADS"]
+    lines = prepare(LaunchConfig(env_file=str(path)))
+    assert lines == [f"2 variables from {path}; already set and kept: OMP_NUM_THREADS"]
     assert (os.environ["A_B"], os.environ["OMP_NUM_THREADS"]) == ("two words", "3")
 
 
@@ -135,7 +134,7 @@ def test_the_interface_that_leads_to_rank_0_is_set(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(environment, "interface_to", {"10.9.8.7": "ib0"}.get)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "mine")
-    lines = prepare(LaunchConfig()).lines
+    lines = prepare(LaunchConfig())
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
     assert os.environ["NCCL_SOCKET_IFNAME"] == "mine"
     assert lines[0] == "network interface ib0, which leads to rank 0 at 10.9.8.7 (GLOO_SOCKET_IFNAME)"
@@ -146,7 +145,7 @@ def test_rank_0_whose_own_name_is_a_loopback_address_takes_the_default_route(mon
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "me", "LOCAL_WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(environment, "interface_to", {"me": None, "192.0.2.1": "eth9"}.get)
-    assert prepare(LaunchConfig()).lines[0].startswith("network interface eth9, that of the default route")
+    assert prepare(LaunchConfig())[0].startswith("network interface eth9, that of the default route")
     assert os.environ["NCCL_SOCKET_IFNAME"] == "=eth9"
 
 
@@ -154,7 +153,7 @@ def test_an_interface_that_is_asked_for_must_be_there(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     known = next(iter(psutil.net_if_addrs()))
-    assert f"network interface {known} (launch.interface)" in prepare(LaunchConfig(interface=known)).lines
+    assert f"network interface {known} (launch.interface)" in prepare(LaunchConfig(interface=known))
     assert (os.environ["NCCL_SOCKET_IFNAME"], os.environ["GLOO_SOCKET_IFNAME"]) == (f"={known}", known)
     with pytest.raises(ConfigError, match=r"launch.interface=none0: .* has no such interface; it has "):
         prepare(LaunchConfig(interface="none0"))

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.errors import RunError
+from swinv2_train.errors import LostRanks, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.launch import records
 from swinv2_train.launch.environment import free_port
-from swinv2_train.launch.ranks import LostRanks, Ranks, as_lost_rank, join, leave
+from swinv2_train.launch.ranks import Ranks, as_lost_rank, join, joined_ranks, leave
 from tests.engine.apart import LAUNCHER, Apart
 
 
@@ -251,3 +251,17 @@ def test_gpus_whose_driver_is_too_old_are_one_sentence(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="there are GPUs here, but CUDA does not start"):
         join("cuda", 1)
+
+
+def test_the_ranks_are_left_whatever_happens_and_a_lost_one_is_named() -> None:
+    for error, expected in (
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), LostRanks),
+        (RunError("another error"), RunError),
+    ):
+        with pytest.raises(RunError) as caught, joined_ranks("cpu", 1.0):
+            raise error
+        assert type(caught.value) is expected
+        assert not dist.is_initialized()
+    with joined_ranks("cpu", 1.0) as ranks:
+        assert ranks.world_size == 1
+    assert not dist.is_initialized()

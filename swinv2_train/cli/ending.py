@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from swinv2_train.errors import MainRankError
+from swinv2_train.errors import LostRanks, MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
 from swinv2_train.redact import excepthook, redact
 from swinv2_train.shortage import shortage
@@ -16,7 +16,7 @@ from swinv2_train.shortage import shortage
 _GPU_REMEDY = "lower batch (batch=..., --batch), or use device=cpu"
 
 
-def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+def run_command(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
     """Run a command of one or more ranks; returns the exit code, after one sentence on stderr for what went wrong.
 
     A SIGTERM ends it like a Ctrl-C, so that what it has begun to write is removed.
@@ -47,7 +47,7 @@ def guarded(command: str, run: Callable[[], int], *, interrupted: str = "interru
         code = code_of(error)
         if code is None:
             raise
-        if type(error).__name__ == "LostRanks":
+        if isinstance(error, LostRanks):
             _end_lost(say)
         if isinstance(error, OSError):
             say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
