@@ -142,7 +142,7 @@ def adopt_forwarded(launch_file: Path) -> None:
 
 
 def prepare(launch: LaunchConfig) -> list[str]:
-    """Set what a rank needs in its environment, and return lines about it for the log. Call it before torch is imported.
+    """Set a rank's environment and return lines about it for the log. Call it before torch is imported.
 
     Raises:
         ConfigError: if the environment file cannot be read, or the interface does not exist.

@@ -286,19 +286,19 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
 
 @contextlib.contextmanager
 def joined_ranks(device: str, timeout_minutes: float, join_minutes: float | None = None) -> Iterator[Ranks]:
-    """This process among the ranks; leave them in order if all went well. Arguments and errors as of `join`.
+    """Yield this process among the ranks; shut down in order if all went well. Arguments and errors as for `join`.
 
     Raises:
-        LostRanks: in place of the error by which a collective reports that a rank is gone.
+        LostRanks: instead of the error by which a collective reports that a rank is gone.
     """
     ranks = join(device, timeout_minutes, join_minutes)
     try:
         yield ranks
-        # A rank that is gone makes launchers end the others, so none leaves before all are done.
+        # Launchers end the other ranks when one exits, so no rank exits before all are done.
         ranks.barrier()
         leave()
     except BaseException as error:
-        # Among several ranks the others may sit in a collective; saying goodbye would wait for them.
+        # The other ranks may be in a collective; an orderly shutdown would wait for them.
         if ranks.world_size == 1:
             leave()
         lost = as_lost_rank(error)

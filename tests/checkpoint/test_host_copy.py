@@ -85,7 +85,7 @@ def test_if_one_rank_has_no_memory_for_the_copy_all_write_while_the_training_wai
         (warning,) = outcome.warnings
         assert warning.startswith(f"rank {poor}: ")
         assert str(error) in warning
-        assert warning.endswith("; this save is written while the training waits")
+        assert warning.endswith("; training waits while this save is written")
         assert outcome.pause_seconds >= outcome.write_seconds > 0
         (outcome,) = later  # the memory was given back, and asked for anew
         assert (outcome.failure, outcome.warnings) == (None, [])

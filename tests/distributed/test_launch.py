@@ -190,8 +190,7 @@ def test_a_wrong_batch_for_the_ranks_is_one_sentence(shards: Path, tmp_path: Pat
     code, output = run_command(["swinv2-train", *tiny_run(shards, tmp_path / "run", "launch.nproc_per_node=5")])
     assert code == WRONG_USE
     assert output == (
-        "swinv2-train: optim.global_batch=12: does not divide among 5 ranks; "
-        "take 10 or 15, or another number of ranks\n"
+        "swinv2-train: optim.global_batch=12: does not divide among 5 ranks; use 10 or 15, or another number of ranks\n"
     )
 
 

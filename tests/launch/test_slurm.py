@@ -80,7 +80,7 @@ def test_a_stop_file_means_the_end(slurm: dict[str, str]) -> None:
 def test_a_cluster_that_does_not_requeue_leaves_the_code(slurm: dict[str, str]) -> None:
     done = run(slurm, SRUN_CODE="75", SCONTROL_CODE="1")
     assert done.returncode == 75
-    assert "the same sbatch command continues the run" in done.stderr
+    assert "rerun the same sbatch command to resume the run" in done.stderr
 
 
 @pytest.mark.parametrize(

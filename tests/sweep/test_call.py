@@ -77,8 +77,8 @@ def test_another_experiment_or_fixed_value_needs_a_directory_of_its_own(
         capfd.readouterr()
         assert call.call("seed=0,1", "optim.lr=1e-3", *more) == 2
         assert capfd.readouterr().err == (
-            f"swinv2-train: sweep.dir={call.directory}: is of a sweep with seed=0 and without optim.lr=0.001; "
-            "give this one its own sweep.name=NAME or sweep.dir=DIR\n"
+            f"swinv2-train: sweep.dir={call.directory}: belongs to a sweep with seed=0 and without optim.lr=0.001; "
+            "set a different sweep.name=NAME or sweep.dir=DIR\n"
         )
     assert (call.directory / "sweep.json").read_bytes() == kept
     next(call.directory.glob("*/job.json")).unlink()  # without jobs there is nothing to mix up
