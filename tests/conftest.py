@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import comparable, make_data, make_hostile, run_here, tiny_run
+from tests.faults.nursery import Nursery
+from tests.runs import comparable, environment, make_data, make_hostile, run_here, tiny_run
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +47,13 @@ def finished_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     assert run_here(tiny_run(shards, run_dir)) == 0
     assert len(comparable(run_dir)) == 8 + 3
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Ranks without the seconds that imports take."""
+    with Nursery(environment()) as nursery:
+        yield nursery
 
 
 SLOW_FIRST = (

@@ -163,14 +163,6 @@ def run_command(command: list[str], cwd: Path | None = None, **more: str) -> tup
     return process.returncode, output
 
 
-def run_apart(*runs: list[str]) -> list[int]:
-    """Run the command in a process of its own, for each list of overrides in turn; returns the exit codes."""
-    code, output = run_command([sys.executable, "-m", "tests.runs", json.dumps(runs)])
-    print(output)
-    assert code == 0, output
-    return json.loads(output.splitlines()[-1])
-
-
 def until(happens: Callable[[], Any], seconds: float = 60) -> None:
     """Wait for something that another process does."""
     deadline = time.monotonic() + seconds
@@ -198,7 +190,3 @@ def losses(run_dir: Path) -> list[float]:
     rows = [record for record in metrics(run_dir) if "loss" in record]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     return [row["loss"] for row in rows]
-
-
-if __name__ == "__main__":
-    print(json.dumps([run_here(overrides) for overrides in json.loads(sys.argv[1])]))

@@ -19,7 +19,7 @@ from swinv2_train.cli.samples import Samples, count_samples
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.overrides import refuse_repeated
+from swinv2_train.config.overrides import refuse_hydra_keys, refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -100,6 +100,7 @@ def load(arguments: argparse.Namespace) -> Config:
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: there is no such directory")
     refuse_repeated(arguments.overrides, lists="-m KEY=A,B sweeps over several values")
+    refuse_hydra_keys(arguments.overrides)
     incident = [item.partition("=")[2] for item in arguments.overrides if item.startswith("replay=")]
     if arguments.resolved:
         config = from_yaml(arguments.resolved)

@@ -59,3 +59,15 @@ def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
         elif lists:
             hint += f"; {lists}"
         raise ConfigError("", key, hint)
+
+
+def refuse_hydra_keys(items: Iterable[str]) -> None:
+    """Reject Hydra's own keys, such as `hydra.run.dir`: they have a meaning in a sweep, and none in a single run.
+
+    Raises:
+        ConfigError: naming the key and its value.
+    """
+    for item in items:
+        if key_of(item).startswith(("hydra.", "hydra/")):
+            hint = "is for several runs (-m): a single run reads no key of Hydra, and run.dir=DIR sets its directory"
+            raise ConfigError(key_of(item), item.partition("=")[2], hint)

@@ -32,7 +32,7 @@ from typing import Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
-from swinv2_train.config.overrides import last_of_each, refuse_repeated
+from swinv2_train.config.overrides import last_of_each, refuse_hydra_keys, refuse_repeated
 from swinv2_train.reading import read_text
 
 PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
@@ -136,6 +136,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, Changes]:
 
 
 def _refuse_own(key: str, value: str) -> None:
+    refuse_hydra_keys([f"{key}={value}"])
     if key not in FREE_KEYS and any(key == own or key.startswith(f"{own}.") for own in OWN_KEYS):
         raise ConfigError(key, value, "the pipeline decides this for each stage; dir=DIR moves all of it")
 

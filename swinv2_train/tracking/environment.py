@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "cuda": _cuda_version(),
-        "git": _source_commit(_PACKAGE_DIR),
+        "git": _own_commit(),
         "accelerators": _accelerators(),
         "cpu_count": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -88,6 +89,7 @@ def append_environment(run_dir: Path, start_step: int) -> dict[str, Any]:
     return entry
 
 
+@cache
 def version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -105,6 +107,12 @@ def _accelerators() -> list[str]:
     if torch is None or not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+@cache
+def _own_commit() -> dict[str, Any] | None:
+    """As `_source_commit`, once per process: what has been imported stays what it is."""
+    return _source_commit(_PACKAGE_DIR)
 
 
 def _source_commit(package_dir: Path) -> dict[str, Any] | None:

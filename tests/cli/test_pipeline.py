@@ -45,6 +45,8 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
         (["pipeline=demo", "--json"], "--json goes with status"),
         (["pipeline=demo", "--config-dir", "/no/such"], "--config-dir /no/such"),
         (["pipeline=demo", "stages.task.launch.dry_run=true"], "holds for the whole chain"),
+        (["pipeline=demo", "hydra.run.dir=x"], "hydra.run.dir=x: is for several runs (-m)"),
+        (["pipeline=demo", "stages.task.hydra/launcher=x"], "hydra/launcher=x: is for several runs (-m)"),
         (
             ["pipeline=demo"],
             "stage simmim: data.eval_shards=demo-data/digits-eval: demo-data/digits-eval does not exist",

@@ -19,7 +19,9 @@ from swinv2_train.engine import loop
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from swinv2_train.launch.environment import prepare
 from tests.checkpoint.weights import load_weights
-from tests.runs import comparable, losses, make_shard, metrics, run_apart, run_here, tiny_run
+from tests.faults.job import FaultyRun
+from tests.faults.nursery import Nursery
+from tests.runs import comparable, losses, make_shard, metrics, run_here, tiny_run
 
 
 def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
@@ -99,7 +101,7 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     ],
 )
 def test_every_precision_and_stage_resumes_bit_for_bit(
-    shards: Path, tmp_path: Path, precision: str, stage: int, accumulate: str
+    shards: Path, tmp_path: Path, nursery: Nursery, precision: str, stage: int, accumulate: str
 ) -> None:
     """Four steps, or two, a stop at a checkpoint, and two more."""
     options = [
@@ -107,13 +109,11 @@ def test_every_precision_and_stage_resumes_bit_for_bit(
         "optim.schedule=constant", "engine.micro_batch=6", "eval.every_steps=0", "eval.figure_every_steps=0",
         "optim.warmup_steps=0", "checkpoint.every_steps=2",
     ]  # fmt: skip
-    runs = [
-        tiny_run(shards, tmp_path / name, *options, f"optim.steps={steps}")
-        for name, steps in (("whole", 4), ("parts", 2), ("parts", 4))
-    ]
-    # ZeRO-3 replaces torch's linear function for the rest of the process, so it gets a process of its own.
-    codes = run_apart(*runs[:2]) + run_apart(runs[2]) if stage == 3 else [run_here(overrides) for overrides in runs]
-    assert codes == [FINISHED] * 3
+    for name, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
+        overrides = tiny_run(shards, tmp_path / name, *options, f"optim.steps={steps}")
+        # ZeRO-3 replaces torch's linear function for the rest of the process, so it gets a process of its own.
+        run = FaultyRun(tmp_path / name, overrides, nursery, trace=tmp_path / f"trace-{name}-{steps}")
+        assert (run.go() if stage == 3 else run_here(overrides)) == FINISHED
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 4
     weights = [load_weights(tmp_path / name / "checkpoints" / "step-00000004") for name in ("whole", "parts")]

@@ -142,11 +142,12 @@ class FaultyRun:
         directory: its run.dir; the records lie beside it.
         overrides: of every start.
         nursery: where forked ranks come from.
+        trace: where the records of its starts go; by default next to the run.
     """
 
-    def __init__(self, directory: Path, overrides: list[str], nursery: Nursery) -> None:
+    def __init__(self, directory: Path, overrides: list[str], nursery: Nursery, trace: Path | None = None) -> None:
         self.directory, self.overrides, self.nursery = directory, overrides, nursery
-        self.trace = directory.with_name(f"{directory.name}-trace")
+        self.trace = trace or directory.with_name(f"{directory.name}-trace")
         self.jobs: list[Job] = []
 
     def start(self, ranks: int = 1, *, way: str = FORKED, **faults: Any) -> Job:
