@@ -45,8 +45,6 @@ class LoadedModel:
     """Per-channel mean and standard deviation in [0, 1] that normalize images."""
     class_names: list[str] | None
     source: WeightSource
-    transfer: Transfer
-    """Result for every tensor."""
 
 
 def load_model(
@@ -79,7 +77,7 @@ def load_model(
             raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
         _fill(model.to_empty(device="cpu"), transfer)
     mean, std = _statistics(config)
-    return LoadedModel(model.eval(), config, mean, std, source.class_names, source, transfer)
+    return LoadedModel(model.eval(), config, mean, std, source.class_names, source)
 
 
 def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config:

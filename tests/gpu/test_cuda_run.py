@@ -12,9 +12,10 @@ from swinv2_train.checkpoint.fragment import Fragment
 from swinv2_train.checkpoint.saver import HostCopy
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.planner.peak import peak_tflops
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Losses
-from tests.runs import comparable, losses, run_here, tiny_run
+from tests.runs import comparable, losses, metrics, run_here, tiny_run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,6 +47,9 @@ def test_one_gpu_follows_the_cpu(shards: Path, tmp_path: Path, finished_run: Pat
     assert run_here(tiny_run(shards, tmp_path / "run", *options)) == FINISHED
     assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-3)
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "finished"
+    peak = peak_tflops(torch.cuda.get_device_name(), "fp32")
+    steps = [row for row in metrics(tmp_path / "run") if "lr" in row]
+    assert all(0 < row["mfu"] < 1 if peak else "mfu" not in row for row in steps)
 
 
 def test_a_copy_for_a_save_is_pinned_exact_and_complete() -> None:
