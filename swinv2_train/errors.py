@@ -23,4 +23,4 @@ class MainRankError(RunError):
 
 
 class LostRanks(RunError):  # noqa: N818 (what happened, as a message says it)
-    """Another rank has died or does not answer."""
+    """Another rank has died or does not respond."""

@@ -84,8 +84,8 @@ class Manifest:
     step: int
     world_size: int
     metadata: dict[str, Any]
-    """What a reader of the weights needs, task, model, and input, and what the order of the samples depends on. Its key
-    in the file is `geometry`."""
+    """Data for readers of the weights (task, model, and input), and everything that the order of samples depends on.
+    Its key in the file is `geometry`."""
     shapes: dict[str, list[int]]
     """Shape of every parameter and persistent buffer."""
     fragments: list[FragmentRecord]

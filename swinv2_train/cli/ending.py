@@ -1,4 +1,4 @@
-"""How the commands end: an exit code, and one sentence on stderr for whatever went wrong."""
+"""End of the commands: an exit code, and one sentence on stderr for any error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _GPU_REMEDY = "lower batch (batch=..., --batch), or use device=cpu"
 
 
 def run_command(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
-    """Run a command of one or more ranks; returns the exit code, after one sentence on stderr for what went wrong.
+    """Run a command of one or more ranks; return the exit code, after one sentence on stderr for any error.
 
-    A SIGTERM ends it like a Ctrl-C, so that what it has begun to write is removed.
+    A SIGTERM ends it like a Ctrl-C, so that partially written output is removed.
 
     Args:
-        command: its name, for the sentence.
-        interrupted: what to say after a Ctrl-C or a SIGTERM.
+        command: its name, for the message.
+        interrupted: message after a Ctrl-C or a SIGTERM.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -35,9 +35,9 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
         code = run()
         sys.stdout.flush()
         return code
-    except MainRankError as error:  # the main rank has said it
+    except MainRankError as error:  # the main rank has reported it
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -63,7 +63,7 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
 
 
 def prepare_output() -> None:
-    """Have the process print any text without secrets and without an encoding error.
+    """Make the process print any text without secrets and without encoding errors.
 
     A file name need not be UTF-8, and a traceback may quote a URL.
     """
@@ -74,10 +74,10 @@ def prepare_output() -> None:
 
 
 def _end_lost(say: Callable[[object], None]) -> None:
-    """End a rank that others have left; a command that started the ranks says which died."""
+    """End a rank that others have left; a command that started the ranks reports which one died."""
     from swinv2_train.launch.signals import PARENT_VARIABLE
 
     if PARENT_VARIABLE not in os.environ:
-        say("another rank has died or does not answer, so there is no result; run the command again")
+        say("another rank has died or does not answer, so there is no result; rerun the command")
     sys.stdout.flush()
-    os._exit(FAILED)  # taking down collectives whose other end is gone may hang for ever
+    os._exit(FAILED)  # destroying collectives whose other ranks are gone may hang forever

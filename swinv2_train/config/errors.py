@@ -1,4 +1,4 @@
-"""The error that a wrong config ends in: one sentence with field, value, and fix."""
+"""The error of an invalid config: one sentence with field, value, and fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swinv2_train.redact import Redacted
 
 
 class ConfigError(Redacted, ValueError):
-    """A config that cannot be run. `str(error)` is the whole message for the user."""
+    """A config that cannot be run. `str(error)` is the complete message for the user."""
 
     exit_code = WRONG_USE
 
@@ -19,5 +19,5 @@ class ConfigError(Redacted, ValueError):
 
 
 def percent(value: float) -> str:
-    """What a share above 1 was probably meant to be, for the end of a message; empty for any other value."""
+    """Return the likely intention of a fraction above 1, for the end of a message; empty for any other value."""
     return f"; {value:g}% is {value / 100:g}" if 1 < value <= 100 else ""

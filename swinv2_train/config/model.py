@@ -1,7 +1,7 @@
-"""The model section of the config, the named variants, and the geometry that follows from them.
+"""Model section of the config, the named variants, and the geometry that follows from them.
 
-Pure arithmetic: nothing here imports torch, so that a wrong geometry is refused before anything slow starts
-and a dry run can print windows, parameters and FLOPs of a 3-billion-parameter model in no time.
+Pure arithmetic: nothing here imports torch. Therefore a wrong geometry is rejected before anything slow starts, and a
+dry run prints windows, parameters, and FLOPs of a 3-billion-parameter model immediately.
 
 Sources: arXiv 2111.09883 sections 3.2 to 3.6 and the official implementation (microsoft/Swin-Transformer).
 """
@@ -15,28 +15,28 @@ from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.section import Section
 
 ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
-"""Names in the table of `models.attention.backends`, here because this module does not import torch."""
+"""Names in the table of `models.attention.backends`, listed here because this module does not import torch."""
 NORM_PLACEMENTS = ("res-post", "pre", "post", "sandwich")
 SIMILARITIES = ("cosine", "dot")
 POSITION_BIASES = ("log-cpb", "linear-cpb", "table")
 WINDOW_RULES = ("per-axis", "official")
 NUM_STAGES = 4
 CPB_HIDDEN = 512
-"""Hidden width of the network that makes the position bias (official code)."""
+"""Hidden width of the network that computes the position bias (official code)."""
 
 
 @dataclass
 class ModelConfig(Section):
-    """A Swin Transformer V2 backbone. Every `*_per_stage`-like field takes one value or a list of four."""
+    """A Swin Transformer V2 backbone. Every `*_per_stage`-like field accepts one value or a list of four."""
 
     name: str = "swinv2_tiny"
-    """A label for tables and file names; the fields below define the model."""
+    """Label for tables and file names; the fields below define the model."""
     in_channels: int = 3
     """Channels of the input image."""
     patch_size: int = 4
     """Side of a patch, in pixels."""
     embed_dim: int = 96
-    """Channels C of stage 1; stages 2 to 4 have 2C, 4C and 8C."""
+    """Channels C of stage 1; stages 2 to 4 have 2C, 4C, and 8C."""
     depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
     """Blocks per stage."""
     num_heads: list[int] = field(default_factory=lambda: [3, 6, 12, 24])
@@ -51,18 +51,16 @@ class ModelConfig(Section):
     of the shorter side of the map, not shifted along either side). Equal on square maps. Weights carry the rule they
     were trained with."""
     pretrained_window: Any = 0
-    """Window the weights were trained with, per stage like `window`; 0 is this model's own. It scales the coordinates
-    of log-CPB and linear-CPB, and it is the size of a bias table.
-
-    Give it as it was clamped to the small maps of that training: weights from 192 pixels and window 12 had
-    [12, 12, 12, 6].
+    """Window the weights were trained with, per stage like `window`; 0 means this model's own. It scales the
+    coordinates of log-CPB and linear-CPB, and it is the size of a bias table.  Set it as it was clamped to the small
+    maps of that training: weights from 192 pixels and window 12 had [12, 12, 12, 6].
     """
     drop_path: float = 0.1
-    """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
+    """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     extra_norm_period: int = 0
     """A LayerNorm on the main branch after every n-th block of a stage (paper section 3.6: 6 for H and G); 0: none."""
     norm_placement: str = "res-post"
-    """Where a block f is normed: res-post x + norm(f(x)), of Swin V2; pre x + f(norm(x)), of Swin V1; post
+    """Placement of the norm of a block f: res-post x + norm(f(x)), of Swin V2; pre x + f(norm(x)), of Swin V1; post
     norm(x + f(x)); sandwich x + norm(f(norm(x)))."""
     similarity: str = "cosine"
     """Attention scores: cosine (q and k of length 1, times a learned scale per head), or dot (q k / sqrt(d))."""
@@ -74,7 +72,7 @@ class ModelConfig(Section):
     attention: Any = "sdpa"
     """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (in chunks)."""
     sequential_chunk_mib: float = 256.0
-    """Upper bound, in MiB, on all score-sized tensors together that `sequential` holds at a time."""
+    """Upper bound, in MiB, on all score-sized tensors together that `sequential` keeps at a time."""
     checkpointing: Any = 0
     """Activation checkpointing, one or per stage: 0 none, 1 every block, n the first of every n blocks."""
 
@@ -97,70 +95,70 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "extra_norm_period": 6,
     },
 }
-"""The sizes of the paper by name (section 3.6; heads follow the 32-channels-per-head rule)."""
+"""Sizes of the paper by name (section 3.6; heads follow the 32-channels-per-head rule)."""
 
 
 def variant(name: str, **overrides: Any) -> ModelConfig:
-    """The named size as a `ModelConfig`, with fields replaced by keyword.
+    """Return the named size as a `ModelConfig`, with fields replaced by keyword.
 
     Raises:
-        ConfigError: if there is no such size.
+        ConfigError: if the size is unknown.
     """
     if name not in VARIANTS:
-        raise ConfigError("model.name", name, f"there is no such size; take one of {', '.join(VARIANTS)}")
+        raise ConfigError("model.name", name, f"unknown size; use one of {', '.join(VARIANTS)}")
     return ModelConfig(name=name, **{**VARIANTS[name], **overrides})
 
 
 def per_stage(key: str, value: Any) -> list[Any]:
-    """One value for all stages, or a list of one per stage, as a list of four."""
+    """Return one value for all stages, or a list of one per stage, as a list of four."""
     if not isinstance(value, (list, tuple)):
         return [value] * NUM_STAGES
     if len(value) != NUM_STAGES:
-        raise ConfigError(key, list(value), f"needs one value or {NUM_STAGES}, one per stage, not {len(value)}")
+        raise ConfigError(key, list(value), f"must be one value or {NUM_STAGES}, one per stage, not {len(value)}")
     return list(value)
 
 
 def _sides(key: str, value: Any, *, minimum: int) -> list[tuple[int, int]]:
-    """Per-stage windows as (height, width) pairs."""
+    """Return per-stage windows as (height, width) pairs."""
     pairs = []
     for item in per_stage(key, value):
         pair = item if isinstance(item, (list, tuple)) else (item, item)
         whole = all(isinstance(side, int) and not isinstance(side, bool) and side >= minimum for side in pair)
         if len(pair) != 2 or not whole:
-            raise ConfigError(key, value, f"a window side is a whole number of at least {minimum}; two make a pair")
+            raise ConfigError(key, value, f"a window side must be an integer of at least {minimum}; two form a pair")
         pairs.append((pair[0], pair[1]))
     return pairs
 
 
 def windows(config: ModelConfig) -> list[tuple[int, int]]:
-    """The configured attention window (height, width) of each stage, before clamping to the map."""
+    """Return the configured attention window (height, width) of each stage, before clamping to the map."""
     return _sides("model.window", config.window, minimum=1)
 
 
 def pretrained_windows(config: ModelConfig) -> list[tuple[int, int]]:
-    """The window (height, width) each stage was pretrained with; (0, 0) means its own."""
+    """Return the window (height, width) that each stage was pretrained with; (0, 0) means its own."""
     return _sides("model.pretrained_window", config.pretrained_window, minimum=0)
 
 
 def attention_backends(config: ModelConfig) -> list[str]:
-    """The attention backend of each stage."""
+    """Return the attention backend of each stage."""
     backends = per_stage("model.attention", config.attention)
     for backend in backends:
         if backend not in ATTENTION_BACKENDS:
-            raise ConfigError("model.attention", backend, f"take one of {', '.join(ATTENTION_BACKENDS)}")
+            raise ConfigError("model.attention", backend, f"must be one of {', '.join(ATTENTION_BACKENDS)}")
     return backends
 
 
 def table_windows(config: ModelConfig, resolution: tuple[int, int] | None = None) -> list[tuple[int, int]]:
-    """Per stage the window (height, width) whose offsets a bias table (`position_bias=table`) holds.
+    """Return per stage the window (height, width) whose offsets a bias table (`position_bias=table`) contains.
 
-    The window of the pretraining where that is given, else the window in use at this resolution.
+    This is the pretraining window if it is set, else the window in use at this resolution.
 
     Args:
         resolution: input (height, width) in pixels that the model is built for.
 
     Raises:
-        ConfigError: if a window is to be clamped to a map and there is no resolution.
+        ConfigError: if a window must be clamped to a map and there is no resolution.
     """
     trained = pretrained_windows(config)
     if all(height and width for height, width in trained):
@@ -172,16 +170,18 @@ def table_windows(config: ModelConfig, resolution: tuple[int, int] | None = None
 
 
 def checkpointing_periods(config: ModelConfig) -> list[int]:
-    """Per stage: 0 for no activation checkpointing, n for every n-th block."""
+    """Return per stage 0 for no activation checkpointing, or n for every n-th block."""
     periods = per_stage("model.checkpointing", config.checkpointing)
     for period in periods:
         if not isinstance(period, int) or isinstance(period, bool) or period < 0:
-            raise ConfigError("model.checkpointing", period, "is 0 (none), 1 (every block) or n (every n-th block)")
+            raise ConfigError(
+                "model.checkpointing", period, "must be 0 (none), 1 (every block), or n (every n-th block)"
+            )
     return periods
 
 
 def checkpointed_blocks(config: ModelConfig) -> list[list[bool]]:
-    """Per stage and block: is the block's forward pass recomputed in the backward pass?"""
+    """Return per stage and block whether its forward pass is recomputed in the backward pass."""
     return [
         [bool(period) and block % period == 0 for block in range(depth)]
         for period, depth in zip(checkpointing_periods(config), config.depths, strict=True)
@@ -189,29 +189,29 @@ def checkpointed_blocks(config: ModelConfig) -> list[list[bool]]:
 
 
 def mlp_width(config: ModelConfig, dim: int) -> int:
-    """Hidden width of the MLP of a block with `dim` channels."""
+    """Return the hidden width of the MLP of a block with `dim` channels."""
     return int(dim * config.mlp_ratio)
 
 
 def drop_path_rates(config: ModelConfig) -> list[float]:
-    """Stochastic depth rate of every block, first to last over all stages: linear from 0 to `config.drop_path`."""
+    """Return the stochastic depth rate of every block over all stages: linear from 0 to `config.drop_path`."""
     last = max(sum(config.depths) - 1, 1)
     return [config.drop_path * block / last for block in range(sum(config.depths))]
 
 
 @dataclass(frozen=True)
 class StageGeometry:
-    """What one stage of the backbone does at one input size. All sizes in tokens."""
+    """Geometry of one stage of the backbone at one input size. All sizes in tokens."""
 
     height: int
     width: int
-    """The token map of the stage."""
+    """Token map of the stage."""
     window: tuple[int, int]
-    """The window after clamping to a small map."""
+    """Window after clamping to a small map."""
     shift: tuple[int, int]
-    """Cyclic shift of every second block; 0 where the window covers the map, see `fit_window`."""
+    """Cyclic shift of every second block; 0 if the window covers the map, see `fit_window`."""
     padded: tuple[int, int]
-    """The map padded at the bottom and right to whole windows."""
+    """Map padded at the bottom and right to whole windows."""
     dim: int
     depth: int
     num_heads: int
@@ -230,8 +230,8 @@ def fit_window(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Clamp a window to a map and return it with its shift: (window, shift).
 
-    The rules are equal if the window is square and the map is square or larger than the window on both sides. A time
-    axis is always clamped per axis.
+    The rules are equivalent if the window is square and the map is square or larger than the window on both sides. A
+    time axis is always clamped per axis.
 
     Args:
         window: configured (height, width) or (time, height, width); square for the rule `official`.
@@ -247,13 +247,13 @@ def fit_window(
 
 
 def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGeometry]:
-    """The geometry of all stages for an input of height x width pixels.
+    """Return the geometry of all stages for an input of height x width pixels.
 
     Raises:
-        ConfigError: if there is no pixel in it.
+        ConfigError: if the input has no pixels.
     """
     if height < 1 or width < 1:
-        raise ConfigError("data.resolution", [height, width], "an image has at least one pixel on each side")
+        raise ConfigError("data.resolution", [height, width], "an image must have at least one pixel on each side")
     rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
     stages = []
     for stage, window in enumerate(windows(config)):
@@ -276,15 +276,15 @@ def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGe
 
 
 def validate_model(config: ModelConfig) -> None:
-    """Refuse a model that cannot be built.
+    """Reject a model that cannot be built.
 
     Raises:
-        ConfigError: naming the field, its value and the fix.
+        ConfigError: naming the field, its value, and the fix.
     """
     for key in ("depths", "num_heads"):
         values = getattr(config, key)
         if len(values) != NUM_STAGES or any(value < 1 for value in values):
-            raise ConfigError(f"model.{key}", values, f"needs {NUM_STAGES} whole numbers of at least 1, one per stage")
+            raise ConfigError(f"model.{key}", values, f"must be {NUM_STAGES} integers of at least 1, one per stage")
     for key in ("in_channels", "patch_size", "embed_dim"):
         if getattr(config, key) < 1:
             raise ConfigError(f"model.{key}", getattr(config, key), "must be at least 1")
@@ -296,10 +296,10 @@ def validate_model(config: ModelConfig) -> None:
     if mlp_width(config, config.embed_dim) < 1:
         raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
     if not 0 <= config.drop_path < 1:
-        hint = f"is a probability from 0 up to, not including, 1{percent(config.drop_path)}"
+        hint = f"must be a probability from 0 to below 1{percent(config.drop_path)}"
         raise ConfigError("model.drop_path", config.drop_path, hint)
     if config.extra_norm_period < 0:
-        raise ConfigError("model.extra_norm_period", config.extra_norm_period, "is 0 (none) or a number of blocks")
+        raise ConfigError("model.extra_norm_period", config.extra_norm_period, "must be 0 (none) or a number of blocks")
     if config.sequential_chunk_mib <= 0:
         raise ConfigError("model.sequential_chunk_mib", config.sequential_chunk_mib, "must be above 0")
     for key, choices in (
@@ -309,20 +309,21 @@ def validate_model(config: ModelConfig) -> None:
         ("window_rule", WINDOW_RULES),
     ):
         if getattr(config, key) not in choices:
-            raise ConfigError(f"model.{key}", getattr(config, key), f"take one of {', '.join(choices)}")
+            raise ConfigError(f"model.{key}", getattr(config, key), f"must be one of {', '.join(choices)}")
     if config.window_rule == "official" and any(height != width for height, width in windows(config)):
-        hint = "model.window_rule=official needs square windows; take square ones, or model.window_rule=per-axis"
+        hint = "model.window_rule=official needs square windows; use square ones, or model.window_rule=per-axis"
         raise ConfigError("model.window", config.window, hint)
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 
 def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None, num_classes: int = 0) -> int:
-    """Parameters of the backbone with its final norm and, for `num_classes` above 0, of the linear head; closed form.
+    """Return the number of parameters of the backbone with its final norm and, if `num_classes` > 0, of the linear
+    head.
 
-    It is here and not in `planner/` because the task sections use it, also those of users' modules.
+    It is here and not in `planner/` because task sections use it, including those of users' modules.
 
     Args:
-        resolution: input (height, width) in pixels; only an absolute position embedding and bias tables need it.
+        resolution: input (height, width) in pixels; needed only by an absolute position embedding and bias tables.
 
     Raises:
         ConfigError: if there is no resolution and one is needed.
@@ -349,12 +350,12 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
 
 
 def total_stride(config: ModelConfig) -> int:
-    """Pixels per token of the last stage, along one side."""
+    """Return the pixels per token of the last stage, along one side."""
     return config.patch_size * 2 ** (NUM_STAGES - 1)
 
 
 def position_map(config: ModelConfig, resolution: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns of the absolute position embedding of a model for this resolution in pixels.
+    """Return the rows and columns of a model's absolute position embedding for this resolution in pixels.
 
     Raises:
         ConfigError: if there is no resolution.

@@ -1,8 +1,8 @@
-"""Judges the numbers of a step before they reach the weights.
+"""Check of the numbers of a step before they reach the weights.
 
-A loss or gradient that is not finite is always refused. A spike is a value far above the median of the last good steps,
-measured in median absolute deviations (Leys et al. 2013), which a few earlier outliers hardly move. All ranks judge the
-same numbers, so they come to the same verdict without asking each other.
+A non-finite loss or gradient is always rejected. A spike is a value far above the median of the last good steps,
+measured in median absolute deviations (Leys et al. 2013), which a few earlier outliers hardly affect. All ranks check
+the same numbers, so they reach the same decision without communication.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from swinv2_train.config.schema import GuardConfig
 from swinv2_train.engine.state import TrainState
 
 MAD_TO_SIGMA = 1.4826
-"""The median absolute deviation of normal numbers times this is their standard deviation."""
+"""The median absolute deviation of normally distributed numbers times this is their standard deviation."""
 NORM_SPIKES_IN_ROW = 3
-"""A gradient norm that is high for more steps than this, beside an ordinary loss, is no spike but where the run is now:
-it is let through, clipped as ever, and the test of the norm begins anew. Refusing it for ever would stop a healthy run,
-as refused steps move no median."""
+"""A gradient norm that stays high for more steps than this, while the loss is normal, is the run's new level and not a
+spike. Accept it, clip it as usual, and restart the norm test. Rejecting it forever would stop a healthy run, because
+rejected steps do not move the median."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a step's update is not made."""
+    """Reason to skip a step's update."""
 
     reason: str
-    """Half a sentence: what is wrong with which number."""
+    """Clause that names the number and the problem."""
     spike: bool
-    """Whether the numbers are finite: then `guard.policy` says what follows."""
+    """True if the numbers are finite: then `guard.policy` decides the response."""
     norm_only: bool = False
-    """Whether it is a spike of the gradient norm beside an ordinary loss."""
+    """True for a spike of the gradient norm with a normal loss."""
 
 
 def spike_limit(window: list[float], zscore: float, ratio: float) -> float:
-    """The value from which on a number is a spike beside those in `window` (not empty)."""
+    """Return the limit above which a number is a spike, given those in `window` (not empty)."""
     middle = median(window)
     deviation = MAD_TO_SIGMA * median(abs(value - middle) for value in window)
     return max(middle + zscore * deviation, ratio * middle)
 
 
 class Guard:
-    """The rolling test over the last good steps, which are kept in the run's state."""
+    """Rolling test over the last good steps, which are stored in the run's state."""
 
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
 
     def judge(self, loss: float, grad_norm: float, state: TrainState) -> Refusal | None:
-        """Judge a step before its update; None lets it pass.
+        """Check a step before its update; None accepts it.
 
         Args:
             loss: mean loss of the global batch.
@@ -74,11 +74,11 @@ class Guard:
         return None
 
     def refuse(self, refusal: Refusal, state: TrainState) -> None:
-        """Remember that a step's update was left out."""
+        """Record that a step's update was skipped."""
         state.norm_spikes_in_row = state.norm_spikes_in_row + 1 if refusal.norm_only else 0
 
     def accept(self, loss: float, grad_norm: float, state: TrainState) -> None:
-        """Remember the numbers of a step whose update was made; `state` is still that before it."""
+        """Record the numbers of a step whose update was applied; `state` is still that before the step."""
         if state.norm_spikes_in_row >= NORM_SPIKES_IN_ROW:
             state.grad_norms.clear()
         state.norm_spikes_in_row = 0
@@ -88,11 +88,11 @@ class Guard:
 
 
 def mostly_skipped(state: TrainState) -> str | None:
-    """Return why a run that took all its steps has failed all the same: most of them made no update. None if not."""
+    """Return why a run that took all its steps failed nevertheless: most of them were skipped. None if not."""
     if 2 * state.skipped_steps <= state.step:
         return None
     return (
-        f"{state.skipped_steps} of {state.step} steps were skipped, so the run has learned next to nothing; its last "
-        "state is saved, and <run>/incidents says what was wrong: lower optim.lr, use engine.precision=bf16 or fp32 "
-        "instead of fp16, or fix the data, and start again with another run.dir"
+        f"{state.skipped_steps} of {state.step} steps were skipped, so the run has learned almost nothing; its last "
+        "state is saved, and <run>/incidents records the causes: lower optim.lr, use engine.precision=bf16 or fp32 "
+        "instead of fp16, or fix the data, and start over with another run.dir"
     )

@@ -1,6 +1,6 @@
-"""What model a file of weights is for: from the shapes of its tensors, its buffers, the config beside it, its name.
+"""Metadata of weights, inferred from the tensors' shapes, the buffers, the config next to the file, and its name.
 
-Metadata has the sections of a checkpoint's manifest: `task`, `model` and `data` as in a config, `preprocess` and
+Metadata has the sections of a checkpoint's manifest: `task`, `model`, and `data` as in a config, `preprocess`, and
 `classes`.
 """
 
@@ -32,17 +32,17 @@ Window = tuple[int, int]
 
 
 def plain_window(window: Window) -> int | list[int]:
-    """A window as a config writes it: one side where both are the same."""
+    """Return a window in config notation: one side if both are equal."""
     return window[0] if window[0] == window[1] else list(window)
 
 
 def plain_windows(windows: Sequence[Window]) -> list[int | list[int]]:
-    """The windows of all stages as a config writes them."""
+    """Return the windows of all stages in config notation."""
     return [plain_window(window) for window in windows]
 
 
 def put_trained(given: Sequence[Window], trained: Sequence[Window]) -> list[Window]:
-    """Per stage the window of the training that is given, with the known one in the place of sides that are 0."""
+    """Return per stage the given training window, with sides that are 0 replaced by those of the known one."""
     return [(own[0] or known[0], own[1] or known[1]) for own, known in zip(given, trained, strict=True)]
 
 
@@ -50,7 +50,7 @@ def recorded_metadata(content: Any) -> dict[str, Any]:
     """Check the metadata that weights of this package record, section by section.
 
     Raises:
-        UnreadableError: naming the section that is missing or has something else in the place of a value.
+        UnreadableError: naming the section that is missing or has an invalid value.
     """
     if not isinstance(content, Mapping):
         raise UnreadableError("its metadata is missing")
@@ -87,16 +87,16 @@ def _is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 
 def model_config(metadata: Mapping[str, Any]) -> ModelConfig:
-    """The model section of metadata; keys of other versions are left aside, absent ones get their defaults."""
+    """Return the model section of metadata; keys of other versions are ignored, missing ones get their defaults."""
     known = {spec.name for spec in dataclasses.fields(ModelConfig)}
     return ModelConfig(**{key: value for key, value in metadata.get("model", {}).items() if key in known})
 
 
 def trained_windows(metadata: Mapping[str, Any]) -> list[Window] | None:
-    """Per stage the window whose offsets the position bias was trained on, clamped to the maps of that training.
+    """Return per stage the window whose offsets the position bias was trained on, clamped to the maps of that training.
 
     Returns:
-        None if the metadata does not tell.
+        None if the metadata does not record it.
     """
     if not metadata.get("model", {}).get("window"):
         return None
@@ -112,11 +112,11 @@ def trained_windows(metadata: Mapping[str, Any]) -> list[Window] | None:
 
 
 def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
-    """The fields of a model that the shapes of its canonical tensors tell: all but windows, their rule, and what has no
-    weights.
+    """Return the fields of a model that its canonical tensors determine: all except windows, their rule, and fields
+    without weights.
 
     Raises:
-        ConfigError: if they are not those of a Swin Transformer V2.
+        ConfigError: if they do not belong to a Swin Transformer V2.
     """
     refuse_other_models(shapes, path)
     depths, heads = [], []
@@ -126,7 +126,7 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
             depth += 1
         if not depth:
             raise ConfigError(
-                "", path, f"{path} has no blocks in stage {stage + 1}: it is no whole Swin Transformer V2"
+                "", path, f"{path} has no blocks in stage {stage + 1}: it is not a complete Swin Transformer V2"
             )
         depths.append(depth)
         heads.append(_num_heads(shapes, f"layers.{stage}.blocks.0.attn.", path))
@@ -149,36 +149,40 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
 
 
 def refuse_other_models(shapes: Shapes, path: Path) -> None:
-    """Refuse weights that are not those of a Swin Transformer V2.
+    """Reject weights that do not belong to a Swin Transformer V2.
 
     Raises:
-        ConfigError: saying what they look like.
+        ConfigError: naming the model that they look like.
     """
     block = "layers.0.blocks.0.attn."
     if f"{block}relative_position_bias_table" in shapes and f"{block}qkv.bias" in shapes:
-        hint = "holds a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; take a V2 file"
+        hint = (
+            "contains a Swin Transformer V1 (bias tables, no logit_scale), whose weights do not fit V2; use a V2 file"
+        )
         raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("stages.0.blocks.0.") and ".meta_mlp." in key for key in shapes):
-        hint = "holds timm's swinv2_cr, another model with other arithmetic; take a swinv2_*_window* file"
+        hint = "contains timm's swinv2_cr, another model with other arithmetic; use a swinv2_*_window* file"
         raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("features.1.0.attn.") for key in shapes):
-        hint = "holds torchvision's Swin, a layout that is not read here; take the official, timm's or Hugging Face's"
+        hint = "contains torchvision's Swin, an unsupported layout; use an official, timm, or Hugging Face file"
         raise ConfigError("", path, f"{path} {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
     if missing or len(shapes["patch_embed.proj.weight"]) != 4:
         held = ", ".join(list(shapes)[:3]) or "nothing"
         key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
-        raise ConfigError("", path, f"{path} is no Swin Transformer V2: it lacks {key} (it has {held}, ...)")
+        raise ConfigError("", path, f"{path} is not a Swin Transformer V2: it lacks {key} (it has {held}, ...)")
     scalar = next((key for key, shape in shapes.items() if not shape), None)
     if scalar is not None:
-        raise ConfigError("", path, f"{path} is no Swin Transformer V2: its {scalar} has no dimensions")
+        raise ConfigError("", path, f"{path} is not a Swin Transformer V2: its {scalar} has no dimensions")
 
 
 def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
     for key, dimension in (("logit_scale", 0), ("cpb_mlp.2.weight", 0), ("relative_position_bias_table", 1)):
         if f"{place}{key}" in shapes:
             return shapes[f"{place}{key}"][dimension]
-    raise ConfigError("", path, f"{path} has no {place}logit_scale, nor a position bias, to tell the number of heads")
+    raise ConfigError(
+        "", path, f"{path} has no {place}logit_scale, nor a position bias, to determine the number of heads"
+    )
 
 
 def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
@@ -206,21 +210,21 @@ class Windows:
 
     window: list[Window] | None = None
     pretrained: list[Window] | None = None
-    """Of an earlier training than that of these weights."""
+    """Windows of an earlier training than that of these weights."""
     resolution: tuple[int, int] | None = None
     origin: str = ""
-    """Where this was found, for a person."""
+    """Source of this information, for display."""
 
 
 def windows_from_buffers(
     shapes: Shapes, read: Callable[[str], list[float]], depths: list[int], patch: int
 ) -> Windows | None:
-    """From the buffers of official files: the size of the table of coordinates is the window, its largest value tells
-    the window of the pretraining, and the shift mask of the first stage the size of the image.
+    """Return the windows from the buffers of official files: the size of the coordinate table is the window, its
+    largest value determines the pretraining window, and the shift mask of the first stage determines the image size.
 
     Args:
-        shapes: of all tensors, buffers included, under canonical names.
-        read: gives a tensor as a flat list.
+        shapes: shapes of all tensors, including buffers, under canonical names.
+        read: returns a tensor as a flat list.
         depths: blocks per stage.
         patch: pixels per token.
     """
@@ -247,15 +251,16 @@ def windows_from_buffers(
 
 
 def _trained_side(side: int, largest: float) -> int:
-    """The side p of the pretraining window for which log2(8 (side - 1) / (p - 1) + 1) / 3 is this largest value."""
-    if side < 2 or not 1e-4 < largest < 16:  # no window of any use is beyond, and a damaged value may be anything
+    """Return the side p of the pretraining window for which log2(8 (side - 1) / (p - 1) + 1) / 3 is this largest
+    value."""
+    if side < 2 or not 1e-4 < largest < 16:  # no useful window is outside; a damaged value may be anything
         return side
     return 1 + round(8 * (side - 1) / (2 ** (3 * largest) - 1))
 
 
 def windows_from_name(name: str) -> Windows | None:
-    """From a name in the official pattern, such as `window8_256` or `window12to16_192to256` (timm's and Hugging Face's
-    names have it as well)."""
+    """Return the windows from a name in the official pattern, such as `window8_256` or `window12to16_192to256`, which
+    timm and Hugging Face use too."""
     match = re.search(r"window(\d+)(?:to(\d+))?[_-](\d{2,4})(?:to(\d+))?", name)
     if not match:
         return None
@@ -268,7 +273,7 @@ def windows_from_name(name: str) -> Windows | None:
 
 
 def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
-    """From the config.json of Hugging Face, or the model arguments that timm's holds."""
+    """Return the windows from the config.json of Hugging Face, or from the model arguments in that of timm."""
     side = config.get("window_size")
     if not side:
         return None
@@ -286,10 +291,10 @@ def windows_from_config(config: Mapping[str, Any]) -> Windows | None:
 
 
 def _pair(value: Any) -> Window:
-    """Two sides. Raises ValueError or TypeError where they are no whole numbers of at least 0."""
+    """Return two sides. Raises ValueError or TypeError unless they are integers of at least 0."""
     sides = value if isinstance(value, (list, tuple)) else (value, value)
     if len(sides) != 2 or not all(isinstance(side, int) and 0 <= side < 2**20 for side in sides):
-        raise ValueError(f"{value!r} is not one or two whole numbers")
+        raise ValueError(f"{value!r} is not one or two integers")
     return int(sides[0]), int(sides[1])
 
 
@@ -299,7 +304,7 @@ def _clamped(sides: list[Window], resolution: tuple[int, int]) -> list[Window]:
 
 
 def put_windows(metadata: dict[str, Any], found: Windows) -> None:
-    """Write windows and input size into metadata; one window for all stages where clamping makes the others."""
+    """Write windows and input size into metadata; one window for all stages if clamping determines the others."""
     model = metadata["model"]
     sides = found.window or []
     if found.resolution:

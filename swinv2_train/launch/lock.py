@@ -1,4 +1,4 @@
-"""One run at a time in a run directory, where the file system has locks."""
+"""One run at a time in a run directory, if the file system supports locks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 _LOCK_FILE = ".lock"
 _START_FILE = ".start.lock"
 _TRIES, _PAUSE_SECONDS = 3, 0.1
-"""Seconds to retry for: a process that only checks (`is_held`) holds the lock for a moment."""
+"""Seconds to retry: a process that only checks (`is_held`) holds the lock for a moment."""
 
 
 class RunLock:
-    """Lock of the process that trains: `<run>/.lock`, until `release` or the end of the process, however it ends.
+    """Lock of the training process, `<run>/.lock`: held until `release` or the end of the process, however it ends.
 
-    On a file system without locks it holds nothing, for a run is worth more than this check.
+    On a file system without locks it locks nothing, because a run is worth more than this check.
 
     Raises:
         ConfigError: if another process holds it.
@@ -39,7 +39,7 @@ class RunLock:
             raise ConfigError(
                 "run.dir",
                 directory,
-                "another process is training in this directory; wait for it, stop it, or take another run.dir",
+                "another process is training in this directory; wait for it, stop it, or use another run.dir",
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -53,14 +53,14 @@ class RunLock:
 class StartLock(RunLock):
     """Lock of the command that starts a run and reports its outcome, `<run>/.start.lock`.
 
-    Ranks that the command starts hold the `RunLock`, and release it before the command has read how the run ended.
+    Ranks that the command starts hold the `RunLock`, and release it before the command has read the result of the run.
     """
 
     file = _START_FILE
 
 
 def check_free(directory: Path) -> None:
-    """Refuse a directory that a command or a rank is at work in.
+    """Reject a directory that a command or a rank is using.
 
     Raises:
         ConfigError: if one is.
@@ -82,17 +82,17 @@ def _lock(file: int) -> None:
 
 
 def check_in_place(directory: Path) -> None:
-    """Check that the directory of a run that is going on is still there.
+    """Check that the directory of an active run still exists.
 
-    Others may have made a directory of the same name since; this run's own has its lock.
+    Another process may have created a directory of the same name; only this run's own contains its lock.
 
     Raises:
         CheckpointError: if it was moved or removed.
     """
     if not (directory / _LOCK_FILE).exists():
         raise CheckpointError(
-            f"run.dir={directory} was moved or removed during the run: put it back, or give run.dir its new place, and "
-            "start the same command again; it resumes from the newest checkpoint there"
+            f"run.dir={directory} was moved or removed during the run: move it back, or set run.dir to its new place, "
+            "and rerun the same command; it resumes from the newest checkpoint there"
         )
 
 
@@ -100,14 +100,16 @@ def is_held(directory: Path) -> bool | None:
     """Return whether a process holds the `RunLock` of a directory; None on a file system without locks.
 
     Raises:
-        OSError: if the lock's file cannot be looked at.
+        OSError: if the lock file cannot be accessed.
     """
     try:
         file = os.open(directory / _LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not take each other for a run
+        fcntl.flock(
+            file, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared, so that two checks do not mistake each other for a run
     except BlockingIOError:
         return True
     except OSError as error:

@@ -1,16 +1,16 @@
-"""The watchdog: end a run that hangs, with the stacks of every rank on record.
+"""Watchdog: ends a run that hangs, with the stacks of every rank on record.
 
-A thread of each rank compares what the rank is doing with the limit for it. When one takes too long, that rank leaves a
-marker in the run directory, which makes the others follow; each writes the stacks of all its threads to
+A thread of each rank compares the duration of the rank's current activity with its limit. If one takes too long, that
+rank leaves a marker in the run directory, and the other ranks follow it. Each writes the stacks of all its threads to
 `<run>/stacks/step-00000012/rank-00003.txt` and ends. An empty file there belongs to a rank that could not even do that:
-it was stopped, or its host is gone.
+it was suspended, or its host is gone.
 
-Three things may be stuck together with the training, and none may keep a rank from ending:
+Three things may hang together with the training, and none may keep a rank from ending:
 
-- the file system: only dedicated threads touch it, and no other thread waits for them for long;
-- Python itself, where foreign code holds the interpreter lock: a timer of `faulthandler`, which needs no Python, is set
-  again as long as the watchdog's thread runs, and otherwise writes the stacks and ends the process;
-- another rank: the ranks share no more than the marker, and each has its own clock.
+- the file system: only dedicated threads access it, and no other thread waits for them for long;
+- Python itself, if foreign code holds the GIL: a timer of `faulthandler`, which needs no Python, is reset while the
+  watchdog's thread runs, and otherwise writes the stacks and ends the process;
+- another rank: the ranks share only the marker, and each has its own clock.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ if TYPE_CHECKING:
     from swinv2_train.launch.ranks import Ranks
 
 STACKS = "stacks"
-"""The directory of a run for what its watchdogs write."""
+"""Directory in the run directory for the output of watchdogs."""
 LOOK_SECONDS = 1.0
-"""Seconds between two checks of a rank: of its clock, and for the marker of another."""
+"""Seconds between two checks of a rank: of its own clock, and for the marker of another rank."""
 WRITE_SECONDS = 20.0
 """Seconds that a rank waits for the file system before it writes to stderr instead."""
 GRACE_SECONDS = 10.0
-"""Seconds that a rank stays after it has written: a launcher ends the others as soon as the first one is gone."""
+"""Seconds that a rank stays after it has written: a launcher ends the others as soon as the first one exits."""
 FAR_GRACE_SECONDS = 60.0
-"""The same among several hosts: a network file system may show a marker as late as that."""
+"""The same for several hosts: a network file system may show a marker with such a delay."""
 MARGIN_SECONDS = 15.0
-"""Seconds after the watchdog's thread at which the timer of `faulthandler` ends the process."""
+"""Seconds after the watchdog's thread stops at which the timer of `faulthandler` ends the process."""
 _TRACED = 64
-"""Collectives that are written from torch's flight recorder, the newest."""
+"""Number of most recent collectives to write from torch's flight recorder."""
 _SETTINGS = {"start": "start_minutes", "step": "step_minutes", "evaluation": "eval_minutes", "save": "save_minutes"}
 _SENTENCES = {
     "start": "the first step is not done",
@@ -68,7 +68,7 @@ _SENTENCES = {
 class _Activity:
     name: str
     done: int
-    """Steps that are done."""
+    """Finished steps."""
     begun: float
     limit: float
     """Seconds."""
@@ -79,7 +79,7 @@ class _Activity:
 
     @property
     def step(self) -> int:
-        """The step that it is about."""
+        """Step that the activity belongs to."""
         return self.done + (self.name == "step")
 
     def overdue(self) -> str:
@@ -90,17 +90,17 @@ class _Activity:
 @dataclass(frozen=True)
 class _Hang:
     what: str
-    """The sentence about what took too long."""
+    """Message about the activity that took too long."""
     folder: str
-    """Where in `stacks` the ranks write."""
+    """Folder in `stacks` in which the ranks write."""
     is_ours: bool
-    """True if this rank was the first to find it."""
+    """True if this rank detected it first."""
 
 
 class Watchdog:
-    """Ends this rank, with its stacks on record, when something takes longer than its limit.
+    """Ends this rank, with its stacks on record, if an activity takes longer than its limit.
 
-    Every rank makes one; making it is a collective. The clock runs from `start` to `close`.
+    Every rank must create one; creating it is a collective. The clock runs from `start` to `close`.
 
     Args:
         limits: minutes for each activity.
@@ -113,7 +113,7 @@ class Watchdog:
         self._directory, self._ranks = directory, ranks
         self.doing = "starting"
         """Current work of the main thread, in a few words, for the report."""
-        # Named after this start, so that a marker of an earlier one means nothing, however late it is seen.
+        # Named after this start, so that a marker of an earlier start has no effect, however late it becomes visible.
         self._own = directory / STACKS / f"start-{ranks.broadcast(secrets.token_hex(4))}"
         self._marker = self._own / "incident.json"
         self._last_words: TextIO | None = None
@@ -126,7 +126,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch, with the activity `start`."""
+        """Start to watch, with the activity `start`."""
         try:
             self._own.mkdir(parents=True, exist_ok=True)
             self._last_words = (self._own / _rank_file(self._ranks.rank)).open("w")
@@ -159,11 +159,11 @@ class Watchdog:
         self.close()
 
     def now(self, activity: str, step: int) -> None:
-        """Begin an activity of the main thread, and restart its clock. Costs a microsecond.
+        """Begin an activity of the main thread and restart its clock. Costs a microsecond.
 
         Args:
-            activity: `start`, `step`, `evaluation` or `save`.
-            step: the step that was done last.
+            activity: `start`, `step`, `evaluation`, or `save`.
+            step: step that was completed last.
         """
         self._main = self._activity(activity, step)
 
@@ -198,7 +198,7 @@ class Watchdog:
             self._closed.wait(self._look_seconds)
 
     def _set_timer(self, seconds: float) -> None:
-        # It takes a thread of C, which a limit on memory or threads may refuse: then this thread watches alone.
+        # It needs a native thread, which a limit on memory or threads may refuse: then this thread watches alone.
         with contextlib.suppress(RuntimeError, MemoryError):
             faulthandler.dump_traceback_later(max(seconds, self._look_seconds), exit=True, file=self._last_words or 2)
 
@@ -210,7 +210,7 @@ class Watchdog:
                     return
 
     def _read_marker(self) -> _Hang:
-        for _ in range(5):  # it may be there and not be written yet
+        for _ in range(5):  # it may exist without content yet
             with contextlib.suppress(OSError, UnreadableError):
                 marker = read_object(self._marker)
                 what, folder = marker.get("what"), marker.get("folder")
@@ -220,7 +220,7 @@ class Watchdog:
         return _Hang("another rank hangs", step_name(self._main.step), is_ours=False)
 
     def _end(self, hang: _Hang) -> None:
-        """Write what there is to write, wait for the others, and end the process."""
+        """Write the report, wait for the other ranks, and end the process."""
         grace = FAR_GRACE_SECONDS if several_hosts() else GRACE_SECONDS
         self._set_timer(5 * WRITE_SECONDS + grace + MARGIN_SECONDS)
         found: list[_Hang] = []
@@ -232,7 +232,7 @@ class Watchdog:
         else:
             place = f"{path} could not be written, so the stacks of rank {self._ranks.rank} are above"
             _within(WRITE_SECONDS, lambda: self._write_report(hang, 2))
-        if hang.is_ours:  # one rank speaks, and not the main one, which may be the one that is stuck
+        if hang.is_ours:  # only this rank reports; the main rank may be the one that hangs
             _say(f"{hang.what}: {place}; rerun the same command to resume from the newest checkpoint")
             _within(WRITE_SECONDS, self._write_status)
         if self._ranks.world_size > 1:
@@ -242,7 +242,7 @@ class Watchdog:
         os._exit(FAILED)
 
     def _claim(self, hang: _Hang) -> _Hang:
-        """Leave the marker, or follow the one that is there."""
+        """Create the marker, or follow the existing one."""
         if not hang.is_ours:
             return hang
         try:
@@ -253,7 +253,7 @@ class Watchdog:
         return hang
 
     def _write_status(self) -> None:
-        known = self._main.done or read_status(self._directory).get("step", 0)  # at the start it is not known here
+        known = self._main.done or read_status(self._directory).get("step", 0)  # unknown here at the start
         write_status(self._directory, "failed", known)
 
     def _write_report(self, hang: _Hang, file: Path | int) -> None:
@@ -263,7 +263,7 @@ class Watchdog:
             self._report(hang, opened)
 
     def _collect(self, hang: _Hang) -> None:
-        # A rank whose Python is stuck has its file open still: what its timer writes later lands in the new place.
+        # A rank whose Python hangs still has its file open: what its timer writes later ends up at the new path.
         for file in self._own.glob("rank-*.txt"):
             place = self._directory / STACKS / hang.folder / file.name
             if not place.exists():
@@ -294,7 +294,7 @@ def _process() -> str:
 
 
 def _sweep(own: Path) -> None:
-    """Remove what earlier starts left behind: markers, and files that nothing was written to."""
+    """Remove leftovers of earlier starts: markers, and files without content."""
     for directory in own.parent.glob("start-*"):
         if directory != own:
             with contextlib.suppress(OSError):
@@ -316,7 +316,7 @@ def _within(seconds: float, work: Callable[[], Any]) -> bool:
     thread = threading.Thread(target=run, name="watchdog's writer", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # no more threads: better to risk waiting than to write nothing
+    except RuntimeError:  # no more threads: rather risk waiting than write nothing
         run()
         return done.is_set()
     thread.join(seconds)
@@ -338,12 +338,12 @@ def _children() -> list[str]:
 
 
 def _flight_recorder() -> list[str]:
-    """The newest collectives of all groups of this process, one JSON object a line, where torch keeps a record."""
+    """Return the newest collectives of all groups of this process, one JSON object per line, if torch records them."""
     from torch._C import _distributed_c10d as library
 
     lines = []
     for backend, name in (("gloo", "_dump_fr_trace_json"), ("nccl", "_dump_nccl_trace_json")):
-        dump = getattr(library, name, None)  # not a public interface, and a torch without NCCL has less of it
+        dump = getattr(library, name, None)  # not a public interface, and incomplete without NCCL
         if dump is not None:
             with contextlib.suppress(Exception):
                 entries = json.loads(dump()).get("entries", [])[-_TRACED:]

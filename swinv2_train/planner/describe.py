@@ -1,4 +1,4 @@
-"""What a run would do, in words and numbers, without torch: the text of a dry run."""
+"""Text of a dry run: what a run would do, without torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
 
 
 def count_words(number: float) -> str:
-    """A count as a person says it: 27.6 M, 3.00 B."""
+    """Return a count for display: 27.6 M, 3.00 B."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {unit}" if number / size >= 100 else f"{number / size:.2f} {unit}"
@@ -82,18 +82,17 @@ def _worlds(config: Config, plan: Plan, parameters: int, frozen: int) -> list[st
     average = ", moving average" if config.optim.ema_decay else ""
     lines.append(f"  model states: parameters, gradients, AdamW's state{average}; activations come on top")
     if evaluated:
-        lines.append("  in evaluation: with the weights that are set aside while the moving average is evaluated")
+        lines.append("  in evaluation: including the weights that are set aside while the moving average is evaluated")
     if copied:
-        ranks = "every rank" if config.engine.zero_stage else "the main rank alone"
+        ranks = "every rank" if config.engine.zero_stage else "only the main rank"
         lines.append(
-            f"  host memory of saves: the copy on {ranks} that the background writes from; "
-            "checkpoint.background=false does without it"
+            f"  host memory of saves: the copy on {ranks} for background saves; checkpoint.background=false avoids it"
         )
     return lines
 
 
 def _variant(model: ModelConfig) -> str:
-    """What of a block is not as in the paper's Swin V2, and stochastic depth and extra norms."""
+    """Return the differences of the blocks from the paper's Swin V2, with stochastic depth and extra norms."""
     default = ModelConfig()
     parts = [f"drop path {model.drop_path:g}"]
     if model.extra_norm_period:
@@ -105,22 +104,22 @@ def _variant(model: ModelConfig) -> str:
 
 
 def _utilization(config: Config) -> str:
-    """What the model FLOPs utilization in the log is a fraction of."""
+    """Return the reference of the model FLOPs utilization in the log."""
     peak = config.tracking.peak_tflops
     if config.optim.freeze:
         return "no MFU is logged with optim.freeze"
     if peak is not None:
-        return f"the MFU in the log is of tracking.peak_tflops={peak:g}"
-    return "the MFU in the log is of the GPU's peak by its name, or of tracking.peak_tflops"
+        return f"the MFU in the log is relative to tracking.peak_tflops={peak:g}"
+    return "the MFU in the log is relative to the GPU's known peak, or to tracking.peak_tflops"
 
 
 def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, training: Sequence[str] = ()) -> str:
-    """Everything that follows from a config.
+    """Return everything that follows from a config.
 
     Args:
-        samples_from: where the number of samples comes from, for a person.
-        frozen: number of parameters that do not train.
-        training: what trains and how fast, in lines; empty where all trains at one rate.
+        samples_from: origin of the number of samples, for display.
+        frozen: number of parameters that are not trained.
+        training: trained parameters and their rates, in lines; empty if everything is trained at the same rate.
     """
     model, optim, engine = config.model, config.optim, config.engine
     height, width = resolution(config)

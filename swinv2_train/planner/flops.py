@@ -1,7 +1,7 @@
-"""Arithmetic of a model, counted as the official code counts it, without building the model.
+"""Arithmetic of a model, counted like in the official code, without building the model.
 
-Counted are the matrix products and the norms; the bias network or the interpolation of a bias table, the softmax, the
-normalisation of queries and keys, and the additions are not. One multiply-accumulate (MAC) is two FLOPs.
+Matrix products and norms are counted. The bias network or the interpolation of a bias table, the softmax, the
+normalization of queries and keys, and the additions are not. One multiply-accumulate (MAC) is two FLOPs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from swinv2_train.config.schema import Config
 
 
 def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
-    """Multiply-accumulates of one block of a stage for one image.
+    """Return the multiply-accumulates of one block of a stage for one image.
 
-    Attention works on the map padded to whole windows, the MLP and the norms on the map itself. Like the official
-    counter this leaves out the extra norm of H and G, a few millionths of the block.
+    Attention operates on the map padded to whole windows, the MLP and the norms on the map itself. Like the official
+    counter, this omits the extra norm of H and G, a few millionths of the block.
     """
     d, tokens = stage.dim, stage.height * stage.width
     padded = stage.num_windows * stage.window_tokens
@@ -25,13 +25,13 @@ def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
 
 
 def merging_macs(stage: StageGeometry) -> int:
-    """Multiply-accumulates of the patch merging after a stage for one image."""
+    """Return the multiply-accumulates of the patch merging after a stage for one image."""
     merged = -(-stage.height // 2) * -(-stage.width // 2)
     return merged * 8 * stage.dim * stage.dim + stage.height * stage.width * stage.dim // 2
 
 
 def forward_macs(config: ModelConfig, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the backbone's forward pass for one image, exactly as the official counter.
+    """Return the multiply-accumulates of the backbone's forward pass for one image, exactly like the official counter.
 
     Args:
         size: (height, width) in pixels.
@@ -44,12 +44,12 @@ def forward_macs(config: ModelConfig, size: tuple[int, int]) -> int:
         if index < NUM_STAGES - 1:
             total += merging_macs(stage)
     channels = stages[-1].dim
-    # The last norm: the official counter divides the patches by 2 per stage where the map shrinks by 4 per merging.
+    # The last norm: the official counter divides the patches by 2 per stage, but the map shrinks by 4 per merging.
     return total + channels * patches // 2**NUM_STAGES
 
 
 def training_flops(config: Config) -> int:
-    """FLOPs of the model for training on one image: forward and backward pass, three times the forward pass.
+    """Return the FLOPs of training on one image: forward and backward pass, three times the forward pass.
 
     The second forward pass of checkpointed blocks is not counted, as in the model FLOPs utilization (MFU).
     """

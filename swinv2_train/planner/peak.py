@@ -1,4 +1,4 @@
-"""Peak arithmetic of GPUs by name, for the model FLOPs utilization (MFU) in the log."""
+"""Peak throughput of GPUs by name, for the model FLOPs utilization (MFU) in the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peak:
-    """TFLOPS of one GPU for dense matrix products, accumulated in fp32; None if it has no units for the format."""
+    """TFLOPS of one GPU for dense matrix products with fp32 accumulation; None if it has no units for the format."""
 
     bf16: float | None
     fp16: float
@@ -30,17 +30,17 @@ PEAKS = {
     r"V100-PCIE-.*": Peak(None, 112, None, 14),
     r"V100-SXM2-.*": Peak(None, 125, None, 15.7),
 }
-"""By the name that torch reports, without the brand. Sources: NVIDIA's data sheets of these products (the figures
-without sparsity, which are half of those with it), and for the RTX 4090 the Ada architecture whitepaper, appendix A."""
+"""By the name that torch reports, without the brand. Sources: NVIDIA's data sheets (the numbers without sparsity, which
+are half of those with it), and for the RTX 4090 the Ada architecture whitepaper, appendix A."""
 
 
 def peak_tflops(device: str, arithmetic: str) -> float | None:
-    """Return the peak of a GPU in TFLOPS; None if it is not known.
+    """Return the peak of a GPU in TFLOPS; None if it is unknown.
 
-    A part of a GPU (MIG) is not known: its name does not tell how many of the multiprocessors it has.
+    A partition of a GPU (MIG) is unknown, because its name does not specify its number of multiprocessors.
 
     Args:
-        device: the name that torch reports, such as `NVIDIA A100-SXM4-40GB`.
+        device: name that torch reports, such as `NVIDIA A100-SXM4-40GB`.
         arithmetic: format of the operands: bf16, fp16, tf32, or fp32.
     """
     name = re.sub(r"^(NVIDIA|Tesla) ", "", device)

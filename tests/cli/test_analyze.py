@@ -115,7 +115,7 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["windows", "data=x", "windows=4"], "name at least one run"),
         (["windows", "{log}", "windows=4"], "data= is missing"),
         (["windows", "{log}", "data=x"], "windows= is missing"),
-        (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be a whole number"),
+        (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be an integer"),
         (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
         (["signal", "/nowhere"], "/nowhere does not exist"),

@@ -183,7 +183,7 @@ def test_an_impossible_model_names_the_field(fields, field):
 
 
 def test_unknown_sizes_and_empty_images_are_refused():
-    with pytest.raises(ConfigError, match="take one of swinv2_tiny"):
+    with pytest.raises(ConfigError, match="use one of swinv2_tiny"):
         variant("swinv2_colossal")
     with pytest.raises(ConfigError, match="at least one pixel"):
         stage_geometry(ModelConfig(), 0, 32)

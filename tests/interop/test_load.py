@@ -70,8 +70,8 @@ def test_a_run_gives_its_own_model(finished_run: Path) -> None:
         (["data.augment.interpolation=foo"], "data.augment.interpolation=foo: must be one of bilinear, bicubic"),
         (["data.std=[1,0,1]"], "data.std=.*: every standard deviation must be above 0"),
         (["data.mean=[a,b,c]"], "data.mean=.*: needs numbers"),
-        (["model.window=0"], "a window side is a whole number of at least 1"),
-        (["model.attention=fast"], "model.attention=fast: take one of"),
+        (["model.window=0"], "a window side must be an integer of at least 1"),
+        (["model.attention=fast"], "model.attention=fast: must be one of"),
     ],
 )
 def test_a_wrong_override_is_one_sentence(weights: Path, overrides: list[str], sentence: str) -> None:

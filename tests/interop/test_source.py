@@ -197,13 +197,13 @@ def bad_file(directory: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "sentence"),
     [
-        ("v1", "holds a Swin Transformer V1"),
+        ("v1", "contains a Swin Transformer V1"),
         ("cut pth", "is cut off or damaged"),
         ("cut safetensors", "is not a complete safetensors file: it is cut off: it has"),
         ("no header", "is not a complete safetensors file: its header is not JSON"),
         ("zip", "zip archive without weights"),
         ("keys", "holds no named tensors .it has epoch, optimizer"),
-        ("other model", "is no Swin Transformer V2: it lacks patch_embed.proj.weight"),
+        ("other model", "is not a Swin Transformer V2: it lacks patch_embed.proj.weight"),
         ("torchvision", "torchvision's Swin"),
         ("cr", "swinv2_cr"),
         ("tar", "is a tar archive, not a file of weights"),

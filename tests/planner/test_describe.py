@@ -107,4 +107,4 @@ def test_the_table_leaves_out_what_there_is_not() -> None:
     assert len(cells) == 3
     assert "average" not in text
     assert "host" not in text
-    assert "the copy on the main rank alone" in table(config(0))[2]
+    assert "the copy on only the main rank" in table(config(0))[2]
