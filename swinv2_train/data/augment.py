@@ -1,4 +1,4 @@
-"""Crops, flips, erasing and normalization of images. All randomness comes from the generator that is passed in."""
+"""Crops, flips, erasing, and normalization of images. All randomness comes from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _constants(
 def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation for `normalise`.
 
-    Raises ConfigError where `data.mean` or `data.std` does not fit the channels or the card cannot tell.
+    Raises ConfigError if `data.mean` or `data.std` does not match the channels, or if the card does not contain them.
     """
     mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, 0, card, channels)
     std = _resolve("data.std", config.std, IMAGENET_STD, 1, card, channels)

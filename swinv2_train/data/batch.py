@@ -122,7 +122,7 @@ def _stacked(name: str, values: list[Any], *, is_image: bool) -> Tensor:
 def select(batch: Batch, indices: Sequence[int] | Tensor) -> Batch:
     """Return a batch of some samples of another one, in the order of `indices`.
 
-    Entries of the batch as a whole, such as `broken`, are dropped.
+    Entries that belong to the entire batch, such as `broken`, are dropped.
 
     Args:
         indices: sample numbers, or a bool tensor (B,) that is True for the samples to keep.

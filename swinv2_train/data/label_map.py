@@ -28,9 +28,9 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
 
 NAMES = "names"
-"""In the place of a file: classes of data and model are the same where their names are."""
+"""Replaces a file: classes of data and model correspond by name."""
 NUMBERS = "numbers"
-"""In the place of a file: classes of data and model are the same where their numbers are; their names may differ."""
+"""Replaces a file: classes of data and model correspond by number; their names may differ."""
 _NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
 
 
@@ -58,7 +58,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
 
 
 def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_classes: int) -> list[int]:
-    """The class of the model for each class of the data, by name.
+    """Return the class of the model for each class of the data, by name.
 
     Where no class of the model is called by a number, and all of the data are, from 0 to `num_classes` - 1, these are
     the numbers of the model's classes.
@@ -95,10 +95,10 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
 
 
 def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) -> None:
-    """Refuse shards whose classes are numbered in another way than the model's, as far as names tell.
+    """Reject shards whose classes are numbered differently from the model's, as far as names show it.
 
     Args:
-        model: None where its names are not known, or not to be gone by.
+        model: names of the model's classes; None if unknown or to be ignored.
 
     Raises:
         DataError: naming the first class that differs.
@@ -129,7 +129,7 @@ def _advice(data: Sequence[str], model: Sequence[str]) -> str:
 
 
 def read_real_labels(path: Path) -> dict[str, list[int]]:
-    """ReaL labels by the name of the image: the right classes, in the numbers of the data; none where nobody agreed.
+    """ReaL labels by image name: the correct classes, in the numbers of the data; none if the annotators disagreed.
 
     The file is the official list of lists, whose n-th entry (from 1) belongs to `ILSVRC2012_val_` and eight digits of
     n, or an object of lists by image name without its extension.
@@ -149,7 +149,7 @@ def read_real_labels(path: Path) -> dict[str, list[int]]:
 
 
 def real_labels_of(key: str, labels: dict[str, list[int]]) -> list[int] | None:
-    """The right classes of a sample by its key in the shard, folders left aside; None where it is not listed."""
+    """Return the correct classes of a sample by its key in the shard, without folders; None if it is not listed."""
     official = _NUMBERED.search(key)
     return labels.get(key, labels.get(official[0] if official else key.rpartition("/")[2]))
 

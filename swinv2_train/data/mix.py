@@ -19,12 +19,12 @@ from swinv2_train.data.pixels import same_depth
 
 @dataclass(frozen=True)
 class Mix:
-    """The fraction of a sample that stays, and the rectangle that is pasted over it."""
+    """The fraction of a sample that remains, and the rectangle that is pasted over it."""
 
     share: float
-    """Of the sample itself; the rest is its partner's."""
+    """Fraction of the sample itself; the rest is its partner's."""
     box: tuple[int, int, int, int] | None = None
-    """cutmix: top, left, bottom, right of what is the partner's; None: mixup."""
+    """cutmix: top, left, bottom, right of the partner's rectangle; None: mixup."""
 
 
 def partner_of(position: int, repeats: int) -> int:
