@@ -260,6 +260,7 @@ def save(
             frozen=sorted(name for name, is_buffer in fixed.items() if not is_buffer),
             buffers=sorted(name for name, is_buffer in fixed.items() if is_buffer),
         )
+        # In this order: every rank has flushed its files, then the manifest is flushed, then the directory is renamed.
         _write_text(partial / MANIFEST, manifest_text(manifest))
         kept_as = _set_aside(final, metadata)
         _publish(partial, final)

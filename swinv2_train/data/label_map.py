@@ -87,7 +87,7 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
     wrong, whose = missing[0], "none of the model's names"
     if not model:
         wrong = data[numbers.index(max(numbers))]
-        whose = f"no number from 0 to {num_classes - 1} (the model has no names for its classes)"
+        whose = f"not a number from 0 to {num_classes - 1} (the model has no names for its classes)"
     raise DataError(
         f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} takes the classes to be the same in the same "
         "order, label_map=FILE goes by a list of numbers"

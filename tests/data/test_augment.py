@@ -167,7 +167,7 @@ def test_erasing_puts_the_datas_noise_into_a_rectangle(dtype: torch.dtype, large
     assert random_erase(image, 0.0, mean, std, np.random.default_rng(0)) is image
 
 
-def test_normalise() -> None:
+def test_normalization() -> None:
     mean, std = [0.5, 0.25], [0.5, 0.125]
     image = torch.tensor([[0, 255], [51, 255]], dtype=torch.uint8).reshape(1, 2, 1, 2)
     expected = torch.tensor([[-1.0, 1.0], [-0.4, 6.0]]).reshape(1, 2, 1, 2)

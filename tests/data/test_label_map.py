@@ -80,7 +80,9 @@ def test_numbers_are_the_classes_of_a_model_with_other_names() -> None:
 def test_names_that_do_not_match_are_named() -> None:
     with pytest.raises(DataError, match="class 'fox' of the data is none of the model's names"):
         match_names(["cat", "fox"], ["cat", "dog"], 2)
-    with pytest.raises(DataError, match=r"class 'cat' of the data is no number from 0 to 2 \(the model has no names"):
+    with pytest.raises(
+        DataError, match=r"class 'cat' of the data is not a number from 0 to 2 \(the model has no names"
+    ):
         match_names(["cat"], None, 3)
     with pytest.raises(DataError, match="do not say how their classes are called"):
         match_names(None, ["cat"], 1)
