@@ -1,6 +1,6 @@
 """Dataset card: the contents of a set of images, counted while it is packed or inspected.
 
-Cards add up: the card of a data set is the sum of the cards of its shards, whoever counted them.
+Cards add up: the card of a data set is the sum of the cards of its shards.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""From the classes that a test set counts in to those of a model, and labels that lie outside of the shards.
+"""Mapping from the classes of a test set to those of a model, and labels that are stored outside of the shards.
 
-Test sets of ImageNet models do not all number their classes alike:
+Test sets of ImageNet models number their classes in different ways:
 
 - A model of ImageNet-22K on ImageNet-1K data: the official `map22kto1k.txt` has one line per class of the data, the
-  number of that class in the model. The other rows of its head are left out, so it chooses among the 1000.
+  number of that class in the model. The other rows of its head are ignored, so it chooses among the 1000.
 - ImageNet-V2 comes as folders `0` to `999`. Earlier versions numbered them in the order of text (0, 1, 10, 100, ...),
-  so class 2 of such shards is folder `10`. `NAMES` goes by the names instead: where they are none of the model's names,
-  numbers are the numbers of its classes.
-- ImageNet-A, -R and others have the folders of a part of the classes (n01498041, ...): `NAMES` as well, where the model
-  knows the names of its classes.
-- A model of Hugging Face calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` says that the
-  classes are the same ones in the same order, whatever they are called.
-- ReaL labels (arXiv 2006.07159): `real.json` has a list of right classes for each image of the validation set, in the
-  order of the file names, some of them empty.
+  so class 2 of such shards is folder `10`. `NAMES` matches by name instead: names that the model does not have, if they
+  are numbers, are the numbers of its classes.
+- ImageNet-A, -R, and others have folders for a part of the classes (n01498041, ...): use `NAMES` too, if the model has
+  the names of its classes.
+- A Hugging Face model calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` means that the
+  classes are the same ones in the same order, regardless of their names.
+- ReaL labels (arXiv 2006.07159): `real.json` has a list of correct classes for each image of the validation set, in the
+  order of the file names; some lists are empty.
 """
 
 from __future__ import annotations

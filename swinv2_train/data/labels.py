@@ -9,7 +9,7 @@ from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.reading import UnreadableError, parse_json
 
 _HIGHEST = 9_999_999
-"""Highest class number that is read: the highest one decides how many classes a head has."""
+"""Highest accepted class number: the highest one in the data determines the number of classes of a head."""
 _CLASS_NUMBERS = re.compile(r"\s*[+-]?\d{1,18}\s*(,\s*[+-]?\d{1,18}\s*)*", re.ASCII)
 
 

@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of two samples, on 8 and 16 bit images.
 
-Every sample has a mixing ratio and a kind of its own (timm's mode `elem`). Working on the stored values makes a mixed
-sample complete in itself, so that it can be run again alone; mixup then rounds to the nearest value.
+Every sample has its own mixing ratio and kind (timm's mode `elem`). Because mixing operates on the stored values, a
+mixed sample is self-contained and can be replayed alone; mixup then rounds to the nearest value.
 """
 
 from __future__ import annotations

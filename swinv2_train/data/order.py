@@ -1,11 +1,11 @@
 """Order of samples: a pure function from a position in the endless stream to a sample of the data set.
 
 Nothing is stored per sample, so jumping to any position costs the same at a thousand and at a billion samples, and the
-order is the same for any number of ranks and workers. One epoch is built so:
+order is the same for any number of ranks and workers. An epoch is built as follows:
 
 1. The indices 0..N-1 (all shards one after the other) are rotated by a random offset and cut into blocks.
-2. The blocks are permuted over the whole data set: this decides which part of it comes when.
-3. Neighbouring blocks form groups, and the samples of a group are permuted among themselves.
+2. The blocks are permuted over the entire data set, which determines the order of its parts.
+3. Consecutive blocks form groups, and the samples of a group are permuted among themselves.
 
 Both permutations are Feistel networks (Luby and Rackoff 1988) over a x b >= n cells with cycle walking (Black and
 Rogaway 2002), keyed by seed, epoch and group.

@@ -258,7 +258,7 @@ def pack(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnwritableData(
                 f"no space is left for {out}: the {report.num_shards} shards finished so far are valid; make room and "
-                "give the same command again to go on"
+                "rerun the same command to resume"
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):

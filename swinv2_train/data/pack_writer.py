@@ -75,7 +75,7 @@ class FinishedShard:
 
     stop: int
     num_samples: int
-    """0: all entries were broken, and there is no such shard."""
+    """0: all entries were broken, and the shard does not exist."""
     num_bytes: int
     fingerprint: str
     card: Card

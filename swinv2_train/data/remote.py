@@ -1,7 +1,7 @@
 """Remote shards: fetched completely into a local cache of bounded size that all processes of a host share.
 
 The cache is a plain directory. One lock file per shard keeps two processes from fetching the same shard twice; one lock
-for the directory keeps the sum of sizes under the bound. A shard that was thrown out while somebody still wanted it is
+for the directory keeps the sum of sizes under the bound. A shard that was removed while a process still needed it is
 fetched again, so the bound can cost time but never a run.
 """
 
@@ -197,7 +197,7 @@ class ShardCache:
                 os.fsync(local.fileno())  # before the rename, or a crash leaves zeros under the final name
             if file.sha256 and digest.hexdigest() != file.sha256:
                 raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
-            with self._directory_locked():  # or whoever counts meets the copy under neither of its names
+            with self._directory_locked():  # otherwise a process that counts sizes could miss the copy
                 part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -223,7 +223,7 @@ class ShardCache:
                 through=(ReplacedError,),
             )
         except FileNotFoundError:
-            raise DataError(f"{file.url} does not exist any more") from None
+            raise DataError(f"{file.url} no longer exists") from None
 
     def _reserved(self, part: Path, file: RemoteFile) -> bool:
         """Make room for a file and reserve it, if enough of the other copies can be removed."""
@@ -293,7 +293,7 @@ class ShardCache:
                 mine = False
             yield mine
         finally:
-            # Said outright, as a process forked meanwhile has this descriptor too and would keep the lock.
+            # Unlock explicitly: a process forked in the meantime has this descriptor too and would keep the lock.
             fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
@@ -343,5 +343,5 @@ class Prefetcher:
                 file = self._wanted.pop(0)
             try:
                 self._cache.fetch(file, lambda: self._closed)
-            except Exception as error:  # whoever reads the shard meets the same error and ends the run with it
+            except Exception as error:  # the reader of the shard gets the same error and ends the run
                 logger.warning("reading ahead: %s", error)

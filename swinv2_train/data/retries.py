@@ -45,7 +45,7 @@ class WrongAnswerError(Exception):
     """A response that is not what was requested. `str(error)` describes the difference.
 
     Args:
-        most_tries: how often the request is made at most, if another try is unlikely to help.
+        most_tries: maximum number of attempts, if another one is unlikely to help.
     """
 
     def __init__(self, text: str, most_tries: int | None = None) -> None:
@@ -65,10 +65,10 @@ def with_retries(
         through: errors that another try does not help; they are raised as they are.
 
     Raises:
-        FileNotFoundError: if the server says that there is no such file; `filename` is `what`.
+        FileNotFoundError: if the server reports that the file does not exist; `filename` is `what`.
         AccessDeniedError: if the server does not allow it.
         DataError: if the server refuses the request.
-        UnreachableData: after the last try.
+        UnreachableData: after the last attempt.
     """
     attempt = 0
     while True:

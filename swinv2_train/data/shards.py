@@ -275,7 +275,7 @@ class ShardSet:
             try:
                 self._files[shard] = os.open(entry.url, os.O_RDONLY)
             except OSError as error:
-                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
+                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
@@ -308,7 +308,7 @@ class ShardSet:
             try:
                 index = load_index(entry.url, self.cache, entry.file, self.scope)
             except OSError as error:
-                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
+                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
                 raise self._changed(shard, index)
             self._indexes[shard] = index

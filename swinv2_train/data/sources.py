@@ -168,7 +168,7 @@ def _check_count(spec: str) -> None:
         raise DataError(f"{spec[:80]}...: a range has a number of thousands of digits") from None
     if count > _MAX_NAMES:
         raise DataError(
-            f"{spec} stands for {count:,} shards, and {_MAX_NAMES:,} are the most: correct the range, or name a "
+            f"{spec} expands to {count:,} shards, more than the limit of {_MAX_NAMES:,}: correct the range, or name a "
             "directory or a pattern with *"
         )
 

@@ -1,13 +1,14 @@
 """Decoding processes: a torch DataLoader whose workers outlive signals meant for the run, but never the run itself.
 
-A launcher sends SIGTERM to the whole process tree. The training process must then finish its step and save, for which
-it needs its workers; so they ignore the signal. In return they end when the training process is gone.
+A launcher sends SIGTERM to the entire process tree. The training process must then finish its step and save, which
+requires its workers, so they ignore the signal. They end when the training process is gone.
 
-They come from a fork server, a process without threads that has imported what they need. A fork of the training process
-itself, with its threads for computing and communication, copies their locks as they are and now and then hangs.
+They are forked from a fork server, a process without threads that has imported everything they need. A fork of the
+training process itself would copy the locks of its threads for computing and communication, and sometimes hang.
 
-Batches travel through shared memory (/dev/shm). torch would put them there in a thread of the worker, where a failure
-is printed, the batch is lost, and the run waits for it forever. Here the worker does so itself, and reports a failure.
+Batches are passed through shared memory (/dev/shm). torch would put them there in a thread of the worker; if that
+fails, the error is printed, the batch is lost, and the run waits for it forever. Here the worker itself does it and
+reports a failure.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def _runs(pid: int) -> bool:
 
 
 def _end_worker(error: Exception, _batch: Any) -> None:
-    """End a worker whose thread cannot send a batch: torch would go on without it, and the run wait forever."""
+    """End a worker whose thread cannot send a batch: torch would continue without it, and the run would hang."""
     print(f"a data worker cannot send a batch: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 
