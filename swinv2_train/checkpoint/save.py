@@ -162,7 +162,7 @@ def _prepare(
     for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(left, ignore_errors=True)
     if room is None:
-        check_space(directory, size, "remove what else is on this disk, or write into another directory")
+        check_space(directory, size, "delete other files on this disk, or write to another directory")
     else:
         room(size)
     for kind in kinds:

@@ -115,17 +115,17 @@ def _resolve(
     if value == "imagenet":
         if channels != 3:
             raise ConfigError(
-                key, value, f"ImageNet has 3 channels, not {channels}: give `dataset` or a list of {channels} numbers"
+                key, value, f"ImageNet has 3 channels, not {channels}: use `dataset` or a list of {channels} numbers"
             )
         return list(imagenet)
     if value == "dataset":
         statistics = card.statistics(channels) if card is not None else None
         if statistics is None:
             why = "the shards have no dataset card" if card is None else f"the card knows no {channels}-channel images"
-            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or give a list of {channels} numbers")
+            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or set a list of {channels} numbers")
         return statistics[which]
     if isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value):
         if len(value) != channels:
             raise ConfigError(key, value, f"{len(value)} numbers for {channels} channels")
         return [float(number) for number in value]
-    raise ConfigError(key, value, f"give a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")
+    raise ConfigError(key, value, f"must be a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")

@@ -67,13 +67,15 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
         DataError: if the names of the data are not known, or one of them is none of the model's or that of several.
     """
     if data is None:
-        raise DataError("the shards do not say how their classes are called: pack them with swinv2-data pack --classes")
+        raise DataError(
+            "the shards do not record the names of their classes: pack them with swinv2-data pack --classes"
+        )
     known = {name: number for number, name in enumerate(model or ())}
     twice = next((name for name, count in Counter(model).items() if count > 1 and name in data), None)
     if twice is not None:
         raise DataError(
-            f"several classes of the model are called {twice!r}, so names do not tell which one is meant: "
-            f"label_map={NUMBERS} takes the classes to be the same in the same order, label_map=FILE goes by a list of "
+            f"several classes of the model are named {twice!r}, so the names are ambiguous: "
+            f"label_map={NUMBERS} assumes the same classes in the same order, label_map=FILE uses a list of "
             "numbers"
         )
     missing = [name for name in data if name not in known]
@@ -82,15 +84,15 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
     numbers = [int(name) if is_number(name) else num_classes for name in data]
     if max(numbers) < num_classes and not any(map(is_number, known)):
         if len(set(numbers)) < len(numbers):
-            raise DataError("two classes of the data are the same number: give a label map as a file")
+            raise DataError("two classes of the data are the same number: use a label map file")
         return numbers
     wrong, whose = missing[0], "none of the model's names"
     if not model:
         wrong = data[numbers.index(max(numbers))]
         whose = f"not a number from 0 to {num_classes - 1} (the model has no names for its classes)"
     raise DataError(
-        f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} takes the classes to be the same in the same "
-        "order, label_map=FILE goes by a list of numbers"
+        f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} assumes the same classes in the same "
+        "order, label_map=FILE uses a list of numbers"
     )
 
 

@@ -81,7 +81,7 @@ class ShardCache:
         if info.get("size") is None:
             raise DataError(f"{url}: the server does not report the size of the file, which the cache needs")
         if not is_count(info["size"]):
-            raise DataError(f"{url}: the server tells the impossible size {info['size']!r}")
+            raise DataError(f"{url}: the server reports the impossible size {info['size']!r}")
         return RemoteFile(url, info["size"], version_of(info), modified=str(info.get("Last-Modified", "")))
 
     def fetch_bytes(self, url: str) -> bytes | None:

@@ -235,7 +235,7 @@ def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) ->
     sample = next(filter(None, samples), "")
     if number in _CRASHES and sample:
         return (
-            f"a data worker crashed ({signal.Signals(number).name}) while it decoded {sample}: take this image out of "
+            f"a data worker crashed ({signal.Signals(number).name}) while it decoded {sample}: remove this image from "
             "the shards, or pack them again without it"
         )
     if number == signal.SIGBUS:
