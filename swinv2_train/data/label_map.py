@@ -67,9 +67,7 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
         DataError: if the names of the data are not known, or one of them is none of the model's or that of several.
     """
     if data is None:
-        raise DataError(
-            "the shards do not record the names of their classes: pack them with swinv2-data pack --classes"
-        )
+        raise DataError("the shards do not record class names: pack them with swinv2-data pack --classes")
     known = {name: number for number, name in enumerate(model or ())}
     twice = next((name for name, count in Counter(model).items() if count > 1 and name in data), None)
     if twice is not None:
