@@ -72,7 +72,7 @@ def our_commands() -> dict[str, EntryPoint]:
 
 
 SMALL = ("model.embed_dim=24", "model.num_heads=[1,2,4,8]", "model.depths=[1,1,2,1]")
-"""What the runs of the pages get in addition: the smallest recipe of the paper's takes a minute for ten steps here."""
+"""Additional overrides for the runs of the pages: the paper's smallest recipe takes a minute for ten steps here."""
 
 
 def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, done: set[str] | None = None) -> None:

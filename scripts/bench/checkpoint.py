@@ -37,6 +37,7 @@ from swinv2_train.config.schema import CheckpointConfig
 
 LARGEST = 1 << 22
 """Elements of the largest parameter."""
+_DURING_SAVE = "step beside a save"  # english: ok, a key of published results
 
 
 class Alone:
@@ -132,7 +133,7 @@ def run_round(
     begin(at_once, 3 * number + 3, fragments)
     return {
         "step": without,
-        "step beside a save": statistics.median(with_save),  # english: ok, a key of published results
+        _DURING_SAVE: statistics.median(with_save),
         "pause of a background save": in_background.pause_seconds,
         "writing in the background": in_background.write_seconds,
         "save without a background": ended(at_once.poll()).pause_seconds,
@@ -158,9 +159,7 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
     return {
         "gigabytes": size / 1e9,
         "seconds": {**seconds, "pause of the first background save": first.pause_seconds},
-        "step_ratio": statistics.median(
-            values["step beside a save"] / values["step"] for values in rounds
-        ),  # english: ok
+        "step_ratio": statistics.median(values[_DURING_SAVE] / values["step"] for values in rounds),
         "verification_adds_to_loading": statistics.median(
             (values["verification"] + values["loading after verification"]) / values["loading alone"] - 1
             for values in rounds

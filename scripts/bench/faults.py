@@ -117,7 +117,7 @@ class Result:
 
     def line(self) -> str:
         missed = f", missed: {', '.join(self.missed)}" if self.missed else ""
-        kind = "the twin's to the bit" if self.same_ranks else "within the tolerance"
+        kind = "bitwise equal to the twin's" if self.same_ranks else "within the tolerance"
         verdict = kind if self.good else "FAILED"
         ranks = "-".join(map(str, self.ranks))
         return (

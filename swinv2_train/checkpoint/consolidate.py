@@ -84,7 +84,7 @@ def write_weights(
     if ema and not manifest.has_ema:
         raise ConfigError("", path, f"{path} holds no moving average; omit --ema to use the weights themselves")
     total = DTYPES[dtype][1] * sum(math.prod(shape) for shape in manifest.shapes.values())
-    disk.check_space(out.parent, total, "remove what else is on this disk, or write into another directory")
+    disk.check_space(out.parent, total, "delete other files on this disk, or write to another directory")
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         with Pieces(path, manifest) as pieces:

@@ -78,7 +78,7 @@ class Pieces:
             end = high
         if end != stop:
             raise CheckpointError(
-                f"{self._path} has {end - start} of the {stop - start} elements of {name} from {start} on"
+                f"{self._path} has {end - start} of the {stop - start} elements of {name} that start at {start}"
             )
 
     def _read(self, record: FragmentRecord, part: str, first: int, last: int) -> bytearray:

@@ -90,7 +90,7 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
         check_space(
             out,
             sum(record.size for record in manifest.files),
-            "remove what else is on this disk, or write into another directory",
+            "delete other files on this disk, or write to another directory",
         )
         _write(path, partial, manifest, num_ranks, progress)
         checked(partial)

@@ -162,7 +162,7 @@ def _prepare(
     for left in sorted(directory.glob(f"{PARTIAL_PREFIX}*")):
         shutil.rmtree(left, ignore_errors=True)
     if room is None:
-        check_space(directory, size, "remove what else is on this disk, or write into another directory")
+        check_space(directory, size, "delete other files on this disk, or write to another directory")
     else:
         room(size)
     for kind in kinds:
@@ -260,6 +260,7 @@ def save(
             frozen=sorted(name for name, is_buffer in fixed.items() if not is_buffer),
             buffers=sorted(name for name, is_buffer in fixed.items() if is_buffer),
         )
+        # In this order: every rank has flushed its files, then the manifest is flushed, then the directory is renamed.
         _write_text(partial / MANIFEST, manifest_text(manifest))
         kept_as = _set_aside(final, metadata)
         _publish(partial, final)

@@ -295,7 +295,7 @@ class Saver:
             if removed:
                 outcome.warnings.append(f"the disk is nearly full: removed {', '.join(removed)} before writing")
         fewer = "lower checkpoint.keep_last, " if last > 1 and len(list_checkpoints(self._directory)) > 1 else ""
-        check_space(self._directory, size, f"{fewer}remove what else is on this disk, or move the run (run.dir)")
+        check_space(self._directory, size, f"{fewer}delete other files on this disk, or move the run (run.dir)")
 
     def _prune(self, outcome: Outcome, metadata: dict[str, Any]) -> None:
         if self._ranks.rank != 0:

@@ -131,7 +131,7 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
     if unset:
         key = re.search(r"full_key: (\S+)", f"{cause} {text}")
         fix = (
-            f"the environment variable {unset[1]} is not set; set it, or give a default: ${{oc.env:{unset[1]},DEFAULT}}"
+            f"the environment variable {unset[1]} is not set; set it, or add a default: ${{oc.env:{unset[1]},DEFAULT}}"
         )
         return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", fix)
     several = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'", text, re.DOTALL)

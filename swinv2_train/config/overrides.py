@@ -50,7 +50,7 @@ def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
         if len(values) < 2:
             continue
         shown = values if len(values) <= _MOST_SHOWN else [*values[: _MOST_SHOWN - 1], "...", values[-1]]
-        hint = f"{key} is given {len(values)} times ({', '.join(shown)}); give it once"
+        hint = f"{key} is set {len(values)} times ({', '.join(shown)}); set it once"
         if key in SHARD_KEYS:
             hint += (
                 f". If the shell expanded a pattern, put it in single quotes, such as "

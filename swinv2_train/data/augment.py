@@ -1,4 +1,4 @@
-"""Crops, flips, erasing and normalization of images. All randomness comes from the generator that is passed in."""
+"""Crops, flips, erasing, and normalization of images. All randomness comes from the generator that is passed in."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _constants(
 def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation for `normalise`.
 
-    Raises ConfigError where `data.mean` or `data.std` does not fit the channels or the card cannot tell.
+    Raises ConfigError if `data.mean` or `data.std` does not match the channels, or if the card does not contain them.
     """
     mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, 0, card, channels)
     std = _resolve("data.std", config.std, IMAGENET_STD, 1, card, channels)
@@ -115,17 +115,17 @@ def _resolve(
     if value == "imagenet":
         if channels != 3:
             raise ConfigError(
-                key, value, f"ImageNet has 3 channels, not {channels}: give `dataset` or a list of {channels} numbers"
+                key, value, f"ImageNet has 3 channels, not {channels}: use `dataset` or a list of {channels} numbers"
             )
         return list(imagenet)
     if value == "dataset":
         statistics = card.statistics(channels) if card is not None else None
         if statistics is None:
             why = "the shards have no dataset card" if card is None else f"the card knows no {channels}-channel images"
-            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or give a list of {channels} numbers")
+            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or set a list of {channels} numbers")
         return statistics[which]
     if isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value):
         if len(value) != channels:
             raise ConfigError(key, value, f"{len(value)} numbers for {channels} channels")
         return [float(number) for number in value]
-    raise ConfigError(key, value, f"give a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")
+    raise ConfigError(key, value, f"must be a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")

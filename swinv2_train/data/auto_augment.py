@@ -22,7 +22,7 @@ from swinv2_train.data.errors import DataError
 
 @contextlib.contextmanager
 def seeded_globals(rng: np.random.Generator) -> Iterator[None]:
-    """Inside, the global generators (of torch: the CPU's) depend on `rng` alone; outside, they are as they were."""
+    """Make the global generators (torch's only on the CPU) depend only on `rng` inside; restore them afterward."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seeds = rng.integers(0, 2**32, 3, dtype=np.uint32).tolist()
     random.seed(seeds[0])
@@ -46,7 +46,7 @@ class ColourAugment:
     """
 
     policy: str | None
-    """The policy in timm notation, such as rand-m9-mstd0.5-inc1; None: no policy."""
+    """Policy in timm notation, such as rand-m9-mstd0.5-inc1; None: no policy."""
     jitter: float
     """Strength of the change of brightness, contrast, and saturation; 0: none."""
     size: tuple[int, int]
@@ -54,7 +54,7 @@ class ColourAugment:
     mean: tuple[float, ...]
     """Per-channel mean in [0, 1] that the policy fills empty corners with."""
     interpolation: str
-    """Of the policy's rotations and shears."""
+    """Fill color of the policy's rotations and shears."""
 
     def __call__(self, image: Tensor, rng: np.random.Generator, name: str) -> Tensor:
         """Raises DataError for an image that is not 8 bit with 3 channels; `name` is the sample's, for the message."""
@@ -77,7 +77,7 @@ class ColourAugment:
 def _steps(settings: ColourAugment) -> tuple[Callable[[Tensor], Tensor], ...]:
     """Build the operations of an augmentation, once per process, and only where they run: timm takes seconds to import.
 
-    They hold closures, which cannot be pickled, so they are kept here and not in the instance.
+    They contain closures, which cannot be pickled, so they are kept here and not in the instance.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
     if settings.policy is not None:
@@ -114,7 +114,8 @@ def _policy(settings: ColourAugment, name: str) -> Callable[[Any], Any]:
 
 
 def _posterize(picture: Any, bits: int, **settings: Any) -> Any:
-    """timm's, for 0 bits as well: it asks for them at the highest magnitude, and Pillow refuses them from 13.0 on."""
+    """Do what timm does, but also for 0 bits: it requests them at the highest magnitude, and Pillow 13.0 rejects
+    them."""
     from PIL import Image
     from timm.data import auto_augment
 

@@ -24,8 +24,8 @@ SIZE = "size"
 class Ragged:
     """One value per sample, not stacked: tensors of one dtype and any shapes, or any other values.
 
-    Tensors are stored end to end in one flat tensor. A value of its own in shared memory would cost a file descriptor
-    per sample, and a copy to the device per sample. Values are views of it: writing into one changes the batch.
+    Tensors are stored end to end in one flat tensor. Separate values in shared memory would cost a file descriptor and
+    a copy to the device per sample. Values are views of it: writing into one changes the batch.
     """
 
     def __init__(self, values: Sequence[Any]) -> None:
@@ -122,7 +122,7 @@ def _stacked(name: str, values: list[Any], *, is_image: bool) -> Tensor:
 def select(batch: Batch, indices: Sequence[int] | Tensor) -> Batch:
     """Return a batch of some samples of another one, in the order of `indices`.
 
-    Entries of the batch as a whole, such as `broken`, are dropped.
+    Entries that belong to the entire batch, such as `broken`, are dropped.
 
     Args:
         indices: sample numbers, or a bool tensor (B,) that is True for the samples to keep.

@@ -1,6 +1,6 @@
-"""The dataset card: what a set of images holds, counted while it is packed or inspected.
+"""Dataset card: the contents of a set of images, counted while it is packed or inspected.
 
-Cards add up: the card of a data set is the sum of the cards of its shards, whoever counted them.
+Cards add up: the card of a data set is the sum of the cards of its shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ImageFacts:
     """Contribution of one image to a card."""
 
     format: str
-    """Format of the bytes, whatever the name says: jpeg, png, webp, tiff, bmp, gif, avif, or jp2."""
+    """Format of the bytes, regardless of the name: jpeg, png, webp, tiff, bmp, gif, avif, or jp2."""
     bits: int
     height: int
     width: int
@@ -82,7 +82,7 @@ class Card:
     background: Any = None
     """Color behind transparent pixels that `moments` and `flat` were counted with; None: unknown, alpha was dropped."""
     class_lists_differ: bool = False
-    """True if cards were added up that give the same number to different classes; not stored."""
+    """True if merged cards assign the same number to different classes; not stored."""
 
     def add_image(self, facts: ImageFacts, num_bytes: int, labels: Sequence[int] | None) -> None:
         self.num_samples += 1
@@ -126,7 +126,7 @@ class Card:
 
     @property
     def num_classes(self) -> int | None:
-        """As many classes as there are names, or as the highest number asks for; None where there are no labels."""
+        """Number of classes: that of the names, or implied by the highest number; None if there are no labels."""
         if self.class_names:
             return len(self.class_names)
         return max(self.class_counts) + 1 if self.class_counts else None
@@ -134,7 +134,7 @@ class Card:
     def statistics(self, channels: int) -> tuple[list[float], list[float]] | None:
         """Per-channel mean and standard deviation in [0, 1] of images read with `channels` channels.
 
-        Grey images count into three channels as they are read: repeated. None where the card cannot tell.
+        Gray images count for three channels the way they are read: repeated. None if the card does not contain them.
         """
         total = Moments(0, [0.0] * channels, [0.0] * channels)
         for stored, moments in self.moments.items():
@@ -149,7 +149,7 @@ class Card:
         return means, [math.sqrt(max(b - a * a, 0.0)) for a, b in zip(means, squares, strict=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` gives the same card back."""
+        """Return plain values; `from_json` restores the same card."""
         return {
             "num_samples": self.num_samples,
             "bytes": self.bytes,
@@ -198,7 +198,7 @@ class Card:
         )
 
     def rows(self) -> list[tuple[str, str]]:
-        """The card as lines of a table: name and value."""
+        """Return the card as lines of a table: name and value."""
         rows = [
             ("samples", f"{self.num_samples:,}"),
             ("broken, left out", f"{self.broken:,}"),

@@ -1,7 +1,7 @@
 """torchvision's decoders of JPEG and WebP, without importing the rest of torchvision.
 
 `import torchvision` imports torch's compiler as well, about 4 s of CPU time in every rank and data worker. The decoders
-are operators in a library of their own, which torch can load alone. If a version of torchvision names that library
+are operators in a separate library, which torch can load alone. If a version of torchvision names that library
 differently, the package is imported after all, and loads it.
 """
 

@@ -1,4 +1,4 @@
-"""The item that each decoding process is working on, in memory that outlives the process: named if it dies."""
+"""The item that each decoding process is working on, in memory that outlives the process, to name it if it dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _own: tuple[CurrentItems, int] | None = None
 
 
 class CurrentItems:
-    """A number for each of `count` processes. Sent to a process when it starts, not later."""
+    """A number for each of `count` processes. Pass it to a process when it starts, not later."""
 
     def __init__(self, count: int) -> None:
         self._numbers = multiprocessing.get_context("forkserver").RawArray("q", [_NONE] * count)

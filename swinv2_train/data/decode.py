@@ -1,4 +1,4 @@
-"""Encoded bytes -> an image tensor with the wanted number of channels. The bytes decide, not the file name.
+"""Encoded bytes -> an image tensor with the requested number of channels. The bytes decide, not the file name.
 
 No decoder here ends the process on damaged bytes: scripts/bench/fuzz_images.py tries thousands of damaged files.
 torchvision's PNG decoder does, so PNG is decoded by imagecodecs, after a check of its checksums.
@@ -150,13 +150,13 @@ def _bytes_tensor(data: bytes) -> Tensor:
 
 def _jpeg(data: bytes, max_pixels: int) -> Pixels:
     image = decode_jpeg(_bytes_tensor(data))
-    if image.shape[0] == 4:  # CMYK, inverted or not: PIL reads the markers that say which
+    if image.shape[0] == 4:  # CMYK, inverted or not: PIL reads the markers that specify it
         return _pil(data, max_pixels)
     return Pixels(upright(image, orientation(data, "jpeg")))
 
 
 def _png(data: bytes, _max_pixels: int) -> Pixels:
-    """All bit depths and palettes, with tRNS expanded to an alpha channel."""
+    """Decode all bit depths and palettes, with tRNS expanded to an alpha channel."""
     import imagecodecs
 
     check_png(data)

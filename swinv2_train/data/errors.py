@@ -7,13 +7,13 @@ from swinv2_train.redact import Redacted
 
 
 class DataError(Redacted, ValueError):
-    """A data set that cannot be used. `str(error)` is the whole message for the user."""
+    """A data set that cannot be used. `str(error)` is the complete message for the user."""
 
     exit_code = WRONG_USE
 
 
 class UnreachableData(DataError):  # noqa: N818 (a state, as the message names it)
-    """A data set that cannot be read now: its server does not answer, or a process that reads it is gone.
+    """A data set that cannot be read now: its server does not respond, or a process that reads it has died.
 
     The data may be right, so a retry of the command may succeed.
     """
@@ -28,7 +28,7 @@ class UnwritableData(DataError):  # noqa: N818 (a state, as the message names it
 
 
 class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
-    """One sample that cannot be read or decoded; `reason` says why in a few words."""
+    """One sample that cannot be read or decoded; `reason` is the cause in a few words."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

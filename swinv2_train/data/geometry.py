@@ -86,7 +86,7 @@ class Crop:
         return moved[kept].to(torch.float32), kept
 
     def _source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The source row of every row of the result, and the source column of every column."""
+        """Return the source row of every row of the result, and the source column of every column."""
         found = []
         for axis, mirrored in enumerate((self.vertical, self.horizontal)):
             first, part, scaled = self.box[axis], self.box[axis + 2], self.scaled[axis]
@@ -166,7 +166,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     """Antialiased resize, (..., C, H, W) -> (..., C, *size) contiguous, same dtype: uint8, uint16, or floating point.
 
     The arithmetic of torchvision's resize, bit for bit, without its import (see `codecs`). torch resizes uint8 in
-    integers where the CPU is fast at it. Everything else goes through float32 and is rounded.
+    integers if the CPU is fast at that. Everything else goes through float32 and is rounded.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image.contiguous()

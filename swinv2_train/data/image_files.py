@@ -48,7 +48,7 @@ class FolderScan:
 
     @property
     def lost(self) -> bool:
-        """True if the unread files may hold images, or something could not be looked at."""
+        """True if the unread files may contain images, or something could not be examined."""
         return bool(self.unread.keys() & _MAY_HOLD_IMAGES or self.not_files or self.unreadable)
 
     def notes(self) -> list[str]:
@@ -79,7 +79,7 @@ def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
     those that systems create (`@eaDir`, `__MACOSX`, `.thumbnails`, `Thumbs.db`, ...) are ignored.
 
     Args:
-        skip: a folder that is not searched, such as the one where the results go.
+        skip: a folder that is not searched, such as the output folder.
     """
     found = FolderScan(str(root))
     skipped = os.path.realpath(skip) if skip is not None else None
@@ -129,7 +129,7 @@ def _ignored(name: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say
+    except OSError:  # for example, a link to itself
         return False
 
 

@@ -61,7 +61,7 @@ def header_size(data: bytes, kind: str) -> tuple[int, int] | None:
 def orientation(data: bytes, kind: str) -> int:
     """Return the EXIF orientation, 1 to 8, of a JPEG, PNG, or WebP; 1 if it has none.
 
-    XMP and other metadata may come before the EXIF block. An orientation in XMP alone is ignored.
+    XMP and other metadata may come before the EXIF block. An orientation only in XMP is ignored.
     """
     blocks = {"jpeg": _jpeg_exif, "png": _png_exif, "webp": _webp_exif}[kind]
     return next((found for block in blocks(data) if (found := _exif_orientation(block)) is not None), 1)

@@ -1,4 +1,4 @@
-"""The index of a tar shard: where the members of every sample lie, so that any sample is one `pread` away.
+"""Index of a tar shard: the positions of the members of every sample, so that any sample is one `pread` away.
 
 The samples are those that `webdataset` sees: neighboring members whose names agree up to the first dot of the base
 name. Images and plain text (cls, txt, json) are always indexed, all other members (npy, mp4, ...) once a transform asks
@@ -91,7 +91,7 @@ class ShardIndex:
         )
 
     def _of_images(self) -> ShardIndex:
-        """The columns that an index of images and texts alone has."""
+        """Return the columns of an index of only images and texts."""
         rows = [row for row, extension in enumerate(self.extensions) if _IMAGES.contains(extension)]
         kept = [self.extensions[row] for row in rows]
         return replace(self, extensions=kept, offsets=self.offsets[rows], sizes=self.sizes[rows], scope=_IMAGES)
@@ -191,7 +191,7 @@ def read_index(path: Path) -> ShardIndex | None:
 
 
 def parse_index(content: bytes, where: str) -> ShardIndex | None:
-    """Read the content of an index file; None, with a warning that names `where`, if it cannot be used."""
+    """Parse the content of an index file; return None, with a warning that names `where`, if it cannot be used."""
     first, _, rest = content.partition(b"\n")
     try:
         header = _checked_header(first)
@@ -211,11 +211,11 @@ def misplaced(index: ShardIndex, fd: int) -> str | None:
             header = os.pread(fd, BLOCK, offset - BLOCK)
             if len(header) < BLOCK or not checksum_fits(header):
                 return f"there is no header of {name} at byte {offset - BLOCK}"
-            plain = name.isascii() and len(name) <= 100  # other names stand in a PAX or GNU header before this one
+            plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
             found = short_name(header).decode("utf-8", "surrogateescape")
             if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
                 return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
-            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may say it
+            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
                 return f"{name} has another size"
     return _wrong_end(index, fd)
 
@@ -327,6 +327,6 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
 
 def _whole_numbers(rows: Any) -> np.ndarray:
     array = np.array(rows)
-    if array.dtype.kind != "i":  # numpy takes fractions and booleans for whole numbers where it is told to
+    if array.dtype.kind != "i":  # numpy would convert fractions and booleans to integers
         raise TypeError
     return array.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Where the index of a shard is kept and when it is trusted.
+"""Location of a shard's index, and the conditions under which it is trusted.
 
 Local: next to the tar, or in the cache directory if that place is read-only; trusted while size and time of the tar
 agree. Remote: next to the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
@@ -51,7 +51,7 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scop
     """Return the index of a shard, built or fetched if there is none, an old one, or one with too few members.
 
     Raises:
-        DataError: if the shard is not a tar or holds no image (or video, whatever `scope` asks for).
+        DataError: if the shard is not a tar or contains no image (or video, depending on `scope`).
     """
     old = None
     for path in _places(url, cache, file, scope):
@@ -75,7 +75,7 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
         A descriptor, which the caller closes, and the index that fits the copy.
 
     Raises:
-        DataError: if what the server sends is not the shard.
+        DataError: if the server's response is not the shard.
     """
     fd = cache.open(file)
     wrong = misplaced(index, fd)
@@ -150,7 +150,7 @@ def _complete(header: dict[str, Any], file: RemoteFile | None, scope: Scope) -> 
 
 
 def _local_index(path: str, cache: ShardCache, old: ShardIndex | None, scope: Scope) -> ShardIndex:
-    """Index a tar again; what the packer recorded stays if the tar was only copied or touched."""
+    """Index a tar again; keep what the packer recorded if the tar was only copied or touched."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
         raise DataError(f"{path} is not a file")
     with _closing(os.open(path, os.O_RDONLY)) as fd:
@@ -204,7 +204,7 @@ def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardI
 
 
 def _index_of_copy(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex:
-    """Index a fetched shard. One that is damaged may be a bad copy, so it is fetched a second time."""
+    """Index a fetched shard. A damaged one may be a bad copy, so fetch it a second time."""
     for last in (False, True):
         with _closing(cache.open(file)) as fd:
             try:

@@ -34,7 +34,7 @@ _COLUMNS = 8
 
 @dataclass
 class Inspection:
-    """The card of the samples that decode, and everything that is not read or cannot be used."""
+    """Card of the samples that decode, and everything that is not read or cannot be used."""
 
     card: Card = field(default_factory=Card)
     broken: list[tuple[str, str]] = field(default_factory=list)
@@ -155,7 +155,7 @@ def _find_copies(found: Inspection, shards: ShardSet, digests: np.ndarray) -> No
 
 
 def _split_of(shards: ShardSet, index: int) -> str:
-    """The shards that were packed together: those of one manifest, or of one folder."""
+    """Return the shards that were packed together: those of one manifest, or of one folder."""
     url = shards.shards[shards.locate(index)[0]].url
     return manifest_url(url) or url.rpartition("/")[0]
 
@@ -174,12 +174,12 @@ def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, f
 def contact_sheet(
     shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0, options: DecodeOptions | None = None
 ) -> int:
-    """Draw randomly chosen samples, with key and size, into one picture; returns how many there were to draw.
+    """Draw randomly chosen samples, with key and size, into one image; return the number of available samples.
 
     Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
 
     Raises:
-        DataError: if the file's suffix is of no picture format.
+        DataError: if the file's suffix is not that of an image format.
         OSError: if the file cannot be written.
     """
     from PIL import Image, ImageDraw
@@ -210,7 +210,7 @@ def contact_sheet(
 
 
 def sheet_format(path: Path) -> str:
-    """Return PIL's name of the format of a picture file.
+    """Return PIL's name of the format of an image file.
 
     Raises:
         DataError: if its suffix is of none that can be written.
@@ -224,7 +224,7 @@ def sheet_format(path: Path) -> str:
 
 
 def _tile(image: Tensor) -> object:
-    """A PIL picture that fits into a tile."""
+    """Return a PIL image that fits into a tile."""
     from PIL import Image
 
     image = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)

@@ -1,18 +1,18 @@
-"""From the classes that a test set counts in to those of a model, and labels that lie outside of the shards.
+"""Mapping from the classes of a test set to those of a model, and labels that are stored outside of the shards.
 
-Test sets of ImageNet models do not all number their classes alike:
+Test sets of ImageNet models number their classes in different ways:
 
 - A model of ImageNet-22K on ImageNet-1K data: the official `map22kto1k.txt` has one line per class of the data, the
-  number of that class in the model. The other rows of its head are left out, so it chooses among the 1000.
+  number of that class in the model. The other rows of its head are ignored, so it chooses among the 1000.
 - ImageNet-V2 comes as folders `0` to `999`. Earlier versions numbered them in the order of text (0, 1, 10, 100, ...),
-  so class 2 of such shards is folder `10`. `NAMES` goes by the names instead: where they are none of the model's names,
-  numbers are the numbers of its classes.
-- ImageNet-A, -R and others have the folders of a part of the classes (n01498041, ...): `NAMES` as well, where the model
-  knows the names of its classes.
-- A model of Hugging Face calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` says that the
-  classes are the same ones in the same order, whatever they are called.
-- ReaL labels (arXiv 2006.07159): `real.json` has a list of right classes for each image of the validation set, in the
-  order of the file names, some of them empty.
+  so class 2 of such shards is folder `10`. `NAMES` matches by name instead: names that the model does not have, if they
+  are numbers, are the numbers of its classes.
+- ImageNet-A, -R, and others have folders for a part of the classes (n01498041, ...): use `NAMES` too, if the model has
+  the names of its classes.
+- A Hugging Face model calls class 0 `tench, Tinca tinca`, the shards call it n01440764: `NUMBERS` means that the
+  classes are the same ones in the same order, regardless of their names.
+- ReaL labels (arXiv 2006.07159): `real.json` has a list of correct classes for each image of the validation set, in the
+  order of the file names; some lists are empty.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
 
 NAMES = "names"
-"""In the place of a file: classes of data and model are the same where their names are."""
+"""Replaces a file: classes of data and model correspond by name."""
 NUMBERS = "numbers"
-"""In the place of a file: classes of data and model are the same where their numbers are; their names may differ."""
+"""Replaces a file: classes of data and model correspond by number; their names may differ."""
 _NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
 
 
@@ -58,7 +58,7 @@ def read_label_map(path: Path, num_classes: int) -> list[int]:
 
 
 def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_classes: int) -> list[int]:
-    """The class of the model for each class of the data, by name.
+    """Return the class of the model for each class of the data, by name.
 
     Where no class of the model is called by a number, and all of the data are, from 0 to `num_classes` - 1, these are
     the numbers of the model's classes.
@@ -67,13 +67,13 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
         DataError: if the names of the data are not known, or one of them is none of the model's or that of several.
     """
     if data is None:
-        raise DataError("the shards do not say how their classes are called: pack them with swinv2-data pack --classes")
+        raise DataError("the shards do not record class names: pack them with swinv2-data pack --classes")
     known = {name: number for number, name in enumerate(model or ())}
     twice = next((name for name, count in Counter(model).items() if count > 1 and name in data), None)
     if twice is not None:
         raise DataError(
-            f"several classes of the model are called {twice!r}, so names do not tell which one is meant: "
-            f"label_map={NUMBERS} takes the classes to be the same in the same order, label_map=FILE goes by a list of "
+            f"several classes of the model are named {twice!r}, so the names are ambiguous: "
+            f"label_map={NUMBERS} assumes the same classes in the same order, label_map=FILE uses a list of "
             "numbers"
         )
     missing = [name for name in data if name not in known]
@@ -82,23 +82,23 @@ def match_names(data: Sequence[str] | None, model: Sequence[str] | None, num_cla
     numbers = [int(name) if is_number(name) else num_classes for name in data]
     if max(numbers) < num_classes and not any(map(is_number, known)):
         if len(set(numbers)) < len(numbers):
-            raise DataError("two classes of the data are the same number: give a label map as a file")
+            raise DataError("two classes of the data are the same number: use a label map file")
         return numbers
     wrong, whose = missing[0], "none of the model's names"
     if not model:
         wrong = data[numbers.index(max(numbers))]
-        whose = f"no number from 0 to {num_classes - 1} (the model has no names for its classes)"
+        whose = f"not a number from 0 to {num_classes - 1} (the model has no names for its classes)"
     raise DataError(
-        f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} takes the classes to be the same in the same "
-        "order, label_map=FILE goes by a list of numbers"
+        f"class {wrong!r} of the data is {whose}: label_map={NUMBERS} assumes the same classes in the same "
+        "order, label_map=FILE uses a list of numbers"
     )
 
 
 def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) -> None:
-    """Refuse shards whose classes are numbered in another way than the model's, as far as names tell.
+    """Reject shards whose classes are numbered differently from the model's, as far as names show it.
 
     Args:
-        model: None where its names are not known, or not to be gone by.
+        model: names of the model's classes; None if unknown or to be ignored.
 
     Raises:
         DataError: naming the first class that differs.
@@ -129,7 +129,7 @@ def _advice(data: Sequence[str], model: Sequence[str]) -> str:
 
 
 def read_real_labels(path: Path) -> dict[str, list[int]]:
-    """ReaL labels by the name of the image: the right classes, in the numbers of the data; none where nobody agreed.
+    """ReaL labels by image name: the correct classes, in the numbers of the data; none if the annotators disagreed.
 
     The file is the official list of lists, whose n-th entry (from 1) belongs to `ILSVRC2012_val_` and eight digits of
     n, or an object of lists by image name without its extension.
@@ -149,7 +149,7 @@ def read_real_labels(path: Path) -> dict[str, list[int]]:
 
 
 def real_labels_of(key: str, labels: dict[str, list[int]]) -> list[int] | None:
-    """The right classes of a sample by its key in the shard, folders left aside; None where it is not listed."""
+    """Return the correct classes of a sample by its key in the shard, without folders; None if it is not listed."""
     official = _NUMBERED.search(key)
     return labels.get(key, labels.get(official[0] if official else key.rpartition("/")[2]))
 

@@ -1,4 +1,4 @@
-"""The classes of a sample, from the text members of its shard."""
+"""Classes of a sample, from the text members of its shard."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.reading import UnreadableError, parse_json
 
 _HIGHEST = 9_999_999
-"""Highest class number that is read: the highest one decides how many classes a head has."""
+"""Highest accepted class number: the highest one in the data determines the number of classes of a head."""
 _CLASS_NUMBERS = re.compile(r"\s*[+-]?\d{1,18}\s*(,\s*[+-]?\d{1,18}\s*)*", re.ASCII)
 
 
 def read_labels(raw: RawSample) -> tuple[int, ...]:
-    """The class numbers of a sample: `json` with {"labels": [...]}, else `cls` with numbers separated by commas.
+    """Return the class numbers of a sample: `json` with {"labels": [...]}, else `cls` with comma-separated numbers.
 
     Raises BrokenSample where there are none, or what stands there is no list of class numbers. A list may be empty: an
     image without any of the classes.
@@ -62,9 +62,9 @@ def known_labels(raw: RawSample) -> tuple[tuple[int, ...] | None, str | None]:
 
 
 def checked_labels(raw: RawSample, num_classes: int, *, multi_label: bool) -> tuple[int, ...]:
-    """The labels of a sample that is to be trained or evaluated with: exactly one, unless `multi_label`.
+    """Return the labels of a sample for training or evaluation: exactly one, unless `multi_label`.
 
-    Raises BrokenSample where they are not so, or one of them is outside 0 to `num_classes` - 1.
+    Raises BrokenSample if there is another number of them, or one is outside 0 to `num_classes` - 1.
     """
     labels = read_labels(raw)
     if not multi_label and len(labels) != 1:

@@ -36,14 +36,14 @@ _MAX_REPLACEMENTS = 32
 
 @dataclass(frozen=True)
 class SampleSource:
-    """Where samples come from, and how each is made: bytes -> image -> entries of a batch."""
+    """Source of the samples, and how each is made: bytes -> image -> entries of a batch."""
 
     shards: ShardSet
     transform: Transform
     channels: int
     """Channels of the images."""
     seed: int
-    """Of all that is random about a sample, together with its position."""
+    """Seed of everything random about a sample, together with its position."""
     decoding: DecodeOptions | None = None
 
 
@@ -98,7 +98,8 @@ class TrainLoader:
         return self
 
     def __next__(self) -> Batch:
-        """The next micro-batch. Raises DataError, in one sentence, where the data cannot be read any further."""
+        """Return the next micro-batch. Raises DataError with a one-sentence message if the data can no longer be
+        read."""
         batch = next(self._pool)
         self._read_ahead(int(batch["position"][-1]))
         return batch
@@ -125,7 +126,7 @@ class TrainLoader:
         self._shards.prefetch(self._shards.shards_of([*group.ranges, *following.ranges]))
 
     def _warn_if_too_large(self, group: Group) -> None:
-        """A group is read in random order, so a cache that cannot hold its shards fetches them again and again."""
+        """A group is read in random order, so a cache that is too small for its shards fetches them again and again."""
         needed = sum(self._shards.shards[i].size for i in self._shards.shards_of(group.ranges))
         if needed > self._shards.cache.max_bytes:
             logger.warning(
@@ -137,7 +138,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """The first `num_samples` samples (None: all) in fixed order, in equally many batches for every rank.
+    """The first `num_samples` samples (None: all) in fixed order, in the same number of batches on every rank.
 
     It can be iterated again and again. A batch is what the transform returns, collated, and
 
@@ -228,7 +229,7 @@ class _Samples(Dataset[Any]):
         return collate(samples, images=self.transform.images, ragged=self.transform.ragged)
 
     def name_of(self, index: int) -> str:
-        """The shard and key of a sample, for messages."""
+        """Return the shard and key of a sample, for messages."""
         return self.shards.name(index)
 
 
@@ -256,7 +257,7 @@ class _TrainSamples(_Samples):
         return self.transform.mix(made[position], made[partner], sample_rng(self.seed, position, "mix"))
 
     def sample_at(self, position: int) -> tuple[Entries, list[Broken]]:
-        """The sample at a position, or the first of its stand-ins that can be used; and those that cannot."""
+        """Return the sample at a position, or its first usable replacement; and those that cannot be used."""
         broken: list[Broken] = []
         index = self.order.at(position)[1]
         for attempt in range(1, _MAX_REPLACEMENTS + 2):
@@ -264,7 +265,7 @@ class _TrainSamples(_Samples):
             try:
                 return self.transform(self.opened_once(index), sample_rng(self.seed, position)), broken
             except BrokenSample as error:
-                self.last = kept  # the stand-in of the previous repeat, which is that of this one as well
+                self.last = kept  # the replacement of the previous repeat also serves this one
                 broken.append((position, self.shards.name(index), error.reason))
             index = self.order.replacement(position, attempt)
         _, name, reason = broken[-1]
@@ -274,9 +275,9 @@ class _TrainSamples(_Samples):
         )
 
     def opened_once(self, index: int) -> Sample:
-        """As `opened`; the repeats of a sample follow each other, so the last one is kept with what it has decoded.
+        """Like `opened`; the repeats of a sample follow each other, so keep the last one with its decoded members.
 
-        What a transform decodes for one repeat alone, such as a clip, it decodes from the bytes; that is not kept.
+        What a transform decodes for only one repeat, such as a clip, is decoded from the bytes and not kept.
         """
         if self.last is None or self.last[0] != index:
             self.last = (index, self.opened(index))
@@ -298,17 +299,17 @@ class _EvalSamples(_Samples):
                 broken.append((index, self.shards.name(index), error.reason))
                 samples.append(None)
         valid = [sample is not None for sample in samples]
-        # Padding is a copy of a true sample, not zeros: what a loss makes of zeros may be NaN, and NaN * 0 stays NaN.
+        # Padding is a copy of a real sample, not zeros: the loss of zeros may be NaN, and NaN * 0 stays NaN.
         padding = next((sample for sample in samples if sample is not None), None) or self.any_sample()
         batch = self.collated([sample if sample is not None else padding for sample in samples])
         return batch | {"position": torch.tensor(list(positions)), "valid": torch.tensor(valid), "broken": broken}
 
     def sample(self, index: int) -> Entries:
-        """Raises BrokenSample where sample `index` cannot be used."""
+        """Raise BrokenSample if sample `index` cannot be used."""
         return self.transform(self.opened(index), sample_rng(self.seed, index))
 
     def any_sample(self) -> Entries:
-        """The first sample that can be used, for a batch that has none of its own."""
+        """Return the first usable sample, for a batch that has none of its own."""
         reason = ""
         for index in range(self.num_samples):
             try:

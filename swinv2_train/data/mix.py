@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of two samples, on 8 and 16 bit images.
 
-Every sample has a mixing ratio and a kind of its own (timm's mode `elem`). Working on the stored values makes a mixed
-sample complete in itself, so that it can be run again alone; mixup then rounds to the nearest value.
+Every sample has its own mixing ratio and kind (timm's mode `elem`). Because mixing operates on the stored values, a
+mixed sample is self-contained and can be replayed alone; mixup then rounds to the nearest value.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from swinv2_train.data.pixels import same_depth
 
 @dataclass(frozen=True)
 class Mix:
-    """The fraction of a sample that stays, and the rectangle that is pasted over it."""
+    """The fraction of a sample that remains, and the rectangle that is pasted over it."""
 
     share: float
-    """Of the sample itself; the rest is its partner's."""
+    """Fraction of the sample itself; the rest is its partner's."""
     box: tuple[int, int, int, int] | None = None
-    """cutmix: top, left, bottom, right of what is the partner's; None: mixup."""
+    """cutmix: top, left, bottom, right of the partner's rectangle; None: mixup."""
 
 
 def partner_of(position: int, repeats: int) -> int:

@@ -1,11 +1,11 @@
-"""The order of samples: a pure function from a position in the endless stream to a sample of the data set.
+"""Order of samples: a pure function from a position in the endless stream to a sample of the data set.
 
 Nothing is stored per sample, so jumping to any position costs the same at a thousand and at a billion samples, and the
-order is the same for any number of ranks and workers. One epoch is built so:
+order is the same for any number of ranks and workers. An epoch is built as follows:
 
 1. The indices 0..N-1 (all shards one after the other) are rotated by a random offset and cut into blocks.
-2. The blocks are permuted over the whole data set: this decides which part of it comes when.
-3. Neighbouring blocks form groups, and the samples of a group are permuted among themselves.
+2. The blocks are permuted over the entire data set, which determines the order of its parts.
+3. Consecutive blocks form groups, and the samples of a group are permuted among themselves.
 
 Both permutations are Feistel networks (Luby and Rackoff 1988) over a x b >= n cells with cycle walking (Black and
 Rogaway 2002), keyed by seed, epoch and group.
@@ -31,7 +31,7 @@ class Group:
 
     first_position: int
     num_samples: int
-    """Its positions; repeated samples count as often as they are repeated."""
+    """Number of positions; repeated samples count as often as they are repeated."""
     ranges: list[tuple[int, int]]
     """Half-open ranges of sample indices that the group draws from, without overlap."""
 
@@ -43,7 +43,7 @@ def _keys(*parts: object) -> tuple[int, ...]:
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014): 64 bits to 64 well mixed bits."""
+    """The finalizer of SplitMix64 (Steele, Lea, and Flood 2014): 64 bits to 64 well-mixed bits."""
     value &= _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -51,7 +51,7 @@ def _mix(value: int) -> int:
 
 
 def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
-    """The place of `value` in the permutation of 0..size-1 that `keys` choose."""
+    """Return the place of `value` in the permutation of 0..size-1 that `keys` select."""
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     while True:
@@ -65,7 +65,8 @@ def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
 
 
 def sample_rng(seed: int, position: int, stream: str = "sample") -> np.random.Generator:
-    """The source of all randomness of one sample: depends on the seed, the position and the stream, on nothing else."""
+    """Return the source of all randomness of one sample, which depends only on the seed, the position, and the
+    stream."""
     return np.random.Generator(np.random.Philox(key=np.array([_keys(stream, seed)[0], position], dtype=np.uint64)))
 
 
@@ -117,7 +118,7 @@ class SampleOrder:
         return epoch, (self._block_start(epoch, first_slot + slot) + inside) % self.num_samples
 
     def replacement(self, position: int, attempt: int) -> int:
-        """Index of the sample that stands in for a broken one at `position`; `attempt` counts from 1.
+        """Return the index of the sample that replaces a broken one at `position`; `attempt` counts from 1.
 
         It comes from the group of the position, so that no other shard has to be fetched for it.
         """
@@ -132,7 +133,7 @@ class SampleOrder:
         return self._at(epoch * self.num_samples + first + (offset - first + step) % size)[1]
 
     def group_at(self, position: int) -> Group:
-        """The shuffle group that a position lies in; the next group starts at first_position + num_samples."""
+        """Return the shuffle group of a position; the next group starts at first_position + num_samples."""
         epoch, offset = divmod(position // self.repeats, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
         ranges: list[tuple[int, int]] = []
@@ -147,7 +148,7 @@ class SampleOrder:
         return Group(first_position * self.repeats, size * self.repeats, ranges)
 
     def _group(self, offset: int) -> tuple[int, int, int]:
-        """Group, its first slot and its number of whole blocks, for an offset into the epoch."""
+        """Return the group, its first slot, and its number of whole blocks, for an offset into the epoch."""
         slot = min(offset // self._block, self._num_blocks - 1)  # the rest block belongs to the last group
         split = self._larger_groups * (self._blocks_per_group + 1)
         if slot < split:
@@ -166,7 +167,7 @@ class SampleOrder:
     def _block_start(self, epoch: int, slot: int) -> int:
         """First sample index (before wrapping round) of the block in a slot; the rest block stays in the last slot.
 
-        The rotation makes its content random all the same.
+        Because of the rotation, its content is random nevertheless.
         """
         rotation = _keys(self.seed, epoch, "rotation")[0] % self.num_samples
         if slot < self._num_blocks:

@@ -1,4 +1,4 @@
-"""Shards that two sets have in common: samples that are trained on say nothing about held-out ones."""
+"""Shards that two sets have in common: samples used for training are useless as held-out ones."""
 
 from __future__ import annotations
 

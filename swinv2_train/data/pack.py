@@ -65,7 +65,7 @@ class PackReport:
     cards: dict[str, Card] = field(default_factory=dict)
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
-    """{"path", "reason"} of every image that was left out."""
+    """{"path", "reason"} of every image that was skipped."""
     label_problems: list[dict[str, str]] = field(default_factory=list)
     """{"path", "reason"} of every image that was packed with a label that cannot be used."""
     unlabeled: int = 0
@@ -73,7 +73,7 @@ class PackReport:
     notes: list[str] = field(default_factory=list)
     """Contents of the source that were not read, one line each."""
     lost: bool = False
-    """True if these contents may hold images or labels."""
+    """True if these contents may include images or labels."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -88,7 +88,7 @@ class PackReport:
 
     @property
     def complete(self) -> bool:
-        """True if everything that looks like an image or a label was taken and can be used."""
+        """True if everything that looks like an image or a label was packed and can be used."""
         return not (self.broken or self.label_problems or self.lost or self._partly_labeled)
 
     @property
@@ -148,7 +148,7 @@ class _Prepare:
         return Packed(entry, members, facts, labels, label_problem=problem)
 
     def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
-        """As it is stored, and as it is read with the wanted channels. Raises BrokenSample."""
+        """Return the image as stored, and as read with the requested channels. Raises BrokenSample."""
         pixels = read_pixels(data, self._options.max_pixels)
         return pixels, opaque(pixels, self._options.channels, self._background)
 
@@ -258,7 +258,7 @@ def pack(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnwritableData(
                 f"no space is left for {out}: the {report.num_shards} shards finished so far are valid; make room and "
-                "give the same command again to go on"
+                "rerun the same command to resume"
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
@@ -273,7 +273,7 @@ def _split(
     report: PackReport,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, list[Entry]]:
-    """The entries of each split; what there is to say about copies of images goes into the report."""
+    """Return the entries of each split; messages about copies of images go into the report."""
     if not rule.share:
         return {names[0]: source.entries}
     division = divide(source, rule, progress)
@@ -287,9 +287,9 @@ def _split(
 
 
 def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Sequence[str], rule: SplitRule) -> SplitRule:
-    """The rule that shards in `out` were split by, if they are of this source; else the present one.
+    """Return the rule that shards in `out` were split by, if they belong to this source; else the current one.
 
-    Raises DataError where they were split by another share or seed: images would go from one side to the other.
+    Raises DataError if they were split by another share or seed: images would move from one side to the other.
     """
     ours = {tar: origin for tar, origin in known.items() if origin.source == root and _split_of(tar) in names}
     for tar, origin in ours.items():
@@ -307,7 +307,7 @@ def _recorded_rule(out: Path, known: dict[Path, Origin], root: str, names: Seque
 
 
 def _earlier_rule(out: Path, ours: Collection[Path], names: Sequence[str], rule: SplitRule) -> SplitRule:
-    """The first rule, if it gives the shards that an earlier version wrote without a record of share and seed."""
+    """Return the first rule if it reproduces shards that an earlier version wrote without recording share and seed."""
     earlier = replace(rule, rule=1)
     for tar in ours:
         for key in keys_of(tar):
@@ -341,7 +341,7 @@ def _remove_moved(
 
 
 def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Collection[str]) -> None:
-    """See that no other split in `out` was made from this source: its images would be in this one as well."""
+    """Check that no other split in `out` was made from this source: its images would be in this one too."""
     for tar, origin in known.items():
         name = _split_of(tar)
         if origin.source == root and name not in splits:

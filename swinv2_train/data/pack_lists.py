@@ -39,7 +39,7 @@ _NONE = "\x1f"  # a separator that occurs in no list: the whole line is the path
 _LOOKED_AT = 200
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"(\d+)([.,](?!000$)0*)?", re.ASCII)
-"""`1,000` is one or a thousand, so it is refused."""
+"""`1,000` is one or a thousand, so it is rejected."""
 _SEPARATED = re.compile(r"[,|]|\S\s+\S")
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "#n/a", "?", "-"))
 Label = str | tuple[str, ...] | None
@@ -51,9 +51,9 @@ class Row:
 
     line: int
     path: str
-    """As it is written."""
+    """Path as written."""
     label: Label
-    """Class; a tuple if the list gives several for each image."""
+    """Class; a tuple if the list has several for each image."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def class_labels(found: ImageList, rows: Sequence[Row]) -> list[Label]:
 
 
 def located(folder: Path, name: str) -> str:
-    """Return where a path of a list is; backslashes separate folders if nothing has the name as it is written."""
+    """Return the location of a path in a list; backslashes separate folders unless the path exists as written."""
     path = os.path.join(folder, name)
     if "\\" in name and not os.path.lexists(path):
         return os.path.join(folder, name.replace("\\", "/"))

@@ -37,15 +37,15 @@ class Entry:
     """One image to pack."""
 
     path: str
-    """Where it comes from: a file, or shard and key."""
+    """Its origin: a file, or shard and key."""
     key: str
     """Its name in the new shard; its place in the order depends only on this."""
     version: str
     """Changes when the image does: size and time of its file."""
     label: int | tuple[int, ...] | None = None
-    """Its class; a tuple where the source gives a list of classes for every image."""
+    """Its class; a tuple if the source has a list of classes for every image."""
     index: int | None = None
-    """Sample index, where the source is a set of shards."""
+    """Sample index, if the source is a set of shards."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Source:
     class_names: list[str] | None = None
     shards: ShardSet | None = None
     refused: tuple[tuple[str, str], ...] = ()
-    """(path, reason) of what was named as an image and cannot be one: missing files and repeated rows of a list."""
+    """(path, reason) of entries that were named as images and cannot be: missing files and repeated rows of a list."""
     notes: tuple[str, ...] = ()
     """Contents of the source that are not read, one line each."""
     lost: bool = False
-    """True if these contents may hold images or labels."""
+    """True if these contents may include images or labels."""
 
     def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
-        """The image's bytes, and the text members that go with it. Raises OSError or BrokenSample."""
+        """Return the image's bytes, and the text members that belong to it. Raises OSError or BrokenSample."""
         if self.shards is None:
             return Path(entry.path).read_bytes(), _label_member(entry.label)
         assert entry.index is not None
@@ -73,7 +73,7 @@ class Source:
 
 
 def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
-    """The text member that holds a label: `cls`, which webdataset reads as a number, or for a list `json`."""
+    """Return the text member that contains a label: `cls`, which webdataset reads as a number, or for a list `json`."""
     if label is None:
         return {}
     if isinstance(label, tuple):
@@ -224,7 +224,7 @@ def _from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None)
 def _folder_classes(
     root: Path, images: list[str], class_names: list[str] | None
 ) -> tuple[list[str], dict[str | None, int]]:
-    """The names of the classes, and the number of each."""
+    """Return the names of the classes, and the number of each."""
     found = {Path(relative).parts[0] for relative in images if len(Path(relative).parts) > 1}
     loose = sum(len(Path(relative).parts) == 1 for relative in images)
     if not found or loose:
@@ -257,9 +257,9 @@ def _from_list(path: Path, class_names: list[str] | None) -> Source:
 
 
 def _present(found: ImageList) -> tuple[list[tuple[Row, str]], list[tuple[str, str]]]:
-    """The rows whose file exists, with its path; and (path, reason) of the others.
+    """Return the rows whose file exists, with its path; and (path, reason) of the others.
 
-    Raises DataError where two rows give one file different labels.
+    Raises DataError if two rows assign different labels to one file.
     """
     rows: list[tuple[Row, str]] = []
     refused = []
@@ -303,7 +303,7 @@ def _class_numbers(
 
 
 def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tuple[list[str], dict[str | None, int]]:
-    """The names of the classes, and the number of each."""
+    """Return the names of the classes, and the number of each."""
     names = found if class_names is None else class_names
     numbers: dict[str | None, int] = {name: i for i, name in enumerate(names)}
     unknown = [name for name in found if name not in numbers]
@@ -338,7 +338,7 @@ def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) ->
             found = os.stat(path)
             version = f"{found.st_size}-{found.st_mtime_ns}"
         except OSError:
-            version = "unreadable"  # a dangling link, say: reading it will tell
+            version = "unreadable"  # for example, a dangling link: reading it will fail
         stem = os.path.splitext(relative)[0]
         key = _unused("/".join(part.replace(".", "_") for part in Path(stem).parts if part not in ("/", "..")), taken)
         entries.append(Entry(path, key, version, label))
@@ -346,7 +346,7 @@ def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) ->
 
 
 def _unused(key: str, taken: set[str]) -> str:
-    """The key itself, or with a number where two files differ in nothing but their extension."""
+    """Return the key itself, or with a number if two files differ only in their extension."""
     candidate, number = key, 1
     while candidate in taken:
         number += 1

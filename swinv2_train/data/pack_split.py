@@ -87,7 +87,7 @@ def _chosen(
     rule: SplitRule,
     names: Sequence[str] | None,
 ) -> set[int]:
-    """The images to hold out, of units that stay together, sorted by their hash."""
+    """Return the images to hold out, from units that stay together, sorted by their hash."""
     chosen: set[int] = set()
     by_class: dict[int, list[Sequence[int]]] = defaultdict(list)
     for unit in units:
@@ -133,7 +133,7 @@ def _classes(label: Label) -> tuple[int, ...]:
 
 
 def _labels(source: Source) -> list[Label]:
-    """The label of every entry; those of shards are read."""
+    """Return the label of every entry; those of shards are read."""
     labels: list[Label] = [entry.label for entry in source.entries]
     if source.shards is None:
         return labels

@@ -27,9 +27,9 @@ from swinv2_train.writing import write_bytes
 if TYPE_CHECKING:
     from webdataset import TarWriter
 
-_VERSION = 1  # of the bytes that packing gives; part of every fingerprint
+_VERSION = 1  # version of the packed bytes; part of every fingerprint
 _BLOCK = 512
-_LONG_NAME = 3 * _BLOCK  # what a PAX header for a long or non-ASCII name adds, at least
+_LONG_NAME = 3 * _BLOCK  # minimum size of a PAX header for a long or non-ASCII name
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class PackOptions:
     """Options that decide the bytes of the shards, in addition to the images."""
 
     max_bytes: int = 256 << 20
-    """Upper bound of a shard; a single image that is larger gets a shard of its own."""
+    """Upper bound of a shard; a single larger image gets its own shard."""
     max_count: int = 10_000
     """Most samples in a shard."""
     resize: int | None = None
@@ -58,7 +58,7 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class Packed:
-    """One image ready to be written, or the reason why it is left out."""
+    """One image that is ready to be written, or the reason why it is skipped."""
 
     entry: Entry
     members: dict[str, bytes] = field(default_factory=dict)
@@ -71,11 +71,11 @@ class Packed:
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """One shard, written now or found finished, and the entries start..stop that went into it."""
+    """One shard, newly written or found finished, and its entries start..stop."""
 
     stop: int
     num_samples: int
-    """0: all entries were broken, and there is no such shard."""
+    """0: all entries were broken, and the shard does not exist."""
     num_bytes: int
     fingerprint: str
     card: Card
@@ -84,7 +84,7 @@ class FinishedShard:
     """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
     reused: bool
     sha256: str = ""
-    """Of the bytes of the tar; empty if an earlier version packed it."""
+    """Hash of the bytes of the tar; empty if an earlier version packed it."""
     unlabeled: int = 0
     """Images without a label."""
 
@@ -156,7 +156,7 @@ class SplitWriter:
         index_path(tar).unlink(missing_ok=True)
 
     def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
-        """Write what is missing; `progress` gets the entries done and their number."""
+        """Write what is missing; `progress` is called with the number of finished entries and the total."""
         total, position = len(self._source.entries), 0
         ahead: _Ahead | None = None
         while position < total:
@@ -165,7 +165,7 @@ class SplitWriter:
             if shard is not None:
                 ahead = None
             else:
-                self._manifest.unlink(missing_ok=True)  # it describes what stood here before
+                self._manifest.unlink(missing_ok=True)  # it describes the previous content
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
@@ -175,7 +175,7 @@ class SplitWriter:
             yield shard
 
     def finish(self, card: Card) -> None:
-        """Take away what a longer earlier split left behind and write the manifest, which makes the split complete."""
+        """Remove leftovers of a longer earlier split and write the manifest, which completes the split."""
         for tar in self._present():
             if tar.name not in self._written:
                 tar.unlink()
@@ -190,7 +190,7 @@ class SplitWriter:
         return sorted(path for path in self._out.iterdir() if numbered.fullmatch(path.name))
 
     def _finished(self, name: str, start: int) -> FinishedShard | None:
-        """The shard of this name, if it was made of exactly the entries that it would be made of now."""
+        """Return the shard of this name if it contains exactly the entries that it would be made of now."""
         tar = self._out / name
         header = read_header(index_path(tar))
         record = header["extra"].get("pack") if header else None
@@ -263,7 +263,7 @@ class SplitWriter:
             temporary.unlink(missing_ok=True)
 
     def _publish(self, temporary: Path, tar: Path, start: int, shard: FinishedShard) -> None:
-        """Index the finished file and give it its name."""
+        """Index the finished file and rename it to its final name."""
         record = {
             **self._origin,
             "start": start,
@@ -281,7 +281,7 @@ class SplitWriter:
             os.close(fd)
         if index.num_samples != shard.num_samples:
             raise DataError(f"{tar.name}: {shard.num_samples} samples were written, {index.num_samples} found again")
-        # The index comes first: a tar without one would look like somebody else's to the next command.
+        # Write the index first: the next command would treat a tar without one as foreign.
         write_index(index, index_path(tar))
         temporary.replace(tar)
 
@@ -291,7 +291,7 @@ class SplitWriter:
         return count >= self._options.max_count or size > self._options.max_bytes
 
     def _fingerprint(self, start: int, stop: int) -> str:
-        """Of all that decides the bytes: options, the entries, and the next one, which did not fit in any more."""
+        """Hash everything that determines the bytes: options, the entries, and the next one, which no longer fit."""
         options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
         digest = hashlib.sha256(json.dumps([_VERSION, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
@@ -301,7 +301,7 @@ class SplitWriter:
 
 
 class _Ahead:
-    """An iterator that can take its last item back."""
+    """An iterator whose last item can be pushed back."""
 
     def __init__(self, items: Iterator[Packed]) -> None:
         self._items = items
@@ -318,7 +318,7 @@ class _Ahead:
 
 
 def _tar_writer(file: BinaryIO) -> TarWriter:
-    """Open webdataset's writer so that the bytes depend on names and contents alone: time 0, owner 0 without a name."""
+    """Open webdataset's writer so that the bytes depend only on names and contents: time 0, owner 0 without a name."""
     from webdataset import TarWriter
 
     return TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0, format="PAX_FORMAT")

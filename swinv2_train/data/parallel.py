@@ -1,4 +1,4 @@
-"""A parallel map for packing and inspecting: results in order, a bounded number of them waiting."""
+"""Parallel map for packing and inspecting: results in order, with a bounded number waiting."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def available_cores() -> int:
 
 
 class ParallelMap:
-    """`task(item)` for every item, in order, in `workers` processes; in this one where `workers` is 0.
+    """Yield `task(item)` for every item, in order, from `workers` processes; from this one if `workers` is 0.
 
-    `task` is sent to each process once. Raises UnreachableData where a process dies.
+    `task` is sent to each process once. Raises UnreachableData if a process dies.
     """
 
     def __init__(self, task: Callable[[Item], Result], workers: int, name: Callable[[Item], str] = str) -> None:
@@ -73,7 +73,8 @@ class ParallelMap:
                 future.cancel()
 
     def _died(self, items: list[Item]) -> str:
-        """The message about a process that ended by itself; `items`: what all processes were working on."""
+        """Return the message about a process that ended by itself; `items`: those that all processes were working
+        on."""
         names = ", ".join(map(self._name, items[:_NAMED]))
         which = f" while the processes decoded {names}" if items else ""
         return f"a decoding process died{which}: an image crashes its decoder, or memory is short (use fewer --workers)"

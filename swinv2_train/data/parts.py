@@ -1,4 +1,4 @@
-"""Reading a remote file in parts, with a check that every part is what was asked for.
+"""Reading of a remote file in parts, with a check that every part is the requested one.
 
 Proxies, login pages and servers that replace a file in the middle of a download answer with something else of the
 right length. Over HTTP the answer says what it is, and all of it is compared: status, range, length, type, version.
@@ -21,7 +21,7 @@ _FEW_TRIES = 2
 
 
 class ReplacedError(Exception):
-    """The file on the server became another one while it was read. `str(error)` says how that shows."""
+    """The file on the server changed while it was read. `str(error)` describes the evidence."""
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -35,7 +35,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """Return what differs where the content does, from fsspec's description of a file; empty if nothing is known."""
+    """Return a string that changes with the content, from fsspec's description of a file; empty if nothing is known."""
     return next((str(info[key]) for key in _VERSION_KEYS if info.get(key)), "")
 
 
@@ -114,7 +114,7 @@ class PartReader:
 
     def _check_version(self, headers: Mapping[str, str]) -> None:
         tag, date = headers.get("ETag", ""), headers.get("Last-Modified", "")
-        # The nodes of some clusters give one file different tags; the date is the same then.
+        # The nodes of some clusters give the same file different tags, but the same date.
         known = (self._version, self._modified) if date else (self._version,)
         if self._version and tag and not {tag, date}.intersection(known):
             raise ReplacedError(f"its version is {tag} now, and {self._version} before")

@@ -35,24 +35,24 @@ class RawSample:
 
     @property
     def data(self) -> bytes:
-        """The encoded main member: the image or video."""
+        """Encoded main member: the image or video."""
         return self.member(self.kind)
 
     @property
     def texts(self) -> dict[str, bytes]:
-        """The members cls, txt and json."""
+        """Members cls, txt, and json."""
         return {name: self.members[name] for name in TEXT_EXTENSIONS if name in self.members}
 
     @property
     def label(self) -> int | None:
-        """The class number in `cls`, if there is one."""
+        """Class number in `cls`, if there is one."""
         with contextlib.suppress(ValueError):
             return int(self.members.get("cls", b""))
         return None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The object in `json`, empty if there is none."""
+        """Object in `json`, empty if there is none."""
         with contextlib.suppress(ValueError):
             content = parse_json(self.members.get("json", b""))
             return content if isinstance(content, dict) else {"json": content}

@@ -1,7 +1,7 @@
-"""Remote shards: fetched whole into a local cache of bounded size that all processes of a host share.
+"""Remote shards: fetched completely into a local cache of bounded size that all processes of a host share.
 
 The cache is a plain directory. One lock file per shard keeps two processes from fetching the same shard twice; one lock
-for the directory keeps the sum of sizes under the bound. A shard that was thrown out while somebody still wanted it is
+for the directory keeps the sum of sizes under the bound. A shard that was removed while a process still needed it is
 fetched again, so the bound can cost time but never a run.
 """
 
@@ -41,13 +41,13 @@ class RemoteFile:
     size: int
     """Bytes."""
     version: str = ""
-    """Differs where the content does: the packer's fingerprint, an ETag, a date; empty if nothing is known."""
+    """Changes with the content: the packer's fingerprint, an ETag, or a date; empty if nothing is known."""
     from_manifest: bool = False
     """True if the version is the packer's fingerprint."""
     sha256: str = ""
-    """Of its bytes, if the manifest has it."""
+    """Hash of its bytes, if the manifest has it."""
     modified: str = ""
-    """Date of its last change as an HTTP server gives it; empty if it is not known."""
+    """Date of its last change as reported by an HTTP server; empty if unknown."""
 
     @property
     def digest(self) -> str:
@@ -71,7 +71,7 @@ class ShardCache:
         self.retries, self.backoff = retries, backoff
 
     def stat(self, url: str) -> RemoteFile:
-        """Size and version of a file. Raises FileNotFoundError, or DataError where the server tells no size."""
+        """Return size and version of a file. Raises FileNotFoundError, or DataError if the server reports no size."""
 
         def read() -> dict[str, Any]:
             fs, path = filesystem(url)
@@ -81,11 +81,11 @@ class ShardCache:
         if info.get("size") is None:
             raise DataError(f"{url}: the server does not report the size of the file, which the cache needs")
         if not is_count(info["size"]):
-            raise DataError(f"{url}: the server tells the impossible size {info['size']!r}")
+            raise DataError(f"{url}: the server reports the impossible size {info['size']!r}")
         return RemoteFile(url, info["size"], version_of(info), modified=str(info.get("Last-Modified", "")))
 
     def fetch_bytes(self, url: str) -> bytes | None:
-        """A small remote file, whole; None where there is no such file.
+        """Return a small remote file completely; None if it does not exist.
 
         Object stores answer "denied" for missing objects to those who may not list, so that counts as missing too.
         """
@@ -104,7 +104,7 @@ class ShardCache:
         return content
 
     def open(self, file: RemoteFile) -> int:
-        """A descriptor of the local copy, fetched first if it is missing. The caller closes it."""
+        """Return a descriptor of the local copy, fetched first if it is missing. The caller closes it."""
         while True:
             fd = self._open_cached(file)
             if fd is not None:
@@ -131,7 +131,7 @@ class ShardCache:
                     self._fetch(file, stopped)
 
     def path(self, file: RemoteFile) -> Path:
-        """Where the copy of a file lies, if it lies there."""
+        """Path of the local copy of a file, if it exists."""
         return self.directory / f"{file.digest}-{file.url.partition('?')[0].rpartition('/')[2]}"
 
     def _open_cached(self, file: RemoteFile) -> int | None:
@@ -139,7 +139,7 @@ class ShardCache:
             fd = os.open(self.path(file), os.O_RDONLY)
         except FileNotFoundError:
             return None
-        if os.fstat(fd).st_size != file.size:  # replaced by another, on a server that tells no version
+        if os.fstat(fd).st_size != file.size:  # replaced by another one, on a server that reports no version
             os.close(fd)
             self.path(file).unlink(missing_ok=True)
             return None
@@ -148,7 +148,7 @@ class ShardCache:
         return fd
 
     def discard(self, file: RemoteFile, fd: int) -> None:
-        """Remove the local copy that a descriptor is of, unless another one has taken its place."""
+        """Remove the local copy that a descriptor refers to, unless another one has replaced it."""
         with self._locked(self._lock_path(file), wait=True), contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(self.path(file)), os.fstat(fd)):
                 self.path(file).unlink()
@@ -197,7 +197,7 @@ class ShardCache:
                 os.fsync(local.fileno())  # before the rename, or a crash leaves zeros under the final name
             if file.sha256 and digest.hexdigest() != file.sha256:
                 raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
-            with self._directory_locked():  # or whoever counts meets the copy under neither of its names
+            with self._directory_locked():  # otherwise a process that counts sizes could miss the copy
                 part.replace(target)
         except BaseException:
             part.unlink(missing_ok=True)
@@ -223,10 +223,10 @@ class ShardCache:
                 through=(ReplacedError,),
             )
         except FileNotFoundError:
-            raise DataError(f"{file.url} does not exist any more") from None
+            raise DataError(f"{file.url} no longer exists") from None
 
     def _reserved(self, part: Path, file: RemoteFile) -> bool:
-        """Make room for a file and take it, if enough of the other copies can go."""
+        """Make room for a file and reserve it, if enough of the other copies can be removed."""
         if file.size > self.max_bytes:
             raise DataError(
                 f"{file.url} has {file.size / 2**30:.3g} GiB, more than the cache may hold "
@@ -276,7 +276,8 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _locked(self, path: Path, *, wait: bool) -> Iterator[bool]:
-        """Hold a lock file; without `wait`, yields whether it could be had. The kernel frees it if the process dies."""
+        """Hold a lock file; without `wait`, yield whether it was acquired. The kernel releases it if the process
+        dies."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
@@ -292,7 +293,7 @@ class ShardCache:
                 mine = False
             yield mine
         finally:
-            # Said outright, as a process forked meanwhile has this descriptor too and would keep the lock.
+            # Unlock explicitly: a process forked in the meantime has this descriptor too and would keep the lock.
             fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
@@ -301,7 +302,7 @@ class ShardCache:
 
 
 class Prefetcher:
-    """One background thread that has wanted shards fetched before they are read."""
+    """A background thread that fetches requested shards before they are read."""
 
     def __init__(self, cache: ShardCache) -> None:
         self._cache = cache
@@ -342,5 +343,5 @@ class Prefetcher:
                 file = self._wanted.pop(0)
             try:
                 self._cache.fetch(file, lambda: self._closed)
-            except Exception as error:  # whoever reads the shard meets the same error and ends the run with it
+            except Exception as error:  # the reader of the shard gets the same error and ends the run
                 logger.warning("reading ahead: %s", error)

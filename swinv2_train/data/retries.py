@@ -1,4 +1,4 @@
-"""Remote requests that are tried again, and what their failures mean: absent, not allowed, or worth another try."""
+"""Retries of remote requests, and the meaning of their failures: absent, forbidden, or worth another try."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NO_CREDENTIALS = (
     "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "DefaultCredentialsError", "RefreshError",
     "ClientAuthenticationError",
 )  # fmt: skip
-"""Names of the exceptions of botocore, google-auth and azure that say who is asking is not known."""
+"""Exceptions of botocore, google-auth, and azure that mean that there are no credentials."""
 _HINTS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to an account that may read the bucket",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS to an account that may read the bucket",
@@ -42,10 +42,10 @@ class AccessDeniedError(DataError):
 
 
 class WrongAnswerError(Exception):
-    """An answer that is not what was asked for. `str(error)` says how it differs.
+    """A response that is not what was requested. `str(error)` describes the difference.
 
     Args:
-        most_tries: how often the request is made at most, if another try is unlikely to help.
+        most_tries: maximum number of attempts, if another one is unlikely to help.
     """
 
     def __init__(self, text: str, most_tries: int | None = None) -> None:
@@ -65,10 +65,10 @@ def with_retries(
         through: errors that another try does not help; they are raised as they are.
 
     Raises:
-        FileNotFoundError: if the server says that there is no such file; `filename` is `what`.
+        FileNotFoundError: if the server reports that the file does not exist; `filename` is `what`.
         AccessDeniedError: if the server does not allow it.
         DataError: if the server refuses the request.
-        UnreachableData: after the last try.
+        UnreachableData: after the last attempt.
     """
     attempt = 0
     while True:
@@ -112,7 +112,7 @@ def http_status(error: BaseException) -> int | None:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what is behind an error: fsspec says "not found" for whatever goes wrong as it asks for a size."""
+    """Return the cause of an error: fsspec reports "not found" for any failure while it asks for a size."""
     cause = error.__cause__
     if isinstance(error, OSError) and cause is not None and http_status(error) is None:
         network = isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.startswith("aiohttp")

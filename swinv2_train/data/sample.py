@@ -1,4 +1,4 @@
-"""A sample that decodes its members when they are used."""
+"""A sample that decodes its members on demand."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Sample:
         return self._once("label map", name, lambda data: decode_label_map(data, self._decoding.max_pixels))
 
     def array(self, name: str) -> np.ndarray:
-        """Return the array in an npy member. Arrays of Python objects, which are pickles, are refused."""
+        """Return the array in an npy member. Arrays of Python objects, which are pickles, are rejected."""
         return self._once("array", name, _array)
 
     def json(self, name: str = "json") -> Any:

@@ -1,4 +1,4 @@
-"""Grouping of the members of a tar into samples, as `webdataset` groups them, and a count of what is not read.
+"""Grouping of the members of a tar into samples, as in `webdataset`, and counts of what is not read.
 
 A sample is a run of neighboring members whose names agree up to the first dot of the base name.
 """
@@ -51,7 +51,7 @@ class LeftOut:
         self.counts[kind] = (before + count, first)
 
     def merge(self, other: LeftOut, where: str) -> None:
-        """Add the counts of another tar; `where` is put before the names in it."""
+        """Add the counts of another tar; `where` is prepended to the names in it."""
         for kind, (count, first) in other.counts.items():
             self.add(kind, f"{where}/{first}", count)
 
@@ -102,7 +102,7 @@ class Scope:
     main: str = IMAGE
     """A key is a sample if it has a member of this kind: image or video."""
     all_members: bool = False
-    """False: images and plain texts alone, as in every index that earlier versions wrote."""
+    """False: only images and plain texts, as in every index that earlier versions wrote."""
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class SampleGroups:
     def add(self, member: Member) -> None:
         """Take the next member of the tar."""
         base = member.name.rpartition("/")[2]
-        # webdataset gives `x/._a.jpg` the key `x/`; what macOS stores there is never an image.
+        # webdataset gives `x/._a.jpg` the key `x/`; macOS never stores an image there.
         match = None if base.startswith("._") else _NAME.match(member.name)
         if not member.regular:
             if member.kind != b"5" and not member.name.endswith("/"):  # folders hold nothing themselves

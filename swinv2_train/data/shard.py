@@ -1,4 +1,4 @@
-"""One shard of a set: its place, and what is known of it before it is read."""
+"""One shard of a set: its location, and what is known about it before it is read."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shard:
-    """Where a shard is and what was known of it when the set was opened."""
+    """Location of a shard, and what was known about it when the set was opened."""
 
     url: str
     size: int
     """Bytes of the tar."""
     num_samples: int
     truncated: str | None = None
-    """Why the shard ends early, where it does."""
+    """Why the shard ends early, if it does."""
     file: RemoteFile | None = None
     """File to fetch if the shard is remote."""
     fingerprint: str = ""
     """Packer's fingerprint of its inputs; empty if another program wrote it."""
     sha256: str = ""
-    """Of the tar, as the packer recorded it; empty if it did not."""
+    """Hash of the tar, as the packer recorded it; empty if it did not."""
     left_out: LeftOut | None = None
     """Members that are not read, as far as they were counted when the set was opened."""
     empty: str | None = None

@@ -168,7 +168,7 @@ class ShardSet:
         return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
 
     def key(self, index: int) -> str:
-        """The name of a sample in its shard."""
+        """Return the name of a sample in its shard."""
         shard, sample = self.locate(index)
         return self._index(shard).keys[sample]
 
@@ -219,7 +219,8 @@ class ShardSet:
         return choice_lines(several, self.image, self.scope)
 
     def _main_of(self, members: Collection[str]) -> str:
-        """The extension of the member that is read as the image. Raises BrokenSample if the chosen one is missing."""
+        """Return the extension of the member that is read as the image. Raises BrokenSample if the chosen one is
+        missing."""
         if self.image is None:
             extension = self.scope.main_extension(list(members))
             assert extension is not None  # an index lists only samples with a main member
@@ -232,7 +233,7 @@ class ShardSet:
     def prefetch(self, shard_ids: Sequence[int]) -> None:
         """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
 
-        A later call replaces what an earlier one asked for. Local shards are skipped.
+        A later call replaces an earlier request. Local shards are skipped.
         """
         if not self.remote:
             return
@@ -242,7 +243,7 @@ class ShardSet:
         self._prefetcher.want([file for file in files if file is not None])
 
     def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
-        """The shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
+        """Return the shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
         touched: dict[int, None] = {}
         for start, stop in ranges:
             touched.update(dict.fromkeys(range(self.locate(start)[0], self.locate(stop - 1)[0] + 1)))
@@ -274,7 +275,7 @@ class ShardSet:
             try:
                 self._files[shard] = os.open(entry.url, os.O_RDONLY)
             except OSError as error:
-                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
+                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
@@ -307,7 +308,7 @@ class ShardSet:
             try:
                 index = load_index(entry.url, self.cache, entry.file, self.scope)
             except OSError as error:
-                raise DataError(f"{entry.url} cannot be read any more ({error.strerror})") from None
+                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
             if index.num_samples != entry.num_samples:
                 raise self._changed(shard, index)
             self._indexes[shard] = index

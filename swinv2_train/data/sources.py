@@ -27,20 +27,20 @@ _NUMBERED = re.compile(r"^(.*)-\d+\.tar$")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
 _LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
 _MAX_NAMES = 1_000_000
-"""Most shards that a pattern with braces may stand for."""
+"""Maximum number of shards that a pattern with braces may expand to."""
 _MAX_BRACES = 100
 
 
 @dataclass(frozen=True)
 class ListedShard:
-    """A shard as its manifest describes it."""
+    """A shard as described by its manifest."""
 
     num_samples: int
     num_bytes: int
     fingerprint: str
-    """Of the images and options that it was made of."""
+    """Hash of the images and options that it was made of."""
     sha256: str = ""
-    """Of the bytes of the tar; empty if an earlier version packed it."""
+    """Hash of the bytes of the tar; empty if an earlier version packed it."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
     """Read a manifest; its hash is checked if it has one.
 
     Raises:
-        DataError: if the text is not a manifest, was changed, or holds numbers that cannot be.
+        DataError: if the text is not a manifest, was changed, or contains impossible numbers.
     """
     try:
         content = parse_json(text)
@@ -106,7 +106,7 @@ def _digest(card: Any, shards: Any) -> str:
 
 
 def manifest_url(shard: str) -> str | None:
-    """Where the manifest of a shard would lie; None for a name that the packer does not give."""
+    """Return the path of the manifest of a shard; None for a name that the packer never uses."""
     path, mark, query = shard.partition("?")
     match = _NUMBERED.match(path)
     return f"{match.group(1)}{MANIFEST_SUFFIX}{mark}{query}" if match else None
@@ -115,7 +115,7 @@ def manifest_url(shard: str) -> str | None:
 def expand(spec: Any, cache: ShardCache) -> list[str]:
     """Paths and URLs of the shards that `spec` names, in order.
 
-    Raises DataError, in one sentence, where a path does not exist or a pattern or directory holds no shard.
+    Raises DataError, in one sentence, if a path does not exist or a pattern or directory contains no shard.
     """
     if isinstance(spec, (list, tuple)):
         shards = [shard for part in spec for shard in expand(part, cache)]
@@ -168,13 +168,13 @@ def _check_count(spec: str) -> None:
         raise DataError(f"{spec[:80]}...: a range has a number of thousands of digits") from None
     if count > _MAX_NAMES:
         raise DataError(
-            f"{spec} stands for {count:,} shards, and {_MAX_NAMES:,} are the most: correct the range, or name a "
+            f"{spec} expands to {count:,} shards, more than the limit of {_MAX_NAMES:,}: correct the range, or name a "
             "directory or a pattern with *"
         )
 
 
 def _names_in(pattern: str) -> int:
-    """Return the number of names that braceexpand makes of a pattern; unmatched braces are left to it."""
+    """Return the number of names that braceexpand creates from a pattern; unmatched braces are left to it."""
     count = 1
     for expression in _groups(pattern):
         numbers = _RANGE.fullmatch(expression)
@@ -205,7 +205,7 @@ def _groups(pattern: str) -> list[str]:
 
 
 def _split(expression: str) -> list[str]:
-    """The parts between commas that stand in no further braces."""
+    """Return the parts between commas that are not inside further braces."""
     parts, depth, start = [], 0, 0
     for position, sign in _unescaped(expression):
         depth += (sign == "{") - (sign == "}")
@@ -216,7 +216,7 @@ def _split(expression: str) -> list[str]:
 
 
 def _unescaped(text: str) -> Iterator[tuple[int, str]]:
-    """The signs of a text with their places, without those behind a backslash."""
+    """Return the characters of a text with their positions, without escaped ones."""
     escaped = False
     for position, sign in enumerate(text):
         if not escaped and sign != "\\":
@@ -242,7 +242,7 @@ def _local(path: str) -> list[str]:
 
 
 def _remote(url: str, cache: ShardCache) -> list[str]:
-    """A tar, a pattern or a directory on a server; a directory needs a server that can list."""
+    """Return a tar, a pattern, or a directory on a server; a directory requires a server that can list."""
     if url.split("?", 1)[0].endswith(".tar") and not glob.has_magic(url.split("?", 1)[0]):
         return [url]
     pattern = url if glob.has_magic(url) else f"{url.rstrip('/')}/*"

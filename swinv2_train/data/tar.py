@@ -127,7 +127,7 @@ def number(raw: bytes, *, base256: bool = True) -> int | None:
 
 
 def short_name(header: bytes) -> bytes:
-    """Return the name in a header block, without what a PAX or GNU header before it says."""
+    """Return the name in a header block, ignoring a PAX or GNU header before it."""
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return prefix + b"/" + name if prefix else name
@@ -182,7 +182,7 @@ def _size(record: bytes | None, size: int, position: int) -> int:
 
 
 def _pax_records(data: bytes, position: int) -> dict[str, bytes]:
-    """Split records of the form `<length> <key>=<value>\\n`, where the length counts the complete record."""
+    """Split records of the form `<length> <key>=<value>\\n`, where the length covers the complete record."""
     records, start = {}, 0
     while start < len(data) and data[start]:  # some writers pad with zeros
         match = _PAX_RECORD.match(data, start)

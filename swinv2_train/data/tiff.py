@@ -32,7 +32,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     Pages of the same shape are channels. Thumbnails (reduced-resolution pages) and masks are skipped. Palettes, CMYK,
     and YCbCr become RGB.
 
-    Raises BrokenSample for what has no such meaning; tifffile may raise anything on damaged bytes.
+    Raises BrokenSample for anything without such a meaning; tifffile may raise anything on damaged bytes.
     """
     import tifffile
 
@@ -93,7 +93,7 @@ def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
 
 
 def _full_resolution(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The first series that is neither a thumbnail nor a mask; a single page is taken whatever it calls itself."""
+    """Return the first series that is neither a thumbnail nor a mask; a single page is used whatever its type."""
     for series in file.series:
         page = series.keyframe
         if not (page.is_reduced or page.is_mask):
@@ -116,7 +116,7 @@ def _sizes(shape: tuple[int, ...], axes: str) -> tuple[int, int, int]:
 
 
 def _full_range(array: np.ndarray, page: tifffile.TiffPage, *, white_is_zero: bool) -> np.ndarray:
-    """Samples of any depth up to 16 bits as uint8 or uint16 over the whole range of that type, black as zero."""
+    """Return samples of any depth up to 16 bits as uint8 or uint16 over the full range of that type, black as zero."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
     if array.dtype not in (np.uint8, np.uint16):

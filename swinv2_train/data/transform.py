@@ -1,4 +1,4 @@
-"""Contract between the loaders and the tasks: what happens to a sample between its bytes and a batch."""
+"""Contract between the loaders and the tasks: the conversion of a sample from its bytes to the entries of a batch."""
 
 from __future__ import annotations
 

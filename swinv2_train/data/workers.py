@@ -1,13 +1,14 @@
 """Decoding processes: a torch DataLoader whose workers outlive signals meant for the run, but never the run itself.
 
-A launcher sends SIGTERM to the whole process tree. The training process must then finish its step and save, for which
-it needs its workers; so they ignore the signal. In return they end when the training process is gone.
+A launcher sends SIGTERM to the entire process tree. The training process must then finish its step and save, which
+requires its workers, so they ignore the signal. They end when the training process is gone.
 
-They come from a fork server, a process without threads that has imported what they need. A fork of the training process
-itself, with its threads for computing and communication, copies their locks as they are and now and then hangs.
+They are forked from a fork server, a process without threads that has imported everything they need. A fork of the
+training process itself would copy the locks of its threads for computing and communication, and sometimes hang.
 
-Batches travel through shared memory (/dev/shm). torch would put them there in a thread of the worker, where a failure
-is printed, the batch is lost, and the run waits for it forever. Here the worker does so itself, and reports a failure.
+Batches are passed through shared memory (/dev/shm). torch would put them there in a thread of the worker; if that
+fails, the error is printed, the batch is lost, and the run waits for it forever. Here the worker itself does it and
+reports a failure.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from swinv2_train.shortage import shortage
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOADED = "swinv2_train.data.preload"
 SHARED_MEMORY = Path("/dev/shm")
-"""Where torch passes batches between processes."""
+"""Location in which torch passes batches between processes."""
 ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=8G /dev/shm)"
 """Ways to enlarge it."""
 _SERVER_GONE = 255
-"""The exit code that Python reports of a process whose fork server is gone."""
+"""Exit code that Python reports for a process whose fork server is gone."""
 
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 """Signals of a fault in native code, such as a decoder, rather than of a shortage."""
@@ -62,7 +63,7 @@ def start_server(also: Sequence[str] = ()) -> None:
     """
     multiprocessing.set_forkserver_preload([_PRELOADED, *also])
     with exported_import_path(), warnings.catch_warnings():
-        # A tracker that was killed is started again; what it tracked is removed with the processes.
+        # A killed tracker is restarted; what it tracked is removed with the processes.
         warnings.filterwarnings("ignore", "resource_tracker: process died")
         # The server starts this one first, and that unblocks the signals again: so it has to stand already.
         multiprocessing.resource_tracker.ensure_running()
@@ -85,10 +86,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Workers:
-    """The decoding processes of a loader."""
+    """Decoding processes of a loader."""
 
     num_workers: int = 0
-    """0: batches are made in the process that asks for them."""
+    """0: batches are made in the process that requests them."""
     prefetch_batches: int = 2
     """Batches that each of them has ready."""
 
@@ -96,7 +97,7 @@ class Workers:
 class WorkerPool:
     """Iterator over `dataset.__getitems__(indices)` for every list of indices in `batches`, in that order.
 
-    With 0 workers the batches are made in this process.
+    With 0 workers, the batches are made in this process.
     """
 
     def __init__(self, dataset: Dataset[Any], batches: Iterable[Sequence[int]], workers: Workers) -> None:
@@ -138,7 +139,7 @@ class WorkerPool:
         return self
 
     def __next__(self) -> Any:
-        """The next batch. Raises DataError where a worker failed or died."""
+        """Return the next batch. Raises DataError if a worker failed or died."""
         if self._iterator is None:
             raise StopIteration
         try:
@@ -153,7 +154,7 @@ class WorkerPool:
         return batch
 
     def _told(self, error: RuntimeError | OSError) -> DataError | None:
-        """The sentence for an error between the workers and this process; None for an error of another kind."""
+        """Return the message for an error between the workers and this process; None for any other error."""
         text = str(error)
         if "DataLoader worker" in text:
             return DataError(_died(self._workers, text.splitlines()[0], self._sample_of))
@@ -167,7 +168,7 @@ class WorkerPool:
         return None
 
     def _sample_of(self, worker: int) -> str:
-        """The name of the sample that a worker was decoding; empty if that is not known."""
+        """Return the name of the sample that a worker was decoding; empty if unknown."""
         index = self._current.of(worker) if self._current is not None else None
         name_of = getattr(self._dataset, "name_of", None)
         return name_of(index) if index is not None and name_of is not None else ""
@@ -177,7 +178,7 @@ class WorkerPool:
         iterator, self._iterator = self._iterator, None
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
-        for worker in self._workers:  # torch ends the deaf ones with SIGTERM, which ours ignore
+        for worker in self._workers:  # torch ends unresponsive workers with SIGTERM, which ours ignore
             if worker.is_alive():
                 worker.kill()
             worker.join()
@@ -189,7 +190,7 @@ class WorkerPool:
 
 
 class _Shared(Dataset[Any]):
-    """The same batches, in shared memory if a worker makes them."""
+    """Return the same batches, in shared memory if a worker makes them."""
 
     def __init__(self, dataset: Any, current: CurrentItems | None) -> None:
         self._dataset, self._current = dataset, current
@@ -219,13 +220,13 @@ def _unshared(error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An error of the operating system in a few words, with the remedy for those that have one."""
+    """Return an operating system error in a few words, with the remedy if there is one."""
     text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
     return shortage(error) or text
 
 
 def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) -> str:
-    """The sentence about workers that ended by themselves."""
+    """Return the message about workers that ended by themselves."""
     ended = [worker for worker in workers if not worker.is_alive()]
     if any(worker.exitcode == _SERVER_GONE and _runs(worker.pid) for worker in ended):
         return "the process that data workers are forked from was killed; rerun the same command to resume the run"
@@ -234,7 +235,7 @@ def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) ->
     sample = next(filter(None, samples), "")
     if number in _CRASHES and sample:
         return (
-            f"a data worker crashed ({signal.Signals(number).name}) while it decoded {sample}: take this image out of "
+            f"a data worker crashed ({signal.Signals(number).name}) while it decoded {sample}: remove this image from "
             "the shards, or pack them again without it"
         )
     if number == signal.SIGBUS:
@@ -258,7 +259,7 @@ def _runs(pid: int) -> bool:
 
 
 def _end_worker(error: Exception, _batch: Any) -> None:
-    """End a worker whose thread cannot send a batch: torch would go on without it, and the run wait forever."""
+    """End a worker whose thread cannot send a batch: torch would continue without it, and the run would hang."""
     print(f"a data worker cannot send a batch: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(1)
 

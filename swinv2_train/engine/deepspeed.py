@@ -142,7 +142,7 @@ class Engine:
         )
         with _quiet():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
-        set_adam_steps(self._optimizer, 0)
+        set_adam_steps(self._optimizer, 0)  # that empty step must not count for AdamW's bias correction
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self.scale_exhausted = False
         """True if an fp16 gradient overflowed at the smallest loss scale: no update is possible any longer."""

@@ -125,7 +125,7 @@ class Trainer:
             if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
             self.evaluate(due(self.config, self.state.step, last=last))
-            save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)
+            save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)  # stays due until it is saved
             # If step after step is rejected, the weights themselves may be bad: they must not replace good checkpoints.
             if save_due and not last and self.state.skipped_in_row < 2:
                 self.save()
@@ -148,11 +148,11 @@ class Trainer:
         *global_weights, stops, num_broken = self.ranks.sum(
             [*summed_weights(self.task, weights), float(self.stop.requested), float(len(broken))]
         )
-        if stops:
+        if stops:  # a sum, so all ranks stop before the same step
             return StepOutcome.STOP
         self.phase.watchdog.doing = "forward and backward, with the gradients' reduction"
         sums = forward_backward(self.engine, self.task, batches, global_weights, self.ranks)
-        loss = self.ranks.sum([float(sums.loss)])[0]
+        loss = self.ranks.sum([float(sums.loss)])[0]  # before the step: the gate must decide the same on every rank
         self.phase.watchdog.doing = "the optimizer's step"
         rate = learning_rate(self.state.step, self.config.optim, self.plan)
         applied = self.engine.step(rate, lambda norm: self.guard.judge(loss, norm, self.state) is None)

@@ -138,5 +138,5 @@ def disk_warning(config: Config, steps_left: int, size: int, directory: Path) ->
         f"{directory} has {human(disk.free)} free, and the run will need up to {human(needed)} there, of which "
         f"{human(min(held, needed))} are written: {human(size)} for each of {kept} checkpoints "
         f"({', '.join(counts)}) and for the one being written; saves will fail unless you make room: {fewer}remove "
-        "what else is on this disk, or move the run (run.dir)"
+        "other files on this disk, or move the run (run.dir)"
     )

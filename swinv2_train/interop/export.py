@@ -176,7 +176,7 @@ def export(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
-    disk.check_space(out.parent, size, "remove what else is on this disk, or write into another directory")
+    disk.check_space(out.parent, size, "delete other files on this disk, or write to another directory")
     recorded = recorded_bits(loaded)
     depths = [bits] if bits else recorded or [8]
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
@@ -247,8 +247,7 @@ def _difference(computed: Tensor, expected: Tensor, layout: str) -> float:
     allowed = TOLERANCE[layout] * max(1.0, float(expected.abs().max()))
     if not largest <= allowed:  # also true for nan
         raise CheckpointError(
-            f"what {layout} computes with the export differs by {largest:.3g}, and {allowed:.3g} is allowed; "
-            "nothing was written"
+            f"the outputs of {layout} differ by {largest:.3g}, but only {allowed:.3g} is allowed; nothing was written"
         )
     return largest
 

@@ -219,7 +219,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     except ConfigError as error:
         if error.key in given:
             raise
-        raise ConfigError(error.key, error.value, f"so says {source.path}; {error.hint}") from error
+        raise ConfigError(error.key, error.value, f"set by {source.path}; {error.hint}") from error
 
 
 def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:

@@ -35,7 +35,7 @@ def check_timm(model: ModelConfig, resolution: tuple[int, int]) -> None:
         ConfigError: naming the field and the remedy.
     """
     if any(side % model.patch_size for side in resolution):
-        hint = f"timm does not pad images: take a data.resolution that is a multiple of {model.patch_size}"
+        hint = f"timm does not pad images: use a data.resolution that is a multiple of {model.patch_size}"
         raise ConfigError("data.resolution", list(resolution), hint)
 
 
@@ -55,7 +55,7 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
             hint = "huggingface takes one side above 1 per stage"
             raise ConfigError("model.pretrained_window", model.pretrained_window, hint)
     if resolution[0] != resolution[1] and crop_mode == "center":
-        hint = "the image processors of huggingface crop squares only; take data.crop_mode=squash"
+        hint = "the image processors of huggingface crop only squares; set data.crop_mode=squash"
         raise ConfigError("data.resolution", list(resolution), hint)
 
 

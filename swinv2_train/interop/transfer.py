@@ -260,7 +260,7 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
         return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
     rows = transfer.head.rows
     if len(rows) != shape[0]:
-        hint = f"it has {len(rows)} lines, and the model {shape[0]} classes; give one line per class"
+        hint = f"it has {len(rows)} lines, and the model {shape[0]} classes; use one line per class"
         raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
     outside = next((row for row in rows if row is not None and not 0 <= row < classes), None)
     if outside is not None:
@@ -352,7 +352,7 @@ def _why_left(source: WeightSource, key: str) -> str:
     if source.format == OWN and not in_backbone(key):
         return f"of task={(source.metadata.get('task') or {}).get('name')} only"
     shape = source.shapes[key]
-    hint = f"{source.path} holds {key} of shape {shape}, for which the model has no place; take other weights"
+    hint = f"{source.path} holds {key} of shape {shape}, which has no counterpart in the model; use other weights"
     raise ConfigError("init_from", source.path, hint)
 
 
@@ -400,7 +400,7 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in wanted.items():
         if key not in source.shapes and in_backbone(key):
-            hint = f"{source.path} lacks {key}, which is {shape} in the model; it is not whole, take other weights"
+            hint = f"{source.path} lacks {key}, which is {shape} in the model; it is incomplete, use other weights"
             raise ConfigError("init_from", source.path, hint)
 
 

@@ -95,7 +95,7 @@ def _locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = RunLock(directory)
     except ConfigError as error:
-        hint = "another swinv2-pipeline is at work in this directory; wait for it, stop it, or take another dir"
+        hint = "another swinv2-pipeline is using this directory; wait for it, stop it, or use another dir"
         raise ConfigError("dir", directory, hint) from error
     except OSError as error:
         raise ConfigError("dir", directory, f"cannot be written to ({remedied(error)})") from error

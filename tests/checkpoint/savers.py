@@ -1,4 +1,4 @@
-"""What the tests of the saver share: saves of made tensors, and writes that are watched or fail."""
+"""Helpers of the tests of the saver: saves of synthetic tensors, and writes that are observed or fail."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def spy_on_writes(
 
 
 def fail_on(monkeypatch: pytest.MonkeyPatch, rank: int, times: int) -> tuple[Counter[str], list[Path]]:
-    """Let the writes of a rank fail so many times; counts the files written, and collects the directories."""
+    """Let the writes of a rank fail N times; count the files written, and collect the directories."""
     written, directories, failures = Counter(), [], []
 
     def before(path: Path) -> None:

@@ -49,7 +49,7 @@ def test_fragments_of_another_size_get_other_memory() -> None:
         assert torch.equal(copied.ema, piece.ema)
 
 
-def test_too_little_host_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_host_memory_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> torch.Tensor:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
@@ -87,7 +87,7 @@ def test_if_one_rank_has_no_memory_for_the_copy_all_write_while_the_training_wai
         assert str(error) in warning
         assert warning.endswith("; training waits while this save is written")
         assert outcome.pause_seconds >= outcome.write_seconds > 0
-        (outcome,) = later  # the memory was given back, and asked for anew
+        (outcome,) = later  # the memory was freed, and requested again
         assert (outcome.failure, outcome.warnings) == (None, [])
     assert len(writers) == 12
     assert [name == "saver" for name in writers] == [False] * 6 + [True] * 6

@@ -170,7 +170,7 @@ def test_too_little_space_is_reported_before_anything_is_written(
         assert isinstance(outcome, CheckpointError)
         assert str(outcome) == (
             f"{needed / 1024:.1f} KiB must be written, and {tmp_path} has {['0.0 KiB', '1.0 MiB'][free_mib]} free: "
-            "make room: remove what else is on this disk, or write into another directory"
+            "make room: delete other files on this disk, or write to another directory"
         )
     assert names(tmp_path) == [step_name(10)]
 

@@ -151,7 +151,7 @@ def test_a_broken_later_one_does_not_cost_the_one_just_saved(tmp_path: Path) -> 
     assert found.path == tmp_path / step_name(20)
 
 
-def test_damaged_ones_do_not_count_until_they_are_saved_anew(tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_count_until_they_are_saved_again(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         write(tmp_path, step, 1)
     file = next((tmp_path / step_name(30)).glob("model/*"))

@@ -125,7 +125,7 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
         (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=y here"),
         (["checkpoint=x", "data=y", "data.num_workers=8"], "data.num_workers=8: write workers=8 here"),
         (["checkpoint=x", "data=y", "data.cache_dir=/c"], "data.cache_dir=/c: write cache_dir=/c here"),
-        (["checkpoint=x", "data=y", "data.max_broken_share=1"], "data.max_broken_share=1: is of a training, and would"),
+        (["checkpoint=x", "data=y", "data.max_broken_share=1"], "data.max_broken_share=1: applies only to training"),
         (["checkpoint=x", "data=y", "--fast"], "unrecognized arguments: --fast"),
         (["checkpoint=x", "data=y", "probe.knn=3"], "probe.knn=3: needs probe=SHARDS"),
         (["checkpoint=/nowhere", "data=y"], "/nowhere does not exist"),

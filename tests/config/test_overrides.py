@@ -96,12 +96,12 @@ def test_another_task_than_the_experiments_is_refused(task: str) -> None:
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        (["optim.lr=1", "seed=0", "optim.lr=2"], "optim.lr is given 2 times (1, 2); give it once"),
-        (["+optim.lr=1", "optim.lr=1"], "optim.lr is given 2 times"),
-        (["model=a", "++model=b"], "model is given 2 times (a, b)"),
-        (["+experiment=a", "+experiment=b"], "experiment is given 2 times"),
-        (["~optim.milestones", "optim.milestones=[1]"], "optim.milestones is given 2 times"),
-        ([f"data.shards=t-{n}.tar" for n in range(12)], "12 times (t-0.tar, t-1.tar, ..., t-11.tar); give it once. If"),
+        (["optim.lr=1", "seed=0", "optim.lr=2"], "optim.lr is set 2 times (1, 2); set it once"),
+        (["+optim.lr=1", "optim.lr=1"], "optim.lr is set 2 times"),
+        (["model=a", "++model=b"], "model is set 2 times (a, b)"),
+        (["+experiment=a", "+experiment=b"], "experiment is set 2 times"),
+        (["~optim.milestones", "optim.milestones=[1]"], "optim.milestones is set 2 times"),
+        ([f"data.shards=t-{n}.tar" for n in range(12)], "12 times (t-0.tar, t-1.tar, ..., t-11.tar); set it once. If"),
         (["data=a.tar", "data=b.tar"], "single quotes, such as data='shards/train-{000000..000011}.tar'"),
     ],
 )
@@ -117,7 +117,7 @@ def test_different_keys_and_sections_are_not_repetitions() -> None:
 
 
 def test_commands_take_options_and_keys_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="batch is given 2 times"):
+    with pytest.raises(ConfigError, match="batch is set 2 times"):
         split_items(["batch=1", "batch=2"], {"batch": int})
     parser = Parser(prog="x", allow_abbrev=False)
     parser.add_argument("--top", type=int)
@@ -143,8 +143,8 @@ def test_a_pipelines_command_line_replaces_its_file_and_takes_a_key_once(tmp_pat
     stages = load_pipeline("two", changes, tmp_path).stages
     assert [set(stage.overrides) for stage in stages] == [{"optim.lr=1", "seed=6"}, {"optim.lr=2", "seed=7"}]
     for twice in (["seed=5", "seed=6"], ["stages.a.seed=5", "stages.a.seed=6"], ["pipeline=a", "pipeline=b"]):
-        with pytest.raises(ConfigError, match="is given 2 times"):
+        with pytest.raises(ConfigError, match="is set 2 times"):
             split_arguments(twice)
     (tmp_path / "pipeline" / "two.yaml").write_text(text.replace("seed=1,", "seed=1, seed=2,"))
-    with pytest.raises(ConfigError, match="stage a: seed is given 2 times"):
+    with pytest.raises(ConfigError, match="stage a: seed is set 2 times"):
         load_pipeline("two", changes, tmp_path)

@@ -167,7 +167,7 @@ def test_erasing_puts_the_datas_noise_into_a_rectangle(dtype: torch.dtype, large
     assert random_erase(image, 0.0, mean, std, np.random.default_rng(0)) is image
 
 
-def test_normalise() -> None:
+def test_normalization() -> None:
     mean, std = [0.5, 0.25], [0.5, 0.125]
     image = torch.tensor([[0, 255], [51, 255]], dtype=torch.uint8).reshape(1, 2, 1, 2)
     expected = torch.tensor([[-1.0, 1.0], [-0.4, 6.0]]).reshape(1, 2, 1, 2)
@@ -202,7 +202,7 @@ def test_statistics_are_taken_from_where_the_config_says() -> None:
         (DataConfig(mean="dataset"), card(), 5, r"the card knows no 5-channel images"),
         (DataConfig(mean=[0.5, 0.5]), None, 3, r"2 numbers for 3 channels"),
         (DataConfig(mean=[0.5] * 3, std=[0.5, 0.0, 0.5]), None, 3, r"data\.std=.* above 0"),
-        (DataConfig(mean="imagnet"), None, 3, r"data\.mean=imagnet: give a list of 3 numbers"),
+        (DataConfig(mean="imagnet"), None, 3, r"data\.mean=imagnet: must be a list of 3 numbers"),
         (DataConfig(mean=0.5), None, 3, r"data\.mean=0\.5: give a list"),
     ],
 )

@@ -57,7 +57,7 @@ def test_numbered_folders_are_matched_by_their_number() -> None:
 def test_a_part_of_the_classes_is_matched_by_name() -> None:
     assert match_names(["elk", "cat"], ["cat", "dog", "elk"], 3) == [2, 0]
     assert match_names(["elk"], ["crane", "crane", "elk"], 3) == [2]
-    with pytest.raises(DataError, match="several classes of the model are called 'crane'"):
+    with pytest.raises(DataError, match="several classes of the model are named 'crane'"):
         match_names(["elk", "crane"], ["crane", "crane", "elk"], 3)
     with pytest.raises(DataError, match="none of the model's names"):
         match_names(["9" * 5000], ["cat"], 1)
@@ -80,9 +80,11 @@ def test_numbers_are_the_classes_of_a_model_with_other_names() -> None:
 def test_names_that_do_not_match_are_named() -> None:
     with pytest.raises(DataError, match="class 'fox' of the data is none of the model's names"):
         match_names(["cat", "fox"], ["cat", "dog"], 2)
-    with pytest.raises(DataError, match=r"class 'cat' of the data is no number from 0 to 2 \(the model has no names"):
+    with pytest.raises(
+        DataError, match=r"class 'cat' of the data is not a number from 0 to 2 \(the model has no names"
+    ):
         match_names(["cat"], None, 3)
-    with pytest.raises(DataError, match="do not say how their classes are called"):
+    with pytest.raises(DataError, match="do not record class names"):
         match_names(None, ["cat"], 1)
 
 

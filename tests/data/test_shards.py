@@ -116,7 +116,7 @@ def test_a_shard_that_changes_or_vanishes_under_the_run_ends_it(tmp_path: Path, 
     with pytest.raises(DataError, match="holds 1 samples where 3 were counted before"):
         shards.read(0)
     os.unlink(paths[1])
-    with pytest.raises(DataError, match=r"part-000001\.tar cannot be read any more"):
+    with pytest.raises(DataError, match=r"part-000001\.tar can no longer be read"):
         shards.read(4)
 
 

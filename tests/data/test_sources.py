@@ -106,7 +106,7 @@ def test_a_pattern_of_too_many_names_is_refused_before_it_is_expanded(
     cache: ShardCache, spec: str, count: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(braceexpand, "braceexpand", None)  # calling it would fail
-    with pytest.raises(DataError, match=rf"stands for {count} shards, and 1,000,000 are the most"):
+    with pytest.raises(DataError, match=rf"expands to {count} shards, more than the limit of 1,000,000"):
         expand(spec, cache)
 
 

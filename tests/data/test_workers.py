@@ -137,7 +137,7 @@ def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
         (-3, ("cannot put a batch into shared memory", "No space left", "data.num_workers", "--shm-size")),
         (-4, ("a data worker died",)),
         (-5, ("SIGBUS", "/dev/shm is full", "--shm-size")),
-        (-6, ("a data worker crashed (SIGABRT) while it decoded sample 77: take this image out of the shards",)),
+        (-6, ("a data worker crashed (SIGABRT) while it decoded sample 77: remove this image from the shards",)),
     ],
 )
 def test_a_batch_that_does_not_arrive_is_not_waited_for(

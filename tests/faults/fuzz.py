@@ -4,7 +4,7 @@ Every case is a function of its kind and number. Its outcome is one of
     same        the samples, or the run, are those of the twin
     reported    an error message or a warning says what is wrong
     valid       the damage made another valid archive, which Python's tarfile reads the same way
-    silent      something else, and nothing was said
+    silent      something else, without a message
     traceback   an error that no command turns into a message
 """
 
@@ -33,7 +33,7 @@ NUMBERS = (-1, 0, 1, 7, 2**31, 2**63, 10**30, 10**400, 0.5, 1e308, None, True, "
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case."""
+    """Result of a case."""
 
     outcome: str
     damage: str

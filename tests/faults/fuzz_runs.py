@@ -51,7 +51,7 @@ def complete_run(run: Path) -> None:
 
 
 def look_at_run(run: Path) -> dict[str, Any]:
-    """What a resume reads before it trains, and what the commands show; keys of the state are what must not change."""
+    """Return what a resume reads before it trains, and what the commands show; keys of the state must not change."""
     from swinv2_train.checkpoint.load import load_fragments
     from swinv2_train.checkpoint.survey import read_state as read_checkpoint_state
     from swinv2_train.checkpoint.survey import survey

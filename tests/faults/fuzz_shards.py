@@ -150,7 +150,7 @@ def samples_of(spec: str, cache: Path) -> list[tuple[str, str, bytes, dict[str, 
 
 
 def as_tarfile_reads_it(path: Path) -> bool:
-    """Whether the regular members are those that Python's tarfile lists."""
+    """Return whether the regular members are those that Python's tarfile lists."""
     with path.open("rb") as file:
         try:
             ours = [(m.name, m.offset, m.size) for m in members(file.fileno(), path.name) if m.regular]

@@ -156,7 +156,7 @@ def test_windows_of_an_earlier_training_travel(sources: Path, tmp_path: Path) ->
         ("huggingface", "plain", ["model.window=[4,4,2,2]"], "one square window.*; --format timm can hold it"),
         ("huggingface", "plain", ["model.window=[5,5,4,3]", "data.resolution=96"], "; --format swinv2-train can"),
         ("huggingface", "plain", ["model.window=2", "model.pretrained_window=[1,2,2,2]"], "one side above 1"),
-        ("huggingface", "plain", ["data.resolution=[64,128]", "model.window=2"], "crop squares only"),
+        ("huggingface", "plain", ["data.resolution=[64,128]", "model.window=2"], "crop only squares"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

@@ -87,7 +87,7 @@ def test_the_report_has_a_line_for_every_row(source: WeightSource) -> None:
         ("names", ["kind 3", "kind 1"], [3, 1]),
         ("names", ["5", "0", "2"], [5, 0, 2]),
         ("names", OTHERS, "init.label_map=names: class 'fox' of the data is none of the model's names"),
-        ("names", None, "init.label_map=names: the shards do not say how their classes are called"),
+        ("names", None, "init.label_map=names: the shards do not record class names"),
         ("numbers", list("abcdef"), [0, 1, 2, 3, 4, 5]),
         ("numbers", OTHERS, "init.label_map=numbers: uses class n for class n, but .* has 6 classes, and the run 4"),
     ],

@@ -106,13 +106,13 @@ def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
     [
         (
             {"crop_mode": "border"},
-            "data.crop_mode=border: so says .*; must be one of center, squash",
+            "data.crop_mode=border: set by .*; must be one of center, squash",
             "data.crop_mode=center",
         ),
-        ({"crop_mode": "squash", "crop_pct": 0.9}, "data.crop_mode=squash-and-crop: so says", "data.crop_mode=squash"),
+        ({"crop_mode": "squash", "crop_pct": 0.9}, "data.crop_mode=squash-and-crop: set by", "data.crop_mode=squash"),
         (
             {"interpolation": "lanczos"},
-            "data.augment.interpolation=lanczos: so says .*; must be one of bilinear, bicubic",
+            "data.augment.interpolation=lanczos: set by .*; must be one of bilinear, bicubic",
             "data.augment.interpolation=bicubic",
         ),
     ],

@@ -268,7 +268,7 @@ def test_tensors_that_are_not_plain_are_one_sentence(tmp_path: Path) -> None:
     name = "patch_embed.proj.weight"
     patches = weights[name]
     for changed, sentence in (
-        ({1: patches}, "names a tensor 1, which is not a text"),
+        ({1: patches}, "names a tensor 1, which is not a string"),
         ({**weights, None: patches}, "names a tensor None, which is not a text"),
         ({**weights, name: patches.to_sparse()}, f"holds {name} as a sparse tensor"),
         ({**weights, name: patches.to(torch.complex64)}, f"holds {name} as a complex tensor"),

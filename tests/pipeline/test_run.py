@@ -120,7 +120,7 @@ def test_a_second_pipeline_in_the_directory_is_refused(chain: Chain, capsys: pyt
     lock = RunLock(chain.directory)
     assert chain.run() == 2
     lock.release()
-    assert "another swinv2-pipeline is at work" in capsys.readouterr().err
+    assert "another swinv2-pipeline is using" in capsys.readouterr().err
     assert chain.started() == []
 
 

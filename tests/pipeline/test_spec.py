@@ -101,7 +101,7 @@ STAGES = "stages: [{name: a, experiment: simmim_demo}"
         ("stages: [", ["is not YAML"]),
         ("- a", ["is not a pipeline"]),
         ("name: x", ["stages must be a list"]),
-        ("name: x\nstage: []", ["no key 'stage'", "did you mean stages"]),
+        ("name: x\nstage: []", ["unknown key 'stage'", "did you mean stages"]),
         ("stages: [{name: a}]", ["stage a names no experiment"]),
         ("stages: [{name: a/b, experiment: simmim_demo}]", ["a stage needs a name"]),
         ("stages: [simmim_demo]", ["a stage needs a name"]),

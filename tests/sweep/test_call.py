@@ -227,7 +227,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
             ["seed=0,1", "data.eval_shards=''"],
             "does not record it, because it evaluates",
         ),
-        (["seed=0,1", "seed=2"], "seed is given 2 times (0,1, 2); give it once"),
+        (["seed=0,1", "seed=2"], "seed is set 2 times (0,1, 2); set it once"),
         (["model=swinv2_tiny,swinv2_small", "model.depths=[1,1,1,1]", "model.name=x"], "have the same config"),
         (["seed=0,1", "optim.lr=[1"], "cannot read the override"),
     ],
