@@ -1,4 +1,4 @@
-"""What every data worker needs, imported once by the server that workers are forked from."""
+"""The imports of a data worker, made once by the server that workers are forked from."""
 
 from __future__ import annotations
 
