@@ -14,6 +14,7 @@ from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, sections_of
 
 KEY = "task.module"
 _MOST_STUBS = 9
+_stored: tuple[object, ...] = ()
 
 
 def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> None:
@@ -23,16 +24,22 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
         section: of a custom task: the run has it from the start, so files need not name its schema.
         config_dir: the user's configs; None without any.
     """
+    global _stored
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
+    name = section().name if section is not None else ""
+    own_file = config_dir is not None and bool(name) and (config_dir / "task" / f"{name}.yaml").is_file()
+    wanted = (store, section, own_file, *TASK_SECTIONS.items())
+    if _stored == wanted:  # building them again would take an eighth of the time of composing
+        return
+    _stored = wanted
     # `resume` is a mode or a section: see `compose._resume_section`.
     store.store("schema", Config(task=(section or TaskConfig)(), resume="auto"))
-    for name, each in TASK_SECTIONS.items():
-        store.store(f"{name}_schema", each, group="task")  # the file of a task chooses its section
+    for each_name, each in TASK_SECTIONS.items():
+        store.store(f"{each_name}_schema", each, group="task")  # the file of a task chooses its section
     if section is not None:  # task=NAME works without a file of that name; with one, Hydra would warn of duplicates
-        name = section().name
-        if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
+        if own_file:
             store.repo["task"].pop(f"{name}.yaml", None)
         else:
             store.store(name, section, group="task")
