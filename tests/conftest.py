@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,16 @@ SLOW_FIRST = (
     "distributed/test_classification.py", "engine/test_saving.py", "engine/test_recipes.py", "interop/test_onnx.py",
 )  # fmt: skip
 """The files that take longest: started last, one of them would have the other workers wait for it."""
+
+
+def pytest_sessionstart() -> None:
+    # The collection makes millions of objects that stay, and the garbage collector would visit them again and again.
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,7 +43,7 @@ from swinv2_train.import_path import exported_import_path
 from swinv2_train.shortage import shortage
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_PRELOADED = ["swinv2_train.data.loader", "swinv2_train.data.augment"]
+_PRELOADED = "swinv2_train.data.preload"
 SHARED_MEMORY = Path("/dev/shm")
 """Location in which torch passes batches between processes."""
 ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=8G /dev/shm)"
@@ -61,7 +61,7 @@ def start_server(also: Sequence[str] = ()) -> None:
     Args:
         also: further modules for it to import, once for all workers.
     """
-    multiprocessing.set_forkserver_preload([*_PRELOADED, *also])
+    multiprocessing.set_forkserver_preload([_PRELOADED, *also])
     with exported_import_path(), warnings.catch_warnings():
         # A killed tracker is restarted; what it tracked is removed with the processes.
         warnings.filterwarnings("ignore", "resource_tracker: process died")

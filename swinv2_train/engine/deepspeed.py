@@ -33,6 +33,7 @@ from swinv2_train.engine.fragments import (
     share_of,
 )
 from swinv2_train.engine.param_groups import parameter_groups
+from swinv2_train.imports import uncollected_imports
 from swinv2_train.launch.ranks import Ranks
 
 
@@ -116,6 +117,7 @@ class GatedAdamW(torch.optim.AdamW):
 class Engine:
     """A model under DeepSpeed. Its methods are collectives: all ranks must call them in the same order."""
 
+    @uncollected_imports()  # DeepSpeed, and with the first optimizer of a process also torch's compiler
     def __init__(self, model: nn.Module, config: Config, plan: Plan, ranks: Ranks) -> None:
         """Wrap `model`, whose parameters must already be on `ranks.device`. Those without a gradient are not changed.
 

@@ -8,6 +8,7 @@ for the exit code, negative for a signal). The answer is a line with the process
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.imports import uncollected_imports
 from tests.faults import rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,14 +66,16 @@ class Nursery:
 
 
 def _import_everything() -> None:
-    import deepspeed  # noqa: F401
-    import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it
+    with uncollected_imports():
+        import deepspeed  # noqa: F401
+        import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it
 
-    import swinv2_train.cli.train
-    import swinv2_train.engine.run  # noqa: F401
-    from swinv2_train.config.compose import compose
+        import swinv2_train.cli.train
+        import swinv2_train.engine.run  # noqa: F401
+        from swinv2_train.config.compose import compose
 
     compose(["+experiment=simmim_demo"])
+    gc.freeze()
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread, and a fork would lose it")
 
