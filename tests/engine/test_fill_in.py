@@ -47,7 +47,7 @@ def test_windows_that_the_source_was_not_trained_with_are_refused(
     finished_run: Path, tmp_path: Path, windows: str
 ) -> None:
     given = ["task.num_classes=2", f"init_from={finished_run}", f"model.pretrained_window={windows}"]
-    sentence = r"model.pretrained_window=\[.*\]: the weights in .* were trained with \[4,4,4,2\]; .*window=0 takes"
+    sentence = r"model.pretrained_window=\[.*\]: the weights in .* were trained with \[4,4,4,2\]; .*window=0 uses"
     with pytest.raises(ConfigError, match=sentence):
         complete(config(tmp_path, *given), None)
 
