@@ -75,11 +75,11 @@ SMALL = ("model.embed_dim=24", "model.num_heads=[1,2,4,8]", "model.depths=[1,1,2
 """Additional overrides for the runs of the pages: the paper's smallest recipe takes a minute for ten steps here."""
 
 
-def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, done: set[str] | None = None) -> None:
+def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, ran: set[str] | None = None) -> None:
     """Run every line of a block in `directory`, every training run with a small model.
 
     Args:
-        done: the lines that ran before in this directory, which pages repeat: they do not run again.
+        ran: the lines that ran before in this directory, which pages repeat: they do not run again.
 
     Raises:
         AssertionError: if a line ends with another exit code than 0.
@@ -91,7 +91,7 @@ def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, done
     monkeypatch.setenv("RECORD", str(record))
     for line in lines(block):
         command = " ".join(line.partition(" #")[0].split())
-        if done is not None and command in done:
+        if ran is not None and command in ran:
             continue
         record.unlink(missing_ok=True)
         script = _PREAMBLE.format(functions=functions, line=line)
@@ -108,5 +108,5 @@ def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, done
             except SystemExit as end:
                 code = end.code
             assert not code, f"{line}: exit code {code}"
-        if done is not None:
-            done.add(command)
+        if ran is not None:
+            ran.add(command)

@@ -25,20 +25,20 @@ def test_the_first_block_names_the_two_commands() -> None:
 
 
 @pytest.fixture(scope="module")
-def done() -> set[str]:
+def ran() -> set[str]:
     """The commands that ran: several pages repeat some of them, and a page on its own has only dry runs."""
     return set()
 
 
 @pytest.mark.distributed
-def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: set[str]) -> None:
+def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: set[str]) -> None:
     """Those of the pages use the runs and shards that the README's have made."""
     make_images(tmp_path / "my-images", 40, 0)
     for seed, name in enumerate(("cats", "dogs"), start=1):
         make_images(tmp_path / "my-classes" / name, 20, seed)
     assert len(BLOCKS) > 3
     for block in BLOCKS[1:]:
-        run_block(block, tmp_path, monkeypatch, done)
+        run_block(block, tmp_path, monkeypatch, ran)
     assert len(losses(tmp_path / "runs" / "mine")) == 10
     assert (tmp_path / "sheet.png").stat().st_size > 1000
     assert len(losses(tmp_path / "runs" / "classes")) == 10
@@ -48,19 +48,19 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         python_files(page, tmp_path)
         with own_tasks(tmp_path):
             for block in blocks(page):
-                run_block(block, tmp_path, monkeypatch, done)
+                run_block(block, tmp_path, monkeypatch, ran)
     assert len(losses(tmp_path / "runs" / "light")) == 4
 
 
 def test_the_blocks_of_the_page_on_configs_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: set[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ran: set[str]
 ) -> None:
     text = (ROOT / "conf" / "README.md").read_text()
     (tmp_path / "my-configs" / "experiment").mkdir(parents=True)
     (recipe,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my-configs" / "experiment" / "tiles.yaml").write_text(recipe)
     for block in blocks(ROOT / "conf" / "README.md"):
-        run_block(block, tmp_path, monkeypatch, done)
+        run_block(block, tmp_path, monkeypatch, ran)
     last = capsys.readouterr().out.rpartition("\nrun ")[2]
     assert "tiles in outputs/tiles" in last
     assert "13 channels, 96x96 pixels" in last
