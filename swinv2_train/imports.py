@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -25,5 +26,6 @@ def uncollected_imports() -> Iterator[None]:
     finally:
         if len(sys.modules) > modules + _MANY_MODULES:
             gc.freeze()
+            atexit.register(gc.unfreeze)  # for the last collection, without which nanobind reports leaks
         if enabled:
             gc.enable()

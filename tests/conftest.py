@@ -76,6 +76,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # for the last collection, without which nanobind reports leaks
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def place(item: pytest.Item) -> int:
         return next((place for place, name in enumerate(SLOW_FIRST) if str(item.path).endswith(name)), len(SLOW_FIRST))

@@ -89,13 +89,14 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
     Hydra itself resolves the files, so this also works for recipes that build on others. The schema is left open, and
     schemas that are not registered yet are empty.
     """
+    global _stored
     from hydra import compose
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     groups = [item for item in overrides if any((place / key_of(item)).is_dir() for place in (config_dir, conf_dir))]
-    store, stubs = ConfigStore.instance(), []
+    store, stubs, _stored = ConfigStore.instance(), [], ()
     store.store("schema", {})
     for name in TASK_SECTIONS:
         store.store(f"{name}_schema", {"name": name}, group="task")

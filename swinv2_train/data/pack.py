@@ -346,8 +346,8 @@ def _refuse_overlap(out: Path, known: dict[Path, Origin], root: str, splits: Col
         name = _split_of(tar)
         if origin.source == root and name not in splits:
             raise DataError(
-                f"{out} holds {name} of {root}, and its images would be in {' and '.join(splits)} as well: give the "
-                "--eval-share of before, or choose another directory (--overwrite packs all the same)"
+                f"{out} contains {name} of {root}, whose images would also be in {' and '.join(splits)}: use the same "
+                "--eval-share as before, or choose another directory (--overwrite packs anyway)"
             )
 
 

@@ -92,8 +92,8 @@ def judged(values: dict[int, float], which: str, direction: str) -> float | None
 def missing_metric(metric: str, names: Sequence[str]) -> str:
     """Return the message about a metric that the job has not written."""
     evaluated = [name for name in names if name.startswith("eval/")] or list(names)
-    known = f"it has {', '.join(evaluated)}" if evaluated else "it has none at all"
-    return f"sweep.metric={metric}: the job has no such metric; {known}"
+    known = f"only {', '.join(evaluated)}" if evaluated else "and no other"
+    return f"sweep.metric={metric}: the job has no such metric, {known}"
 
 
 class Pruner:

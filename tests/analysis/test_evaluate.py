@@ -164,9 +164,9 @@ def test_real_labels_that_do_not_fit_are_one_sentence(folder: Path) -> None:
         one(options(folder, real_labels=real_labels(folder, [[0]] * 4)))
     with pytest.raises(RunError, match=r"real label 9 of sample img00000 is outside 0 to 2"):
         one(options(folder, real_labels=real_labels(folder, [[0, 9]] * 23)))
-    with pytest.raises(ConfigError, match=r"real_labels=.* is for a classifier"):
+    with pytest.raises(ConfigError, match=r"real_labels=.* requires a classifier"):
         one(options(folder, "encoder", real_labels=real_labels(folder, [[0]] * 23)))
-    with pytest.raises(ConfigError, match="label_map=names: is for a classifier"):
+    with pytest.raises(ConfigError, match="label_map=names: requires a classifier"):
         one(options(folder, "encoder", label_map="names"))
 
 
@@ -222,10 +222,10 @@ def test_shards_with_more_classes_than_the_model_are_refused(folder: Path, tmp_p
     with pytest.raises(DataError, match="class 'ant' of the data is none of the model's names"):
         one(options(folder, data=data, label_map="names"))
     (tmp_path / "map.txt").write_text("0\n1\n2\n")
-    with pytest.raises(DataError, match=r"labels up to 3, and the label map has 3 lines \(0 to 2\)"):
+    with pytest.raises(DataError, match=r"labels up to 3, but the label map has 3 lines \(0 to 2\)"):
         one(options(folder, data=data, label_map=str(tmp_path / "map.txt")))
     classifier(tmp_path / "nameless.safetensors", 3)
-    with pytest.raises(DataError, match=r"labels up to 3, and the model has 3 classes \(0 to 2\)"):
+    with pytest.raises(DataError, match=r"labels up to 3, but the model has 3 classes \(0 to 2\)"):
         one(options(tmp_path, "nameless", data=data))
 
 

@@ -49,7 +49,7 @@ def test_an_element_that_is_not_there_is_an_error_and_not_left_as_it_was(tmp_pat
     write(tmp_path, 10)
     for name, start in (("encoder.bias", 2), ("unknown", 0)):
         fragment = Fragment(name, (9,), start, torch.zeros(5), torch.zeros(5), torch.zeros(5))
-        with pytest.raises(CheckpointError, match=rf"has \d of the 5 elements of {name} from {start} on"):
+        with pytest.raises(CheckpointError, match=rf"has \d of the 5 elements of {name} that start at {start}"):
             load_fragments(tmp_path / step_name(10), [fragment])
 
 

@@ -229,7 +229,7 @@ def test_a_rank_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.M
     waits += f"while not os.path.exists({str(pid_file)!r}) or not open({str(pid_file)!r}).read(): time.sleep(0.01)\n"
     assert run_ranks(ranks_that(tmp_path, monkeypatch, f"{waits}sys.exit(2)"), [], 2, "cpu") == 2
     assert not Path(f"/proc/{pid_file.read_text()}").exists()
-    with pytest.raises(RunError, match=r"rank 1 died of SIGKILL \(the kernel sends it when memory is short\)"):
+    with pytest.raises(RunError, match=r"rank 1 died of SIGKILL \(the kernel sends it when memory runs out\)"):
         run_ranks(ranks_that(tmp_path, monkeypatch, f"{waits}os.kill(os.getpid(), signal.SIGKILL)"), [], 2, "cpu")
 
 

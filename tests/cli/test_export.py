@@ -52,7 +52,7 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
         (["{source}", "{out}", "--format", "timm", "model.windw=8"], "did you mean model.window"),
         (["{source}", "{out}", "--format", "timm", "window"], "write key=value"),
         (["{source}", "{out}", "--format", "timm", "data.crop_pct=0"], "data.crop_pct=0.0: is a share from 0.05 to 1"),
-        (["{source}", "{out}", "--format", "timm", "data.num_workers=3"], "num_workers=3: is of a training, and would"),
+        (["{source}", "{out}", "--format", "timm", "data.num_workers=3"], "num_workers=3: applies only to training"),
         (["{source}", "{out}", "--format", "onnx", "--dtype", "fp16"], "written in fp32"),
         (["{tmp}/gone", "{out}", "--format", "timm"], "does not exist"),
         (["{source}", "{out}", "--format", "timm", "--ema"], "no moving average"),

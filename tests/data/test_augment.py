@@ -203,7 +203,7 @@ def test_statistics_are_taken_from_where_the_config_says() -> None:
         (DataConfig(mean=[0.5, 0.5]), None, 3, r"2 numbers for 3 channels"),
         (DataConfig(mean=[0.5] * 3, std=[0.5, 0.0, 0.5]), None, 3, r"data\.std=.* above 0"),
         (DataConfig(mean="imagnet"), None, 3, r"data\.mean=imagnet: must be a list of 3 numbers"),
-        (DataConfig(mean=0.5), None, 3, r"data\.mean=0\.5: give a list"),
+        (DataConfig(mean=0.5), None, 3, r"data\.mean=0\.5: must be a list"),
     ],
 )
 def test_statistics_that_do_not_fit_are_refused(

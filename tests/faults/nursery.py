@@ -75,7 +75,7 @@ def _import_everything() -> None:
         from swinv2_train.config.compose import compose
 
     compose(["+experiment=simmim_demo"])
-    gc.freeze()
+    gc.freeze()  # `uncollected_imports` unfreezes at the end
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread, and a fork would lose it")
 

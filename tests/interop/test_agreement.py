@@ -49,7 +49,7 @@ def test_an_export_is_refused_where_its_outputs_would_differ(
     assert "\n" not in str(caught.value)
     if "one square window" not in str(caught.value):
         monkeypatch.setattr(exporting, "disagreement", lambda *_: None)
-        with pytest.raises(CheckpointError, match="differs by"):
+        with pytest.raises(CheckpointError, match="differ by"):
             export(load_model(source, overrides), tmp_path / "out", layout)
 
 

@@ -199,7 +199,7 @@ def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
 def test_a_difference_leaves_nothing(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = peers.run_timm
     monkeypatch.setattr(peers, "run_timm", lambda directory, images: honest(directory, images) + 1e-3)
-    with pytest.raises(CheckpointError, match=r"differs by 0\.001.*nothing was written"):
+    with pytest.raises(CheckpointError, match=r"differ by 0\.001.*nothing was written"):
         export(load_model(sources / "plain.safetensors"), tmp_path / "out", "timm")
     assert not list(tmp_path.iterdir())
 

@@ -85,7 +85,7 @@ def test_what_nobody_tells_is_asked_for(tmp_path: Path) -> None:
         r"model.window=\?: .* does not record the attention window, nor the input size, nor the windows it was trained"
     )
     example = r"model.window=12 data.resolution=192 model.pretrained_window=\[12,12,12,6\]"
-    with pytest.raises(ConfigError, match=f"{whole} with .*such as {example}"):
+    with pytest.raises(ConfigError, match=f"{whole} with .*for example {example}"):
         load_model(tmp_path / "weights.pth")
     given = ["model.window=24", "data.resolution=384"]
     with pytest.raises(ConfigError, match=r"model.pretrained_window=\?: .* does not record the windows it was trained"):

@@ -269,7 +269,7 @@ def test_tensors_that_are_not_plain_are_one_sentence(tmp_path: Path) -> None:
     patches = weights[name]
     for changed, sentence in (
         ({1: patches}, "names a tensor 1, which is not a string"),
-        ({**weights, None: patches}, "names a tensor None, which is not a text"),
+        ({**weights, None: patches}, "names a tensor None, which is not a string"),
         ({**weights, name: patches.to_sparse()}, f"holds {name} as a sparse tensor"),
         ({**weights, name: patches.to(torch.complex64)}, f"holds {name} as a complex tensor"),
         ({**weights, name: patches.to("meta")}, f"holds {name} as a meta (empty) tensor"),

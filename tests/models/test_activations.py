@@ -197,5 +197,5 @@ def test_compiled_blocks_are_recorded_too():
 
 
 def test_a_model_without_a_backbone_is_refused():
-    with pytest.raises(ValueError, match="Linear holds 0 backbones"), record_activations(nn.Linear(2, 2)):
+    with pytest.raises(ValueError, match="Linear contains 0 backbones"), record_activations(nn.Linear(2, 2)):
         pass

@@ -138,5 +138,5 @@ def test_where_there_are_no_locks_a_job_is_believed_to_run(swept: Path, monkeypa
 
 
 def test_a_metric_that_no_job_has_is_named_with_those_that_are(swept: Path) -> None:
-    with pytest.raises(ConfigError, match=r"eval/los: the jobs have no such metric; there are eval/loss"):
+    with pytest.raises(ConfigError, match=r"eval/los: the jobs have no such metric, only eval/loss"):
         make_report(*survey(swept, "eval/los"), swept)

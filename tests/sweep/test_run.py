@@ -157,7 +157,7 @@ def test_a_search_gets_a_value_or_nothing_and_ends_where_there_can_be_none(jobs:
     assert caught.value.code == 1
     record = read_job(jobs.directory / job_id("seed=0"))
     assert record is not None
-    assert record.message == "sweep.metric=eval/los: the job has no such metric; there are eval/loss, eval/top1"
+    assert record.message == "sweep.metric=eval/los: the job has no such metric, only eval/loss, eval/top1"
 
 
 def test_the_further_tasks_of_a_slurm_job_are_ranks_of_the_same_run(

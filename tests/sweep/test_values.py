@@ -58,7 +58,7 @@ def test_a_metric_that_is_not_there_is_named_with_those_that_are(tmp_path: Path)
     write(tmp_path, {4: 1.0}, "loss")
     assert metric_values(tmp_path, "eval/top1") == {}
     assert missing_metric("eval/top1", metric_names(tmp_path)) == (
-        "sweep.metric=eval/top1: the job has no such metric; there are eval/loss"
+        "sweep.metric=eval/top1: the job has no such metric, only eval/loss"
     )
 
 
