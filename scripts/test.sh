@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Run lint and the entire test suite. Arguments go to pytest: scripts/test.sh tests/models -k attention
+# Run lint and the entire test suite, or with --quick as the first argument only its fast tests. Other arguments go to pytest:
+# scripts/test.sh tests/models -k attention
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
+
+if [ "${1:-}" = --quick ]; then
+    set -- -m "not slow and not distributed and not gpu" "${@:2}"
+fi
 
 # One thread per process: tests start several processes, and OpenMP threads that wait for each other only cost time.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -33,12 +38,12 @@ in_memory || scratch=$(mktemp -d "${TMPDIR:-/tmp}/swinv2-tests-XXXXXX")
 # Hundreds of processes import the package, so compile it once.
 unset PYTHONDONTWRITEBYTECODE
 python -m compileall -q swinv2_train
-# One more worker than cores, at most 8, because many tests wait. A file stays with one worker because of its fixtures, and
+# Two more workers than cores, at most 8, because many tests wait. A file stays with one worker because of its fixtures, and
 # slow files come first (tests/conftest.py).
 cores=$(env -u OMP_NUM_THREADS nproc)
 read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max || quota=max
 [ "$quota" = max ] || cores=$((quota / period < cores ? quota / period : cores))
-workers=${SWINV2_TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}
+workers=${SWINV2_TEST_WORKERS:-$((cores < 6 ? cores + 2 : 8))}
 code=0
 python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --basetemp "$scratch/pytest" "$@" || code=$?
 if [ "$code" = 0 ]; then

@@ -104,6 +104,7 @@ def files(directory: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_package_and_every_config(built: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(built[0]).namelist())
     assert {name for name in files("swinv2_train") if name.endswith(".py")} <= names
@@ -147,6 +148,7 @@ def test_the_installed_command_trains_in_an_empty_directory(installed: Path, sha
     assert [path.name for path in empty.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_user_experiment_is_listed_next_to_the_installed_ones(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "tiles.yaml").write_text(EXPERIMENT)

@@ -106,6 +106,7 @@ def counts() -> Counter[str]:
     return Counter(pattern for pattern, *_ in findings())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PHRASES)
 def test_the_phrase_does_not_come_back(pattern: str, counts: Counter[str]) -> None:
     ceiling = CEILINGS.get(pattern, 0)

@@ -11,6 +11,7 @@ import pytest
 from swinv2_train.imports import uncollected_imports
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "frozen"), [(1, False), (200, True)])
 def test_what_many_imports_made_is_collected_no_more(count: int, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     gc.collect()

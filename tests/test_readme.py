@@ -89,6 +89,7 @@ def runs_elsewhere(page: Path) -> list[list[str]]:
     return [[word for word in line if "=" in word and not re.search(r"^--|=(?:\.\.\.$|<)", word)] for line in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_for_other_machines_have_a_config(page: Path) -> None:
     for overrides in runs_elsewhere(page):

@@ -93,6 +93,7 @@ def test_no_log_shows_them(
     assert SECRET not in (tmp_path / "log.txt").read_text() + capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_value_from_the_environment_is_stored_as_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARDS", f"/mnt/{SECRET}")
     monkeypatch.setenv("STEPS", "1234")
@@ -119,6 +120,7 @@ def test_a_value_from_the_environment_is_stored_as_its_name(tmp_path: Path, monk
             read()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [
     "a/${x}", "${seed}", "a${oc.env:HOME}b", "\\${a}", "a\\\\${b} c\\d",
     "x # y", "x: y", "'q\"", "l1\nl2", "1e-3", "null", "[a,b]", "{a: 1}", " a ", "~", "",
@@ -136,6 +138,7 @@ def test_a_value_from_the_environment_is_resolved_once(
     assert (again.data.shards, again.data.cache_dir) == ([f"{value}/a.tar", "b"], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["mode", "data", "simmim", "true"])
 def test_a_word_of_the_config_is_not_hidden(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("WORD", value)
@@ -149,6 +152,7 @@ def test_the_name_of_the_run_directory_stays_usable(monkeypatch: pytest.MonkeyPa
     assert redact(config.run.dir) == "/scratch/me/run"
 
 
+@pytest.mark.slow
 def test_files_of_a_sweep_have_no_secret(tmp_path: Path) -> None:
     job = make_job([f"data.shards={URLS[0]}", "seed=1"], {"seed"})
     assert SECRET not in job.id
@@ -211,6 +215,7 @@ def test_names_are_text_in_markdown(name: str) -> None:
     assert printable(printable(name)) == printable(name)
 
 
+@pytest.mark.slow
 def test_charts_take_any_name(tmp_path: Path) -> None:
     import numpy as np
 

@@ -94,6 +94,7 @@ def runtime_imports(path: Path, modules: set[str]) -> set[str]:
     return found & modules
 
 
+@pytest.mark.slow
 def test_imports_make_no_circle() -> None:
     """Inside folders either: a file can be read after those that it imports."""
     paths = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
@@ -104,6 +105,7 @@ def test_imports_make_no_circle() -> None:
     assert sorted(waiting) == []
 
 
+@pytest.mark.slow
 def test_functions_are_short_and_take_few_parameters() -> None:
     """At most 80 lines and 8 parameters; dataclasses, which only hold, may have more fields."""
     wrong = []
@@ -118,11 +120,13 @@ def test_functions_are_short_and_take_few_parameters() -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_deepspeed_is_imported_in_one_file() -> None:
     users = [path for path in FILES if any(name.split(".")[0] == "deepspeed" for name in imports(path))]
     assert users == [PACKAGE / "engine" / "deepspeed.py"]
 
 
+@pytest.mark.slow
 def test_hydra_stays_at_the_door() -> None:
     users = {path.name for path in FILES if any(name.split(".")[0] in ("hydra", "omegaconf") for name in imports(path))}
     assert users == {"compose.py", "multirun.py", "task_module.py"}
@@ -131,6 +135,7 @@ def test_hydra_stays_at_the_door() -> None:
 OUTSIDE = [path for path in FILES if path.relative_to(PACKAGE).parts[0] not in ("tasks", "config")]
 
 
+@pytest.mark.slow
 def test_tasks_are_asked_and_never_told_apart_elsewhere() -> None:
     """No check of a section's class, and no comparison with a task's name."""
     from swinv2_train.config.tasks import TASK_SECTIONS
@@ -154,6 +159,7 @@ def test_files_fit_in_the_head() -> None:
     assert {name: lines for name, lines in long.items() if lines > 450} == {}
 
 
+@pytest.mark.slow
 def test_every_module_says_what_it_is_for() -> None:
     silent = [
         str(path) for path in FILES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
@@ -161,6 +167,7 @@ def test_every_module_says_what_it_is_for() -> None:
     assert silent == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_valid_shell(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)

@@ -66,6 +66,7 @@ def logits_by_hand(folder: Path, model: str = "model") -> torch.Tensor:
 LABELS = torch.tensor([number % 3 for number in range(23) if number != 5])
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_plain_definition(folder: Path) -> None:
     found, logits = one(options(folder)), logits_by_hand(folder)
     assert found.samples == 22
@@ -79,6 +80,7 @@ def test_the_numbers_are_those_of_the_plain_definition(folder: Path) -> None:
     assert found.images_per_second > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_ranks_counts_every_sample_once(folder: Path, world_size: int) -> None:
     alone = one(options(folder))
@@ -95,6 +97,7 @@ def test_only_the_first_samples(folder: Path) -> None:
     assert one(options(folder, max_samples=4)).samples == 4
 
 
+@pytest.mark.slow
 def test_a_simmim_model_has_its_masked_loss(folder: Path) -> None:
     alone = one(options(folder, "encoder"))
     assert alone.samples == 22
@@ -104,6 +107,7 @@ def test_a_simmim_model_has_its_masked_loss(folder: Path) -> None:
         assert found.metrics["loss"] == pytest.approx(alone.metrics["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_label_map_restricts_the_head_to_its_classes(folder: Path) -> None:
     (folder / "map.txt").write_text("6\n0\n3\n")
     found = one(options(folder, "wide", label_map=str(folder / "map.txt")))
@@ -119,6 +123,7 @@ def real_labels(folder: Path, labels: list[list[int]]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_real_labels_count_any_of_an_images_classes(folder: Path) -> None:
     predicted = logits_by_hand(folder).argmax(dim=1).tolist()
     predicted.insert(5, 0)  # the broken one
@@ -159,6 +164,7 @@ def test_several_labels_per_image(tmp_path: Path) -> None:
         one(options(tmp_path, real_labels=tmp_path / "real.json"))
 
 
+@pytest.mark.slow
 def test_real_labels_that_do_not_fit_are_one_sentence(folder: Path) -> None:
     with pytest.raises(RunError, match=r"no entry for sample img00004"):
         one(options(folder, real_labels=real_labels(folder, [[0]] * 4)))
@@ -170,6 +176,7 @@ def test_real_labels_that_do_not_fit_are_one_sentence(folder: Path) -> None:
         one(options(folder, "encoder", label_map="names"))
 
 
+@pytest.mark.slow
 def test_labels_that_cannot_be_used_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "plain", [3])
     with pytest.raises(RunError, match=r"none of the 3 .* has no label"):
@@ -196,6 +203,7 @@ def packed_folders(tmp_path: Path, names: list[str], *, order: list[str] | None 
     return tmp_path / "packed"
 
 
+@pytest.mark.slow
 def test_folders_named_by_number_are_the_models_classes_by_name(tmp_path: Path) -> None:
     classifier(tmp_path / "model.safetensors", 12)
     numbers = [str(number) for number in range(12)]
@@ -215,6 +223,7 @@ def test_folders_named_by_number_are_the_models_classes_by_name(tmp_path: Path) 
     assert named == {(str(number), str(guess)) for number, guess in enumerate(predicted)}
 
 
+@pytest.mark.slow
 def test_shards_with_more_classes_than_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
     data = str(packed_folders(tmp_path, ["ant", "bee", "cat", "dog"]))
     with pytest.raises(DataError, match="class 0 is 'ant' in the shards and 'cat' in the model"):
@@ -249,6 +258,7 @@ def test_an_error_is_reported_once() -> None:
     assert str(second[0]) == "rank 2: the shards are gone"
 
 
+@pytest.mark.slow
 def test_half_precision_on_a_cpu_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="precision=fp16: needs a GPU"):
         one(options(folder, precision="fp16"))
@@ -274,6 +284,7 @@ def test_a_window_changes_the_resolution_in_proportion(folder: Path) -> None:
         resolution_for(config, 8)
 
 
+@pytest.mark.slow
 def test_a_curve_holds_the_evaluations_that_it_is_made_of(folder: Path) -> None:
     (curve,) = on_ranks(1, lambda ranks: window_curve(options(folder), [4, 8], None, ranks))
     assert [(point.window, point.resolution) for point in curve.points] == [(4, (32, 32)), (8, (64, 64))]
@@ -284,6 +295,7 @@ def test_a_curve_holds_the_evaluations_that_it_is_made_of(folder: Path) -> None:
     assert curve.config.model.window == 4
 
 
+@pytest.mark.slow
 def test_a_curve_goes_by_the_windows_of_the_training_where_the_file_does_not_tell(tmp_path: Path, folder: Path) -> None:
     content = official_simmim_file(window=4)
     generator = torch.Generator().manual_seed(0)
@@ -305,6 +317,7 @@ def test_a_curve_goes_by_the_windows_of_the_training_where_the_file_does_not_tel
     assert curve.points[1].metrics != with_windows("0")
 
 
+@pytest.mark.slow
 def test_the_same_classes_under_other_words_go_by_their_numbers(folder: Path, tmp_path: Path) -> None:
     data = str(packed_folders(tmp_path, ["n1", "n2", "n3"]))
     with pytest.raises(DataError, match="class 0 is 'n1' in the shards and 'cat' in the model: label_map=numbers"):
@@ -317,6 +330,7 @@ def test_the_same_classes_under_other_words_go_by_their_numbers(folder: Path, tm
     np.testing.assert_array_equal(found.sums["confusion"], nameless.sums["confusion"])
 
 
+@pytest.mark.slow
 def test_numbered_folders_find_the_classes_of_a_model_with_names(tmp_path: Path) -> None:
     wnids = [f"n{number:08d}" for number in range(12)]
     classifier(tmp_path / "model.safetensors", 12, wnids)

@@ -91,6 +91,7 @@ def probe_config(loaded: LoadedModel, folder: Path, **probe: Any) -> Config:
     return replace(loaded.config, probe=ProbeConfig(**shards, **probe), data=replace(loaded.config.data, num_workers=0))
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_scores_alike_and_leaves_the_mode(folder: Path, loaded: LoadedModel) -> None:
     config, warnings = probe_config(loaded, folder), []
 

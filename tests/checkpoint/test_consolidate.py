@@ -64,6 +64,7 @@ def test_the_same_weights_give_the_same_file_whoever_saved_them(tmp_path: Path) 
     assert first == second
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(

@@ -210,6 +210,7 @@ def run(tmp_path: Path, config: Config) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_those_who_look_at_a_run_skip_strangers(run: Path) -> None:
     reasons = strangers(run / "checkpoints")
     assert reasons.keys() == {step_name(8), step_name(900)}

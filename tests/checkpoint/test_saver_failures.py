@@ -159,6 +159,7 @@ def test_trouble_with_old_checkpoints_is_a_warning(tmp_path: Path, monkeypatch: 
     assert saver.last_saved == 10
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_does_not_wait_for_its_save(tmp_path: Path) -> None:
     script = f"""
 import threading

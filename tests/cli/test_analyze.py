@@ -37,6 +37,7 @@ def run(*items: str) -> int:
     return int(caught.value.code or 0)
 
 
+@pytest.mark.slow
 def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [f"{folder}/log.safetensors", f"{folder}/table.safetensors"]
     rest = [f"data={folder}/val", "windows=4,8", "workers=0", "device=cpu", f"out={tmp_path}/new"]
@@ -53,6 +54,7 @@ def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: p
     assert float(rows[3]["top1"]) == content["models"][1]["points"][1]["metrics"]["top1"]
 
 
+@pytest.mark.slow
 def test_signal_draws_all_models_in_one_picture(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -67,6 +69,7 @@ def test_signal_draws_all_models_in_one_picture(
     assert (tmp_path / "signal.pdf").is_file()
 
 
+@pytest.mark.slow
 def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("signal", f"{folder}/encoder.safetensors", f"data={folder}/val", "batch=4", "device=cpu") == 0
@@ -75,6 +78,7 @@ def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monke
     assert content["images"] == f"{folder}/val"
 
 
+@pytest.mark.slow
 def test_under_a_launcher_the_main_rank_alone_makes_the_place(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_broken_installation_offers_nothing(monkeypatch: pytest.MonkeyPatch, o
     assert offered("swinv2-train +exp") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_in_a_real_bash() -> None:
     """The line of the README, then what bash does at a press of the key, word breaks and all."""

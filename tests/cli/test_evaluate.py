@@ -46,6 +46,7 @@ def given(folder: Path, model: str = "model") -> list[str]:
     return [f"checkpoint={folder / model}.safetensors", f"data={folder}/val", "workers=0", "device=cpu"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_prints_a_table_and_leaves_its_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_an_evaluation_prints_a_table_and_leaves_its_files(
     assert f"{100 * results['metrics']['top1']:.2f} %" in printed
 
 
+@pytest.mark.slow
 def test_a_place_is_found_for_every_evaluation(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +141,7 @@ def test_usage_errors_are_one_sentence(items: list[str], sentence: str, capsys: 
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_contradictions_are_one_sentence(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +226,7 @@ def test_the_main_rank_says_what_went_wrong(tmp_path: Path, monkeypatch: pytest.
     assert run_ranks(ranks_that(tmp_path, monkeypatch, code), [], 2, "cpu") == 2
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pid_file = tmp_path / "pid"
     waits = f"if rank == 0:\n    open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(600)\n"

@@ -26,6 +26,7 @@ def test_the_command_knows_all_formats() -> None:
     assert FORMATS == EXPORTS
 
 
+@pytest.mark.slow
 def test_an_export_says_what_was_written_and_how_it_was_checked(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

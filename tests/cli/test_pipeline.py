@@ -37,6 +37,7 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
         assert line in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -75,6 +76,7 @@ def test_under_a_launcher_it_is_refused(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "start swinv2-pipeline once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("item", "part"),
     [
@@ -92,6 +94,7 @@ def test_a_mistake_in_the_last_stage_shows_before_the_first(
     assert chain.started() == []
 
 
+@pytest.mark.slow
 def test_classes_that_differ_show_before_the_first_stage(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +112,7 @@ def test_classes_that_differ_show_before_the_first_stage(
     assert not Path("outputs").exists()
 
 
+@pytest.mark.slow
 def test_the_status_shows_the_chain(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     chain.does("second", "die")
     assert chain.run() == 1

@@ -41,6 +41,7 @@ def _run(*arguments: object) -> int:
     return int(caught.value.code or 0)
 
 
+@pytest.mark.slow
 def test_all_outputs_agree_with_the_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, png = tmp_path / "out", tmp_path / "sheet.png"
     arguments = ("--top", 3, "--batch", 2, "--out", out, "--sheet", png)

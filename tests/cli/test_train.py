@@ -43,6 +43,7 @@ def test_help_lists_every_experiment_and_imports_nothing_slow() -> None:
     assert "75" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -64,6 +65,7 @@ def test_usage_errors_are_one_sentence_before_torch(arguments: list[str], parts:
         assert part in errors[0]
 
 
+@pytest.mark.slow
 def test_another_model_in_a_used_directory_is_refused_before_torch(finished_run: Path, shards: Path) -> None:
     code, _, errors = without(("torch",), *tiny_run(shards, finished_run, "model.embed_dim=32"))
     assert code == WRONG_USE
@@ -87,6 +89,7 @@ def test_an_unknown_option_is_refused() -> None:
     assert caught.value.code == WRONG_USE
 
 
+@pytest.mark.slow
 def test_the_dry_run_of_the_giant_says_everything(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     directory = tmp_path / "run"
     arguments = ["+experiment=simmim_giant", "launch.dry_run=true", "launch.nproc_per_node=8", f"run.dir={directory}"]
@@ -112,6 +115,7 @@ def test_cfg_job_prints_the_config_and_the_plan(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_under_a_launcher_does_not_train(
     capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +159,7 @@ def test_a_stopped_run_that_torchrun_starts_again_stays_stopped(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
 
 
+@pytest.mark.slow
 def test_the_command_of_several_ranks_on_cpu_never_imports_torch(shards: Path, tmp_path: Path) -> None:
     script = """
 import sys

@@ -31,6 +31,7 @@ def test_the_listing_describes_every_experiment() -> None:
     assert all(len(line) > 20 for _, line in experiments())
 
 
+@pytest.mark.slow
 def test_yaml_round_trip(tmp_path: Path) -> None:
     config = compose(["+experiment=simmim_giant", "model.window=[12,12,[6,12],6]"])
     (tmp_path / "resolved.yaml").write_text(to_yaml(config))
@@ -173,6 +174,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "sentence"), GARBAGE.values(), ids=GARBAGE)
 def test_a_file_of_anything_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
     (tmp_path / "experiment").mkdir()

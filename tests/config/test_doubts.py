@@ -134,12 +134,14 @@ def test_what_is_odd_is_warned_of(values: dict[str, Any], sentence: str) -> None
     assert any(sentence in line for line in doubts(config, make_plan(config, 1, SAMPLES)))
 
 
+@pytest.mark.slow
 def test_no_recipe_is_doubted() -> None:
     for name, _ in experiments():
         config = compose([f"+experiment={name}"])
         assert doubts(config, make_plan(config, 1, config.data.expected_samples or SAMPLES)) == [], name
 
 
+@pytest.mark.slow
 def test_milestones_of_a_recipe_in_epochs_are_not_steps() -> None:
     steps = ["+experiment=simmim_tiny", "optim.epochs=null"]
     with pytest.raises(ConfigError, match=r"optim.milestones=\[700.*\]: are epochs in the recipe"):

@@ -40,6 +40,7 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra_norms", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_parameters_of_the_sizes_of_the_paper(name, extra_norms):

@@ -37,6 +37,7 @@ def contrary(value: object) -> object:
     return [4, 4, 4, 4] if isinstance(value, list) and len(value) == 4 else value if isinstance(value, list) else "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_chosen_file_wins_over_every_key_of_an_experiment(group: str, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
@@ -73,6 +74,7 @@ def test_the_values_of_the_command_line_win_over_its_choices() -> None:
     assert (config.model.embed_dim, config.model.depths, config.model.window) == (64, [2, 2, 18, 2], 8)
 
 
+@pytest.mark.slow
 def test_a_variant_wins_wherever_it_is_given() -> None:
     for order in (1, -1):
         config = compose(["+experiment=simmim_demo", "+variant=post", "optim=adamw"][::order])

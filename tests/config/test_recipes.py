@@ -43,6 +43,7 @@ def recipes() -> dict[str, Config]:
     return composed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_opens_with_its_contract(name: str, recipes: dict[str, Config]) -> None:
     parts = header(name)

@@ -11,6 +11,7 @@ from swinv2_train.config.validate import resolution, validate
 BASE = ["+experiment=simmim_tiny"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

@@ -31,6 +31,7 @@ def boxes(height: int, width: int, scale: tuple[float, float], ratio: tuple[floa
     return np.array([random_crop_box(height, width, scale, ratio, rng) for _ in range(count)])
 
 
+@pytest.mark.slow
 def test_boxes_are_distributed_like_torchvisions() -> None:
     scale, ratio = (0.3, 0.8), (0.75, 4 / 3)
     ours = boxes(100, 160, scale, ratio, 3000)

@@ -61,6 +61,7 @@ def test_the_policy_is_timms_own() -> None:
         assert (ours.permute(1, 2, 0).numpy() == np.array(picture)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["rand-m10-n4-p1-inc1", "rand-m0-n4-p1", "v0", "augmix-m10-w3-d3-mstd0", "original"])
 def test_every_operation_works_at_both_ends_of_its_range(policy: str) -> None:
     """Includes keeping 0 bits of the colors, which results in a black image."""

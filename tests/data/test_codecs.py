@@ -39,6 +39,7 @@ def test_files_are_decoded_as_by_torchvision(
     assert image.stride() == expected.stride()
 
 
+@pytest.mark.slow
 def test_a_data_worker_imports_neither_torchvision_nor_the_compiler() -> None:
     program = (
         "import gc, sys; import swinv2_train.data.workers as workers; __import__(workers._PRELOADED)\n"

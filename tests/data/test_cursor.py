@@ -139,6 +139,7 @@ def check(num_samples: int, global_batch: int, run: list[Part], workers: int = 0
             assert all(count == 1 for count in by_epoch.get(epoch, Counter()).values())
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(runs())
 @example((7, 6, [Part(3, 2, 3, (0, 1)), Part(0, 6, 1, (2,)), Part(5, 3, 1), Part(2, 1, 6)]))
@@ -146,6 +147,7 @@ def test_no_stop_and_no_number_of_ranks_loses_or_repeats_a_sample(run: tuple[int
     check(*run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_samples", "global_batch", "run"),
     [

@@ -29,6 +29,7 @@ def classes(digits: ModuleType) -> list[np.ndarray]:
     return digits.read_digits(digits.locate(digits.DIGITS))
 
 
+@pytest.mark.slow
 def test_there_are_500_digits_of_every_class(classes: list[np.ndarray]) -> None:
     assert [(len(each), each.shape[1:], each.dtype) for each in classes] == [(500, (28, 28), np.uint8)] * 10
     assert min(each.max() for each in classes) == 255
@@ -38,6 +39,7 @@ def test_there_are_500_digits_of_every_class(classes: list[np.ndarray]) -> None:
     assert np.argmin([each.mean() for each in classes]) == 1
 
 
+@pytest.mark.slow
 def test_folders_by_class_that_share_no_digit_and_no_photograph(
     digits: ModuleType, classes: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -18,6 +18,7 @@ SHAPES = [(30, 50), (50, 30), (20, 20), (7, 90), (90, 7), (1, 1), (64, 61)]
 SIZES = [(24, 24), (16, 40), (40, 16), (5, 3), (33, 57)]
 
 
+@pytest.mark.slow
 def test_500_samples_are_cropped_as_before_to_the_bit() -> None:
     """Images and the generators afterwards: a pretraining that is resumed uses the same numbers."""
     for number in range(500):
@@ -61,6 +62,7 @@ def test_a_crop_is_a_value() -> None:
         crop.size = (1, 1)  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_every_pixel_of_a_label_map_is_the_one_under_its_center() -> None:
     for crop in crops(40):
         height, width = crop.source

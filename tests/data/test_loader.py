@@ -124,6 +124,7 @@ def test_ranks_change_nothing_even_if_there_are_more_of_them_than_shards(
     assert_same(run(shards, 6, world_size=world_size, micro_batch=1), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_resumed_run_goes_on_with_the_same_samples_on_other_ranks(
     shards: ShardSet, reference: list[dict[str, Any]], num_workers: int
@@ -156,6 +157,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return ShardSet.open(str(folder), folder / "cache")
 
 
+@pytest.mark.slow
 def test_broken_samples_are_replaced_reported_and_replaced_alike_everywhere(damaged: ShardSet) -> None:
     steps = run(damaged, 5)
     assert_same(run(damaged, 5, world_size=3, num_workers=1, micro_batch=2), steps)
@@ -264,6 +266,7 @@ def test_evaluation_sees_every_sample_once_in_equally_many_batches(
         assert seen[index] == (sample["image"].numpy().tobytes(), float(sample["noise"]))
 
 
+@pytest.mark.slow
 def test_evaluation_repeats_itself_with_and_without_workers(shards: ShardSet) -> None:
     loader = open_eval(shards, num_workers=2)
     passes = [list(loader), list(loader), list(open_eval(shards))]

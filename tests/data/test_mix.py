@@ -78,6 +78,7 @@ def references(shards: ShardSet) -> dict[int, list[dict[str, Any]]]:
     return {repeats: read(shards, repeats, 4, 1) for repeats in TRANSFORMS}
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @example(repeats=3, world=3, pieces=8, start=1)
 @example(repeats=2, world=2, pieces=3, start=0)
@@ -97,6 +98,7 @@ def test_ranks_micro_batches_and_the_start_change_no_bit(
     assert_same(same, references[repeats][start : start + 1])
 
 
+@pytest.mark.slow
 def test_workers_change_no_bit(shards: ShardSet, references: dict[int, list[dict[str, Any]]]) -> None:
     assert_same(read(shards, 2, 4, 1, micro_batch=3, num_workers=2), references[2])
 

@@ -24,6 +24,7 @@ def epoch_of(order: SampleOrder, epoch: int) -> np.ndarray:
     return np.array([order.at(epoch * n + i)[1] for i in range(n)])
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(orders, st.integers(0, 10**6))
 def test_every_epoch_visits_every_sample_once(order: SampleOrder, epoch: int) -> None:
@@ -33,6 +34,7 @@ def test_every_epoch_visits_every_sample_once(order: SampleOrder, epoch: int) ->
     assert sorted(index for _, index in visits) == list(range(order.num_samples))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(orders, st.integers(0, 1000))
 def test_groups_tile_the_epoch_and_name_what_they_draw_from(order: SampleOrder, epoch: int) -> None:
@@ -100,6 +102,7 @@ def statistics_of(shuffled: np.ndarray, before: np.ndarray) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_a_shuffle_in_one_group_is_as_good_as_numpys() -> None:
     """Each statistic, averaged over epochs, lies within 4 standard errors of what true random permutations give."""
     n, epochs = 3000, 12
@@ -115,6 +118,7 @@ def test_a_shuffle_in_one_group_is_as_good_as_numpys() -> None:
         assert abs(found - values.mean()) < 4 * values.std() / math.sqrt(epochs), name
 
 
+@pytest.mark.slow
 def test_bounded_groups_still_mix_the_whole_set() -> None:
     """With groups of a tenth of the data, sorted classes are spread over the groups and differently in every epoch."""
     n, group = 20_000, 2_000

@@ -19,6 +19,7 @@ def photos() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_photographs_are_cut_and_whole_ones_held_out(
     photos: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

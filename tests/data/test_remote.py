@@ -236,6 +236,7 @@ def read_everything(spec: str, cache: Path, gib: float) -> int:
     return sum(shards.read(i).data == jpeg(i) for i in range(shards.num_samples))
 
 
+@pytest.mark.slow
 def test_many_processes_share_one_cache(server: FlakyServer, tmp_path: Path) -> None:
     spec = server.url + "/part-{000000..000003}.tar"
     with multiprocessing.get_context("fork").Pool(4) as pool:
@@ -275,6 +276,7 @@ def test_prefetch_survives_failures_and_is_called_off_by_close(server: FlakyServ
     assert shards.read(0).data == jpeg(0)
 
 
+@pytest.mark.slow
 def test_a_loader_trains_from_a_failing_server_through_a_small_cache(
     server: FlakyServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -89,6 +89,7 @@ def own_server(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     multiprocessing.forkserver._forkserver._stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_outlive_stop_signals(own_server: None, number: int) -> None:
     pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(2, 1))
@@ -123,6 +124,7 @@ def test_close_ends_a_worker_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
     pool = WorkerPool(Numbers(), [[-2]], Workers(1, 1))
     with pytest.raises(DataError, match=r"^a data worker died of SIGKILL, .*lower data\.num_workers") as caught:
@@ -131,6 +133,7 @@ def test_a_dead_worker_ends_the_run_in_one_sentence() -> None:
     pool.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "words"),
     [
@@ -181,6 +184,7 @@ def test_a_failure_in_a_thread_of_this_process_is_one_sentence(error: Exception,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
     own_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +202,7 @@ def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_killed_resource_tracker_is_replaced(own_server: None) -> None:
     pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(1, 1))
     next(pool)
@@ -218,6 +223,7 @@ def run_for_ever(report: Any) -> None:
     time.sleep(1000)
 
 
+@pytest.mark.slow
 def test_workers_die_with_a_killed_run() -> None:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -241,6 +247,7 @@ print(*pool.worker_pids)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_forgets_to_close_ends_all_the_same() -> None:
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", FORGETFUL]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)

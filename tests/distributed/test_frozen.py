@@ -17,6 +17,7 @@ from tests.faults.nursery import Nursery
 from tests.runs import make_labelled_data, tiny_classification, tiny_run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides_of", "engine", "ranks"),
     [(tiny_classification, "zero3_bf16", (2, 1)), (tiny_run, "zero1_fp32", (1, 2))],

@@ -49,6 +49,7 @@ def same_weights(first: Path, second: Path) -> bool:
     return all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
     plant[11] = 30.0
     run = tmp_path / "run"
@@ -72,6 +73,7 @@ def test_a_spike_is_skipped_and_told_of(shards: Path, tmp_path: Path, plant: dic
     assert comparable(run) == before, "a replay changes nothing"
 
 
+@pytest.mark.slow
 def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, plant: dict) -> None:
     plant[11] = 30.0
     run = tmp_path / "run"
@@ -91,6 +93,7 @@ def test_a_rollback_leaves_the_batch_out_for_good(shards: Path, tmp_path: Path, 
     assert losses(twin)[9:] != losses(run)[9:], "batches 12 to 18 came in place of 9 to 15"
 
 
+@pytest.mark.slow
 def test_a_second_rollback_remembers_the_first_and_both_can_be_replayed(
     shards: Path, tmp_path: Path, plant: dict, capsys: Any
 ) -> None:
@@ -111,6 +114,7 @@ def test_a_second_rollback_remembers_the_first_and_both_can_be_replayed(
         assert "bitwise identical: yes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_rollback_leaves_out_survives_a_crash_just_after_it(
     shards: Path, tmp_path: Path, plant: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +137,7 @@ def test_what_a_rollback_leaves_out_survives_a_crash_just_after_it(
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(shards: Path, tmp_path: Path, plant: dict) -> None:
     plant[9] = 30.0
     run = tmp_path / "run"
@@ -141,6 +146,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_start(shards: Path, 
     assert read_state(run / "checkpoints" / "step-00000016")["train"]["avoided_batches"] == [9]
 
 
+@pytest.mark.slow
 def test_too_many_rollbacks_end_the_run(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
     plant.update(dict.fromkeys(range(10, 40), 30.0))
     options = ("guard.policy=rollback", "guard.max_rollbacks=2", "checkpoint.every_steps=3")
@@ -148,6 +154,7 @@ def test_too_many_rollbacks_end_the_run(shards: Path, tmp_path: Path, plant: dic
     assert "the run has already gone back 2 times (guard.max_rollbacks)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_stop_saves_the_state_before_the_step(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
     plant[11] = 30.0
     run, command = tmp_path / "run", tiny_run(shards, tmp_path / "run", *SPIKE, "guard.policy=stop")
@@ -162,12 +169,14 @@ def test_stop_saves_the_state_before_the_step(shards: Path, tmp_path: Path, plan
     assert comparable(run) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_skipping_without_end_stops_the_run(shards: Path, tmp_path: Path, plant: dict, capsys: Any) -> None:
     plant.update(dict.fromkeys(range(3, 40), float("nan")))
     assert run_here(tiny_run(shards, tmp_path / "run", *SPIKE, "guard.max_skipped_in_row=4")) == FAILED
     assert "4 steps in a row were skipped, the last of them step 7" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_rolling_test_survives_a_stop(shards: Path, tmp_path: Path, plant: dict) -> None:
     """The window is part of the state: a spike just after a resume is seen as it would have been."""
     plant[9] = 30.0
@@ -179,6 +188,7 @@ def test_the_rolling_test_survives_a_stop(shards: Path, tmp_path: Path, plant: d
     assert comparable(tmp_path / "parts") == comparable(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_replay_of_a_nan_names_the_module(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -22,6 +22,7 @@ from swinv2_train.tasks.classification import Classification
 from tests.runs import make_images, make_labelled_data, run_here, tiny_classification, tiny_run
 
 
+@pytest.mark.slow
 def test_a_run_without_a_known_number_of_classes_says_what_to_give(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -30,6 +31,7 @@ def test_a_run_without_a_known_number_of_classes_says_what_to_give(
     assert "task.num_classes=0: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_head_that_no_rule_initializes_ends_the_start_by_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +63,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bytes]]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_to_workers_is_changed_by_use(tmp_path: Path, sent: list[tuple[Any, bytes]]) -> None:
     """The preflight reads a batch in the process that later sends the same objects to its workers."""
     shards = make_labelled_data(tmp_path / "shards")

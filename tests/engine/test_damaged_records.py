@@ -47,6 +47,7 @@ def damage(run: Path, kind: str) -> None:
         (run / "metrics.jsonl").write_bytes(lines + b'{"step": "9"}\n[1]\n{"step": 1e5}\n{"step": true}\nnull\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["garbage", "folders", "wrong types"])
 def test_a_run_goes_on_with_damaged_records(
     finished_run: Path, shards: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]

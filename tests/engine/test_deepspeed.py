@@ -27,6 +27,7 @@ def test_batches_follow_from_the_plan() -> None:
     assert "scheduler" not in told
 
 
+@pytest.mark.slow
 def test_precisions() -> None:
     bf16 = settings("engine.precision=bf16", "engine.grad_accum_dtype=fp32")
     assert bf16["bf16"] == {"enabled": True, "check_grad_overflow": True}
@@ -45,6 +46,7 @@ def test_further_keys_are_merged_and_derived_ones_refused() -> None:
     assert told["wall_clock_breakdown"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [

@@ -95,11 +95,13 @@ def check(precision: str, stage: int, accumulate: str) -> None:
         assert equal(held(engine)["weight"], stepped["weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "stage", "accumulate"), LAYOUTS)
 def test_refused_updates_and_the_average(precision: str, stage: int, accumulate: str) -> None:
     check(precision, stage, accumulate)
 
 
+@pytest.mark.slow
 def test_refused_updates_and_the_average_in_stage_3() -> None:
     """ZeRO-3 replaces torch's linear function for the rest of the process, so it gets one of its own."""
     code, output = run_command([sys.executable, "-m", "tests.engine.test_engine", "fp32", "bf16"])

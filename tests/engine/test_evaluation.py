@@ -26,6 +26,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "run"
 
 
+@pytest.mark.slow
 def test_probes_score_the_features_when_it_is_their_turn(run: Path) -> None:
     scored = [row for row in metrics(run) if "eval/probe/knn_top1" in row]
     assert [row["step"] for row in scored] == [0, 2, 4, 6, 8]

@@ -95,6 +95,7 @@ def test_the_launcher_ends_a_run_that_had_begun_as_failed(
     assert outcome(tmp_path, code, "", stopped=False) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [DataError("the shard is gone"), ConfigError("data.x", 1, "is gone")], ids=str)
 def test_data_that_fails_in_mid_run_is_a_failure_and_at_the_start_a_usage_error(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
@@ -124,6 +125,7 @@ def test_a_server_that_does_not_answer_is_a_failure() -> None:
     assert not isinstance(BrokenSample("x"), DataError)
 
 
+@pytest.mark.slow
 def test_a_run_most_of_whose_steps_were_skipped_fails_and_keeps_its_checkpoint(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def config(run_dir: Path, *more: str) -> Config:
     return compose(["task=classification", *model, f"run.dir={run_dir}", *more])
 
 
+@pytest.mark.slow
 def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
     named = Card(class_names=["a", "b", "c"], class_counts=Counter({0: 4, 1: 4}))
     assert complete(config(tmp_path), named).task.num_classes == 3
@@ -33,6 +34,7 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
             complete(config(tmp_path), card)
 
 
+@pytest.mark.slow
 def test_the_source_tells_the_windows_it_was_trained_with(finished_run: Path, tmp_path: Path) -> None:
     given = ["task.num_classes=2", f"init_from={finished_run}", "model.window=8", "data.resolution=128"]
     assert complete(config(tmp_path, *given), None).model.pretrained_window == [4, 4, 4, 2]
@@ -52,6 +54,7 @@ def test_windows_that_the_source_was_not_trained_with_are_refused(
         complete(config(tmp_path, *given), None)
 
 
+@pytest.mark.slow
 def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
     import torch
 
@@ -70,6 +73,7 @@ def test_a_run_that_has_begun_is_completed_from_itself(finished_run: Path) -> No
     assert complete(own, None).model.pretrained_window == 0, "as in its checkpoints"
 
 
+@pytest.mark.slow
 def test_weights_of_another_size_are_refused_before_torch(finished_run: Path, shards: Path, tmp_path: Path) -> None:
     overrides = tiny_run(shards, tmp_path / "run", f"init_from={finished_run}", "model.depths=[1,1,1,1]")
     code = "import sys\nfrom swinv2_train.cli.train import main\n"
@@ -82,6 +86,7 @@ def test_weights_of_another_size_are_refused_before_torch(finished_run: Path, sh
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lines", "sentence"), [("0\n1\n", "has 2 lines"), ("0\n1\n2\n", "no classes whose rows")])
 def test_a_label_map_that_cannot_be_used_is_refused(
     finished_run: Path, tmp_path: Path, lines: str, sentence: str
@@ -101,6 +106,7 @@ def test_a_label_map_that_cannot_be_used_is_refused(
         complete(config(tmp_path / "run", *given, *shape), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recorded", "taken"), [({}, "drop"), ({"background": "black"}, "black"), (None, "white")])
 def test_a_run_keeps_the_background_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, str] | None, taken: str

@@ -184,6 +184,7 @@ def main(root: Path) -> None:
         source = out
 
 
+@pytest.mark.slow
 def test_frozen_parameters_and_buffers_on_any_number_of_ranks(tmp_path: Path) -> None:
     code, output = run_command([sys.executable, "-m", "tests.engine.test_frozen", str(tmp_path)])
     assert code == 0, output

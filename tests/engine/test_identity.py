@@ -50,6 +50,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.mark.slow
 def test_what_the_run_was_started_with_is_recorded(data: Path, trained: Path) -> None:
     metadata = read_manifest(list_checkpoints(trained / "checkpoints")[0]).metadata
     assert metadata["classes"] == ["0", "1", "2"]
@@ -58,6 +59,7 @@ def test_what_the_run_was_started_with_is_recorded(data: Path, trained: Path) ->
     assert run_here(command(data, trained)) == FINISHED, "the same data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "seed", "sentence", "code"),
     [
@@ -89,6 +91,7 @@ def test_data_that_were_packed_again_are_refused_or_accepted(
         assert run_here(command(other, run_dir, "optim.steps=3")) == FINISHED, "it is the data of the run now"
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "run")
     for path in list_checkpoints(tmp_path / "run" / "checkpoints"):
@@ -119,6 +122,7 @@ def rename(path: Path) -> None:
     path.rename(path.with_name(step_name(9)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("newest", "older", "code", "sentence"),
     [
@@ -167,6 +171,7 @@ def test_the_classes_are_completed_from_a_checkpoint_of_this_run(trained: Path, 
     assert saved_metadata(tmp_path / "none", config) is None
 
 
+@pytest.mark.slow
 def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
     data = packed(tmp_path / "data", ["a", "b"])
     for name in ("train.dataset.json", "train-000000.tar.index.jsonl"):
@@ -202,6 +207,7 @@ def test_a_changed_version_on_a_server_is_noticed(tmp_path: Path) -> None:
         server.close()
 
 
+@pytest.mark.slow
 def test_one_side_without_names_warns(data: Path, trained: Path) -> None:
     own = run_identity(compose(command(data, trained, "task.num_classes=3")), ShardSet.open(str(data)))
     assert class_warnings({"classes": ["0", "1", "2"]}, own) == []

@@ -81,6 +81,7 @@ def test_a_damaged_incident_is_refused_and_never_overwritten(tmp_path: Path, dam
     assert path.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_an_incident_has_no_credentials_and_its_replay_asks_for_them(tmp_path: Path) -> None:
     url = "https://user:hunter2@example.org/train-{000000..000011}.tar?sig=hunter2"
     config = compose(["+experiment=simmim_demo", f"data.shards='{url}'"])

@@ -64,11 +64,13 @@ def check(source: Path, run_dir: Path, precision: str, stage: int) -> None:
         leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "stage"), LAYOUTS)
 def test_the_engine_has_the_weights(finished_run: Path, tmp_path: Path, precision: str, stage: int) -> None:
     check(finished_run, tmp_path / "run", precision, stage)
 
 
+@pytest.mark.slow
 def test_the_engine_has_the_weights_in_stage_3(finished_run: Path, tmp_path: Path) -> None:
     """ZeRO-3 replaces torch's linear function for the rest of the process, so it gets one of its own."""
     command = [sys.executable, "-m", "tests.engine.test_init_from", str(finished_run), str(tmp_path / "run"), "bf16"]
@@ -105,6 +107,7 @@ def add_labels(source: Path, target: Path) -> None:
             writer.write({"__key__": sample["__key__"], "jpg": sample["jpg"], "cls": str(index % 2).encode()})
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_and_does_without_it_later(
     finished_run: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +144,7 @@ def test_a_run_starts_from_another_and_does_without_it_later(
     assert f"{source} does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_when_no_checkpoint_is_whole_the_run_ends(finished_run: Path, tmp_path: Path) -> None:
     shutil.copytree(finished_run, tmp_path / "source")
     for checkpoint in list_checkpoints(tmp_path / "source" / "checkpoints"):

@@ -23,6 +23,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTING)
 def test_a_recipe_takes_a_step(name: str) -> None:
     config = compose([f"+experiment={name}", *SMALL])
@@ -70,6 +71,7 @@ def test_the_layer_decay_of_the_fine_tuning_is_the_official_one() -> None:
     assert scales["backbone.layers.1.downsample.reduction.weight"] == scales["backbone.layers.1.blocks.1.norm1.weight"]
 
 
+@pytest.mark.slow
 def test_the_layer_decay_of_the_giant_is_per_block() -> None:
     config = compose(["+experiment=supervised_giant"])
     with torch.device("meta"):

@@ -24,6 +24,7 @@ from tests.faults.nursery import Nursery
 from tests.runs import comparable, losses, make_shard, metrics, run_here, tiny_run
 
 
+@pytest.mark.slow
 def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
     names = {path.name for path in finished_run.iterdir()}
     assert {
@@ -54,6 +55,7 @@ def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
     assert [record["step"] for record in metrics(finished_run) if "eval/loss" in record] == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_reported(finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished_run / "metrics.jsonl").read_bytes()
     assert run_here(tiny_run(shards, finished_run)) == FINISHED
@@ -61,6 +63,7 @@ def test_a_finished_run_is_reported(finished_run: Path, shards: Path, capsys: py
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     finished_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +92,7 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     assert all(torch.equal(ours[name], twin[name]) for name in twin)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "stage", "accumulate"),
     [
@@ -120,6 +124,7 @@ def test_every_precision_and_stage_resumes_bit_for_bit(
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +150,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
         assert "step 2: the loss is nan; update skipped" in log
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_are_skipped_and_named(
     finished_run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +169,7 @@ def test_damaged_checkpoints_are_skipped_and_named(
     assert comparable(tmp_path / "run") == comparable(finished_run)
 
 
+@pytest.mark.slow
 def test_broken_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
     make_shard(tmp_path / "train-0.tar", 24, 0, broken=(3, 17))
     make_shard(tmp_path / "eval-0.tar", 7, 2, broken=(5,))
@@ -175,6 +182,7 @@ def test_broken_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
     assert [record["eval/samples"] for record in metrics(tmp_path / "run") if "eval/loss" in record] == [6, 6]
 
 
+@pytest.mark.slow
 def test_too_many_broken_samples_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_shard(tmp_path / "train-0.tar", 24, 0, broken=tuple(range(14)))
     make_shard(tmp_path / "eval-0.tar", 4, 2)
@@ -217,6 +225,7 @@ def test_two_runs_in_one_directory_are_refused(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_second_start_is_refused_and_leaves_the_first_alone(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: str
@@ -262,6 +271,7 @@ def test_other_shards_in_a_used_directory_are_refused(
     assert "was started with 31 samples in 2 shards" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_figure_has_as_many_rows_as_asked_for(shards: Path, tmp_path: Path) -> None:
     from PIL import Image
 
@@ -274,6 +284,7 @@ def test_a_figure_has_as_many_rows_as_asked_for(shards: Path, tmp_path: Path) ->
     assert heights[1] > 2 * heights[0] - 100
 
 
+@pytest.mark.slow
 def test_a_run_cannot_end_before_where_it_is(
     finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +305,7 @@ def test_what_does_not_change_the_run_may_change(finished_run: Path, shards: Pat
     assert run_here(tiny_run(shards, finished_run, *options)) == FINISHED
 
 
+@pytest.mark.slow
 def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, tmp_path: Path) -> None:
     options = [
         "model.attention=sequential",
@@ -305,6 +317,7 @@ def test_memory_options_give_the_same_losses(finished_run: Path, shards: Path, t
     assert losses(tmp_path / "run") == pytest.approx(losses(finished_run), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_stops_the_run_and_the_next_start_removes_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_average_is_saved_resumed_and_evaluated(shards: Path, tmp_path: Path, precision: str) -> None:
     options = (*SHORT, "optim.ema_decay=0.5", f"engine.precision={precision}")
@@ -49,6 +50,7 @@ def test_the_average_is_saved_resumed_and_evaluated(shards: Path, tmp_path: Path
     assert same(load_weights(last[0]), load_weights(tmp_path / "none" / "checkpoints" / "step-00000004"))
 
 
+@pytest.mark.slow
 def test_an_average_can_be_begun_later(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert run_here(tiny_run(shards, run, *SHORT, "optim.steps=2")) == FINISHED
@@ -60,6 +62,7 @@ def test_an_average_can_be_begun_later(shards: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(value, torch.lerp(before[name], after[name], 1 - decay), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.9, 0.3, 0.8, 0.7, 0.6])
     monkeypatch.setattr(SimMIM, "metrics", lambda self, sums: {"loss": next(values)})
@@ -76,6 +79,7 @@ def test_a_best_that_cannot_be_told_is_refused(shards: Path, tmp_path: Path, cap
     assert "make checkpoint.every_steps=2 a multiple of eval.every_steps=3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_saving_in_the_foreground_is_the_same_run(shards: Path, tmp_path: Path, finished_run: Path) -> None:
     assert run_here(tiny_run(shards, tmp_path / "run", "checkpoint.background=false")) == FINISHED
     assert comparable(tmp_path / "run") == comparable(finished_run)
@@ -83,6 +87,7 @@ def test_saving_in_the_foreground_is_the_same_run(shards: Path, tmp_path: Path, 
     assert same(*(load_weights(path) for path in last))
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     shards: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +114,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     assert [row["step"] for row in metrics(tmp_path / "run") if "eval/loss" in row] == [4, 8]
 
 
+@pytest.mark.slow
 def test_an_interrupted_last_evaluation_runs_on_resume(
     shards: Path, tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ SHORT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -56,6 +57,7 @@ def test_a_run_that_is_out_of_memory_says_what_to_change(
     assert read_status(tmp_path / "run")["status"] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "how"), [("in the middle", "moved"), ("in the middle", "replaced"), ("at the end", "removed")]
 )

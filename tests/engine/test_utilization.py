@@ -82,6 +82,7 @@ def test_a_run_with_frozen_parts_gives_no_number() -> None:
     assert "optim.freeze" in utilization_lines(frozen, ranks())[0]
 
 
+@pytest.mark.slow
 def test_a_run_records_it_only_with_a_known_peak(finished_run: Path, shards: Path, tmp_path: Path) -> None:
     assert not any("mfu" in record for record in metrics(finished_run))
     options = ["tracking.peak_tflops=0.5", "data.num_workers=0", "optim.steps=3", "eval.every_steps=0"]

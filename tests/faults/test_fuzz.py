@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.faults.fuzz import Outcome
 from tests.faults.fuzz_runs import run_case
 from tests.faults.fuzz_shards import index_case, tar_case
@@ -22,6 +24,7 @@ def folder(tmp_path: Path, seed: int) -> Path:
     return tmp_path / str(seed)
 
 
+@pytest.mark.slow
 def test_damaged_tars(tmp_path: Path) -> None:
     counts = good({seed: tar_case(seed, folder(tmp_path, seed)) for seed in range(80)})
     assert counts["reported"] > 40
@@ -33,6 +36,7 @@ def test_damaged_indexes_manifests_and_copies(tmp_path: Path) -> None:
     assert counts["same"] > 15
 
 
+@pytest.mark.slow
 def test_damaged_run_files(finished_run: Path, tmp_path: Path) -> None:
     counts = good({seed: run_case(seed, folder(tmp_path, seed), finished_run) for seed in range(15)})
     assert counts["same"] >= 5

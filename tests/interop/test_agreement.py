@@ -32,6 +32,7 @@ GEOMETRIES: list[tuple[Any, Any, bool, bool]] = [  # size, window, whether timm 
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "huggingface"])
 @pytest.mark.parametrize(("size", "window", "timm", "huggingface"), GEOMETRIES)
 def test_an_export_is_refused_where_its_outputs_would_differ(
@@ -102,6 +103,7 @@ TIMM: list[tuple[str, dict[str, Any], Any, Any, Any]] = [  # architecture, argum
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "arguments", "size", "window", "pretrained"), TIMM)
 def test_what_timm_saved_is_read_as_it_was_built(
     tmp_path: Path, architecture: str, arguments: dict[str, Any], size: Any, window: Any, pretrained: Any
@@ -121,6 +123,7 @@ def test_a_feature_extractor_of_timm_is_read_as_it_was_built(tmp_path: Path) -> 
         assert source.metadata["model"]["in_channels"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -135,6 +138,7 @@ def test_what_transformers_saved_is_read_as_it_was_built(tmp_path: Path, argumen
     assert farthest(model, tmp_path, STATISTICS if "num_channels" in arguments else []) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["timm", "huggingface"])
 def test_a_geometry_that_the_source_computes_differently_is_refused_until_it_is_asked_for(
     tmp_path: Path, library: str
@@ -158,6 +162,7 @@ def test_a_geometry_that_the_source_computes_differently_is_refused_until_it_is_
         assert not start_note(source, config.model, (256, 256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [{"layer_norm_eps": 0.01}, {"always_partition": True}])
 def test_an_option_that_this_program_does_not_have_is_refused(tmp_path: Path, option: dict[str, Any]) -> None:
     if "always_partition" in option:

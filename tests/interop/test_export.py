@@ -62,6 +62,7 @@ def _same_bits(source: Path, directory: Path, *, but: tuple[str, ...] = ()) -> N
             assert torch.equal(before.tensor(name), after.tensor(name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["swinv2-train", "timm", "huggingface"])
 def test_a_classifier_comes_back_with_equal_bits(
     sources: Path, exported: Callable[..., Path], layout: str, tmp_path: Path
@@ -80,6 +81,7 @@ def test_a_classifier_comes_back_with_equal_bits(
         assert torch.equal(after.model(batch), before.model(batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "huggingface"])
 def test_peers_compute_the_same_on_pictures(
     sources: Path, exported: Callable[..., Path], layout: str, tmp_path: Path
@@ -94,6 +96,7 @@ def test_peers_compute_the_same_on_pictures(
     assert (run(exported(layout), batch) - expected).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["timm", "huggingface"])
 def test_a_simmim_encoder_becomes_a_feature_extractor(
     sources: Path, exported: Callable[..., Path], layout: str
@@ -108,12 +111,14 @@ def test_a_simmim_encoder_becomes_a_feature_extractor(
     assert (run(directory, images) - expected).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_simmim_model_stays_whole_in_our_own_format(sources: Path, exported: Callable[..., Path]) -> None:
     directory = exported("swinv2-train", "simmim")
     _same_bits(sources / "simmim.safetensors", directory)
     assert load_model(directory).config.task.name == "simmim"
 
 
+@pytest.mark.slow
 def test_half_precision_is_stored_and_compared_after_rounding(sources: Path, tmp_path: Path) -> None:
     done = export(load_model(sources / "plain.safetensors"), tmp_path / "half", "huggingface", dtype="bf16")
     assert done.compared.rounding is not None
@@ -133,6 +138,7 @@ def test_weights_beyond_fp16_are_refused(sources: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_windows_of_an_earlier_training_travel(sources: Path, tmp_path: Path) -> None:
     """Window 8 on 128 pixels, with the position bias of weights that were trained with window 4."""
     overrides = ["model.window=8", "data.resolution=128"]
@@ -145,6 +151,7 @@ def test_windows_of_an_earlier_training_travel(sources: Path, tmp_path: Path) ->
         assert (again.window, again.pretrained_window) == (8, [4, 4, 4, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "source", "overrides", "says"),
     [
@@ -168,12 +175,14 @@ def test_what_a_format_cannot_hold_is_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_oblong_windows_per_stage_go_to_timm(sources: Path, tmp_path: Path) -> None:
     loaded = load_model(sources / "plain.safetensors", ["model.window=[[2,4],4,2,2]"])
     assert export(loaded, tmp_path / "out", "timm").compared.difference < 1e-5
     assert load_model(tmp_path / "out").config.model.window == [[2, 4], 4, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +205,7 @@ def test_a_program_is_tried_with_every_batch_size_whatever_the_images(
     assert tried == [[1, 2, 5], [1, 2, 5], [1, 2, 5, 1]]
 
 
+@pytest.mark.slow
 def test_a_difference_leaves_nothing(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = peers.run_timm
     monkeypatch.setattr(peers, "run_timm", lambda directory, images: honest(directory, images) + 1e-3)
@@ -252,6 +262,7 @@ def test_transformers_prepares_pictures_alike(sources: Path, exported: Callable[
     assert levels < 3  # of 255: resizing rounds
 
 
+@pytest.mark.slow
 def test_timm_prepares_pictures_alike(sources: Path, exported: Callable[..., Path], tmp_path: Path) -> None:
     import timm
 

@@ -70,6 +70,7 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 SQUASH, BILINEAR = "data.crop_mode=squash", "data.augment.interpolation=bilinear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "bits", "overrides", "agrees", "says"),
     [
@@ -99,6 +100,7 @@ def code_of(directory: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), flags=re.S)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("crop", ["center", "squash"])
 def test_a_file_has_the_same_logits_by_the_code_of_the_readme(
@@ -154,6 +156,7 @@ def test_configs_say_nothing_that_the_model_does_not(exported: Any) -> None:
     assert not any("nothing records" in note for note in done.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "share"), [([SQUASH], None), (["data.crop_pct=0.9"], "0.9")])
 def test_metadata_of_a_program_is_what_it_was_made_for(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], share: str | None

@@ -26,6 +26,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_model_computes_the_same(weights: Path) -> None:
     loaded = load_model(weights)
     assert not loaded.model.training
@@ -37,6 +38,7 @@ def test_the_model_computes_the_same(weights: Path) -> None:
     assert loaded.mean == [0.485, 0.456, 0.406]
 
 
+@pytest.mark.slow
 def test_another_window_keeps_the_windows_of_the_training(weights: Path) -> None:
     loaded = load_model(weights, ["model.window=16", "data.resolution=256"])
     assert loaded.config.model.pretrained_window == [6, 6, 6, 3]
@@ -55,6 +57,7 @@ def test_a_run_gives_its_own_model(finished_run: Path) -> None:
     assert loaded.config.task.mask_patch_size == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
@@ -95,12 +98,14 @@ def test_what_nobody_tells_is_asked_for(tmp_path: Path) -> None:
     assert loaded.config.model.pretrained_window == [12, 12, 12, 6]
 
 
+@pytest.mark.slow
 def test_a_0_takes_the_windows_of_the_training(weights: Path) -> None:
     for given, taken in (("0", [6, 6, 6, 3]), ("[0,5,0,0]", [6, 5, 6, 3])):
         loaded = load_model(weights, ["model.window=16", "data.resolution=256", f"model.pretrained_window={given}"])
         assert loaded.config.model.pretrained_window == taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cfg", "sentence", "hint"),
     [
@@ -128,6 +133,7 @@ def test_a_preparation_that_this_program_has_not_is_refused_until_another_is_cho
     assert load_model(tmp_path, [hint]).config.data.resolution == 64
 
 
+@pytest.mark.slow
 def test_a_headless_classifier_cannot_be_used_but_started_from(tmp_path: Path) -> None:
     state = {key: value for key, value in canonical(classifier()).items() if not key.startswith("head.")}
     torch.save({"model": state}, tmp_path / "weights.pth")

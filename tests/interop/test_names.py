@@ -14,6 +14,7 @@ WINDOWS = {"window": 4, "pretrained_window": [3, 3, 3, 2]}
 SHAPE = {"embed_dim": 24, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
 
 
+@pytest.mark.slow
 def test_timm_computes_the_same() -> None:
     swin = pytest.importorskip("timm.models.swin_transformer_v2")
     ours = classifier(**WINDOWS)

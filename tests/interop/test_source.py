@@ -59,6 +59,7 @@ RELEASES = [  # file, resolution, window, windows of the pretraining, classes
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "resolution", "window", "before", "classes", "buffers"),
     [*((*release, True) for release in RELEASES), *((*release, False) for release in RELEASES[5:9])],
@@ -316,6 +317,7 @@ def test_records_that_do_not_fit_the_weights_are_ignored(tmp_path: Path) -> None
     assert recorded_bits(loaded) is None
 
 
+@pytest.mark.slow
 def test_a_damaged_record_of_the_metadata_is_one_sentence(tmp_path: Path) -> None:
     path = write_model(tmp_path / "model.safetensors")
     content = path.read_bytes()
@@ -413,6 +415,7 @@ def test_a_run_is_its_newest_whole_checkpoint_or_its_best(finished_run: Path, tm
         open_source(finished_run, ema=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_best_checkpoint_is_skipped_for_the_next(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)

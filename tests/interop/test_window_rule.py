@@ -38,6 +38,7 @@ def foreign(directory: Path, layout: str) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "rule"), [("official", "official"), ("huggingface", "official"), ("timm", "per-axis")]
 )
@@ -53,6 +54,7 @@ def test_imported_weights_have_the_rule_of_their_library(tmp_path: Path, layout:
     assert (difference < 1e-5) == (rule == "official")
 
 
+@pytest.mark.slow
 def test_our_own_format_keeps_the_rule(tmp_path: Path) -> None:
     path = foreign(tmp_path / "weights", "official")
     overrides = ["model.window=4", f"data.resolution={list(SIZE)}", "model.pretrained_window=0"]
@@ -62,6 +64,7 @@ def test_our_own_format_keeps_the_rule(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, torch.tensor([LOGITS]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_timm_has_no_place_for_the_official_rule(tmp_path: Path) -> None:
     path = foreign(tmp_path / "weights", "official")
     overrides = ["model.window=4", "model.pretrained_window=0"]
@@ -89,6 +92,7 @@ def test_a_run_that_starts_from_weights_of_another_rule_is_warned(
     assert any(expected in line and "set model.window_rule=official to keep theirs" in line for line in lines) == warned
 
 
+@pytest.mark.slow
 def test_weights_from_before_the_rule_are_per_axis(tmp_path: Path) -> None:
     path = foreign(tmp_path / "weights", "official")
     done = export(load_model(path, ["data.resolution=64", "model.window=4"]), tmp_path / "out", "swinv2-train")

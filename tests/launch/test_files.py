@@ -35,6 +35,7 @@ def test_shell_files_pass_shellcheck() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_manifests_hold_to_the_schema() -> None:
     manifest = LAUNCH / "kubernetes.yaml"
     for version in ("1.31", "1.37"):
@@ -110,6 +111,7 @@ def test_the_environment_is_read_as_it_stands_and_as_it_is_commented(tmp_path: P
     assert read["NCCL_SOCKET_IFNAME"] == "=eth0"
 
 
+@pytest.mark.slow
 def test_libraries_know_the_variables_that_are_set() -> None:
     """A name that nobody reads would be folklore."""
     import torch

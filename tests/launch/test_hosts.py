@@ -96,6 +96,7 @@ def run(tmp_path: Path) -> Config:
     return compose(options, None)
 
 
+@pytest.mark.slow
 def test_the_dry_run_shows_the_command_and_the_same_by_hand(run: Config) -> None:
     lines = describe_hosts(run, [Host("10.0.0.1", 1), Host("10.0.0.2", 1)], ["+experiment=x", "launch.hostfile=h"])
     assert lines[0] == "hosts          2: 10.0.0.1 (1), 10.0.0.2 (1)"
@@ -114,6 +115,7 @@ def launch(run: Config, monkeypatch: pytest.MonkeyPatch, script: str) -> int:
     return hosts.launch_on_hosts(run, [Host("10.0.0.1", 1), Host("10.0.0.2", 1)], 29500)
 
 
+@pytest.mark.slow
 def test_the_ranks_find_their_environment_and_nobody_else(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     script = """

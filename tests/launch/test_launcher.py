@@ -66,11 +66,13 @@ def start(monkeypatch: pytest.MonkeyPatch, config: Config, rank: str, rest: str 
             assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_run_that_finished(run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert start(monkeypatch, run, "status('finished', 30)\nready()") == FINISHED
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGSEGV)])
 def test_a_rank_that_dies_of_a_signal_is_named(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], victim: int, number: int
@@ -91,6 +93,7 @@ def test_a_rank_that_dies_of_a_signal_is_named(
     assert read_status(Path(run.run.dir)) == {"status": "failed", "step": 20}
 
 
+@pytest.mark.slow
 def test_a_rank_that_has_said_why_is_not_commented_on(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +124,7 @@ SAVE_AND_END = """
     """
 
 
+@pytest.mark.slow
 def test_ranks_that_are_left_behind_are_asked_to_save(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +134,7 @@ def test_ranks_that_are_left_behind_are_asked_to_save(
     assert "the launcher died; its ranks finish the step, save and end" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_ranks_that_are_left_behind_and_deaf_are_killed(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +144,7 @@ def test_ranks_that_are_left_behind_and_deaf_are_killed(
     assert read_status(Path(run.run.dir)) == {"status": "failed", "step": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_goes_on_to_every_rank(run: Config, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     send = f"os.kill({os.getpid()}, {int(number)})\n{WAIT}"
@@ -146,6 +152,7 @@ def test_a_signal_goes_on_to_every_rank(run: Config, monkeypatch: pytest.MonkeyP
     assert [(Path(run.run.dir) / f"got-{rank}").read_text() for rank in (0, 1)] == [number.name] * 2
 
 
+@pytest.mark.slow
 def test_a_hangup_that_nohup_switched_off_reaches_nobody(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -157,6 +164,7 @@ def test_a_hangup_that_nohup_switched_off_reaches_nobody(run: Config, monkeypatc
     assert [(Path(run.run.dir) / f"got-{rank}").read_text() for rank in (0, 1)] == ["SIGUSR1", "SIGUSR1"]
 
 
+@pytest.mark.slow
 def test_the_step_of_an_earlier_start_is_kept(run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that is stopped before its ranks have read anything must not send the status back to step 0."""
     Path(run.run.dir).mkdir()

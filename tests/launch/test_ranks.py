@@ -67,6 +67,7 @@ def wait_in_vain() -> None:
     os._exit(FINISHED)
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_answer_is_lost_as_well(apart: Apart) -> None:
     apart.start_ranks(2, wait_in_vain)
     apart.processes[0].join(90)
@@ -233,6 +234,7 @@ def test_a_port_that_is_taken_is_one_sentence(launched: pytest.MonkeyPatch) -> N
             join("cpu", 1.0)
 
 
+@pytest.mark.slow
 def test_ranks_that_never_come_are_one_sentence(launched: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         RunError, match=r"^rank 0 of 2 could not join the others at 127.0.0.1:\d+ \(.*\): check that every"

@@ -91,6 +91,7 @@ def test_what_an_earlier_start_has_left_does_not_count(node: dict[str, str]) -> 
     assert run(node, RANKS_DO="exit 1").returncode == 1
 
 
+@pytest.mark.slow
 def test_rank_0_may_be_slower_than_this_node(node: dict[str, str]) -> None:
     later = """echo '{"status": "running", "step": 3}' >"$RECORD/run/status.json"
     (sleep 1; echo '{"status": "stopped", "step": 4}' >"$RECORD/run/status.json") & exit 1"""

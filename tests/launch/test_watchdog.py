@@ -122,6 +122,7 @@ def work_on(run: Path) -> None:
     leave()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_left_alone_and_leaves_nothing(apart: Apart, tmp_path: Path) -> None:
     apart.start(work_on, tmp_path / "run")
     assert apart.exit_codes() == [FINISHED], apart.output(0)
@@ -136,6 +137,7 @@ def hold_the_lock(run: Path) -> None:
         a_function_that_holds_the_lock()
 
 
+@pytest.mark.slow
 def test_a_call_that_keeps_python_from_running_ends_as_well(apart: Apart, tmp_path: Path) -> None:
     apart.start(hold_the_lock, tmp_path / "run")
     assert apart.exit_codes() == [FAILED]
@@ -153,6 +155,7 @@ def one_of_two_hangs(run: Path) -> None:
         ranks.gather("waits for the other")
 
 
+@pytest.mark.slow
 def test_one_rank_that_hangs_makes_all_write_and_end(apart: Apart, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     apart.start_ranks(2, one_of_two_hangs, tmp_path / "run")
@@ -178,6 +181,7 @@ def one_of_two_holds_the_lock(run: Path) -> None:
         ranks.gather("waits for the other")
 
 
+@pytest.mark.slow
 def test_the_stacks_of_a_rank_without_python_are_next_to_the_others(apart: Apart, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     apart.start_ranks(2, one_of_two_holds_the_lock, tmp_path / "run")
@@ -187,6 +191,7 @@ def test_the_stacks_of_a_rank_without_python_are_next_to_the_others(apart: Apart
     assert "in a_function_that_holds_the_lock" in there.read_text()
 
 
+@pytest.mark.slow
 def test_a_file_system_that_does_not_answer_does_not_keep_a_run_from_ending(apart: Apart, tmp_path: Path) -> None:
     stuck = tmp_path / "run" / "stacks" / "step-00000012" / "rank-00000.txt"
     stuck.parent.mkdir(parents=True)
@@ -205,6 +210,7 @@ def test_a_directory_that_cannot_be_written_to_does_not_keep_a_run_from_ending(a
     assert "in a_function_that_hangs" in apart.output(0)
 
 
+@pytest.mark.slow
 def test_the_marker_of_an_earlier_start_means_nothing(apart: Apart, tmp_path: Path) -> None:
     earlier = tmp_path / "run" / "stacks" / "start-0000"
     earlier.mkdir(parents=True)

@@ -172,6 +172,7 @@ def test_a_forward_pass_that_failed_does_not_count():
     assert hooks(model) == before
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_recorded_too():
     torch._dynamo.reset()
     model = filled(depths=[1, 1, 1, 1]).eval()

@@ -18,6 +18,7 @@ def filled(dtype=torch.float32, **fields):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
 @pytest.mark.parametrize(
     ("height", "width", "window", "rule"),
@@ -195,6 +196,7 @@ def test_state_is_parameters_only_and_fits_any_window():
     large.load_state_dict(small.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sdpa", "sequential"])
 def test_a_block_can_be_compiled(backend):
     """Captured without a graph break, but for the sequential backend, which stays outside of the graph."""
@@ -213,6 +215,7 @@ def test_a_block_can_be_compiled(backend):
         torch.testing.assert_close(graph, eager)
 
 
+@pytest.mark.slow
 def test_alike_blocks_share_a_compiled_graph():
     """Not one graph per block, although every block has its own stochastic depth rate."""
     torch._dynamo.reset()
@@ -232,6 +235,7 @@ def test_alike_blocks_share_a_compiled_graph():
     assert len(graphs) == 3 + 1 + 2 + 3
 
 
+@pytest.mark.slow
 def test_a_model_runs_on_the_meta_device():
     with torch.device("meta"):
         model = ImageClassifier(golden_config(drop_path=0.5), 5)

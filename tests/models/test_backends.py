@@ -79,6 +79,7 @@ def values_and_gradients(backend, seed):
     return [out, *torch.autograd.grad(out, [leaf for leaf in leaves if leaf is not None], gradient)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tenth", range(10))
 def test_backends_agree_on_random_geometries(tenth):
     for seed in range(tenth, NUM_GEOMETRIES, 10):

@@ -48,6 +48,7 @@ CASES = {
 """Sides of the clip, configured window, and the shift that follows."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["log-cpb", "linear-cpb", "table"])
 @pytest.mark.parametrize("case", CASES)
 def test_a_clip_gives_what_the_plain_definition_gives(case, bias):
@@ -117,6 +118,7 @@ def test_merging_leaves_time_alone():
     torch.testing.assert_close(merging(clips), merging(clips.flatten(0, 1)).unflatten(0, (2, 3)))
 
 
+@pytest.mark.slow
 def test_a_block_of_clips_can_be_compiled():
     torch._dynamo.reset()
     block = make_block((2, 3, 2), backend="sdpa", dtype=torch.float32)

@@ -186,6 +186,7 @@ def test_what_no_rule_sets_is_refused_by_name(build, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_fake_tensors_are_followed_without_their_values():
     with FakeTensorMode():
         init_weights(classifier())

@@ -27,6 +27,7 @@ SCORES_MIB = 4 * HEADS * 256**2 * 4 / MIB  # 2 MiB
 GEOMETRIES = pytest.mark.parametrize("geometry", [IMAGE, CLIP], ids=["image", "clip"])
 
 
+@pytest.mark.slow
 @given(
     windows=st.integers(1, 300),
     heads=st.integers(1, 64),
@@ -80,6 +81,7 @@ def sequential(chunk_mib):
     return partial(BACKENDS["sequential"], options=AttentionOptions(chunk_mib=chunk_mib))
 
 
+@pytest.mark.slow
 @GEOMETRIES
 def test_peak_memory_falls_with_the_chunk(geometry):
     chunks = [16, 1, 0.5, 0.25]
@@ -96,6 +98,7 @@ def test_peak_memory_falls_with_the_chunk(geometry):
         assert total <= floor[1] + chunk * MIB + 6 * map_bytes
 
 
+@pytest.mark.slow
 @GEOMETRIES
 def test_the_other_backends_need_all_scores_at_a_time_and_sequential_does_not(geometry):
     for name in ("reference", "sdpa"):
@@ -113,6 +116,7 @@ def test_saved_are_maps_and_tables_only(geometry, shifted):
     assert sum(size for size, _ in saved.values()) == 4 * (4 * TOKENS * DIM + TOKENS * HEADS + HEADS + table) + regions
 
 
+@pytest.mark.slow
 @GEOMETRIES
 def test_results_do_not_depend_on_the_chunk_and_repeat_bit_for_bit(geometry):
     reference = values_and_gradients(partial(BACKENDS["reference"], options=AttentionOptions()), geometry)
@@ -123,6 +127,7 @@ def test_results_do_not_depend_on_the_chunk_and_repeat_bit_for_bit(geometry):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "autocast"])
 def test_sequential_under_activation_checkpointing(dtype):
     """Recomputation repeats the forward pass exactly, so the gradients are bit-equal with and without it."""

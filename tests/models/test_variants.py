@@ -232,6 +232,7 @@ def test_checkpointing_changes_no_gradient(placement):
         assert torch.equal(plain, recomputed)
 
 
+@pytest.mark.slow
 def test_a_variant_can_be_compiled():
     """In one graph, the interpolation of the table included."""
     torch._dynamo.reset()
@@ -304,6 +305,7 @@ def test_the_size_of_a_table():
             build(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", POSITION_BIASES)
 def test_the_same_weights_at_another_window(bias):
     """Of a model trained at 64 pixels with window 4, at 128 pixels with window 8: no parameter changes its shape."""

@@ -32,6 +32,7 @@ def waiting(chain: Chain, *more: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 def test_stages_run_in_order_from_the_right_weights_and_never_twice(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +57,7 @@ def test_stages_run_in_order_from_the_right_weights_and_never_twice(
     assert "second: finished at step 30, eval/loss 0.45" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stage_that_dies_ends_the_chain_and_the_same_command_goes_on(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +70,7 @@ def test_a_stage_that_dies_ends_the_chain_and_the_same_command_goes_on(
     assert value(chain.started()[1], "init_from") == value(chain.started()[2], "init_from")
 
 
+@pytest.mark.slow
 def test_a_stage_killed_before_its_first_checkpoint_takes_the_present_weights(chain: Chain) -> None:
     chain.does("second", "refuse")
     assert chain.run() == 2
@@ -124,6 +127,7 @@ def test_a_second_pipeline_in_the_directory_is_refused(chain: Chain, capsys: pyt
     assert chain.started() == []
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_is_reported_and_rerun_only_on_request(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +152,7 @@ def test_a_changed_recipe_is_reported_and_rerun_only_on_request(
     assert not (chain.directory / "second" / "mark").exists()
 
 
+@pytest.mark.slow
 def test_stages_from_replaced_weights_are_reported_and_rerun_with_redo_changed(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +166,7 @@ def test_stages_from_replaced_weights_are_reported_and_rerun_with_redo_changed(
     assert len(chain.started()) == 5
 
 
+@pytest.mark.slow
 def test_without_its_state_the_directories_still_say_what_is_done(
     chain: Chain, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +190,7 @@ def test_without_its_state_the_directories_still_say_what_is_done(
     assert "second: changed since it ran" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("does", "code"), [("refuse", 2), ("refuse behind torchrun", 1)])
 def test_a_refused_change_is_not_taken_for_the_recipe(
     chain: Chain, capsys: pytest.CaptureFixture[str], does: str, code: int
@@ -206,6 +213,7 @@ def test_a_refused_change_is_not_taken_for_the_recipe(
     assert json.loads((chain.directory / "pipeline.json").read_text())["stages"]["second"]["recipe"]["seed"] == 3
 
 
+@pytest.mark.slow
 def test_a_change_that_the_run_accepts_is_its_recipe(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     chain.does("second", "die")
     assert chain.run() == 1
@@ -218,6 +226,7 @@ def test_a_change_that_the_run_accepts_is_its_recipe(chain: Chain, capsys: pytes
     assert not (chain.directory / "second.old-1").exists()
 
 
+@pytest.mark.slow
 def test_damaged_weights_are_skipped_for_the_next_best(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed byte in the best, a file cut off in the next: neither the sizes nor the newest are all there is."""
     chain.does("second", "refuse")
@@ -238,6 +247,7 @@ def test_damaged_weights_are_skipped_for_the_next_best(chain: Chain, capsys: pyt
     assert f"first: skipped step-00000030: {WEIGHTS} has 0 bytes instead of 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_damaged_newest_weights_are_skipped_too(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     path = chain.root / "conf" / "pipeline" / "chain.yaml"
     path.write_text(path.read_text().replace("weights: best", "weights: newest"))
@@ -254,6 +264,7 @@ def test_damaged_newest_weights_are_skipped_too(chain: Chain, capsys: pytest.Cap
     assert "step-00000010" not in output  # nobody asked for it
 
 
+@pytest.mark.slow
 def test_a_source_without_a_whole_checkpoint_is_one_sentence(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     chain.does("second", "refuse")
     assert chain.run() == 2
@@ -263,6 +274,7 @@ def test_a_source_without_a_whole_checkpoint_is_one_sentence(chain: Chain, capsy
     assert "first contains no complete checkpoint" in capsys.readouterr().err.replace(str(chain.directory) + os.sep, "")
 
 
+@pytest.mark.slow
 def test_a_directory_of_another_pipeline_is_refused(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
     path = chain.root / "conf" / "pipeline" / "other.yaml"
     path.write_text((path.parent / "chain.yaml").read_text().replace("name: chain", "name: other"))
@@ -276,6 +288,7 @@ def test_a_launcher_that_is_not_there_is_one_sentence(chain: Chain, capsys: pyte
     assert "launcher=/no/such/launcher: cannot be started" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dry_run_starts_nothing_and_writes_nothing(
     chain: Chain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ def written(directory: Path, text: str) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, _ in pipelines()])
 def test_every_shipped_pipeline_can_be_planned(name: str) -> None:
     planned = plan(load(name))
@@ -46,6 +47,7 @@ def test_the_demo_compares_the_same_task_with_and_without_pretraining() -> None:
     assert stages["task-scratch"].config.init_from is None
 
 
+@pytest.mark.slow
 def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
     config_dir = written(tmp_path, CHAIN)
     items = ["seed=3", "stages.second.seed=4", "+engine.deepspeed.wall_clock_breakdown=true", "dir=somewhere/else"]
@@ -59,6 +61,7 @@ def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
     assert planned[0].config.init_from == "file.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -95,6 +98,7 @@ def test_a_wrong_command_line_is_one_sentence(arguments: list[str], parts: list[
 STAGES = "stages: [{name: a, experiment: simmim_demo}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

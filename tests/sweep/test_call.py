@@ -35,6 +35,7 @@ def by_swept(directory: Path) -> dict[tuple[str, ...], JobRecord]:
     return {tuple(record.swept.values()): record for record in read_jobs(directory)}
 
 
+@pytest.mark.slow
 def test_a_grid_runs_every_job_once_whatever_becomes_of_one(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     grid = ("optim.lr=1e-3,1e-2", "seed=0,1")
     call.does({"lr=0.01,seed=0": "die"})
@@ -68,6 +69,7 @@ def test_a_grid_runs_every_job_once_whatever_becomes_of_one(call: Jobs, capfd: p
     assert [path.name for path in call.directory.parent.iterdir()] == ["sweep"]
 
 
+@pytest.mark.slow
 def test_another_experiment_or_fixed_value_needs_a_directory_of_its_own(
     call: Jobs, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +90,7 @@ def test_another_experiment_or_fixed_value_needs_a_directory_of_its_own(
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_sweep_and_the_same_command_goes_on(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     call.does({"seed=1": "wait"})
     planned = plan_multirun(["+experiment=simmim_demo", "optim.steps=8", f"sweep.dir={call.directory}", "seed=0,1,2"])
@@ -110,6 +113,7 @@ def search(call: Jobs, *more: str) -> list[str]:
     return call.started
 
 
+@pytest.mark.slow
 def test_a_search_proposes_the_same_again_and_finished_jobs_answer_at_once(
     call: Jobs, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +128,7 @@ def test_a_search_proposes_the_same_again_and_finished_jobs_answer_at_once(
     assert search(call) == [*first, first[3]]
 
 
+@pytest.mark.slow
 def test_a_failed_job_gives_a_search_no_value(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     call.does({"lr": "refuse"})
     assert len(search(call, "hydra.sweeper.n_trials=2")) == 2
@@ -131,6 +136,7 @@ def test_a_failed_job_gives_a_search_no_value(call: Jobs, capfd: pytest.CaptureF
     assert not (call.directory / "optimization_results.yaml").exists()
 
 
+@pytest.mark.slow
 def test_jobs_run_under_submitit(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     assert call.call("hydra/launcher=submitit_local", "seed=0,1", "hydra.launcher.timeout_min=5") == 0
     assert {record.status for record in read_jobs(call.directory)} == {"finished"}
@@ -149,6 +155,7 @@ exit 1
 """
 
 
+@pytest.mark.slow
 def test_jobs_go_to_slurm_with_what_they_need(
     call: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +181,7 @@ def test_jobs_go_to_slurm_with_what_they_need(
     )
 
 
+@pytest.mark.slow
 def test_what_submitit_says_is_one_sentence(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     assert call.call("hydra/launcher=submitit_slurm", "seed=0") == 1
     captured = capfd.readouterr().err.splitlines()
@@ -181,6 +189,7 @@ def test_what_submitit_says_is_one_sentence(call: Jobs, capfd: pytest.CaptureFix
     assert captured[0].startswith("swinv2-train: submitit: Could not detect")
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     assert (
         jobs.call("optim.lr=1e-3,1e-2", "launch.dry_run=true", *NO_DATA, "--config-dir", str(jobs.directory.parent))
@@ -195,6 +204,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
     assert not jobs.directory.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -257,6 +267,7 @@ def test_under_a_launcher_it_is_refused(
     assert "start swinv2-train -m once" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("given", "peak"), [([], 3e-3), (["+experiment=in1k_small_256"], 1e-3)])
 def test_the_ablation_has_the_rows_of_the_tables_with_two_seeds_each(given: list[str], peak: float) -> None:
     jobs = plan_multirun(["+sweep=ablation", *given]).jobs

@@ -37,6 +37,7 @@ def test_every_override_is_in_the_hash_save_those_that_change_nothing() -> None:
     assert ranks[0] != ranks[1]  # swept over, it tells jobs apart
 
 
+@pytest.mark.slow
 def test_every_job_may_resume_on_data_packed_again_and_keeps_its_id() -> None:
     items = ["+experiment=simmim_demo", "optim.lr=1e-3,5e-4", "optim.steps=60"]
     before, after = (plan_multirun([*items, *more]) for more in ((), ("resume.allow=[data]",)))

@@ -103,6 +103,7 @@ def test_the_csv_has_a_row_for_each_job(swept: Path) -> None:
     assert {key: float(value) if value else None for key, value in found.items()} == VALUES
 
 
+@pytest.mark.slow
 def test_a_figure_for_each_swept_value_as_picture_and_vectors(swept: Path) -> None:
     paths = write_figures(swept, make_report(*survey(swept), swept))
     assert [path.name for path in paths] == ["eval_loss-optim.lr.png", "eval_loss-optim.lr.pdf"]

@@ -50,6 +50,7 @@ def test_a_finished_job_is_skipped_and_its_metric_read_again(jobs: Jobs, capfd: 
     assert read_job(jobs.directory / first.id) == again
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_tried_again_and_its_sentence_kept(jobs: Jobs) -> None:
     jobs.does({"seed=1": "die", "seed=2": "die once", "seed=3": "refuse"})
     failed, mended, refused = (jobs.run(f"seed={seed}") for seed in (1, 2, 3))
@@ -97,6 +98,7 @@ def test_a_stop_file_stops_a_job_wherever_it_runs(jobs: Jobs) -> None:
     assert (other.status, jobs.started) == ("to do", [stopped.id])  # it does not even begin
 
 
+@pytest.mark.slow
 def test_a_job_that_falls_behind_is_pruned_and_left_alone(jobs: Jobs) -> None:
     for seed in (0, 1, 2):
         jobs.run(f"seed={seed}")
@@ -146,6 +148,7 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(jobs: Jobs, capfd: pytest.C
     assert jobs.started == []
 
 
+@pytest.mark.slow
 def test_a_search_gets_a_value_or_nothing_and_ends_where_there_can_be_none(jobs: Jobs) -> None:
     jobs.does({"seed=1": "die"})
     sweep = jobs.sweep(search=True)

@@ -52,6 +52,7 @@ def test_classes_that_contradict_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_held_out_shards_are_opened_and_compared(tmp_path: Path) -> None:
     for name in ("cat", "owl"):
         make_images(tmp_path / "images" / name, 2, 0)

@@ -113,6 +113,7 @@ def test_several_labels_take_binary_cross_entropy_with_mixed_targets(weighted: b
     assert mean_loss(task, Given(logits), batch) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [[], ["task.multi_label=true"], ["task.class_weights=[1,2,3]"]])
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(extra: list[str]) -> None:
     """Drop path, mixing and class weights on."""
@@ -194,6 +195,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_labelled_data(tmp_path_factory.mktemp("labelled"))
 
 
+@pytest.mark.slow
 def test_a_run_learns_tints_and_goes_on_to_the_bit_where_it_stopped(shards: Path, tmp_path: Path) -> None:
     """Repeats, mixup, cutmix, jitter, erasing and drop path on."""
     learning = ["optim.steps=16", "optim.lr=5e-3", "checkpoint.every_steps=8", "eval.every_steps=8", "task.repeats=2"]
@@ -211,6 +213,7 @@ def test_a_run_learns_tints_and_goes_on_to_the_bit_where_it_stopped(shards: Path
     assert comparable(tmp_path / "split") == comparable(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_labels_that_cannot_be_used_end_the_run_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

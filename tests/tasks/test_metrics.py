@@ -20,6 +20,7 @@ def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return logits, targets, torch.rand(N, generator=generator) < 0.9
 
 
+@pytest.mark.slow
 def test_counts_and_losses_are_those_of_a_direct_count() -> None:
     from sklearn.metrics import balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 

@@ -119,6 +119,7 @@ def evaluated(checkpoint: Path, shards: Path, capsys: pytest.CaptureFixture[str]
     return json.loads(results.read_text())
 
 
+@pytest.mark.slow
 def test_a_renamed_module_is_the_same_run(module: Path, shards: Path, tmp_path: Path) -> None:
     config = compose(own_run(shards, tmp_path))
     saved = identity(compose(own_run(shards, tmp_path))).metadata | {
@@ -129,6 +130,7 @@ def test_a_renamed_module_is_the_same_run(module: Path, shards: Path, tmp_path: 
     assert identity(config).refusal(saved | {"task": {"name": "light", "hidden": 8}}).key == "task.hidden"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:(?s).*ConfigStore schema with the same name")
 def test_a_file_of_the_user_can_choose_the_task(module: Path, tmp_path: Path) -> None:
     files = {
@@ -196,6 +198,7 @@ def test_what_is_wrong_with_a_task_is_one_sentence(
         validate(compose([*OWN, "task.hidden=0", "data.shards=x"]))
 
 
+@pytest.mark.slow
 def test_the_working_directory_is_not_on_the_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where Python puts it in front, as for `python -m` under a launcher; in PYTHONPATH it counts."""
     (tmp_path / "hidden_task.py").write_text("raise SystemExit('this file was run')\n")

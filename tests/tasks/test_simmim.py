@@ -34,6 +34,7 @@ def make(*overrides: str) -> tuple[Config, SimMIM]:
     return config, SimMIM(config, [0.5] * channels, [0.25] * channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "loss", "norm", "parts"),
     [
@@ -108,6 +109,7 @@ def test_masked_pixels_counts_what_the_enlarged_mask_covers(height: int, width: 
     assert masked_pixels(mask, 32, height, width) == int(enlarge_mask(mask, 32, height, width).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [(6,), (3, 3), (1, 2, 3), (1,) * 6])
 def test_the_loss_does_not_depend_on_how_the_batch_is_split(cut: tuple[int, ...]) -> None:
     """With drop path, the branches that a sample drops depend on its position and not on its neighbors."""
@@ -162,6 +164,7 @@ def test_padded_samples_do_not_count_in_the_evaluation() -> None:
     assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_perfect_reconstruction_is_drawn_as_the_image() -> None:
     """The figure reverses the target normalization: a model that predicts the target exactly shows the original."""
     _, task = make("task.norm_target_window=47", "task.mask_patch_size=16")

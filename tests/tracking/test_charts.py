@@ -13,6 +13,7 @@ from swinv2_train.tracking.charts import PALETTE, Series, confusion_chart, line_
 TWO = [Series("one", [1, 2, 3], [1.0, 10.0, 100.0]), Series("two", [1, 2, 3], [2.0, 0.0, float("nan")])]
 
 
+@pytest.mark.slow
 def test_a_chart_is_a_picture_and_two_files(tmp_path: Path) -> None:
     chart = line_chart(TWO, x_label="block", y_label="amplitude", size=(4.0, 3.0))
     assert chart.image.mode == "RGB"
@@ -23,6 +24,7 @@ def test_a_chart_is_a_picture_and_two_files(tmp_path: Path) -> None:
     assert written[1].read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_the_same_chart_makes_the_same_bytes() -> None:
     first, second = (line_chart(TWO, x_label="x", y_label="y") for _ in range(2))
     assert first.encoded("png") == second.encoded("png")
@@ -83,6 +85,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         reliability_chart(np.zeros((15, 2)), 0.0)
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlib_as_it_was() -> None:
     import matplotlib
 

@@ -86,6 +86,7 @@ def test_a_missing_git_is_not_an_error(checkout: Path, monkeypatch: pytest.Monke
     assert _source_commit(checkout) is None
 
 
+@pytest.mark.slow
 def test_memory_without_a_gpu_is_the_peak_of_the_process() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -319,6 +319,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_does_not_end_the_run(tmp_path: Path) -> None:
     """`swinv2-train ... | head`: rich would end the process at the first line that nobody reads."""
     script = (

@@ -73,6 +73,7 @@ def contents(offline_dir: Path) -> tuple[str, dict, list[dict]]:
     return run_id, config, history
 
 
+@pytest.mark.slow
 def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     first, out = tracker(run_dir, "offline")
@@ -120,6 +121,7 @@ def test_online_without_a_login_is_rejected_with_the_fix(tmp_path: Path) -> None
     assert (run_dir / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
 def test_online_without_a_server_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
