@@ -402,7 +402,7 @@ def test_a_split_next_to_one_of_the_same_images_is_rejected(folder: Path, tmp_pa
     """Packed again without --eval-share, the held-out images would be trained on."""
     pack(str(folder), tmp_path / "out", SMALL, eval_share=0.3)
     before = tars(tmp_path / "out")
-    with pytest.raises(DataError, match=r"holds eval of .*, and its images would be in train as well"):
+    with pytest.raises(DataError, match=r"contains eval of .*, whose images would also be in train"):
         pack(str(folder), tmp_path / "out", SMALL)
     assert tars(tmp_path / "out") == before
     pack(str(folder), tmp_path / "out", SMALL, eval_share=0.3)

@@ -261,7 +261,7 @@ def test_copied_shards_are_still_the_packers(
         pack(str(folder), out, SMALL, eval_share=0.3, how=PackRun(overwrite=True))
         assert tars(out) == before
         return
-    with pytest.raises(DataError, match="its images would be in train as well"):
+    with pytest.raises(DataError, match="whose images would also be in train"):
         pack(str(folder), out, SMALL)
     report = pack(str(folder), out, SMALL, eval_share=0.3)
     assert report.num_reused == (report.num_shards if index else 0)
