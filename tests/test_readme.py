@@ -52,6 +52,7 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert len(losses(tmp_path / "runs" / "light")) == 4
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_on_configs_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ran: set[str]
 ) -> None:

@@ -17,6 +17,7 @@ NAMES = [name for name, _ in experiments()]
 GROUP_FILES = sorted(path for path in conf_dir().glob("*/*.yaml") if path.parent.name != "pipeline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_group_file_composes_and_says_what_it_is_for(path: Path) -> None:
     group = path.parent.name

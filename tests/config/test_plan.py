@@ -29,6 +29,7 @@ def test_the_base_recipe_has_the_official_numbers() -> None:
     assert config.model.drop_path == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12])
 @pytest.mark.parametrize("most", [None, 1, 2, 5, 7, 100])
 def test_micro_batches_add_up_to_the_global_batch(world_size: int, most: int | None) -> None:

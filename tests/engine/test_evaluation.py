@@ -33,6 +33,7 @@ def test_probes_score_the_features_when_it_is_their_turn(run: Path) -> None:
     assert all(0 <= row[f"eval/probe/{kind}_top1"] <= 1 for row in scored for kind in ("knn", "linear"))
 
 
+@pytest.mark.slow
 def test_a_probe_more_often_than_evaluations_chooses_the_best(run: Path) -> None:
     for path in list_checkpoints(run / "checkpoints"):
         assert {"eval/loss", "eval/probe/knn_top1"} <= read_manifest(path).metrics.keys()

@@ -191,6 +191,7 @@ def test_too_many_broken_samples_end_the_run(tmp_path: Path, capsys: pytest.Capt
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "parts"),
     [

@@ -17,6 +17,8 @@ from swinv2_train.interop.export import export
 from swinv2_train.interop.load import load_model
 from tests.interop.made import CLASSES, write_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,7 +51,6 @@ def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 BATCHES = [torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(count)) for count in (1, 3, 4)]
 
 
-@pytest.mark.slow
 def test_onnx_takes_any_number_of_images(source: Path, exported: Path) -> None:
     model = load_model(source).model
     for images, computed in zip(BATCHES, onnx.run_onnx(exported / "onnx" / "model.onnx", BATCHES), strict=True):
@@ -91,7 +92,6 @@ def test_a_torch_program_holds_plain_operations_and_its_weights_alone(exported: 
         assert absent not in listed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [
