@@ -192,7 +192,8 @@ class _Bench:
         self.class_names = self.loaded.class_names
         for key in ("label_map", "real_labels"):
             if getattr(options, key) and key not in task.label_options():
-                raise ConfigError(key, getattr(options, key), "requires a classifier with one class per image")
+                hint = "requires a classifier" + (" with one class per image" if key == "real_labels" else "")
+                raise ConfigError(key, getattr(options, key), hint)
         self.columns = self._columns(task.classes) if task.classes is not None else None
         self.real_labels = read_real_labels(options.real_labels) if options.real_labels else {}
         self.config = self._config(task)

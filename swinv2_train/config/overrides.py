@@ -62,12 +62,13 @@ def refuse_repeated(items: Iterable[str], *, lists: str = "") -> None:
 
 
 def refuse_hydra_keys(items: Iterable[str]) -> None:
-    """Reject Hydra's own keys, such as `hydra.run.dir`: they have a meaning in a sweep, and none in a single run.
+    """Reject Hydra's own keys, such as `hydra.run.dir`, which only a sweep reads; `hydra.searchpath` has its effect.
 
     Raises:
         ConfigError: naming the key and its value.
     """
     for item in items:
-        if key_of(item).startswith(("hydra.", "hydra/")):
-            hint = "is for several runs (-m): a single run reads no key of Hydra, and run.dir=DIR sets its directory"
-            raise ConfigError(key_of(item), item.partition("=")[2], hint)
+        key = key_of(item)
+        if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
+            hint = "is for several runs (-m) and has no effect on a single one, whose directory is run.dir=DIR"
+            raise ConfigError(key, item.partition("=")[2], hint)

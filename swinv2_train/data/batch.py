@@ -56,6 +56,11 @@ class Ragged:
     def __getitem__(self, index: int) -> Any:
         return list(self)[index]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors; 0 for other values."""
+        return 0 if self._flat is None else self._flat.nbytes
+
     def __repr__(self) -> str:
         return f"Ragged({list(self)!r})"
 
@@ -97,25 +102,29 @@ def collate(
     Raises:
         ValueError: if an entry cannot be stacked, because it is not a tensor or differs in shape; it is named.
     """
-    return {
-        name: Ragged([sample[name] for sample in samples])
-        if name in ragged
-        else _stacked(name, [sample[name] for sample in samples], is_image=name in images)
-        for name in samples[0]
-    }
+    batch: Batch = {}
+    for name in samples[0]:
+        values = _of_one_depth([sample[name] for sample in samples], is_image=name in images)
+        batch[name] = Ragged(values) if name in ragged else _stacked(name, values)
+    return batch
 
 
-def _stacked(name: str, values: list[Any], *, is_image: bool) -> Tensor:
+def _of_one_depth(values: list[Any], *, is_image: bool) -> list[Any]:
+    """Convert values of 8 bits to 16 bits if both meet."""
+    if {getattr(value, "dtype", None) for value in values} != {torch.uint8, torch.uint16}:
+        return values
+    if is_image:
+        return same_depth(values)
+    # torch promotes no uint16. The values are numbers, such as classes, so they are not scaled.
+    return [value.to(torch.int32).to(torch.uint16) for value in values]
+
+
+def _stacked(name: str, values: list[Any]) -> Tensor:
     if any(not isinstance(value, Tensor) for value in values):
         raise ValueError(f"the entry {name} is not a tensor: name it in Transform.ragged")
     if len(shapes := {tuple(value.shape) for value in values}) > 1:
         seen = " and ".join(str(shape) for shape in sorted(shapes)[:2])
         raise ValueError(f"the entry {name} differs in shape between samples ({seen}): name it in Transform.ragged")
-    if is_image:
-        values = same_depth(values)
-    elif {value.dtype for value in values} == {torch.uint8, torch.uint16}:
-        # torch promotes no uint16. The values are numbers, such as classes, so they are not scaled.
-        values = [value.to(torch.int32).to(torch.uint16) for value in values]
     return torch.stack(values)
 
 

@@ -41,6 +41,13 @@ class Crop:
     vertical: bool = False
     """True if the result is mirrored top to bottom."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError if the result reaches out of the resized part, or that part out of the image."""
+        pairs = ((self.corner, self.size, self.scaled), (self.box[:2], self.box[2:], self.source))
+        for start, size, extent in pairs:
+            if any(first < 0 or first + length > end for first, length, end in zip(start, size, extent, strict=True)):
+                raise ValueError(f"{size} pixels that start at {start} do not fit into {extent}, height first")
+
     def image(self, image: Tensor, interpolation: str) -> Tensor:
         """Apply it to an image: (..., H, W) -> (..., *size), same dtype, antialiased."""
         self._check(image, "image")

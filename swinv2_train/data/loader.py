@@ -263,7 +263,9 @@ class _TrainSamples(_Samples):
         for attempt in range(1, _MAX_REPLACEMENTS + 2):
             kept = self.last
             try:
-                return self.transform(self.opened_once(index), sample_rng(self.seed, position)), broken
+                sample = self.opened_once(index)
+                sample.position = position
+                return self.transform(sample, sample_rng(self.seed, position)), broken
             except BrokenSample as error:
                 self.last = kept  # the replacement of the previous repeat also serves this one
                 broken.append((position, self.shards.name(index), error.reason))
@@ -306,7 +308,9 @@ class _EvalSamples(_Samples):
 
     def sample(self, index: int) -> Entries:
         """Raise BrokenSample if sample `index` cannot be used."""
-        return self.transform(self.opened(index), sample_rng(self.seed, index))
+        sample = self.opened(index)
+        sample.position = index
+        return self.transform(sample, sample_rng(self.seed, index))
 
     def any_sample(self) -> Entries:
         """Return the first usable sample, for a batch that has none of its own."""

@@ -40,6 +40,9 @@ class Sample:
         self.raw = raw
         self._channels, self._decoding, self._declared = channels, decoding or DecodeOptions(), declared
         self._decoded: dict[tuple[str, str], Any] = {}
+        self.position = 0
+        """Position of the sample in the run; in an evaluation, its number. All samples of a global batch have the same
+        `position // global_batch`, from which a transform can draw what they share, such as a size."""
 
     @property
     def key(self) -> str:

@@ -13,6 +13,7 @@ from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.engine.state import TrainState
+from swinv2_train.interop.transfer import canonical_names
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
@@ -27,10 +28,12 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
     Parameters that `optim.freeze` names get no gradient.
 
     Raises:
-        ConfigError: if it names something that the model does not have, or everything that it has.
+        ConfigError: if it names something that the model does not have, or everything that it has; or if the task has
+            named a part of its model like a part of the backbone.
     """
     with torch.device("meta"):
         model = task.build_model()
+    canonical_names(model.state_dict(), config.task)  # later on, its checkpoints could not be read
     model = model.to(PRECISIONS[config.engine.precision]).to_empty(device=device)
     init_weights(model, torch.Generator().manual_seed(config.seed))
     apply_freeze(model, config.optim.freeze)

@@ -78,7 +78,9 @@ def _import_deepspeed(device: str) -> Any:
     # Naming the accelerator avoids a probe and a warning on machines without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+    with uncollected_imports():
+        import deepspeed
+        import torch._dynamo  # noqa: F401 - the first optimizer of a process would import it without the pause
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.utils.logger.addFilter(_is_news)
@@ -117,7 +119,6 @@ class GatedAdamW(torch.optim.AdamW):
 class Engine:
     """A model under DeepSpeed. Its methods are collectives: all ranks must call them in the same order."""
 
-    @uncollected_imports()  # DeepSpeed, and with the first optimizer of a process also torch's compiler
     def __init__(self, model: nn.Module, config: Config, plan: Plan, ranks: Ranks) -> None:
         """Wrap `model`, whose parameters must already be on `ranks.device`. Those without a gradient are not changed.
 

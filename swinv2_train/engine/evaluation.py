@@ -12,7 +12,6 @@ from swinv2_train.analysis.activations import activation_chart, activation_metri
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.data.augment import normalise
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
@@ -137,7 +136,7 @@ class Evaluation:
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
         with self._batches(samples * self.ranks.world_size, samples) as batches:
-            images = normalise(next(iter(batches))["image"], self.task.mean, self.task.std)
+            images = self.task.images(next(iter(batches)))
             blocks = measure_activations(self.engine.model, images)
         self.tracker.log_evaluation(step, activation_metrics(blocks))
         if self.ranks.is_main:

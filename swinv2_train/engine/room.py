@@ -16,6 +16,7 @@ from swinv2_train.checkpoint.layout import list_checkpoints
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Ragged
 from swinv2_train.data.card import Card
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import ENLARGE, SHARED_MEMORY
@@ -70,9 +71,11 @@ def shared_memory_needed(
 
 def _sample_bytes(task: Task, card: Card | None) -> int:
     """Return the bytes of a sample in a batch; a single 16-bit image widens its entire batch."""
-    sample = {key: value.nbytes for key, value in task.example_batch(1).items() if isinstance(value, torch.Tensor)}
+    entries = task.example_batch(1)
+    sample = {key: value.nbytes for key, value in entries.items() if isinstance(value, (torch.Tensor, Ragged))}
     if card is not None and 16 in card.bits:
-        sample["image"] *= 2
+        for key in task.train_transform.images:
+            sample[key] = sample.get(key, 0) * 2
     return sum(sample.values())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +153,8 @@ def plan_transfer(
     Raises:
         ConfigError: on a contradiction, naming the first tensor that shows it, and the fix.
     """
-    wanted = _wanted(target, source, task)
+    keys = canonical_names(target, task)
+    wanted = {keys[name]: tuple(shape) for name, shape in target.items()}
     check_structure(source, model)
     _refuse_incomplete(source, wanted)
     if note := _other_rule(source, model, resolution):
@@ -172,26 +173,26 @@ def plan_transfer(
     return transfer
 
 
-def _wanted(
-    target: Mapping[str, tuple[int, ...]], source: WeightSource, task: TaskConfig | None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the model's parameters by canonical name.
+def canonical_names(names: Iterable[str], task: TaskConfig | None) -> dict[str, str]:
+    """Return the canonical name of every parameter of a model.
 
     Raises:
         ConfigError: if the backbone of a task's model has another name, or if another part has a name of the
             backbone's.
     """
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, shape in target.items():
+    keys: dict[str, str] = {}
+    seen: set[str] = set()
+    for name in names:
         key = _canonical(name)
-        if key in wanted or (key == name and in_backbone(name)):
+        if key in seen or (key == name and in_backbone(name)):
             fix = f"its model has a parameter {name}, which is a name used by the backbone; rename this part"
             raise ConfigError("task", task.name if task else "?", fix)
-        wanted[key] = tuple(shape)
-    if PATCHES not in wanted:
-        fix = f"its model has no attribute `backbone` for the weights of {source.path}; name it so"
+        keys[name] = key
+        seen.add(key)
+    if PATCHES not in seen:
+        fix = "its model has no attribute `backbone`, which holds the weights that tasks share; name it so"
         raise ConfigError("task", task.name if task else "?", fix)
-    return wanted
+    return keys
 
 
 def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:

@@ -63,7 +63,7 @@ def _constant_when_compiled(function: _Function) -> _Function:
 
 COORDINATES = TensorCache(max_entries=32)
 RESIZINGS = TensorCache(max_entries=32)
-REGIONS = TensorCache(max_entries=64)
+REGIONS = TensorCache(max_entries=256)  # images of many sizes: one per map, window, and shift
 
 
 @_constant_when_compiled

@@ -143,6 +143,10 @@ def test_only_images_are_scaled_to_the_depth_of_others() -> None:
     assert batch["image"].dtype == batch["labels"].dtype == torch.uint16
     assert collate([narrow, wide], images=("image", "labels"))["labels"].flatten().tolist() == [771, 700]
     assert collate([narrow, narrow])["labels"].dtype == torch.uint8
+    ragged = collate([narrow, wide], ragged=("image", "labels"))
+    assert [value.item() for value in ragged["image"]] == [771, 700]
+    assert [value.item() for value in ragged["labels"]] == [3, 700]
+    assert ragged["labels"].nbytes == 4
 
 
 @pytest.mark.parametrize(
@@ -167,6 +171,28 @@ def test_only_images_are_scaled_to_the_depth_of_others() -> None:
 def test_entries_that_do_not_fit_are_named(first: Any, second: Any, ragged: tuple[str, ...], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         collate([{"boxes": first}, {"boxes": second}], ragged=ragged)
+
+
+class Stepwise(Transform):
+    """The number of the global batch of 4, from which a task draws what its samples share."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        return {"step": torch.tensor(sample.position // 4), "at": torch.tensor(sample.position)}
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_transform_knows_the_position_of_its_sample(tmp_path: Path, repeats: int) -> None:
+    write_shards(tmp_path, [5])
+    shards = ShardSet.open(str(tmp_path), tmp_path / "cache")
+    order = SampleOrder(shards.num_samples, seed=1, repeats=repeats)
+    loader = train_loader(shards, order, Stepwise(), global_batch=4, micro_batch=2)
+    for first in range(0, 12, 2):
+        batch = next(loader)
+        assert batch["at"].tolist() == batch["position"].tolist() == [first, first + 1]
+        assert batch["step"].tolist() == [first // 4] * 2
+    loader.close()
+    (batch,) = eval_loader(shards, Stepwise(), micro_batch=5)
+    assert batch["at"].tolist() == batch["position"].tolist()
 
 
 class Unequal(Transform):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,23 @@ def crops(count: int) -> list[Crop]:
         found.append(draw_crop(source, size, config, np.random.default_rng(number)))
         found.append(fixed_crop(source, size, 0.875, ("center", "squash")[number % 2]))
     return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": (9, 8)},
+        {"corner": (1, 0)},
+        {"corner": (0, -1), "size": (8, 7)},
+        {"box": (0, 0, 11, 5)},
+        {"box": (0, 6, 5, 5)},
+    ],
+)
+def test_a_crop_outside_of_its_image_is_refused(changes: dict[str, Any]) -> None:
+    fitting: dict[str, Any] = {"source": (10, 10), "box": (0, 0, 5, 5), "scaled": (8, 8), "size": (8, 8)}
+    Crop(**fitting)
+    with pytest.raises(ValueError, match="do not fit"):
+        Crop(**fitting | changes)
 
 
 def test_a_crop_is_a_value() -> None:

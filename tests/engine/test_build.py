@@ -49,6 +49,26 @@ def test_a_head_that_no_rule_initializes_ends_the_start_by_its_name(
     assert "no rule initializes parameter temperature of the model: give Tempered a" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_part_of_a_model_with_a_name_of_the_backbone_ends_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise its checkpoints could not be evaluated after the training."""
+
+    class Normed(ImageClassifier):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.norm = nn.LayerNorm(4)
+
+    def build_model(self: Classification) -> nn.Module:
+        return Normed(self.config.model, self.config.task.num_classes, self.size)
+
+    monkeypatch.setattr(Classification, "build_model", build_model)
+    shards = make_labelled_data(tmp_path / "shards")
+    assert run_here(tiny_classification(shards, tmp_path / "run")) == WRONG_USE
+    assert "its model has a parameter norm.weight, which is a name used by the backbone" in capsys.readouterr().err
+
+
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bytes]]:
     """Objects for workers and parallel maps, each with its pickle from before its use."""

@@ -17,6 +17,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data.batch import Ragged
 from swinv2_train.data.card import Card
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.room import (
@@ -49,13 +50,17 @@ def config() -> Config:
     )
 
 
-def test_the_batches_that_workers_have_ready_are_counted(config: Config) -> None:
+def test_the_batches_that_workers_have_ready_are_counted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     task = config.task.implementation().from_data(config, [0.5] * 3, [0.25] * 3, None)
     needed = shared_memory_needed(config, make_plan(config, 4, 10_000), task)
     images = 4 * 2 * 16 * 3 * 256 * 256
     assert images < needed < 1.01 * images
     deep = shared_memory_needed(config, make_plan(config, 4, 10_000), task, Card(bits=Counter({8: 5, 16: 1})))
     assert deep == needed + images
+    masks = Ragged([torch.zeros(2, 100, dtype=torch.bool)])
+    monkeypatch.setattr(task, "example_batch", lambda count: {"masks": masks, "position": torch.arange(count)})
+    ragged = shared_memory_needed(config, make_plan(config, 4, 10_000), task, Card(bits=Counter({16: 1})))
+    assert ragged == 4 * 2 * 16 * (200 + 8)
 
 
 def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path: Path) -> None:

@@ -15,4 +15,6 @@ BACKENDS: dict[str, Backend] = {
 """Backends by the names of `model.attention`; `config.model.ATTENTION_BACKENDS` lists the same names without torch."""
 
 NOT_COMPILED = frozenset({"sequential"})
-"""Backends that run between compiled graphs: a graph of all chunks would be long, and free to keep their scores."""
+"""Backends that run between compiled graphs: a graph of all chunks would be long, and free to keep their scores.
+
+`SwinTransformerV2.compile_blocks` does this. `torch.compile` of an entire model does not, with the same results."""
