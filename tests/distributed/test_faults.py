@@ -237,7 +237,7 @@ def test_a_save_that_fails_once_is_retried(twins: Callable[[int], Path], make_ru
 
 def test_the_checkpoints_are_removed_while_the_run_goes_on(twins: Callable[[int], Path], make_run: Runs) -> None:
     run = make_run()
-    job = run.start(2, hold_after=7, hits=(Hit("step", 10, signal.SIGKILL, 0),))
+    job = run.start(2, hold_after=7, hits=(Hit("after", 10, signal.SIGKILL, 0),))
     assert job.wait_for_hold()
     assert job.wait_until(lambda: (run.directory / "checkpoints" / "step-00000006").exists())
     damage.remove(run.directory / "checkpoints")
