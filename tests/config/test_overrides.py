@@ -11,7 +11,7 @@ from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
-from swinv2_train.config.overrides import last_of_each, refuse_repeated
+from swinv2_train.config.overrides import last_of_each, refuse_hydra_keys, refuse_repeated
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
 
 GROUPS = ("model", "data", "optim", "engine", "tracking", "launch")
@@ -150,3 +150,10 @@ def test_a_pipelines_command_line_replaces_its_file_and_takes_a_key_once(tmp_pat
     (tmp_path / "pipeline" / "two.yaml").write_text(text.replace("seed=1,", "seed=1, seed=2,"))
     with pytest.raises(ConfigError, match="stage a: seed is set 2 times"):
         load_pipeline("two", changes, tmp_path)
+
+
+def test_hydras_own_keys_are_refused_except_the_search_path() -> None:
+    refuse_hydra_keys(["optim.lr=1", "hydra.searchpath=[file:///configs]"])
+    for item in ("hydra.run.dir=x", "+hydra.job.chdir=true", "hydra/launcher=x"):
+        with pytest.raises(ConfigError, match="has no effect on a single one"):
+            refuse_hydra_keys([item])
