@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -204,6 +205,7 @@ def test_a_killed_fork_server_is_named_and_its_workers_are_ended(
 
 @pytest.mark.slow
 def test_a_killed_resource_tracker_is_replaced(own_server: None) -> None:
+    gc.collect()  # queues of earlier tests would be released below, with a warning about the tracker
     pool = WorkerPool(Numbers(), ([i] for i in count()), Workers(1, 1))
     next(pool)
     os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)
