@@ -43,7 +43,7 @@ PHRASES = {
     r"\b(centre|grey)s?\b": "American spelling",
     r"\d %": "31%",
 }
-"""Pattern and replacement. A line that ends in `# english: ok` with a reason is not searched."""
+"""Pattern and replacement."""
 CEILINGS: dict[str, int] = {
     r"\b(neighbour|colour|normalis|initialis|standardis|labell|modelling|licence)": 1,
 }
@@ -55,7 +55,7 @@ def python_text(path: Path) -> Iterator[tuple[int, str]]:
     lines = source.splitlines()
     middle = getattr(tokenize, "FSTRING_MIDDLE", None)  # Python 3.12 splits f-strings
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in (tokenize.COMMENT, tokenize.STRING, middle) or "english: ok" in lines[token.end[0] - 1]:
+        if token.type not in (tokenize.COMMENT, tokenize.STRING, middle):
             continue
         text = token.string
         if token.type == tokenize.STRING and re.match(r"\w*[fF]\w*['\"]", text):

@@ -37,7 +37,7 @@ from swinv2_train.config.schema import CheckpointConfig
 
 LARGEST = 1 << 22
 """Elements of the largest parameter."""
-_DURING_SAVE = "step beside a save"  # english: ok, a key of published results
+_DURING_SAVE = "step during a save"
 
 
 class Alone:

@@ -60,7 +60,7 @@ def reshape(path: Path, out: Path, num_ranks: int, progress: Progress | None = N
 
     Args:
         path: the checkpoint; it is verified first.
-        out: gets the directory `step-XXXXXXXX`, which appears once it is complete on disk and verified.
+        out: gets the directory `step-NNNNNNNN`, which appears once it is complete on disk and verified.
         num_ranks: at least 1.
 
     Raises:

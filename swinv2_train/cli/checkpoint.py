@@ -28,8 +28,8 @@ _STATUS = (
     "exit status: 0 all is well; 1 a checkpoint is damaged, or the command failed; 2 usage error (missing path, "
     "existing target, a run is training there); 130 interrupted"
 )
-_PATHS = "PATH is a run directory, a directory of checkpoints, or one step-XXXXXXXX directory."
-_NEWEST = "CHECKPOINT is a step-XXXXXXXX directory; for a run directory or a directory of checkpoints, its newest one."
+_PATHS = "PATH is a run directory, a directory of checkpoints, or one step-NNNNNNNN directory."
+_NEWEST = "CHECKPOINT is a step-NNNNNNNN directory; for a run directory or a directory of checkpoints, its newest one."
 _EXAMPLES = """\
   swinv2-checkpoint ls outputs/simmim_base
   swinv2-checkpoint verify outputs/simmim_base
@@ -134,7 +134,7 @@ def _add_writers(commands: Any) -> None:
     example = "outputs/simmim_base archive/simmim_base --ranks 8"
     command = _command(commands, "reshape", _reshape, "change the number of files", [text, _NEWEST], example)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
-    command.add_argument("out", metavar="OUT", type=_path, help="gets step-XXXXXXXX, which must not exist")
+    command.add_argument("out", metavar="OUT", type=_path, help="gets step-NNNNNNNN, which must not exist")
     command.add_argument("--ranks", type=_positive, required=True, metavar="N", help="files of each kind")
 
     text = (

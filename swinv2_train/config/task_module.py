@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, sections_of
 
 KEY = "task.module"
 _MOST_STUBS = 9
-_stored: tuple[object, ...] = ()
 
 
 def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> None:
@@ -24,25 +24,36 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
         section: of a custom task: the run has it from the start, so files need not name its schema.
         config_dir: the user's configs; None without any.
     """
-    global _stored
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    name = section().name if section is not None else ""
-    own_file = config_dir is not None and bool(name) and (config_dir / "task" / f"{name}.yaml").is_file()
-    wanted = (store, section, own_file, *TASK_SECTIONS.items())
-    if _stored == wanted:  # building them again would take an eighth of the time of composing
-        return
-    _stored = wanted
-    # `resume` is a mode or a section: see `compose._resume_section`.
-    store.store("schema", Config(task=(section or TaskConfig)(), resume="auto"))
-    for each_name, each in TASK_SECTIONS.items():
-        store.store(f"{each_name}_schema", each, group="task")  # the file of a task chooses its section
+    store.store("schema", _schema(section or TaskConfig))
+    for name, each in TASK_SECTIONS.items():
+        store.store(f"{name}_schema", _section_node(each), group="task")  # the file of a task chooses its section
     if section is not None:  # task=NAME works without a file of that name; with one, Hydra would warn of duplicates
-        if own_file:
+        name = section().name
+        if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
             store.repo["task"].pop(f"{name}.yaml", None)
         else:
-            store.store(name, section, group="task")
+            store.store(name, _section_node(section), group="task")
+
+
+@cache
+def _schema(section: type[TaskConfig]) -> Any:
+    """Return the schema of a config as a node, of which Hydra stores copies; to build it takes longer than to copy it.
+
+    `resume` is a mode or a section: see `compose._resume_section`.
+    """
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(Config(task=section(), resume="auto"))
+
+
+@cache
+def _section_node(section: type[TaskConfig]) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(section)
 
 
 def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: Path) -> type[TaskConfig] | None:
@@ -89,14 +100,13 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
     Hydra itself resolves the files, so this also works for recipes that build on others. The schema is left open, and
     schemas that are not registered yet are empty.
     """
-    global _stored
     from hydra import compose
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     groups = [item for item in overrides if any((place / key_of(item)).is_dir() for place in (config_dir, conf_dir))]
-    store, stubs, _stored = ConfigStore.instance(), [], ()
+    store, stubs = ConfigStore.instance(), []
     store.store("schema", {})
     for name in TASK_SECTIONS:
         store.store(f"{name}_schema", {"name": name}, group="task")

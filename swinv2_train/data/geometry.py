@@ -10,6 +10,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -187,6 +188,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     return resized.reshape(*image.shape[:-2], *size).contiguous()
 
 
+@cache
 def _resizes_in_integers(interpolation: str) -> bool:
     """True if torchvision has torch resize uint8 images as they are."""
     fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")

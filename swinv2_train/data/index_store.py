@@ -108,8 +108,8 @@ def index_path(tar: str | Path) -> Path:
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 
-def beside(url: str, suffix: str) -> str:
-    """A URL with a suffix after its path, before any query."""
+def with_suffix(url: str, suffix: str) -> str:
+    """Return a URL with a suffix after its path, before any query."""
     path, mark, query = url.partition("?")
     return f"{path}{suffix}{mark}{query}"
 
@@ -193,7 +193,7 @@ def _remote_index(file: RemoteFile, cache: ShardCache, old: ShardIndex | None, s
 
 def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex | None:
     """Return the index next to a remote shard; None if there is none of this shard."""
-    content = cache.fetch_bytes(beside(file.url, INDEX_SUFFIX)) if scope.main == IMAGE else None
+    content = cache.fetch_bytes(with_suffix(file.url, INDEX_SUFFIX)) if scope.main == IMAGE else None
     if content is None:
         return None
     index = parse_index(content, f"next to {file.url}")

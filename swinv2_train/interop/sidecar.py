@@ -73,7 +73,7 @@ def read(directory: Path) -> Sidecar:
     return Sidecar(directory, *(read_json(path) if path.is_file() else {} for path in paths))
 
 
-def windows(beside: Sidecar, training_config: Any) -> Windows | None:
+def windows(files: Sidecar, training_config: Any) -> Windows | None:
     """Return the windows from the files next to the weights, or from the config in an official training checkpoint.
 
     timm's file names an architecture and the differences from it: the arguments of the model take precedence, then the
@@ -82,26 +82,26 @@ def windows(beside: Sidecar, training_config: Any) -> Windows | None:
     Raises:
         CheckpointError: if config.json has invalid windows or sizes.
     """
-    config = beside.config
+    config = files.config
     try:
         found = windows_from_config(config)
-        if found is None and (beside.pretrained_cfg or config.get("model_args")):
-            found = windows_from_config(_timm_model(beside))
+        if found is None and (files.pretrained_cfg or config.get("model_args")):
+            found = windows_from_config(_timm_model(files))
     except (TypeError, ValueError, IndexError, OverflowError) as error:
-        raise CheckpointError(f"{beside.directory / 'config.json'} has an invalid window or size ({error})") from error
+        raise CheckpointError(f"{files.directory / 'config.json'} has an invalid window or size ({error})") from error
     return found or _official_windows(training_config)
 
 
-def _timm_model(beside: Sidecar) -> dict[str, Any]:
-    named = windows_from_name(str(beside.config.get("architecture"))) or Windows()
+def _timm_model(files: Sidecar) -> dict[str, Any]:
+    named = windows_from_name(str(files.config.get("architecture"))) or Windows()
     model: dict[str, Any] = {"img_size": named.resolution}
     if named.window:
         model["window_size"] = named.window[0]
     if named.pretrained:
         model["pretrained_window_sizes"] = named.pretrained
-    if beside.pretrained_cfg.get("input_size"):
-        model["img_size"] = beside.pretrained_cfg["input_size"][1:]
-    saved = beside.config.get("model_args")
+    if files.pretrained_cfg.get("input_size"):
+        model["img_size"] = files.pretrained_cfg["input_size"][1:]
+    saved = files.config.get("model_args")
     return {**model, **(saved if isinstance(saved, Mapping) else {})}
 
 
@@ -122,7 +122,7 @@ def _official_windows(config: Any) -> Windows | None:
     return found
 
 
-def put_preprocessing(metadata: dict[str, Any], beside: Sidecar) -> list[str]:
+def put_preprocessing(metadata: dict[str, Any], files: Sidecar) -> list[str]:
     """Write mean, standard deviation, crop, and interpolation of a model into its metadata, as far as they are known.
 
     The official code uses the center crop, and no crop for 384 pixels or more. A crop or interpolation that this
@@ -141,14 +141,14 @@ def put_preprocessing(metadata: dict[str, Any], beside: Sidecar) -> list[str]:
     notes: list[str] = []
     place = "preprocessor_config.json"
     try:
-        if beside.preprocessor:
-            notes += _put_processor(data, crop, beside.preprocessor, metadata["model"]["in_channels"])
+        if files.preprocessor:
+            notes += _put_processor(data, crop, files.preprocessor, metadata["model"]["in_channels"])
         place = "config.json"
-        if beside.pretrained_cfg:
-            _put_timm(data, crop, beside.pretrained_cfg)
+        if files.pretrained_cfg:
+            _put_timm(data, crop, files.pretrained_cfg)
     except (TypeError, ValueError, KeyError, IndexError, OverflowError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{beside.directory / place} is broken ({type(error).__name__}: {error})") from error
-    for given in (beside.preprocessor, beside.config):
+        raise CheckpointError(f"{files.directory / place} is broken ({type(error).__name__}: {error})") from error
+    for given in (files.preprocessor, files.config):
         _put_own(crop, given.get(OWN_INPUT))
     channels = metadata["model"]["in_channels"]
     for key in ("mean", "std"):
@@ -258,12 +258,12 @@ def _share(side: int, edge: int, crop: Mapping[str, Any], processor: Mapping[str
     return side / edge
 
 
-def class_names(beside: Sidecar, num_classes: int) -> list[str] | None:
+def class_names(files: Sidecar, num_classes: int) -> list[str] | None:
     """Return the class names if the files next to the weights have one for each class."""
-    named = beside.config.get("id2label")
+    named = files.config.get("id2label")
     if isinstance(named, Mapping):
         names = [named.get(str(index)) for index in range(num_classes)]
         invented = all(name == f"LABEL_{index}" for index, name in enumerate(names))
         return None if invented or None in names or not names else [str(name) for name in names]
-    listed = beside.config.get("label_names") or beside.pretrained_cfg.get("label_names")
+    listed = files.config.get("label_names") or files.pretrained_cfg.get("label_names")
     return [str(name) for name in listed] if isinstance(listed, list) and len(listed) == num_classes else None

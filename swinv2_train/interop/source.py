@@ -337,7 +337,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
         "classes": None,
     }
-    beside = sidecar.read(file.parent)
+    files = sidecar.read(file.parent)
     source = WeightSource(
         path=path,
         format=layout,
@@ -346,20 +346,20 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         dropped=located.dropped,
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
         notes=list(storage.notes),
-        peer_config=beside.config,
+        peer_config=files.config,
         _storage=storage,
         _parts=located.parts,
     )
     found = (
         windows_from_buffers(*_buffers(FORMATS[layout], storage), metadata["model"]["depths"], shapes_patch(shapes))
-        or sidecar.windows(beside, training_config)
+        or sidecar.windows(files, training_config)
         or windows_from_name(path.stem if path.is_file() else path.name)
     )
     if found is not None:
         put_windows(metadata, found)
         source.notes.append(f"{path.name}: windows {metadata['model']['window']} from {found.origin}")
-    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(metadata, beside)]
-    source.class_names = metadata["classes"] = sidecar.class_names(beside, source.num_classes)
+    source.notes += [f"{path.name}: {note}" for note in sidecar.put_preprocessing(metadata, files)]
+    source.class_names = metadata["classes"] = sidecar.class_names(files, source.num_classes)
     return source
 
 

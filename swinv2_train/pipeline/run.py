@@ -177,9 +177,9 @@ def _run_stage(
     weights = Path(record.weights) if begun and record.weights else _weights(pipeline, item, state, say)
     say(f"== {heading}{f', from {weights}' if weights else ''} ==")
     code, accepted = _start(pipeline, item, state, weights, signals, begun=begun)
-    anew = f"; --redo {item.name} reruns it with all changes"
     refused = begun and not accepted and (changes or code == WRONG_USE)
-    return _outcome(item, code, signals, _again(redo), anew if refused else "", say)
+    redo_hint = f"; --redo {item.name} reruns it with all changes" if refused else ""
+    return _outcome(item, code, signals, _again(redo) + redo_hint, _again(redo), say)
 
 
 def _start(
@@ -315,7 +315,8 @@ def _again(redo: Redo) -> str:
     return f"the same command{' without --redo' if redo.stages else ''} resumes it"
 
 
-def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, anew: str, say: Say) -> int:
+def _outcome(item: PlannedStage, code: int, signals: StopSignals, remedy: str, again: str, say: Say) -> int:
+    """Return the exit code of a stage, and say how to continue: `remedy` after an error, else `again`."""
     if code == FINISHED:
         _wait_for_the_run(item.run_dir, signals, say)  # the same run may have been started by hand in the meantime
     status = read_status(item.run_dir)
@@ -328,8 +329,8 @@ def _outcome(item: PlannedStage, code: int, signals: StopSignals, again: str, an
         say(f"{item.name}: stopped at step {status.get('step', 0)}; {again}")
         return STOPPED
     if code == WRONG_USE:
-        say(f"{item.name}: could not be run; fix the error above, and {again}{anew}")
+        say(f"{item.name}: could not be run; fix the error above, and {remedy}")
         return WRONG_USE
     reason = f"died of signal {-code}" if code < 0 else f"ended with code {code}"
-    say(f"{item.name}: {reason}; {again}{anew}")
+    say(f"{item.name}: {reason}; {remedy}")
     return FAILED

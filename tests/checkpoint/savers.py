@@ -13,10 +13,7 @@ import pytest
 from swinv2_train.checkpoint import save as save_module
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.schema import CheckpointConfig
-from tests.checkpoint.ranks import (
-    full_tensors,
-    shards,
-)
+from tests.checkpoint.ranks import full_tensors, shards
 
 NO_SPACE = "{} cannot be written (No space left on device; make room there, or choose another path)"
 PATIENCE = 30.0

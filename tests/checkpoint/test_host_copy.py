@@ -13,14 +13,7 @@ from swinv2_train.checkpoint import saver as saver_module
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.checkpoint.saver import HostCopy, Outcome, Saver
-from tests.checkpoint.ranks import (
-    ThreadRanks,
-    assert_equal,
-    full_tensors,
-    loaded,
-    on_ranks,
-    shards,
-)
+from tests.checkpoint.ranks import ThreadRanks, assert_equal, full_tensors, loaded, on_ranks, shards
 from tests.checkpoint.savers import begin, policy, spy_on_writes
 
 

@@ -19,14 +19,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import step_name
 from swinv2_train.checkpoint.saver import Outcome, Saver
 from swinv2_train.checkpoint.verify import verify
-from tests.checkpoint.ranks import (
-    ThreadRanks,
-    assert_equal,
-    full_tensors,
-    loaded,
-    on_ranks,
-    thread_ranks,
-)
+from tests.checkpoint.ranks import ThreadRanks, assert_equal, full_tensors, loaded, on_ranks, thread_ranks
 from tests.checkpoint.savers import NO_SPACE, PATIENCE, begin, fail_on, names, policy
 
 

@@ -31,42 +31,44 @@ def test_a_run_without_a_known_number_of_classes_says_what_to_give(
     assert "task.num_classes=0: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_head_that_no_rule_initializes_ends_the_start_by_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Tempered(ImageClassifier):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.temperature = nn.Parameter(torch.ones(1))
+class Tempered(ImageClassifier):
+    """With a parameter that no rule initializes."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.temperature = nn.Parameter(torch.ones(1))
+
+
+class Normed(ImageClassifier):
+    """With a part named like one of the backbone, so that its checkpoints could not be evaluated."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.norm = nn.LayerNorm(4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Tempered, "no rule initializes parameter temperature of the model: give Tempered a"),
+        (Normed, "its model has a parameter norm.weight, which is a name used by the backbone"),
+    ],
+)
+def test_a_model_that_cannot_be_used_ends_the_start_with_the_name_of_its_part(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[ImageClassifier],
+    message: str,
+) -> None:
     def build_model(self: Classification) -> nn.Module:
-        return Tempered(self.config.model, self.config.task.num_classes, self.size)
+        return kind(self.config.model, self.config.task.num_classes, self.size)
 
     monkeypatch.setattr(Classification, "build_model", build_model)
     shards = make_labelled_data(tmp_path / "shards")
     assert run_here(tiny_classification(shards, tmp_path / "run")) == WRONG_USE
-    assert "no rule initializes parameter temperature of the model: give Tempered a" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_part_of_a_model_with_a_name_of_the_backbone_ends_the_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise its checkpoints could not be evaluated after the training."""
-
-    class Normed(ImageClassifier):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.norm = nn.LayerNorm(4)
-
-    def build_model(self: Classification) -> nn.Module:
-        return Normed(self.config.model, self.config.task.num_classes, self.size)
-
-    monkeypatch.setattr(Classification, "build_model", build_model)
-    shards = make_labelled_data(tmp_path / "shards")
-    assert run_here(tiny_classification(shards, tmp_path / "run")) == WRONG_USE
-    assert "its model has a parameter norm.weight, which is a name used by the backbone" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from tests.checkpoint.ranks import thread_ranks
 from tests.faults.fuzz import Outcome, damage_bytes, damage_text_file, judged
 
 RECORDS = (
@@ -16,18 +17,6 @@ RECORDS = (
     "incidents/step-00000003-batch-00000002.json", "../pipeline.json", "../sweep.json", "log.txt", "init_from.txt",
 )  # fmt: skip
 """Files that only describe a run, a sweep or a pipeline."""
-
-
-class OneRank:
-    """This process alone."""
-
-    rank, world_size = 0, 1
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def broadcast(self, value: Any) -> Any:
-        return value
 
 
 def complete_run(run: Path) -> None:
@@ -76,7 +65,7 @@ def look_at_run(run: Path) -> dict[str, Any]:
     said: list[str] = []
     config = Config(task=SimMIMConfig())
     read_status(run), is_used(run), run_directory(run)
-    found = newest_valid(run / "checkpoints", OneRank())
+    found = newest_valid(run / "checkpoints", thread_ranks(1)[0])
     said += found.passed_over
     state = None
     if found.path is not None:
