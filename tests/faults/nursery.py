@@ -68,7 +68,7 @@ class Nursery:
 def _import_everything() -> None:
     with uncollected_imports():
         import deepspeed  # noqa: F401
-        import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it
+        import torch._dynamo  # noqa: F401 - activation checkpointing and stage 3 import it
 
         import swinv2_train.cli.train
         import swinv2_train.engine.run  # noqa: F401
