@@ -143,7 +143,7 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
     from swinv2_train.engine.selection import selection
-    from swinv2_train.launch.launcher import launch_command, launch_environment, launch_file, shown
+    from swinv2_train.launch.launcher import launch_environment, launch_file, rank_command, shown
     from swinv2_train.planner.describe import describe
 
     print(redact(describe(config, plan, samples.source, *selection(config))))
@@ -157,9 +157,8 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
     elif plan.world_size == 1:
         print("commands       none: one rank runs inside this command")
     else:
-        port = config.launch.master_port or "PORT"
-        command = launch_command(plan.world_size, launch_file(Path(config.run.dir)), port)
-        print(f"commands       {shown(command, launch_environment(device))}")
+        command = rank_command(launch_file(Path(config.run.dir)))
+        print(f"commands       {plan.world_size} times, once per rank: {shown(command, launch_environment(device))}")
 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:

@@ -33,6 +33,7 @@ from swinv2_train.engine.fragments import (
     share_of,
 )
 from swinv2_train.engine.param_groups import parameter_groups
+from swinv2_train.engine.reduction import GradientReduction, in_buckets
 from swinv2_train.imports import uncollected_imports
 from swinv2_train.launch.ranks import Ranks
 
@@ -58,7 +59,20 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
         settings["data_types"] = {"grad_accum_dtype": engine.grad_accum_dtype}
     elif engine.precision == "bf16" and engine.zero_stage == 0:
         settings["data_types"] = {"grad_accum_dtype": "bf16"}
+    if sums_in_fp32(config):
+        settings["zero_optimization"]["reduce_bucket_size"] = BUCKET_ELEMENTS
     return _merge(settings, engine.deepspeed)
+
+
+BUCKET_ELEMENTS = 50_000_000
+"""Gradients that are reduced together by default: enough to fill a network link, and few enough for the first bucket to
+be ready early in backward."""
+
+
+def sums_in_fp32(config: Config) -> bool:
+    """Return whether DeepSpeed returns its BF16_Optimizer, whose gradients this package reduces itself."""
+    engine = config.engine
+    return (engine.zero_stage, engine.precision, engine.grad_accum_dtype) == (1, "bf16", "fp32")
 
 
 def is_bare(config: Config) -> bool:
@@ -84,8 +98,9 @@ def _import_deepspeed(device: str) -> Any:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.utils.logger.addFilter(_is_news)
     if device == "cpu":
-        # Used only by inference, but init_distributed would compile it for about a minute without a message.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Used only by inference, but init_distributed would compile it for about a minute without a message. Reading the
+        # table of operators would first fill it, by running a compiler for each.
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     _import_muon(deepspeed)
     return deepspeed
 
@@ -139,6 +154,8 @@ class Engine:
         self._library = deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
         groups = parameter_groups(model, config.optim, config.model.depths)
+        if sums_in_fp32(config):
+            groups = in_buckets(groups, model.parameters(), settings["zero_optimization"]["reduce_bucket_size"])
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
         # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
         self._adam = adam = GatedAdamW(
@@ -150,6 +167,10 @@ class Engine:
         )
         with _quiet():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
+        self._reduction = None
+        if sums_in_fp32(config):
+            self._deepspeed.enable_backward_allreduce = False
+            self._reduction = GradientReduction(self._optimizer, self._deepspeed.is_gradient_accumulation_boundary)
         set_adam_steps(self._optimizer, 0)  # that empty step must not count for AdamW's bias correction
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self.scale_exhausted = False
@@ -188,6 +209,8 @@ class Engine:
                 result on every rank.
 
         """
+        if self._reduction is not None:
+            self._reduction.finish()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self.grad_norm = self._clip_bare() if self._bare else math.inf  # if it is not finite, the gate is never asked
@@ -300,6 +323,8 @@ class Engine:
 
     def close(self) -> None:
         """Remove the model's hooks and DeepSpeed's process groups, so that this process can start another run."""
+        if self._reduction is not None:
+            self._reduction.close()
         self._deepspeed.destroy()
         self._library.comm.destroy_process_group()
 

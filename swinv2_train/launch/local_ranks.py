@@ -6,7 +6,6 @@ command can be rerun. (Training runs, which save before they end, use `launch.la
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -15,10 +14,9 @@ from collections.abc import Sequence
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
-from swinv2_train.import_path import import_variables
 from swinv2_train.launch.environment import free_port
-from swinv2_train.launch.launcher import launch_environment
-from swinv2_train.launch.signals import PARENT_VARIABLE, signal_name
+from swinv2_train.launch.launcher import end_ranks, launch_environment, start_ranks
+from swinv2_train.launch.signals import signal_name
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """Config keys of the device and the number of ranks."""
@@ -64,29 +62,13 @@ def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str
     Raises:
         RunError: if a rank died of a signal.
     """
-    shared = {
-        **os.environ,
-        **import_variables(),
-        **launch_environment(device),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks))),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(num_ranks),
-        PARENT_VARIABLE: str(os.getpid()),
-    }
-    ranks: list[subprocess.Popen[bytes]] = []
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    environment = {**launch_environment(device), "OMP_NUM_THREADS": threads}
+    ranks = start_ranks([sys.executable, "-m", module, *arguments], num_ranks, free_port(), environment)
     try:
-        for rank in range(num_ranks):
-            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", module, *arguments]
-            ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
         return _wait(ranks)
     finally:
-        for process in ranks:
-            with contextlib.suppress(OSError):
-                process.kill()
-        for process in ranks:
-            process.wait()
+        end_ranks(ranks)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -99,7 +99,7 @@ def test_the_dry_run_of_the_giant_says_everything(capsys: pytest.CaptureFixture[
         "3.00 B parameters in the backbone (2997843680)", "192x192", "370.7 GMACs",
         "9216 = 72 samples x 16 accumulation x 8 ranks", "151909 steps = 20 epochs", "0.0014", "30000 warm-up steps",
         "cosine", "12x12", "6x6", "sequential", "sdpa", "every block", "ZeRO stage 1, bf16", "clip 100",
-        "deepspeed.launcher.launch --world_info=", "--module swinv2_train.cli.train",
+        "8 times, once per rank: DS_ACCELERATOR=", "-m swinv2_train.cli.train --resolved",
     ):  # fmt: skip
         assert part in output, part
     assert not directory.exists()

@@ -8,7 +8,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.deepspeed import deepspeed_config
+from swinv2_train.engine.deepspeed import BUCKET_ELEMENTS, deepspeed_config
 
 
 def settings(*overrides: str) -> dict:
@@ -42,7 +42,7 @@ def test_further_keys_are_merged_and_derived_ones_refused() -> None:
     told = settings(
         "+engine.deepspeed.zero_optimization.overlap_comm=true", "+engine.deepspeed.wall_clock_breakdown=true"
     )
-    assert told["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+    assert told["zero_optimization"] == {"stage": 1, "reduce_bucket_size": BUCKET_ELEMENTS, "overlap_comm": True}
     assert told["wall_clock_breakdown"] is True
 
 

@@ -1,0 +1,179 @@
+"""Bytes that one rank of a large job holds during a step, counted in a process without GPU, network, or much memory.
+
+    python scripts/bench/step_memory.py --experiments simmim_giant --ranks 8 64 512 --out results.json
+
+DeepSpeed, the optimizer, and the model run over tensors without storage (FakeTensorMode) and a process group without
+other processes. A meter adds up the storages that operators return, and subtracts them when they are freed. Model
+states are counted in a step of two micro-batches whose gradients come without a forward pass, activations in a forward
+and backward pass of one micro-batch of the task. What a GPU adds is not counted: its context, NCCL's buffers, cuBLAS's
+workspaces, and the rounding and fragmentation of the caching allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import swinv2_train.engine.deepspeed
+from swinv2_train.config.compose import compose
+from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import Config
+from swinv2_train.engine.deepspeed import Engine, GatedAdamW
+from swinv2_train.launch.ranks import Ranks
+from swinv2_train.models.precision import PRECISIONS
+from swinv2_train.models.trainable import apply_freeze
+
+RANK = 5
+
+
+class FusedAdamW(GatedAdamW):
+    """What a rank with a GPU uses."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **{**keywords, "fused": True})
+
+
+swinv2_train.engine.deepspeed.GatedAdamW = FusedAdamW
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of all storages that operators return, each once, until they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+    def take_peak(self) -> int:
+        """Return the peak since the last call."""
+        peak, self.peak = self.peak, self.live
+        return peak
+
+
+@contextmanager
+def one_rank(world: int) -> Iterator[Ranks]:
+    """Yield a rank of a job whose other ranks do not exist; collectives return at once."""
+    variables = {"RANK": RANK, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29999}
+    os.environ.update({key: str(value) for key, value in variables.items()})
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=world)
+    yield Ranks(RANK, world, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
+    torch.distributed.destroy_process_group()
+
+
+def build(config: Config) -> nn.Module:
+    """Return the model of a task in its training dtype, without storage."""
+    torch.set_default_dtype(PRECISIONS[config.engine.precision])
+    model = config.task.implementation()(config, [0.5] * 3, [0.5] * 3).build_model()
+    torch.set_default_dtype(torch.float32)
+    apply_freeze(model, config.optim.freeze)
+    # DeepSpeed would convert and move the parameters, which tensors without storage do not survive.
+    for name in ("bfloat16", "half", "to"):
+        setattr(type(model), name, lambda self, *args, **kwargs: self)
+    return model
+
+
+def states(config: Config, ranks: Ranks) -> dict[str, float]:
+    """Return the bytes at the moments of a step of two micro-batches, without activations."""
+    plan = make_plan(config, ranks.world_size, config.data.expected_samples)
+    meter = Meter()
+    with FakeTensorMode(allow_non_fake_inputs=True), meter:
+        model = build(config)
+        engine = Engine(model, config, plan, ranks)
+        parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+        found: dict[str, float] = {"parameters": sum(p.numel() for p in engine.module.parameters())}
+        # The second step is like all later ones: Adam's moments exist.
+        for _ in range(2):
+            meter.take_peak()
+            for index in range(plan.accumulation):
+                # Autograd computes the gradients in the order in which a forward pass would use the parameters last.
+                engine.backward(torch.stack([parameter.sum() for parameter in parameters]).sum())
+                if index < plan.accumulation - 1:
+                    engine.micro_step()
+            found["backward"], found["held"] = meter.take_peak(), meter.live
+            with known_norm(engine):
+                engine.step(1e-4)
+            found["update"], found["between_steps"] = meter.take_peak(), meter.live
+    return found
+
+
+@contextmanager
+def known_norm(engine: Engine) -> Iterator[None]:
+    """Give the engine's optimizer a number as the norm of the gradient, because tensors without storage have none."""
+    import deepspeed.runtime.bf16_optimizer as bf16
+    import deepspeed.runtime.zero.stage_1_and_2 as zero
+
+    bf16.get_global_norm_of_tensors = lambda *_, **__: 1.0
+    bf16.is_invalid_grad_norm = lambda *_: False
+    optimizer = type(engine._optimizer)
+    if optimizer is zero.DeepSpeedZeroOptimizer:
+        optimizer.scaled_global_norm = lambda *_, **__: 1.0
+        optimizer.has_overflow = lambda *_, **__: False
+    yield
+
+
+def activations(config: Config, images: int) -> float:
+    """Return the peak of bytes in a forward and backward pass of a micro-batch, beyond the model and its gradients."""
+    meter = Meter()
+    with FakeTensorMode(allow_non_fake_inputs=True), meter:
+        task = config.task.implementation()(config, [0.5] * 3, [0.5] * 3)
+        model = build(config)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+        batch = task.example_batch(images)
+        held = meter.live
+        meter.take_peak()
+        sum(task.loss(model, batch).terms.values()).backward()
+    return meter.take_peak() - held
+
+
+def measure(experiment: str, world: int, overrides: list[str]) -> dict[str, float]:
+    config = compose([f"+experiment={experiment}", *overrides])
+    with one_rank(world) as ranks:
+        found = states(config, ranks)
+        images = make_plan(config, world, config.data.expected_samples).micro_batch
+    return {"ranks": world, "images": images, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", default=["simmim_giant"])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[8, 64, 512])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    print(json.dumps(measure(arguments.experiments[0], arguments.ranks[0], arguments.overrides)))
+
+
+if __name__ == "__main__":
+    main()
