@@ -98,8 +98,8 @@ def _import_deepspeed(device: str) -> Any:
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.utils.logger.addFilter(_is_news)
     if device == "cpu":
-        # Used only by inference, but init_distributed would compile it for about a minute without a message. Reading the
-        # table of operators would first fill it, by running a compiler for each.
+        # Used only by inference, but init_distributed would compile it for about a minute without a message. Reading
+        # the table of operators would first fill it, by running a compiler for each.
         vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     _import_muon(deepspeed)
     return deepspeed
