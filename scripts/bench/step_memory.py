@@ -4,9 +4,8 @@
 
 DeepSpeed, the optimizer, and the model run over tensors without storage (FakeTensorMode) and a process group without
 other processes. A meter adds up the storages that operators return, and subtracts them when they are freed. Model
-states are counted in a step of two micro-batches whose gradients come without a forward pass, activations in a forward
-and backward pass of one micro-batch of the task. What a GPU adds is not counted: its context, NCCL's buffers, cuBLAS's
-workspaces, and the rounding and fragmentation of the caching allocator.
+states are counted in steps whose gradients come without a forward pass, so without activations. What a GPU adds is not
+counted either: its context, NCCL's buffers, cuBLAS's workspaces, and the allocator's rounding and fragmentation.
 """
 
 from __future__ import annotations
@@ -14,12 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from report import write_report
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -36,6 +39,8 @@ from swinv2_train.models.precision import PRECISIONS
 from swinv2_train.models.trainable import apply_freeze
 
 RANK = 5
+MOMENTS = ("backward", "held", "update", "between_steps")
+"""Peak in forward and backward, at the end of backward, peak in the update, and between two steps."""
 
 
 class FusedAdamW(GatedAdamW):
@@ -59,7 +64,7 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 self._add(tensor.untyped_storage())
         return result
 
@@ -105,7 +110,7 @@ def build(config: Config) -> nn.Module:
 
 def states(config: Config, ranks: Ranks) -> dict[str, float]:
     """Return the bytes at the moments of a step of two micro-batches, without activations."""
-    plan = make_plan(config, ranks.world_size, config.data.expected_samples)
+    plan = make_plan(config, ranks.world_size, config.data.expected_samples or config.optim.global_batch)
     meter = Meter()
     with FakeTensorMode(allow_non_fake_inputs=True), meter:
         model = build(config)
@@ -139,40 +144,46 @@ def known_norm(engine: Engine) -> Iterator[None]:
     if optimizer is zero.DeepSpeedZeroOptimizer:
         optimizer.scaled_global_norm = lambda *_, **__: 1.0
         optimizer.has_overflow = lambda *_, **__: False
+        optimizer.unscale_and_clip_grads = lambda *_: None
     yield
 
 
-def activations(config: Config, images: int) -> float:
-    """Return the peak of bytes in a forward and backward pass of a micro-batch, beyond the model and its gradients."""
-    meter = Meter()
-    with FakeTensorMode(allow_non_fake_inputs=True), meter:
-        task = config.task.implementation()(config, [0.5] * 3, [0.5] * 3)
-        model = build(config)
-        for parameter in model.parameters():
-            parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-        batch = task.example_batch(images)
-        held = meter.live
-        meter.take_peak()
-        sum(task.loss(model, batch).terms.values()).backward()
-    return meter.take_peak() - held
-
-
 def measure(experiment: str, world: int, overrides: list[str]) -> dict[str, float]:
+    """Return the numbers of one rank of an experiment; call it once per process."""
     config = compose([f"+experiment={experiment}", *overrides])
     with one_rank(world) as ranks:
-        found = states(config, ranks)
-        images = make_plan(config, world, config.data.expected_samples).micro_batch
-    return {"ranks": world, "images": images, **found}
+        return states(config, ranks)
+
+
+def line(found: dict[str, float]) -> str:
+    """Return bytes per parameter and the peak in GiB, for display."""
+    shares = [found[name] / found["parameters"] for name in MOMENTS]
+    return "  ".join([*(f"{share:7.2f}" for share in shares), f"{max(found[name] for name in MOMENTS) / 2**30:8.2f}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", default=["simmim_giant"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 64, 512])
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--overrides", nargs="*", default=[], help="config keys, such as engine=zero1_bf16")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.experiments[0], arguments.ranks[0], arguments.overrides)))
+    if arguments.one:
+        print(json.dumps(measure(arguments.experiments[0], arguments.ranks[0], arguments.overrides)))
+        return
+    print(f"{'bytes per parameter':20}  ranks  {'  '.join(name[:7].rjust(7) for name in MOMENTS)}  peak GiB")
+    results = []
+    for experiment in arguments.experiments:
+        for world in arguments.ranks:
+            again = [sys.executable, __file__, "--one", "--experiments", experiment, "--ranks", str(world)]
+            command = [*again, "--overrides", *arguments.overrides]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found = json.loads(output.splitlines()[-1])
+            results.append({"experiment": experiment, "ranks": world, **found})
+            print(f"{experiment:20}  {world:5}  {line(found)}", flush=True)
+    if arguments.out:
+        write_report(arguments.out, ("torch", "deepspeed"), overrides=arguments.overrides, results=results)
 
 
 if __name__ == "__main__":
