@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained model: create the environment, pack real images into shards, pretrain a small SwinV2 on them with
 # SimMIM, train it on many labels, fine-tune it on few at a larger size, do the same without pretraining, and print the
-# results. Takes some minutes on two CPU cores. Rerun it to resume where it stopped; it does nothing once it is finished.
+# results. Takes about 15 minutes on two free CPU cores. Rerun it to resume where it stopped; it does nothing once it is finished.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Create the project's environment in .venv, or reuse it. demo.sh and test.sh source this file; it can also be run alone.
-# It uses uv if available (about half a minute), otherwise venv and pip (some minutes). Versions: constraints.txt.
+# It uses uv if available (half a minute to two minutes), otherwise venv and pip (a few minutes). Versions: constraints.txt.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -4,8 +4,9 @@
 
 DeepSpeed, the optimizer, and the model run over tensors without storage (FakeTensorMode) and a process group without
 other processes. A meter adds up the storages that operators return, and subtracts them when they are freed. Model
-states are counted in steps whose gradients come without a forward pass, so without activations. What a GPU adds is not
-counted either: its context, NCCL's buffers, cuBLAS's workspaces, and the allocator's rounding and fragmentation.
+states are counted in steps of two micro-batches whose gradients come without a forward pass, so without activations.
+What a GPU adds is not counted either: its context, NCCL's buffers, cuBLAS's workspaces, and the allocator's rounding
+and fragmentation.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MOMENTS = ("backward", "held", "update", "between_steps")
 
 
 class FusedAdamW(GatedAdamW):
-    """What a rank with a GPU uses."""
+    """The variant that a rank with a GPU uses."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **{**keywords, "fused": True})
@@ -150,7 +151,8 @@ def known_norm(engine: Engine) -> Iterator[None]:
 
 def measure(experiment: str, world: int, overrides: list[str]) -> dict[str, float]:
     """Return the numbers of one rank of an experiment; call it once per process."""
-    config = compose([f"+experiment={experiment}", *overrides])
+    two = [f"optim.global_batch={2 * world}", "engine.micro_batch=1"]
+    config = compose([f"+experiment={experiment}", *two, *overrides])
     with one_rank(world) as ranks:
         return states(config, ranks)
 

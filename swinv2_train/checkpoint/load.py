@@ -44,10 +44,11 @@ def check_trained(manifest: Manifest, trained: Collection[str]) -> list[str]:
     if thawed := [name for name in trained if name in manifest.fixed]:
         more = f" and {len(thawed) - 1} more" if len(thawed) > 1 else ""
         raise ConfigError(
-            "optim.freeze",
-            "...",
-            f"{thawed[0]}{more} would be trained, but the checkpoint of step {manifest.step} has it frozen, without "
-            "AdamW's moments; set optim.freeze back, or start a new run from it with init_from",
+            "",
+            thawed[0],
+            f"optim.freeze no longer covers {thawed[0]}{more}, frozen in the checkpoint of step {manifest.step} and "
+            "therefore without AdamW's moments; set optim.freeze back (resolved.yaml of the run has it), or start a "
+            "new run from the checkpoint with init_from",
         )
     dropped = sorted(manifest.shapes.keys() - manifest.fixed - set(trained))
     if not dropped:

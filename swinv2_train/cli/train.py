@@ -163,7 +163,7 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     """Print what would happen; under a launcher, only one rank prints."""
-    from swinv2_train.tasks.classes import check_held_out_classes
+    from swinv2_train.tasks.classes import check_held_out_classes, unused_classes
 
     samples = count_samples(config, required=False)
     # A recipe may be inspected before its weights exist.
@@ -181,7 +181,8 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         if print_config:
             print(redact(to_yaml(config)))
         _show(config, plan, samples, device, overrides)
-        for line in [*doubts(config, plan), *samples.warnings]:
+        unused = [] if config.task.classes is None else unused_classes(config.task.classes, samples.card)
+        for line in [*doubts(config, plan), *unused, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))

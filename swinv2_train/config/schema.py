@@ -204,6 +204,11 @@ class EngineConfig(Section):
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Additional keys for the DeepSpeed config, merged over what this section sets."""
 
+    @property
+    def sums_in_fp32(self) -> bool:
+        """True if the gradients of bf16 weights are summed in fp32, over micro-batches and ranks."""
+        return (self.zero_stage, self.precision, self.grad_accum_dtype) == (1, "bf16", "fp32")
+
 
 @dataclass
 class CheckpointConfig(Section):

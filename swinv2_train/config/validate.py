@@ -33,6 +33,8 @@ DERIVED_DEEPSPEED_KEYS = {
     "zero_optimization.compute_grad_norm": "the guard, which needs the gradient norm",
 }
 """Keys that `engine.deepspeed` may not set, with the field that sets them: other code relies on that field."""
+REDUCTION_KEYS = ("communication_data_type", "prescale_gradients", "gradient_predivide_factor")
+"""Keys of DeepSpeed's reduction of gradients, which one engine does not use."""
 MAY_BE_INFINITE = ("guard.zscore", "guard.loss_ratio", "guard.grad_norm_ratio")
 """Limits that .inf turns off."""
 LEAST_CROP = 0.05
@@ -117,8 +119,13 @@ def _validate_engine(config: Config) -> None:
         at_least("engine.micro_batch", engine.micro_batch, 1)
     for key, hint in DERIVED_DEEPSPEED_KEYS.items():
         section, _, inner = key.partition(".")
-        if inner in engine.deepspeed.get(section, {}) if inner else section in engine.deepspeed:
-            raise ConfigError(f"engine.deepspeed.{key}", "...", f"is set by {hint}")
+        given = engine.deepspeed.get(section, {}) if inner else engine.deepspeed
+        if (inner or section) in given:
+            raise ConfigError(f"engine.deepspeed.{key}", given[inner or section], f"is set by {hint}")
+    for key in REDUCTION_KEYS:
+        if engine.sums_in_fp32 and key in engine.deepspeed:
+            hint = "has no effect with engine.grad_accum_dtype=fp32, which reduces gradients in fp32; remove it"
+            raise ConfigError(f"engine.deepspeed.{key}", engine.deepspeed[key], hint)
 
 
 def _validate_safety(config: Config) -> None:

@@ -34,7 +34,7 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.tasks.build import evaluation_loader
-from swinv2_train.tasks.classes import unnamed_classes
+from swinv2_train.tasks.classes import unnamed_classes, unused_classes
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.clock import StepClock
 from swinv2_train.tracking.tracker import Tracker
@@ -92,7 +92,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
     if config.task.classes is not None:
-        lines += class_warnings(start.metadata, parts.identity)
+        lines += unused_classes(config.task.classes, shards.card) + class_warnings(start.metadata, parts.identity)
     if held_out is not None:
         if config.task.classes is not None:
             lines += unnamed_classes({"data.shards": shards.card, "data.eval_shards": held_out.card})

@@ -67,12 +67,6 @@ BUCKET_ELEMENTS = 50_000_000
 backward. DeepSpeed's default of 500 million takes a gigabyte in bf16, whatever the model."""
 
 
-def sums_in_fp32(config: Config) -> bool:
-    """Return whether DeepSpeed returns its BF16_Optimizer, whose gradients this package reduces itself."""
-    engine = config.engine
-    return (engine.zero_stage, engine.precision, engine.grad_accum_dtype) == (1, "bf16", "fp32")
-
-
 def is_bare(config: Config) -> bool:
     """Return whether DeepSpeed returns the bare AdamW: it then neither measures the gradient nor guards against NaN."""
     return config.engine.zero_stage == 0 and config.engine.precision == "fp32"
@@ -152,7 +146,7 @@ class Engine:
         self._library = deepspeed = _import_deepspeed(device)
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
         groups = parameter_groups(model, config.optim, config.model.depths)
-        if sums_in_fp32(config):
+        if config.engine.sums_in_fp32:  # DeepSpeed returns its BF16_Optimizer
             groups = in_buckets(groups, model.parameters(), settings["zero_optimization"]["reduce_bucket_size"])
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
         # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
@@ -166,7 +160,7 @@ class Engine:
         with _quiet():
             self._deepspeed, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adam, config=settings)
         self._reduction = None
-        if sums_in_fp32(config):
+        if config.engine.sums_in_fp32:
             self._deepspeed.enable_backward_allreduce = False
             self._reduction = GradientReduction(self._optimizer, self._deepspeed.is_gradient_accumulation_boundary)
         set_adam_steps(self._optimizer, 0)  # that empty step must not count for AdamW's bias correction

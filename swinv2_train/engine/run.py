@@ -167,10 +167,12 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
         )
     total = parts.plan.total_steps
     if state.step > total:
-        raise ranks.end(
-            f"the run in {directory} is already at step {state.step}, but the config ends it at {total}: "
-            "set optim.steps or optim.epochs back, or use another run.dir"
+        key = "optim.epochs" if config.optim.steps is None else "optim.steps"
+        hint = (
+            f"ends the run at step {total}, but the one in {directory} is already at step {state.step}; set it back, "
+            "or use another run.dir"
         )
+        raise ConfigError(key, config.optim.epochs if config.optim.steps is None else config.optim.steps, hint)
     missed = set()
     if state.step:
         missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=state.step == total))

@@ -119,7 +119,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         config.task.num_classes = source.num_classes  # type: ignore[attr-defined] # a task with classes has it
         if "task.num_classes" in given:
             hint = f"the head of {source.path} has {source.num_classes} classes, and no override changes that"
-            raise ConfigError("task.num_classes", "...", hint)
+            value = next(item.partition("=")[2] for item in overrides if item.startswith("task.num_classes="))
+            raise ConfigError("task.num_classes", value, hint)
     changed = override(to_yaml(config), overrides)
     _validate(changed, source, given)
     if trained is not None:

@@ -415,5 +415,5 @@ def _contradiction(
 ) -> ConfigError:
     hint = f"{key} is {there} in {source.path} and {shape} in the model"
     if key.endswith("relative_position_bias_table"):
-        return ConfigError("model.pretrained_window", "...", f"{hint}; leave it at 0 to use the windows of the source")
+        return ConfigError("", key, f"{hint}; leave model.pretrained_window at 0 to use the windows of the source")
     return ConfigError("init_from", source.path, f"{hint}; use weights of the same size")

@@ -101,6 +101,8 @@ def _resolved(model: nn.Module, key: str, given: Iterable[str]) -> dict[str, str
             own = own if backbone else own.removeprefix(".")
         if own not in known:
             near = difflib.get_close_matches(own, known, n=3, cutoff=0.6) or _roots(known)
+            if own != name and backbone:  # show the word that was used
+                near = [BACKBONE + each.removeprefix(backbone) if below(each, backbone) else each for each in near]
             raise ConfigError(
                 key, name, f"is not a module or parameter of the model; the closest names are {', '.join(near)}"
             )

@@ -168,7 +168,7 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
         stages[stage.name] = stage
     for stage in changes.by_stage:
         if stage not in stages:
-            raise ConfigError(f"stages.{stage}", "...", f"unknown stage; use one of {', '.join(stages)}")
+            raise ConfigError("", stage, f"stages.{stage}: unknown stage; use one of {', '.join(stages)}")
     launcher = changes.settings.get("launcher", values.get("launcher") or "")
     try:
         prefix = tuple(shlex.split(launcher))
@@ -258,5 +258,6 @@ def _changed(stage: Stage, changes: Changes) -> Stage:
     added = [*changes.every_stage, *own]
     if (stage.source or stage.random) and any(item.lstrip("+~").startswith("init_from=") for item in added):
         start = f"the weights of {stage.source}" if stage.source else "random weights"
-        raise ConfigError("init_from", "...", f"stage {stage.name} starts from {start}, as set in the pipeline's file")
+        hint = f"init_from: stage {stage.name} starts from {start}, as set in the pipeline's file; change it there"
+        raise ConfigError("", added, hint)
     return replace(stage, overrides=tuple(last_of_each([*stage.overrides, *added])))

@@ -89,6 +89,22 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
             )
 
 
+def unused_classes(num_classes: int, card: Card | None) -> list[str]:
+    """Return a warning if the head has more classes than the training shards name, so that their names are not used.
+
+    Args:
+        num_classes: that of the head.
+        card: of the training shards.
+    """
+    names = card.class_names if card else None
+    if not names or len(names) >= num_classes:
+        return []
+    return [
+        f"task.num_classes={num_classes}: data.shards has only {len(names)} classes, whose names are therefore not "
+        "used; 0 takes their number"
+    ]
+
+
 def unnamed_classes(cards: Mapping[str, Card | None]) -> list[str]:
     """Return a warning if one of two sets of labeled shards names its classes and the other does not.
 

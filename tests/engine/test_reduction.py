@@ -139,7 +139,7 @@ def test_reduced_while_the_last_backward_runs(world: int, runs: dict[int, list[d
     # The last buffer has the parameter without a gradient.
     assert [event.split()[0] for event in later] == ["reduce_scatter_tensor", "all_reduce"]
     assert all(event.split()[1] == "float32" for event in events if event.startswith("reduce_scatter"))
-    assert later[1] == "all_reduce float32 1", "only the norm besides the gradients"
+    assert later[1] == "all_reduce float32 1", "nothing but the norm and the gradients"
 
 
 def test_one_rank_sends_nothing(runs: dict[int, list[dict[str, Any]]]) -> None:

@@ -290,8 +290,10 @@ def test_a_run_cannot_end_before_where_it_is(
     finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()}
-    assert run_here(tiny_run(shards, finished_run, "optim.steps=5")) == FAILED
-    assert "is already at step 8, but the config ends it at 5" in capsys.readouterr().err
+    assert run_here(tiny_run(shards, finished_run, "optim.steps=5")) == WRONG_USE
+    error = capsys.readouterr().err
+    assert "optim.steps=5: ends the run at step 5, but the one in" in error
+    assert "is already at step 8" in error
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*") if path.is_file()} == before
 
 

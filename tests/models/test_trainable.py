@@ -51,7 +51,7 @@ def test_names_end_at_a_dot() -> None:
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (["backbone.layer.0"], r"optim\.freeze=backbone\.layer\.0: .*closest names are encoder\.layers\.0"),
+        (["backbone.layer.0"], r"optim\.freeze=backbone\.layer\.0: .*closest names are backbone\.layers\.0"),
         (["encoder.layers.0", "backbone.layers.0"], "set twice"),
         (["encoder", "decoder", "mask_token"], "at least one parameter must be trained"),
     ],

@@ -10,7 +10,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.tasks.classes import check_classes, check_held_out_classes
+from swinv2_train.tasks.classes import check_classes, check_held_out_classes, unused_classes
 from tests.runs import make_images
 
 CATS = ["cat", "dog", "owl"]
@@ -28,6 +28,23 @@ CATS = ["cat", "dog", "owl"]
 )
 def test_classes_that_agree_are_let_through(num_classes: int, card: Card | None, held_out: Card | None) -> None:
     check_classes(num_classes, card, held_out)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "card", "warnings"),
+    [
+        (3, Card(class_names=CATS), []),
+        (10, None, []),
+        (10, Card(), []),
+        (10, Card(class_counts={0: 1, 1: 2}), []),
+        (10, Card(class_names=CATS), ["task.num_classes=10: data.shards has only 3 classes, whose names are therefore "
+                                      "not used; 0 takes their number"]),
+    ],
+)  # fmt: skip
+def test_more_classes_than_the_shards_have_are_pointed_out(
+    num_classes: int, card: Card | None, warnings: list[str]
+) -> None:
+    assert unused_classes(num_classes, card) == warnings
 
 
 def mixed() -> Card:
