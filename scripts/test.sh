@@ -5,7 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 
+extra=1
 if [ "${1:-}" = --quick ]; then
+    extra=0
     set -- -m "not slow and not distributed and not gpu" "${@:2}"
 fi
 
@@ -38,12 +40,12 @@ in_memory || scratch=$(mktemp -d "${TMPDIR:-/tmp}/swinv2-tests-XXXXXX")
 # Hundreds of processes import the package, so compile it once.
 unset PYTHONDONTWRITEBYTECODE
 python -m compileall -q swinv2_train
-# One more worker than cores, at most 8, because many tests wait. A file stays with one worker because of its fixtures, and
+# One more worker than cores, because many tests wait (but not the quick ones), and at most 8. A file stays with one worker because of its fixtures, and
 # slow files come first (tests/conftest.py).
 cores=$(env -u OMP_NUM_THREADS nproc)
 read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max || quota=max
 [ "$quota" = max ] || cores=$((quota / period < cores ? quota / period : cores))
-workers=${SWINV2_TEST_WORKERS:-$((cores < 7 ? cores + 1 : 8))}
+workers=${SWINV2_TEST_WORKERS:-$((cores < 7 ? cores + extra : 8))}
 code=0
 python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --basetemp "$scratch/pytest" "$@" || code=$?
 if [ "$code" = 0 ]; then

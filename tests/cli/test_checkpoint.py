@@ -35,6 +35,7 @@ WITHOUT_TORCH = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

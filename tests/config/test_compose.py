@@ -54,6 +54,7 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         config.optim.lr = 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [

@@ -77,6 +77,7 @@ def test_rejected_with_field_value_and_fix(overrides: list[str], parts: list[str
 SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "optim.global_batch=24"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -163,6 +164,7 @@ def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
     validate(compose([*SUPERVISED, *PROBED, f"probe.every_steps={every}"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -195,6 +197,7 @@ POLICIES = ["rand-m9-mstd0.5-inc1", "rand-m9-n3-mstd0.5", "rand-mstd1-tweights",
 POLICIES += ["augmix-m5-w4-d2", "augmix", "augmix-b1-a0.5", "v0", "v0r", "original-mstd0.5", "originalr", "3a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_timm_builds_every_policy_that_is_let_through(policy: str) -> None:
     import numpy as np
