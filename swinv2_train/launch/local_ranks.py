@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
@@ -20,6 +21,8 @@ from swinv2_train.launch.signals import signal_name
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """Config keys of the device and the number of ranks."""
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Device nodes of GPU drivers; without any of them there is no GPU."""
 _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 3.0
 """Seconds that ranks may still print and exit by themselves after the first one has failed."""
@@ -39,16 +42,23 @@ def choose_ranks(
         ConfigError: if this machine has no GPU or not enough of them.
     """
     if device == "cpu":
-        return "cpu", wanted or 1  # known without importing torch, which takes seconds
-    import torch
-
-    available = torch.cuda.device_count()
+        return "cpu", wanted or 1
+    available = _count_gpus()
     if device == "cuda" and not available:
         raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; use {keys[0]}=cpu")
     if available and (wanted or 1) > available and not only_planned:
         hint = f"this machine has {available} GPUs, and every rank needs its own; use fewer, or {keys[0]}=cpu"
         raise ConfigError(keys[1], wanted, hint)
     return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
+
+
+def _count_gpus() -> int:
+    # Importing torch takes seconds, so first check whether any GPU driver is there: NVIDIA's, that of WSL, or AMD's.
+    if sys.platform == "linux" and not any(Path(node).exists() for node in DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str) -> int:

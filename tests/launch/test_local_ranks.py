@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.launch import local_ranks
 from swinv2_train.launch.local_ranks import LAUNCH_KEYS, choose_ranks
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_ranks, "DRIVERS", ("/dev/null",))
+
+
+def test_without_a_driver_torch_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError):
+        choose_ranks("auto", 2)
+    monkeypatch.setattr(local_ranks, "DRIVERS", ("/dev/no-such-driver",))
+    assert choose_ranks("auto", 2) == ("cpu", 2)
 
 
 @pytest.mark.parametrize(
