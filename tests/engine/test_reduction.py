@@ -104,7 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, A
         folder = tmp_path_factory.mktemp(f"{world}-ranks")
         with Apart(folder) as ranks:
             ranks.start_ranks(world, rank_work, str(folder / "result.json"))
-            assert ranks.exit_codes() == [0] * world, ranks.output(0)
+            assert ranks.exit_codes(seconds=300) == [0] * world, ranks.output(0)
         found[world] = json.loads((folder / "result.json").read_text())
     return found
 
