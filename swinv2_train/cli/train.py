@@ -143,7 +143,8 @@ def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
     from swinv2_train.engine.selection import selection
-    from swinv2_train.launch.launcher import launch_environment, launch_file, rank_command, shown
+    from swinv2_train.launch.launcher import launch_file, rank_command, shown
+    from swinv2_train.launch.local_ranks import launch_environment
     from swinv2_train.planner.describe import describe
 
     print(redact(describe(config, plan, samples.source, *selection(config))))

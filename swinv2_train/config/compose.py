@@ -201,8 +201,9 @@ def to_yaml(config: Config) -> str:
     """Return the config as YAML for `from_yaml`; values from the environment are stored as expressions."""
     from omegaconf import OmegaConf
 
-    node = OmegaConf.create(to_dict(config))
-    for key, value in stored(config, to_dict(config)):
+    plain = to_dict(config)
+    node = OmegaConf.create(plain)
+    for key, value in stored(config, plain):
         OmegaConf.update(node, key, value, merge=False)
     return OmegaConf.to_yaml(node)
 

@@ -4,8 +4,9 @@ DeepSpeed keeps fp32 master weights and Adam moments in flat, padded, per-rank b
 number of ranks. A `Fragment` identifies such a piece independently of the layout: by its parameter and the offset in
 it. Checkpoints consist of fragments, so any number of ranks can read them.
 
-This module contains every use of private attributes of DeepSpeed's optimizers: `_hp_mapping` and the flat groups
-(stages 1 and 2), `grad_position` and `ds_tensor` (stage 3), `fp32_groups` (stage 0 in 16 bits).
+This module and `reduction.py` contain every use of private attributes of DeepSpeed's optimizers, except for the norm of
+the gradient. Here these are `_hp_mapping` and the flat groups (stages 1 and 2), `grad_position` and `ds_tensor` (stage
+3), `fp32_groups` (stage 0 in 16 bits).
 """
 
 from __future__ import annotations

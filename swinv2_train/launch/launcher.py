@@ -1,8 +1,8 @@
 """Start the ranks of a run on this machine, forward signals to them, and wait for their end.
 
 The ranks are children of this process, in sessions of their own, so a Ctrl-C on the terminal reaches them once, through
-this process. When a rank fails, the others may still report why they end; then they get a SIGTERM, and after 30 seconds
-a SIGKILL, which also ends a suspended process. If this process is killed, the ranks notice, save, and end.
+this process. When a rank fails, the others get the time to save before they are killed. If this process is killed, the
+ranks notice, save, and end.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,9 +22,9 @@ from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
-from swinv2_train.import_path import import_variables
+from swinv2_train.launch.local_ranks import end_ranks, launch_environment, start_ranks, wait_for_ranks
 from swinv2_train.launch.lock import RunLock
-from swinv2_train.launch.signals import PARENT_VARIABLE, STOP_FILE, give_back_signals, signal_name, take_signals
+from swinv2_train.launch.signals import STOP_FILE, give_back_signals, take_signals
 from swinv2_train.launch.status import read_status, write_status
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
@@ -33,11 +32,8 @@ from swinv2_train.shortage import remedied
 RANK_MODULE = "swinv2_train.cli.train"
 LAUNCH_FILES = ".launch-"
 """Prefix of the files that a command passes to its ranks; the run itself writes `resolved.yaml`."""
-_POLL_SECONDS = 0.1
-_REPORT_SECONDS = 1.0
-"""Seconds that ranks may still report and exit by themselves after the first one has failed."""
 _SAVE_SECONDS = 30.0
-"""Seconds from then on until those that still run are killed."""
+"""Seconds in which ranks may save after another one has failed."""
 
 
 def rank_command(config_file: Path) -> list[str]:
@@ -45,48 +41,9 @@ def rank_command(config_file: Path) -> list[str]:
     return [sys.executable, "-u", "-m", RANK_MODULE, "--resolved", str(config_file)]
 
 
-def launch_environment(device: str) -> dict[str, str]:
-    """Return the variables that ranks need in addition to the current ones and their own."""
-    return {"DS_ACCELERATOR": device}
-
-
 def shown(command: list[str], environment: dict[str, str]) -> str:
     """Return a command with its environment in shell syntax."""
     return " ".join([*(f"{key}={shlex.quote(value)}" for key, value in environment.items()), shlex.join(command)])
-
-
-def start_ranks(
-    command: Sequence[str], num_ranks: int, port: int, environment: Mapping[str, str]
-) -> list[subprocess.Popen[bytes]]:
-    """Start a command once per rank on this machine, in sessions of their own; `environment` is in addition to ours."""
-    shared = {
-        **os.environ,
-        **import_variables(),
-        **environment,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(num_ranks),
-        "LOCAL_WORLD_SIZE": str(num_ranks),
-        PARENT_VARIABLE: str(os.getpid()),
-    }
-    ranks: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank in range(num_ranks):
-            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
-    except OSError:
-        end_ranks(ranks)
-        raise
-    return ranks
-
-
-def end_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Kill the ranks that still run."""
-    for process in ranks:
-        with contextlib.suppress(OSError):
-            process.kill()
-    for process in ranks:
-        process.wait()
 
 
 class Signals:
@@ -125,43 +82,14 @@ def launch(config: Config, num_ranks: int, device: str, port: int) -> int:
     try:
         announce(directory, config, config_file)
         ranks = start_ranks(rank_command(config_file), num_ranks, port, launch_environment(device))
-        ended = _wait(ranks, signals)
+        end = wait_for_ranks(ranks, _SAVE_SECONDS, lambda: signals.forward(ranks))
     finally:
         end_ranks(ranks)
         signals.restore()
         config_file.unlink(missing_ok=True)
-    died = {rank: -code for rank, code in ended.items() if code < 0}
-    code = ended[min(ended)]
-    if config.launch.preflight_only and not died:
-        return code
-    killed = " and ".join(f"rank {rank} died of {signal_name(number)}" for rank, number in died.items())
-    return outcome(directory, code, killed, stopped=bool(signals.received))
-
-
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], signals: Signals) -> dict[int, int]:
-    """Wait for the end of all ranks, and return the exit codes of those that failed first, by rank.
-
-    Later failures are consequences. If none failed, return the codes of all.
-    """
-    failed: dict[int, int] = {}
-    since = 0.0
-    asked = False
-    while True:
-        codes = {rank: process.poll() for rank, process in enumerate(ranks)}
-        if not failed:
-            failed = {rank: code for rank, code in codes.items() if code not in (None, FINISHED, STOPPED)}
-            since = time.monotonic()
-        if None not in codes.values():
-            return failed or {rank: code for rank, code in codes.items() if code is not None}
-        signals.forward(ranks)
-        waited = time.monotonic() - since
-        if failed and waited > _REPORT_SECONDS and not asked:
-            asked = True
-            for process in ranks:
-                process.terminate()
-        if failed and waited > _REPORT_SECONDS + _SAVE_SECONDS:
-            end_ranks(ranks)
-        time.sleep(_POLL_SECONDS)
+    if config.launch.preflight_only and not end.killed:
+        return end.code
+    return outcome(directory, end.code, end.killed, stopped=bool(signals.received))
 
 
 def launch_file(directory: Path) -> Path:

@@ -1,31 +1,34 @@
 """Start a command several times on this machine, once per rank, and wait for all of them.
 
-For commands that save nothing before their end, such as an evaluation: if one rank fails, the others are ended, and the
-command can be rerun. (Training runs, which save before they end, use `launch.launcher`.)
+`run_ranks` is for commands that save nothing before their end, such as an evaluation, and can be rerun; training runs
+use `launch.launcher`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
+from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.import_path import import_variables
 from swinv2_train.launch.environment import free_port
-from swinv2_train.launch.launcher import end_ranks, launch_environment, start_ranks
-from swinv2_train.launch.signals import signal_name
+from swinv2_train.launch.signals import PARENT_VARIABLE, signal_name
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """Config keys of the device and the number of ranks."""
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""Device nodes of GPU drivers; without any of them there is no GPU."""
+DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/dxg", "/dev/kfd")
+"""Device nodes of GPU drivers: NVIDIA's, that of Jetson, that of WSL, and AMD's."""
 _POLL_SECONDS = 0.05
-_GRACE_SECONDS = 3.0
-"""Seconds that ranks may still print and exit by themselves after the first one has failed."""
+_REPORT_SECONDS = 3.0
+"""Seconds in which ranks may still report and exit by themselves after the first one has failed."""
 
 
 def choose_ranks(
@@ -53,7 +56,7 @@ def choose_ranks(
 
 
 def _count_gpus() -> int:
-    # Importing torch takes seconds, so first check whether any GPU driver is there: NVIDIA's, that of WSL, or AMD's.
+    # Importing torch takes seconds, so first check whether there is any driver.
     if sys.platform == "linux" and not any(Path(node).exists() for node in DRIVERS):
         return 0
     import torch
@@ -76,23 +79,98 @@ def run_ranks(module: str, arguments: Sequence[str], num_ranks: int, device: str
     environment = {**launch_environment(device), "OMP_NUM_THREADS": threads}
     ranks = start_ranks([sys.executable, "-m", module, *arguments], num_ranks, free_port(), environment)
     try:
-        return _wait(ranks)
+        end = wait_for_ranks(ranks)
     finally:
         end_ranks(ranks)
+    if end.killed:
+        raise RunError(f"{end.killed}, and the others were ended; rerun it")
+    return end.code
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
-    while True:
-        codes = [process.poll() for process in ranks]
-        for rank, code in enumerate(codes):
-            if code is not None and code < 0:
-                raise RunError(f"rank {rank} died of {signal_name(-code)}, and the others were ended; rerun it")
-        failed = next((code for code in codes if code), None)
-        if failed is not None:
-            deadline = time.monotonic() + _GRACE_SECONDS
-            while time.monotonic() < deadline and any(process.poll() is None for process in ranks):
-                time.sleep(_POLL_SECONDS)
-            return ranks[0].poll() or failed  # the main rank's code is the most specific
-        if all(code == 0 for code in codes):
-            return 0
+def launch_environment(device: str) -> dict[str, str]:
+    """Return the variables that ranks need in addition to the current ones and their own."""
+    return {"DS_ACCELERATOR": device}
+
+
+def start_ranks(
+    command: Sequence[str], num_ranks: int, port: int, environment: Mapping[str, str]
+) -> list[subprocess.Popen[bytes]]:
+    """Start a command once per rank, in sessions of their own; `environment` is in addition to the current one."""
+    shared = {
+        **os.environ,
+        **import_variables(),
+        **environment,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(num_ranks),
+        "LOCAL_WORLD_SIZE": str(num_ranks),
+        PARENT_VARIABLE: str(os.getpid()),
+    }
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(num_ranks):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            ranks.append(subprocess.Popen(command, env=own, start_new_session=True))
+    except OSError:
+        end_ranks(ranks)
+        raise
+    return ranks
+
+
+def end_ranks(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill the ranks that still run."""
+    for process in ranks:
+        with contextlib.suppress(OSError):
+            process.kill()
+    for process in ranks:
+        process.wait()
+
+
+@dataclass(frozen=True)
+class RanksEnd:
+    """The end of all ranks of a command."""
+
+    code: int
+    """Exit code: the main rank's if it failed by itself, because it is the most specific; else that of the lowest rank
+    that failed first. Negative for a signal."""
+    killed: str
+    """The ranks that failed first and died of a signal, and the signals, as text; empty if there are none."""
+
+
+def wait_for_ranks(
+    ranks: Sequence[subprocess.Popen[bytes]], save_seconds: float = 0.0, meanwhile: Callable[[], None] = lambda: None
+) -> RanksEnd:
+    """Wait for the end of all ranks.
+
+    When the first one fails, the others may still report and exit; then they get a SIGTERM, and after `save_seconds` a
+    SIGKILL, which also ends a suspended process.
+
+    Args:
+        meanwhile: called all the time.
+    """
+    first: dict[int, int] = {}
+    while not first and any(process.poll() is None for process in ranks):
+        first = _failed(ranks)
+        meanwhile()
+        time.sleep(_POLL_SECONDS)
+    first = first or _failed(ranks) or {0: ranks[0].returncode}
+    _wait(ranks, _REPORT_SECONDS, meanwhile)
+    main = _failed(ranks).get(0, 0)  # below, it may be ended by us
+    for process in ranks:
+        process.terminate()
+    _wait(ranks, save_seconds, meanwhile)
+    end_ranks(ranks)
+    died = [f"rank {rank} died of {signal_name(-code)}" for rank, code in first.items() if code < 0]
+    return RanksEnd(main if main > 0 else first[min(first)], " and ".join(died))
+
+
+def _failed(ranks: Sequence[subprocess.Popen[bytes]]) -> dict[int, int]:
+    codes = {rank: process.poll() for rank, process in enumerate(ranks)}
+    return {rank: code for rank, code in codes.items() if code not in (None, FINISHED, STOPPED)}
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float, meanwhile: Callable[[], None]) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        meanwhile()
         time.sleep(_POLL_SECONDS)

@@ -14,7 +14,7 @@ import pytest
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
-from swinv2_train.launch import launcher
+from swinv2_train.launch import launcher, local_ranks
 from swinv2_train.launch.status import read_status, write_status
 
 pytestmark = pytest.mark.usefixtures("default_signals")
@@ -45,7 +45,7 @@ def start(monkeypatch: pytest.MonkeyPatch, config: Config, rank: str, *to_comman
     directory = Path(config.run.dir)
     code = RANK + textwrap.dedent(rank)
     monkeypatch.setattr(launcher, "rank_command", lambda _: [sys.executable, "-c", code, config.run.dir])
-    waited = launcher.time.sleep
+    waited = local_ranks.time.sleep
 
     def sleep(seconds: float) -> None:
         if pending and all((directory / f"ready-{rank}").exists() for rank in (0, 1)):
@@ -53,7 +53,7 @@ def start(monkeypatch: pytest.MonkeyPatch, config: Config, rank: str, *to_comman
         waited(seconds)
 
     pending = list(to_command)
-    monkeypatch.setattr(launcher.time, "sleep", sleep)
+    monkeypatch.setattr(local_ranks.time, "sleep", sleep)
     try:
         return launcher.launch(config, 2, "cpu", 0)
     finally:
@@ -123,7 +123,7 @@ SAVE_AND_END = """
 def test_the_others_are_asked_to_save_after_one_has_failed(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launcher, "_REPORT_SECONDS", 0.3)
+    monkeypatch.setattr(local_ranks, "_REPORT_SECONDS", 0.3)
     rank = SAVE_AND_END.replace("ready()", "ready()\n    if rank == '1': os.kill(os.getpid(), 9)")
     assert start(monkeypatch, run, rank) == FAILED
     assert (Path(run.run.dir) / "got-0").read_text() == "SIGTERM"
@@ -134,7 +134,7 @@ def test_the_others_are_asked_to_save_after_one_has_failed(
 def test_deaf_and_suspended_ranks_are_killed(
     run: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launcher, "_REPORT_SECONDS", 0.1)
+    monkeypatch.setattr(local_ranks, "_REPORT_SECONDS", 0.1)
     monkeypatch.setattr(launcher, "_SAVE_SECONDS", 0.5)
     deaf = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
