@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import weakref
@@ -117,7 +118,10 @@ def states(config: Config, ranks: Ranks) -> dict[str, float]:
         model = build(config)
         engine = Engine(model, config, plan, ranks)
         parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-        found: dict[str, float] = {"parameters": sum(p.numel() for p in engine.module.parameters())}
+        found: dict[str, float] = {
+            "parameters": sum(parameter.numel() for parameter in engine.module.parameters()),
+            "owned": sum(piece.weight.numel() for piece in engine.fragments()),
+        }
         # The second step is like all later ones: Adam's moments exist.
         for _ in range(2):
             meter.take_peak()
@@ -150,11 +154,17 @@ def known_norm(engine: Engine) -> Iterator[None]:
 
 
 def measure(experiment: str, world: int, overrides: list[str]) -> dict[str, float]:
-    """Return the numbers of one rank of an experiment; call it once per process."""
+    """Return the numbers of one rank of an experiment; call it once per process.
+
+    They are in bytes, except `parameters` and `owned`, the elements of the model and of the rank's fp32 weights;
+    `resident` is what the measurement itself has allocated.
+    """
     two = [f"optim.global_batch={2 * world}", "engine.micro_batch=1"]
     config = compose([f"+experiment={experiment}", *two, *overrides])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with one_rank(world) as ranks:
-        return states(config, ranks)
+        found = states(config, ranks)
+    return {**found, "resident": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
 
 
 def line(found: dict[str, float]) -> str:

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
-import torch
 
 from swinv2_train.config.compose import compose
+from swinv2_train.config.plan import make_plan
 from tests.runs import run_command
 
 pytestmark = pytest.mark.distributed
+METER = Path(__file__).parents[2] / "scripts" / "bench" / "step_memory.py"
 
 
-def test_one_rank_of_64_owns_one_64th_of_the_optimizer() -> None:
-    code, output = run_command([sys.executable, "-m", "tests.distributed.giant_rank", "simmim_giant"])
+def test_one_rank_of_64_fits_at_every_moment_of_a_step() -> None:
+    """Weights, sums in fp32, its part of the optimizer, and the largest gradient: no copies, and nothing twice."""
+    code, output = run_command([sys.executable, str(METER), "--one", "--experiments", "simmim_giant", "--ranks", "64"])
     assert code == 0, output
-    layout = json.loads(output.splitlines()[-1])
+    found = json.loads(output.splitlines()[-1])
     config = compose(["+experiment=simmim_giant"])
     parameters = config.task.describe(config).parameters
-    assert layout["parameters"] == parameters
-    assert layout["dtypes"] == [str(torch.bfloat16)]
-    assert layout["weights"] == layout["moments"] == pytest.approx(parameters / 64, rel=1e-5)
-    assert layout["micro_batch"] * layout["accumulation"] * 64 == config.optim.global_batch
-    assert layout["grown_gib"] < 1.0, "the layout was allocated"
+    assert found["parameters"] == parameters
+    assert found["owned"] == pytest.approx(parameters / 64, rel=1e-5)
+    states = parameters * (2 + 4 + 12 / 64)
+    assert found["held"] == pytest.approx(states, rel=1e-3)
+    assert max(found["backward"], found["update"]) < states + parameters * 0.1
+    assert found["resident"] < 2**30, "the layout was allocated"
+
+
+def test_the_batch_of_the_giant_divides_among_64_ranks() -> None:
+    config = compose(["+experiment=simmim_giant"])
+    plan = make_plan(config, 64, config.data.expected_samples)
+    assert plan.micro_batch * plan.accumulation * 64 == config.optim.global_batch
