@@ -51,7 +51,7 @@ def draw(directory: Path, reconstructions: Path) -> Chart:
         panels["task"].bar_label(bars, fmt=lambda share: f"{share:.1%}", padding=3)
         panels["task"].invert_yaxis()
         panels["task"].grid(axis="y", visible=False)
-        panels["task"].set(title="Task of 1,000 labels", xlabel="held-out images right", xlim=(0, 1.2 * max(shares)))
+        panels["task"].set(title="Task of 1,000 labels", xlabel="held-out top-1 accuracy", xlim=(0, 1.2 * max(shares)))
         panels["task"].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     return Chart(figure)
 
