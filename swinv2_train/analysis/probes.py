@@ -32,6 +32,7 @@ from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Workers
+from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.heads import pooled_features
 from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
@@ -167,9 +168,10 @@ class Probe:
         count = min(self.config.probe.max_samples, shards.num_samples)
         config, ranks = self.config, self.ranks
         decoding = DecodeOptions.of(config.data, self.mean)
+        size = min(self.micro_batch, -(-count // ranks.world_size))
         loader = EvalLoader(
             SampleSource(shards, LabelledImages(config), config.model.in_channels, seed=0, decoding=decoding),
-            Share(min(self.micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
+            Share(size, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
             num_samples=count,
             workers=Workers(config.data.num_workers, config.data.prefetch_batches),
         )

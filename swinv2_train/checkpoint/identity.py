@@ -13,6 +13,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import Manifest, is_misnamed, list_checkpoints, read_manifest
 from swinv2_train.config.compose import from_yaml, to_dict
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.order import GROUPS, groups_block
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
@@ -177,7 +178,10 @@ def run_metadata(
         "order": {
             "seed": config.seed,
             "optim.global_batch": config.optim.global_batch,
+            "data.order": config.data.order,
+            "data.lanes": config.data.lanes,
             "data.shuffle_samples": config.data.shuffle_samples,
+            "data.block_samples": config.data.block_samples,
             SHARDS: shards,
             CONTENT: list(content),
             "data.image": config.data.image,
@@ -206,12 +210,20 @@ def identity(
     """
     defaults = {name: to_dict(type(getattr(config, name))()) for name in ("model", "task", "data")}
     defaults["data"]["background"] = EARLIER_BACKGROUND
-    defaults["order"] = {"data.image": None}
+    defaults["order"] = {
+        "data.image": None,
+        "data.order": GROUPS,
+        "data.lanes": 1,
+        "data.block_samples": groups_block(config),
+    }
     own = run_metadata(config, shards, content=content)
     for key in config.task.FREE:
         del own["task"][key]
     if config.data.background is None:  # not filled in yet
         del own["data"]["background"]
+    if config.data.order is None:
+        for key in ("data.order", "data.lanes", "data.block_samples"):
+            del own["order"][key]
     return Identity(own, class_names, defaults, tuple(config.resume.allow))
 
 

@@ -27,7 +27,8 @@ _OPTION_OF = {
 }
 """Config keys that are options of commands for finished weights."""
 _OF_TRAINING = (
-    "data.max_broken_share", "data.expected_samples", "data.shuffle_samples", "data.prefetch_batches",
+    "data.max_broken_share", "data.expected_samples", "data.prefetch_batches",
+    "data.order", "data.lanes", "data.shuffle_samples", "data.block_samples",
     "data.augment.scale", "data.augment.ratio", "data.augment.hflip", "data.augment.vflip",
 )  # fmt: skip
 """Config keys that would have no effect there."""

@@ -71,9 +71,23 @@ class DataConfig(Section):
     """Per-channel standard deviation in [0, 1]: a list, `imagenet`, or `dataset`."""
     expected_samples: int | None = None
     """Number of samples that a recipe assumes; converts epochs to steps if no shards are available (dry runs)."""
+    order: str | None = None
+    """lanes: every host reads its own part of the data set. groups: the order of earlier versions, in which every host
+    reads all of it. null: lanes, or on resume the order that the run began with."""
+    lanes: int | None = None
+    """Parts of the order that are shuffled apart from each other, and that the ranks share out; 1: no parts.
+
+    They divide half of the samples in a step (`optim.global_batch / task.repeats / 2`). null: as many as possible, up
+    to 64. With fewer lanes than hosts, some hosts read the same samples.
+    """
     shuffle_samples: int = 131072
-    """Approximate size of the groups within which samples are shuffled; blocks of samples are shuffled over the entire
-    set."""
+    """Approximate number of samples that are shuffled among themselves at a time, over all lanes; blocks of samples are
+    shuffled over the entire set."""
+    block_samples: int | None = None
+    """Samples in a row that stay together until they are shuffled, and that are fetched by one request from a server.
+
+    null: 16; with the order `groups`, a 32nd of `data.shuffle_samples`.
+    """
     num_workers: int = 4
     """Decoding processes per rank; 0 decodes in the training process."""
     prefetch_batches: int = 4
@@ -95,6 +109,8 @@ class DataConfig(Section):
     """Directory of the cache of remote shards."""
     cache_gib: float = 50.0
     """Upper bound on the cache of remote shards, per host, in GiB."""
+    connections: int = 8
+    """Requests at a time by which each rank reads remote shards ahead."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Training crop."""
     crop_pct: float = 0.875

@@ -11,6 +11,7 @@ from swinv2_train.config.checks import at_least, check_background, check_statist
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
+from swinv2_train.config.order import check_order
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
@@ -67,8 +68,10 @@ def validate_data(config: Config) -> None:
     share("data.max_broken_share", data.max_broken_share)
     check_background(data.background, config.model.in_channels)
     at_least("data.max_pixels", data.max_pixels, 1)
-    for key, least in (("shuffle_samples", 1), ("num_workers", 0), ("prefetch_batches", 1)):
+    minima = (("shuffle_samples", 1), ("connections", 1), ("num_workers", 0), ("prefetch_batches", 1))
+    for key, least in minima:
         at_least(f"data.{key}", getattr(data, key), least)
+    check_order(config)
     if data.expected_samples is not None:
         at_least("data.expected_samples", data.expected_samples, 1)
     if not data.cache_gib > 0:

@@ -77,6 +77,11 @@ class ShardIndex:
             if self.offsets[i, sample] >= 0
         }
 
+    def first_byte(self, sample: int) -> int:
+        """Return where a sample starts in the tar, with the header of its first member; 0 for the first sample."""
+        offsets = self.offsets[:, sample]
+        return int(offsets[offsets >= 0].min()) - BLOCK if sample else 0
+
     def same_members(self, other: ShardIndex) -> bool:
         """Return whether the other index describes the same tar: its size, and name and place of every member.
 
@@ -200,33 +205,47 @@ def parse_index(content: bytes, where: str) -> ShardIndex | None:
         return _ignored(where, error)
 
 
-def misplaced(index: ShardIndex, fd: int) -> str | None:
+def misplaced(index: ShardIndex, fd: int, start: int = 0, stop: int | None = None) -> str | None:
     """Look for the headers of an index's members in an open tar; return the first mismatch as text, None without one.
 
     It takes one read of 512 bytes per member, and shows a copy of another file, or one with a shifted part.
+
+    Args:
+        start, stop: bytes of the tar that the open file consists of; `stop` None: all of it.
     """
-    for sample, key in enumerate(index.keys):
+    stop = index.tar_size if stop is None else stop
+    inside = ((index.offsets >= start) & (index.offsets < stop)).any(axis=0)
+    end = start
+    for sample in np.flatnonzero(inside).tolist():
         for extension, (offset, size) in index.members(sample).items():
-            name = f"{key}.{extension}"
-            header = os.pread(fd, BLOCK, offset - BLOCK)
-            if len(header) < BLOCK or not checksum_fits(header):
-                return f"there is no header of {name} at byte {offset - BLOCK}"
-            plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
-            found = short_name(header).decode("utf-8", "surrogateescape")
-            if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
-                return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
-            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
-                return f"{name} has another size"
-    return _wrong_end(index, fd)
+            place = offset - BLOCK
+            wrong = _wrong_header(os.pread(fd, BLOCK, place - start), place, index.keys[sample], extension, size)
+            if wrong is not None:
+                return wrong
+            end = max(end, offset + size)
+    return _wrong_end(index, fd, end, start)
 
 
-def _wrong_end(index: ShardIndex, fd: int) -> str | None:
+def _wrong_header(header: bytes, place: int, key: str, extension: str, size: int) -> str | None:
+    """Return the mismatch between the header at byte `place` and a member of the index as text; None without one."""
+    name = f"{key}.{extension}"
+    if len(header) < BLOCK or not checksum_fits(header):
+        return f"there is no header of {name} at byte {place}"
+    plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
+    found = short_name(header).decode("utf-8", "surrogateescape")
+    if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
+        return f"the header at byte {place} is of {found[:80]!r}, not of {name}"
+    if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
+        return f"{name} has another size"
+    return None
+
+
+def _wrong_end(index: ShardIndex, fd: int, end: int, start: int) -> str | None:
     """Look behind the last member: no header after it would show that its data is shifted."""
-    end = int((index.offsets + index.sizes).max())
-    rest = os.pread(fd, -end % BLOCK + BLOCK, end)
+    rest = os.pread(fd, -end % BLOCK + BLOCK, end - start)
     padding, following = rest[: -end % BLOCK], rest[-end % BLOCK :]
-    zeros = following.count(0) == len(following)
-    if padding.strip(b"\0") or not (zeros or checksum_fits(following) or index.truncated):
+    fits = following.count(0) == len(following) or checksum_fits(following)  # a part may end there
+    if padding.strip(b"\0") or not (fits or index.truncated):
         return f"there is other data behind byte {end}, where the last member ends"
     return None
 

@@ -65,29 +65,35 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scop
     return _local_index(url, cache, old, scope) if file is None else _remote_index(file, cache, old, scope)
 
 
-def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[int, ShardIndex]:
-    """Open the local copy of a remote shard, after a check that it has the members of its index.
+def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[int, RemoteFile, ShardIndex]:
+    """Open the local copy of a remote shard or of a part, after a check that it has the members of its index.
 
-    A copy that does not fit is removed and fetched again, once. If the new copy does not fit either but is an intact
-    tar, the index is of another shard: it is rebuilt from the copy.
+    A copy that does not fit is removed and fetched again, once. If the new copy does not fit either but the shard is an
+    intact tar, the index is of another shard: it is rebuilt from the shard.
 
     Returns:
-        A descriptor, which the caller closes, and the index that fits the copy.
+        A descriptor, which the caller closes, the file that it is a copy of, and the index that fits it. The file is
+        the entire shard if the index had to be rebuilt.
 
     Raises:
         DataError: if the server's response is not the shard.
+        NoPartsError: if a part is asked for, and the server sends only entire files.
     """
     fd = cache.open(file)
-    wrong = misplaced(index, fd)
+    wrong = misplaced(index, fd, file.start, file.end)
     if wrong is None:
-        return fd, index
+        return fd, file, index
     logger.warning("%s is not a copy of %s (%s): fetching it again", cache.path(file), file.url, wrong)
     cache.discard(file, fd)
     os.close(fd)
     fd = cache.open(file)
-    wrong = misplaced(index, fd)
+    wrong = misplaced(index, fd, file.start, file.end)
     if wrong is None:
-        return fd, index
+        return fd, file, index
+    if file.stop is not None:
+        cache.discard(file, fd)
+        os.close(fd)
+        return open_copy(file.whole, index, cache)
     built = None
     try:
         built = build_index(file.url, fd, scope=index.scope)
@@ -100,7 +106,7 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
         raise DataError(f"{file.url}: the server sends something else than the shard, also when asked again ({wrong})")
     logger.warning("the index of %s is of another shard: indexing it again", file.url)
     _keep(built, file, cache)
-    return fd, built
+    return fd, file, built
 
 
 def index_path(tar: str | Path) -> Path:

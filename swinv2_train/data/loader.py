@@ -20,9 +20,9 @@ from swinv2_train.data.batch import Batch, collate
 from swinv2_train.data.current import working_on
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.order import Group, SampleOrder, sample_rng
+from swinv2_train.data.order import Group, Order, sample_rng
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.shards import PART_SAMPLES, ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Failure, WorkerPool, Workers
 
@@ -54,13 +54,17 @@ class Share:
     micro_batch: int
     rank: int = 0
     world_size: int = 1
+    local_ranks: int = 1
+    """Ranks on this host, which share its cache of remote shards."""
+    connections: int = 8
+    """Requests at a time that this rank makes to read remote shards ahead."""
 
 
 class TrainLoader:
     """Endless micro-batches of one rank, starting with batch `start_batch`.
 
-    Batch b contains the positions b * global_batch + [0, global_batch). Rank r takes the r-th of `world_size` equal
-    parts of them, cut into micro-batches in order. A micro-batch is what the transform returns, collated, and
+    Batch b contains the positions b * global_batch + [0, global_batch). Rank r takes its share of them (`Order.share`),
+    cut into micro-batches in order. A micro-batch is what the transform returns, collated, and
 
     - "position" int64 (B,): the sample positions,
     - "broken": list of (position, "shard/key", reason) of samples that could not be used and were replaced.
@@ -72,7 +76,7 @@ class TrainLoader:
     def __init__(
         self,
         source: SampleSource,
-        order: SampleOrder,
+        order: Order,
         share: Share,
         *,
         global_batch: int,
@@ -88,11 +92,17 @@ class TrainLoader:
                 f"a global batch of {global_batch} does not divide into micro-batches of {share.micro_batch} on "
                 f"{share.world_size} ranks"
             )
-        self._shards, self._order = shards, order
-        self._fetched_until = -1
-        positions = _train_positions(global_batch, share, start_batch, frozenset(avoid))
+        self._shards, self._order, self._share = shards, order, share
+        self._ahead: dict[int, tuple[Group, Group]] = {}
+        """The group of each lane of this rank, and the one after it."""
+        shards.part_samples = order.block_samples if order.lanes > 1 else PART_SAMPLES
+        avoided = frozenset(avoid)
+        batches = (batch for batch in itertools.count(start_batch) if batch not in avoided)
+        shares = (order.share(batch, global_batch, share.rank, share.world_size) for batch in batches)
+        size = share.micro_batch
+        positions = (part[start : start + size] for part in shares for start in range(0, len(part), size))
         self._pool = WorkerPool(_TrainSamples(source, order), positions, workers)
-        self._read_ahead(start_batch * global_batch)
+        self._read_ahead(order.share(start_batch, global_batch, share.rank, share.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -101,7 +111,7 @@ class TrainLoader:
         """Return the next micro-batch. Raises DataError with a one-sentence message if the data can no longer be
         read."""
         batch = next(self._pool)
-        self._read_ahead(int(batch["position"][-1]))
+        self._read_ahead(batch["position"].tolist())
         return batch
 
     @property
@@ -114,24 +124,36 @@ class TrainLoader:
         self._pool.close()
         self._shards.close()
 
-    def _read_ahead(self, position: int) -> None:
-        """Have the shards of this shuffle group and of the next one fetched, once per group."""
-        if not self._shards.remote or position < self._fetched_until:
+    def _read_ahead(self, positions: Sequence[int]) -> None:
+        """Have the samples of the current shuffle groups of this rank's lanes fetched, and those of the next ones."""
+        if not self._shards.remote:
             return
-        group = self._order.group_at(position)
-        if self._fetched_until < 0:
-            self._warn_if_too_large(group)
-        self._fetched_until = group.first_position + group.num_samples
-        following = self._order.group_at(self._fetched_until)
-        self._shards.prefetch(self._shards.shards_of([*group.ranges, *following.ranges]))
+        order, ahead = self._order, self._ahead
+        firsts = {order.lane_of(position): position for position in reversed(positions)}
+        due = {
+            lane: position
+            for lane, position in firsts.items()
+            if lane not in ahead or position >= ahead[lane][0].following
+        }
+        if not due:
+            return
+        begun = bool(ahead)
+        for lane, position in due.items():
+            group = order.group_at(position)
+            ahead[lane] = group, order.group_at(group.following)
+        now, later = ([part for pair in ahead.values() for part in pair[i].ranges] for i in (0, 1))
+        sharers = self._share.local_ranks if order.lanes > 1 else 1  # the ranks of other orders read the same samples
+        if not begun:
+            self._warn_if_too_large(now, sharers)
+        self._shards.prefetch([*now, *later], connections=self._share.connections, share=1 / sharers)
 
-    def _warn_if_too_large(self, group: Group) -> None:
-        """A group is read in random order, so a cache that is too small for its shards fetches them again and again."""
-        needed = sum(self._shards.shards[i].size for i in self._shards.shards_of(group.ranges))
+    def _warn_if_too_large(self, ranges: Sequence[tuple[int, int]], sharers: int) -> None:
+        """A group is read in random order, so a cache that is too small for it fetches it again and again."""
+        needed = self._shards.num_bytes(ranges) * sharers
         if needed > self._shards.cache.max_bytes:
             logger.warning(
-                "the remote shards of one shuffle group take %.3g GiB, more than the cache may hold (%.3g), and will "
-                "be fetched many times: lower data.shuffle_samples or raise data.cache_gib",
+                "the remote samples of one shuffle group take %.3g GiB on this host, more than the cache may hold "
+                "(%.3g), and will be fetched many times: lower data.shuffle_samples or raise data.cache_gib",
                 needed / 2**30,
                 self._shards.cache.max_bytes / 2**30,
             )
@@ -139,6 +161,8 @@ class TrainLoader:
 
 class EvalLoader:
     """The first `num_samples` samples (None: all) in fixed order, in the same number of batches on every rank.
+
+    Each rank takes a stretch of them, so that every host fetches only its own part of remote shards.
 
     It can be iterated again and again. A batch is what the transform returns, collated, and
 
@@ -161,8 +185,9 @@ class EvalLoader:
         self._workers = workers
         size = share.micro_batch
         count = -(-self.num_samples // (share.world_size * size))
-        starts = [(batch * share.world_size + share.rank) * size for batch in range(count)]
+        starts = [(share.rank * count + batch) * size for batch in range(count)]
         self._batches = [range(start, start + size) for start in starts]
+        self._share = share
         self._pool: WorkerPool | None = None
 
     def __len__(self) -> int:
@@ -173,7 +198,9 @@ class EvalLoader:
         """Start a pass; its workers live as long as the pass, so that they cost nothing in between."""
         self.close()
         self._pool = pool = WorkerPool(self._dataset, self._batches, self._workers)
-        self._shards.prefetch(self._shards.shards_of([(0, self.num_samples)]))
+        first, last = (min(place, self.num_samples) for place in (self._batches[0].start, self._batches[-1].stop))
+        share = self._share
+        self._shards.prefetch([(first, last)], connections=share.connections, share=1 / share.local_ranks)
         try:
             yield from pool
         finally:
@@ -185,16 +212,6 @@ class EvalLoader:
             self._pool.close()
             self._pool = None
         self._shards.close()
-
-
-def _train_positions(global_batch: int, share: Share, start_batch: int, avoid: frozenset[int]) -> Iterator[range]:
-    part = global_batch // share.world_size
-    for batch in itertools.count(start_batch):
-        if batch in avoid:
-            continue
-        first = batch * global_batch + share.rank * part
-        for start in range(first, first + part, share.micro_batch):
-            yield range(start, start + share.micro_batch)
 
 
 class _Samples(Dataset[Any]):
@@ -234,7 +251,7 @@ class _Samples(Dataset[Any]):
 
 
 class _TrainSamples(_Samples):
-    def __init__(self, source: SampleSource, order: SampleOrder) -> None:
+    def __init__(self, source: SampleSource, order: Order) -> None:
         super().__init__(source)
         self.order = order
         self.last: tuple[int, Sample] | None = None

@@ -16,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -34,10 +36,12 @@ class Group:
     """Number of positions; repeated samples count as often as they are repeated."""
     ranges: list[tuple[int, int]]
     """Half-open ranges of sample indices that the group draws from, without overlap."""
+    following: int
+    """First position of the group that comes next."""
 
 
 @lru_cache(maxsize=512)
-def _keys(*parts: object) -> tuple[int, ...]:
+def keys(*parts: object) -> tuple[int, ...]:
     """Eight 64-bit keys from a tuple of plain values; the same on every machine and in every Python."""
     return struct.unpack("<8Q", hashlib.blake2b(repr(parts).encode(), digest_size=64).digest())
 
@@ -67,7 +71,23 @@ def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
 def sample_rng(seed: int, position: int, stream: str = "sample") -> np.random.Generator:
     """Return the source of all randomness of one sample, which depends only on the seed, the position, and the
     stream."""
-    return np.random.Generator(np.random.Philox(key=np.array([_keys(stream, seed)[0], position], dtype=np.uint64)))
+    return np.random.Generator(np.random.Philox(key=np.array([keys(stream, seed)[0], position], dtype=np.uint64)))
+
+
+class Order(Protocol):
+    """Endless order of samples: `SampleOrder`, or `LaneOrder` of lanes.py."""
+
+    num_samples: int
+    block_samples: int
+    """Samples in a row that are read together."""
+    lanes: int
+    """Parts of the order that are shuffled apart from each other."""
+
+    def at(self, position: int) -> tuple[int, int]: ...
+    def replacement(self, position: int, attempt: int) -> int: ...
+    def group_at(self, position: int) -> Group: ...
+    def lane_of(self, position: int) -> int: ...
+    def share(self, batch: int, global_batch: int, rank: int, world_size: int) -> Sequence[int]: ...
 
 
 class SampleOrder:
@@ -97,10 +117,11 @@ class SampleOrder:
             raise ValueError(f"repeats={repeats}: must be at least 1")
         block = block_samples if block_samples is not None else shuffle_samples // 32
         self.num_samples, self.seed, self.repeats = num_samples, seed, repeats
-        self._block = min(max(block, 1), num_samples)
-        self._num_blocks, self._rest = divmod(num_samples, self._block)
+        self.block_samples = min(max(block, 1), num_samples)
+        self.lanes = 1
+        self._num_blocks, self._rest = divmod(num_samples, self.block_samples)
         # A last group much smaller than the others would mix badly, so the blocks are dealt out evenly.
-        self._num_groups = max(1, round(self._num_blocks * self._block / shuffle_samples))
+        self._num_groups = max(1, round(self._num_blocks * self.block_samples / shuffle_samples))
         self._num_groups = min(self._num_groups, self._num_blocks)
         self._blocks_per_group, self._larger_groups = divmod(self._num_blocks, self._num_groups)
 
@@ -113,8 +134,8 @@ class SampleOrder:
         epoch, offset = divmod(draw, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
         size = self._group_samples(group, num_blocks)
-        shuffled = permute(offset - first_slot * self._block, size, _keys(self.seed, epoch, "samples", group))
-        slot, inside = divmod(shuffled, self._block)
+        shuffled = permute(offset - first_slot * self.block_samples, size, keys(self.seed, epoch, "samples", group))
+        slot, inside = divmod(shuffled, self.block_samples)
         return epoch, (self._block_start(epoch, first_slot + slot) + inside) % self.num_samples
 
     def replacement(self, position: int, attempt: int) -> int:
@@ -125,11 +146,11 @@ class SampleOrder:
         draw = position // self.repeats
         epoch, offset = divmod(draw, self.num_samples)
         group, first_slot, num_blocks = self._group(offset)
-        first, size = first_slot * self._block, self._group_samples(group, num_blocks)
+        first, size = first_slot * self.block_samples, self._group_samples(group, num_blocks)
         if size == 1:
             return self._at(draw)[1]
         # A step of 1..size-1 from the position itself: never the broken sample again.
-        step = 1 + _keys(self.seed, draw, "replacement", attempt)[0] % (size - 1)
+        step = 1 + keys(self.seed, draw, "replacement", attempt)[0] % (size - 1)
         return self._at(epoch * self.num_samples + first + (offset - first + step) % size)[1]
 
     def group_at(self, position: int) -> Group:
@@ -139,17 +160,28 @@ class SampleOrder:
         ranges: list[tuple[int, int]] = []
         for slot in range(first_slot, first_slot + num_blocks + (self._has_rest(group))):
             start = self._block_start(epoch, slot) % self.num_samples
-            stop = start + (self._block if slot < self._num_blocks else self._rest)
+            stop = start + (self.block_samples if slot < self._num_blocks else self._rest)
             ranges.append((start, min(stop, self.num_samples)))
             if stop > self.num_samples:
                 ranges.append((0, stop - self.num_samples))
-        first_position = epoch * self.num_samples + first_slot * self._block
+        first_position = epoch * self.num_samples + first_slot * self.block_samples
         size = self._group_samples(group, num_blocks)
-        return Group(first_position * self.repeats, size * self.repeats, ranges)
+        first_position, size = first_position * self.repeats, size * self.repeats
+        return Group(first_position, size, ranges, first_position + size)
+
+    def lane_of(self, position: int) -> int:
+        """Return 0: all positions draw from the same groups (see lanes.py)."""
+        return 0
+
+    def share(self, batch: int, global_batch: int, rank: int, world_size: int) -> Sequence[int]:
+        """Return the positions of a batch that a rank takes: the rank-th of `world_size` equal parts."""
+        part = global_batch // world_size
+        first = batch * global_batch + rank * part
+        return range(first, first + part)
 
     def _group(self, offset: int) -> tuple[int, int, int]:
         """Return the group, its first slot, and its number of whole blocks, for an offset into the epoch."""
-        slot = min(offset // self._block, self._num_blocks - 1)  # the rest block belongs to the last group
+        slot = min(offset // self.block_samples, self._num_blocks - 1)  # the rest block belongs to the last group
         split = self._larger_groups * (self._blocks_per_group + 1)
         if slot < split:
             group = slot // (self._blocks_per_group + 1)
@@ -162,14 +194,14 @@ class SampleOrder:
         return self._rest > 0 and group == self._num_groups - 1
 
     def _group_samples(self, group: int, num_blocks: int) -> int:
-        return num_blocks * self._block + (self._rest if self._has_rest(group) else 0)
+        return num_blocks * self.block_samples + (self._rest if self._has_rest(group) else 0)
 
     def _block_start(self, epoch: int, slot: int) -> int:
         """First sample index (before wrapping round) of the block in a slot; the rest block stays in the last slot.
 
         Because of the rotation, its content is random nevertheless.
         """
-        rotation = _keys(self.seed, epoch, "rotation")[0] % self.num_samples
+        rotation = keys(self.seed, epoch, "rotation")[0] % self.num_samples
         if slot < self._num_blocks:
-            slot = permute(slot, self._num_blocks, _keys(self.seed, epoch, "blocks"))
-        return slot * self._block + rotation
+            slot = permute(slot, self._num_blocks, keys(self.seed, epoch, "blocks"))
+        return slot * self.block_samples + rotation

@@ -1,8 +1,8 @@
-"""Remote shards: fetched completely into a local cache of bounded size that all processes of a host share.
+"""Remote shards: fetched in parts into a local cache of bounded size that all processes of a host share.
 
-The cache is a plain directory. One lock file per shard keeps two processes from fetching the same shard twice; one lock
-for the directory keeps the sum of sizes under the bound. A shard that was removed while a process still needed it is
-fetched again, so the bound can cost time but never a run.
+The cache is a plain directory with a file for each part. Lock files keep two processes from fetching the same part
+twice; one lock for the directory keeps the sum of sizes under the bound. A part that was removed while a process still
+needed it is fetched again, so the bound can cost time but never a run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import fcntl
 import hashlib
 import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -26,6 +25,8 @@ from swinv2_train.reading import is_count
 
 logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 << 20
+_SPARE = 32
+"""Making room scans the entire cache, so it makes more than needed: up to this fraction of the bound."""
 T = TypeVar("T")
 
 
@@ -35,11 +36,11 @@ def is_remote(url: str) -> bool:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One version of a remote file."""
+    """One version of a remote file, or a part of it."""
 
     url: str
     size: int
-    """Bytes."""
+    """Bytes of the entire file."""
     version: str = ""
     """Changes with the content: the packer's fingerprint, an ETag, or a date; empty if nothing is known."""
     from_manifest: bool = False
@@ -49,10 +50,33 @@ class RemoteFile:
     modified: str = ""
     """Date of its last change as reported by an HTTP server; empty if unknown."""
 
+    start: int = 0
+    """First byte of the part."""
+    stop: int | None = None
+    """End of the part; None: it is the entire file."""
+
+    def part(self, start: int, stop: int) -> RemoteFile:
+        """Return the bytes start..stop of the file as a part."""
+        return replace(self, start=start, stop=None if (start, stop) == (0, self.size) else stop)
+
+    @property
+    def whole(self) -> RemoteFile:
+        return replace(self, start=0, stop=None)
+
+    @property
+    def end(self) -> int:
+        return self.size if self.stop is None else self.stop
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the part."""
+        return self.end - self.start
+
     @property
     def digest(self) -> str:
         """Its name in the cache."""
-        return hashlib.sha256(f"{self.url}\n{self.version}".encode()).hexdigest()[:20]
+        part = "" if self.stop is None else f"\n{self.start}-{self.stop}"
+        return hashlib.sha256(f"{self.url}\n{self.version}{part}".encode()).hexdigest()[:20]
 
 
 class _StoppedError(Exception):
@@ -63,12 +87,18 @@ class _OtherBytesError(Exception):
     """A fetched file has another hash than its manifest says."""
 
 
+class NoPartsError(Exception):
+    """The server sends only entire files."""
+
+
 class ShardCache:
     """Local copies of remote files under `directory`, least recently used out first beyond `max_bytes`."""
 
     def __init__(self, directory: Path, max_bytes: int, *, retries: int = 7, backoff: float = 0.5) -> None:
         self.directory, self.max_bytes = directory, max_bytes
         self.retries, self.backoff = retries, backoff
+        self.parts = True
+        """False once a server was found that sends only entire files."""
 
     def stat(self, url: str) -> RemoteFile:
         """Return size and version of a file. Raises FileNotFoundError, or DataError if the server reports no size."""
@@ -104,9 +134,13 @@ class ShardCache:
         return content
 
     def open(self, file: RemoteFile) -> int:
-        """Return a descriptor of the local copy, fetched first if it is missing. The caller closes it."""
+        """Return a descriptor of the local copy, fetched first if it is missing. The caller closes it.
+
+        Raises:
+            NoPartsError: if a part is asked for, and the server sends only entire files.
+        """
         while True:
-            fd = self._open_cached(file)
+            fd = self.open_cached(file)
             if fd is not None:
                 return fd
             with self._locked(self._lock_path(file), wait=True):
@@ -116,7 +150,7 @@ class ShardCache:
 
     def touch(self, file: RemoteFile) -> bool:
         """Return whether there is a local copy; if so, mark it as just used."""
-        fd = self._open_cached(file)
+        fd = self.open_cached(file)
         if fd is not None:
             os.close(fd)
         return fd is not None
@@ -134,12 +168,13 @@ class ShardCache:
         """Path of the local copy of a file, if it exists."""
         return self.directory / f"{file.digest}-{file.url.partition('?')[0].rpartition('/')[2]}"
 
-    def _open_cached(self, file: RemoteFile) -> int | None:
+    def open_cached(self, file: RemoteFile) -> int | None:
+        """Return a descriptor of the local copy and mark it as just used; None without a copy."""
         try:
             fd = os.open(self.path(file), os.O_RDONLY)
         except FileNotFoundError:
             return None
-        if os.fstat(fd).st_size != file.size:  # replaced by another one, on a server that reports no version
+        if os.fstat(fd).st_size != file.num_bytes:  # replaced by another one, on a server that reports no version
             os.close(fd)
             self.path(file).unlink(missing_ok=True)
             return None
@@ -186,21 +221,26 @@ class ShardCache:
             time.sleep(0.1)  # until one of the others that are being fetched is there, and can go
         try:
             with part.open("r+b") as local:
-                position = 0
-                while position < file.size:  # a failure costs one chunk, not the file
-                    data = self._chunk(reader, file, position, min(position + _CHUNK_BYTES, file.size))
+                position = file.start
+                while position < file.end:  # a failure costs one chunk, not the file
+                    stop = min(position + _CHUNK_BYTES, file.end)
+                    data = self._chunk(reader, file, position, stop)
+                    if file.stop is not None and len(data) > stop - position:
+                        self.parts = False
+                        raise NoPartsError
                     position += self._written(local, data)
                     digest.update(data)
                     if stopped():
                         raise _StoppedError
                 local.flush()
                 os.fsync(local.fileno())  # before the rename, or a crash leaves zeros under the final name
-            if file.sha256 and digest.hexdigest() != file.sha256:
+            if file.sha256 and file.stop is None and digest.hexdigest() != file.sha256:
                 raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
             with self._directory_locked():  # otherwise a process that counts sizes could miss the copy
                 part.replace(target)
         except BaseException:
-            part.unlink(missing_ok=True)
+            with self._directory_locked():
+                self._remove(part)
             raise
 
     def _written(self, local: BinaryIO, data: bytes) -> int:
@@ -227,30 +267,67 @@ class ShardCache:
 
     def _reserved(self, part: Path, file: RemoteFile) -> bool:
         """Make room for a file and reserve it, if enough of the other copies can be removed."""
-        if file.size > self.max_bytes:
+        size = file.num_bytes
+        if size > self.max_bytes:
+            what = file.url if file.stop is None else f"a part of {file.url}"
             raise DataError(
-                f"{file.url} has {file.size / 2**30:.3g} GiB, more than the cache may hold "
+                f"{what} has {size / 2**30:.3g} GiB, more than the cache may hold "
                 f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards"
             )
         with self._directory_locked():
-            part.unlink(missing_ok=True)  # left behind by a process that died
-            entries = sorted(self._entries())
-            total = sum(entry[1] for entry in entries)
-            for _, entry_size, path in entries:
-                if total + file.size <= self.max_bytes:
-                    break
-                if path.suffix != ".part" or self._abandoned(path):
-                    path.unlink(missing_ok=True)
-                    total -= entry_size
-            if total + file.size > self.max_bytes:
+            self._remove(part)  # left behind by a process that died
+            total = self._noted_total()
+            if total is None or total + size > self.max_bytes:
+                total = self._make_room(size)
+            if total + size > self.max_bytes:
+                self._note_total(total)
                 return False
             with part.open("xb") as local:
-                local.truncate(file.size)  # others count it at its full size
+                local.truncate(size)  # others count it at its full size
+            self._note_total(total + size)
         return True
+
+    def _make_room(self, size: int) -> int:
+        """Remove copies, least recently used first, until `size` more bytes fit; return the sum of all that remain."""
+        entries = sorted(self._entries())
+        total = sum(entry[1] for entry in entries)
+        limit = self.max_bytes - size
+        for _, entry_size, path in entries:
+            if total <= limit and total - entry_size < limit - self.max_bytes // _SPARE:
+                break
+            if path.suffix != ".part" or self._abandoned(path):
+                path.unlink(missing_ok=True)
+                total -= entry_size
+        return total
+
+    def _remove(self, part: Path) -> None:
+        """Remove an unfinished copy. The caller holds the lock of the directory."""
+        with contextlib.suppress(FileNotFoundError):
+            size = part.stat().st_size
+            part.unlink()
+            total = self._noted_total()
+            if total is not None:
+                self._note_total(total - size)
+
+    def _noted_total(self) -> int | None:
+        """Return the noted sum of sizes, which is never less than the real one; None if it is not known.
+
+        Whoever removes copies by hand or in another way does not note it; the next scan corrects that.
+        """
+        try:
+            noted = self._total_path.read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(noted) if noted.isascii() and noted.isdigit() else None
+
+    def _note_total(self, total: int) -> None:
+        with contextlib.suppress(OSError):
+            self._total_path.unlink(missing_ok=True)  # so that a full disk leaves no note rather than an old one
+            self._total_path.write_text(str(max(total, 0)))
 
     def _abandoned(self, part: Path) -> bool:
         """Return whether no process is fetching this unfinished copy any longer."""
-        with self._locked(self._lock_directory / part.name.partition("-")[0], wait=False) as mine:
+        with self._locked(self._lock_of(part.name), wait=False) as mine:
             return mine
 
     def _entries(self) -> list[tuple[int, int, Path]]:
@@ -271,8 +348,16 @@ class ShardCache:
     def _directory_locked(self) -> contextlib.AbstractContextManager[bool]:
         return self._locked(self.directory / ".lock", wait=True)
 
+    @property
+    def _total_path(self) -> Path:
+        return self._lock_directory / "total"
+
     def _lock_path(self, file: RemoteFile) -> Path:
-        return self._lock_directory / file.digest
+        return self._lock_of(file.digest)
+
+    def _lock_of(self, digest: str) -> Path:
+        """Return the lock of a copy whose name starts with `digest`; a few thousand locks serve millions of parts."""
+        return self._lock_directory / digest[:3]
 
     @contextlib.contextmanager
     def _locked(self, path: Path, *, wait: bool) -> Iterator[bool]:
@@ -299,49 +384,3 @@ class ShardCache:
 
     def _retry(self, url: str, action: Callable[[], T]) -> T:
         return with_retries(url, action, retries=self.retries, backoff=self.backoff)
-
-
-class Prefetcher:
-    """A background thread that fetches requested shards before they are read."""
-
-    def __init__(self, cache: ShardCache) -> None:
-        self._cache = cache
-        self._wanted: list[RemoteFile] = []
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._work, name="shard-prefetch", daemon=True)
-        self._thread.start()
-
-    def want(self, files: Sequence[RemoteFile]) -> None:
-        """Fetch these in order, as far as they fit into the cache together."""
-        chosen, total = [], 0
-        for file in files:
-            total += file.size
-            if total > self._cache.max_bytes:
-                break
-            chosen.append(file)
-        # Cached files must not be removed to make room for the rest.
-        missing = [file for file in chosen if not self._cache.touch(file)]
-        with self._changed:
-            self._wanted = missing
-            self._changed.notify()
-
-    def close(self) -> None:
-        """Stop after the chunk that is under way; a server that hangs is not waited for."""
-        with self._changed:
-            self._closed = True
-            self._wanted = []
-            self._changed.notify()
-        self._thread.join(timeout=5.0)
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._wanted or self._closed)
-                if self._closed:
-                    return
-                file = self._wanted.pop(0)
-            try:
-                self._cache.fetch(file, lambda: self._closed)
-            except Exception as error:  # the reader of the shard gets the same error and ends the run
-                logger.warning("reading ahead: %s", error)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import ShardIndex, build_index
 from swinv2_train.data.index_store import load_index, open_copy
+from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache
+from swinv2_train.data.remote import NoPartsError, RemoteFile, ShardCache
 from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope
 from swinv2_train.data.shard import Shard, manifests_of, open_shard
 from swinv2_train.data.sources import expand, manifest_url
@@ -27,6 +29,9 @@ from swinv2_train.data.sources import expand, manifest_url
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
 _MAX_INDEXED_SAMPLES = 1_000_000  # in memory at a time: about 50 to 150 MB
+_MAX_CHECKED = 10_000  # copies that are remembered as checked: about 1 MB
+PART_SAMPLES = 16
+"""Default number of remote samples that are fetched by one request: 1 to 2 MB of photographs of 500 x 400 pixels."""
 IMAGE_AND_TEXTS = (IMAGE, *TEXT_EXTENSIONS)
 """Members that packing and inspecting read."""
 
@@ -60,9 +65,11 @@ class ShardSet:
         self.remote = any(shard.file is not None for shard in self.shards)
         self._files: OrderedDict[int, int] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self._prefetcher: Prefetcher | None = None
-        self._checked: dict[int, int] = {}
-        """Inode of the copy of each remote shard that was compared with its index."""
+        self.part_samples = PART_SAMPLES
+        """Remote samples in a row that are fetched by one request."""
+        self._prefetcher: Prefetcher[tuple[int, int]] | None = None
+        self._checked: OrderedDict[RemoteFile, int] = OrderedDict()
+        """Inodes of the copies that were compared with the index of their shard, the last ones that were read."""
 
     @classmethod
     def open(
@@ -143,7 +150,7 @@ class ShardSet:
         """Return the counts of the members of a shard that are not read."""
         counted = self._index(shard).left_out
         if counted is None:  # the index is of an earlier version
-            with self._descriptor(shard) as fd:
+            with self._descriptor(shard) as (fd, _):
                 counted = build_index(self.shards[shard].url, fd, scope=self.scope).left_out
         counted = LeftOut(dict(counted.counts)) if counted else LeftOut()
         if self.image is not None:
@@ -197,12 +204,13 @@ class ShardSet:
             name == self.scope.main or self.scope.contains(name) for name in members
         ):
             self._index_all_members()
-        with self._descriptor(shard) as fd:
+        with self._descriptor(shard, sample) as (fd, start):
             shard_index = self._index(shard)  # after opening, which may find that it is of another shard
             places = shard_index.members(sample)
             extension = self._main_of(places)
             places[self.scope.main] = places[extension]
-            found = {name: _pread(fd, *places[name]) for name in members if name in places}
+            wanted = {name: places[name] for name in members if name in places}
+            found = {name: _pread(fd, offset - start, size) for name, (offset, size) in wanted.items()}
         return RawSample(shard_index.keys[sample], extension, found, self.scope.main)
 
     def _index_all_members(self) -> None:
@@ -230,24 +238,58 @@ class ShardSet:
             raise BrokenSample(f"it has no image {self.image} (data.image, --image), only {images}")
         return self.image
 
-    def prefetch(self, shard_ids: Sequence[int]) -> None:
-        """Fetch these remote shards in the background, in this order, as far as they fit into the cache together.
+    def prefetch(self, ranges: Sequence[tuple[int, int]], *, connections: int = 1, share: float = 1.0) -> None:
+        """Fetch the remote samples of half-open ranges in the background, in this order.
 
         A later call replaces an earlier request. Local shards are skipped.
+
+        Args:
+            connections: requests at a time; those of the first call count.
+            share: part of the cache that they may fill; what is beyond it is fetched when it is read.
         """
         if not self.remote:
             return
         if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.cache)
-        files = [self.shards[i].file for i in shard_ids]
-        self._prefetcher.want([file for file in files if file is not None])
-
-    def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
-        """Return the shards that half-open ranges of sample indices touch, each once, in the order of the ranges."""
-        touched: dict[int, None] = {}
+            self._prefetcher = Prefetcher(self._fetcher, connections)
+        room = share * self.cache.max_bytes
+        wanted: dict[tuple[int, int], None] = {}
         for start, stop in ranges:
-            touched.update(dict.fromkeys(range(self.locate(start)[0], self.locate(stop - 1)[0] + 1)))
-        return list(touched)
+            while start < stop and room > 0:
+                shard, sample = self.locate(start)
+                first, last = self._part(shard, sample)
+                if self.shards[shard].file is not None and (shard, first) not in wanted:
+                    room -= self.mean_bytes(shard) * (last - first)
+                    wanted[shard, first] = None
+                start += last - sample
+        self._prefetcher.want(list(wanted)[: None if room >= 0 else -1])
+
+    def num_bytes(self, ranges: Sequence[tuple[int, int]]) -> float:
+        """Return about how many bytes the remote samples of half-open ranges have."""
+        total = 0.0
+        for start, stop in ranges:
+            while start < stop:
+                shard, sample = self.locate(start)
+                count = min(stop - start, self.shard_sizes[shard] - sample)
+                total += self.mean_bytes(shard) * count if self.shards[shard].file is not None else 0
+                start += count
+        return total
+
+    def mean_bytes(self, shard: int) -> float:
+        """Return the mean size of a sample of a shard in bytes."""
+        return self.shards[shard].size / self.shard_sizes[shard]
+
+    def _fetcher(self) -> Callable[[tuple[int, int], Callable[[], bool]], None]:
+        """Return a function that fetches the part at (shard, sample); for one thread, which gets files of its own."""
+        own = copy.copy(self)
+
+        def fetch(place: tuple[int, int], stopped: Callable[[], bool]) -> None:
+            file = own._file(*place)
+            with contextlib.suppress(NoPartsError):
+                own.cache.fetch(file, stopped)
+                return
+            own.cache.fetch(file.whole, stopped)
+
+        return fetch
 
     def close(self) -> None:
         """Stop reading ahead and close all files; the set can still be read afterwards."""
@@ -261,13 +303,14 @@ class ShardSet:
         return self.__dict__ | {"_files": OrderedDict(), "_indexes": OrderedDict(), "_prefetcher": None}
 
     @contextlib.contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
+    def _descriptor(self, shard: int, sample: int | None = None) -> Iterator[tuple[int, int]]:
+        """Open a shard, or the part of a remote one that has a sample; return the descriptor and its first byte."""
         entry = self.shards[shard]
         if entry.file is not None:
             # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd = self._copy(shard, entry.file)
+            fd, start = self._copy(shard, sample)
             try:
-                yield fd
+                yield fd, start
             finally:
                 os.close(fd)
             return
@@ -279,21 +322,55 @@ class ShardSet:
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
-        yield self._files[shard]
+        yield self._files[shard], 0
 
-    def _copy(self, shard: int, file: RemoteFile) -> int:
-        """Open the local copy of a shard; each new copy is compared with the index before it is read."""
-        fd = self.cache.open(file)
-        if self._checked.get(shard) == os.fstat(fd).st_ino:
-            return fd
-        os.close(fd)
-        fd, index = open_copy(file, self._index(shard), self.cache)
-        if index.num_samples != self.shards[shard].num_samples:
+    def _copy(self, shard: int, sample: int | None) -> tuple[int, int]:
+        """Open the local copy of a shard or of a part; each new copy is compared with the index before it is read."""
+        whole = self.shards[shard].file
+        assert whole is not None
+        file = whole if sample is None else self._file(shard, sample)
+        # A shard that was fetched whole, to index it, may still be there.
+        fd = self.cache.open_cached(whole) if file != whole else None
+        if fd is not None:
+            file = whole
+        else:
+            try:
+                fd = self.cache.open(file)
+            except NoPartsError:
+                return self._copy(shard, None)
+        if self._checked.get(file) != os.fstat(fd).st_ino:
             os.close(fd)
-            raise self._changed(shard, index)
-        self._indexes[shard] = index
-        self._checked[shard] = os.fstat(fd).st_ino
-        return fd
+            fd, file, index = open_copy(file, self._index(shard), self.cache)
+            if index.num_samples != self.shards[shard].num_samples:
+                os.close(fd)
+                raise self._changed(shard, index)
+            self._indexes[shard] = index
+            self._checked[file] = os.fstat(fd).st_ino
+            while len(self._checked) > _MAX_CHECKED:
+                self._checked.popitem(last=False)
+        self._checked.move_to_end(file)
+        return fd, file.start
+
+    def _file(self, shard: int, sample: int) -> RemoteFile:
+        """Return the part of a remote shard that has a sample; the entire shard if parts cannot be had."""
+        file = self.shards[shard].file
+        assert file is not None
+        if not self.cache.parts:
+            return file
+        first, last = self._part(shard, sample)
+        if (first, last) == (0, self.shard_sizes[shard]):
+            return file
+        index = self._index(shard)
+        return file.part(index.first_byte(first), file.size if last == index.num_samples else index.first_byte(last))
+
+    def _part(self, shard: int, sample: int) -> tuple[int, int]:
+        """Return the samples of a shard that are fetched together with one of them, as a half-open range.
+
+        The set is cut every `part_samples` samples, and between shards.
+        """
+        before, size = int(self._ends[shard]) - self.shard_sizes[shard], self.shard_sizes[shard]
+        first = (before + sample) // self.part_samples * self.part_samples - before
+        return max(first, 0), min(first + self.part_samples, size)
 
     def _changed(self, shard: int, index: ShardIndex) -> DataError:
         entry = self.shards[shard]

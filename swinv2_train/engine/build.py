@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from swinv2_train.config.order import GROUPS
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.lanes import LaneOrder
 from swinv2_train.data.loader import SampleSource, Share, TrainLoader
-from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.order import Order, SampleOrder
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.engine.state import TrainState
 from swinv2_train.interop.transfer import canonical_names
+from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.backbone import SwinTransformerV2
 from swinv2_train.models.init import init_weights
@@ -44,10 +47,13 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
     return model
 
 
-def sample_order(config: Config, shards: ShardSet) -> SampleOrder:
-    """Return the order of the training samples."""
-    shuffle, repeats = config.data.shuffle_samples, config.task.repeats
-    return SampleOrder(shards.num_samples, config.seed, shuffle_samples=shuffle, repeats=repeats)
+def sample_order(config: Config, shards: ShardSet) -> Order:
+    """Return the order of the training samples; the config is complete."""
+    data, repeats = config.data, config.task.repeats
+    sizes = {"shuffle_samples": data.shuffle_samples, "block_samples": data.block_samples, "repeats": repeats}
+    if data.order == GROUPS:
+        return SampleOrder(shards.num_samples, config.seed, **sizes)
+    return LaneOrder(shards.num_samples, config.seed, lanes=data.lanes, **sizes)
 
 
 def train_loader(
@@ -58,7 +64,7 @@ def train_loader(
     return TrainLoader(
         SampleSource(shards, task.train_transform, config.model.in_channels, config.seed, decoding),
         sample_order(config, shards),
-        Share(plan.micro_batch, ranks.rank, ranks.world_size),
+        Share(plan.micro_batch, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
         global_batch=plan.global_batch,
         start_batch=state.batch,
         avoid=state.avoided_batches,

@@ -13,6 +13,7 @@ from typing import Any
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.order import fill_in_order
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
@@ -25,8 +26,8 @@ from swinv2_train.tasks.classes import names_of_classes
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `model.pretrained_window`, `data.background`, and the open fields of the task; reject weights that cannot
-    fit.
+    """Set `model.pretrained_window`, `data.background`, and the open fields of the order and of the task; reject
+    weights that cannot fit.
 
     Args:
         config: not frozen; changed in place.
@@ -43,6 +44,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     begun = saved_metadata(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
+    fill_in_order(config, None if begun is None else begun.get("order", {}))
     config.task.complete((begun or {}).get("task", {}), card)
     if begun is not None:
         if not any(map(any, pretrained_windows(config.model))):

@@ -55,6 +55,9 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
         return [f"cannot determine what changed since the last start: {error}"]
     now = redacted(flat(config))
     changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
+    for key in ("data.order", "data.lanes", "data.block_samples", "data.connections"):  # earlier versions stored none
+        if before.get(key) is None:
+            changed.pop(key, None)
     for key in ("checkpoint.best_mode", "sweep.direction"):  # earlier versions always stored a value
         if now[key] is None:  # it follows from the metric
             changed.pop(key, None)

@@ -192,6 +192,11 @@ def several_hosts() -> bool:
     return world.isdecimal() and here is not None and here < int(world)
 
 
+def local_ranks() -> int:
+    """Return the number of ranks of this job on this host; 1 if its launcher does not tell."""
+    return _ranks_here() or 1
+
+
 def _ranks_here() -> int | None:
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ""  # torchrun, deepspeed
     return int(here) if here.isdecimal() else None
@@ -215,7 +220,7 @@ def interface_to(address: str) -> str | None:
 def _choose_threads() -> list[str]:
     if "OMP_NUM_THREADS" in os.environ:
         return [f"OMP_NUM_THREADS={os.environ['OMP_NUM_THREADS']}"]
-    ranks = _ranks_here() or 1
+    ranks = local_ranks()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Under srun with cores bound to each task, the task already has its own cores.
     bound = os.environ.get("SLURM_CPUS_PER_TASK", "")

@@ -11,6 +11,7 @@ from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
+from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.classes import check_classes
 from swinv2_train.tasks.task import Task
@@ -47,9 +48,10 @@ def evaluation_loader(
     def open_loader(num_samples: int | None, micro_batch: int) -> EvalLoader:
         count = min(num_samples or shards.num_samples, shards.num_samples)
         decoding = DecodeOptions.of(config.data, task.mean)
+        size = min(micro_batch, -(-count // ranks.world_size))
         return EvalLoader(
             SampleSource(shards, task.eval_transform, config.model.in_channels, EVAL_SEED, decoding),
-            Share(min(micro_batch, -(-count // ranks.world_size)), ranks.rank, ranks.world_size),
+            Share(size, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
             num_samples=count,
             workers=Workers(config.data.num_workers, config.data.prefetch_batches),
         )

@@ -35,7 +35,6 @@ def test_samples_are_those_of_webdataset_in_its_order(tmp_path: Path, cache: Pat
     assert [(s.key, s.extension, s.data) for s in ours] == [(s["__key__"], "jpg", s["jpg"]) for s in theirs]
     assert [shards.locate(i) for i in range(8)] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
     assert shards.name(3) == "part-000001.tar/img00003"
-    assert shards.shards_of([(6, 8), (2, 4), (0, 1)]) == [2, 0, 1]
     for index in (-1, 8):
         with pytest.raises(IndexError):
             shards.read(index)

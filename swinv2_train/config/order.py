@@ -1,0 +1,75 @@
+"""Fields of the config that decide the order of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from swinv2_train.config.checks import at_least, one_of
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+
+LANES, GROUPS = "lanes", "groups"
+"""Values of `data.order`."""
+_MOST_LANES = 64
+_DRAWS_PER_DEAL = 2
+"""Samples in a row that belong to the same lane, as mixup and cutmix blend them."""
+_BLOCK_SAMPLES = 16
+_GROUPS_BLOCKS = 32
+"""Blocks of a group in the order of earlier versions."""
+
+
+def check_order(config: Config) -> None:
+    """Raise ConfigError if the fields of the order contradict each other or the batch."""
+    data = config.data
+    one_of("data.order", data.order, (None, LANES, GROUPS))
+    for key in ("lanes", "block_samples"):
+        if getattr(data, key) is not None:
+            at_least(f"data.{key}", getattr(data, key), 1)
+    if data.lanes is None or data.lanes == 1:
+        return
+    if data.order == GROUPS:
+        raise ConfigError("data.lanes", data.lanes, "needs data.order=lanes; data.order=groups has no lanes")
+    if _deals(config) is None or _deals(config) % data.lanes:
+        most = _most_lanes(config, data.lanes)
+        batch = f"optim.global_batch={config.optim.global_batch}"
+        hint = f"must divide half of the samples that a step draws ({batch}); the largest number below is {most}"
+        raise ConfigError("data.lanes", data.lanes, hint)
+
+
+def fill_in_order(config: Config, saved: Mapping[str, Any] | None) -> None:
+    """Set the fields of the order that are null.
+
+    Args:
+        config: not frozen; changed in place.
+        saved: section `order` of the metadata of the run's checkpoints; None if the run has not begun. Earlier versions
+            recorded only `data.shuffle_samples`.
+    """
+    data = config.data
+    if data.order is None:
+        data.order = LANES if saved is None and not config.replay else (saved or {}).get("data.order", GROUPS)
+    saved = saved or {}
+    if data.lanes is None:
+        data.lanes = saved.get("data.lanes") or (_most_lanes(config, _MOST_LANES) if data.order == LANES else 1)
+    if data.block_samples is None:
+        default = _BLOCK_SAMPLES if data.order == LANES else groups_block(config)
+        data.block_samples = saved.get("data.block_samples") or default
+
+
+def groups_block(config: Config) -> int:
+    """Return the samples of a block in the order of earlier versions."""
+    return max(1, config.data.shuffle_samples // _GROUPS_BLOCKS)
+
+
+def _deals(config: Config) -> int | None:
+    """Return how often two samples in a row are dealt to a lane in a step; None if the batch is not made of pairs."""
+    deals, rest = divmod(config.optim.global_batch, _DRAWS_PER_DEAL * config.task.repeats)
+    return None if rest else deals
+
+
+def _most_lanes(config: Config, limit: int) -> int:
+    """Return the largest number of lanes up to a limit that the global batch allows."""
+    deals = _deals(config)
+    if deals is None:
+        return 1
+    return next(lanes for lanes in range(min(limit, deals), 0, -1) if deals % lanes == 0)
