@@ -25,6 +25,8 @@ class FlakyServer:
         self.faults: deque[str] = deque()
         self.always: dict[str, str] = {}
         self.requests: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        """Bytes of the bodies that were sent, by name."""
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -75,7 +77,9 @@ class FlakyServer:
                     self.send_header("Content-Encoding", "x-unknown")
                 self.end_headers()
                 if with_body:
-                    self.wfile.write(part[: len(part) // 2] if fault == "short" else part)
+                    body = part[: len(part) // 2] if fault == "short" else part
+                    self.wfile.write(body)
+                    outer.sent[path.name] += len(body)
                     self.close_connection = self.close_connection or fault == "short"
 
             def log_message(self, *_: object) -> None:

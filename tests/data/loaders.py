@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share, TrainLoader
-from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.order import Order
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Workers
@@ -13,7 +13,7 @@ from swinv2_train.data.workers import Workers
 
 def train_loader(
     shards: ShardSet,
-    order: SampleOrder,
+    order: Order,
     transform: Transform,
     *,
     global_batch: int,
