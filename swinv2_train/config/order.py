@@ -46,14 +46,15 @@ def fill_in_order(config: Config, saved: Mapping[str, Any] | None) -> None:
             recorded only `data.shuffle_samples`.
     """
     data = config.data
-    if data.order is None:
-        data.order = LANES if saved is None and not config.replay else (saved or {}).get("data.order", GROUPS)
-    saved = saved or {}
-    if data.lanes is None:
-        data.lanes = saved.get("data.lanes") or (_most_lanes(config, _MOST_LANES) if data.order == LANES else 1)
-    if data.block_samples is None:
-        default = _BLOCK_SAMPLES if data.order == LANES else groups_block(config)
-        data.block_samples = saved.get("data.block_samples") or default
+    new = saved is None and not config.replay  # the config of a replay is complete, unless an earlier version wrote it
+    before = (saved or {}).get("data.order", GROUPS)
+    data.order = data.order or (LANES if new else before)
+    kept = (saved or {}) if data.order == before else {}
+    lanes, block = _most_lanes(config, _MOST_LANES), _BLOCK_SAMPLES
+    if data.order == GROUPS:
+        lanes, block = 1, groups_block(config)
+    data.lanes = data.lanes or kept.get("data.lanes") or lanes
+    data.block_samples = data.block_samples or kept.get("data.block_samples") or block
 
 
 def groups_block(config: Config) -> int:

@@ -107,6 +107,32 @@ def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path
     assert newest.metadata["order"]["data.content"], "and records the content from now on"
 
 
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on_in_its_order(data: Path, tmp_path: Path) -> None:
+    """Which its config and its checkpoints do not name."""
+    keys = ("order", "lanes", "block_samples")
+    whole, run_dir = tmp_path / "whole", tmp_path / "stopped"
+    assert run_here(command(data, whole, "optim.steps=4", "checkpoint.keep_last=4", "data.order=groups")) == FINISHED
+    shutil.copytree(whole, run_dir)
+    for path in list_checkpoints(run_dir / "checkpoints"):
+        if path.name > step_name(2):
+            shutil.rmtree(path)
+            continue
+        manifest = read_manifest(path)
+        for key in keys:
+            del manifest.metadata["order"][f"data.{key}"]
+        (path / "manifest.json").write_text(manifest_text(manifest))
+    resolved = run_dir / "resolved.yaml"
+    lines = [line for line in resolved.read_text().splitlines() if line.strip().partition(":")[0] not in keys]
+    resolved.write_text("\n".join(lines) + "\n")
+    assert run_here(command(data, run_dir, "optim.steps=4")) == FINISHED
+    assert "order: groups" in resolved.read_text()
+    weights = [list_checkpoints(directory / "checkpoints")[0] / "model" for directory in (whole, run_dir)]
+    for file in weights[0].iterdir():
+        assert file.read_bytes() == (weights[1] / file.name).read_bytes()
+    assert run_here(command(data, run_dir, "optim.steps=5", "data.order=lanes")) == WRONG_USE
+
+
 def damage(path: Path) -> None:
     file = next((path / "model").iterdir())
     file.write_bytes(file.read_bytes()[:-1] + b"?")
