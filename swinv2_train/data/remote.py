@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -72,7 +73,7 @@ class RemoteFile:
         """Bytes of the part."""
         return self.end - self.start
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Its name in the cache."""
         part = "" if self.stop is None else f"\n{self.start}-{self.stop}"
