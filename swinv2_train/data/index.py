@@ -172,11 +172,20 @@ def read_header(path: Path) -> dict[str, Any] | None:
     """Read the header of an index file; None if there is none, or none that can be used."""
     try:
         with path.open("rb") as file:
-            header = _checked_header(file.readline())
+            return parse_header(file.readline())
     except FileNotFoundError:
         return None
     except (OSError, UnreadableError) as error:
         return _ignored(path, error)
+
+
+def parse_header(line: bytes) -> dict[str, Any] | None:
+    """Parse the first line of an index; None if another version wrote it.
+
+    Raises:
+        UnreadableError: if it is damaged.
+    """
+    header = _checked_header(line)
     return header and {key: value for key, value in header.items() if key != "columns_sha256"}
 
 
@@ -206,28 +215,45 @@ def misplaced(index: ShardIndex, fd: int) -> str | None:
     It takes one read of 512 bytes per member, and shows a copy of another file, or one with a shifted part.
     """
     for sample, key in enumerate(index.keys):
-        for extension, (offset, size) in index.members(sample).items():
-            name = f"{key}.{extension}"
-            header = os.pread(fd, BLOCK, offset - BLOCK)
-            if len(header) < BLOCK or not checksum_fits(header):
-                return f"there is no header of {name} at byte {offset - BLOCK}"
-            plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
-            found = short_name(header).decode("utf-8", "surrogateescape")
-            if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
-                return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
-            if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
-                return f"{name} has another size"
-    return _wrong_end(index, fd)
+        for extension, place in index.members(sample).items():
+            wrong = _other_header(fd, key, extension, place)
+            if wrong is not None:
+                return wrong
+    return _other_end(fd, int((index.offsets + index.sizes).max()), index.truncated is not None)
 
 
-def _wrong_end(index: ShardIndex, fd: int) -> str | None:
-    """Look behind the last member: no header after it would show that its data is shifted."""
-    end = int((index.offsets + index.sizes).max())
+def misplaced_member(fd: int, key: str, extension: str, place: tuple[int, int], truncated: bool) -> str | None:
+    """Compare the blocks before and behind one member of an open tar with its index; return a mismatch as text.
+
+    Args:
+        place: (offset, size) of the member.
+        truncated: True if the tar ends early, so that anything may follow its last member.
+    """
+    return _other_header(fd, key, extension, place) or _other_end(fd, sum(place), truncated)
+
+
+def _other_header(fd: int, key: str, extension: str, place: tuple[int, int]) -> str | None:
+    offset, size = place
+    name = f"{key}.{extension}"
+    header = os.pread(fd, BLOCK, offset - BLOCK)
+    if len(header) < BLOCK or not checksum_fits(header):
+        return f"there is no header of {name} at byte {offset - BLOCK}"
+    plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
+    found = short_name(header).decode("utf-8", "surrogateescape")
+    if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
+        return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
+    if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
+        return f"{name} has another size"
+    return None
+
+
+def _other_end(fd: int, end: int, truncated: bool) -> str | None:
+    """Look behind a member: neither padding and a header nor zeros after it show that its data is shifted."""
     rest = os.pread(fd, -end % BLOCK + BLOCK, end)
     padding, following = rest[: -end % BLOCK], rest[-end % BLOCK :]
     zeros = following.count(0) == len(following)
-    if padding.strip(b"\0") or not (zeros or checksum_fits(following) or index.truncated):
-        return f"there is other data behind byte {end}, where the last member ends"
+    if padding.strip(b"\0") or not (zeros or checksum_fits(following) or truncated):
+        return f"there is other data behind byte {end}, where a member ends"
     return None
 
 

@@ -14,7 +14,7 @@ from swinv2_train.data.index import EmptyShardError
 from swinv2_train.data.index_store import index_header
 from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
 from swinv2_train.data.samples import IMAGE, LeftOut, Scope
-from swinv2_train.data.sources import ListedShard, Manifest, manifest_url, parse_manifest
+from swinv2_train.data.sources import ListedShard, Manifest, manifest_place, manifest_url, parse_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +67,20 @@ class Shard:
 
 
 def manifests_of(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:
-    """Return the packer's manifests of these shards, by place; None if there is none at a place."""
+    """Return the packer's manifests of these shards, by `manifest_place`; None if there is none at a place.
+
+    Each is read once, with the query of the first of its shards.
+    """
     found: dict[str | None, Manifest | None] = {}
-    for place in dict.fromkeys(filter(None, map(manifest_url, urls))):
-        if is_remote(place):
-            content = cache.fetch_bytes(place)
+    for url in urls:
+        place, source = manifest_place(url), manifest_url(url)
+        if place is None or source is None or place in found:
+            continue
+        if is_remote(source):
+            content = cache.fetch_bytes(source)
         else:
-            content = Path(place).read_bytes() if Path(place).is_file() else None
-        found[place] = parse_manifest(content, place) if content is not None else None
+            content = Path(source).read_bytes() if Path(source).is_file() else None
+        found[place] = parse_manifest(content, source) if content is not None else None
     return found
 
 

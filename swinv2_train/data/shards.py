@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,22 @@ import numpy as np
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import ShardIndex, build_index
-from swinv2_train.data.index_store import load_index, open_copy
+from swinv2_train.data.index import ShardIndex, build_index, misplaced_member
+from swinv2_train.data.index_rows import IndexRows
+from swinv2_train.data.index_store import load_index, open_copy, open_rows, store_rows
+from swinv2_train.data.opening import find_shards
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import Prefetcher, RemoteFile, ShardCache
 from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope
-from swinv2_train.data.shard import Shard, manifests_of, open_shard
-from swinv2_train.data.sources import expand, manifest_url
+from swinv2_train.data.shard import Shard
+from swinv2_train.data.shard_table import ShardTable
+from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
-_MAX_INDEXED_SAMPLES = 1_000_000  # in memory at a time: about 50 to 150 MB
+"""Shards, and rows of indexes, that are open at a time."""
+_MAX_ROW_BYTES = 8 << 20
+"""Bytes of the rows that are kept in memory, because they can be stored nowhere."""
 IMAGE_AND_TEXTS = (IMAGE, *TEXT_EXTENSIONS)
 """Members that packing and inspecting read."""
 
@@ -50,19 +55,23 @@ class ShardSet:
         """Extension of the member that is read as the image, if it was chosen."""
         self.scope = scope
         """Samples and members that the indexes must have: all members once another than images and texts was read."""
-        self.shards = [shard for shard in shards if shard.num_samples]
+        self.shards = ShardTable(shard for shard in shards if shard.num_samples)
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
         self.card, self.cache = card, cache
-        self.shard_sizes = [shard.num_samples for shard in self.shards]
-        self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
+        self._ends = np.cumsum(self.shards.num_samples)
         self.num_samples = int(self._ends[-1])
-        self.remote = any(shard.file is not None for shard in self.shards)
+        self.remote = self.shards.any_remote
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._rows: OrderedDict[int, IndexRows] = OrderedDict()
+        self._index_of: tuple[int, ShardIndex] | None = None
+        """Number and index of the last shard whose entire index was needed."""
         self._prefetcher: Prefetcher | None = None
-        self._checked: dict[int, int] = {}
-        """Inode of the copy of each remote shard that was compared with its index."""
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples of every shard."""
+        return self.shards.num_samples.tolist()
 
     @classmethod
     def open(
@@ -93,24 +102,8 @@ class ShardSet:
             DataError: if a shard is missing or is not a tar, or no shard has a sample.
         """
         scope = Scope(main, all_members=main != IMAGE)  # earlier versions wrote no indexes of videos
-        cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
-        try:
-            urls = expand(spec, cache)
-            manifests = manifests_of(urls, cache)
-            with ThreadPoolExecutor(8) as pool:
-                shards = list(
-                    pool.map(lambda url: open_shard(url, manifests.get(manifest_url(url)), cache, scope), urls)
-                )
-        except FileNotFoundError as error:
-            raise DataError(f"{error.filename or error} does not exist") from None
-        except PermissionError as error:
-            raise DataError(f"{error.filename} may not be read") from None
-        if not any(shard.num_samples for shard in shards):
-            raise DataError(shards[0].empty)
-        described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
-        covered = all(manifest_url(url) in described for url in urls)
-        card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        opened = cls(shards, card, cache, image, scope)
+        cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)
+        opened = cls(*find_shards(spec, cache, scope), cache, image, scope)
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
@@ -165,12 +158,11 @@ class ShardSet:
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
+        return shard, index - int(self._ends[shard]) + int(self.shards.num_samples[shard])
 
     def key(self, index: int) -> str:
         """Return the name of a sample in its shard."""
-        shard, sample = self.locate(index)
-        return self._index(shard).keys[sample]
+        return self._row(*self.locate(index))[0]
 
     def name(self, index: int) -> str:
         """Return a sample's shard and key, for messages."""
@@ -178,8 +170,7 @@ class ShardSet:
 
     def image_size(self, index: int) -> int:
         """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
-        shard, sample = self.locate(index)
-        members = self._index(shard).members(sample)
+        members = self._row(*self.locate(index))[1]
         return members[self._main_of(members)][1]
 
     def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
@@ -197,19 +188,16 @@ class ShardSet:
             name == self.scope.main or self.scope.contains(name) for name in members
         ):
             self._index_all_members()
-        with self._descriptor(shard) as fd:
-            shard_index = self._index(shard)  # after opening, which may find that it is of another shard
-            places = shard_index.members(sample)
+        with self._opened(shard, sample, members) as (fd, key, places):
             extension = self._main_of(places)
-            places[self.scope.main] = places[extension]
-            found = {name: _pread(fd, *places[name]) for name in members if name in places}
-        return RawSample(shard_index.keys[sample], extension, found, self.scope.main)
+            names = {name: extension if name == self.scope.main else name for name in members}
+            found = {name: _pread(fd, *places[names[name]]) for name in members if names[name] in places}
+        return RawSample(key, extension, found, self.scope.main)
 
     def _index_all_members(self) -> None:
         """Forget the indexes that lack members; each shard is indexed again when it is next read, or was before."""
         self.scope = replace(self.scope, all_members=True)
-        self._indexes.clear()
-        self._checked.clear()  # a copy is compared with the index that is used
+        self._forget_indexes()
 
     def choices(self) -> list[str]:
         """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
@@ -239,7 +227,7 @@ class ShardSet:
             return
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self.cache)
-        files = [self.shards[i].file for i in shard_ids]
+        files = [self.shards.file(i) for i in shard_ids]
         self._prefetcher.want([file for file in files if file is not None])
 
     def shards_of(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
@@ -256,69 +244,141 @@ class ShardSet:
             self._prefetcher = None
         while self._files:
             os.close(self._files.popitem()[1])
+        self._forget_indexes()
+
+    def _forget_indexes(self) -> None:
+        self._index_of = None
+        while self._rows:
+            self._rows.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict(), "_indexes": OrderedDict(), "_prefetcher": None}
+        return self.__dict__ | {"_files": OrderedDict(), "_rows": OrderedDict(), "_index_of": None, "_prefetcher": None}
+
+    @contextlib.contextmanager
+    def _opened(
+        self, shard: int, sample: int, members: Iterable[str]
+    ) -> Iterator[tuple[int, str, dict[str, tuple[int, int]]]]:
+        """Yield a descriptor of a shard, and key and members (extension -> offset, size) of one of its samples.
+
+        Args:
+            members: those that will be read. In a copy of a remote shard they are compared with the index first.
+        """
+        file = self.shards.file(shard)
+        if file is None:
+            fd = self._local(shard)
+            yield fd, *self._row(shard, sample)
+            return
+        # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+        fd = self._copy(shard, file, sample, members)
+        try:
+            yield fd, *self._row(shard, sample)
+        finally:
+            os.close(fd)
+
+    def _copy(self, shard: int, file: RemoteFile, sample: int, members: Iterable[str]) -> int:
+        """Open the copy of a remote shard; if the members of a sample are elsewhere, compare it with its index first.
+
+        Every read checks its own members, so that no process has to check an entire copy for a few of its samples.
+        """
+        key, places = self._row(shard, sample)
+        truncated = self._rows[shard].truncated
+        read = {name for name in places if name in members or (self.scope.main in members and self.scope.is_main(name))}
+        fd = self.cache.open(file)
+        if all(misplaced_member(fd, key, name, places[name], truncated) is None for name in sorted(read)):
+            return fd
+        os.close(fd)
+        before = self._index(shard)
+        fd, index = open_copy(file, before, self.cache)
+        if index.num_samples != self.shards.num_samples[shard]:
+            os.close(fd)
+            raise self._changed(shard, index.num_samples)
+        if index is not before:
+            self._index_of = (shard, index)
+            self._keep_rows(shard, store_rows(index, file.url, self.cache, file))
+        return fd
 
     @contextlib.contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
-        entry = self.shards[shard]
-        if entry.file is not None:
-            # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd = self._copy(shard, entry.file)
-            try:
-                yield fd
-            finally:
+        file = self.shards.file(shard)
+        fd = self._local(shard) if file is None else self.cache.open(file)
+        try:
+            yield fd
+        finally:
+            if file is not None:
                 os.close(fd)
-            return
+
+    def _local(self, shard: int) -> int:
+        """Return the descriptor of a local shard, kept open for further samples."""
         if shard not in self._files:
             try:
-                self._files[shard] = os.open(entry.url, os.O_RDONLY)
+                self._files[shard] = os.open(self.shards[shard].url, os.O_RDONLY)
             except OSError as error:
-                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
+                raise self._unreadable(shard, error) from None
             while len(self._files) > _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
         self._files.move_to_end(shard)
-        yield self._files[shard]
+        return self._files[shard]
 
-    def _copy(self, shard: int, file: RemoteFile) -> int:
-        """Open the local copy of a shard; each new copy is compared with the index before it is read."""
-        fd = self.cache.open(file)
-        if self._checked.get(shard) == os.fstat(fd).st_ino:
-            return fd
-        os.close(fd)
-        fd, index = open_copy(file, self._index(shard), self.cache)
-        if index.num_samples != self.shards[shard].num_samples:
-            os.close(fd)
-            raise self._changed(shard, index)
-        self._indexes[shard] = index
-        self._checked[shard] = os.fstat(fd).st_ino
-        return fd
+    def _unreadable(self, shard: int, error: OSError) -> DataError:
+        return DataError(
+            f"{self.shards[shard].url} can no longer be read on {socket.gethostname()} ({error.strerror}): every host "
+            "needs all shards under the same path"
+        )
 
-    def _changed(self, shard: int, index: ShardIndex) -> DataError:
+    def _changed(self, shard: int, now: int) -> DataError:
         entry = self.shards[shard]
         return DataError(
-            f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
+            f"{entry.url} holds {now} samples where {entry.num_samples} were counted before: "
             "it was changed; rerun swinv2-data pack or start over"
         )
 
+    def _row(self, shard: int, sample: int) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Return key and members of a sample, from its row of the index alone."""
+        if shard not in self._rows:
+            self._keep_rows(shard, self._open_rows(shard))
+        self._rows.move_to_end(shard)
+        try:
+            return self._rows[shard].sample(sample)
+        except UnreadableError as error:
+            entry = self.shards[shard]
+            logger.warning("making the rows of the index of %s again (%s)", entry.url, error)
+            self._keep_rows(shard, store_rows(self._index(shard), entry.url, self.cache, entry.file))
+            return self._rows[shard].sample(sample)
+
+    def _open_rows(self, shard: int) -> IndexRows:
+        entry = self.shards[shard]
+        try:
+            tar = os.fstat(self._local(shard)) if entry.file is None else None
+            rows = open_rows(entry.url, self.cache, entry.file, self.scope, tar)
+        except OSError as error:
+            raise self._unreadable(shard, error) from None
+        if rows.num_samples != entry.num_samples:
+            rows.close()
+            raise self._changed(shard, rows.num_samples)
+        return rows
+
+    def _keep_rows(self, shard: int, rows: IndexRows) -> None:
+        """Keep rows open, in place of those that were used least recently."""
+        if shard in self._rows:
+            self._rows.pop(shard).close()
+        self._rows[shard] = rows
+        while len(self._rows) > 1 and (
+            len(self._rows) > _MAX_OPEN_FILES or sum(kept.memory for kept in self._rows.values()) > _MAX_ROW_BYTES
+        ):
+            self._rows.popitem(last=False)[1].close()
+
     def _index(self, shard: int) -> ShardIndex:
-        if shard not in self._indexes:
+        """Return the entire index of a shard, for statistics over its samples; `_row` reads single samples."""
+        if self._index_of is None or self._index_of[0] != shard:
             entry = self.shards[shard]
             try:
                 index = load_index(entry.url, self.cache, entry.file, self.scope)
             except OSError as error:
-                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
+                raise self._unreadable(shard, error) from None
             if index.num_samples != entry.num_samples:
-                raise self._changed(shard, index)
-            self._indexes[shard] = index
-            while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(shard)
-        return self._indexes[shard]
-
-    def _indexed_samples(self) -> int:
-        return sum(index.num_samples for index in self._indexes.values())
+                raise self._changed(shard, index.num_samples)
+            self._index_of = (shard, index)
+        return self._index_of[1]
 
 
 def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, scope: Scope) -> list[str]:

@@ -105,22 +105,35 @@ def _digest(card: Any, shards: Any) -> str:
     return hashlib.sha256(json.dumps([card, shards], sort_keys=True).encode()).hexdigest()
 
 
+def manifest_place(shard: str) -> str | None:
+    """Return the path of the manifest of a shard, without any query; None for a name that the packer never uses.
+
+    Shards of one manifest have one place, although each may have its own signature.
+    """
+    match = _NUMBERED.match(shard.partition("?")[0])
+    return f"{match.group(1)}{MANIFEST_SUFFIX}" if match else None
+
+
 def manifest_url(shard: str) -> str | None:
-    """Return the path of the manifest of a shard; None for a name that the packer never uses."""
-    path, mark, query = shard.partition("?")
-    match = _NUMBERED.match(path)
-    return f"{match.group(1)}{MANIFEST_SUFFIX}{mark}{query}" if match else None
+    """Return the path or URL at which the manifest of a shard is read; None for a name that the packer never uses."""
+    _, mark, query = shard.partition("?")
+    place = manifest_place(shard)
+    return place and f"{place}{mark}{query}"
 
 
-def expand(spec: Any, cache: ShardCache) -> list[str]:
+def expand(spec: Any, cache: ShardCache, *, check: bool = True) -> list[str]:
     """Paths and URLs of the shards that `spec` names, in order.
+
+    Args:
+        check: False: do not check that a local shard exists that `spec` names by itself or by a pattern in braces. It
+            spares two operations per shard if the caller opens each of them anyway.
 
     Raises DataError, in one sentence, if a path does not exist or a pattern or directory contains no shard.
     """
     if isinstance(spec, (list, tuple)):
-        shards = [shard for part in spec for shard in expand(part, cache)]
+        shards = [shard for part in spec for shard in expand(part, cache, check=check)]
     elif isinstance(spec, (str, Path)) and str(spec):
-        shards = _expand_text(str(spec), cache)
+        shards = _expand_text(str(spec), cache, check=check)
     else:
         raise DataError(f"no shards are given (got {spec!r}): name a tar, a directory, a pattern, a URL or a list")
     if not shards:
@@ -128,10 +141,12 @@ def expand(spec: Any, cache: ShardCache) -> list[str]:
     return shards
 
 
-def _expand_text(spec: str, cache: ShardCache) -> list[str]:
+def _expand_text(spec: str, cache: ShardCache, *, check: bool) -> list[str]:
     spec = spec.removeprefix("file://")
     if not is_remote(spec):
         spec = str(Path(spec).expanduser())
+        if not check and spec.endswith(".tar") and "{" not in spec and not glob.has_magic(spec):
+            return [spec]
         if os.path.exists(spec):  # Path.exists raises for a name that is too long
             return _local(spec)
     if "{" in spec:
@@ -143,7 +158,7 @@ def _expand_text(spec: str, cache: ShardCache) -> list[str]:
         except braceexpand.UnbalancedBracesError:
             raise DataError(f"{spec}: the braces do not match") from None
         if parts != [spec]:
-            return [shard for part in parts for shard in _expand_text(part, cache)]
+            return [shard for part in parts for shard in _expand_text(part, cache, check=check)]
     if is_remote(spec):
         return _remote(spec, cache)
     found = sorted(path for path in glob.glob(spec) if path.endswith(".tar"))
