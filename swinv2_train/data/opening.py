@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from swinv2_train.data.card import Card
+from swinv2_train.data.catalog import Catalog, Counted, catalog_path, place_of, read_catalog, write_catalog
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.remote import ShardCache, is_remote
-from swinv2_train.data.samples import Scope
-from swinv2_train.data.shard import Shard, manifests_of, open_shard
-from swinv2_train.data.sources import expand, manifest_place
+from swinv2_train.data.index import EmptyShardError
+from swinv2_train.data.index_store import index_header
+from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
+from swinv2_train.data.samples import IMAGE, LeftOut, Scope
+from swinv2_train.data.shard import Shard, listed_shard, manifests_of, remote_file
+from swinv2_train.data.sources import ListedShard, Manifest, expand, manifest_place
 
+logger = logging.getLogger(__name__)
 _LOCAL_THREADS = 8
 _REMOTE_THREADS = 64
 """Requests at a time: 40,000 of them with a latency of 30 ms then wait for 19 s."""
@@ -21,7 +28,7 @@ def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard]
     """Return the shards that `spec` names, and their dataset card if manifests describe all of them.
 
     A local shard in a manifest costs one operation, which compares its size; a remote one costs none. Others are
-    counted from their index, which is built if need be.
+    counted from their index, which is built if need be; the next opening finds the counts in a catalog.
 
     Raises:
         DataError: if a shard is missing or is not a tar, or no shard has a sample.
@@ -29,15 +36,89 @@ def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard]
     try:
         urls = expand(spec, cache, check=False)
         manifests = manifests_of(urls, cache)
+        # Manifests count samples with an image.
+        described = scope.main == IMAGE and all(_manifest_of(url, manifests) for url in urls)
+        place = catalog_path(urls, cache, scope)
+        opener = _Opener(manifests, cache, scope, {} if described else read_catalog(place))
         with ThreadPoolExecutor(_REMOTE_THREADS if any(map(is_remote, urls)) else _LOCAL_THREADS) as pool:
-            shards = list(pool.map(lambda url: open_shard(url, manifests.get(manifest_place(url)), cache, scope), urls))
+            found = list(pool.map(opener.open, urls))
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or error} does not exist") from None
     except PermissionError as error:
         raise DataError(f"{error.filename} may not be read") from None
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
+    shards = [one.shard for one in found]
     if not any(shard.num_samples for shard in shards):
         raise DataError(shards[0].empty)
-    described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
-    covered = all(manifest_place(url) in described for url in urls)
-    card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-    return shards, card
+    if any(one.new for one in found):
+        write_catalog(place, (Counted(one.shard, one.state) for one in found if one.state is not None))
+    covered = all(_manifest_of(url, manifests) for url in urls)
+    cards = [Card.from_json(manifest.card) for manifest in manifests.values() if manifest is not None]
+    return shards, Card.merged(cards) if covered else None
+
+
+def _manifest_of(url: str, manifests: dict[str | None, Manifest | None]) -> Manifest | None:
+    return manifests.get(manifest_place(url))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A shard that was opened."""
+
+    shard: Shard
+    state: str | None = None
+    """Time or version of its tar, for the catalog; None if it does not belong there."""
+    new: bool = False
+    """True if the catalog does not have it yet."""
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens the shards of one set, in several threads."""
+
+    manifests: dict[str | None, Manifest | None]
+    cache: ShardCache
+    scope: Scope
+    catalog: Catalog
+
+    def open(self, url: str) -> _Found:
+        """Find a shard and count its samples: by its manifest, the catalog, or its index, which is built if need be.
+
+        Raises:
+            DataError: if it cannot be used. A shard without samples can: it is described as empty.
+        """
+        manifest = _manifest_of(url, self.manifests)
+        listed = listed_shard(url, manifest) if self.scope.main == IMAGE else None
+        file = remote_file(url, manifest, self.cache) if is_remote(url) else None
+        if file is not None:
+            size, state = file.size, file.version
+        else:
+            stat = os.stat(url)
+            size, state = stat.st_size, str(stat.st_mtime_ns)
+        if listed is not None and size == listed.num_bytes:
+            packed = (listed.fingerprint, listed.sha256)
+            return _Found(Shard(url, size, listed.num_samples, None, file, *packed))
+        known = self.catalog.get(place_of(url))
+        shard = known.of(url, size, state, file) if known is not None else None
+        new = shard is None
+        if shard is None:
+            shard = self._counted(url, file, listed)
+        if manifest is None and shard.fingerprint:
+            logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
+        return _Found(shard, state, new) if shard.num_samples else _Found(shard)
+
+    def _counted(self, url: str, file: RemoteFile | None, listed: ListedShard | None) -> Shard:
+        """Count the samples of a shard from its index."""
+        try:
+            header = index_header(url, self.cache, file, self.scope)
+        except EmptyShardError as error:
+            if listed is not None:
+                raise DataError(
+                    f"{error}, but its manifest counts {listed.num_samples} samples: copy the shard again"
+                ) from None
+            return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
+        left_out = LeftOut.from_json(header.get("left_out"))
+        record = header["extra"].get("pack", {})
+        packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))
+        return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, *packed, left_out)
