@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,24 @@ from swinv2_train.data.samples import IMAGE, Scope
 from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
-_HEADER_BYTES = 16 << 10
+HEADER_BYTES = 16 << 10
 """Bytes of an uploaded index that are fetched to count its samples; a longer header costs a second request."""
 
 
-def index_header(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> dict[str, Any]:
+def index_header(
+    url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, start: bytes | None = None
+) -> dict[str, Any]:
     """Return the header of a shard's index, which counts its samples; the index is built or fetched if need be.
 
-    `file` is None for a local shard.
+    Args:
+        file: None for a local shard.
+        start: the first `HEADER_BYTES` of the uploaded index, if they are here already.
     """
     for path in _places(url, cache, file, scope):
         header = read_header(path)
         if header is not None and _fresh(header, url, file) and _complete(header, file, scope):
             return header
-    uploaded = _uploaded_header(file, cache, scope) if file is not None and scope.main == IMAGE else None
+    uploaded = _uploaded_header(file, cache, scope, start) if file is not None and scope.main == IMAGE else None
     return uploaded or load_index(url, cache, file, scope).header()
 
 
@@ -176,10 +180,15 @@ def remove_index(tar: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def with_suffix(url: str, suffix: str) -> str:
-    """Return a URL with a suffix after its path, before any query."""
+def ask_for_start(fs: Any, path: str) -> Awaitable[bytes]:
+    """Ask an asynchronous file system of fsspec for the first `HEADER_BYTES` of an uploaded index."""
+    return fs._cat_file(path, start=0, end=HEADER_BYTES)
+
+
+def uploaded_index(url: str) -> str:
+    """Return the URL of the index next to a remote shard, with the query of the shard."""
     path, mark, query = url.partition("?")
-    return f"{path}{suffix}{mark}{query}"
+    return f"{path}{INDEX_SUFFIX}{mark}{query}"
 
 
 def _places(
@@ -261,12 +270,13 @@ def _remote_index(file: RemoteFile, cache: ShardCache, old: ShardIndex | None, s
     return index
 
 
-def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope) -> dict[str, Any] | None:
+def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope, start: bytes | None) -> dict[str, Any] | None:
     """Return the header of the index next to a remote shard, from its first bytes; None if it cannot be used.
 
     A short index arrives completely and is kept, so that reading the shard does not fetch it again.
     """
-    start = cache.fetch_bytes(with_suffix(file.url, INDEX_SUFFIX), _HEADER_BYTES)
+    if start is None:
+        start = cache.fetch_bytes(uploaded_index(file.url), HEADER_BYTES)
     line, end, _ = (start or b"").partition(b"\n")
     try:
         header = parse_header(line) if end else None
@@ -274,7 +284,7 @@ def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope) -> dict[
         return None
     if start is None or header is None or not (_is_of(header, file) and _complete(header, file, scope)):
         return None
-    if len(start) != _HEADER_BYTES:
+    if len(start) != HEADER_BYTES:
         index = parse_index(start, f"next to {file.url}")
         if index is None:
             return None
@@ -284,7 +294,7 @@ def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope) -> dict[
 
 def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex | None:
     """Return the index next to a remote shard; None if there is none of this shard."""
-    content = cache.fetch_bytes(with_suffix(file.url, INDEX_SUFFIX)) if scope.main == IMAGE else None
+    content = cache.fetch_bytes(uploaded_index(file.url)) if scope.main == IMAGE else None
     if content is None:
         return None
     index = parse_index(content, f"next to {file.url}")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from swinv2_train.data.ask import REQUESTS, ask_all
 from swinv2_train.data.card import Card
 from swinv2_train.data.catalog import Catalog, Counted, catalog_path, place_of, read_catalog, write_catalog
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import EmptyShardError
-from swinv2_train.data.index_store import index_header
+from swinv2_train.data.index_store import ask_for_start, index_header, uploaded_index
 from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
 from swinv2_train.data.samples import IMAGE, LeftOut, Scope
 from swinv2_train.data.shard import Shard, listed_shard, manifests_of, remote_file
@@ -20,8 +23,8 @@ from swinv2_train.data.sources import ListedShard, Manifest, expand, manifest_pl
 
 logger = logging.getLogger(__name__)
 _LOCAL_THREADS = 8
-_REMOTE_THREADS = 64
-"""Requests at a time: 40,000 of them with a latency of 30 ms then wait for 19 s."""
+_BATCH = 512
+"""Remote shards that are asked for together, to bound the memory that their answers take."""
 
 
 def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard], Card | None]:
@@ -40,8 +43,10 @@ def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard]
         described = scope.main == IMAGE and all(_manifest_of(url, manifests) for url in urls)
         place = catalog_path(urls, cache, scope)
         opener = _Opener(manifests, cache, scope, {} if described else read_catalog(place))
-        with ThreadPoolExecutor(_REMOTE_THREADS if any(map(is_remote, urls)) else _LOCAL_THREADS) as pool:
-            found = list(pool.map(opener.open, urls))
+        with ThreadPoolExecutor(REQUESTS if any(map(is_remote, urls)) else _LOCAL_THREADS) as pool:
+            found = [
+                one for start in range(0, len(urls), _BATCH) for one in opener.open(urls[start : start + _BATCH], pool)
+            ]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or error} does not exist") from None
     except PermissionError as error:
@@ -82,15 +87,45 @@ class _Opener:
     scope: Scope
     catalog: Catalog
 
-    def open(self, url: str) -> _Found:
-        """Find a shard and count its samples: by its manifest, the catalog, or its index, which is built if need be.
+    def open(self, urls: Sequence[str], pool: ThreadPoolExecutor) -> list[_Found]:
+        """Find some shards and count their samples.
 
         Raises:
-            DataError: if it cannot be used. A shard without samples can: it is described as empty.
+            DataError: if one cannot be used. A shard without samples can: it is described as empty.
         """
+        files = self._files(urls)
+        starts = self._starts(files)
+        return list(pool.map(lambda url: self._open(url, files.get(url), starts.get(url)), urls))
+
+    def _files(self, urls: Sequence[str]) -> dict[str, RemoteFile]:
+        """Return size and version of the remote shards that no manifest lists, as far as they can be asked together."""
+        unlisted = [url for url in urls if is_remote(url) and not listed_shard(url, _manifest_of(url, self.manifests))]
+        answers = ask_all(unlisted, lambda fs, path: fs._info(path))
+        files = {}
+        for url, info in zip(unlisted, answers, strict=True):
+            with contextlib.suppress(DataError):  # reported when the shard is opened
+                if info is not None:
+                    files[url] = self.cache.described(url, info)
+        return files
+
+    def _starts(self, files: Mapping[str, RemoteFile]) -> dict[str, bytes]:
+        """Return the starts of the indexes that were uploaded with shards that the catalog does not have."""
+        if self.scope.main != IMAGE:
+            return {}
+        new = [url for url, file in files.items() if self._known(url, file.size, file.version, file) is None]
+        answers = ask_all([uploaded_index(url) for url in new], ask_for_start)
+        return {url: start for url, start in zip(new, answers, strict=True) if start is not None}
+
+    def _known(self, url: str, size: int, state: str, file: RemoteFile | None) -> Shard | None:
+        known = self.catalog.get(place_of(url))
+        return known.of(url, size, state, file) if known is not None else None
+
+    def _open(self, url: str, file: RemoteFile | None, start: bytes | None) -> _Found:
+        """Find a shard and count its samples: by its manifest, the catalog, or its index, which is built if need be."""
         manifest = _manifest_of(url, self.manifests)
         listed = listed_shard(url, manifest) if self.scope.main == IMAGE else None
-        file = remote_file(url, manifest, self.cache) if is_remote(url) else None
+        if file is None and is_remote(url):
+            file = remote_file(url, manifest, self.cache)
         if file is not None:
             size, state = file.size, file.version
         else:
@@ -99,19 +134,18 @@ class _Opener:
         if listed is not None and size == listed.num_bytes:
             packed = (listed.fingerprint, listed.sha256)
             return _Found(Shard(url, size, listed.num_samples, None, file, *packed))
-        known = self.catalog.get(place_of(url))
-        shard = known.of(url, size, state, file) if known is not None else None
+        shard = self._known(url, size, state, file)
         new = shard is None
         if shard is None:
-            shard = self._counted(url, file, listed)
+            shard = self._counted(url, file, listed, start)
         if manifest is None and shard.fingerprint:
             logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
         return _Found(shard, state, new) if shard.num_samples else _Found(shard)
 
-    def _counted(self, url: str, file: RemoteFile | None, listed: ListedShard | None) -> Shard:
+    def _counted(self, url: str, file: RemoteFile | None, listed: ListedShard | None, start: bytes | None) -> Shard:
         """Count the samples of a shard from its index."""
         try:
-            header = index_header(url, self.cache, file, self.scope)
+            header = index_header(url, self.cache, file, self.scope, start)
         except EmptyShardError as error:
             if listed is not None:
                 raise DataError(

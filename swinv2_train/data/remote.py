@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -86,7 +86,10 @@ class ShardCache:
             fs, path = filesystem(url)
             return fs.info(path)
 
-        info = self._retry(url, read)
+        return self.described(url, self._retry(url, read))
+
+    def described(self, url: str, info: Mapping[str, Any]) -> RemoteFile:
+        """Return a file from fsspec's description of it; errors as for `stat`."""
         if info.get("size") is None:
             raise DataError(f"{url}: the server does not report the size of the file, which the cache needs")
         if not is_count(info["size"]):

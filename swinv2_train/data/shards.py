@@ -110,24 +110,25 @@ class ShardSet:
 
     def warnings(self) -> list[str]:
         """Return a line for each shard that ends early or is empty, and for each kind of members that are not read."""
+        shards = list(self.shards)
         lines = [
             f"{shard.url} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
-            for shard in self.shards
+            for shard in shards
             if shard.truncated
         ]
         if self.empty:
-            skipped = f"{len(self.empty)} of {len(self.empty) + len(self.shards)} shards skipped"
+            skipped = f"{len(self.empty)} of {len(self.empty) + len(shards)} shards skipped"
             lines.append(f"{skipped} because they are empty: {self.empty[0].empty}")
         left_out = LeftOut()
-        for shard in self.shards:
+        for shard in shards:
             left_out.merge(shard.left_out or LeftOut(), shard.name)
         unchosen = self.image is None
         if not unchosen:
             left_out.counts.pop("shared key", None)  # chosen, not lost
-        for shard, entry in enumerate(self.shards if unchosen else ()):
-            if entry.left_out is not None and entry.left_out.images:
+        for number, shard in enumerate(shards if unchosen else ()):
+            if shard.left_out is not None and shard.left_out.images:
                 lines += [
-                    f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), None, self.scope)
+                    f"{shard.name}: {line}" for line in choice_lines(self.several_images(number), None, self.scope)
                 ]
                 break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]

@@ -213,7 +213,7 @@ def test_remote_shards_are_counted_from_the_header_of_their_uploaded_index(
     tmp_path: Path, classes: int, requests: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first shard's index is shorter than the part that is fetched; a header of 500 classes is longer."""
-    monkeypatch.setattr(index_store, "_HEADER_BYTES", 1000)
+    monkeypatch.setattr(index_store, "HEADER_BYTES", 1000)
     paths = write_shards(tmp_path / "served", [3, 100])
     for path in paths:
         index = built(Path(path), Scope())
@@ -237,7 +237,7 @@ def test_remote_shards_are_counted_from_the_header_of_their_uploaded_index(
 def test_an_uploaded_index_with_damaged_columns_counts_but_is_rebuilt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_store, "_HEADER_BYTES", 1000)
+    monkeypatch.setattr(index_store, "HEADER_BYTES", 1000)
     (path,) = write_shards(tmp_path / "served", [100])
     write_index(built(Path(path), Scope()), index_path(path))
     header, columns = index_path(path).read_text().splitlines()
