@@ -69,12 +69,16 @@ def manifests_of(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Man
         place, source = manifest_place(url), manifest_url(url)
         if place is None or source is None or place in found:
             continue
-        if is_remote(source):
-            content = cache.fetch_bytes(source)
-        else:
-            content = Path(source).read_bytes() if Path(source).is_file() else None
+        content = cache.fetch_bytes(source) if is_remote(source) else _content(Path(source))
         found[place] = parse_manifest(content, source) if content is not None else None
     return found
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 def remote_file(url: str, manifest: Manifest | None, cache: ShardCache) -> RemoteFile:

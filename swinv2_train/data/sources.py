@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -147,8 +148,9 @@ def _expand_text(spec: str, cache: ShardCache, *, check: bool) -> list[str]:
         spec = str(Path(spec).expanduser())
         if not check and spec.endswith(".tar") and "{" not in spec and not glob.has_magic(spec):
             return [spec]
-        if os.path.exists(spec):  # Path.exists raises for a name that is too long
-            return _local(spec)
+        mode = _mode(spec)
+        if mode is not None:
+            return _folder(spec) if stat.S_ISDIR(mode) else [spec]
     if "{" in spec:
         import braceexpand
 
@@ -239,13 +241,20 @@ def _unescaped(text: str) -> Iterator[tuple[int, str]]:
         escaped = sign == "\\" and not escaped
 
 
-def _local(path: str) -> list[str]:
-    if not Path(path).is_dir():
-        return [path]
-    found = sorted(str(entry) for entry in Path(path).glob("*.tar") if not entry.name.startswith("."))
+def _mode(path: str) -> int | None:
+    """Return the mode of a file or folder; None if it does not exist, or if its name is too long for a path."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _folder(path: str) -> list[str]:
+    names = sorted(os.listdir(path))
+    found = [str(Path(path, name)) for name in names if name.endswith(".tar") and not name.startswith(".")]
     if not found:
         raise DataError(f"{path} is a directory without shards (*.tar); to make some: swinv2-data pack")
-    manifests = sorted(Path(path).glob(f"*{MANIFEST_SUFFIX}"))
+    manifests = [Path(path, name) for name in names if name.endswith(MANIFEST_SUFFIX)]
     _refuse_mixed_splits(path, [manifest.name for manifest in manifests])
     for manifest in manifests:
         missing = set(parse_manifest(manifest.read_bytes(), str(manifest)).shards) - {

@@ -208,7 +208,7 @@ def test_a_cut_off_shard_has_rows(tmp_path: Path) -> None:
     assert IndexRows.open(rows_path(path)).truncated
 
 
-@pytest.mark.parametrize(("classes", "requests"), [(3, [1, 3]), (500, [2, 2])])
+@pytest.mark.parametrize(("classes", "requests"), [(3, [1, 2]), (500, [2, 2])])
 def test_remote_shards_are_counted_from_the_header_of_their_uploaded_index(
     tmp_path: Path, classes: int, requests: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
