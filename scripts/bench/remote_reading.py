@@ -186,7 +186,7 @@ def speeds(folder: Path, work: Path, total: int) -> list[dict[str, Any]]:
     for connections in CONNECTIONS:
         cache = work / f"speed-{connections}"
         shards = ShardSet.open(server.spec, cache, 1.0)
-        shards.part_samples = 64  # 300 KB
+        shards.parts.samples = 64  # 300 KB
         for shard in range(SHARDS):
             shards.read(shard * PER_SHARD)  # so that the indexes are there
         before, start = server.sent, time.monotonic()

@@ -37,7 +37,7 @@ from swinv2_train.data.loader import EvalLoader
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.errors import RunError
 from swinv2_train.interop.load import load_model
-from swinv2_train.launch.failures import begun, together
+from swinv2_train.launch.failures import begun, from_main, together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
@@ -146,6 +146,8 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
         RunError: if one of these occurred only on another rank, or a rank is gone.
     """
     bench = together(ranks, lambda: _Bench(options, ranks, progress))
+    shards = from_main(ranks, bench.open_shards)
+    together(ranks, lambda: bench.prepare(shards))
     started = time.perf_counter()
     with begun():
         own = together(ranks, bench.measure)
@@ -185,9 +187,16 @@ class _Bench:
         self.broken: list[tuple[int, str, str]] = []
         self.loaded = load_model(options.checkpoint, options.overrides, which=options.which, ema=options.ema)
         self.warnings = list(self.loaded.source.notes)
-        self.shards = ShardSet.open(
-            options.data, options.cache_dir, options.cache_gib, image=self.loaded.config.data.image
-        )
+
+    def open_shards(self) -> ShardSet:
+        """Open the shards to evaluate on."""
+        options, image = self.options, self.loaded.config.data.image
+        return ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image)
+
+    def prepare(self, shards: ShardSet) -> None:
+        """Build the task for these shards, and move the model to its device."""
+        options, ranks = self.options, self.ranks
+        self.shards = shards
         task = self.loaded.config.task
         self.class_names = self.loaded.class_names
         for key in ("label_map", "real_labels"):
@@ -284,10 +293,7 @@ class _Bench:
         if self.options.probe is None:
             return {}
         options = {"mean": self.loaded.mean, "std": self.loaded.std, "micro_batch": self.options.batch}
-        probe = together(
-            self.ranks,
-            lambda: Probe(self.config, self.ranks, warn=self.warnings.append, check=check_alive, **options),
-        )
+        probe = Probe(self.config, self.ranks, warn=self.warnings.append, check=check_alive, **options)
         return probe.measure(self.model, self.loaded.source.step)
 
 

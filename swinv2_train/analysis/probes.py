@@ -33,6 +33,7 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Workers
 from swinv2_train.launch.environment import local_ranks
+from swinv2_train.launch.failures import from_main
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.heads import pooled_features
 from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
@@ -74,8 +75,20 @@ def no_check() -> None:
     """Do nothing between two batches of a probe."""
 
 
+def _open_sets(config: Config) -> tuple[list[ShardSet], list[str]]:
+    """Return the two sets of a probe, the one to learn from first, and warnings about them."""
+    keys = ("probe.shards", "probe.eval_shards")
+    sets = [
+        ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
+        for spec in (config.probe.shards, config.probe.eval_shards)
+    ]
+    cards = {key: shards.card for key, shards in zip(keys, sets, strict=True)}
+    check_same_numbers(cards)
+    return sets, [*overlap_warning(keys[1], sets[1], keys[0], sets[0]), *unnamed_classes(cards)]
+
+
 class Probe:
-    """The probes of a run (`config.probe`). Its methods are collectives.
+    """The probes of a run (`config.probe`). Creating it and its methods are collectives.
 
     Args:
         mean, std: per-channel statistics that normalize the images.
@@ -103,18 +116,9 @@ class Probe:
         self.warn, self.check = warn, check
         self._warned: set[str] = set()
         self._place = "probe"
-        self._sets = [
-            ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
-            for spec in (config.probe.shards, config.probe.eval_shards)
-        ]
-        for text in overlap_warning("probe.eval_shards", self._sets[1], "probe.shards", self._sets[0]):
-            self._warn_once(text)
-        keys = ("probe.shards", "probe.eval_shards")
-        cards = {key: shards.card for key, shards in zip(keys, self._sets, strict=True)}
-        check_same_numbers(cards)
-        if ranks.is_main:
-            for line in unnamed_classes(cards):
-                self._warn_once(line)
+        self._sets, lines = from_main(ranks, lambda: _open_sets(config))
+        for line in lines:
+            self._warn_once(line)
 
     @torch.no_grad()
     def measure(self, model: nn.Module, step: int | None) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
@@ -22,6 +22,8 @@ class Samples:
     """Origin of the count, for display."""
     shards: ShardSet | None
     """The training shards; None without any."""
+    held_out: ShardSet | None
+    """The held-out shards; None without any."""
     warnings: list[str] = field(default_factory=list)
     """Held-out shards that are trained on."""
 
@@ -38,29 +40,24 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         ConfigError: if there are no shards, and `required` or no expected number.
         DataError: if the shards cannot be used.
     """
-    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.configured import open_held_out, open_training
     from swinv2_train.data.overlap import overlap_warning
-    from swinv2_train.data.shards import ShardSet
 
-    def open_shards(key: str, spec: Any) -> ShardSet:
-        try:
-            return ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
-        except DataError as error:
-            absent = key == "data.eval_shards" and str(error).endswith(" does not exist")
-            fix = "; data.eval_shards=null trains without evaluation" if absent else ""
-            error.args = (f"{key}={spec}: {error}{fix}",)
-            raise
-
-    spec = config.data.eval_shards
-    held_out = open_shards("data.eval_shards", spec) if spec else None
+    held_out = open_held_out(config.data)
     if config.data.shards:
-        shards = open_shards("data.shards", config.data.shards)
+        shards = open_training(config.data)
         shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
-        return Samples(shards.num_samples, "counted in data.shards", shards, shared)
+        return Samples(shards.num_samples, "counted in data.shards", shards, held_out, shared)
     if required or config.data.expected_samples is None:
+        require_shards(config)
+    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None, held_out)
+
+
+def require_shards(config: Config) -> None:
+    """Raise ConfigError if a config names no training shards."""
+    if not config.data.shards:
         raise ConfigError(
             "data.shards",
             "''",
             "set tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
         )
-    return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None)

@@ -6,7 +6,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import prepare_output
 from swinv2_train.cli.manual import manual
-from swinv2_train.cli.samples import Samples, count_samples
+from swinv2_train.cli.samples import Samples, count_samples, require_shards
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
@@ -35,6 +36,8 @@ from swinv2_train.shortage import remedied, shortage
 
 if TYPE_CHECKING:
     from swinv2_train.data.card import Card
+    from swinv2_train.data.configured import OpenedSets
+    from swinv2_train.data.shards import ShardSet
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -172,10 +175,8 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     check_held_out_classes(config, samples.card)
     if config.data.shards:
         from swinv2_train.data.augment import resolve_statistics
-        from swinv2_train.data.shards import ShardSet
 
-        card = ShardSet.open(config.data.shards, config.data.cache_dir, config.data.cache_gib).card
-        resolve_statistics(config.data, card, config.model.in_channels)  # rejects what the run would reject
+        resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
     device, num_ranks = _planned_ranks(config.launch)
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
@@ -228,23 +229,38 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and read_status(directory).get("status") == "stopped":
         return STOPPED  # torchrun treats a stopped run as a failure and restarts it
-    environment = prepare(config.launch) if joined() else None
-    problem = samples = None
+    if joined():
+        return _run_rank(config, stop, launched=launched, begins=not (launched or again))
+    samples = _check(config)
+    with _only_start(config):
+        code = _launch(config, samples)
+        if code is not None:
+            return code
+        assert samples.shards is not None  # `_check` requires them
+        opened = (samples.shards, samples.held_out)
+        return _train(config, stop, prepare(config.launch), begins=True, opened=opened)
+
+
+def _run_rank(config: Config, stop: StopRequest | None, *, launched: bool, begins: bool) -> int:
+    """Run one rank of a job, whose main rank opens the data for all; an error here reaches the other ranks too.
+
+    Args:
+        begins: as in `swinv2_train.engine.run.train`.
+    """
+    environment = prepare(config.launch)
+    problem = None
     try:
-        samples = _check(config, launched=launched)
+        require_shards(config)
+        if launched:
+            config.freeze()  # the command that started this rank has completed and checked it
+        else:
+            _refuse_used(config)
     except Exception as error:
-        if code_of(error) is None or not joined():
+        if code_of(error) is None:
             raise
-        problem = error  # the other ranks must learn of it
-    with contextlib.ExitStack() as stack:
-        if samples is not None and not joined():
-            stack.enter_context(_only_start(config))
-            code = _launch(config, samples)
-            if code is not None:
-                return code
-        if environment is None:
-            environment = prepare(config.launch)
-        return _train(config, stop, environment, problem, begins=not (launched or again))
+        problem = error
+    complete = None if launched else partial(_complete, config)
+    return _train(config, stop, environment, problem, begins=begins, complete=complete)
 
 
 @contextlib.contextmanager
@@ -273,16 +289,23 @@ def _only_start(config: Config) -> Iterator[None]:
 
 
 def _train(
-    config: Config, stop: StopRequest | None, environment: Sequence[str], problem: Exception | None, *, begins: bool
+    config: Config,
+    stop: StopRequest | None,
+    environment: Sequence[str],
+    problem: Exception | None = None,
+    *,
+    begins: bool,
+    opened: OpenedSets | None = None,
+    complete: Callable[[ShardSet], None] | None = None,
 ) -> int:
-    """Train on this rank; `begins` as in `swinv2_train.engine.run.train`."""
+    """Train on this rank; arguments as in `swinv2_train.engine.run.train` and its `Data`."""
     requests = stop or StopRequest()
     try:
         with uncollected_imports():
-            from swinv2_train.engine.run import train
+            from swinv2_train.engine.run import Data, train
 
         try:
-            return train(config, requests, environment, problem, begins=begins)
+            return train(config, requests, environment, problem, begins=begins, data=Data(opened, complete))
         except LostRanks as error:
             # Everything is closed; destroying collectives whose other ranks are gone may hang forever.
             _complain(error)
@@ -293,20 +316,19 @@ def _train(
             requests.restore()
 
 
-def _check(config: Config, *, launched: bool) -> Samples:
+def _check(config: Config) -> Samples:
     """Complete and freeze a config, and check that its data exists and that its directory belongs to this run."""
-    directory = Path(config.run.dir)
     samples = count_samples(config, required=True)
-    # The command that started this rank has just written the directory.
-    if not launched:
-        _refuse_used(config)
-    if launched:
-        config.freeze()  # the command that started this rank has completed it
-    else:
-        finish(config, samples.card)
+    _refuse_used(config)
     assert samples.shards is not None  # `required=True` above
-    check_same_run(directory, run_identity(config, samples.shards))
+    _complete(config, samples.shards)
     return samples
+
+
+def _complete(config: Config, shards: ShardSet) -> None:
+    """Complete and freeze a config from its training shards, and check that its directory belongs to this run."""
+    finish(config, shards.card)
+    check_same_run(Path(config.run.dir), run_identity(config, shards))
 
 
 def _refuse_used(config: Config) -> None:

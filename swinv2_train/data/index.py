@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,14 @@ class ShardIndex:
             if self.offsets[i, sample] >= 0
         }
 
-    def first_byte(self, sample: int) -> int:
-        """Return where a sample starts in the tar, with the header of its first member; 0 for the first sample."""
-        offsets = self.offsets[:, sample]
-        return int(offsets[offsets >= 0].min()) - BLOCK if sample else 0
+    def several_mains(self) -> Counter[tuple[str, ...]]:
+        """Count the samples with several main members, by the extensions of these."""
+        rows = [i for i, extension in enumerate(self.extensions) if self.scope.is_main(extension)]
+        present = self.offsets[rows] >= 0
+        counts: Counter[tuple[str, ...]] = Counter()
+        for column in np.flatnonzero(present.sum(axis=0) > 1):
+            counts[tuple(self.extensions[i] for i in np.array(rows)[present[:, column]])] += 1
+        return counts
 
     def same_members(self, other: ShardIndex) -> bool:
         """Return whether the other index describes the same tar: its size, and name and place of every member.
@@ -177,11 +182,20 @@ def read_header(path: Path) -> dict[str, Any] | None:
     """Read the header of an index file; None if there is none, or none that can be used."""
     try:
         with path.open("rb") as file:
-            header = _checked_header(file.readline())
+            return parse_header(file.readline())
     except FileNotFoundError:
         return None
     except (OSError, UnreadableError) as error:
         return _ignored(path, error)
+
+
+def parse_header(line: bytes) -> dict[str, Any] | None:
+    """Parse the first line of an index; None if another version wrote it.
+
+    Raises:
+        UnreadableError: if it is damaged.
+    """
+    header = _checked_header(line)
     return header and {key: value for key, value in header.items() if key != "columns_sha256"}
 
 
@@ -211,42 +225,58 @@ def misplaced(index: ShardIndex, fd: int, start: int = 0, stop: int | None = Non
     It takes one read of 512 bytes per member, and shows a copy of another file, or one with a shifted part.
 
     Args:
-        start, stop: bytes of the tar that the open file consists of; `stop` None: all of it.
+        start, stop: bytes of the tar that the open file consists of; `stop` None: to the end.
     """
     stop = index.tar_size if stop is None else stop
     inside = ((index.offsets >= start) & (index.offsets < stop)).any(axis=0)
     end = start
     for sample in np.flatnonzero(inside).tolist():
-        for extension, (offset, size) in index.members(sample).items():
-            place = offset - BLOCK
-            wrong = _wrong_header(os.pread(fd, BLOCK, place - start), place, index.keys[sample], extension, size)
+        for extension, place in index.members(sample).items():
+            wrong = _other_header(fd, index.keys[sample], extension, place, start)
             if wrong is not None:
                 return wrong
-            end = max(end, offset + size)
-    return _wrong_end(index, fd, end, start)
+            end = max(end, sum(place))
+    return _other_end(fd, end, index.truncated is not None, start)
 
 
-def _wrong_header(header: bytes, place: int, key: str, extension: str, size: int) -> str | None:
-    """Return the mismatch between the header at byte `place` and a member of the index as text; None without one."""
+def misplaced_member(
+    fd: int, key: str, extension: str, place: tuple[int, int], *, truncated: bool, start: int = 0
+) -> str | None:
+    """Compare the blocks before and behind one member of an open tar with its index; return a mismatch as text.
+
+    Args:
+        place: (offset, size) of the member.
+        truncated: True if the tar ends early, so that anything may follow its last member.
+        start: first byte of the tar that the open file has.
+    """
+    return _other_header(fd, key, extension, place, start) or _other_end(fd, sum(place), truncated, start)
+
+
+def _other_header(fd: int, key: str, extension: str, place: tuple[int, int], start: int) -> str | None:
+    offset, size = place
     name = f"{key}.{extension}"
+    header = os.pread(fd, BLOCK, offset - BLOCK - start)
     if len(header) < BLOCK or not checksum_fits(header):
-        return f"there is no header of {name} at byte {place}"
+        return f"there is no header of {name} at byte {offset - BLOCK}"
     plain = name.isascii() and len(name) <= 100  # other names are in a PAX or GNU header before this one
     found = short_name(header).decode("utf-8", "surrogateescape")
     if plain and (found[: len(key) + 1], found[len(key) + 1 :].lower()) != (f"{key}.", extension):
-        return f"the header at byte {place} is of {found[:80]!r}, not of {name}"
+        return f"the header at byte {offset - BLOCK} is of {found[:80]!r}, not of {name}"
     if number(header[124:136]) not in (size, 0):  # 0: a PAX record may contain it
         return f"{name} has another size"
     return None
 
 
-def _wrong_end(index: ShardIndex, fd: int, end: int, start: int) -> str | None:
-    """Look behind the last member: no header after it would show that its data is shifted."""
+def _other_end(fd: int, end: int, truncated: bool, start: int) -> str | None:
+    """Look behind a member: neither padding and a header nor zeros after it show that its data is shifted.
+
+    Nothing follows the last member of a part.
+    """
     rest = os.pread(fd, -end % BLOCK + BLOCK, end - start)
     padding, following = rest[: -end % BLOCK], rest[-end % BLOCK :]
-    fits = following.count(0) == len(following) or checksum_fits(following)  # a part may end there
-    if padding.strip(b"\0") or not (fits or index.truncated):
-        return f"there is other data behind byte {end}, where the last member ends"
+    zeros = following.count(0) == len(following)
+    if padding.strip(b"\0") or not (zeros or checksum_fits(following) or truncated):
+        return f"there is other data behind byte {end}, where a member ends"
     return None
 
 

@@ -1,8 +1,9 @@
-"""Location of a shard's index, and the conditions under which it is trusted.
+"""Location of a shard's index and of its binary rows, and the conditions under which they are trusted.
 
 Local: next to the tar, or in the cache directory if that place is read-only; trusted while size and time of the tar
 agree. Remote: next to the tar if it was uploaded with it, else built from the fetched copy; trusted while the size
-agrees and the copy has a header where the index has a member. A damaged index is rebuilt.
+agrees and the copy has a header where the index has a member. A damaged index is rebuilt. Rows are trusted under the
+same conditions, and made again from the index otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,28 +24,38 @@ from swinv2_train.data.index import (
     ShardIndex,
     build_index,
     misplaced,
+    parse_header,
     parse_index,
     read_header,
     read_index,
     scope_of,
     write_index,
 )
+from swinv2_train.data.index_rows import ROWS_SUFFIX, IndexRows, rows_of, write_rows
 from swinv2_train.data.remote import RemoteFile, ShardCache
 from swinv2_train.data.samples import IMAGE, Scope
+from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
+HEADER_BYTES = 16 << 10
+"""Bytes of an uploaded index that are fetched to count its samples; a longer header costs a second request."""
 
 
-def index_header(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> dict[str, Any]:
+def index_header(
+    url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, start: bytes | None = None
+) -> dict[str, Any]:
     """Return the header of a shard's index, which counts its samples; the index is built or fetched if need be.
 
-    `file` is None for a local shard.
+    Args:
+        file: None for a local shard.
+        start: the first `HEADER_BYTES` of the uploaded index, if they are here already.
     """
     for path in _places(url, cache, file, scope):
         header = read_header(path)
         if header is not None and _fresh(header, url, file) and _complete(header, file, scope):
             return header
-    return load_index(url, cache, file, scope).header()
+    uploaded = _uploaded_header(file, cache, scope, start) if file is not None and scope.main == IMAGE else None
+    return uploaded or load_index(url, cache, file, scope).header()
 
 
 def load_index(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> ShardIndex:
@@ -63,6 +74,56 @@ def load_index(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scop
             return index
         old = old or index
     return _local_index(url, cache, old, scope) if file is None else _remote_index(file, cache, old, scope)
+
+
+def open_rows(
+    url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, tar: os.stat_result | None = None
+) -> IndexRows:
+    """Return the rows of a shard's index; if there are none, or old ones, they are made from the index.
+
+    Args:
+        tar: size and time of a local shard; None for a remote one.
+
+    Raises:
+        DataError: as for `load_index`.
+    """
+    for path in _places(url, cache, file, scope, ROWS_SUFFIX):
+        rows = _read_rows(path)
+        if rows is None:
+            continue
+        fresh = rows.tar_size == file.size if file is not None else _same_time(rows, tar)
+        if fresh and rows.scope.main == scope.main and (rows.scope.all_members or not scope.all_members):
+            return rows
+        rows.close()
+    return store_rows(load_index(url, cache, file, scope), url, cache, file)
+
+
+def store_rows(index: ShardIndex, url: str, cache: ShardCache, file: RemoteFile | None) -> IndexRows:
+    """Write the rows of an index to the first place that allows it and open them; without one, keep them in memory."""
+    for place in _places(url, cache, file, index.scope, ROWS_SUFFIX):
+        try:
+            write_rows(index, place)
+        except OSError:
+            continue
+        rows = _read_rows(place)
+        if rows is not None:
+            return rows
+    logger.warning("cannot store the rows of the index of %s anywhere; reading the entire index every time", url)
+    return IndexRows(rows_of(index))
+
+
+def _read_rows(path: Path) -> IndexRows | None:
+    try:
+        return IndexRows.open(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnreadableError) as error:
+        logger.warning("ignoring %s (%s)", path, error.strerror if isinstance(error, OSError) else error)
+        return None
+
+
+def _same_time(rows: IndexRows, tar: os.stat_result | None) -> bool:
+    return tar is not None and (rows.tar_size, rows.tar_mtime_ns) == (tar.st_size, tar.st_mtime_ns)
 
 
 def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[int, RemoteFile, ShardIndex]:
@@ -114,16 +175,34 @@ def index_path(tar: str | Path) -> Path:
     return Path(f"{tar}{INDEX_SUFFIX}")
 
 
-def with_suffix(url: str, suffix: str) -> str:
-    """Return a URL with a suffix after its path, before any query."""
+def rows_path(tar: str | Path) -> Path:
+    """Return the place of the rows of an index next to its tar."""
+    return Path(f"{tar}{ROWS_SUFFIX}")
+
+
+def remove_index(tar: str | Path) -> None:
+    """Remove the index next to a tar, and its rows."""
+    for path in (index_path(tar), rows_path(tar)):
+        path.unlink(missing_ok=True)
+
+
+def ask_for_start(fs: Any, path: str) -> Awaitable[bytes]:
+    """Ask an asynchronous file system of fsspec for the first `HEADER_BYTES` of an uploaded index."""
+    return fs._cat_file(path, start=0, end=HEADER_BYTES)
+
+
+def uploaded_index(url: str) -> str:
+    """Return the URL of the index next to a remote shard, with the query of the shard."""
     path, mark, query = url.partition("?")
-    return f"{path}{suffix}{mark}{query}"
+    return f"{path}{INDEX_SUFFIX}{mark}{query}"
 
 
-def _places(url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope) -> list[Path]:
+def _places(
+    url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, suffix: str = INDEX_SUFFIX
+) -> list[Path]:
     digest = file.digest if file else hashlib.sha256(os.fsencode(Path(url).resolve())).hexdigest()[:20]
     # Other main members are other samples, so both indexes of a tar may be in use at a time.
-    suffix = INDEX_SUFFIX if scope.main == IMAGE else f".{scope.main}{INDEX_SUFFIX}"
+    suffix = suffix if scope.main == IMAGE else f".{scope.main}{suffix}"
     cached = cache.directory / "index" / f"{digest}{suffix}"
     return [cached] if file else [Path(f"{url}{suffix}"), cached]
 
@@ -197,13 +276,35 @@ def _remote_index(file: RemoteFile, cache: ShardCache, old: ShardIndex | None, s
     return index
 
 
+def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope, start: bytes | None) -> dict[str, Any] | None:
+    """Return the header of the index next to a remote shard, from its first bytes; None if it cannot be used.
+
+    A short index arrives completely and is kept, so that reading the shard does not fetch it again.
+    """
+    if start is None:
+        start = cache.fetch_bytes(uploaded_index(file.url), HEADER_BYTES)
+    line, end, _ = (start or b"").partition(b"\n")
+    try:
+        header = parse_header(line) if end else None
+    except UnreadableError:  # reported when the entire index is read
+        return None
+    if start is None or header is None or not (_is_of(header, file) and _complete(header, file, scope)):
+        return None
+    if len(start) != HEADER_BYTES:
+        index = parse_index(start, f"next to {file.url}")
+        if index is None:
+            return None
+        _keep(index, file, cache)
+    return header
+
+
 def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex | None:
     """Return the index next to a remote shard; None if there is none of this shard."""
-    content = cache.fetch_bytes(with_suffix(file.url, INDEX_SUFFIX)) if scope.main == IMAGE else None
+    content = cache.fetch_bytes(uploaded_index(file.url)) if scope.main == IMAGE else None
     if content is None:
         return None
     index = parse_index(content, f"next to {file.url}")
-    if index is None or index.tar_size != file.size or not _packed_as(index, file):
+    if index is None or not _is_of(index.header(), file):
         logger.warning("the index next to %s is not of this shard: indexing it again", file.url)
         return None
     return index
@@ -236,7 +337,12 @@ def _keep(index: ShardIndex, file: RemoteFile, cache: ShardCache) -> None:
         logger.warning("cannot store the index of %s (%s); rebuilding it every time", file.url, error.strerror)
 
 
-def _packed_as(index: ShardIndex, file: RemoteFile) -> bool:
-    """Return whether an uploaded index is of the version that the manifest names; foreign shards name none."""
-    fingerprint = index.extra.get("pack", {}).get("fingerprint")
+def _is_of(header: dict[str, Any], file: RemoteFile) -> bool:
+    """Return whether an uploaded index is of this version of a shard: its size, and the manifest's fingerprint.
+
+    Foreign shards have no fingerprint.
+    """
+    fingerprint = header["extra"].get("pack", {}).get("fingerprint")
+    if header["tar_size"] != file.size:
+        return False
     return fingerprint is None or not file.from_manifest or fingerprint == file.version

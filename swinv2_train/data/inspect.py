@@ -22,7 +22,7 @@ from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
-from swinv2_train.data.sources import manifest_url
+from swinv2_train.data.sources import manifest_place
 from swinv2_train.lettering import fitted, font
 from swinv2_train.writing import write_bytes
 
@@ -157,7 +157,7 @@ def _find_copies(found: Inspection, shards: ShardSet, digests: np.ndarray) -> No
 def _split_of(shards: ShardSet, index: int) -> str:
     """Return the shards that were packed together: those of one manifest, or of one folder."""
     url = shards.shards[shards.locate(index)[0]].url
-    return manifest_url(url) or url.rpartition("/")[0]
+    return manifest_place(url) or url.rpartition("/")[0]
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:

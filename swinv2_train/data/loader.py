@@ -22,7 +22,8 @@ from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.order import Group, Order, sample_rng
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.shards import PART_SAMPLES, ShardSet
+from swinv2_train.data.shard_parts import PART_SAMPLES
+from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Failure, WorkerPool, Workers
 
@@ -95,7 +96,7 @@ class TrainLoader:
         self._shards, self._order, self._share = shards, order, share
         self._ahead: dict[int, tuple[Group, Group]] = {}
         """The group of each lane of this rank, and the one after it."""
-        shards.part_samples = order.block_samples if order.lanes > 1 else PART_SAMPLES
+        shards.parts.samples = order.block_samples if order.lanes > 1 else PART_SAMPLES
         avoided = frozenset(avoid)
         batches = (batch for batch in itertools.count(start_batch) if batch not in avoided)
         shares = (order.share(batch, global_batch, share.rank, share.world_size) for batch in batches)
@@ -149,7 +150,7 @@ class TrainLoader:
 
     def _warn_if_too_large(self, ranges: Sequence[tuple[int, int]], sharers: int) -> None:
         """A group is read in random order, so a cache that is too small for it fetches it again and again."""
-        needed = self._shards.num_bytes(ranges) * sharers
+        needed = self._shards.parts.num_bytes(ranges) * sharers
         if needed > self._shards.cache.max_bytes:
             logger.warning(
                 "the remote samples of one shuffle group take %.3g GiB on this host, more than the cache may hold "

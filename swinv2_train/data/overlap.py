@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import cache
 
 from swinv2_train.data.remote import is_remote
 from swinv2_train.data.shard import Shard
@@ -13,9 +15,26 @@ def shared_shards(first: ShardSet, second: ShardSet) -> list[str]:
     """Return the names of the shards of the second set that are in the first as well.
 
     A shard is the same if its place is, links followed, or if name, size, and number of samples are, as of a copy.
+    Links are followed only for shards of the same size and number of samples as one of the other set.
     """
-    known = {identity for shard in first.shards for identity in _identities(shard)}
-    return [shard.name for shard in second.shards if known.intersection(_identities(shard))]
+    common = set(_sizes(first)) & set(_sizes(second))
+    resolved = cache(os.path.realpath)  # of a folder, once for all of its shards
+    known = {
+        identity
+        for shard, size in zip(first.shards, _sizes(first), strict=True)
+        if size in common
+        for identity in _identities(shard, resolved)
+    }
+    return [
+        shard.name
+        for shard, size in zip(second.shards, _sizes(second), strict=True)
+        if size in common and known.intersection(_identities(shard, resolved))
+    ]
+
+
+def _sizes(shards: ShardSet) -> list[tuple[int, int]]:
+    table = shards.shards
+    return list(zip(table.sizes.tolist(), table.num_samples.tolist(), strict=True))
 
 
 def overlap_warning(key: str, second: ShardSet, other_key: str, first: ShardSet) -> list[str]:
@@ -36,6 +55,12 @@ def overlap_warning(key: str, second: ShardSet, other_key: str, first: ShardSet)
     ]
 
 
-def _identities(shard: Shard) -> list[tuple[str, ...]]:
-    place = shard.url.partition("?")[0] if is_remote(shard.url) else os.path.realpath(shard.url)
+def _identities(shard: Shard, resolved: Callable[[str], str]) -> list[tuple[str, ...]]:
+    if is_remote(shard.url):
+        place = shard.url.partition("?")[0]
+    elif os.path.islink(shard.url):
+        place = os.path.realpath(shard.url)
+    else:
+        folder, name = os.path.split(shard.url)
+        place = os.path.join(resolved(folder), name)
     return [("place", place), ("copy", shard.name, str(shard.size), str(shard.num_samples))]

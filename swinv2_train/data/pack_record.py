@@ -14,7 +14,8 @@ from typing import Any
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, read_header, read_index, write_index
-from swinv2_train.data.index_store import index_path
+from swinv2_train.data.index_rows import write_rows
+from swinv2_train.data.index_store import index_path, rows_path
 from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_url, parse_manifest
 
 
@@ -74,7 +75,9 @@ def confirmed(tar: Path, sha256: str) -> bool:
                 return False
             same = now.truncated is None and now.same_members(index)
     if same:
-        write_index(replace(index, tar_mtime_ns=time), index_path(tar))
+        index = replace(index, tar_mtime_ns=time)
+        write_index(index, index_path(tar))
+        write_rows(index, rows_path(tar))
     return same
 
 

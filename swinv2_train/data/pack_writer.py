@@ -17,7 +17,8 @@ from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, read_header, write_index
-from swinv2_train.data.index_store import index_path
+from swinv2_train.data.index_rows import write_rows
+from swinv2_train.data.index_store import index_path, remove_index, rows_path
 from swinv2_train.data.pack_record import Origin, confirmed, known_manifest
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
@@ -153,7 +154,7 @@ class SplitWriter:
         """Remove a shard and the manifest, which counts it."""
         self._manifest.unlink(missing_ok=True)
         tar.unlink()
-        index_path(tar).unlink(missing_ok=True)
+        remove_index(tar)
 
     def shards(self, prepare: ParallelMap, progress: Callable[[int, int], None]) -> Iterator[FinishedShard]:
         """Write what is missing; `progress` is called with the number of finished entries and the total."""
@@ -179,7 +180,7 @@ class SplitWriter:
         for tar in self._present():
             if tar.name not in self._written:
                 tar.unlink()
-                index_path(tar).unlink(missing_ok=True)
+                remove_index(tar)
         card.split, card.class_names = self._split, self._source.class_names
         if self._written:
             text = manifest_text(Manifest(card.to_json(), self._written, self._origin))
@@ -283,6 +284,7 @@ class SplitWriter:
             raise DataError(f"{tar.name}: {shard.num_samples} samples were written, {index.num_samples} found again")
         # Write the index first: the next command would treat a tar without one as foreign.
         write_index(index, index_path(tar))
+        write_rows(index, rows_path(tar))
         temporary.replace(tar)
 
     def _full(self, offset: int, count: int, packed: Packed) -> bool:

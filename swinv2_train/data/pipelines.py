@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.data.remote import ShardCache, is_remote
 from swinv2_train.data.shard import manifests_of, remote_file
-from swinv2_train.data.sources import Manifest, expand, manifest_url
+from swinv2_train.data.sources import Manifest, expand, manifest_place
 
 if TYPE_CHECKING:
     import webdataset
@@ -35,7 +35,7 @@ def open_webdataset(
     from webdataset.cache import StreamingOpen
     from webdataset.handlers import reraise_exception
 
-    cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30))
+    cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30))
     urls = expand(spec, cache)
     dataset = webdataset.WebDataset(urls, **{"shardshuffle": False, **options})
     opener = _Opener(cache, manifests_of(urls, cache), options.get("handler", reraise_exception))
@@ -70,4 +70,4 @@ class _Opener:
     def _open(self, url: str) -> int:
         if not is_remote(url):
             return os.open(url, os.O_RDONLY)
-        return self._cache.open(remote_file(url, self._manifests.get(manifest_url(url)), self._cache))
+        return self._cache.open(remote_file(url, self._manifests.get(manifest_place(url)), self._cache))

@@ -14,14 +14,14 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from swinv2_train.data.errors import DataError, UnreachableData
 from swinv2_train.data.parts import PartReader, ReplacedError, filesystem, is_web_page, version_of
-from swinv2_train.data.retries import AccessDeniedError, with_retries
+from swinv2_train.data.retries import AccessDeniedError, http_status, with_retries
 from swinv2_train.reading import is_count
 
 logger = logging.getLogger(__name__)
@@ -93,13 +93,22 @@ class NoPartsError(Exception):
 
 
 class ShardCache:
-    """Local copies of remote files under `directory`, least recently used out first beyond `max_bytes`."""
+    """Local copies of remote files under `directory`, least recently used out first beyond `max_bytes`.
+
+    Args:
+        directory: `~` in it is the home of the process, also after it was sent to another one.
+    """
 
     def __init__(self, directory: Path, max_bytes: int, *, retries: int = 7, backoff: float = 0.5) -> None:
-        self.directory, self.max_bytes = directory, max_bytes
+        self._stated, self.max_bytes = directory, max_bytes
+        self.directory = directory.expanduser()
         self.retries, self.backoff = retries, backoff
         self.parts = True
         """False once a server was found that sends only entire files."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self.directory = self._stated.expanduser()  # a rank on another host may have another home
 
     def stat(self, url: str) -> RemoteFile:
         """Return size and version of a file. Raises FileNotFoundError, or DataError if the server reports no size."""
@@ -108,22 +117,35 @@ class ShardCache:
             fs, path = filesystem(url)
             return fs.info(path)
 
-        info = self._retry(url, read)
+        return self.described(url, self._retry(url, read))
+
+    def described(self, url: str, info: Mapping[str, Any]) -> RemoteFile:
+        """Return a file from fsspec's description of it; errors as for `stat`."""
         if info.get("size") is None:
             raise DataError(f"{url}: the server does not report the size of the file, which the cache needs")
         if not is_count(info["size"]):
             raise DataError(f"{url}: the server reports the impossible size {info['size']!r}")
         return RemoteFile(url, info["size"], version_of(info), modified=str(info.get("Last-Modified", "")))
 
-    def fetch_bytes(self, url: str) -> bytes | None:
+    def fetch_bytes(self, url: str, most: int | None = None) -> bytes | None:
         """Return a small remote file completely; None if it does not exist.
 
         Object stores answer "denied" for missing objects to those who may not list, so that counts as missing too.
+
+        Args:
+            most: bytes to fetch from the start of the file. A server that knows no ranges sends all of it.
         """
 
         def read() -> bytes:
             fs, path = filesystem(url)
-            return fs.cat_file(path)
+            if most is None:
+                return fs.cat_file(path)
+            try:
+                return fs.cat_file(path, start=0, end=most)
+            except Exception as error:
+                if http_status(error) != 416:  # the answer to a range of an empty file
+                    raise
+                return b""
 
         try:
             content = self._retry(url, read)

@@ -6,7 +6,7 @@ A sample is a run of neighboring members whose names agree up to the first dot o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
@@ -225,3 +225,15 @@ def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[t
 
 def _last(extension: str) -> str:
     return extension.rpartition(".")[2]
+
+
+def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, scope: Scope) -> list[str]:
+    """Return a line for each set of images that samples have, with the one that is read and how to read another."""
+    lines = []
+    for extensions, count in sorted(several.items()):
+        read = chosen or scope.main_extension(list(extensions))
+        others = [extension for extension in extensions if extension != read]
+        what = f"{count:,} sample{'s' if count > 1 else ''} with several {scope.main}s ({', '.join(extensions)})"
+        another = f"; to read another: data.image={others[0]}" if scope.main == IMAGE else ""
+        lines.append(f"{what}: {read} is read{another}")
+    return lines

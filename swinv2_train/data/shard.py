@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import EmptyShardError
-from swinv2_train.data.index_store import index_header
 from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
-from swinv2_train.data.samples import IMAGE, LeftOut, Scope
-from swinv2_train.data.sources import ListedShard, Manifest, manifest_url, parse_manifest
-
-logger = logging.getLogger(__name__)
+from swinv2_train.data.samples import LeftOut
+from swinv2_train.data.sources import ListedShard, Manifest, manifest_place, manifest_url, parse_manifest
 
 
 @dataclass(frozen=True)
@@ -67,51 +60,35 @@ class Shard:
 
 
 def manifests_of(urls: Sequence[str], cache: ShardCache) -> dict[str | None, Manifest | None]:
-    """Return the packer's manifests of these shards, by place; None if there is none at a place."""
+    """Return the packer's manifests of these shards, by `manifest_place`; None if there is none at a place.
+
+    Each is read once, with the query of the first of its shards.
+    """
     found: dict[str | None, Manifest | None] = {}
-    for place in dict.fromkeys(filter(None, map(manifest_url, urls))):
-        if is_remote(place):
-            content = cache.fetch_bytes(place)
-        else:
-            content = Path(place).read_bytes() if Path(place).is_file() else None
-        found[place] = parse_manifest(content, place) if content is not None else None
+    for url in urls:
+        place, source = manifest_place(url), manifest_url(url)
+        if place is None or source is None or place in found:
+            continue
+        content = cache.fetch_bytes(source) if is_remote(source) else _content(Path(source))
+        found[place] = parse_manifest(content, source) if content is not None else None
     return found
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 def remote_file(url: str, manifest: Manifest | None, cache: ShardCache) -> RemoteFile:
     """Return the version of a remote shard that its manifest names, or without a manifest the server."""
-    listed = _listed(url, manifest)
+    listed = listed_shard(url, manifest)
     if listed is None:
         return cache.stat(url)
     return RemoteFile(url, listed.num_bytes, listed.fingerprint, from_manifest=True, sha256=listed.sha256)
 
 
-def open_shard(url: str, manifest: Manifest | None, cache: ShardCache, scope: Scope) -> Shard:
-    """Find a shard and count its samples: by its manifest, or by its index, which is built if need be.
-
-    Raises:
-        DataError: if it cannot be used. A shard without samples can: it is described as empty.
-    """
-    listed = _listed(url, manifest) if scope.main == IMAGE else None  # manifests count samples with an image
-    file = remote_file(url, manifest, cache) if is_remote(url) else None
-    if listed is not None and (file is not None or os.stat(url).st_size == listed.num_bytes):
-        packed = (listed.fingerprint, listed.sha256)
-        return Shard(url, listed.num_bytes, listed.num_samples, None, file, *packed)
-    try:
-        header = index_header(url, cache, file, scope)
-    except EmptyShardError as error:
-        if listed is not None:
-            raise DataError(
-                f"{error}, but its manifest counts {listed.num_samples} samples: copy the shard again"
-            ) from None
-        return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
-    if manifest is None and "pack" in header["extra"]:
-        logger.warning("%s comes from a swinv2-data pack that did not finish: run the same command again", url)
-    left_out = LeftOut.from_json(header.get("left_out"))
-    record = header["extra"].get("pack", {})
-    packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))
-    return Shard(url, header["tar_size"], header["num_samples"], header["truncated"], file, *packed, left_out)
-
-
-def _listed(url: str, manifest: Manifest | None) -> ListedShard | None:
+def listed_shard(url: str, manifest: Manifest | None) -> ListedShard | None:
+    """Return the description of a shard in its manifest; None if it is not described."""
     return manifest.shards.get(url.partition("?")[0].rpartition("/")[2]) if manifest is not None else None

@@ -6,32 +6,35 @@ import contextlib
 import copy
 import logging
 import os
+import socket
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import ShardIndex, build_index
-from swinv2_train.data.index_store import load_index, open_copy
+from swinv2_train.data.index import ShardIndex, build_index, misplaced_member
+from swinv2_train.data.index_rows import IndexRows
+from swinv2_train.data.index_store import load_index, open_copy, open_rows, store_rows
+from swinv2_train.data.opening import find_shards
 from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import NoPartsError, RemoteFile, ShardCache
-from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope
-from swinv2_train.data.shard import Shard, manifests_of, open_shard
-from swinv2_train.data.sources import expand, manifest_url
+from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope, choice_lines
+from swinv2_train.data.shard import Shard
+from swinv2_train.data.shard_parts import Part, ShardParts
+from swinv2_train.data.shard_table import ShardTable
+from swinv2_train.data.tar import BLOCK
+from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
-_MAX_INDEXED_SAMPLES = 1_000_000  # in memory at a time: about 50 to 150 MB
-_MAX_CHECKED = 10_000  # copies that are remembered as checked: about 1 MB
-PART_SAMPLES = 16
-"""Default number of remote samples that are fetched by one request: 1 to 2 MB of photographs of 500 x 400 pixels."""
+_MAX_PART_FILES = 4096  # about 2 MB
+"""Shards, and rows of indexes, that are open at a time."""
+_MAX_ROW_BYTES = 8 << 20
+"""Bytes of the rows that are kept in memory, because they can be stored nowhere."""
 IMAGE_AND_TEXTS = (IMAGE, *TEXT_EXTENSIONS)
 """Members that packing and inspecting read."""
 
@@ -55,21 +58,26 @@ class ShardSet:
         """Extension of the member that is read as the image, if it was chosen."""
         self.scope = scope
         """Samples and members that the indexes must have: all members once another than images and texts was read."""
-        self.shards = [shard for shard in shards if shard.num_samples]
+        self.shards = ShardTable(shard for shard in shards if shard.num_samples)
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
         self.card, self.cache = card, cache
-        self.shard_sizes = [shard.num_samples for shard in self.shards]
-        self._ends = np.cumsum(np.array(self.shard_sizes, dtype=np.int64))
-        self.num_samples = int(self._ends[-1])
-        self.remote = any(shard.file is not None for shard in self.shards)
+        self.parts = ShardParts(self.shards)
+        """Samples of remote shards that are fetched together."""
+        self.num_samples = int(self.shards.num_samples.sum())
+        self.remote = self.shards.any_remote
         self._files: OrderedDict[int, int] = OrderedDict()
-        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
-        self.part_samples = PART_SAMPLES
-        """Remote samples in a row that are fetched by one request."""
-        self._prefetcher: Prefetcher[tuple[int, int]] | None = None
-        self._checked: OrderedDict[RemoteFile, int] = OrderedDict()
-        """Inodes of the copies that were compared with the index of their shard, the last ones that were read."""
+        self._rows: OrderedDict[int, IndexRows] = OrderedDict()
+        self._index_of: tuple[int, ShardIndex] | None = None
+        """Number and index of the last shard whose entire index was needed."""
+        self._part_files: OrderedDict[Part, RemoteFile] = OrderedDict()
+        """Places of the parts that were read last."""
+        self._prefetcher: Prefetcher[Part] | None = None
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Number of samples of every shard."""
+        return self.shards.num_samples.tolist()
 
     @classmethod
     def open(
@@ -100,48 +108,33 @@ class ShardSet:
             DataError: if a shard is missing or is not a tar, or no shard has a sample.
         """
         scope = Scope(main, all_members=main != IMAGE)  # earlier versions wrote no indexes of videos
-        cache = ShardCache(Path(cache_dir).expanduser(), int(cache_gib * 2**30), retries=retries, backoff=backoff)
-        try:
-            urls = expand(spec, cache)
-            manifests = manifests_of(urls, cache)
-            with ThreadPoolExecutor(8) as pool:
-                shards = list(
-                    pool.map(lambda url: open_shard(url, manifests.get(manifest_url(url)), cache, scope), urls)
-                )
-        except FileNotFoundError as error:
-            raise DataError(f"{error.filename or error} does not exist") from None
-        except PermissionError as error:
-            raise DataError(f"{error.filename} may not be read") from None
-        if not any(shard.num_samples for shard in shards):
-            raise DataError(shards[0].empty)
-        described = {place: manifest for place, manifest in manifests.items() if manifest is not None}
-        covered = all(manifest_url(url) in described for url in urls)
-        card = Card.merged(Card.from_json(manifest.card) for manifest in described.values()) if covered else None
-        opened = cls(shards, card, cache, image, scope)
+        cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)
+        opened = cls(*find_shards(spec, cache, scope), cache, image, scope)
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
 
     def warnings(self) -> list[str]:
         """Return a line for each shard that ends early or is empty, and for each kind of members that are not read."""
+        shards = list(self.shards)
         lines = [
             f"{shard.url} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
-            for shard in self.shards
+            for shard in shards
             if shard.truncated
         ]
         if self.empty:
-            skipped = f"{len(self.empty)} of {len(self.empty) + len(self.shards)} shards skipped"
+            skipped = f"{len(self.empty)} of {len(self.empty) + len(shards)} shards skipped"
             lines.append(f"{skipped} because they are empty: {self.empty[0].empty}")
         left_out = LeftOut()
-        for shard in self.shards:
+        for shard in shards:
             left_out.merge(shard.left_out or LeftOut(), shard.name)
         unchosen = self.image is None
         if not unchosen:
             left_out.counts.pop("shared key", None)  # chosen, not lost
-        for shard, entry in enumerate(self.shards if unchosen else ()):
-            if entry.left_out is not None and entry.left_out.images:
+        for number, shard in enumerate(shards if unchosen else ()):
+            if shard.left_out is not None and shard.left_out.images:
                 lines += [
-                    f"{entry.name}: {line}" for line in choice_lines(self.several_images(shard), None, self.scope)
+                    f"{shard.name}: {line}" for line in choice_lines(self.several_images(number), None, self.scope)
                 ]
                 break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
@@ -150,7 +143,7 @@ class ShardSet:
         """Return the counts of the members of a shard that are not read."""
         counted = self._index(shard).left_out
         if counted is None:  # the index is of an earlier version
-            with self._descriptor(shard) as (fd, _):
+            with self._descriptor(shard) as fd:
                 counted = build_index(self.shards[shard].url, fd, scope=self.scope).left_out
         counted = LeftOut(dict(counted.counts)) if counted else LeftOut()
         if self.image is not None:
@@ -159,25 +152,17 @@ class ShardSet:
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
         """Count the samples of a shard with several {scope.main}s (or videos), by the extensions of these."""
-        index = self._index(shard)
-        rows = [i for i, extension in enumerate(index.extensions) if self.scope.is_main(extension)]
-        present = index.offsets[rows] >= 0
-        counts: Counter[tuple[str, ...]] = Counter()
-        for column in np.flatnonzero(present.sum(axis=0) > 1):
-            counts[tuple(index.extensions[i] for i in np.array(rows)[present[:, column]])] += 1
-        return counts
+        return self._index(shard).several_mains()
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - int(self._ends[shard]) + self.shard_sizes[shard]
+        return self.parts.locate(index)
 
     def key(self, index: int) -> str:
         """Return the name of a sample in its shard."""
-        shard, sample = self.locate(index)
-        return self._index(shard).keys[sample]
+        return self._row(*self.locate(index))[0]
 
     def name(self, index: int) -> str:
         """Return a sample's shard and key, for messages."""
@@ -185,8 +170,7 @@ class ShardSet:
 
     def image_size(self, index: int) -> int:
         """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
-        shard, sample = self.locate(index)
-        members = self._index(shard).members(sample)
+        members = self._row(*self.locate(index))[1]
         return members[self._main_of(members)][1]
 
     def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
@@ -204,20 +188,17 @@ class ShardSet:
             name == self.scope.main or self.scope.contains(name) for name in members
         ):
             self._index_all_members()
-        with self._descriptor(shard, sample) as (fd, start):
-            shard_index = self._index(shard)  # after opening, which may find that it is of another shard
-            places = shard_index.members(sample)
+        with self._opened(shard, sample, members) as (fd, start, key, places):
             extension = self._main_of(places)
-            places[self.scope.main] = places[extension]
-            wanted = {name: places[name] for name in members if name in places}
+            names = {name: extension if name == self.scope.main else name for name in members}
+            wanted = {name: places[names[name]] for name in members if names[name] in places}
             found = {name: _pread(fd, offset - start, size) for name, (offset, size) in wanted.items()}
-        return RawSample(shard_index.keys[sample], extension, found, self.scope.main)
+        return RawSample(key, extension, found, self.scope.main)
 
     def _index_all_members(self) -> None:
         """Forget the indexes that lack members; each shard is indexed again when it is next read, or was before."""
         self.scope = replace(self.scope, all_members=True)
-        self._indexes.clear()
-        self._checked.clear()  # a copy is compared with the index that is used
+        self._forget_indexes()
 
     def choices(self) -> list[str]:
         """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
@@ -251,43 +232,18 @@ class ShardSet:
             return
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._fetcher, connections)
-        room = share * self.cache.max_bytes
-        wanted: dict[tuple[int, int], None] = {}
-        for start, stop in ranges:
-            while start < stop and room > 0:
-                shard, sample = self.locate(start)
-                first, last = self._part(shard, sample)
-                if self.shards[shard].file is not None and (shard, first) not in wanted:
-                    room -= self.mean_bytes(shard) * (last - first)
-                    wanted[shard, first] = None
-                start += last - sample
-        self._prefetcher.want(list(wanted)[: None if room >= 0 else -1])
+        self._prefetcher.want(self.parts.of(ranges, share * self.cache.max_bytes))
 
-    def num_bytes(self, ranges: Sequence[tuple[int, int]]) -> float:
-        """Return about how many bytes the remote samples of half-open ranges have."""
-        total = 0.0
-        for start, stop in ranges:
-            while start < stop:
-                shard, sample = self.locate(start)
-                count = min(stop - start, self.shard_sizes[shard] - sample)
-                total += self.mean_bytes(shard) * count if self.shards[shard].file is not None else 0
-                start += count
-        return total
-
-    def mean_bytes(self, shard: int) -> float:
-        """Return the mean size of a sample of a shard in bytes."""
-        return self.shards[shard].size / self.shard_sizes[shard]
-
-    def _fetcher(self) -> Callable[[tuple[int, int], Callable[[], bool]], None]:
-        """Return a function that fetches the part at (shard, sample); for one thread, which gets files of its own."""
+    def _fetcher(self) -> Callable[[Part, Callable[[], bool]], None]:
+        """Return a function that fetches a part; for one thread, so it has files of its own."""
         own = copy.copy(self)
 
-        def fetch(place: tuple[int, int], stopped: Callable[[], bool]) -> None:
-            file = own._file(*place)
-            with contextlib.suppress(NoPartsError):
+        def fetch(part: Part, stopped: Callable[[], bool]) -> None:
+            file = own._file(*part)
+            try:
                 own.cache.fetch(file, stopped)
-                return
-            own.cache.fetch(file.whole, stopped)
+            except NoPartsError:
+                own.cache.fetch(file.whole, stopped)
 
         return fetch
 
@@ -298,116 +254,184 @@ class ShardSet:
             self._prefetcher = None
         while self._files:
             os.close(self._files.popitem()[1])
+        self._forget_indexes()
+
+    def _forget_indexes(self) -> None:
+        self._index_of = None
+        while self._rows:
+            self._rows.popitem()[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict(), "_indexes": OrderedDict(), "_prefetcher": None}
+        return self.__dict__ | {"_files": OrderedDict(), "_rows": OrderedDict(), "_index_of": None, "_prefetcher": None}
 
     @contextlib.contextmanager
-    def _descriptor(self, shard: int, sample: int | None = None) -> Iterator[tuple[int, int]]:
-        """Open a shard, or the part of a remote one that has a sample; return the descriptor and its first byte."""
-        entry = self.shards[shard]
-        if entry.file is not None:
-            # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-            fd, start = self._copy(shard, sample)
-            try:
-                yield fd, start
-            finally:
-                os.close(fd)
-            return
-        if shard not in self._files:
-            try:
-                self._files[shard] = os.open(entry.url, os.O_RDONLY)
-            except OSError as error:
-                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
-            while len(self._files) > _MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(shard)
-        yield self._files[shard], 0
+    def _opened(
+        self, shard: int, sample: int, members: Iterable[str]
+    ) -> Iterator[tuple[int, int, str, dict[str, tuple[int, int]]]]:
+        """Open a shard, or the part of a remote one that has a sample.
 
-    def _copy(self, shard: int, sample: int | None) -> tuple[int, int]:
-        """Open the local copy of a shard or of a part; each new copy is compared with the index before it is read."""
-        whole = self.shards[shard].file
-        assert whole is not None
-        file = whole if sample is None else self._file(shard, sample)
-        # A shard that was fetched whole, to index it, may still be there.
-        fd = self.cache.open_cached(whole) if file != whole else None
-        if fd is not None:
-            file = whole
-        else:
-            try:
-                fd = self.cache.open(file)
-            except NoPartsError:
-                return self._copy(shard, None)
-        if self._checked.get(file) != os.fstat(fd).st_ino:
+        Args:
+            members: those that will be read. In a copy of a remote shard they are compared with the index first.
+
+        Yields:
+            A descriptor, the byte of the shard at which the open file starts, and key and members of the sample
+            (extension -> offset, size).
+        """
+        if not self.shards.is_remote(shard):
+            fd = self._local(shard)
+            yield fd, 0, *self._row(shard, sample)
+            return
+        # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+        fd, start = self._copy(shard, sample, members)
+        try:
+            yield fd, start, *self._row(shard, sample)
+        finally:
             os.close(fd)
-            fd, file, index = open_copy(file, self._index(shard), self.cache)
-            if index.num_samples != self.shards[shard].num_samples:
-                os.close(fd)
-                raise self._changed(shard, index)
-            self._indexes[shard] = index
-            self._checked[file] = os.fstat(fd).st_ino
-            while len(self._checked) > _MAX_CHECKED:
-                self._checked.popitem(last=False)
-        self._checked.move_to_end(file)
+
+    def _copy(self, shard: int, sample: int, members: Iterable[str]) -> tuple[int, int]:
+        """Open the copy of the part that has a sample; if its members are elsewhere, compare it with its index first.
+
+        Every read checks its own members, so that no process has to check an entire copy for a few of its samples.
+
+        Returns:
+            A descriptor, and the byte of the shard at which the copy starts.
+        """
+        key, places = self._row(shard, sample)
+        truncated = self._rows[shard].truncated
+        read = {name for name in places if name in members or (self.scope.main in members and self.scope.is_main(name))}
+        fd, file = self._open_part(self._file(shard, sample))
+        if all(
+            misplaced_member(fd, key, name, places[name], truncated=truncated, start=file.start) is None
+            for name in sorted(read)
+        ):
+            return fd, file.start
+        os.close(fd)
+        before = self._index(shard)
+        fd, file, index = open_copy(file, before, self.cache)
+        if index.num_samples != self.shards.num_samples[shard]:
+            os.close(fd)
+            raise self._changed(shard, index.num_samples)
+        if index is not before:
+            self._index_of = (shard, index)
+            self._keep_rows(shard, store_rows(index, file.url, self.cache, file.whole))
+            self._part_files.clear()
         return fd, file.start
+
+    def _open_part(self, file: RemoteFile) -> tuple[int, RemoteFile]:
+        """Open the copy of a part, or of its shard if that is there: it may have been fetched to be indexed."""
+        for copied in (file, file.whole):
+            fd = self.cache.open_cached(copied)
+            if fd is not None:
+                return fd, copied
+        try:
+            return self.cache.open(file), file
+        except NoPartsError:
+            return self.cache.open(file.whole), file.whole
 
     def _file(self, shard: int, sample: int) -> RemoteFile:
         """Return the part of a remote shard that has a sample; the entire shard if parts cannot be had."""
-        file = self.shards[shard].file
-        assert file is not None
+        first, last = self.parts.around(shard, sample)
         if not self.cache.parts:
-            return file
-        first, last = self._part(shard, sample)
-        if (first, last) == (0, self.shard_sizes[shard]):
-            return file
-        index = self._index(shard)
-        return file.part(index.first_byte(first), file.size if last == index.num_samples else index.first_byte(last))
+            first, last = 0, int(self.shards.num_samples[shard])
+        place = shard, first
+        if place not in self._part_files:
+            file = self.shards.file(shard)
+            assert file is not None
+            if last < self.shards.num_samples[shard] or first:
+                stop = self._first_byte(shard, last) if last < self.shards.num_samples[shard] else file.size
+                file = file.part(self._first_byte(shard, first), stop)
+            self._part_files[place] = file
+            while len(self._part_files) > _MAX_PART_FILES:
+                self._part_files.popitem(last=False)
+        self._part_files.move_to_end(place)
+        return self._part_files[place]
 
-    def _part(self, shard: int, sample: int) -> tuple[int, int]:
-        """Return the samples of a shard that are fetched together with one of them, as a half-open range.
+    def _first_byte(self, shard: int, sample: int) -> int:
+        """Return where a sample starts in the tar, with the header of its first member; 0 for the first sample."""
+        return min(offset for offset, _ in self._row(shard, sample)[1].values()) - BLOCK if sample else 0
 
-        The set is cut every `part_samples` samples, and between shards.
-        """
-        before, size = int(self._ends[shard]) - self.shard_sizes[shard], self.shard_sizes[shard]
-        first = (before + sample) // self.part_samples * self.part_samples - before
-        return max(first, 0), min(first + self.part_samples, size)
+    @contextlib.contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        file = self.shards.file(shard)
+        fd = self._local(shard) if file is None else self.cache.open(file)
+        try:
+            yield fd
+        finally:
+            if file is not None:
+                os.close(fd)
 
-    def _changed(self, shard: int, index: ShardIndex) -> DataError:
+    def _local(self, shard: int) -> int:
+        """Return the descriptor of a local shard, kept open for further samples."""
+        if shard not in self._files:
+            try:
+                self._files[shard] = os.open(self.shards[shard].url, os.O_RDONLY)
+            except OSError as error:
+                raise self._unreadable(shard, error) from None
+            while len(self._files) > _MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _unreadable(self, shard: int, error: OSError) -> DataError:
+        return DataError(
+            f"{self.shards[shard].url} can no longer be read on {socket.gethostname()} ({error.strerror}): every host "
+            "needs all shards under the same path"
+        )
+
+    def _changed(self, shard: int, now: int) -> DataError:
         entry = self.shards[shard]
         return DataError(
-            f"{entry.url} holds {index.num_samples} samples where {entry.num_samples} were counted before: "
+            f"{entry.url} holds {now} samples where {entry.num_samples} were counted before: "
             "it was changed; rerun swinv2-data pack or start over"
         )
 
+    def _row(self, shard: int, sample: int) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Return key and members of a sample, from its row of the index alone."""
+        if shard not in self._rows:
+            self._keep_rows(shard, self._open_rows(shard))
+        self._rows.move_to_end(shard)
+        try:
+            return self._rows[shard].sample(sample)
+        except UnreadableError as error:
+            entry = self.shards[shard]
+            logger.warning("making the rows of the index of %s again (%s)", entry.url, error)
+            self._keep_rows(shard, store_rows(self._index(shard), entry.url, self.cache, entry.file))
+            return self._rows[shard].sample(sample)
+
+    def _open_rows(self, shard: int) -> IndexRows:
+        entry = self.shards[shard]
+        try:
+            tar = os.fstat(self._local(shard)) if entry.file is None else None
+            rows = open_rows(entry.url, self.cache, entry.file, self.scope, tar)
+        except OSError as error:
+            raise self._unreadable(shard, error) from None
+        if rows.num_samples != entry.num_samples:
+            rows.close()
+            raise self._changed(shard, rows.num_samples)
+        return rows
+
+    def _keep_rows(self, shard: int, rows: IndexRows) -> None:
+        """Keep rows open, in place of those that were used least recently."""
+        if shard in self._rows:
+            self._rows.pop(shard).close()
+        self._rows[shard] = rows
+        while len(self._rows) > 1 and (
+            len(self._rows) > _MAX_OPEN_FILES or sum(kept.memory for kept in self._rows.values()) > _MAX_ROW_BYTES
+        ):
+            self._rows.popitem(last=False)[1].close()
+
     def _index(self, shard: int) -> ShardIndex:
-        if shard not in self._indexes:
+        """Return the entire index of a shard, for statistics over its samples; `_row` reads single samples."""
+        if self._index_of is None or self._index_of[0] != shard:
             entry = self.shards[shard]
             try:
                 index = load_index(entry.url, self.cache, entry.file, self.scope)
             except OSError as error:
-                raise DataError(f"{entry.url} can no longer be read ({error.strerror})") from None
+                raise self._unreadable(shard, error) from None
             if index.num_samples != entry.num_samples:
-                raise self._changed(shard, index)
-            self._indexes[shard] = index
-            while len(self._indexes) > 1 and self._indexed_samples() > _MAX_INDEXED_SAMPLES:
-                self._indexes.popitem(last=False)
-        self._indexes.move_to_end(shard)
-        return self._indexes[shard]
-
-    def _indexed_samples(self) -> int:
-        return sum(index.num_samples for index in self._indexes.values())
-
-
-def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, scope: Scope) -> list[str]:
-    """Return a line for each set of images that samples have, with the one that is read and how to read another."""
-    lines = []
-    for extensions, count in sorted(several.items()):
-        read = chosen or scope.main_extension(list(extensions))
-        others = [extension for extension in extensions if extension != read]
-        what = f"{count:,} sample{'s' if count > 1 else ''} with several {scope.main}s ({', '.join(extensions)})"
-        another = f"; to read another: data.image={others[0]}" if scope.main == IMAGE else ""
-        lines.append(f"{what}: {read} is read{another}")
-    return lines
+                raise self._changed(shard, index.num_samples)
+            self._index_of = (shard, index)
+        return self._index_of[1]
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

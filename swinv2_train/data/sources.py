@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -105,22 +106,35 @@ def _digest(card: Any, shards: Any) -> str:
     return hashlib.sha256(json.dumps([card, shards], sort_keys=True).encode()).hexdigest()
 
 
+def manifest_place(shard: str) -> str | None:
+    """Return the path of the manifest of a shard, without any query; None for a name that the packer never uses.
+
+    Shards of one manifest have one place, although each may have its own signature.
+    """
+    match = _NUMBERED.match(shard.partition("?")[0])
+    return f"{match.group(1)}{MANIFEST_SUFFIX}" if match else None
+
+
 def manifest_url(shard: str) -> str | None:
-    """Return the path of the manifest of a shard; None for a name that the packer never uses."""
-    path, mark, query = shard.partition("?")
-    match = _NUMBERED.match(path)
-    return f"{match.group(1)}{MANIFEST_SUFFIX}{mark}{query}" if match else None
+    """Return the path or URL at which the manifest of a shard is read; None for a name that the packer never uses."""
+    _, mark, query = shard.partition("?")
+    place = manifest_place(shard)
+    return place and f"{place}{mark}{query}"
 
 
-def expand(spec: Any, cache: ShardCache) -> list[str]:
+def expand(spec: Any, cache: ShardCache, *, check: bool = True) -> list[str]:
     """Paths and URLs of the shards that `spec` names, in order.
+
+    Args:
+        check: False: do not check that a local shard exists that `spec` names by itself or by a pattern in braces. It
+            spares two operations per shard if the caller opens each of them anyway.
 
     Raises DataError, in one sentence, if a path does not exist or a pattern or directory contains no shard.
     """
     if isinstance(spec, (list, tuple)):
-        shards = [shard for part in spec for shard in expand(part, cache)]
+        shards = [shard for part in spec for shard in expand(part, cache, check=check)]
     elif isinstance(spec, (str, Path)) and str(spec):
-        shards = _expand_text(str(spec), cache)
+        shards = _expand_text(str(spec), cache, check=check)
     else:
         raise DataError(f"no shards are given (got {spec!r}): name a tar, a directory, a pattern, a URL or a list")
     if not shards:
@@ -128,12 +142,15 @@ def expand(spec: Any, cache: ShardCache) -> list[str]:
     return shards
 
 
-def _expand_text(spec: str, cache: ShardCache) -> list[str]:
+def _expand_text(spec: str, cache: ShardCache, *, check: bool) -> list[str]:
     spec = spec.removeprefix("file://")
     if not is_remote(spec):
         spec = str(Path(spec).expanduser())
-        if os.path.exists(spec):  # Path.exists raises for a name that is too long
-            return _local(spec)
+        if not check and spec.endswith(".tar") and "{" not in spec and not glob.has_magic(spec):
+            return [spec]
+        mode = _mode(spec)
+        if mode is not None:
+            return _folder(spec) if stat.S_ISDIR(mode) else [spec]
     if "{" in spec:
         import braceexpand
 
@@ -143,7 +160,7 @@ def _expand_text(spec: str, cache: ShardCache) -> list[str]:
         except braceexpand.UnbalancedBracesError:
             raise DataError(f"{spec}: the braces do not match") from None
         if parts != [spec]:
-            return [shard for part in parts for shard in _expand_text(part, cache)]
+            return [shard for part in parts for shard in _expand_text(part, cache, check=check)]
     if is_remote(spec):
         return _remote(spec, cache)
     found = sorted(path for path in glob.glob(spec) if path.endswith(".tar"))
@@ -224,13 +241,20 @@ def _unescaped(text: str) -> Iterator[tuple[int, str]]:
         escaped = sign == "\\" and not escaped
 
 
-def _local(path: str) -> list[str]:
-    if not Path(path).is_dir():
-        return [path]
-    found = sorted(str(entry) for entry in Path(path).glob("*.tar") if not entry.name.startswith("."))
+def _mode(path: str) -> int | None:
+    """Return the mode of a file or folder; None if it does not exist, or if its name is too long for a path."""
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+
+
+def _folder(path: str) -> list[str]:
+    names = sorted(os.listdir(path))
+    found = [str(Path(path, name)) for name in names if name.endswith(".tar") and not name.startswith(".")]
     if not found:
         raise DataError(f"{path} is a directory without shards (*.tar); to make some: swinv2-data pack")
-    manifests = sorted(Path(path).glob(f"*{MANIFEST_SUFFIX}"))
+    manifests = [Path(path, name) for name in names if name.endswith(MANIFEST_SUFFIX)]
     _refuse_mixed_splits(path, [manifest.name for manifest in manifests])
     for manifest in manifests:
         missing = set(parse_manifest(manifest.read_bytes(), str(manifest)).shards) - {

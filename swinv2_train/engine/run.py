@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
+from swinv2_train.data.configured import OpenedSets, open_shards
+from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine.assemble import Parts, Start, build_trainer, first_batch_seconds, start_warnings
 from swinv2_train.engine.build import build_model
@@ -40,9 +43,19 @@ from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.models.trainable import apply_freeze, trained_text
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied, shortage
-from swinv2_train.tasks.build import build_task, open_shards
-from swinv2_train.tasks.classes import names_of_classes
+from swinv2_train.tasks.build import build_task
+from swinv2_train.tasks.classes import check_classes, names_of_classes
 from swinv2_train.tracking.environment import append_environment
+
+
+@dataclass(frozen=True)
+class Data:
+    """Preparation of a run that depends on its data, which only the main rank opens."""
+
+    opened: OpenedSets | None = None
+    """Sets that this process has already opened, if it is the only rank; None: the main rank opens them."""
+    complete: Callable[[ShardSet], None] | None = None
+    """Called on every rank with the training shards, to complete the config; None: it is complete."""
 
 
 def collective_minutes(limits: WatchdogConfig) -> float:
@@ -57,6 +70,7 @@ def train(
     problem: Exception | None = None,
     *,
     begins: bool = False,
+    data: Data = Data(),
 ) -> int:
     """Run a validated config on this rank to its end and return the exit code (see `swinv2_train.exit_codes`).
 
@@ -64,6 +78,7 @@ def train(
         environment: lines for the log about the environment that the ranks were started in.
         problem: an error that already occurred on this rank. The rank joins the others anyway, to report it to them.
         begins: True if no command of this package has prepared the run directory for this start.
+        data: part of the preparation that depends on the data.
 
     Raises:
         ConfigError, DataError, RunError, CheckpointError: any error that ends the run, with a one-sentence message.
@@ -73,7 +88,7 @@ def train(
         start_server(config.task.worker_modules())  # imports the workers' modules while this process builds the model
     device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
     with joined_ranks(device, collective_minutes(config.watchdog), config.watchdog.start_minutes) as ranks:
-        return _train(config, ranks, stop, environment, problem, begins=begins)
+        return _train(config, ranks, stop, environment, problem, begins=begins, data=data)
 
 
 def _train(
@@ -84,6 +99,7 @@ def _train(
     problem: Exception | None,
     *,
     begins: bool,
+    data: Data,
 ) -> int:
     directory = Path(config.run.dir)
     only = config.launch.preflight_only
@@ -93,7 +109,9 @@ def _train(
             stack.callback(lock.release)
             stop.watch(directory / STOP_FILE)
         watchdog = stack.enter_context(Watchdog(config.watchdog, directory, ranks))
-        (shards, held_out), everyone = preflight.compare(config, ranks, problem, lambda: open_shards(config))
+        opened, everyone = preflight.compare(config, ranks, problem, lambda: data.opened or open_shards(config.data))
+        shards, held_out = opened
+        together(ranks, lambda: _complete(config, data, opened))
         plan = make_plan(config, ranks.world_size, shards.num_samples)
         task = build_task(config, shards)
         parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
@@ -109,6 +127,15 @@ def _train(
         engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
         stack.push(_closing(engine, ranks))
         return _train_from(_resume_or_begin(parts, engine), parts, engine, lines)
+
+
+def _complete(config: Config, data: Data, opened: OpenedSets) -> None:
+    """Fill in what the config leaves to the data, and reject data whose classes are not those of the task."""
+    shards, held_out = opened
+    if data.complete is not None:
+        data.complete(shards)
+    if config.task.classes is not None:
+        check_classes(config.task.classes, shards.card, held_out.card if held_out else None)
 
 
 def _take_directory(directory: Path, *, begins: bool) -> RunLock:

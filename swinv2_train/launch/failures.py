@@ -61,6 +61,12 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> T | None:
     return result
 
 
+def from_main(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Return the result of `work` on the main rank, sent to every rank. A collective; arguments and errors as for
+    `on_main`."""
+    return ranks.broadcast(on_main(ranks, work))
+
+
 @contextmanager
 def begun() -> Iterator[None]:
     """Convert a usage error to a failure, for work that has already begun.

@@ -18,17 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from swinv2_train.checkpoint.identity import shards_digest
 from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.data.configured import OpenedSets
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import SHARED_MEMORY
 from swinv2_train.errors import MainRankError
 from swinv2_train.exit_codes import FAILED, code_of
@@ -36,7 +34,6 @@ from swinv2_train.launch.failures import on_main, together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tracking.environment import PACKAGES, version
 
-T = TypeVar("T")
 _PACKAGE_DIR = Path(__file__).resolve().parent.parent
 _CLOCK_SECONDS = 2.0
 _BUSY_SHARE = 0.9
@@ -62,8 +59,6 @@ class Facts:
     python: str
     packages: dict[str, str | None]
     device: str
-    shards: str | None = None
-    """Digest of names, samples, and bytes of all training and held-out shards; None if they could not be opened."""
     disk_free: int = 0
     """Free bytes for run.dir."""
     sees_run_dir: bool = True
@@ -93,15 +88,12 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], problem: Exception | None) -> Facts:
+def collect_facts(config: Config, ranks: Ranks, problem: Exception | None) -> Facts:
     """Return the facts of this rank. A collective, so that all clocks are read at the same moment."""
     place = Path(config.run.dir)
     while not place.exists() and place != place.parent:
         place = place.parent
     memory = torch.cuda.mem_get_info(ranks.device) if ranks.device.type == "cuda" else None
-    names = [shard.name for part in shards for shard in part.shards]
-    sizes = [size for part in shards for size in part.shard_sizes]
-    num_bytes = [shard.size for part in shards for shard in part.shards]
     facts = Facts(
         rank=ranks.rank,
         host=socket.gethostname(),
@@ -110,7 +102,6 @@ def collect_facts(config: Config, ranks: Ranks, shards: Sequence[ShardSet], prob
         python=platform.python_version(),
         packages={name: version(name) for name in PACKAGES},
         device=ranks.device_name,
-        shards=f"{shards_digest(names, sizes)} {shards_digest(names, num_bytes)}" if shards else None,
         disk_free=shutil.disk_usage(place).free,
         memory=memory,
         shared_free=free_shared_memory(),
@@ -176,12 +167,9 @@ def differences(everyone: Sequence[Facts]) -> list[str]:
             note(f"its run.dir is not that of {first.place}: all ranks must share one", facts)
         if facts.code != first.code:
             note(f"its source of swinv2-train is {facts.code}, but that of {first.place} is {first.code}", facts)
-        if facts.problem is None and first.problem is None:
-            if facts.config != first.config:
-                line = _first_difference(facts.config, first.config)
-                note(f"was started with another config than {first.place}: {line}", facts)
-            elif facts.shards != first.shards:
-                note(f"sees other shards (names, numbers of samples, or bytes) than {first.place}", facts)
+        if facts.problem is None and first.problem is None and facts.config != first.config:
+            line = _first_difference(facts.config, first.config)
+            note(f"was started with another config than {first.place}: {line}", facts)
     return [f"{_places(group)}: {text}" for text, group in found.items()]
 
 
@@ -253,32 +241,60 @@ def bus_bandwidth(ranks: Ranks) -> float:
 
 
 def compare(
-    config: Config, ranks: Ranks, problem: Exception | None, open_data: Callable[[], T]
-) -> tuple[T, list[Facts]]:
-    """Open the data and compare all ranks; return (result of `open_data`, facts of every rank). A collective.
+    config: Config, ranks: Ranks, problem: Exception | None, open_data: Callable[[], OpenedSets]
+) -> tuple[OpenedSets, list[Facts]]:
+    """Open the data on the main rank, compare all ranks, and send them the opened data. A collective.
+
+    The other ranks open nothing; one of each host checks that it has the first and the last local shard of each set.
 
     Args:
         problem: an error that already occurred on this rank.
         open_data: opens the training shards and the held-out shards, or None for the latter.
 
+    Returns:
+        The opened data, and the facts of every rank.
+
     Raises:
-        ConfigError, DataError, CheckpointError: the error, if all ranks have one.
+        ConfigError, DataError, CheckpointError: the error, if all ranks have one, or if the data cannot be opened.
         RunError: with all mismatches of the ranks; only the main rank's has a message.
     """
-    data = None
-    if problem is None:
+    data, refused = None, None
+    if ranks.is_main and problem is None:
         try:
             data = open_data()
         except (ConfigError, DataError) as error:
-            problem = error
-    shards = [part for part in data or () if part is not None]
-    everyone = ranks.gather(collect_facts(config, ranks, shards, problem))
+            problem, refused = error, (str(error), code_of(error) or FAILED)
+    refused, witnesses = ranks.broadcast((refused, _witnesses(data)))
+    if problem is None:
+        problem = MainRankError(*refused) if refused else _missing_here(ranks, witnesses)
+    everyone = ranks.gather(collect_facts(config, ranks, problem))
     if problem is not None and all(facts.problem for facts in everyone):
         raise problem if ranks.is_main else MainRankError(str(problem), everyone[0].problem_code)
     wrong = differences(everyone)
     if wrong:
         raise ranks.end("; ".join(wrong))
-    return data, everyone
+    return ranks.broadcast(data), everyone
+
+
+def _witnesses(data: OpenedSets | None) -> list[tuple[str, int]]:
+    """Return path and bytes of the first and the last shard of each set, as far as they are local."""
+    ends = [part.shards[number] for part in data or () if part is not None for number in (0, -1)]
+    return list(dict.fromkeys((shard.url, shard.size) for shard in ends if shard.file is None))
+
+
+def _missing_here(ranks: Ranks, witnesses: Sequence[tuple[str, int]]) -> DataError | None:
+    """Return an error if this host does not have the shards of the main rank; only one rank of each host looks."""
+    if ranks.is_main or ranks.local_rank:
+        return None
+    for path, size in witnesses:
+        try:
+            found = os.stat(path).st_size
+        except OSError as error:
+            hint = "every host needs all shards under the same path"
+            return DataError(f"{path}, which the main rank has opened, cannot be read here ({error.strerror}): {hint}")
+        if found != size:
+            return DataError(f"{path} has {found:,} bytes here, and {size:,} for the main rank: copy the shards again")
+    return None
 
 
 def report(everyone: Sequence[Facts], num_shards: int, checkpoint_bytes: int) -> list[str]:
@@ -296,7 +312,7 @@ def report(everyone: Sequence[Facts], num_shards: int, checkpoint_bytes: int) ->
         f"{_count(len(hosts), 'host')}, {_count(len(everyone), 'rank')}: {source}, {versions}",
         f"clocks within {max(clocks) - min(clocks):.2f} s; "
         f"{min(facts.disk_free for facts in everyone) / 2**30:.0f} GiB free for run.dir",
-        f"{_count(num_shards, 'shard')} seen by every rank",
+        f"{_count(num_shards, 'shard')} opened by the main rank; every host sees the first and the last local ones",
     ]
     free = [facts.memory[0] for facts in everyone if facts.memory]
     if free:

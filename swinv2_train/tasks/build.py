@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import resolve_statistics
@@ -13,25 +12,10 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.ranks import Ranks
-from swinv2_train.tasks.classes import check_classes
 from swinv2_train.tasks.task import Task
 
 EVAL_SEED = 20111
 """Seed of held-out masks: the same in every run, so that losses can be compared."""
-
-
-def open_shards(config: Config) -> tuple[ShardSet, ShardSet | None]:
-    """Return the training shards and the held-out ones.
-
-    Raises:
-        DataError: if a path is missing or contains no samples, or the classes of the shards are not those of the task.
-    """
-    data = config.data
-    read = partial(ShardSet.open, cache_dir=data.cache_dir, cache_gib=data.cache_gib, image=data.image)
-    shards, held_out = read(data.shards), read(data.eval_shards) if data.eval_shards else None
-    if config.task.classes is not None:
-        check_classes(config.task.classes, shards.card, held_out.card if held_out else None)
-    return shards, held_out
 
 
 def build_task(config: Config, shards: ShardSet) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -36,7 +37,8 @@ class ThreadRanks:
         return values
 
     def broadcast(self, value: Any) -> Any:
-        return self.gather(value)[0]
+        sent = self.gather(pickle.dumps(value) if self.is_main else None)[0]
+        return value if self.is_main else pickle.loads(sent)  # a copy, as in another process
 
     def sum_all(self, sums: Mapping[str, Any]) -> dict[str, Any]:
         parts = self.gather(dict(sums))

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.index_store import index_path
+from swinv2_train.data.index_store import index_path, rows_path
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
 from swinv2_train.data.tar import DamagedError, members
@@ -213,13 +213,15 @@ def index_case(seed: int, folder: Path) -> Outcome:
 
     rng = random.Random(f"index/{seed}")
     where = rng.choice(
-        ("index", "index", "index without hash", "manifest", "copy", "index in the cache", "index uploaded")
+        ("index", "rows", "index without hash", "manifest", "copy", "index in the cache", "index uploaded")
     )
     path = write_archive(folder / "part.tar", rng) if where != "manifest" else _packed(folder, rng)
     spec, cache = str(path), folder / "cache"
     with listening() as twin_said:
         twin = samples_of(spec, folder / "other cache")
-    target = index_path(path)
+    target = rows_path(path) if where == "rows" else index_path(path)
+    if where != "rows":
+        rows_path(path).unlink(missing_ok=True)  # otherwise the index would not be read
     if where == "manifest":
         target = folder / "train.dataset.json"
     elif where == "index without hash":
@@ -231,10 +233,14 @@ def index_case(seed: int, folder: Path) -> Outcome:
         if where != "index uploaded":
             memory.rm("/fuzz/part.tar.index.jsonl") if memory.exists("/fuzz/part.tar.index.jsonl") else None
             samples_of(spec, cache)
+            for rows in (cache / "index").glob("*.bin"):
+                rows.unlink()
             target = next((cache / "index").iterdir()) if where == "index in the cache" else next(cache.glob("*.tar"))
-    damage = (
-        damage_text_file(target, rng, lines=target.suffix == ".jsonl") if where != "copy" else _damage_copy(target, rng)
-    )
+    damagers = {"copy": _damage_copy, "rows": _damage_rows}
+    if where in damagers:
+        damage = damagers[where](target, rng)
+    else:
+        damage = damage_text_file(target, rng, lines=target.suffix == ".jsonl")
     if where == "index uploaded":
         memory.pipe("/fuzz/part.tar.index.jsonl", target.read_bytes())
 
@@ -243,6 +249,22 @@ def index_case(seed: int, folder: Path) -> Outcome:
         return found == twin, f"{len(found)} of {len(twin)} samples"
 
     return judged(f"{where}: {damage}", read, [line.replace(str(path), spec) for line in twin_said] + twin_said)
+
+
+def _damage_rows(path: Path, rng: random.Random) -> str:
+    """Binary rows that are cut, longer, or have other bytes."""
+    data = bytearray(path.read_bytes())
+    kind = rng.choice(("bytes", "zeros", "cut", "longer"))
+    at = rng.randrange(len(data))
+    if kind == "cut":
+        del data[at:]
+    elif kind == "longer":
+        data[at:at] = rng.randbytes(rng.choice((1, 8, 32)))
+    else:
+        some = data[at : at + rng.choice((1, 8, 500))]
+        data[at : at + len(some)] = bytes(len(some)) if kind == "zeros" else rng.randbytes(len(some))
+    path.write_bytes(data)
+    return kind
 
 
 def _damage_copy(path: Path, rng: random.Random) -> str:

@@ -149,7 +149,7 @@ def test_every_block_of_the_page_runs(
     for line in (
         "1 host, 2 ranks",
         "clocks within",
-        "1 shard seen by every rank",
+        "1 shard opened by the main rank",
         "all-reduce of",
         "one process reads and decodes a micro-batch",
     ):
