@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,6 +66,8 @@ class ShardIndex:
     """False for an index without a hash, which an earlier version wrote."""
     scope: Scope = _IMAGES
     """Samples and members that it has."""
+    checksums: np.ndarray | None = None
+    """(extensions, samples) int64: CRC-32 of the member's data, as packed; None if the packer did not record it."""
 
     @property
     def num_samples(self) -> int:
@@ -104,7 +107,8 @@ class ShardIndex:
         """Return the columns of an index of only images and texts."""
         rows = [row for row, extension in enumerate(self.extensions) if _IMAGES.contains(extension)]
         kept = [self.extensions[row] for row in rows]
-        return replace(self, extensions=kept, offsets=self.offsets[rows], sizes=self.sizes[rows], scope=_IMAGES)
+        columns = {"offsets": self.offsets[rows], "sizes": self.sizes[rows], "checksums": None}
+        return replace(self, extensions=kept, scope=_IMAGES, **columns)
 
     def header(self) -> dict[str, Any]:
         return {
@@ -164,6 +168,14 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None, scope: 
     )
 
 
+def checksums(index: ShardIndex, fd: int) -> np.ndarray:
+    """Return the CRC-32 of the data of every member in an open tar, (extensions, samples); 0 where there is none."""
+    found = np.zeros_like(index.offsets)
+    for row, sample in np.argwhere(index.offsets >= 0).tolist():
+        found[row, sample] = zlib.crc32(os.pread(fd, int(index.sizes[row, sample]), int(index.offsets[row, sample])))
+    return found
+
+
 def write_index(index: ShardIndex, path: Path) -> None:
     """Write atomically: a reader sees the old index or the new one, never half of one."""
     columns = {
@@ -172,6 +184,8 @@ def write_index(index: ShardIndex, path: Path) -> None:
         "offsets": index.offsets.tolist(),
         "sizes": index.sizes.tolist(),
     }
+    if index.checksums is not None:
+        columns["checksums"] = index.checksums.tolist()
     text = json.dumps(columns, separators=(",", ":"))
     header = {**index.header(), "columns_sha256": hashlib.sha256(text.encode()).hexdigest()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -345,12 +359,15 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
     try:
         keys, extensions = columns["keys"], columns["extensions"]
         offsets, sizes = (_whole_numbers(columns[name]) for name in ("offsets", "sizes"))
+        sums = _whole_numbers(columns["checksums"]) if "checksums" in columns else None
         names = [name for name in (*keys, *extensions) if not isinstance(name, str)]
         shape = (len(extensions), len(keys))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UnreadableError(f"its columns cannot be read ({type(error).__name__})") from error
     if names or offsets.shape != shape or sizes.shape != shape or shape[1] != header["num_samples"]:
         raise UnreadableError("its columns do not fit together")
+    if sums is not None and (sums.shape != shape or ((sums < 0) | (sums >> 32 > 0)).any()):
+        raise UnreadableError("its columns have impossible checksums")
     absent = offsets == -1
     first, last = offsets >= BLOCK, sizes <= header["tar_size"] - offsets
     if not np.all(absent | (first & (offsets % BLOCK == 0) & (sizes >= 0) & last)):
@@ -371,6 +388,7 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
         LeftOut.from_json(header.get("left_out")),
         proven=stated is not None,
         scope=scope,
+        checksums=sums,
     )
 
 

@@ -3,7 +3,8 @@
 The file is made from an index (index.py) on first sight, next to it. Little-endian:
 
     head    magic, checksum of the head, counts, time and size of the tar, names of the extensions
-    rows    one per sample, all equally long: checksum, length and place of the key, offset and size per extension
+    rows    one per sample, all equally long: checksum, length and place of the key, offset and size per extension, and
+            if the packer recorded it, the CRC-32 of the member's data per extension
     keys    UTF-8, without separators
 
 The checksum of a row covers the row, its key, and its number, so a row proves itself and the rest is never read.
@@ -27,7 +28,7 @@ ROWS_SUFFIX = ".index.bin"
 _MAGIC = b"SWINROW1"
 _HEAD = struct.Struct("<8sIIIIqqqq")
 _ROW = struct.Struct("<IIq")
-_IS_VIDEO, _ALL_MEMBERS, _TRUNCATED = 1, 2, 4
+_IS_VIDEO, _ALL_MEMBERS, _TRUNCATED, _CHECKSUMS = 1, 2, 4, 8
 _FIRST_READ = 4096
 """Bytes of the first read, which nearly always contain the entire head."""
 
@@ -37,9 +38,9 @@ def rows_of(index: ShardIndex) -> bytes:
     keys = [key.encode("utf-8", "surrogatepass") for key in index.keys]
     # A slash separates the extensions, because no extension contains one.
     names = "/".join(index.extensions).encode("utf-8", "surrogatepass")
-    kind = np.dtype(
-        [("crc", "<u4"), ("key_bytes", "<u4"), ("key_at", "<i8"), ("places", "<i8", (len(index.extensions), 2))]
-    )
+    count = len(index.extensions)
+    fields = [("crc", "<u4"), ("key_bytes", "<u4"), ("key_at", "<i8"), ("places", "<i8", (count, 2))]
+    kind = np.dtype([*fields, ("checksums", "<u4", (count,))] if index.checksums is not None else fields)
     rows = np.zeros(len(keys), kind)
     rows["key_bytes"] = [len(key) for key in keys]
     first_key = _HEAD.size + len(names) + rows.nbytes
@@ -48,6 +49,9 @@ def rows_of(index: ShardIndex) -> bytes:
     rows["places"][..., 0], rows["places"][..., 1] = index.offsets.T, index.sizes.T
     flags = _IS_VIDEO * (index.scope.main == VIDEO) | _ALL_MEMBERS * index.scope.all_members
     flags |= _TRUNCATED * (index.truncated is not None)
+    if index.checksums is not None:
+        flags |= _CHECKSUMS
+        rows["checksums"] = index.checksums.T
     numbers = (len(index.extensions), len(names), flags, index.tar_size, index.tar_mtime_ns, len(keys), int(ends[-1]))
     crc = zlib.crc32(_HEAD.pack(_MAGIC, 0, *numbers) + names)
     plain, width = rows.tobytes(), kind.itemsize
@@ -91,7 +95,8 @@ class IndexRows:
         self.truncated = bool(flags & _TRUNCATED)
         """True if the tar ends early."""
         self._places = struct.Struct(f"<{2 * count}q")
-        self._first, self._width = end, _ROW.size + self._places.size
+        self._sums = struct.Struct(f"<{count}I") if flags & _CHECKSUMS else None
+        self._first, self._width = end, _ROW.size + self._places.size + (self._sums.size if self._sums else 0)
 
     @classmethod
     def open(cls, path: Path) -> IndexRows:
@@ -130,6 +135,13 @@ class IndexRows:
         places = self._places.unpack_from(row, _ROW.size)
         members = zip(self.extensions, zip(places[::2], places[1::2], strict=True), strict=True)
         return key.decode("utf-8", "surrogatepass"), {name: place for name, place in members if place[0] >= 0}
+
+    def checksums(self, number: int) -> dict[str, int]:
+        """Return the CRC-32 of the members of a sample; empty if the packer did not record it. `sample` checks rows."""
+        if self._sums is None:
+            return {}
+        row = self._read(self._width, self._first + number * self._width)
+        return dict(zip(self.extensions, self._sums.unpack_from(row, _ROW.size + self._places.size), strict=True))
 
     def close(self) -> None:
         """Close the file."""

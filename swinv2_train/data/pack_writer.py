@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import build_index, read_header, write_index
+from swinv2_train.data.index import build_index, checksums, read_header, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, remove_index, rows_path
 from swinv2_train.data.pack_record import Origin, confirmed, known_manifest
@@ -278,6 +278,7 @@ class SplitWriter:
         fd = os.open(temporary, os.O_RDONLY)
         try:
             index = build_index(tar.name, fd, {"card": shard.card.to_json(), "pack": record})
+            index.checksums = checksums(index, fd)
         finally:
             os.close(fd)
         if index.num_samples != shard.num_samples:

@@ -6,35 +6,32 @@ import contextlib
 import copy
 import logging
 import os
-import socket
+import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.index import ShardIndex, build_index, misplaced_member
-from swinv2_train.data.index_rows import IndexRows
-from swinv2_train.data.index_store import load_index, open_copy, open_rows, store_rows
+from swinv2_train.data.index import build_index, misplaced_member
+from swinv2_train.data.index_store import open_copy
 from swinv2_train.data.opening import find_shards
 from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import NoPartsError, RemoteFile, ShardCache
 from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope, choice_lines
 from swinv2_train.data.shard import Shard
+from swinv2_train.data.shard_files import ShardFiles
 from swinv2_train.data.shard_parts import Part, ShardParts
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.data.tar import BLOCK
-from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
-_MAX_OPEN_FILES = 64
 _MAX_PART_FILES = 4096  # about 2 MB
+_MAX_OPEN_BY_THREAD = 4
 """Shards, and rows of indexes, that are open at a time."""
-_MAX_ROW_BYTES = 8 << 20
-"""Bytes of the rows that are kept in memory, because they can be stored nowhere."""
 IMAGE_AND_TEXTS = (IMAGE, *TEXT_EXTENSIONS)
 """Members that packing and inspecting read."""
 
@@ -66,10 +63,7 @@ class ShardSet:
         """Samples of remote shards that are fetched together."""
         self.num_samples = int(self.shards.num_samples.sum())
         self.remote = self.shards.any_remote
-        self._files: OrderedDict[int, int] = OrderedDict()
-        self._rows: OrderedDict[int, IndexRows] = OrderedDict()
-        self._index_of: tuple[int, ShardIndex] | None = None
-        """Number and index of the last shard whose entire index was needed."""
+        self._files = ShardFiles(self.shards, cache, scope)
         self._part_files: OrderedDict[Part, RemoteFile] = OrderedDict()
         """Places of the parts that were read last."""
         self._prefetcher: Prefetcher[Part] | None = None
@@ -141,7 +135,7 @@ class ShardSet:
 
     def left_out(self, shard: int) -> LeftOut:
         """Return the counts of the members of a shard that are not read."""
-        counted = self._index(shard).left_out
+        counted = self._files.index(shard).left_out
         if counted is None:  # the index is of an earlier version
             with self._descriptor(shard) as fd:
                 counted = build_index(self.shards[shard].url, fd, scope=self.scope).left_out
@@ -152,7 +146,7 @@ class ShardSet:
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
         """Count the samples of a shard with several {scope.main}s (or videos), by the extensions of these."""
-        return self._index(shard).several_mains()
+        return self._files.index(shard).several_mains()
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
@@ -162,7 +156,7 @@ class ShardSet:
 
     def key(self, index: int) -> str:
         """Return the name of a sample in its shard."""
-        return self._row(*self.locate(index))[0]
+        return self._files.row(*self.locate(index))[0]
 
     def name(self, index: int) -> str:
         """Return a sample's shard and key, for messages."""
@@ -170,7 +164,7 @@ class ShardSet:
 
     def image_size(self, index: int) -> int:
         """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
-        members = self._row(*self.locate(index))[1]
+        members = self._files.row(*self.locate(index))[1]
         return members[self._main_of(members)][1]
 
     def read(self, index: int, members: Sequence[str] = (IMAGE,)) -> RawSample:
@@ -188,17 +182,46 @@ class ShardSet:
             name == self.scope.main or self.scope.contains(name) for name in members
         ):
             self._index_all_members()
-        with self._opened(shard, sample, members) as (fd, start, key, places):
-            extension = self._main_of(places)
-            names = {name: extension if name == self.scope.main else name for name in members}
-            wanted = {name: places[names[name]] for name in members if names[name] in places}
-            found = {name: _pread(fd, offset - start, size) for name, (offset, size) in wanted.items()}
+        for last in (False, True):
+            with self._opened(shard, sample, members) as (fd, start, key, places):
+                extension = self._main_of(places)
+                names = {name: extension if name == self.scope.main else name for name in members}
+                wanted = {name: places[names[name]] for name in members if names[name] in places}
+                found = {name: _pread(fd, offset - start, size) for name, (offset, size) in wanted.items()}
+                wrong = self._other_bytes(shard, sample, {names[name]: data for name, data in found.items()})
+                if wrong is not None:
+                    self._discard(shard, sample, fd, f"{key}.{wrong}", last=last)
+            if wrong is None:
+                break
         return RawSample(key, extension, found, self.scope.main)
+
+    def _other_bytes(self, shard: int, sample: int, members: Mapping[str, bytes]) -> str | None:
+        """Return the first member of a remote sample whose data is not what was packed; None without one."""
+        if not self.shards.is_remote(shard):
+            return None
+        sums = self._files.rows(shard).checksums(sample)
+        return next((name for name, data in members.items() if sums and zlib.crc32(data) != sums[name]), None)
+
+    def _discard(self, shard: int, sample: int, fd: int, member: str, *, last: bool) -> None:
+        """Remove the copy that a descriptor refers to, so that it is fetched again.
+
+        Raises:
+            DataError: if `last`, because it already was.
+        """
+        file = self._file(shard, sample)
+        for copied in (file, file.whole):
+            self.cache.discard(copied, fd)
+        if last:
+            raise DataError(
+                f"{file.url}: the bytes of {member} are not those that were packed (their checksum differs), also when "
+                "asked again; upload the shard and its index again, or ask what a proxy on the way changes"
+            )
+        logger.warning("%s: the bytes of %s are not those that were packed; fetching them again", file.url, member)
 
     def _index_all_members(self) -> None:
         """Forget the indexes that lack members; each shard is indexed again when it is next read, or was before."""
-        self.scope = replace(self.scope, all_members=True)
-        self._forget_indexes()
+        self.scope = self._files.scope = replace(self.scope, all_members=True)
+        self._files.forget_indexes()
 
     def choices(self) -> list[str]:
         """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
@@ -237,6 +260,8 @@ class ShardSet:
     def _fetcher(self) -> Callable[[Part, Callable[[], bool]], None]:
         """Return a function that fetches a part; for one thread, so it has files of its own."""
         own = copy.copy(self)
+        own._files, own._part_files = copy.copy(self._files), OrderedDict()
+        own._files.most_open = _MAX_OPEN_BY_THREAD
 
         def fetch(part: Part, stopped: Callable[[], bool]) -> None:
             file = own._file(*part)
@@ -252,17 +277,10 @@ class ShardSet:
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._prefetcher = None
-        while self._files:
-            os.close(self._files.popitem()[1])
-        self._forget_indexes()
-
-    def _forget_indexes(self) -> None:
-        self._index_of = None
-        while self._rows:
-            self._rows.popitem()[1].close()
+        self._files.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict(), "_rows": OrderedDict(), "_index_of": None, "_prefetcher": None}
+        return self.__dict__ | {"_prefetcher": None}
 
     @contextlib.contextmanager
     def _opened(
@@ -278,13 +296,13 @@ class ShardSet:
             (extension -> offset, size).
         """
         if not self.shards.is_remote(shard):
-            fd = self._local(shard)
-            yield fd, 0, *self._row(shard, sample)
+            fd = self._files.local(shard)
+            yield fd, 0, *self._files.row(shard, sample)
             return
         # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
         fd, start = self._copy(shard, sample, members)
         try:
-            yield fd, start, *self._row(shard, sample)
+            yield fd, start, *self._files.row(shard, sample)
         finally:
             os.close(fd)
 
@@ -296,8 +314,8 @@ class ShardSet:
         Returns:
             A descriptor, and the byte of the shard at which the copy starts.
         """
-        key, places = self._row(shard, sample)
-        truncated = self._rows[shard].truncated
+        key, places = self._files.row(shard, sample)
+        truncated = self._files.rows(shard).truncated
         read = {name for name in places if name in members or (self.scope.main in members and self.scope.is_main(name))}
         fd, file = self._open_part(self._file(shard, sample))
         if all(
@@ -306,14 +324,13 @@ class ShardSet:
         ):
             return fd, file.start
         os.close(fd)
-        before = self._index(shard)
+        before = self._files.index(shard)
         fd, file, index = open_copy(file, before, self.cache)
         if index.num_samples != self.shards.num_samples[shard]:
             os.close(fd)
-            raise self._changed(shard, index.num_samples)
+            raise self._files.changed(shard, index.num_samples)
         if index is not before:
-            self._index_of = (shard, index)
-            self._keep_rows(shard, store_rows(index, file.url, self.cache, file.whole))
+            self._files.replace_index(shard, index, file.whole)
             self._part_files.clear()
         return fd, file.start
 
@@ -348,90 +365,17 @@ class ShardSet:
 
     def _first_byte(self, shard: int, sample: int) -> int:
         """Return where a sample starts in the tar, with the header of its first member; 0 for the first sample."""
-        return min(offset for offset, _ in self._row(shard, sample)[1].values()) - BLOCK if sample else 0
+        return min(offset for offset, _ in self._files.row(shard, sample)[1].values()) - BLOCK if sample else 0
 
     @contextlib.contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
         file = self.shards.file(shard)
-        fd = self._local(shard) if file is None else self.cache.open(file)
+        fd = self._files.local(shard) if file is None else self.cache.open(file)
         try:
             yield fd
         finally:
             if file is not None:
                 os.close(fd)
-
-    def _local(self, shard: int) -> int:
-        """Return the descriptor of a local shard, kept open for further samples."""
-        if shard not in self._files:
-            try:
-                self._files[shard] = os.open(self.shards[shard].url, os.O_RDONLY)
-            except OSError as error:
-                raise self._unreadable(shard, error) from None
-            while len(self._files) > _MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(shard)
-        return self._files[shard]
-
-    def _unreadable(self, shard: int, error: OSError) -> DataError:
-        return DataError(
-            f"{self.shards[shard].url} can no longer be read on {socket.gethostname()} ({error.strerror}): every host "
-            "needs all shards under the same path"
-        )
-
-    def _changed(self, shard: int, now: int) -> DataError:
-        entry = self.shards[shard]
-        return DataError(
-            f"{entry.url} holds {now} samples where {entry.num_samples} were counted before: "
-            "it was changed; rerun swinv2-data pack or start over"
-        )
-
-    def _row(self, shard: int, sample: int) -> tuple[str, dict[str, tuple[int, int]]]:
-        """Return key and members of a sample, from its row of the index alone."""
-        if shard not in self._rows:
-            self._keep_rows(shard, self._open_rows(shard))
-        self._rows.move_to_end(shard)
-        try:
-            return self._rows[shard].sample(sample)
-        except UnreadableError as error:
-            entry = self.shards[shard]
-            logger.warning("making the rows of the index of %s again (%s)", entry.url, error)
-            self._keep_rows(shard, store_rows(self._index(shard), entry.url, self.cache, entry.file))
-            return self._rows[shard].sample(sample)
-
-    def _open_rows(self, shard: int) -> IndexRows:
-        entry = self.shards[shard]
-        try:
-            tar = os.fstat(self._local(shard)) if entry.file is None else None
-            rows = open_rows(entry.url, self.cache, entry.file, self.scope, tar)
-        except OSError as error:
-            raise self._unreadable(shard, error) from None
-        if rows.num_samples != entry.num_samples:
-            rows.close()
-            raise self._changed(shard, rows.num_samples)
-        return rows
-
-    def _keep_rows(self, shard: int, rows: IndexRows) -> None:
-        """Keep rows open, in place of those that were used least recently."""
-        if shard in self._rows:
-            self._rows.pop(shard).close()
-        self._rows[shard] = rows
-        while len(self._rows) > 1 and (
-            len(self._rows) > _MAX_OPEN_FILES or sum(kept.memory for kept in self._rows.values()) > _MAX_ROW_BYTES
-        ):
-            self._rows.popitem(last=False)[1].close()
-
-    def _index(self, shard: int) -> ShardIndex:
-        """Return the entire index of a shard, for statistics over its samples; `_row` reads single samples."""
-        if self._index_of is None or self._index_of[0] != shard:
-            entry = self.shards[shard]
-            try:
-                index = load_index(entry.url, self.cache, entry.file, self.scope)
-            except OSError as error:
-                raise self._unreadable(shard, error) from None
-            if index.num_samples != entry.num_samples:
-                raise self._changed(shard, index.num_samples)
-            self._index_of = (shard, index)
-        return self._index_of[1]
 
 
 def _pread(fd: int, offset: int, size: int) -> bytes:

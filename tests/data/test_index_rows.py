@@ -168,7 +168,7 @@ def test_read_only_places(
         write_rows(index, place)
 
     monkeypatch.setattr(index_store, "write_rows", read_only)
-    monkeypatch.setattr("swinv2_train.data.shards._MAX_ROW_BYTES", 500)  # two or three of them
+    monkeypatch.setattr("swinv2_train.data.shard_files._MAX_ROW_BYTES", 500)  # two or three of them
     shards = ShardSet.open(str(tmp_path / "d"), tmp_path / "cache")
     with caplog.at_level(logging.WARNING):
         assert [shards.read(number).data for number in range(10)] == [jpeg(number) for number in range(10)]

@@ -218,7 +218,7 @@ def test_an_interrupted_change_of_the_split_leaves_no_image_on_both_sides(
     trained = open_set(out, "train-*.tar")
     keys = {trained.key(index) for index in range(trained.num_samples)}
     for tar in out.glob("eval-*.tar"):
-        assert not keys & set(ShardSet.open(str(tar), out / "cache")._index(0).keys)
+        assert not keys & set(ShardSet.open(str(tar), out / "cache")._files.index(0).keys)
     assert not (out / "eval.dataset.json").exists()
     pack(str(folder), out, SMALL, eval_share=0.2)
     assert not set.intersection(*sides_of(out))

@@ -16,12 +16,13 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.lanes import LaneOrder
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from tests.data.http_server import FlakyServer
 from tests.data.loaders import eval_loader, train_loader
-from tests.data.samples import jpeg, write_shards, write_tar
+from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 SIZES = [40, 7, 33]
 NAMES = [f"part-{i:06d}.tar" for i in range(3)]
@@ -149,6 +150,32 @@ def test_a_server_that_keeps_sending_something_else_is_named(server: FlakyServer
     assert parts_in(tmp_path / "cache") == []
     server.always.clear()
     assert shards.read(17).data == jpeg(17)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_parts_of_packed_shards_are_compared_with_checksums(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, last: bool
+) -> None:
+    """The hash in the manifest is that of an entire shard."""
+    pack(str(write_folder(tmp_path / "src", 40)), tmp_path / "served", PackOptions())
+    server = FlakyServer(tmp_path / "served")
+    shards = ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0, backoff=0.0)
+    expected = [shards.read(i).data for i in range(40)]
+    assert not caplog.text
+    tar = tmp_path / "served" / "train-000000.tar" if last else parts_in(tmp_path / "cache")[0]
+    data = bytearray(tar.read_bytes())
+    for place in range(700, len(data), 512 * 6):
+        data[place] ^= 1  # in the middle of images, where no header shows it
+    tar.write_bytes(data)
+    if last:
+        for part in parts_in(tmp_path / "cache"):
+            part.unlink()
+        with pytest.raises(DataError, match=r"the bytes of .*\.jpg are not those that were packed .* when asked again"):
+            [shards.read(i) for i in range(40)]
+    else:
+        assert [shards.read(i).data for i in range(40)] == expected
+        assert "are not those that were packed; fetching them again" in caplog.text
+    server.close()
 
 
 def test_parts_share_the_bound_of_the_cache(server: FlakyServer, tmp_path: Path) -> None:
