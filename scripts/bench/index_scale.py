@@ -10,7 +10,8 @@ small. Everything that is measured is the code of a run.
 - index loads: indexes that one of 8 workers of a rank parses for each sample that it reads, in the real order, over
   three shuffle groups; once with the rows that pack writes, once for a set that has only JSON indexes
 - memory: growth of a new process, as a worker starts, by the set and by the rows that it opens
-- remote: a server that answers after 30 ms, without a manifest; wall and CPU time of this process, requests, memory
+- remote: a server that answers after 30 ms, without a manifest; requests, memory, wall and CPU time of this process.
+  The wall time includes waiting for a core; `load` is the load average of the machine at the end
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -172,34 +174,56 @@ def memory_of_a_worker(folder: Path, cache: Path) -> dict[str, int]:
     return measured
 
 
+class Answers(asyncio.Protocol):
+    """HTTP for any shard and its index, each answer after a delay; other paths do not exist."""
+
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, index: bytes) -> None:
+        self._index, self._received = index, b""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while b"\r\n\r\n" in self._received:
+            head, _, self._received = self._received.partition(b"\r\n\r\n")
+            delay = 0.0 if b" /counts " in head else LATENCY
+            asyncio.get_running_loop().call_later(delay, self._transport.write, self._answer(head))
+
+    def _answer(self, head: bytes) -> bytes:
+        method, path = head.split(b" ", 2)[:2]
+        suffix = path.rpartition(b".")[2].decode()
+        if path == b"/counts":
+            return _response("200 OK", json.dumps(self.counts).encode())
+        self.counts[f"{method.decode()} {suffix}"] += 1
+        if suffix == "tar":
+            return _response("200 OK", b"", SIZE, f'ETag: "{path.decode()}"\r\nAccept-Ranges: bytes\r\n')
+        if suffix != "jsonl":
+            return _response("404 Not Found", b"")
+        asked = re.search(rb"Range: bytes=(\d+)-(\d+)", head)
+        if asked is None:
+            return _response("200 OK", self._index)
+        start, last = int(asked[1]), int(asked[2])
+        part = self._index[start : last + 1]
+        return _response(
+            "206 Partial Content", part, None, f"Content-Range: bytes {start}-{last}/{len(self._index)}\r\n"
+        )
+
+
+def _response(status: str, body: bytes, size: int | None = None, headers: str = "") -> bytes:
+    length = len(body) if size is None else size
+    return f"HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n".encode() + body
+
+
 def serve(port_pipe: Any, index: bytes) -> None:
-    """Answer for any shard and index after a delay; other paths do not exist."""
-    from aiohttp import web
-
-    counts: Counter[str] = Counter()
-
-    async def handle(request: Any) -> Any:
-        name = request.path.rsplit("/", 1)[-1]
-        if name == "counts":
-            return web.json_response(dict(counts))
-        counts[f"{request.method} {Path(name).suffix}"] += 1
-        await asyncio.sleep(LATENCY)
-        if name.endswith(".tar"):
-            return web.Response(headers={"Content-Length": str(SIZE), "ETag": f'"{name}"', "Accept-Ranges": "bytes"})
-        if not name.endswith(".jsonl"):
-            return web.Response(status=404)
-        part = request.http_range
-        return web.Response(body=index[part], status=206 if "Range" in request.headers else 200)
+    """Run the server and send its port."""
 
     async def run() -> None:
-        app = web.Application()
-        app.router.add_route("*", "/{path:.*}", handle)
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port_pipe.send(site._server.sockets[0].getsockname()[1])
-        await asyncio.Event().wait()
+        server = await asyncio.get_running_loop().create_server(lambda: Answers(index), "127.0.0.1", 0, backlog=256)
+        port_pipe.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
 
     asyncio.run(run())
 
@@ -223,7 +247,13 @@ def remote(folder: Path, count: int) -> dict[str, Any]:
             assert shards.num_samples == count * SAMPLES
             with urllib.request.urlopen(f"{url}/counts") as answer:
                 requests = json.load(answer)
-            measured[name] = {"wall_s": wall, "cpu_s": cpu, "requests_so_far": requests, "grown": _resident() - before}
+            measured[name] = {
+                "wall_s": wall,
+                "cpu_s": cpu,
+                "load": os.getloadavg()[0],
+                "requests_so_far": requests,
+                "grown_bytes": _resident() - before,
+            }
     finally:
         server.terminate()
         server.join()
@@ -249,6 +279,7 @@ def main() -> int:
             print(json.dumps(row), flush=True)
         json_only = write_set(work / "json-only", 1000, rows=False)
         shards = ShardSet.open(str(json_only), work / "cache")
+        # The second worker finds the rows that the first one made.
         converting = [loads_of_a_worker(shards, json_only, 512) for _ in range(2)]
         print(json.dumps(converting))
     write_report(

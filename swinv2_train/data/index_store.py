@@ -87,6 +87,19 @@ def open_rows(
     Raises:
         DataError: as for `load_index`.
     """
+    rows = _fresh_rows(url, cache, file, scope, tar)
+    if rows is not None:
+        return rows
+    if file is None:
+        return store_rows(load_index(url, cache, file, scope), url, cache, file)
+    with cache.indexing(file):  # so that one process of a host fetches an index that many need
+        rows = _fresh_rows(url, cache, file, scope, tar)
+        return rows or store_rows(load_index(url, cache, file, scope), url, cache, file)
+
+
+def _fresh_rows(
+    url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, tar: os.stat_result | None
+) -> IndexRows | None:
     for path in _places(url, cache, file, scope, ROWS_SUFFIX):
         rows = _read_rows(path)
         if rows is None:
@@ -95,7 +108,7 @@ def open_rows(
         if fresh and rows.scope.main == scope.main and (rows.scope.all_members or not scope.all_members):
             return rows
         rows.close()
-    return store_rows(load_index(url, cache, file, scope), url, cache, file)
+    return None
 
 
 def store_rows(index: ShardIndex, url: str, cache: ShardCache, file: RemoteFile | None) -> IndexRows:

@@ -187,6 +187,10 @@ class ShardCache:
                 with contextlib.suppress(_StoppedError):
                     self._fetch(file, stopped)
 
+    def indexing(self, file: RemoteFile) -> contextlib.AbstractContextManager[bool]:
+        """Wait until no other process of the host indexes a file, and keep the others waiting."""
+        return self._locked(self._lock_directory / f"{file.digest}.index", wait=True)
+
     def path(self, file: RemoteFile) -> Path:
         """Path of the local copy of a file, if it exists."""
         return self.directory / f"{file.digest}-{file.url.partition('?')[0].rpartition('/')[2]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import tarfile
 from pathlib import Path
@@ -262,5 +263,27 @@ def test_long_names_in_a_pax_tar_are_read_from_a_remote_copy(tmp_path: Path) -> 
         far = ShardSet.open(f"{server.url}/s.tar", tmp_path / "cache", retries=0)
         assert [far.read(n).data for n in range(3)] == [jpeg(n) for n in range(3)]
         assert server.gets("s.tar") == 1
+    finally:
+        server.close()
+
+
+def read_one(spec: str, cache: Path, number: int) -> bool:
+    return ShardSet.open(spec, cache, retries=0).read(number).data == jpeg(number)
+
+
+@pytest.mark.slow
+def test_many_processes_fetch_an_index_once(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path / "served", [6])
+    write_index(built(Path(path), Scope()), index_path(path))
+    server = FlakyServer(tmp_path / "served")
+    try:
+        spec = f"{server.url}/part-000000.tar"
+        opened = ShardSet.open(spec, tmp_path / "cache", retries=0)
+        for cached in (tmp_path / "cache" / "index").iterdir():
+            cached.unlink()  # counted from the catalog, so each process needs the index for its sample
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            assert all(pool.starmap(read_one, [(spec, tmp_path / "cache", number) for number in range(6)]))
+        assert server.gets("part-000000.tar.index.jsonl") == 2, "to count the samples, and to read them"
+        assert opened.read(5).data == jpeg(5)
     finally:
         server.close()

@@ -9,10 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.exit_codes import FAILED, FINISHED, WRONG_USE
 from swinv2_train.launch.environment import free_port
-from swinv2_train.launch.preflight import Facts, differences, warnings
+from swinv2_train.launch.preflight import Facts, _missing_here, _witnesses, differences, warnings
+from swinv2_train.launch.ranks import Ranks
+from tests.data.samples import write_shards
 from tests.runs import environment, run_here, tiny_run
 
 GIB = 2**30
@@ -113,3 +117,29 @@ def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path:
     assert "data/train-0.tar, which the main rank has opened, cannot be read here (No such file or dir" in line
     assert "its run.dir is not that of rank 0 on " in line
     assert "swinv2-train:" not in second
+
+
+@pytest.mark.distributed
+def test_data_that_only_the_main_rank_opens_end_all_ranks_with_one_sentence(shards: Path, tmp_path: Path) -> None:
+    overrides = tiny_run(shards, tmp_path / "run", "data.num_workers=0", f"data.shards={tmp_path}/none-*.tar")
+    port = free_port()
+    both = [start(rank, port, overrides, HOME=str(tmp_path)) for rank in (0, 1)]
+    first, second = (process.communicate(timeout=200)[0] for process in both)
+    assert [process.returncode for process in both] == [WRONG_USE, WRONG_USE], first + second
+    (line,) = [line for line in first.splitlines() if line.startswith("swinv2-train:")]
+    assert line == f"swinv2-train: data.shards={tmp_path}/none-*.tar: {tmp_path}/none-*.tar matches no shard"
+    assert "swinv2-train:" not in second
+
+
+def test_a_host_looks_for_two_shards_of_each_set(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path / "train", [1] * 5)
+    opened = (ShardSet.open(paths, tmp_path / "cache"), ShardSet.open(paths[:1], tmp_path / "cache"))
+    witnesses = _witnesses(opened)
+    assert [path for path, _ in witnesses] == [paths[0], paths[4]]
+    elsewhere = Ranks(8, 16, 0, torch.device("cpu"), control=None)
+    assert _missing_here(elsewhere, witnesses) is None
+    Path(paths[4]).write_bytes(b"short")
+    found = _missing_here(elsewhere, witnesses)
+    assert str(found) == f"{paths[4]} has 5 bytes here, and 10,240 for the main rank: copy the shards again"
+    assert _missing_here(Ranks(9, 16, 1, torch.device("cpu"), control=None), witnesses) is None, "one per host looks"
+    assert _witnesses(None) == []
