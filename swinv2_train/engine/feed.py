@@ -103,13 +103,13 @@ class Feed:
         taken, self._next, self._sum = self._next, None, None
         taken.global_weights, taken.num_broken, taken.stops = weights, int(num_broken), bool(stops)
         if failures and not stops:
-            with begun():
-                together(self._ranks, self._raise)
+            together(self._ranks, self._raise)
         return taken
 
     def _raise(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        with begun():  # on the rank itself, so that all ranks end with the code of a failure
+            if self._failure is not None:
+                raise self._failure
 
     def drain(self) -> None:
         """Complete the sum that is under way, and forget it with the step that was fetched."""

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import LostRanks, MainRankError, RunError
 from swinv2_train.launch.doubling import GlooChannel, add_up
+from swinv2_train.launch.open_files import allow_open_files
 from swinv2_train.launch.pending import PendingSum
 
 _SUM_TAG, _AHEAD_TAG = 1, 2
@@ -274,7 +275,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
 
     Raises:
         ConfigError: if the launcher's variables are inconsistent, or there are more ranks than GPUs.
-        RunError: if the ranks do not find each other.
+        RunError: if the ranks do not find each other, or may not open as many files as their connections need.
     """
     timeout = datetime.timedelta(minutes=timeout_minutes)
     _set_default_timeout(timeout)
@@ -293,6 +294,8 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
                 "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
             )
         torch.cuda.set_device(torch_device)
+    if launched:
+        allow_open_files(int(os.environ["WORLD_SIZE"]), device, local_rank)
     try:
         if launched:
             waiting = datetime.timedelta(minutes=join_minutes or timeout_minutes)
