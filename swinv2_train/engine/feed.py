@@ -63,11 +63,10 @@ class Feed:
         self._sum: PendingSum | None = None
 
     def fetch(self) -> None:
-        """Wait for the micro-batches of the next step. An error is raised only by its `take`.
-
-        The current step can still be completed and saved.
-        """
-        assert self._next is None, "the micro-batches of a step would be lost"
+        """Wait for the micro-batches of the next step, unless they are here already. An error is raised only by its
+        `take`, so the current step can still be completed and saved."""
+        if self._next is not None:
+            return
         batches: list[Batch] = []
         try:
             batches = list(islice(self._loader, self._accumulation))
@@ -93,8 +92,7 @@ class Feed:
             RunError, MainRankError: on every rank, if one of them cannot read its batches.
             LostRanks: if another rank died or does not respond.
         """
-        if self._next is None:
-            self.fetch()
+        self.fetch()
         if self._sum is None:
             self.begin()
         assert self._sum is not None

@@ -146,14 +146,16 @@ class Trainer:
     def take(self) -> StepInput:
         """Wait for the input of the next step."""
         with self.phase.waiting():
-            return self.feed.take()
+            self.feed.fetch()
+        self.phase.watchdog.doing = "agreeing on the step with the other ranks"
+        return self.feed.take()
 
     def train_step(self, current: StepInput) -> StepOutcome:
         """Run one optimizer step over this rank's micro-batches."""
         if current.stops:  # a sum over the ranks, so all of them stop before the same step
             return StepOutcome.STOP
         if self.state.step + 1 < self.plan.total_steps:
-            with self.phase.waiting():  # here the device is idle, so the clock does not count its work as waiting
+            with self.phase.waiting():  # now, while the device is idle: later, its work would count as waiting
                 self.feed.fetch()
         self.phase.watchdog.doing = "forward and backward, with the gradients' reduction"
         sums = forward_backward(self.engine, self.task, current.batches, current.global_weights, self.ranks)

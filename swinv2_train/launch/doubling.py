@@ -2,8 +2,8 @@
 
 In turn k, a rank exchanges its sum so far with the rank whose number differs in bit k (Thakur, Rabenseifner, and Gropp,
 "Optimization of Collective Communication Operations in MPICH", 2005, section 4.5). Ranks beyond the largest power of
-two give their numbers to a partner first and get the result from it at the end. gloo's own all-reduce is a ring of
-2 (n - 1) messages, one after the other.
+two give their numbers to a partner first and get the result from it at the end. gloo's own all-reduce is a ring: its
+numbers take 2 (n - 1) messages, one after the other.
 
 Both ranks of an exchange add the same two numbers, so every rank has bitwise the same sum, and the order of the
 additions depends only on the number of ranks. With several ranks per host in consecutive order, the first turns stay
