@@ -3,8 +3,8 @@
     python scripts/bench/control_messages.py --out scripts/bench/results/control-messages.json
 
 Counted: the code of a run on 1 to 512 ranks, which are threads of one process with queues as their network. `waits` is
-the longest chain of messages, one after the other, which a rank waits for. `ring_waits` is that of gloo's own all-reduce, a
-ring: 2 (n - 1), computed.
+the longest chain of messages, one after the other, which a rank waits for. `ring_waits` is that of gloo's own
+all-reduce, a ring: 2 (n - 1), computed.
 
 Measured: 2 to 16 real ranks, light processes over loopback, that sum five numbers in turn by messages between pairs, by
 gloo's ring, and in the background while the process sleeps. Every round does each once, so that the load of the machine

@@ -164,7 +164,6 @@ class Engine:
             self._deepspeed.enable_backward_allreduce = False
             self._reduction = GradientReduction(self._optimizer, self._deepspeed.is_gradient_accumulation_boundary)
         set_adam_steps(self._optimizer, 0)  # that empty step must not count for AdamW's bias correction
-        self._device = ranks.device
         self._bare, self._clip_norm = is_bare(config), config.optim.clip_norm
         self.scale_exhausted = False
         """True if an fp16 gradient overflowed at the smallest loss scale: no update is possible any longer."""
@@ -172,7 +171,7 @@ class Engine:
         """Norm of the last step's gradient over all parameters and ranks, before clipping; inf or nan if an element was
         not finite."""
         self.loss = math.nan
-        """Loss of the last step over all ranks, if `step` was given this rank's part."""
+        """Loss of the last step over all ranks; nan if `step` was not given this rank's part."""
         self._masters = [piece.weight for piece in fragments(self.module, self._optimizer)]
         self._average = [weight.clone() for weight in self._masters] if config.optim.ema_decay else None
 
@@ -209,9 +208,9 @@ class Engine:
             allow: called with the norm of the entire gradient if that is finite; may reject the update, with the same
                 result on every rank. `self.loss` is known at this time.
             loss: scalar on the device, this rank's part of the loss of the step: it is summed over all ranks on the
-                device and fetched together with the norm. None counts as 0.
+                device and fetched together with the norm. None if nobody asks for it.
         """
-        summed = self._begin_loss(torch.zeros((), device=self._device) if loss is None else loss)
+        total = self._begin_loss(loss)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self.grad_norm = self._clip_bare() if self._bare else math.inf  # if it is not finite, the gate is never asked
@@ -220,7 +219,7 @@ class Engine:
         def gate() -> bool:  # called once per parameter group
             if not verdict:
                 # Here DeepSpeed has just waited for the norm. Later, the device would finish the update first.
-                self.loss = float(summed())
+                self.loss = total()
                 if not self._bare:
                     self.grad_norm = float(self._optimizer._global_grad_norm)
                 verdict.append(math.isfinite(self.grad_norm) and allow(self.grad_norm))
@@ -234,17 +233,21 @@ class Engine:
                 raise
             self.scale_exhausted = True
         if not verdict:
-            self.loss = float(summed())
+            self.loss = total()
         return not self.scale_exhausted and bool(self._deepspeed.was_step_applied()) and all(verdict)
 
-    def _begin_loss(self, loss: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to sum the loss over the ranks, in float64; return a function that gives the sum after the norm."""
+    def _begin_loss(self, loss: torch.Tensor | None) -> Callable[[], float]:
+        """Begin to sum the loss over the ranks, in float64; return a function that fetches the sum after the norm."""
         if self._reduction is not None:
             self._reduction.finish(loss)
-            return lambda: self._reduction.loss
-        total = loss.double()
+        if loss is None:
+            return lambda: math.nan
+        if self._reduction is not None:
+            reduction = self._reduction
+            return lambda: float(reduction.loss)
+        total = loss.to(torch.float64, copy=True)
         torch.distributed.all_reduce(total)
-        return lambda: total
+        return lambda: float(total)
 
     def _clip_bare(self) -> float:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

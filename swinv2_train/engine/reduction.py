@@ -70,7 +70,7 @@ class GradientReduction:
         self._own = optimizer.fp32_groups_gradient_flat_partition
         self._sizes = [len(parameters) for parameters in optimizer.bf16_groups]
         self._pending: list[dist.Work] = []
-        self._loss: torch.Tensor | None = None
+        self._loss = self._sums[0].new_zeros((), dtype=torch.float64)
         self._begin()
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._add, index, total))
@@ -103,13 +103,13 @@ class GradientReduction:
             self._pending.append(work)
 
     @torch.no_grad()
-    def finish(self, loss: torch.Tensor) -> None:
+    def finish(self, loss: torch.Tensor | None = None) -> None:
         """Wait until the partitions of this rank hold the mean over all ranks. Call it after the last backward.
 
         Args:
-            loss: scalar, this rank's part of the loss of the step.
+            loss: scalar, this rank's part of the loss of the step; None counts as 0.
         """
-        self._loss = loss
+        self._loss = torch.zeros_like(self._loss) if loss is None else loss.double()
         while self._reduced < len(self._sums):  # parameters that the loss does not depend on
             self._reduce_next()
         for work in self._pending:
@@ -123,8 +123,7 @@ class GradientReduction:
         if for_clipping:
             return self._own
         square = torch.stack(torch._foreach_norm(self._own)).square().sum()  # the padding is 0
-        assert self._loss is not None
-        both = torch.stack([square.double(), self._loss.double()])
+        both = torch.stack([square.double(), self._loss])
         dist.all_reduce(both, group=self._group)
         self._loss = both[1]
         return [both[0].to(square.dtype).sqrt()], {}
@@ -132,7 +131,6 @@ class GradientReduction:
     @property
     def loss(self) -> torch.Tensor:
         """Scalar float64: the loss of the step over all ranks, once the norm is computed."""
-        assert self._loss is not None
         return self._loss
 
     def close(self) -> None:
