@@ -25,8 +25,8 @@ RANKS, BATCH, BAD, QUIET = 3, 6, 11, 7
 """A batch whose loss is a spike, and a step without log, evaluation, and save before or after it."""
 OPTIONS = (
     "optim.steps=14", f"optim.global_batch={BATCH}", f"optim.lr_reference_batch={BATCH}", "guard.policy=rollback",
-    "guard.min_steps=4", "checkpoint.every_steps=9", "tracking.log_every_steps=9", "data.num_workers=0",
-    "eval.every_steps=0", "eval.figure_every_steps=0",
+    "guard.min_steps=8", "guard.window=8", "checkpoint.every_steps=9", "tracking.log_every_steps=9",
+    "data.num_workers=0", "eval.every_steps=0", "eval.figure_every_steps=0",
 )  # fmt: skip
 CALLS = (
     "isend", "irecv", "send", "recv", "all_reduce", "barrier", "all_gather_object", "broadcast_object_list",
