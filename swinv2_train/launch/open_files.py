@@ -16,7 +16,7 @@ torch and of DeepSpeed."""
 _OWN_FILES = 4
 """Files of a group other than its connections: where it listens, and what its thread waits for."""
 _OTHER_FILES = 256
-"""Shards (at most 64), pipes and batches of data workers, NCCL, logs. A rank with two workers has 35 of them open."""
+"""Shards (at most 64), pipes and batches of data workers, NCCL, logs. A rank with two workers has about 30 of them."""
 _ENOUGH = 1 << 20
 """Some programs loop over all files that a process may open, so the limit is not raised beyond this without need."""
 

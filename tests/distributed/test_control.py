@@ -1,4 +1,4 @@
-"""What real runs on several ranks exchange in a step, and that they stay together through a rollback."""
+"""Messages of real runs on several ranks in a step, and a rollback of all of them together."""
 
 from __future__ import annotations
 
