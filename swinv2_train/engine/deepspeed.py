@@ -170,6 +170,8 @@ class Engine:
         self.grad_norm = math.nan
         """Norm of the last step's gradient over all parameters and ranks, before clipping; inf or nan if an element was
         not finite."""
+        self.loss = math.nan
+        """Loss of the last step over all ranks; nan if `step` was not given this rank's part."""
         self._masters = [piece.weight for piece in fragments(self.module, self._optimizer)]
         self._average = [weight.clone() for weight in self._masters] if config.optim.ema_decay else None
 
@@ -192,17 +194,23 @@ class Engine:
         """Count a micro-batch that is not the last of its step."""
         self._deepspeed.step()
 
-    def step(self, learning_rate: float, allow: Callable[[float], bool] = lambda norm: True) -> bool:
+    def step(
+        self,
+        learning_rate: float,
+        allow: Callable[[float], bool] = lambda norm: True,
+        *,
+        loss: torch.Tensor | None = None,
+    ) -> bool:
         """Clip, update, and return whether the update was applied. Call it after the last micro-batch of a step.
 
         Args:
             learning_rate: rate of this step, before the factors of the parameter groups.
             allow: called with the norm of the entire gradient if that is finite; may reject the update, with the same
-                result on every rank.
-
+                result on every rank. `self.loss` is known at this time.
+            loss: scalar on the device, this rank's part of the loss of the step: it is summed over all ranks on the
+                device and fetched together with the norm. None if nobody asks for it.
         """
-        if self._reduction is not None:
-            self._reduction.finish()
+        total = self._begin_loss(loss)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
         self.grad_norm = self._clip_bare() if self._bare else math.inf  # if it is not finite, the gate is never asked
@@ -210,6 +218,8 @@ class Engine:
 
         def gate() -> bool:  # called once per parameter group
             if not verdict:
+                # Here DeepSpeed has just waited for the norm. Later, the device would finish the update first.
+                self.loss = total()
                 if not self._bare:
                     self.grad_norm = float(self._optimizer._global_grad_norm)
                 verdict.append(math.isfinite(self.grad_norm) and allow(self.grad_norm))
@@ -222,8 +232,22 @@ class Engine:
             if "loss scale already at minimum" not in str(error):
                 raise
             self.scale_exhausted = True
-            return False
-        return bool(self._deepspeed.was_step_applied()) and all(verdict)
+        if not verdict:
+            self.loss = total()
+        return not self.scale_exhausted and bool(self._deepspeed.was_step_applied()) and all(verdict)
+
+    def _begin_loss(self, loss: torch.Tensor | None) -> Callable[[], float]:
+        """Begin to sum the loss over the ranks, in float64; return a function that fetches the sum after the norm."""
+        if self._reduction is not None:
+            self._reduction.finish(loss)
+        if loss is None:
+            return lambda: math.nan
+        if self._reduction is not None:
+            reduction = self._reduction
+            return lambda: float(reduction.loss)
+        total = loss.to(torch.float64, copy=True)
+        torch.distributed.all_reduce(total)
+        return lambda: float(total)
 
     def _clip_bare(self) -> float:
         parameters = [parameter for parameter in self.module.parameters() if parameter.grad is not None]

@@ -1,9 +1,9 @@
 """The training loop, top to bottom.
 
-One step: fetch the micro-batches, run forward and backward on each, check the numbers, update. After a step, whatever
+One step: take the micro-batches, run forward and backward on each, check the numbers, update. After a step, whatever
 is due runs: log, evaluate, draw, save. Checkpoints are written in the background. Logged values stay on the device
 until a log step; only the loss is fetched every step, for the guard, at a point where DeepSpeed waits for the device
-anyway.
+anyway. The micro-batches, and what the ranks must exchange before a step, are ready one step ahead (`feed.py`).
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 
 from swinv2_train.config.metrics import TERM
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.data.batch import Batch
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.evaluation import Evaluation, Interrupted, due
+from swinv2_train.engine.feed import Feed, StepInput
 from swinv2_train.engine.guard import Guard, Refusal, mostly_skipped
 from swinv2_train.engine.phase import Phases
 from swinv2_train.engine.recovery import Action, Recovery
 from swinv2_train.engine.schedule import ema_decay, learning_rate
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.step import forward_backward, summed_weights
+from swinv2_train.engine.step import forward_backward
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
@@ -95,13 +94,19 @@ class Trainer:
 
     def run(self) -> int:
         """Train to the end, or until a stop signal reaches any rank. Return the exit code."""
-        self.batches = self.open_batches(self.state)
+        self.feed = self.open_feed()
         try:
             return self._run()
         except Interrupted:
+            self.feed.drain()
             return self.stop_here()
         finally:
-            self.batches.close()
+            self.feed.close()
+
+    def open_feed(self) -> Feed:
+        """Return the inputs of the steps after the current state."""
+        loader = self.open_batches(self.state)
+        return Feed(loader, self.plan.accumulation, self.task, self.ranks, self.stop)
 
     def _run(self) -> int:
         at_start = self.state.step == 0 and self.config.eval.at_start
@@ -112,9 +117,7 @@ class Trainer:
         self.phase.watchdog.now("start", self.state.step)
         save_due = False
         while self.state.step < self.plan.total_steps:
-            with self.phase.waiting():
-                batches = list(islice(self.batches, self.plan.accumulation))
-            outcome = self.train_step(batches)
+            outcome = self.train_step(self.take())
             if outcome is StepOutcome.STOP:
                 return self.stop_here()
             self.phase.training(self.state.step, "between steps")
@@ -140,27 +143,36 @@ class Trainer:
         """Return whether something that is due every N steps is due after this one; 0 means never."""
         return every > 0 and self.state.step % every == 0
 
-    def train_step(self, batches: list[Batch]) -> StepOutcome:
+    def take(self) -> StepInput:
+        """Wait for the input of the next step."""
+        with self.phase.waiting():
+            self.feed.fetch()
+        self.phase.watchdog.doing = "agreeing on the step with the other ranks"
+        return self.feed.take()
+
+    def train_step(self, current: StepInput) -> StepOutcome:
         """Run one optimizer step over this rank's micro-batches."""
-        broken = [line for batch in batches for line in batch.pop("broken", [])]
-        weights = [self.task.weights(batch) for batch in batches]
-        # A single collective for everything that the ranks must exchange before the forward pass.
-        *global_weights, stops, num_broken = self.ranks.sum(
-            [*summed_weights(self.task, weights), float(self.stop.requested), float(len(broken))]
-        )
-        if stops:  # a sum, so all ranks stop before the same step
+        if current.stops:  # a sum over the ranks, so all of them stop before the same step
             return StepOutcome.STOP
+        if self.state.step + 1 < self.plan.total_steps:
+            with self.phase.waiting():  # now, while the device is idle: later, its work would count as waiting
+                self.feed.fetch()
         self.phase.watchdog.doing = "forward and backward, with the gradients' reduction"
-        sums = forward_backward(self.engine, self.task, batches, global_weights, self.ranks)
-        loss = self.ranks.sum([float(sums.loss)])[0]  # before the step: the gate must decide the same on every rank
+        sums = forward_backward(self.engine, self.task, current.batches, current.global_weights, self.ranks)
+        current.batches.clear()
+        self.feed.begin()
         self.phase.watchdog.doing = "the optimizer's step"
         rate = learning_rate(self.state.step, self.config.optim, self.plan)
-        applied = self.engine.step(rate, lambda norm: self.guard.judge(loss, norm, self.state) is None)
+        # The loss and the norm are sums over the ranks, so the gate decides the same on every rank.
+        applied = self.engine.step(
+            rate, lambda norm: self.guard.judge(self.engine.loss, norm, self.state) is None, loss=sums.loss
+        )
+        loss = self.engine.loss
         if applied:
             self.engine.update_average(ema_decay(self.state.step, self.config.optim))
             self.guard.accept(loss, self.engine.grad_norm, self.state)
         else:
-            response = self.recovery.respond(self.guard, loss, sums, weights, self.state)
+            response = self.recovery.respond(self.guard, loss, sums, current.weights, self.state)
             if response.action is Action.END:
                 self.finish_saving()
                 raise self.ranks.end(response.message)
@@ -172,18 +184,19 @@ class Trainer:
         terms = sums.terms if len(sums.terms) > 1 else {}
         record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, terms)
         self.records.append(record)
-        if num_broken:
-            self.note_broken(broken, int(num_broken))
+        if current.num_broken:
+            self.note_broken(current.broken, current.num_broken)
         self.check_skipped()
         return StepOutcome.STEP
 
     def roll_back(self, refusal: Refusal) -> None:
         """Continue from the newest checkpoint, without the offending batches."""
+        self.feed.drain()
         found = self.recovery.go_back(refusal, self.state)
         self.state, self.metrics = found.state, found.metrics
         self.records.clear()
-        self.batches.close()
-        self.batches = self.open_batches(self.state)
+        self.feed.close()
+        self.feed = self.open_feed()
         # Save the same weights again: a restart must not forget which batches are excluded.
         with self.phase("beginning a checkpoint", "save", self.state.step):
             self.checkpoints.begin(self.state, self.metrics)

@@ -8,7 +8,7 @@ sums with 8 significant bits. `GradientReduction` replaces this:
 - A gradient is added to its buffer and freed as soon as backward has computed it.
 - In the last micro-batch, a buffer is reduced as soon as all its gradients are there, in fp32 and in place. Each rank
   receives only the partition that it owns, so this sends as many bytes as the reduction in bf16 to all ranks.
-- The norm is computed from the partitions.
+- The norm is computed from the partitions. The loss of the step is summed over the ranks by the same collective.
 
 So the groups must be small (`in_buckets`), and in the order in which backward reaches them.
 """
@@ -70,6 +70,7 @@ class GradientReduction:
         self._own = optimizer.fp32_groups_gradient_flat_partition
         self._sizes = [len(parameters) for parameters in optimizer.bf16_groups]
         self._pending: list[dist.Work] = []
+        self._loss = self._sums[0].new_zeros((), dtype=torch.float64)
         self._begin()
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._add, index, total))
@@ -102,8 +103,13 @@ class GradientReduction:
             self._pending.append(work)
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Wait until the partitions of this rank hold the mean over all ranks. Call it after the last backward."""
+    def finish(self, loss: torch.Tensor | None = None) -> None:
+        """Wait until the partitions of this rank hold the mean over all ranks. Call it after the last backward.
+
+        Args:
+            loss: scalar, this rank's part of the loss of the step; None counts as 0.
+        """
+        self._loss = torch.zeros_like(self._loss) if loss is None else loss.double()
         while self._reduced < len(self._sums):  # parameters that the loss does not depend on
             self._reduce_next()
         for work in self._pending:
@@ -117,8 +123,15 @@ class GradientReduction:
         if for_clipping:
             return self._own
         square = torch.stack(torch._foreach_norm(self._own)).square().sum()  # the padding is 0
-        dist.all_reduce(square, group=self._group)
-        return [square.sqrt()], {}
+        both = torch.stack([square.double(), self._loss])
+        dist.all_reduce(both, group=self._group)
+        self._loss = both[1]
+        return [both[0].to(square.dtype).sqrt()], {}
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """Scalar float64: the loss of the step over all ranks, once the norm is computed."""
+        return self._loss
 
     def close(self) -> None:
         """Remove the hooks from the parameters."""

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.checkpoints import load
+from swinv2_train.engine.feed import StepInput
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.loop import StepOutcome, Trainer
 from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
-from swinv2_train.engine.step import forward_backward, summed_weights
+from swinv2_train.engine.step import forward_backward
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
@@ -119,17 +119,19 @@ def replay(trainer: Trainer) -> int:
     path = Path(trainer.config.replay or "")
     incident = read_incident(path)
     trainer.state = restore(trainer, incident, path.parents[1])
-    trainer.batches = trainer.open_batches(trainer.state)
+    trainer.feed = trainer.open_feed()
     try:
         while trainer.state.step < incident.step - 1:
             trainer.phase.training(trainer.state.step, "running up to the step")
-            if trainer.train_step(list(islice(trainer.batches, trainer.plan.accumulation))) is not StepOutcome.STEP:
+            if trainer.train_step(trainer.take()) is not StepOutcome.STEP:
                 return STOPPED
-        batches = list(islice(trainer.batches, trainer.plan.accumulation))
+        current = trainer.take()
+        if current.stops:
+            return STOPPED
     finally:
-        trainer.batches.close()
+        trainer.feed.close()
     with trainer.phase("examining the step", "evaluation", incident.step):
-        report = examine(trainer, incident, batches)
+        report = examine(trainer, incident, current)
     if trainer.ranks.is_main:
         target = Path(trainer.config.run.dir) / "replay.json"
         write_text(target, json.dumps(report, indent=1))
@@ -138,16 +140,13 @@ def replay(trainer: Trainer) -> int:
     return FINISHED
 
 
-def examine(trainer: Trainer, incident: Incident, batches: list[Batch]) -> dict[str, Any]:
+def examine(trainer: Trainer, incident: Incident, current: StepInput) -> dict[str, Any]:
     """Run the step itself, without its update, and examine its samples one by one."""
-    for batch in batches:
-        batch.pop("broken", None)
-    weights = trainer.ranks.sum(summed_weights(trainer.task, [trainer.task.weights(batch) for batch in batches]))
-    sums = forward_backward(trainer.engine, trainer.task, batches, weights, trainer.ranks)
-    loss = trainer.ranks.sum([float(sums.loss)])[0]
+    batches = current.batches
+    sums = forward_backward(trainer.engine, trainer.task, batches, current.global_weights, trainer.ranks)
     rate = learning_rate(trainer.state.step, trainer.config.optim, trainer.plan)
-    trainer.engine.step(rate, lambda norm: False)
-    norm = trainer.engine.grad_norm
+    trainer.engine.step(rate, lambda norm: False, loss=sums.loss)
+    loss, norm = trainer.engine.loss, trainer.engine.grad_norm
     here = sample_losses(trainer, batches)
     everywhere = [entry for entries in trainer.ranks.gather(here) for entry in entries]
     worst = sorted(everywhere, key=lambda entry: -math.inf if math.isnan(entry[1]) else -entry[1])[:WORST_SAMPLES]

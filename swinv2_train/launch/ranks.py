@@ -1,7 +1,8 @@
 """Ranks of a job: how a process finds the others, and what they exchange outside of training.
 
 Control messages (flags, counts, small objects) use a separate gloo group on the host, so they never wait for the
-accelerator. DeepSpeed handles gradients and parameters.
+accelerator. DeepSpeed handles gradients and parameters. A sum of a few numbers takes log2(ranks) messages
+(`doubling.py`), and `begin_sum` computes one in the background.
 
 If a rank dies or stops responding, the others see an error in the next collective. It is raised as `LostRanks`, here
 and, through `as_lost_rank`, if it comes from a collective of torch or DeepSpeed.
@@ -25,7 +26,12 @@ import torch.distributed as dist
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import LostRanks, MainRankError, RunError
+from swinv2_train.launch.doubling import GlooChannel, add_up
+from swinv2_train.launch.open_files import allow_open_files
+from swinv2_train.launch.pending import PendingSum
 
+_SUM_TAG, _AHEAD_TAG = 1, 2
+"""Tags of messages on the control group; `send` and `receive` use torch's default, 0."""
 _ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 """DeepSpeed searches for an MPI job unless all of these are set, even if the process group already exists."""
 
@@ -107,7 +113,7 @@ class Ranks:
     """This process among the other ranks.
 
     Every method except `send` and `receive` is a collective: all ranks must call it, in the same order. A `Ranks`
-    object may be used by only one thread.
+    object may be used by only one thread of the caller.
 
     Raises:
         LostRanks: from any of them, if another rank died or does not respond.
@@ -120,6 +126,8 @@ class Ranks:
     control: dist.ProcessGroup
     timeout: datetime.timedelta | None = None
     _last: _Collective | None = field(default=None, repr=False)
+    _ahead: _Collective | None = field(default=None, repr=False)
+    _pending: PendingSum | None = field(default=None, repr=False)
     _others: list[Ranks] = field(default_factory=list, repr=False)
 
     @property
@@ -138,7 +146,8 @@ class Ranks:
         The number counts the calls since the start; ranks with different numbers are at different places. Safe to call
         from another thread.
         """
-        lines = [str(ranks._last or "none yet") for ranks in (self, *self._others)]
+        ahead = [str(self._ahead)] if self._ahead else []
+        lines = [str(self._last or "none yet"), *ahead, *(str(ranks._last or "none yet") for ranks in self._others)]
         return "; in the background: ".join(lines)
 
     @contextlib.contextmanager
@@ -150,6 +159,10 @@ class Ranks:
             yield
         self._last = _Collective(name, number, begun, time.monotonic())
 
+    def _add_up(self, values: list[float], tag: int) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
+        return add_up(tensor, self.rank, self.world_size, GlooChannel(self.control, tag)).tolist()
+
     def end(self, text: str) -> RunError:
         """Return the error that ends a run on all ranks: the main rank's has the message, the others' are silent."""
         return RunError(text) if self.is_main else MainRankError(text)
@@ -160,11 +173,27 @@ class Ranks:
             dist.barrier(group=self.control)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Return numbers summed over all ranks."""
-        tensor = torch.tensor(values, dtype=torch.float64)
+        """Return a few numbers summed over all ranks, bitwise the same on each."""
         with self._collective("sum"):
-            dist.all_reduce(tensor, group=self.control)
-        return tensor.tolist()
+            return self._add_up(values, _SUM_TAG)
+
+    def begin_sum(self, values: list[float]) -> PendingSum:
+        """Begin to sum a few numbers over all ranks in the background, and return at once.
+
+        Other collectives may follow before the result is fetched. The previous sum that was begun must be complete.
+        """
+        assert self._pending is None or self._pending.complete, "the ranks would confuse the messages of two sums"
+        number, begun = self._ahead.number + 1 if self._ahead else 1, time.monotonic()
+        self._ahead = _Collective("sum ahead", number, begun)
+
+        def compute() -> list[float]:
+            with _lost_rank_told():
+                sums = self._add_up(values, _AHEAD_TAG)
+            self._ahead = _Collective("sum ahead", number, begun, time.monotonic())
+            return sums
+
+        self._pending = PendingSum(compute, alone=self.world_size == 1)
+        return self._pending
 
     def sum_all(self, sums: Mapping[str, float | np.ndarray]) -> dict[str, float | np.ndarray]:
         """Return named numbers and float64 arrays summed over all ranks, in one collective.
@@ -246,7 +275,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
 
     Raises:
         ConfigError: if the launcher's variables are inconsistent, or there are more ranks than GPUs.
-        RunError: if the ranks do not find each other.
+        RunError: if the ranks do not find each other, or may not open as many files as their connections need.
     """
     timeout = datetime.timedelta(minutes=timeout_minutes)
     _set_default_timeout(timeout)
@@ -265,6 +294,8 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
                 "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
             )
         torch.cuda.set_device(torch_device)
+    if launched:
+        allow_open_files(int(os.environ["WORLD_SIZE"]), device, local_rank)
     try:
         if launched:
             waiting = datetime.timedelta(minutes=join_minutes or timeout_minutes)

@@ -1,4 +1,4 @@
-"""Stop requests: finish the step, save, and exit.
+"""Stop requests: finish the step, or the next one (see `engine/feed.py`), save, and exit.
 
 SIGTERM, SIGINT, SIGHUP, SIGUSR1, and SIGUSR2 on any rank stop the entire run (Slurm's `--signal` and other schedulers
 send the last two ahead of time). A rank whose launcher has died treats that as a request too, because nothing else

@@ -40,11 +40,11 @@ class Apart:
         self.processes.append(process)
         return process
 
-    def start_ranks(self, count: int, work: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in N processes, with a launcher's variables."""
+    def start_ranks(self, count: int, work: Callable[..., None], *arguments: Any, **more: str) -> None:
+        """Call a function in N processes, with a launcher's variables and more."""
         port = str(free_port())
         for rank in range(count):
-            variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+            variables = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank), **more}
             self.start(work, *arguments, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **variables)
 
     def exit_codes(self, seconds: float = 90) -> list[int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def rank_work(result: str) -> None:
     )  # fmt: skip
     plan = make_plan(config, ranks.world_size, 100)
     engine = Engine(Net().to(torch.bfloat16), config, plan, ranks)
-    norms, in_fp32 = [], []
+    norms, in_fp32, losses, own_losses = [], [], [], []
 
     def look(norm: float) -> bool:
         own = torch.cat(engine._reduction._own)
@@ -75,21 +76,26 @@ def rank_work(result: str) -> None:
     for step in range(STEPS):
         if step == STEPS - 1:
             trace = Trace(monkeypatch)
+        own_loss = torch.zeros(())
         for index in range(plan.accumulation):
             seed = step * MICRO_BATCHES + ranks.rank * plan.accumulation + index
             x = torch.randn(2, 12, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16)
-            loss = engine.model(x).float().square().sum() * ranks.world_size
-            engine.backward(loss)
+            loss = engine.model(x).float().square().sum()
+            engine.backward(loss * ranks.world_size)
+            own_loss += loss.detach()
             assert all(parameter.grad is None for parameter in engine.module.parameters()), "freed when it is added"
             if step == STEPS - 1:
                 trace.events.append(f"end of backward {index}")
             if index < plan.accumulation - 1:
                 engine.micro_step()
-        assert engine.step(0.01, look)
+        assert engine.step(0.01, look, loss=own_loss)
         norms.append(engine.grad_norm)
+        losses.append(engine.loss)
+        own_losses.append(float(own_loss))
     monkeypatch.undo()
     pieces = [[piece.name, piece.start, piece.weight.tolist()] for piece in engine.fragments()]
-    parts = ranks.gather({"pieces": pieces, "events": trace.events, "norms": norms, "in_fp32": all(in_fp32)})
+    found = {"pieces": pieces, "events": trace.events, "norms": norms, "in_fp32": all(in_fp32)}
+    parts = ranks.gather({**found, "losses": losses, "own_losses": own_losses})
     if ranks.is_main:
         Path(result).write_text(json.dumps(parts))
     engine.close()
@@ -123,6 +129,14 @@ def test_the_number_of_ranks_changes_only_the_rounding(world: int, runs: dict[in
     assert all(part["in_fp32"] for part in runs[world]), "all sums are bf16 numbers"
 
 
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_loss_is_the_sum_over_the_ranks_in_float64(world: int, runs: dict[int, list[dict[str, Any]]]) -> None:
+    """The parts are fp32 numbers of a similar size, so their sum in float64 is exact."""
+    expected = [math.fsum(values) for values in zip(*(part["own_losses"] for part in runs[world]), strict=True)]
+    assert all(part["losses"] == expected for part in runs[world])
+    assert expected == pytest.approx(runs[1][0]["losses"], rel=1e-5)
+
+
 @pytest.mark.parametrize("world", [2, 4])
 def test_reduced_while_the_last_backward_runs(world: int, runs: dict[int, list[dict[str, Any]]]) -> None:
     events = runs[world][0]["events"]
@@ -139,12 +153,12 @@ def test_reduced_while_the_last_backward_runs(world: int, runs: dict[int, list[d
     # The last buffer has the parameter without a gradient.
     assert [event.split()[0] for event in later] == ["reduce_scatter_tensor", "all_reduce"]
     assert all(event.split()[1] == "float32" for event in events if event.startswith("reduce_scatter"))
-    assert later[1] == "all_reduce float32 1", "nothing but the norm and the gradients"
+    assert later[1] == "all_reduce float64 2", "nothing but the norm with the loss, and the gradients"
 
 
 def test_one_rank_sends_nothing(runs: dict[int, list[dict[str, Any]]]) -> None:
     (part,) = runs[1]
-    assert [event for event in part["events"] if not event.startswith(("end", "all_reduce float32 1"))] == []
+    assert [event for event in part["events"] if not event.startswith(("end", "all_reduce float64 2"))] == []
 
 
 def test_buckets_hold_whole_parameters_in_backward_order() -> None:

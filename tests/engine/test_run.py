@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from swinv2_train.checkpoint.layout import list_checkpoints
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.engine import loop
+from swinv2_train.engine.feed import StepInput
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from swinv2_train.launch.environment import prepare
 from tests.checkpoint.weights import load_weights
@@ -68,17 +70,20 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     finished_run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SIGTERM during step 3, and again during step 4, after which an evaluation is due: it runs on resume."""
-    step = loop.Trainer.train_step
+    compute, step, numbers, stops = loop.forward_backward, loop.Trainer.train_step, [], [3, 4]
 
-    def step_with_signal(self: loop.Trainer, batches: list[dict]) -> bool:
-        done = step(self, batches)
-        if self.state.step in stops:
-            stops.remove(self.state.step)
+    def numbered(self: loop.Trainer, current: StepInput) -> loop.StepOutcome:
+        numbers.append(self.state.step + 1)
+        return step(self, current)
+
+    def compute_with_signal(*arguments: Any) -> Any:
+        if numbers[-1] in stops:
+            stops.remove(numbers[-1])
             os.kill(os.getpid(), signal.SIGTERM)
-        return done
+        return compute(*arguments)
 
-    stops = [3, 4]
-    monkeypatch.setattr(loop.Trainer, "train_step", step_with_signal)
+    monkeypatch.setattr(loop.Trainer, "train_step", numbered)
+    monkeypatch.setattr(loop, "forward_backward", compute_with_signal)
     command = tiny_run(shards, tmp_path / "run")
     assert run_here(command) == STOPPED
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 3}

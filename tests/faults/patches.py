@@ -128,15 +128,15 @@ class Rank:
         """Hold, hit, and record the step's samples and a fingerprint of the weights that it left."""
 
         @functools.wraps(train_step)
-        def patched(trainer: Any, batches: list[dict[str, Any]], *more: Any, **named: Any) -> Any:
+        def patched(trainer: Any, current: Any) -> Any:
             self.steps += 1
             for hit in self.due("step", self.steps):
                 delay = hit.fraction * self.step_seconds
                 threading.Thread(target=self.strike_later, args=(delay, hit), daemon=True).start()
             step = trainer.state.step + 1
-            positions = [position for batch in batches for position in batch["position"].tolist()]
+            positions = [position for batch in current.batches for position in batch["position"].tolist()]
             begin = time.monotonic()
-            result = train_step(trainer, batches, *more, **named)
+            result = train_step(trainer, current)
             if trainer.state.step == step:  # else a stop signal came first
                 self.step_seconds = time.monotonic() - begin
                 self.write({"step": step, "positions": positions, "weights": fingerprint(trainer.engine.module)})
