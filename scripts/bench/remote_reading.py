@@ -7,7 +7,7 @@ of its own that holds two shuffle groups. The epoch before it is not counted, so
 set is small (56,000 samples of 5 KB); what counts is the ratio to its size. `groups` is the order of earlier versions.
 
 Speed: a server that waits 30 ms before it answers, and sends at most 60 MB/s over all connections. Each row is the rate
-of reading ahead with so many connections.
+of reading ahead with a number of connections.
 
 Mixing: the number of classes in a batch of 1024 of 14 million samples, sorted by class into 1000 classes, and the
 correlation of the classes of two batches in a row.

@@ -34,7 +34,7 @@ class LaneOrder:
         shuffle_samples: size of the groups of all lanes together.
         block_samples: samples in a row that are read together. Smaller blocks mix better: with b blocks per class in a
             group, the classes of two batches in a row are correlated as 1 / (1 + b / samples of a class in a batch).
-        repeats: so many positions in a row contain the same sample (repeated augmentation).
+        repeats: positions in a row that contain the same sample (repeated augmentation).
     """
 
     def __init__(

@@ -109,7 +109,7 @@ def test_a_run_of_an_earlier_version_goes_on(data: Path, trained: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on_in_its_order(data: Path, tmp_path: Path) -> None:
-    """Which its config and its checkpoints do not name."""
+    """Its config and its checkpoints do not name it."""
     keys = ("order", "lanes", "block_samples")
     whole, run_dir = tmp_path / "whole", tmp_path / "stopped"
     assert run_here(command(data, whole, "optim.steps=4", "checkpoint.keep_last=4", "data.order=groups")) == FINISHED
