@@ -4,7 +4,7 @@
 
 Fetched: H hosts, one after the other, train for an epoch from shards on an HTTP server on loopback, each with a cache
 of its own that holds two shuffle groups. The epoch before it is not counted, so that nothing depends on the start. The
-set is small (56,000 samples of 5 KB); what counts is the ratio to its size. `groups` is the order of earlier versions.
+set is small (28,000 samples of 5 KB); what counts is the ratio to its size. `groups` is the order of earlier versions.
 
 Speed: a server that waits 30 ms before it answers, and sends at most 60 MB/s over all connections. Each row is the rate
 of reading ahead with a number of connections.
@@ -40,7 +40,7 @@ from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 
-SHARDS, PER_SHARD, SAMPLE_BYTES = 56, 1000, 4600
+SHARDS, PER_SHARD, SAMPLE_BYTES = 28, 1000, 4600
 LANES, BATCH, GROUP = 64, 128, 4096
 HOSTS = (1, 2, 4, 8, 16, 32, 64)
 LATENCY, RATE = 0.03, 60e6
