@@ -148,11 +148,12 @@ def test_everything_is_killed_inside_a_save(twins: Callable[[int], Path], make_r
     go_on(run, twins(2), 2)
 
 
-def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs) -> None:
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_one_rank_is_told_to_stop(twins: Callable[[int], Path], make_run: Runs, ranks: int) -> None:
     run = make_run()
-    assert run.go(2, hits=(Hit("step", 4, signal.SIGUSR1, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
+    assert run.go(ranks, hits=(Hit("step", 4, signal.SIGUSR1, 1, fraction=0.5),)) == STOPPED, run.jobs[0].output
     assert "step-00000004" <= run.checkpoints()[-1].name < "step-00000010"
-    go_on(run, twins(2), 2)
+    go_on(run, twins(ranks), ranks)
 
 
 def test_a_stop_signal_inside_an_evaluation(twins: Callable[[int], Path], make_run: Runs) -> None:
