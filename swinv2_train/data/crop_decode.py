@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swinv2_train.data.decode import DecodeOptions, opaque
 from swinv2_train.data.geometry import Crop
-from swinv2_train.data.image_header import header_size, orientation, sniff
+from swinv2_train.data.image_header import jpeg_header, sniff
 from swinv2_train.data.jpeg_part import Box, decode_part
 from swinv2_train.data.pixels import Pixels, from_numpy, upright
 
@@ -37,8 +37,10 @@ class JpegFrame:
     @classmethod
     def of(cls, data: bytes) -> JpegFrame | None:
         """Return the frame of a JPEG; None if the header is damaged, or for other formats."""
-        size = header_size(data, "jpeg") if sniff(data) == "jpeg" else None
-        return None if size is None else cls(size, orientation(data, "jpeg"))
+        if sniff(data) != "jpeg":
+            return None
+        size, turned = jpeg_header(data)
+        return None if size is None else cls(size, turned)
 
     @property
     def size(self) -> tuple[int, int]:

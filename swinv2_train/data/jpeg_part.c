@@ -1,11 +1,11 @@
 /* A part of a JPEG, decoded by libjpeg-turbo. See jpeg_part.py, which compiles and loads this file.
  *
- * The pixels are those that a decoder of the entire image returns, bit for bit. The upsampling of colors looks at the next
- * pixels, so one more MCU on each side is decoded and dropped.
+ * The pixels are those that a decoder of the entire image returns, bit for bit. The upsampling of colors looks at the
+ * next pixels, so a few more on each side are decoded and dropped.
  *
- * A file that another decoder might treat differently is left to that decoder: after any error; if the file ends early; if
- * its only scan is not followed by EOI, because the rows below the part are never read; and if a progressive file lacks
- * coefficients, because versions of the library smooth its blocks differently.
+ * A file that another decoder might treat differently is left to that decoder: after any error; if the file ends early;
+ * if its only scan is not followed by EOI, because the rows below the part are never read; and if a progressive file
+ * lacks coefficients, because versions of the library smooth its blocks differently.
  */
 
 #include <setjmp.h>
@@ -78,8 +78,8 @@ static JDIMENSION smaller(JDIMENSION one, JDIMENSION other) {
 
 /* Decode rows [top, top + height) and columns [left, left + width) of the image at 1 / `denominator` of its size.
  *
- * `out` has room for height * width * 3 bytes: (height, width, channels), without gaps. Returns the number of channels, 1
- * or 3, or SWINV2_OTHER.
+ * `out` has room for height * width * 3 bytes: (height, width, channels), without gaps. Returns the number of channels,
+ * 1 or 3, or SWINV2_OTHER.
  */
 int swinv2_jpeg_part(const unsigned char *data, size_t size, int denominator, int top, int left, int height, int width,
                      unsigned char *out) {
@@ -113,13 +113,9 @@ int swinv2_jpeg_part(const unsigned char *data, size_t size, int denominator, in
       (JDIMENSION)width > info.output_width || (JDIMENSION)left > info.output_width - (JDIMENSION)width)
     fail((j_common_ptr)&info);
 
-#if JPEG_LIB_VERSION >= 70
-  int block_height = info.min_DCT_v_scaled_size, block_width = info.min_DCT_h_scaled_size;
-#else
-  int block_height = info.min_DCT_scaled_size, block_width = info.min_DCT_scaled_size;
-#endif
-  JDIMENSION margin_y = (JDIMENSION)(info.max_v_samp_factor * block_height);
-  JDIMENSION margin_x = (JDIMENSION)(info.max_h_samp_factor * block_width);
+  /* Twice the distance of two samples of a color. */
+  JDIMENSION margin_y = (JDIMENSION)(2 * info.max_v_samp_factor);
+  JDIMENSION margin_x = (JDIMENSION)(2 * info.max_h_samp_factor);
   JDIMENSION first_column = lower((JDIMENSION)left, margin_x);
   JDIMENSION columns = smaller((JDIMENSION)(left + width) + margin_x, info.output_width) - first_column;
   if (first_column > 0 || columns < info.output_width)
@@ -129,12 +125,24 @@ int swinv2_jpeg_part(const unsigned char *data, size_t size, int denominator, in
   if (above > 0)
     jpeg_skip_scanlines(&info, above);
   size_t offset = ((size_t)left - first_column) * (size_t)channels, length = (size_t)width * (size_t)channels;
+  size_t decoded = (size_t)columns * (size_t)channels, end = (size_t)height * length;
+  unsigned char kept[128];
   while (info.output_scanline < (JDIMENSION)(top + height)) {
     JDIMENSION number = info.output_scanline;
-    if (jpeg_read_scanlines(&info, row, 1) != 1)
+    size_t start = number < (JDIMENSION)top ? 0 : (number - (JDIMENSION)top) * length;
+    /* Most rows go to their place at once. Their margins lie on the row before, which is restored, and on the next one,
+     * which comes later. */
+    int fits = offset <= sizeof(kept) && start >= offset && start - offset + decoded <= end;
+    int direct = number >= (JDIMENSION)top && fits;
+    JSAMPROW target = direct ? out + (start - offset) : row[0];
+    if (direct)
+      memcpy(kept, target, offset);
+    if (jpeg_read_scanlines(&info, &target, 1) != 1)
       fail((j_common_ptr)&info);
-    if (number >= (JDIMENSION)top)
-      memcpy(out + (number - (JDIMENSION)top) * length, row[0] + offset, length);
+    if (direct)
+      memcpy(target, kept, offset);
+    else if (number >= (JDIMENSION)top)
+      memcpy(out + start, row[0] + offset, length);
   }
   jpeg_destroy_decompress(&info);
   return channels;
