@@ -166,11 +166,10 @@ def raw(tar: Path, images: Path, mds: Path | None) -> dict[str, Iterator[bytes]]
     import webdataset
 
     shards, paths = ShardSet.open(str(tar)), sorted(images.rglob("*.jpg"))
-    order = SampleOrder(shards.num_samples, 0)
     found = {
         "webdataset": (sample["jpg"] for sample in webdataset.WebDataset(str(tar), shardshuffle=False).repeat()),
         "files": (path.read_bytes() for path in itertools.cycle(paths)),
-        "ours": (shards.read(order.at(position)[1], ("image",)).data for position in itertools.count()),
+        "ours": (shards.read(index % shards.num_samples, ("image",)).data for index in itertools.count()),
     }
     return found | ({"mosaicml-streaming": mds_samples(mds)} if mds else {})
 

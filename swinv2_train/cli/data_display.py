@@ -81,15 +81,15 @@ def feeding_lines(rate: float, cores: int, side: int) -> list[str]:
 
     def cell(model: str, gpu: str) -> str:
         wanted = images_per_second(model, side, gpu)
-        return f"{rate * cores / wanted:.3g} of {wanted:,.0f}"
+        return f"{rate * cores / wanted:.3g} ({wanted:,.0f})"
 
     return [
-        f"{cores} {'core feeds' if cores == 1 else 'cores feed'} about {rate * cores:,.0f} images/s to as many GPUs, "
-        "times the images/s of one GPU:",
+        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rate * cores:,.0f} images/s, enough for this "
+        "many GPUs (in brackets: images/s of one):",
         f"{'':<14}" + "".join(f"{gpu:>20}" for gpu in GPUS),
         *(f"{model:<14}" + "".join(f"{cell(model, gpu):>20}" for gpu in GPUS) for model in MODELS),
-        f"The images/s of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16. "
-        "Leave cores for the training processes.",
+        f"The images/s of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16.",
+        "The training processes need cores as well.",
     ]
 
 

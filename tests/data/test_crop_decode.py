@@ -26,10 +26,15 @@ from swinv2_train.data.crop_decode import JpegFrame
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop, draw_crop
+from swinv2_train.data.loader import SampleSource, Share, TrainLoader
+from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.transform import Transform
+from swinv2_train.data.workers import Workers
 from tests.data.damaged_images import damaged
-from tests.data.samples import encoded, pixels
+from tests.data.samples import encoded, pixels, write_shards
 
 WHOLE, PARTS = DecodeOptions(parts=False), DecodeOptions()
 SCALED = DecodeOptions(scaled=True)
@@ -198,6 +203,28 @@ def test_a_crop_of_a_decoded_image_is_the_same() -> None:
     for seed in range(5):
         expected = train_crop(image, (24, 24), CONFIG, np.random.default_rng(seed))
         assert torch.equal(cropped(encoded(PHOTO), PARTS, seed), expected)
+
+
+class Cropped(Transform):
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"image": train_image(sample, (16, 16), CONFIG, rng)}
+
+
+@pytest.mark.slow
+def test_batches_depend_neither_on_workers_nor_on_what_is_decoded(tmp_path: Path) -> None:
+    jpeg_part.prepare()
+    shards = ShardSet.open(write_shards(tmp_path, [9, 8], broken=[4]))
+    order = SampleOrder(shards.num_samples, seed=1)
+    found = []
+    for options, workers in ((WHOLE, 0), (PARTS, 0), (PARTS, 2), (SCALED, 0)):
+        source = SampleSource(shards, Cropped(), 3, seed=2, decoding=options)
+        loader = TrainLoader(source, order, Share(4), global_batch=8, workers=Workers(workers))
+        found.append([next(loader) for _ in range(6)])
+        loader.close()
+    for batches in found[1:]:
+        for batch, expected in zip(batches, found[0], strict=True):
+            assert torch.equal(batch["image"], expected["image"])
+            assert batch["broken"] == expected["broken"]
 
 
 @pytest.mark.slow
