@@ -107,7 +107,7 @@ def files(directory: str) -> set[str]:
 @pytest.mark.slow
 def test_the_wheel_has_the_package_and_every_config(built: tuple[Path, Path]) -> None:
     names = set(zipfile.ZipFile(built[0]).namelist())
-    assert {name for name in files("swinv2_train") if name.endswith(".py")} <= names
+    assert {name for name in files("swinv2_train") if name.endswith((".py", ".c"))} <= names
     assert {f"swinv2_train/{name}" for name in files("conf")} <= names
     assert not [name for name in names if name.startswith(("tests/", "conf/"))]
 

@@ -22,7 +22,8 @@ from swinv2_train.analysis.probes import EvalImages, Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import TaskConfig
-from swinv2_train.data.batch import Batch, to_device
+from swinv2_train.data.batch import Batch
+from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import (
     NAMES,
@@ -271,12 +272,16 @@ class _Bench:
             return found
 
     def _batches(self, loader: EvalLoader) -> Iterator[Batch]:
-        for done, batch in enumerate(loader, 1):
-            check_alive()
-            self.broken += batch.pop("broken")
-            yield to_device(batch, self.ranks.device)
+        for done, batch in enumerate(on_device(self._each(loader), self.ranks.device), 1):
+            yield batch
             if self.progress is not None and self.ranks.is_main:
                 self.progress(done, len(loader))
+
+    def _each(self, loader: EvalLoader) -> Iterator[Batch]:
+        for batch in loader:
+            check_alive()
+            self.broken += batch.pop("broken")
+            yield batch
 
     def _labels(self, position: int) -> list[int]:
         """Return the ReaL labels of a sample."""

@@ -1,4 +1,4 @@
-"""`swinv2-data`: make data sets of WebDataset shards and check them.
+"""`swinv2-data`: make data sets of WebDataset shards, check them, and measure how fast this host reads them.
 
 Exit status: 0 all is well; 1 done, but some images or labels were skipped or cannot be used, or the command failed (a
 full disk, a server that does not answer); 2 usage error (a wrong option or path, no images); 130 interrupted.
@@ -41,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="swinv2-data",
-        description="Make data sets of WebDataset shards and check them.",
+        description="Make data sets of WebDataset shards, check them, and measure how fast this host reads them.",
         epilog=manual("data", _STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect,bench}")
     _add_pack(commands)
     _add_inspect(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -127,12 +128,7 @@ def _add_inspect(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = inspect.add_argument
-    add(
-        "shards",
-        metavar="SHARDS",
-        nargs="+",
-        help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
-    )
+    _add_shards(add)
     add(
         "--sheet",
         type=Path,
@@ -143,14 +139,56 @@ def _add_inspect(commands: Any) -> None:
     add("--samples", type=_positive, metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=int, help="selects the samples of the sheet (default: 0)")
     add("--workers", type=_count, metavar="N", help="processes (default: one per core); 0: only this one")
+    _add_reading(add, "and for the sheet")
+    inspect.set_defaults(run=_inspect)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure how fast this host makes training images",
+        description=filled(
+            "Read, decode, crop, and collate random samples as a data worker does, and print the images per second and "
+            "core of each stage, by CPU time. The storage is not measured: samples are read once before. From this "
+            "and the FLOPs of each model, estimate how many GPUs the cores of this host can feed."
+        ),
+        epilog=manual("data", _STATUS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = bench.add_argument
+    _add_shards(add)
+    add("--samples", type=_positive, default=512, metavar="N", help="samples to measure (default: %(default)s)")
+    add("--batch", type=_positive, default=64, metavar="N", help="samples of a micro-batch (default: %(default)s)")
+    add("--resolution", type=_positive, default=192, metavar="N", help="side of the crops (default: %(default)s)")
+    add(
+        "--least-area",
+        type=_area,
+        default=0.67,
+        metavar="SHARE",
+        help="smallest part of the image area that a crop covers (default: %(default)s)",
+    )
+    add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="(default: %(default)s)")
+    add("--entire", action="store_true", help="decode entire images, as with data.crop_decoding=false")
+    add("--scaled", action="store_true", help="decode large images at a fraction, as with data.scaled_decoding=true")
+    add("--seed", type=int, default=0, help="selects the samples (default: %(default)s)")
+    _add_image(add)
+    bench.set_defaults(run=_bench)
+
+
+def _add_shards(add: Any) -> None:
+    """Add the argument that names shards, and the options of their cache."""
+    add(
+        "shards",
+        metavar="SHARDS",
+        nargs="+",
+        help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
+    )
     add(
         "--cache-dir",
         default="~/.cache/swinv2_train/shards",
         help="directory of the cache of remote shards (default: %(default)s)",
     )
     add("--cache-gib", type=_gib, default=50.0, help="maximum size of that cache in GiB (default: %(default)s)")
-    _add_reading(add, "and for the sheet")
-    inspect.set_defaults(run=_inspect)
 
 
 def _add_reading(add: Any, background: str) -> None:
@@ -164,6 +202,11 @@ def _add_reading(add: Any, background: str) -> None:
         f"{background}: white, black, drop (ignore alpha), or numbers from 0 to 1 such as 0.5,0.5,0.5 "
         "(default: %(default)s)",
     )
+    _add_image(add)
+
+
+def _add_image(add: Any) -> None:
+    """Add options that select the image of a sample."""
     add(
         "--image",
         metavar="KEY",
@@ -272,6 +315,44 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0 if found.complete else 1
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from swinv2_train.cli.data_display import feeding_lines, print_table, speed_lines
+    from swinv2_train.config.schema import AugmentConfig
+    from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.jpeg_part import prepare
+    from swinv2_train.data.parallel import available_cores
+    from swinv2_train.data.shards import ShardSet
+    from swinv2_train.data.speed import measure_speed
+
+    if arguments.scaled and arguments.entire:
+        raise DataError("--scaled has no effect with --entire: remove one of them")
+    reason = "--entire" if arguments.entire else prepare()
+    shards = ShardSet.open(
+        arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
+    )
+    augment = AugmentConfig(scale=[arguments.least_area, 1.0], interpolation=arguments.interpolation)
+    options = DecodeOptions(max_pixels=arguments.max_pixels, parts=not arguments.entire, scaled=arguments.scaled)
+    side = arguments.resolution
+    speed = measure_speed(
+        shards,
+        (side, side),
+        augment,
+        options,
+        num_samples=arguments.samples,
+        micro_batch=arguments.batch,
+        seed=arguments.seed,
+    )
+    decoder = f"torchvision, entire images: {reason}" if reason else "libjpeg-turbo, only the parts that crops need"
+    crops = f"{side} x {side} of at least {arguments.least_area:.0%} of the area, {arguments.interpolation}"
+    print_table([("JPEG decoder", decoder), ("crops", crops)])
+    for line in (*speed_lines(speed), "", *feeding_lines(speed.rate(), available_cores(), side)):
+        print(line)
+    if speed.num_broken:
+        print(f"{speed.num_broken} broken samples were left out: see swinv2-data inspect", file=sys.stderr)
+    return 1 if speed.num_broken else 0
+
+
 def _size(text: str) -> int:
     number = text.lower().removesuffix("b")
     digits = number.rstrip("kmgi")
@@ -331,6 +412,13 @@ def _background(text: str) -> str | list[float]:
     if not all(0 <= number <= 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 to 1")
     return numbers
+
+
+def _area(text: str) -> float:
+    share = _number(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return share
 
 
 def _share(text: str) -> float:

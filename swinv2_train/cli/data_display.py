@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swinv2_train.data.inspect import Inspection
+    from swinv2_train.data.speed import Speed
 
 _LINES = 10
 _SHOWN = 20
@@ -52,6 +53,44 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     print()
+
+
+def speed_lines(speed: Speed) -> list[str]:
+    """Return a table of the stages of `swinv2-data bench`."""
+    from swinv2_train.data.speed import STAGES
+
+    count = speed.num_samples
+    size = f"{speed.bytes_read / count / 1000:,.0f} kB and {speed.pixels / count / 1e6:.2g} megapixels on average"
+    rows = [f"{stage:<10}{speed.rate(stage):>16,.0f}{speed.share(stage):>8.0%}" for stage in STAGES]
+    return [
+        f"{count:,} images, {size}",
+        f"{'stage':<10}{'images/s, core':>16}{'time':>8}",
+        *rows,
+        f"{'all':<10}{speed.rate():>16,.0f}",
+    ]
+
+
+def feeding_lines(rate: float, cores: int, side: int) -> list[str]:
+    """Return a table of the GPUs that a host can feed, by model.
+
+    Args:
+        rate: images per second and core.
+        side: of the input, in pixels.
+    """
+    from swinv2_train.planner.feeding import GPUS, MODELS, UTILIZATION, images_per_second
+
+    def cell(model: str, gpu: str) -> str:
+        wanted = images_per_second(model, side, gpu)
+        return f"{rate * cores / wanted:.3g} ({wanted:,.0f})"
+
+    return [
+        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rate * cores:,.0f} images/s, enough for this "
+        "many GPUs (in brackets: images/s of one):",
+        f"{'':<14}" + "".join(f"{gpu:>20}" for gpu in GPUS),
+        *(f"{model:<14}" + "".join(f"{cell(model, gpu):>20}" for gpu in GPUS) for model in MODELS),
+        f"The images/s of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16.",
+        "The training processes need cores as well.",
+    ]
 
 
 def label_lines(problems: Sequence[tuple[str, str]]) -> list[str]:

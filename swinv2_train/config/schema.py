@@ -103,6 +103,16 @@ class DataConfig(Section):
     """
     max_pixels: int = 200_000_000
     """Largest image that is decoded, in pixels (more than 4 channels count proportionally); larger ones are broken."""
+    crop_decoding: bool = True
+    """Decode only the part of a JPEG that a training crop needs, if a C compiler and libjpeg-turbo's headers are there.
+
+    The pixels are the same without it. Off with `task.repeats` above 1, which decodes an image once for all its copies.
+    """
+    scaled_decoding: bool = False
+    """Decode training crops of JPEGs at 1/2, 1/4, or 1/8 of their size if at least twice the input size remains.
+
+    Faster for images that are much larger than the input, with slightly other pixels than PIL's. Needs `crop_decoding`.
+    """
     max_broken_share: float = 0.01
     """Stop the run if more than this fraction of the samples read so far (counted as at least 1000) was broken."""
     cache_dir: str = "~/.cache/swinv2_train/shards"

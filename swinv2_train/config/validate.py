@@ -68,6 +68,11 @@ def validate_data(config: Config) -> None:
     share("data.max_broken_share", data.max_broken_share)
     check_background(data.background, config.model.in_channels)
     at_least("data.max_pixels", data.max_pixels, 1)
+    if data.scaled_decoding and not data.crop_decoding:
+        raise ConfigError("data.scaled_decoding", True, "has no effect without data.crop_decoding: set both or neither")
+    if data.scaled_decoding and config.task.repeats > 1:
+        hint = f"has no effect with task.repeats={config.task.repeats}, which decodes entire images: set it to false"
+        raise ConfigError("data.scaled_decoding", True, hint)
     minima = (("shuffle_samples", 1), ("connections", 1), ("num_workers", 0), ("prefetch_batches", 1))
     for key, least in minima:
         at_least(f"data.{key}", getattr(data, key), least)

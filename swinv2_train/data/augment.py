@@ -15,13 +15,23 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.geometry import draw_crop, fixed_crop
+from swinv2_train.data.sample import Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Return a random resized and flipped crop of a sample's image, (C, *size), decoding no more than it needs.
+
+    Raises BrokenSample.
+    """
+    part, crop = sample.part(sample.aligned(draw_crop(sample.size, size, config, rng)))
+    return crop.image(part, config.interpolation)
+
+
 def train_crop(image: Tensor, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Apply a random resized crop and flips: (C, H, W) -> (C, *size), same dtype."""
+    """Apply the crop of `train_image` to a decoded image: (C, H, W) -> (C, *size), same dtype."""
     return draw_crop((image.shape[-2], image.shape[-1]), size, config, rng).image(image, config.interpolation)
 
 

@@ -57,6 +57,11 @@ class Ragged:
         return list(self)[index]
 
     @property
+    def flat(self) -> Tensor | None:
+        """The tensor that holds all values end to end; None for other values."""
+        return self._flat
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors; 0 for other values."""
         return 0 if self._flat is None else self._flat.nbytes
@@ -72,11 +77,6 @@ class Ragged:
     def pin_memory(self) -> Ragged:
         """Return the same values in pinned memory; the loader's pinning thread calls this by its name."""
         return self._with(lambda flat: flat.pin_memory())
-
-    def share_memory(self) -> None:
-        """Move the tensors to shared memory, in place. Raises RuntimeError or OSError if it is full."""
-        if self._flat is not None:
-            self._flat.share_memory_()
 
     def to(self, device: torch.device) -> Ragged:
         """Return the same values with tensors on the device."""
@@ -160,6 +160,15 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
+def tensors(batch: Batch) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, those of a ragged entry as the one that holds them all."""
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Ragged) and value.flat is not None:
+            yield value.flat
+
+
 def share_memory(batch: Batch) -> None:
     """Move the tensors of a batch to shared memory, in place.
 
@@ -167,8 +176,5 @@ def share_memory(batch: Batch) -> None:
         RuntimeError: if there is no room, or too many files are open.
         OSError: the same, by the operating system.
     """
-    for value in batch.values():
-        if isinstance(value, Tensor):
-            value.share_memory_()
-        elif isinstance(value, Ragged):
-            value.share_memory()
+    for tensor in tensors(batch):
+        tensor.share_memory_()

@@ -45,11 +45,21 @@ class DecodeOptions:
     """Color behind transparent pixels; None: drop the alpha channel."""
     max_pixels: int = MAX_PIXELS
     """Largest image that is decoded, in pixels; checked before memory is allocated."""
+    parts: bool = True
+    """Decode only the part that a training crop needs, see `crop_decode`; the pixels are the same."""
+    scaled: bool = False
+    """Decode crops that are much larger than their result at a fraction of their size, if `parts` is set."""
 
     @classmethod
-    def of(cls, config: DataConfig, mean: Sequence[float]) -> DecodeOptions:
-        """Return the options of a config whose images are normalized with `mean`."""
-        return cls(background_color(config.background, mean), config.max_pixels)
+    def of(cls, config: DataConfig, mean: Sequence[float], *, repeats: int = 1) -> DecodeOptions:
+        """Return the options of a config whose images are normalized with `mean`.
+
+        Args:
+            repeats: crops of each image in a batch; an image with several is decoded once, entirely.
+        """
+        background = background_color(config.background, mean)
+        parts = config.crop_decoding and repeats == 1
+        return cls(background, config.max_pixels, parts, config.scaled_decoding)
 
 
 def decode(data: bytes, channels: int | None = None, options: DecodeOptions | None = None) -> Tensor:

@@ -53,11 +53,12 @@ class Crop:
         """Apply it to an image: (..., H, W) -> (..., *size), same dtype, antialiased."""
         self._check(image, "image")
         top, left, height, width = self.box
-        image = resize(image[..., top : top + height, left : left + width], self.scaled, interpolation)
-        if self.size != self.scaled:
-            (top, left), (height, width) = self.corner, self.size
-            image = image[..., top : top + height, left : left + width].contiguous()
-        return _flip(image, self.horizontal, self.vertical)
+        image = _resized(image[..., top : top + height, left : left + width], self.scaled, interpolation)
+        (top, left), (height, width) = self.corner, self.size
+        # numpy, because it copies faster than torch, and not every version of torch can flip uint16.
+        array = image.numpy()[..., top : top + height, left : left + width]
+        array = array[..., :: -1 if self.vertical else 1, :: -1 if self.horizontal else 1]
+        return torch.from_numpy(array.copy())
 
     def label_map(self, labels: Tensor) -> Tensor:
         """Apply it to a label map or masks: (..., H, W) -> (..., *size), any dtype; each pixel is one of the source.
@@ -176,8 +177,13 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     The arithmetic of torchvision's resize, bit for bit, without its import (see `codecs`). torch resizes uint8 in
     integers if the CPU is fast at that. Everything else goes through float32 and is rounded.
     """
+    return _resized(image, size, interpolation).contiguous()
+
+
+def _resized(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """As `resize`, in any memory layout; it may be the image itself."""
     if tuple(image.shape[-2:]) == tuple(size):
-        return image.contiguous()
+        return image
     dtype = image.dtype
     images = _as_channels_last(image.reshape(-1, *image.shape[-3:]))
     if not dtype.is_floating_point and not (dtype == torch.uint8 and _resizes_in_integers(interpolation)):
@@ -185,7 +191,7 @@ def resize(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
     resized = interpolate(images, list(size), mode=interpolation, align_corners=False, antialias=True)
     if resized.dtype != dtype:  # bicubic filters overshoot
         resized = resized.round_().clamp_(0, torch.iinfo(dtype).max).to(dtype)
-    return resized.reshape(*image.shape[:-2], *size).contiguous()
+    return resized.reshape(*image.shape[:-2], *size)
 
 
 @cache
@@ -227,12 +233,3 @@ def pad(image: Tensor, canvas: tuple[int, int], value: int = 0) -> Tensor:
 def padded_image(image: Tensor, canvas: tuple[int, int]) -> dict[str, Tensor]:
     """Return the entries `image` (C, *canvas), padded at the bottom and right, and `size`: its height and width."""
     return {"image": pad(image, canvas), SIZE: torch.tensor(image.shape[-2:])}
-
-
-def _flip(image: Tensor, horizontal: bool, vertical: bool) -> Tensor:
-    dims = [-1] * horizontal + [-2] * vertical
-    if not dims:
-        return image
-    if image.dtype == torch.uint16:  # the same bits: not every version of torch can flip uint16
-        return image.view(torch.int16).flip(dims).view(torch.uint16)
-    return image.flip(dims)

@@ -17,6 +17,7 @@ _PNG_IGNORED = frozenset(
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15 without DHT, JPG and DAC
 _JPEG_BARE = {0x01, *range(0xD0, 0xD9)}  # TEM, RST0 to RST7, SOI: no length follows
+_APP1 = 0xE1
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types: byte, short, long
@@ -54,7 +55,9 @@ def unknown_format(data: bytes) -> str:
 
 def header_size(data: bytes, kind: str) -> tuple[int, int] | None:
     """Return (height, width) of a JPEG, PNG, or WebP; None if the header is damaged or of another format."""
-    reader = {"jpeg": _jpeg_size, "png": _png_size, "webp": _webp_size}.get(kind)
+    if kind == "jpeg":
+        return jpeg_header(data)[0]
+    reader = {"png": _png_size, "webp": _webp_size}.get(kind)
     return reader(data) if reader is not None else None
 
 
@@ -63,8 +66,22 @@ def orientation(data: bytes, kind: str) -> int:
 
     XMP and other metadata may come before the EXIF block. An orientation only in XMP is ignored.
     """
-    blocks = {"jpeg": _jpeg_exif, "png": _png_exif, "webp": _webp_exif}[kind]
+    if kind == "jpeg":
+        return jpeg_header(data)[1]
+    blocks = {"png": _png_exif, "webp": _webp_exif}[kind]
     return next((found for block in blocks(data) if (found := _exif_orientation(block)) is not None), 1)
+
+
+def jpeg_header(data: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Return ((height, width) of a JPEG as it is stored, or None if the header is damaged; its EXIF orientation)."""
+    size, turned = None, None
+    for marker, start, length in _jpeg_segments(data):
+        if marker == _APP1 and turned is None and data[start : start + 6] == _EXIF:
+            turned = _exif_orientation(data[start + 6 : start + length])
+        elif marker in _JPEG_FRAMES and size is None and length >= 5 and len(data) >= start + 5:
+            height, width = struct.unpack_from(">HH", data, start + 1)
+            size = (height, width)
+    return size, turned or 1
 
 
 def check_png(data: bytes) -> None:
@@ -113,20 +130,6 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             return
         yield marker, position + 2, size - 2
         position += size
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    for marker, start, size in _jpeg_segments(data):
-        if marker in _JPEG_FRAMES and size >= 5 and len(data) >= start + 5:
-            height, width = struct.unpack_from(">HH", data, start + 1)
-            return height, width
-    return None
-
-
-def _jpeg_exif(data: bytes) -> Iterator[bytes]:
-    for marker, start, size in _jpeg_segments(data):
-        if marker == 0xE1 and data[start : start + 6] == _EXIF:
-            yield data[start + 6 : start + size]
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 8
@@ -71,7 +72,19 @@ def permute(value: int, size: int, keys: tuple[int, ...]) -> int:
 def sample_rng(seed: int, position: int, stream: str = "sample") -> np.random.Generator:
     """Return the source of all randomness of one sample, which depends only on the seed, the position, and the
     stream."""
-    return np.random.Generator(np.random.Philox(key=np.array([keys(stream, seed)[0], position], dtype=np.uint64)))
+    key = np.array([keys(stream, seed)[0], position], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(_Key(key)))
+
+
+class _Key(ISeedSequence):
+    """Hands a key to Philox. Its argument `key` means the same, but then it draws entropy in vain, which takes longer
+    than all else here."""
+
+    def __init__(self, key: np.ndarray) -> None:
+        self._key = key
+
+    def generate_state(self, n_words: int, dtype: object = np.uint32) -> np.ndarray:
+        return self._key
 
 
 class Order(Protocol):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from swinv2_train.data.crop_decode import JpegFrame, aligned, decode_crop
 from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.geometry import Crop
 from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.data.raw_sample import RawSample
@@ -61,12 +64,37 @@ class Sample:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the upright image, from its header if the format allows: for a crop drawn in advance."""
+        if self._frame is not None:
+            return self._frame.size
         data = self.data(IMAGE)
         kind = sniff(data)
         found = header_size(data, kind) if kind is not None else None
         if kind is None or found is None:
             return self.image.shape[-2], self.image.shape[-1]
         return found[::-1] if orientation(data, kind) >= 5 else found
+
+    def aligned(self, crop: Crop) -> Crop:
+        """Return the crop that `part` can decode: itself, or with scaled decoding moved a little; see
+        `crop_decode.aligned`."""
+        return aligned(self._frame, crop, self._decoding)
+
+    def part(self, crop: Crop) -> tuple[Tensor, Crop]:
+        """Decode no more of the image than a crop needs.
+
+        Args:
+            crop: drawn for `size`, and `aligned`.
+
+        Returns:
+            (pixels (C, height, width), upright; the crop to be applied to them).
+        """
+        part = None
+        if (IMAGE, IMAGE) not in self._decoded:
+            part = decode_crop(self.data(IMAGE), self._frame, crop, self._channels, self._decoding)
+        return part or (self.image, crop)
+
+    @cached_property
+    def _frame(self) -> JpegFrame | None:
+        return JpegFrame.of(self.data(IMAGE))
 
     def data(self, name: str) -> bytes:
         """Return the bytes of a member.

@@ -206,11 +206,12 @@ class _Shared(Dataset[Any]):
         try:
             share_memory(batch)
         except (RuntimeError, OSError) as error:
-            return Failure(_unshared(error))
+            return Failure(unshared(error))
         return batch
 
 
-def _unshared(error: Exception) -> str:
+def unshared(error: Exception) -> str:
+    """Return the message for an error of `batch.share_memory`."""
     if "Too many open files" in str(error):
         return f"a data worker cannot pass on a batch ({_reason(error)})"
     return (

@@ -60,7 +60,7 @@ def train_loader(
     config: Config, plan: Plan, task: Task, shards: ShardSet, state: TrainState, ranks: Ranks
 ) -> TrainLoader:
     """Return an iterator over this rank's training micro-batches from the run's current position."""
-    decoding = DecodeOptions.of(config.data, task.mean)
+    decoding = DecodeOptions.of(config.data, task.mean, repeats=config.task.repeats)
     return TrainLoader(
         SampleSource(shards, task.train_transform, config.model.in_channels, config.seed, decoding),
         sample_order(config, shards),

@@ -12,7 +12,8 @@ from swinv2_train.analysis.activations import activation_chart, activation_metri
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
-from swinv2_train.data.batch import Batch, select, to_device
+from swinv2_train.data.batch import Batch, select
+from swinv2_train.data.device import on_device
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import Ranks
@@ -149,7 +150,7 @@ class Evaluation:
         self.engine.model.eval()
         try:
             with closing(self.open_held_out(num_samples, micro_batch)) as loader:
-                yield self._each(loader)
+                yield on_device(self._each(loader), self.ranks.device)
         finally:
             self.engine.model.train()
 
@@ -158,4 +159,4 @@ class Evaluation:
             check_stop(self.ranks, self.stop)
             for position, key, reason in batch.pop("broken", []):
                 self.tracker.warn(f"held-out sample {key} (number {position}) is broken and skipped: {reason}")
-            yield to_device(batch, self.ranks.device)
+            yield batch

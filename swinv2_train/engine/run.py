@@ -16,6 +16,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
 from swinv2_train.data.configured import OpenedSets, open_shards
+from swinv2_train.data.jpeg_part import prepare as prepare_jpeg_parts
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine.assemble import Parts, Start, build_trainer, first_batch_seconds, start_warnings
@@ -84,6 +85,8 @@ def train(
         ConfigError, DataError, RunError, CheckpointError: any error that ends the run, with a one-sentence message.
     """
     check_address_space()
+    if config.data.crop_decoding and not (problem or config.launch.preflight_only):
+        prepare_jpeg_parts()  # data workers load what it compiles
     if config.data.num_workers and not (problem or config.launch.preflight_only):
         start_server(config.task.worker_modules())  # imports the workers' modules while this process builds the model
     device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)

@@ -10,6 +10,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.section import flat
+from swinv2_train.data import jpeg_part
 from swinv2_train.data.card import Card
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
@@ -113,4 +114,21 @@ def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> 
         f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
         f"{config.engine.precision} on {ranks.device_name}, ZeRO stage {config.engine.zero_stage}; {rate}",
         *utilization_lines(config, ranks),
+        decoder_line(config),
     ]
+
+
+def decoder_line(config: Config) -> str:
+    """Return a line for the log about the decoder of JPEGs in training."""
+    if not config.data.crop_decoding:
+        reason = "data.crop_decoding=false"
+    elif config.task.repeats > 1:
+        reason = f"every image is cropped {config.task.repeats} times (task.repeats)"
+    else:
+        reason = jpeg_part.prepare()
+    scale = ", at a fraction of their size if twice the input size remains" if config.data.scaled_decoding else ""
+    if not reason:
+        return f"JPEG decoder: libjpeg-turbo, only the parts that crops need{scale}"
+    if scale:
+        return f"JPEG decoder: torchvision, entire images{scale} (then PIL); parts are not decoded: {reason}"
+    return f"JPEG decoder: torchvision, entire images: {reason}"

@@ -8,7 +8,8 @@ from functools import reduce
 
 import torch
 
-from swinv2_train.data.batch import Batch, to_device
+from swinv2_train.data.batch import Batch
+from swinv2_train.data.device import on_device
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Task
@@ -49,8 +50,8 @@ def forward_backward(
     weighed = zip(factors.items(), global_weights, strict=True)
     scales = {name: factor / (weight + NORMALISER_EPSILON) for (name, factor), weight in weighed}
     sums = StepSums({name: torch.zeros((), device=ranks.device) for name in scales})
-    for index, batch in enumerate(batches):
-        terms = task.loss(engine.model, to_device(batch, ranks.device)).terms
+    for index, batch in enumerate(on_device(batches, ranks.device)):
+        terms = task.loss(engine.model, batch).terms
         _check(terms, scales)
         # DeepSpeed averages gradients over the ranks, but the parts of the ranks must be summed.
         engine.backward(reduce(torch.add, [terms[name] * (scales[name] * ranks.world_size) for name in scales]))

@@ -19,7 +19,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS, ClassificationConfig
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_crop
+from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_image
 from swinv2_train.data.auto_augment import ColourAugment
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
@@ -57,15 +57,15 @@ class ClassificationTransform(Transform):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         # Before the label: if both are broken, the list of broken samples must report the image.
-        image = sample.image
-        labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
         data = self.data
         if self.training:
-            image = train_crop(image, self.size, data.augment, rng)
+            image = train_image(sample, self.size, data.augment, rng)
+        else:
+            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+        labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
+        if self.training:
             image = self.colours(image, rng, sample.key)
             image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
-        else:
-            image = eval_crop(image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
         packed = pack_labels(labels, self.task.num_classes) if self.task.multi_label else torch.tensor(labels[0])
         return {"image": image, "label": packed}
 

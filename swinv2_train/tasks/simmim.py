@@ -18,7 +18,7 @@ from torch import nn
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import eval_crop, train_crop
+from swinv2_train.data.augment import eval_crop, train_image
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
@@ -99,7 +99,7 @@ class SimMIMTransform(Transform):
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         data = self.data
         if self.training:
-            image = train_crop(sample.image, self.size, data.augment, rng)
+            image = train_image(sample, self.size, data.augment, rng)
         else:
             image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
         return {"image": image, "mask": random_mask(*self.grid, self.ratio, rng)}

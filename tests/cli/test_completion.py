@@ -110,7 +110,7 @@ def test_options_subcommands_and_their_choices(offered: Offered) -> None:
     assert offered("swinv2-train --config-d") == ["--config-dir"]
     assert offered("swinv2-train --cfg ") == ["job"]
     assert offered("swinv2-train --res") == []  # for the ranks alone
-    assert offered("swinv2-data ") == ["pack", "inspect"]
+    assert offered("swinv2-data ") == ["pack", "inspect", "bench"]
     assert set(offered("swinv2-checkpoint ")) >= {"ls", "show", "prune", "weights", "reshape"}
     assert offered("swinv2-export run out --format o") == ["onnx"]
     assert offered("swinv2-analyze w") == ["windows"]

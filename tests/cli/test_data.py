@@ -18,7 +18,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(caught.value.code or 0), output.out, output.err
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pack", "--help"], ["inspect", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["pack", "--help"], ["inspect", "--help"], ["bench", "--help"]])
 def test_help_names_every_option_and_imports_nothing_slow(arguments: list[str]) -> None:
     code = (
         "import sys, swinv2_train.cli.data as data\n"
@@ -28,8 +28,12 @@ def test_help_names_every_option_and_imports_nothing_slow(arguments: list[str]) 
     )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert result.stderr == ""
-    words = {0: ["pack", "inspect"], 1: ["--max-size", "--eval-share", "--overwrite", "broken.jsonl"]}
-    wanted = words[0] if arguments == ["--help"] else words[1] if arguments[0] == "pack" else ["--sheet", "--samples"]
+    wanted = {
+        "--help": ["pack", "inspect", "bench"],
+        "pack": ["--max-size", "--eval-share", "--overwrite", "broken.jsonl"],
+        "inspect": ["--sheet", "--samples"],
+        "bench": ["--resolution", "--least-area", "--scaled"],
+    }[arguments[0]]
     assert all(word in result.stdout for word in [*wanted, "exit status: 0 all is well"])
 
 
@@ -161,3 +165,37 @@ def test_an_interrupt_is_one_sentence(
     assert code == 130
     assert err.count("\n") == 1
     assert "interrupted" in err
+
+
+def test_bench_reports_every_stage_and_the_gpus_that_it_feeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shard,) = write_shards(tmp_path, [24])
+    code, out, err = run(capsys, "bench", shard, "--samples", 20, "--batch", 8, "--resolution", 64)
+    assert (code, err) == (0, "")
+    assert "JPEG decoder  " in out
+    assert "20 images, " in out
+    rates = {name: float(rate.replace(",", "")) for name, rate in re.findall(r"^(\w+) +([\d,]+)", out, re.MULTILINE)}
+    assert list(rates)[1:5] == ["read", "decode", "augment", "collate"]
+    assert 1 / rates["all"] == pytest.approx(sum(1 / rates[name] for name in list(rates)[1:5]), rel=0.02)
+    assert re.search(r"^swinv2_base +[\d.e+]+ \(14,\d{3}\) ", out, re.MULTILINE), out
+    assert "not a measurement: SimMIM at 35% of its peak in bf16" in out
+
+
+def test_bench_leaves_out_broken_samples_and_names_wrong_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shard,) = write_shards(tmp_path, [6], broken=[2, 5])
+    code, out, err = run(capsys, "bench", shard, "--resolution", 16, "--entire")
+    assert code == 1
+    assert "torchvision, entire images: --entire" in out
+    assert "4 images, " in out
+    assert err == "2 broken samples were left out: see swinv2-data inspect\n"
+    (shard,) = write_shards(tmp_path / "all", [2], broken=[0, 1])
+    code, _, err = run(capsys, "bench", shard)
+    assert code == 2
+    assert "none of the samples can be used" in err
+    code, _, err = run(capsys, "bench", shard, "--entire", "--scaled")
+    assert code == 2
+    assert "--scaled has no effect with --entire" in err
+    assert run(capsys, "bench", shard, "--least-area", "1.5")[0] == 2

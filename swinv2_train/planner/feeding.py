@@ -1,0 +1,29 @@
+"""Images per second that a GPU trains on, estimated from the FLOPs of a model: the demand that its data must meet."""
+
+from __future__ import annotations
+
+from swinv2_train.config.model import VARIANTS, variant
+from swinv2_train.config.schema import Config
+from swinv2_train.planner.flops import training_flops
+from swinv2_train.planner.peak import peak_tflops
+
+UTILIZATION = 0.35
+"""Assumed fraction of the peak in bf16 (MFU). It is an estimate, not a measurement; a run logs its own."""
+GPUS = {"A100": "A100-SXM4-40GB", "H100": "H100 80GB HBM3"}
+"""GPUs of the estimate, and their names in the table of peaks."""
+MODELS = tuple(VARIANTS)
+
+
+def images_per_second(model: str, side: int, gpu: str) -> float:
+    """Return the images per second of SimMIM pretraining on one GPU at `UTILIZATION` of its peak in bf16.
+
+    Args:
+        model: one of `MODELS`, with its default window.
+        side: of the input, in pixels.
+        gpu: one of `GPUS`.
+    """
+    config = Config(model=variant(model))
+    config.data.resolution = side
+    peak = peak_tflops(GPUS[gpu], "bf16")
+    assert peak is not None
+    return UTILIZATION * peak * 1e12 / training_flops(config)
