@@ -184,6 +184,11 @@ class OptimConfig(Section):
     """
 
 
+BUCKET_ELEMENTS = 50_000_000
+"""Elements of gradients that are reduced together: enough to fill a network link, few enough to be complete early in
+backward. DeepSpeed's default of 500 million takes a gigabyte in bf16, whatever the model."""
+
+
 @dataclass
 class EngineConfig(Section):
     """DeepSpeed: sharding, precision, accumulation."""
@@ -208,6 +213,12 @@ class EngineConfig(Section):
     def sums_in_fp32(self) -> bool:
         """True if the gradients of bf16 weights are summed in fp32, over micro-batches and ranks."""
         return (self.zero_stage, self.precision, self.grad_accum_dtype) == (1, "bf16", "fp32")
+
+    @property
+    def bucket_elements(self) -> int:
+        """Elements of gradients that are reduced together."""
+        given = self.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET_ELEMENTS)
+        return int(float(given))  # YAML reads 5e8 as text
 
 
 @dataclass
