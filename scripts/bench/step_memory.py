@@ -133,7 +133,7 @@ def steps(config: Config, ranks: Ranks, images: int) -> dict[str, float]:
                 if images:
                     engine.backward(sum(task.loss(engine.model, batch).terms.values()))
                 else:
-                    # Autograd computes the gradients in the order in which a forward pass would use the parameters last.
+                    # Autograd computes the gradients in the order in which a forward pass uses the parameters last.
                     engine.backward(torch.stack([parameter.sum() for parameter in parameters]).sum())
                 if index < plan.accumulation - 1:
                     engine.micro_step()

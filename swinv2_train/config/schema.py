@@ -374,6 +374,16 @@ class LaunchConfig(Section):
     """Network interface for the sockets of NCCL and gloo; null: the one that leads to rank 0."""
     env_file: str | None = None
     """File of KEY=VALUE lines that every rank reads before it starts; variables that are already set are kept."""
+    gpu_memory_gib: float | None = None
+    """Memory of one GPU in GiB, such as 39.49 for an A100-40G. A run that certainly needs more is rejected.
+
+    null: that of the GPUs that the ranks run on; in a dry run that of this machine, if it has GPUs.
+    """
+    bus_gb_s: float | None = None
+    """Bandwidth of an all-reduce over all ranks in GB/s, as the preflight prints it (`busbw` of nccl-tests).
+
+    The dry run then prints the modeled fraction of a step that is lost to communication.
+    """
     preflight_only: bool = False
     """Compare the ranks, time the network and a batch, print the result, and exit."""
 

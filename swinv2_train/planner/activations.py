@@ -227,4 +227,3 @@ def activations(config: Config, images: int, *, gpu: bool) -> list[Reached]:
     saved += images * last.height * last.width * (kernels.norm * last.dim + 8)
     head = images * config.task.head_bytes(config, kernels.element)
     return [*found, Reached(NUM_STAGES, 0, saved + head, 0.0, head)]
-

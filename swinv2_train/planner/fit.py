@@ -1,13 +1,13 @@
 """Comparison of a run's peak with the memory of its GPUs, before anything slow begins.
 
 The formulas count what certainly exists, so a run whose peak is larger than the memory cannot run. They overestimate a
-run only if autograd saves less than they assume, see `_upper_bound`; such a run gets a warning instead of an error.
+run only if autograd saves less than they assume, see `upper_bound`; such a run gets a warning instead of an error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, attention_backends, checkpointing_periods
@@ -41,17 +41,30 @@ _HARMLESS_KEYS = {"reduce_bucket_size", "overlap_comm"}
 """Keys of engine.deepspeed.zero_optimization that leave the formulas valid."""
 
 
-def check_fit(config: Config, plan: Plan, memory: float, *, of: str = "", frozen: int = 0) -> list[str]:
+@dataclass(frozen=True)
+class Gpu:
+    """A present GPU."""
+
+    name: str
+    memory: int
+    """Its bytes, as the driver reports them."""
+
+
+def check_fit(config: Config, plan: Plan, gpu: Gpu | None, frozen: int = 0) -> list[str]:
     """Return a warning if a run may not fit into the memory of its GPUs.
 
     Args:
-        memory: bytes of one GPU.
-        of: name of the GPU that has this memory; empty if the config states it.
+        gpu: that with the least memory of those that the run uses; None if unknown. `launch.gpu_memory_gib` overrides
+            it.
         frozen: number of parameters that are not trained.
 
     Raises:
         ConfigError: if it certainly does not fit.
     """
+    given = config.launch.gpu_memory_gib
+    if given is None and gpu is None:
+        return []
+    memory = gpu.memory if given is None else given * GIB
     needed = peak(config, plan, frozen=frozen)
     if needed.total + EXTRA_GIB[1] * GIB <= memory:
         return []
@@ -61,22 +74,24 @@ def check_fit(config: Config, plan: Plan, memory: float, *, of: str = "", frozen
         f"of which {_gib(largest)} are {WORDS[name]}"
     )
     remedy = _remedy(config, plan, memory, frozen)
-    place = f"{of} has {_gib(memory)}" if of else f"{_KEY}={memory / GIB:g}"
-    if needed.total > memory and not (bound := _upper_bound(config)):
-        if of:
-            raise ConfigError("", memory, f"{text}, but the {place}; {remedy}")
-        raise ConfigError(_KEY, f"{memory / GIB:g}", f"{text}; {remedy}")
+    place = f"the {_gib(memory)} of {gpu.name}" if given is None else f"{_KEY}={given:g}"
+    bound = upper_bound(config)
+    if needed.total > memory and not bound:
+        if given is None:
+            raise ConfigError("", "", f"{text}, more than {place}; {remedy}")
+        raise ConfigError(_KEY, f"{given:g}", f"{text}; {remedy}")
     if needed.total > memory:
         return [f"{text}, more than {place}; with {bound} it may need less; if it does not fit, {remedy}"]
     low, high = EXTRA_GIB
-    return [f"{text}; with {low:g} to {high:g} GiB for context, NCCL, and allocator it may exceed {place}; {remedy}"]
+    extra = f"with {low:g} to {high:g} GiB for context, NCCL, and allocator it may exceed {place}"
+    return [f"{text}; {extra}; if it does, {remedy}"]
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def _upper_bound(config: Config) -> str:
+def upper_bound(config: Config) -> str:
     """Return the setting with which the formulas are only an upper bound; empty if they are exact."""
     if config.engine.compile:
         return "engine.compile=true"
@@ -125,12 +140,13 @@ def _changes(config: Config, plan: Plan) -> Iterator[tuple[str, int, Config]]:
     for keys, model in models:
         yield from (change(keys, size, model) for size in (micro, *smaller))
     yield from (change({}, size, config.model) for size in smaller)
-    keys, model = models[-1] if models else ({}, config.model)
+    leanest = models[-1] if models else ({}, config.model)
     if config.engine.precision == "bf16" and config.engine.zero_stage < 2:
-        yield from (change({**keys, "engine": "zero2_bf16"}, size, model) for size in (micro, *smaller))
+        for keys, model in (({}, config.model), leanest):
+            yield from (change({**keys, "engine": "zero2_bf16"}, size, model) for size in (micro, *smaller))
     ranks = 2 * world
     while ranks <= _MOST_RANKS:
-        yield from (change(keys, size, model, ranks) for size in (micro, 1))
+        yield from (change(leanest[0], size, leanest[1], ranks) for size in (micro, 1))
         ranks *= 2
 
 

@@ -96,16 +96,16 @@ def moments(config: Config, plan: Plan, *, frozen: int = 0, gpu: bool = True) ->
     found = [
         replace(
             _backward(config, plan, base, reached, parameters - frozen),
-            moment=f"backward reaches {reached.place}",
+            moment=f"its backward reaches {reached.place}",
             activations=reached.saved,
             recomputed=reached.recomputed,
             transient=reached.transient,
         )
         for reached in activations(config, plan.micro_batch, gpu=gpu)
     ]
-    found.append(_update(config, base, parameters - frozen, world))
+    found += _after_backward(config, base, parameters - frozen, world)
     aside = evaluation_bytes(config, parameters, world, frozen)
-    return [*found, replace(base, moment="evaluation", average=base.average + aside)] if aside else found
+    return [*found, replace(base, moment="it evaluates the average", average=base.average + aside)] if aside else found
 
 
 def peak(config: Config, plan: Plan, *, frozen: int = 0, gpu: bool = True) -> Memory:
@@ -131,15 +131,21 @@ def _backward(config: Config, plan: Plan, base: Memory, reached: Reached, traine
     return replace(base, gradients=element * present, sums=sums, buckets=buckets)
 
 
-def _update(config: Config, base: Memory, trained: int, world: int) -> Memory:
+def _after_backward(config: Config, base: Memory, trained: int, world: int) -> list[Memory]:
+    """Return the end of the reduction, in which a rank collects its partition of the gradients, and the update."""
     engine, element = config.engine, ELEMENT_BYTES[config.engine.precision]
-    named = replace(base, moment="the update")
+    update, whole = replace(base, moment="it updates the weights"), element * trained
     if engine.sums_in_fp32:
-        return named
+        return [update]
     if engine.zero_stage == 0:  # reduced in buckets after backward, then widened
         copies = 4 * trained if element < 4 else element * min(engine.bucket_elements, trained) * (world > 1)
-        return replace(named, gradients=element * trained, buckets=copies)
-    return replace(named, gradients=element * trained / world, buckets=4 * trained / world)
+        return [replace(update, gradients=whole, buckets=copies)]
+    update = replace(update, gradients=whole / world, buckets=4 * trained / world)
+    if engine.zero_stage >= 2:
+        return [update]
+    sums = 4 * trained if engine.grad_accum_dtype == "fp32" and element < 4 else 0
+    collected = replace(base, moment="it collects its gradients", gradients=whole, sums=sums, buckets=whole / world)
+    return [collected, update]
 
 
 def _largest(config: Config, reached: Reached) -> int:
