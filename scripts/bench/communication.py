@@ -2,9 +2,9 @@
 
     python scripts/bench/communication.py --out results.json
 
-Nothing is measured: `planner/communication.py` contains the model and its assumptions. Columns per number of ranks:
-`before`, a reduction in bf16 of all gradients after the last backward; `now`, the engine of the experiment; and `later`,
-with the gathering of the weights behind the next forward pass as well, which no engine does.
+Nothing is measured: `planner/communication.py` contains the model and its assumptions. The columns are `before`, a
+reduction in bf16 of all gradients after the last backward; `now`, the engine of the experiment; and `later`, with the
+weights gathered during the next forward pass as well, which no engine does.
 """
 
 from __future__ import annotations
@@ -51,7 +51,17 @@ def main() -> None:
                     with_late_gather(config, plan, network, mfu),
                 )
                 lost = {"before": before.lost, "now": now.lost, "later": later.lost}
-                results.append({"network": name, "gb_s": rate, "ranks": ranks, "mfu": mfu, "step_s": now.total, **lost})
+                results.append(
+                    {
+                        "network": name,
+                        "gb_s": rate,
+                        "ranks": ranks,
+                        "mfu": mfu,
+                        "step_s": now.total,
+                        "control_s": now.control,
+                        **lost,
+                    }
+                )
                 shares = "  ".join(f"{share:7.1%}" for share in lost.values())
                 print(f"{name:36}  {ranks:5}  {mfu:4.0%}  {now.total:8.2f}  {shares}")
     write_report(arguments.out, (), experiment=arguments.experiment, overrides=arguments.overrides, results=results)

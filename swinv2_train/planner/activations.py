@@ -163,7 +163,7 @@ def _attention_transient(block: Block) -> float:
         # Two fp32 tensors of scores, in chunks, and fp32 operands of the same chunks.
         chunk = min(block.model.sequential_chunk_mib * 2**20, 8 * block.pairs)
         operands = 4 * (7 if half else 4) * chunk / (8 * block.stage.window_tokens) * block.stage.dim
-        return (11 if half else 12) * area + chunk + operands / block.stage.num_heads
+        return (10 if half else 12) * area + chunk + operands / block.stage.num_heads
     if block.backend == "sdpa" and gpu:
         return 5 * area + scores  # the gradient of the mask has a row per window and image
     if not half:

@@ -140,12 +140,37 @@ def _after_backward(config: Config, base: Memory, trained: int, world: int) -> l
     if engine.zero_stage == 0:  # reduced in buckets after backward, then widened
         copies = 4 * trained if element < 4 else element * min(engine.bucket_elements, trained) * (world > 1)
         return [replace(update, gradients=whole, buckets=copies)]
-    update = replace(update, gradients=whole / world, buckets=4 * trained / world)
+    # The partition of the gradients, flattened, and widened.
+    update = replace(update, gradients=whole / world, buckets=(element + 4) * trained / world)
     if engine.zero_stage >= 2:
         return [update]
     sums = 4 * trained if engine.grad_accum_dtype == "fp32" and element < 4 else 0
-    collected = replace(base, moment="it collects its gradients", gradients=whole, sums=sums, buckets=whole / world)
+    kept = element * min(_kept(config, trained, world), trained)
+    collected = replace(base, moment="it collects its gradients", gradients=whole, sums=sums, buckets=kept)
     return [collected, update]
+
+
+def _kept(config: Config, trained: int, world: int) -> float:
+    """Return the elements of the gradients that overlap the rank's partitions, of the rank with the most.
+
+    DeepSpeed keeps a gradient entirely if a part of it is in the rank's partition of its parameter group. Layer decay
+    makes a group of every block, so every rank keeps one or two matrices of every block.
+    """
+    if config.optim.layer_decay == 1:
+        return trained / world
+    model, found = config.model, []
+    for rank in range(world):
+        kept = 0.0
+        for stage, depth in enumerate(model.depths):
+            dim = model.embed_dim * 2**stage
+            hidden = dim * mlp_width(model, dim)
+            matrices, start, whole = (3 * dim * dim, dim * dim, hidden, hidden), 0, 4 * dim * dim + 2 * hidden
+            for size in matrices:
+                overlaps = start * world < (rank + 1) * whole and (start + size) * world > rank * whole
+                kept += depth * size * overlaps
+                start += size
+        found.append(kept)
+    return max(found)
 
 
 def _largest(config: Config, reached: Reached) -> int:
