@@ -62,7 +62,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a step computes and transfers."""
+    """Computation and transfers of a step."""
 
     micro: float
     """Seconds of one micro-batch."""

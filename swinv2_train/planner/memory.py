@@ -141,7 +141,7 @@ def _after_backward(config: Config, base: Memory, trained: int, world: int) -> l
         copies = 4 * trained if element < 4 else element * min(engine.bucket_elements, trained) * (world > 1)
         return [replace(update, gradients=whole, buckets=copies)]
     # The partition of the gradients, flattened, and widened.
-    update = replace(update, gradients=whole / world, buckets=(element + 4) * trained / world)
+    update = replace(update, gradients=whole / world, buckets=(element + (4 if element < 4 else 0)) * trained / world)
     if engine.zero_stage >= 2:
         return [update]
     sums = 4 * trained if engine.grad_accum_dtype == "fp32" and element < 4 else 0

@@ -59,7 +59,7 @@ def test_a_run_that_cannot_fit_is_rejected_with_a_remedy() -> None:
     [
         (64, ["model.checkpointing=0", "launch.gpu_memory_gib=40"], "engine.micro_batch=24"),
         (64, ["model.checkpointing=0", "launch.gpu_memory_gib=24"], "model.checkpointing=1"),
-        (8, ["model.checkpointing=0", "launch.gpu_memory_gib=24"], "engine.micro_batch=18 and model.checkpointing=1"),
+        (8, ["model.checkpointing=0", "launch.gpu_memory_gib=24"], "engine.micro_batch=24 and model.checkpointing=1"),
         (64, ["launch.gpu_memory_gib=16"], "engine=zero2_bf16"),
         (1, ["launch.gpu_memory_gib=40"], "2 ranks"),
     ],

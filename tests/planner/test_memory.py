@@ -28,7 +28,7 @@ METERED = [
     for report in [json.loads(path.read_text())]
     for row in report["results"]
 ]
-"""What DeepSpeed itself holds in a step without activations: overrides and one row of the reports."""
+"""Overrides and rows of the reports about what DeepSpeed itself holds in a step without activations."""
 
 
 def planned(made: Config, ranks: int, batch: int = 64) -> tuple[Config, Plan]:
