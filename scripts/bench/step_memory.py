@@ -3,10 +3,11 @@
     python scripts/bench/step_memory.py --experiments simmim_giant --ranks 8 64 512 --out results.json
 
 DeepSpeed, the optimizer, and the model run over tensors without storage (FakeTensorMode) and a process group without
-other processes. A meter adds up the storages that operators return, and subtracts them when they are freed. Model
-states are counted in steps of two micro-batches whose gradients come without a forward pass, so without activations.
-What a GPU adds is not counted either: its context, NCCL's buffers, cuBLAS's workspaces, and the allocator's rounding
-and fragmentation.
+other processes. A meter adds up the storages that operators return, and subtracts them when they are freed. By default
+it counts model states, in steps of two micro-batches whose gradients come without a forward pass. With `--images N`
+each micro-batch is a forward pass of N images and its backward, with the operators of a CPU; those of a GPU save less.
+What a GPU adds is not counted: its context, NCCL's buffers, cuBLAS's workspaces, and the allocator's rounding and
+fragmentation.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from swinv2_train.engine.deepspeed import Engine, GatedAdamW
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.models.precision import PRECISIONS
 from swinv2_train.models.trainable import apply_freeze
+from swinv2_train.tasks.task import Task
 
 RANK = 5
 MOMENTS = ("backward", "held", "update", "between_steps")
@@ -98,10 +100,10 @@ def one_rank(world: int) -> Iterator[Ranks]:
     torch.distributed.destroy_process_group()
 
 
-def build(config: Config) -> nn.Module:
+def build(task: Task, config: Config) -> nn.Module:
     """Return the model of a task in its training dtype, without storage."""
     torch.set_default_dtype(PRECISIONS[config.engine.precision])
-    model = config.task.implementation()(config, [0.5] * 3, [0.5] * 3).build_model()
+    model = task.build_model()
     torch.set_default_dtype(torch.float32)
     apply_freeze(model, config.optim.freeze)
     # DeepSpeed would convert and move the parameters, which tensors without storage do not survive.
@@ -110,12 +112,14 @@ def build(config: Config) -> nn.Module:
     return model
 
 
-def states(config: Config, ranks: Ranks) -> dict[str, float]:
-    """Return the bytes at the moments of a step of two micro-batches, without activations."""
+def steps(config: Config, ranks: Ranks, images: int) -> dict[str, float]:
+    """Return the bytes at the moments of a step of two micro-batches, with activations if `images` is not 0."""
     plan = make_plan(config, ranks.world_size, config.data.expected_samples or config.optim.global_batch)
+    task = config.task.implementation()(config, [0.5] * 3, [0.5] * 3)
+    batch = task.example_batch(images) if images else {}
     meter = Meter()
     with FakeTensorMode(allow_non_fake_inputs=True), meter:
-        model = build(config)
+        model = build(task, config)
         engine = Engine(model, config, plan, ranks)
         parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
         found: dict[str, float] = {
@@ -126,8 +130,11 @@ def states(config: Config, ranks: Ranks) -> dict[str, float]:
         for _ in range(2):
             meter.take_peak()
             for index in range(plan.accumulation):
-                # Autograd computes the gradients in the order in which a forward pass would use the parameters last.
-                engine.backward(torch.stack([parameter.sum() for parameter in parameters]).sum())
+                if images:
+                    engine.backward(sum(task.loss(engine.model, batch).terms.values()))
+                else:
+                    # Autograd computes the gradients in the order in which a forward pass uses the parameters last.
+                    engine.backward(torch.stack([parameter.sum() for parameter in parameters]).sum())
                 if index < plan.accumulation - 1:
                     engine.micro_step()
             found["backward"], found["held"] = meter.take_peak(), meter.live
@@ -153,17 +160,18 @@ def known_norm(engine: Engine) -> Iterator[None]:
     yield
 
 
-def measure(experiment: str, world: int, overrides: list[str]) -> dict[str, float]:
+def measure(experiment: str, world: int, images: int, overrides: list[str]) -> dict[str, float]:
     """Return the numbers of one rank of an experiment; call it once per process.
 
     They are in bytes, except `parameters` and `owned`, the elements of the model and of the rank's fp32 weights;
     `resident` is what the measurement itself has allocated.
     """
-    two = [f"optim.global_batch={2 * world}", "engine.micro_batch=1"]
+    micro = max(images, 1)
+    two = [f"optim.global_batch={2 * micro * world}", f"engine.micro_batch={micro}"]
     config = compose([f"+experiment={experiment}", *two, *overrides])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with one_rank(world) as ranks:
-        found = states(config, ranks)
+        found = steps(config, ranks, images)
     return {**found, "resident": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}
 
 
@@ -177,19 +185,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiments", nargs="+", default=["simmim_giant"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8, 64, 512])
+    parser.add_argument("--images", type=int, default=0, help="images of a micro-batch; 0: count no activations")
     parser.add_argument("--overrides", nargs="*", default=[], help="config keys, such as engine=zero1_bf16")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(arguments.experiments[0], arguments.ranks[0], arguments.overrides)))
+        found = measure(arguments.experiments[0], arguments.ranks[0], arguments.images, arguments.overrides)
+        print(json.dumps(found))
         return
     print(f"{'bytes per parameter':20}  ranks  {'  '.join(name[:7].rjust(7) for name in MOMENTS)}  peak GiB")
     results = []
     for experiment in arguments.experiments:
         for world in arguments.ranks:
             again = [sys.executable, __file__, "--one", "--experiments", experiment, "--ranks", str(world)]
-            command = [*again, "--overrides", *arguments.overrides]
+            command = [*again, "--images", str(arguments.images), "--overrides", *arguments.overrides]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             found = json.loads(output.splitlines()[-1])
             results.append({"experiment": experiment, "ranks": world, **found})

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from swinv2_train.data.card import Card
     from swinv2_train.data.configured import OpenedSets
     from swinv2_train.data.shards import ShardSet
+    from swinv2_train.planner.fit import Gpu
 
 USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
@@ -177,6 +178,9 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         from swinv2_train.data.augment import resolve_statistics
 
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
+    from swinv2_train.engine.selection import selection
+    from swinv2_train.planner.fit import check_fit
+
     device, num_ranks = _planned_ranks(config.launch)
     plan = make_plan(config, num_ranks, samples.count)
     if os.environ.get("RANK", "0") == "0":
@@ -184,7 +188,8 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
             print(redact(to_yaml(config)))
         _show(config, plan, samples, device, overrides)
         unused = [] if config.task.classes is None else unused_classes(config.task.classes, samples.card)
-        for line in [*doubts(config, plan), *unused, *samples.warnings]:
+        too_large = check_fit(config, plan, _gpu(config.launch, device), selection(config).frozen)
+        for line in [*too_large, *doubts(config, plan), *unused, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
@@ -199,6 +204,19 @@ def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
         return launch.device, sum(host.slots for host in read_hostfile(Path(launch.hostfile)))
     device, num_ranks = _choose_ranks(launch)
     return device, int(os.environ["WORLD_SIZE"]) if joined() else num_ranks
+
+
+def _gpu(launch: LaunchConfig, device: str) -> Gpu | None:
+    """Return this machine's GPU with the least memory; None if the run does not use this machine's GPUs."""
+    if device != "cuda" or launch.hostfile or launch.gpu_memory_gib is not None:
+        return None
+    import torch
+
+    from swinv2_train.planner.fit import Gpu
+
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    smallest = min(found, key=lambda each: each.total_memory, default=None)
+    return None if smallest is None else Gpu(smallest.name, smallest.total_memory)
 
 
 def _init_lines(config: Config, card: Card | None) -> list[str]:
@@ -348,18 +366,26 @@ def _launch(config: Config, samples: Samples) -> int | None:
         from swinv2_train.launch.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
 
         hosts = read_hostfile(Path(launch.hostfile))
-        make_plan(config, sum(host.slots for host in hosts), samples.count)
+        _check_memory(config, sum(host.slots for host in hosts), samples)
         return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
     if launch.nproc_per_node:
-        make_plan(config, launch.nproc_per_node, samples.count)  # errors are reported before torch is imported
+        _check_memory(config, launch.nproc_per_node, samples)  # errors are reported before torch is imported
     device, num_ranks = _choose_ranks(launch)
-    make_plan(config, num_ranks, samples.count)
+    _check_memory(config, num_ranks, samples)
     if num_ranks == 1:
         return None
     from swinv2_train.launch.environment import free_port
     from swinv2_train.launch.launcher import launch as launch_here
 
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
+
+
+def _check_memory(config: Config, num_ranks: int, samples: Samples) -> None:
+    """Check that the batch divides and fits into `launch.gpu_memory_gib`; the ranks compare it with their own GPUs."""
+    from swinv2_train.engine.selection import selection
+    from swinv2_train.planner.fit import check_fit
+
+    check_fit(config, make_plan(config, num_ranks, samples.count), None, selection(config).frozen)
 
 
 def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:

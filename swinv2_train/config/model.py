@@ -316,6 +316,21 @@ def validate_model(config: ModelConfig) -> None:
     windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
 
 
+def block_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> list[int]:
+    """Return per stage the number of parameters of one block, without an extra norm; arguments as for
+    `count_parameters`."""
+    norms = 4 if config.norm_placement == "sandwich" else 2
+    tables = table_windows(config, resolution) if config.position_bias == "table" else [None] * NUM_STAGES
+    counts = []
+    for stage, (heads, table) in enumerate(zip(config.num_heads, tables, strict=True)):
+        d = config.embed_dim * 2**stage
+        mlp = mlp_width(config, d)
+        bias = (3 + heads) * CPB_HIDDEN if table is None else (2 * table[0] - 1) * (2 * table[1] - 1) * heads
+        attention = 3 * d * d + 2 * d + d * d + d + (heads if config.similarity == "cosine" else 0) + bias
+        counts.append(attention + 2 * d * mlp + mlp + d + norms * 2 * d)
+    return counts
+
+
 def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None, num_classes: int = 0) -> int:
     """Return the number of parameters of the backbone with its final norm and, if `num_classes` > 0, of the linear
     head.
@@ -329,16 +344,10 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
         ConfigError: if there is no resolution and one is needed.
     """
     c = config.embed_dim
-    norms = 4 if config.norm_placement == "sandwich" else 2
-    tables = table_windows(config, resolution) if config.position_bias == "table" else [None] * NUM_STAGES
     total = config.in_channels * config.patch_size**2 * c + c + 2 * c
-    for stage, (depth, heads) in enumerate(zip(config.depths, config.num_heads, strict=True)):
+    for stage, (depth, block) in enumerate(zip(config.depths, block_parameters(config, resolution), strict=True)):
         d = c * 2**stage
-        mlp = mlp_width(config, d)
-        table = tables[stage]
-        bias = (3 + heads) * CPB_HIDDEN if table is None else (2 * table[0] - 1) * (2 * table[1] - 1) * heads
-        attention = 3 * d * d + 2 * d + d * d + d + (heads if config.similarity == "cosine" else 0) + bias
-        total += depth * (attention + 2 * d * mlp + mlp + d + norms * 2 * d)
+        total += depth * block
         if config.extra_norm_period:
             total += depth // config.extra_norm_period * 2 * d
         if stage < NUM_STAGES - 1:

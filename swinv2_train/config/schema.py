@@ -210,6 +210,11 @@ class OptimConfig(Section):
     """
 
 
+BUCKET_ELEMENTS = 50_000_000
+"""Elements of gradients that are reduced together: enough to fill a network link, few enough to be complete early in
+backward. DeepSpeed's default of 500 million takes a gigabyte in bf16, whatever the model."""
+
+
 @dataclass
 class EngineConfig(Section):
     """DeepSpeed: sharding, precision, accumulation."""
@@ -234,6 +239,12 @@ class EngineConfig(Section):
     def sums_in_fp32(self) -> bool:
         """True if the gradients of bf16 weights are summed in fp32, over micro-batches and ranks."""
         return (self.zero_stage, self.precision, self.grad_accum_dtype) == (1, "bf16", "fp32")
+
+    @property
+    def bucket_elements(self) -> int:
+        """Elements of gradients that are reduced together."""
+        given = self.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET_ELEMENTS)
+        return int(float(given))  # YAML reads 5e8 as text
 
 
 @dataclass
@@ -389,6 +400,16 @@ class LaunchConfig(Section):
     """Network interface for the sockets of NCCL and gloo; null: the one that leads to rank 0."""
     env_file: str | None = None
     """File of KEY=VALUE lines that every rank reads before it starts; variables that are already set are kept."""
+    gpu_memory_gib: float | None = None
+    """Memory of one GPU in GiB, such as 39.49 for an A100-40G. A run that certainly needs more is rejected.
+
+    null: that of the GPUs that the ranks run on; in a dry run that of this machine, if it has GPUs.
+    """
+    bus_gb_s: float | None = None
+    """Bandwidth of an all-reduce over all ranks in GB/s, as the preflight prints it (`busbw` of nccl-tests).
+
+    The dry run then prints the modeled fraction of a step that is lost to communication.
+    """
     preflight_only: bool = False
     """Compare the ranks, time the network and a batch, print the result, and exit."""
 

@@ -237,6 +237,10 @@ def _validate_launch(launch: LaunchConfig) -> None:
         if launch.hostfile:
             hint = "the slots in launch.hostfile already set the number of ranks per host; remove one of the two"
             raise ConfigError("launch.nproc_per_node", launch.nproc_per_node, hint)
+    for key, unit in (("gpu_memory_gib", "GiB of one GPU"), ("bus_gb_s", "GB/s of an all-reduce")):
+        value = getattr(launch, key)
+        if value is not None and not value > 0:
+            raise ConfigError(f"launch.{key}", value, f"must be above 0: the {unit}")
     for key in ("ssh_port", "master_addr"):
         if getattr(launch, key) is not None and not launch.hostfile:
             raise ConfigError(f"launch.{key}", getattr(launch, key), "requires launch.hostfile, which is not set")

@@ -46,7 +46,7 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": 0.0 if is_bare(config) else config.optim.clip_norm,
-        "zero_optimization": {"stage": engine.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS},
+        "zero_optimization": {"stage": engine.zero_stage, "reduce_bucket_size": engine.bucket_elements},
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,  # GatedAdamW is AdamW, but not by name
     }
@@ -60,11 +60,6 @@ def deepspeed_config(config: Config, plan: Plan) -> dict[str, Any]:
     elif engine.precision == "bf16" and engine.zero_stage == 0:
         settings["data_types"] = {"grad_accum_dtype": "bf16"}
     return _merge(settings, engine.deepspeed)
-
-
-BUCKET_ELEMENTS = 50_000_000
-"""Elements of gradients that are reduced together: enough to fill a network link, few enough to be complete early in
-backward. DeepSpeed's default of 500 million takes a gigabyte in bf16, whatever the model."""
 
 
 def is_bare(config: Config) -> bool:
@@ -147,7 +142,7 @@ class Engine:
         deepspeed.init_distributed(dist_backend="nccl" if device == "cuda" else "gloo", verbose=False)
         groups = parameter_groups(model, config.optim, config.model.depths)
         if config.engine.sums_in_fp32:  # DeepSpeed returns its BF16_Optimizer
-            groups = in_buckets(groups, model.parameters(), settings["zero_optimization"]["reduce_bucket_size"])
+            groups = in_buckets(groups, model.parameters(), config.engine.bucket_elements)
         # A client optimizer: DeepSpeed's own would compile a CUDA or C++ extension at start. The rate is 0 until the
         # first step, because some of DeepSpeed's wrappers take an empty step at start, which would decay the weights.
         self._adam = adam = GatedAdamW(

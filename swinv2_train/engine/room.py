@@ -24,6 +24,7 @@ from swinv2_train.engine.build import prefetched
 from swinv2_train.errors import RunError
 from swinv2_train.models.state import persistent_buffers
 from swinv2_train.models.trainable import count_trained
+from swinv2_train.planner.fit import Gpu, check_fit
 from swinv2_train.planner.memory import checkpoint_bytes
 from swinv2_train.tasks.task import Task
 
@@ -98,6 +99,20 @@ def check_shared_memory(config: Config, needed: int, hosts: Sequence[tuple[str, 
                 f"or data.prefetch_batches={config.data.prefetch_batches}, or enlarge it {ENLARGE}"
             )
             raise ConfigError("data.num_workers", config.data.num_workers, hint)
+
+
+def check_gpu_memory(config: Config, plan: Plan, everyone: Sequence[tuple[str, int | None]], frozen: int) -> list[str]:
+    """Return a warning if the run may not fit into the GPUs of its ranks, or into `launch.gpu_memory_gib`.
+
+    Args:
+        everyone: for each rank, the name of its device and the bytes of its GPU; None without one.
+        frozen: number of parameters that are not trained.
+
+    Raises:
+        ConfigError: if it certainly does not.
+    """
+    gpus = [Gpu(name, memory) for name, memory in everyone if memory is not None]
+    return check_fit(config, plan, min(gpus, key=lambda gpu: gpu.memory, default=None), frozen)
 
 
 def checkpoint_size(config: Config, model: nn.Module) -> int:

@@ -27,7 +27,14 @@ from swinv2_train.engine.guard import mostly_skipped
 from swinv2_train.engine.identity import run_identity
 from swinv2_train.engine.init_from import start_from
 from swinv2_train.engine.replay import replay
-from swinv2_train.engine.room import check_address_space, check_shared_memory, checkpoint_size, shared_memory_needed
+from swinv2_train.engine.room import (
+    check_address_space,
+    check_gpu_memory,
+    check_shared_memory,
+    checkpoint_size,
+    shared_memory_needed,
+)
+from swinv2_train.engine.selection import selection
 from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.tracked import tracked
@@ -120,7 +127,9 @@ def _train(
         parts = Parts(config, plan, ranks, task, shards, held_out, run_identity(config, shards), stop, watchdog)
         needed = shared_memory_needed(config, plan, task, shards.card, held_out)
         together(ranks, lambda: check_shared_memory(config, needed, [(one.host, one.shared_free) for one in everyone]))
-        lines = list(environment)
+        gpus = [(one.device, one.memory[1] if one.memory else None) for one in everyone]
+        tight = together(ranks, lambda: check_gpu_memory(config, plan, gpus, selection(config).frozen))
+        lines = [*environment, *(f"warning: {line}" for line in tight)]
         if ranks.world_size > 1 or only:
             lines = [*_preflight_lines(parts, everyone), *lines]
         if only:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     ModelConfig,
     attention_backends,
@@ -12,14 +11,12 @@ from swinv2_train.config.model import (
     count_parameters,
     stage_geometry,
 )
-from swinv2_train.config.plan import Plan, make_plan
+from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
+from swinv2_train.planner.communication import communication_lines
 from swinv2_train.planner.flops import forward_macs, training_flops
-from swinv2_train.planner.memory import evaluation_bytes, host_copy_bytes, state_bytes
-
-GIB = 2**30
-USUAL_WORLDS = (1, 8, 16, 32, 64, 128, 256)
+from swinv2_train.planner.memory_text import memory_lines
 
 
 def count_words(number: float) -> str:
@@ -60,35 +57,6 @@ def _stages(config: Config) -> list[str]:
 
 def _size(pair: tuple[int, int]) -> str:
     return f"{pair[0]}x{pair[1]}"
-
-
-def _worlds(config: Config, plan: Plan, parameters: int, frozen: int) -> list[str]:
-    evaluated, copied = (size(config, parameters, 1) > 0 for size in (evaluation_bytes, host_copy_bytes))
-    titles = ["ranks", "samples x accumulation", "model states per rank"]
-    titles += ["in evaluation"] * evaluated + ["host memory of saves"] * copied
-    lines = ["  " + "  ".join(titles)]
-    for world in sorted({*USUAL_WORLDS, plan.world_size}):
-        try:
-            other = make_plan(config, world, plan.num_samples)
-        except ConfigError:
-            continue
-        states = state_bytes(config, parameters, world, frozen)
-        sizes = [states] + [states + evaluation_bytes(config, parameters, world, frozen)] * evaluated
-        sizes += [host_copy_bytes(config, parameters, world, frozen)] * copied
-        batch = f"{other.micro_batch} x {other.accumulation}"
-        cells = [str(world), batch, *(f"{size / GIB:.2f} GiB" for size in sizes)]
-        row = "  ".join(cell.ljust(len(title)) for cell, title in zip(cells, titles, strict=True))
-        lines.append(f"  {row.rstrip()}{'   <- this run' if world == plan.world_size else ''}")
-    average = ", moving average" if config.optim.ema_decay else ""
-    lines.append(f"  model states: parameters, gradients, AdamW's state{average}; activations come on top")
-    if evaluated:
-        lines.append("  in evaluation: including the weights that are set aside while the moving average is evaluated")
-    if copied:
-        ranks = "every rank" if config.engine.zero_stage else "only the main rank"
-        lines.append(
-            f"  host memory of saves: the copy on {ranks} for background saves; checkpoint.background=false avoids it"
-        )
-    return lines
 
 
 def _variant(model: ModelConfig) -> str:
@@ -147,6 +115,7 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         *(f"training       {line}" for line in training),
         f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
         f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
-        *_worlds(config, plan, task.parameters, frozen),
+        *memory_lines(config, plan, frozen),
+        *communication_lines(config, plan),
     ]
     return "\n".join(lines)

@@ -105,6 +105,20 @@ def test_the_dry_run_of_the_giant_says_everything(capsys: pytest.CaptureFixture[
     assert not directory.exists()
 
 
+def test_a_dry_run_that_cannot_fit_ends_with_a_usage_error(
+    capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
+) -> None:
+    """After its description, and without a run directory; a run is rejected before ranks start."""
+    arguments = tiny_run(shards, tmp_path / "run", "launch.gpu_memory_gib=0.001")
+    assert run_here([*arguments, "launch.dry_run=true"]) == WRONG_USE
+    output = capsys.readouterr()
+    assert "per rank at the peak" in output.out
+    assert "launch.gpu_memory_gib=0.001: a rank needs" in output.err
+    assert run_here([*arguments, "launch.nproc_per_node=2"]) == WRONG_USE
+    assert "launch.gpu_memory_gib=0.001: a rank needs" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
 def test_cfg_job_prints_the_config_and_the_plan(
     capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.plan import make_plan
+from swinv2_train.planner.memory import moments, peak
 from tests.runs import run_command
 
 pytestmark = pytest.mark.distributed
@@ -28,7 +29,28 @@ def test_one_rank_of_64_fits_at_every_moment_of_a_step() -> None:
     states = parameters * (2 + 4 + 12 / 64)
     assert found["held"] == pytest.approx(states, rel=1e-3)
     assert max(found["backward"], found["update"]) < states + parameters * 0.1
+    planned = moments(config, make_plan(config, 64, config.data.expected_samples))
+    counted = max(found["backward"], found["update"])
+    assert max(memory.states for memory in planned) == pytest.approx(counted, rel=0.03)
     assert found["resident"] < 2**30, "the layout was allocated"
+
+
+@pytest.mark.parametrize("engine", ["zero1_bf16_fp32_accumulation", "zero2_bf16"])
+def test_the_planner_knows_the_peak_of_a_step_with_activations(engine: str) -> None:
+    """A small model with sharded states: DeepSpeed, forward, loss, and backward, all by the meter."""
+    keys = ["model.attention=[sequential,reference,sdpa,sdpa]", "model.checkpointing=[1,0,2,0]", f"engine={engine}"]
+    keys += ["data.resolution=128", "model.window=8"]
+    batch = ["--images", "8", "--ranks", "4"]
+    code, output = run_command(
+        [sys.executable, str(METER), "--one", "--experiments", "simmim_tiny", *batch, "--overrides", *keys]
+    )
+    assert code == 0, output
+    found = json.loads(output.splitlines()[-1])
+    config = compose(["+experiment=simmim_tiny", *keys, "optim.global_batch=64", "engine.micro_batch=8"])
+    planned = peak(config, make_plan(config, 4, config.data.expected_samples), gpu=False)
+    counted = max(found["backward"], found["update"])
+    assert planned.states < 0.8 * counted
+    assert planned.total == pytest.approx(counted, rel=0.03)
 
 
 def test_the_batch_of_the_giant_divides_among_64_ranks() -> None:

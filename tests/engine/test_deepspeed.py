@@ -7,8 +7,9 @@ import pytest
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import BUCKET_ELEMENTS
 from swinv2_train.config.validate import validate
-from swinv2_train.engine.deepspeed import BUCKET_ELEMENTS, deepspeed_config
+from swinv2_train.engine.deepspeed import deepspeed_config
 
 
 def settings(*overrides: str) -> dict:

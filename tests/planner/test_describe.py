@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from swinv2_train.config.model import count_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.engine.selection import selection
-from swinv2_train.planner.describe import GIB, describe
-from swinv2_train.planner.memory import evaluation_bytes, host_copy_bytes, state_bytes
+from swinv2_train.planner.describe import describe
+from swinv2_train.planner.fit import GIB, WORDS
+from swinv2_train.planner.memory import evaluation_bytes, held, host_copy_bytes, peak
 from tests.planner.configs import config
 
 
@@ -44,12 +47,44 @@ def test_the_table_says_what_every_rank_needs() -> None:
     made = config(ema=0.999, eval_shards="held-out")
     titles, cells, text = table(made)
     parameters = made.task.describe(made).parameters
-    states = state_bytes(made, parameters, 8)
-    assert titles.split("  ")[-3:] == ["model states per rank", "in evaluation", "host memory of saves"]
-    evaluation = states + evaluation_bytes(made, parameters, 8)
-    assert cells == ["8", "8 x 1", gib(states), gib(evaluation), gib(host_copy_bytes(made, parameters, 8))]
-    for line in ("AdamW's state, moving average", "set aside while the moving average", "on every rank", "=false"):
+    needed = peak(made, make_plan(made, 8, 6400))
+    assert titles.split("  ")[-5:] == [
+        "model states",
+        "activations",
+        "peak per rank",
+        "states in evaluation",
+        "host memory of saves",
+    ]
+    evaluation = held(made, parameters, 8).states + evaluation_bytes(made, parameters, 8)
+    sizes = [needed.states, needed.total - needed.states, needed.total, evaluation]
+    assert cells == ["8", "8 x 1", *map(gib, sizes), gib(host_copy_bytes(made, parameters, 8))]
+    for line in ("set aside while the moving average", "on every rank", "=false"):
         assert line in text
+
+
+def test_the_parts_of_the_peak_are_printed_and_add_up() -> None:
+    made = config(ema=0.999)
+    made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 64
+    lines = describe(made, make_plan(made, 8, 6400), "a test").splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("memory "))
+    needed = peak(made, make_plan(made, 8, 6400))
+    assert lines[first] == f"memory         {gib(needed.total)} per rank at the peak, when {needed.moment}, on a GPU"
+    parts = [line.removesuffix(" GiB").rsplit(None, 1) for line in lines[first + 1 : first + 1 + len(needed.parts())]]
+    assert [name.strip() for name, _ in parts] == [WORDS[name] for name in needed.parts()]
+    assert sum(float(size) for _, size in parts) == pytest.approx(needed.total / GIB, abs=0.04)
+    assert "an estimate" in lines[first + 1 + len(parts)]
+    made.launch.device = "cpu"
+    on_cpu = "\n".join(describe(made, make_plan(made, 8, 6400), "a test").splitlines())
+    assert "on a CPU" in on_cpu
+    assert "an estimate" not in on_cpu
+
+
+def test_an_upper_bound_is_named() -> None:
+    made = config()
+    made.engine.compile = True
+    table(made)
+    printed = describe(made, make_plan(made, 8, 6400), "a test")
+    assert "  an upper bound: with engine.compile=true it may be less" in printed.splitlines()
 
 
 def text(made: Config) -> dict[str, str]:
@@ -103,8 +138,8 @@ def test_a_fraction_of_the_rate_is_printed() -> None:
 
 def test_the_table_leaves_out_what_there_is_not() -> None:
     titles, cells, text = table(config(background=False))
-    assert titles.endswith("model states per rank")
-    assert len(cells) == 3
-    assert "average" not in text
+    assert titles.endswith("peak per rank")
+    assert len(cells) == 5
+    assert "moving average" not in text
     assert "host" not in text
     assert "the copy on only the main rank" in table(config(0))[2]

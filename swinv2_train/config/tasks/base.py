@@ -121,6 +121,14 @@ class TaskConfig(Section):
         """Return the multiply-accumulates of what follows the backbone, for one image; by default they do not count."""
         return 0
 
+    def head_bytes(self, config: Config, element: int) -> int:
+        """Return the bytes that head and loss save for backward, for one image; by default they do not count.
+
+        Args:
+            element: bytes of an element of the activations.
+        """
+        return 0
+
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides; they are not compared with anything until `complete`."""
         return ("num_classes",) if self.classes == 0 else ()

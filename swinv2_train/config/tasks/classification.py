@@ -206,6 +206,10 @@ class ClassificationConfig(TaskConfig):
         """Return those of the linear head."""
         return stage_geometry(config.model, *resolution(config))[-1].dim * self.num_classes
 
+    def head_bytes(self, config: Config, element: int) -> int:
+        """Return those of the pooled features and of the logits in fp32, as the loss reads and normalizes them."""
+        return element * stage_geometry(config.model, *resolution(config))[-1].dim + 8 * self.num_classes
+
     def for_evaluation(self, classes: int | None) -> ClassificationConfig:
         """Return this section with this number of classes and without class weights, which need the training data."""
         return replace(self, num_classes=self.num_classes if classes is None else classes, class_weights=None)

@@ -73,3 +73,11 @@ class SimMIMConfig(TaskConfig):
         """Return those of the decoder."""
         last = stage_geometry(config.model, *resolution(config))[-1]
         return last.height * last.width * last.dim * config.model.in_channels * total_stride(config.model) ** 2
+
+    def head_bytes(self, config: Config, element: int) -> int:
+        """Return those of the decoder's input, the masks of tokens and pixels, and the sign of the fp32 difference."""
+        model, (height, width) = config.model, resolution(config)
+        geometry = stage_geometry(model, height, width)
+        first, last = geometry[0], geometry[-1]
+        decoder = element * last.height * last.width * last.dim
+        return decoder + first.height * first.width + (4 * model.in_channels + 1) * height * width

@@ -1,0 +1,135 @@
+"""Formulas of activations against the tensors that autograd saves."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from swinv2_train.config.model import ATTENTION_BACKENDS, NORM_PLACEMENTS, ModelConfig, stage_geometry, variant
+from swinv2_train.config.schema import Config, DataConfig, EngineConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.models.attention.window_attention import WindowAttention
+from swinv2_train.models.block import BlockWindow, SwinBlock
+from swinv2_train.planner.activations import Block, Kernels, activations, block_saved
+from tests.planner.saved import default_dtype, efficient_attention, peak_of_step, saved_bytes, without_storage
+
+pytestmark = pytest.mark.slow
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GEOMETRIES = {
+    "plain": (128, 4, (48, 48), (12, 12), False),
+    "shifted": (128, 4, (48, 48), (12, 12), True),
+    "padded": (256, 8, (30, 45), (7, 9), True),
+    "wide": (64, 2, (64, 96), (32, 32), True),
+}
+"""Channels, heads, map, window, and shift of a block."""
+
+
+def block_error(monkeypatch, device: str, precision: str, geometry: str, model: ModelConfig, backend: str) -> float:
+    """The relative error of the formula for one block."""
+    if device == "cuda":
+        monkeypatch.setattr(F, "scaled_dot_product_attention", efficient_attention)
+    dim, heads, sides, window, shifted = GEOMETRIES[geometry]
+    with without_storage(), torch.device(device), default_dtype(DTYPES[precision]):
+        attention = WindowAttention(
+            dim,
+            heads,
+            window,
+            backend=backend,
+            chunk_mib=256.0,
+            similarity=model.similarity,
+            position_bias=model.position_bias,
+        )
+        block = SwinBlock(
+            dim,
+            attention,
+            int(dim * model.mlp_ratio),
+            window=BlockWindow(window, shifted),
+            norm_placement=model.norm_placement,
+            extra_norm=True,
+        )
+        x = torch.empty(2, *sides, dim, requires_grad=True)
+        scales = torch.empty(2, 2, dtype=torch.float32)
+        found = saved_bytes(block, lambda: block(x, scales))
+    model.embed_dim, model.num_heads, model.window = dim, [heads] * 4, [list(window)] * 4
+    stage = stage_geometry(model, *(side * model.patch_size for side in sides))[0]
+    kernels = Kernels(DTYPES[precision].itemsize, gpu=device == "cuda")
+    return block_saved(Block(model, stage, backend, 2, shifted, True, kernels)) / found - 1
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize(("device", "precision"), product(("cpu", "cuda"), DTYPES))
+def test_a_block_saves_what_the_formula_says(monkeypatch, device, precision, backend, geometry):
+    assert abs(block_error(monkeypatch, device, precision, geometry, ModelConfig(), backend)) < 0.002
+
+
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize(("device", "precision"), product(("cpu", "cuda"), DTYPES))
+def test_a_dot_product_saves_no_unit_vectors(monkeypatch, device, precision, backend):
+    model = ModelConfig(similarity="dot", position_bias="table", mlp_ratio=3.0)
+    assert abs(block_error(monkeypatch, device, precision, "padded", model, backend)) < 0.002
+
+
+@pytest.mark.parametrize("placement", NORM_PLACEMENTS)
+@pytest.mark.parametrize(("device", "precision"), product(("cpu", "cuda"), DTYPES))
+def test_every_norm_saves_its_input(monkeypatch, device, precision, placement):
+    for geometry in GEOMETRIES:
+        model = ModelConfig(norm_placement=placement)
+        assert abs(block_error(monkeypatch, device, precision, geometry, model, "sequential")) < 0.002
+
+
+TASKS = {"simmim": SimMIMConfig(), "classification": ClassificationConfig(num_classes=1000)}
+
+
+def small(task: TaskConfig, precision: str, size: tuple[int, int], window: int, backend: str, period: int) -> Config:
+    model = variant("swinv2_tiny", window=window, attention=backend, checkpointing=period, extra_norm_period=3)
+    engine = EngineConfig(precision=precision)
+    return Config(model=model, task=task, data=DataConfig(resolution=list(size)), engine=engine)
+
+
+def loss_of(config: Config, images: int):
+    """A model with real parameters, and a function that computes its loss."""
+    task = config.task.implementation()(config, [0.5] * 3, [0.5] * 3)
+    with default_dtype(DTYPES[config.engine.precision]):
+        model = task.build_model().train()
+    batch = task.example_batch(images)
+    return model, lambda: sum(task.loss(model, batch).terms.values())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("period", [0, 1])
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_model_saves_what_the_formula_says(precision, backend, period, task):
+    """Within 2%, for a map that is not square and whose later stages are padded."""
+    config = small(TASKS[task], precision, (128, 192), 8, backend, period)
+    model, loss = loss_of(config, 2)
+    expected = activations(config, 2, gpu=False)[-1].saved
+    assert saved_bytes(model, loss) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("period", [0, 1])
+@pytest.mark.parametrize("backend", ATTENTION_BACKENDS)
+@pytest.mark.parametrize("precision", DTYPES)
+def test_the_peak_of_forward_and_backward(precision, backend, period):
+    """Within 5%: backward creates more than the parts that the formula counts, and less at other moments."""
+    config = small(TASKS["classification"], precision, (192, 192), 12, backend, period)
+    reached = activations(config, 4, gpu=False)
+    expected = max(each.saved + each.recomputed + each.transient for each in reached)
+    with without_storage():
+        assert peak_of_step(*loss_of(config, 4)) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(("backend", "period"), [("sdpa", 0), ("sequential", 0), ("sequential", 1)])
+def test_the_giant_at_full_size_with_the_kernels_of_a_gpu(monkeypatch, backend, period):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", efficient_attention)
+    model = variant("swinv2_giant", window=12, attention=backend, checkpointing=period)
+    config = Config(model=model, task=ClassificationConfig(num_classes=10), data=DataConfig(resolution=192))
+    with without_storage(), torch.device("cuda"), default_dtype(torch.bfloat16):
+        built = config.task.implementation().model_of(config, (192, 192)).train()
+        images, noise = torch.empty(2, 3, 192, 192), torch.empty(2, 50, 2, dtype=torch.float32)
+        found = saved_bytes(built, lambda: built(images, noise=noise))
+    assert found == pytest.approx(activations(config, 2, gpu=True)[-1].saved, rel=0.01)
