@@ -27,7 +27,7 @@ _MIRRORED_ROWS, _MIRRORED_COLUMNS = (3, 4, 7, 8), (2, 3, 6, 7)  # EXIF orientati
 
 @dataclass(frozen=True)
 class JpegFrame:
-    """Description of the pixels of a JPEG in its header."""
+    """Facts about the pixels of a JPEG from its header."""
 
     stored: tuple[int, int]
     """Height and width as they are stored."""
