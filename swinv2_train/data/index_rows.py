@@ -94,9 +94,11 @@ class IndexRows:
         self.scope = Scope(VIDEO if flags & _IS_VIDEO else IMAGE, bool(flags & _ALL_MEMBERS))
         self.truncated = bool(flags & _TRUNCATED)
         """True if the tar ends early."""
-        self._places = struct.Struct(f"<{2 * count}q")
-        self._sums = struct.Struct(f"<{count}I") if flags & _CHECKSUMS else None
-        self._first, self._width = end, _ROW.size + self._places.size + (self._sums.size if self._sums else 0)
+        places = f"{_ROW.format}{2 * count}q"
+        self._row = struct.Struct(places + (f"{count}I" if flags & _CHECKSUMS else ""))
+        self._columns = [(3 + 2 * number, name) for number, name in enumerate(self.extensions)]
+        self._first_sum = 3 + 2 * count if flags & _CHECKSUMS else None
+        self._first, self._width = end, self._row.size
 
     @classmethod
     def open(cls, path: Path) -> IndexRows:
@@ -127,21 +129,21 @@ class IndexRows:
         row = self._read(self._width, self._first + number * self._width)
         if len(row) < self._width:
             raise UnreadableError(f"row {number} is missing")
-        crc, key_bytes, key_at = _ROW.unpack_from(row)
+        values = self._row.unpack(row)
+        crc, key_bytes, key_at = values[:3]
         # Damage may have made the length anything, so bound it before reading.
         key = self._read(min(key_bytes, self.tar_size), key_at) if key_at > 0 else b""
         if _row_crc(row, key, number, self._crc) != crc:
             raise UnreadableError(f"row {number} has been changed (its checksum differs)")
-        places = self._places.unpack_from(row, _ROW.size)
-        members = zip(self.extensions, zip(places[::2], places[1::2], strict=True), strict=True)
-        return key.decode("utf-8", "surrogatepass"), {name: place for name, place in members if place[0] >= 0}
+        members = {name: values[at : at + 2] for at, name in self._columns if values[at] >= 0}
+        return key.decode("utf-8", "surrogatepass"), members
 
     def checksums(self, number: int) -> dict[str, int]:
         """Return the CRC-32 of the members of a sample; empty if the packer did not record it. `sample` checks rows."""
-        if self._sums is None:
+        if self._first_sum is None:
             return {}
-        row = self._read(self._width, self._first + number * self._width)
-        return dict(zip(self.extensions, self._sums.unpack_from(row, _ROW.size + self._places.size), strict=True))
+        values = self._row.unpack(self._read(self._width, self._first + number * self._width))
+        return dict(zip(self.extensions, values[self._first_sum :], strict=True))
 
     def close(self) -> None:
         """Close the file."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
 from swinv2_train.data.tar import Member
@@ -119,7 +120,8 @@ class Scope:
         """Return whether members with this extension can be the main member of a sample."""
         return _last(extension) in self.extensions
 
-    def main_extension(self, extensions: Sequence[str]) -> str | None:
+    @lru_cache(maxsize=256)  # noqa: B019 (there are few scopes, and all samples of a shard have the same extensions)
+    def main_extension(self, extensions: tuple[str, ...]) -> str | None:
         """Return the extension of a sample's main member: a plain `jpg` before a dotted `seg.png`; None without one.
 
         Of several images, the first is chosen, after the formats that earlier versions read.
@@ -186,7 +188,7 @@ class SampleGroups:
     def finish(self) -> list[MemberGroup]:
         """Return the samples with a main member, in order, and complete `left_out`."""
         scope = self._scope
-        chosen_of = [scope.main_extension(sorted(sample.members)) for sample in self._samples]
+        chosen_of = [scope.main_extension(tuple(sorted(sample.members))) for sample in self._samples]
         complete = {sample.key for sample, chosen in zip(self._samples, chosen_of, strict=True) if chosen is not None}
         seen: set[str] = set()
         kept = []
@@ -231,7 +233,7 @@ def choice_lines(several: Mapping[tuple[str, ...], int], chosen: str | None, sco
     """Return a line for each set of images that samples have, with the one that is read and how to read another."""
     lines = []
     for extensions, count in sorted(several.items()):
-        read = chosen or scope.main_extension(list(extensions))
+        read = chosen or scope.main_extension(tuple(extensions))
         others = [extension for extension in extensions if extension != read]
         what = f"{count:,} sample{'s' if count > 1 else ''} with several {scope.main}s ({', '.join(extensions)})"
         another = f"; to read another: data.image={others[0]}" if scope.main == IMAGE else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,12 +24,12 @@ class ShardParts:
 
     def __init__(self, table: ShardTable) -> None:
         self._table = table
-        self._ends = np.cumsum(table.num_samples)
+        self._ends = np.cumsum(table.num_samples).tolist()  # a list is faster to search than an array
         self.samples = PART_SAMPLES
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the shard of a sample of the set, and its number in the shard."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
+        shard = bisect_right(self._ends, index)
         return shard, index - self._before(shard)
 
     def around(self, shard: int, sample: int) -> tuple[int, int]:
@@ -70,7 +71,7 @@ class ShardParts:
                 start += end - sample
 
     def _before(self, shard: int) -> int:
-        return int(self._ends[shard]) - int(self._table.num_samples[shard])
+        return self._ends[shard] - int(self._table.num_samples[shard])
 
     def _mean_bytes(self, shard: int) -> float:
         return float(self._table.sizes[shard] / self._table.num_samples[shard])

@@ -182,25 +182,45 @@ class ShardSet:
             name == self.scope.main or self.scope.contains(name) for name in members
         ):
             self._index_all_members()
-        for last in (False, True):
-            with self._opened(shard, sample, members) as (fd, start, key, places):
-                extension = self._main_of(places)
-                names = {name: extension if name == self.scope.main else name for name in members}
-                wanted = {name: places[names[name]] for name in members if names[name] in places}
-                found = {name: _pread(fd, offset - start, size) for name, (offset, size) in wanted.items()}
-                wrong = self._other_bytes(shard, sample, {names[name]: data for name, data in found.items()})
-                if wrong is not None:
-                    self._discard(shard, sample, fd, f"{key}.{wrong}", last=last)
-            if wrong is None:
-                break
-        return RawSample(key, extension, found, self.scope.main)
+        if self.shards.is_remote(shard):
+            return self._read_remote(shard, sample, members)
+        return self._read_members(self._files.local(shard), 0, *self._files.row(shard, sample), members)
 
-    def _other_bytes(self, shard: int, sample: int, members: Mapping[str, bytes]) -> str | None:
+    def _read_remote(self, shard: int, sample: int, members: Sequence[str]) -> RawSample:
+        """Read a sample from a copy of its part. Data that differ from what was packed are fetched again, once."""
+        for last in (False, True):
+            # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
+            fd, start = self._copy(shard, sample, members)
+            try:
+                raw = self._read_members(fd, start, *self._files.row(shard, sample), members)
+                wrong = self._other_bytes(shard, sample, raw)
+                if wrong is None:
+                    break
+                self._discard(shard, sample, fd, wrong, last=last)
+            finally:
+                os.close(fd)
+        return raw
+
+    def _read_members(
+        self, fd: int, start: int, key: str, places: Mapping[str, tuple[int, int]], members: Sequence[str]
+    ) -> RawSample:
+        """Read members of a sample from an open file that starts at byte `start` of the shard."""
+        main = self._main_of(places)
+        found = {}
+        for name in members:
+            place = places.get(main if name == self.scope.main else name)
+            if place is not None:
+                found[name] = _pread(fd, place[0] - start, place[1])
+        return RawSample(key, main, found, self.scope.main)
+
+    def _other_bytes(self, shard: int, sample: int, raw: RawSample) -> str | None:
         """Return the first member of a remote sample whose data is not what was packed; None without one."""
-        if not self.shards.is_remote(shard):
-            return None
         sums = self._files.rows(shard).checksums(sample)
-        return next((name for name, data in members.items() if sums and zlib.crc32(data) != sums[name]), None)
+        for name, data in raw.members.items():
+            extension = raw.extension if name == raw.kind else name
+            if sums and zlib.crc32(data) != sums[extension]:
+                return f"{raw.key}.{extension}"
+        return None
 
     def _discard(self, shard: int, sample: int, fd: int, member: str, *, last: bool) -> None:
         """Remove the copy that a descriptor refers to, so that it is fetched again.
@@ -234,7 +254,7 @@ class ShardSet:
         """Return the extension of the member that is read as the image. Raises BrokenSample if the chosen one is
         missing."""
         if self.image is None:
-            extension = self.scope.main_extension(list(members))
+            extension = self.scope.main_extension(tuple(members))
             assert extension is not None  # an index lists only samples with a main member
             return extension
         if self.image not in members or not self.scope.is_main(self.image):
@@ -281,30 +301,6 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_prefetcher": None}
-
-    @contextlib.contextmanager
-    def _opened(
-        self, shard: int, sample: int, members: Iterable[str]
-    ) -> Iterator[tuple[int, int, str, dict[str, tuple[int, int]]]]:
-        """Open a shard, or the part of a remote one that has a sample.
-
-        Args:
-            members: those that will be read. In a copy of a remote shard they are compared with the index first.
-
-        Yields:
-            A descriptor, the byte of the shard at which the open file starts, and key and members of the sample
-            (extension -> offset, size).
-        """
-        if not self.shards.is_remote(shard):
-            fd = self._files.local(shard)
-            yield fd, 0, *self._files.row(shard, sample)
-            return
-        # Opened again each time: a kept descriptor would keep the space of a copy that the cache has thrown out.
-        fd, start = self._copy(shard, sample, members)
-        try:
-            yield fd, start, *self._files.row(shard, sample)
-        finally:
-            os.close(fd)
 
     def _copy(self, shard: int, sample: int, members: Iterable[str]) -> tuple[int, int]:
         """Open the copy of the part that has a sample; if its members are elsewhere, compare it with its index first.

@@ -102,9 +102,9 @@ def test_members_that_are_not_samples_are_skipped(tmp_path: Path) -> None:
 
 
 def test_of_several_images_the_plain_one_is_the_sample() -> None:
-    assert Scope().main_extension(["seg.png", "jpg", "cls"]) == "jpg"
-    assert Scope().main_extension(["depth.png", "cls"]) == "depth.png"
-    assert Scope().main_extension(["cls", "json"]) is None
+    assert Scope().main_extension(("seg.png", "jpg", "cls")) == "jpg"
+    assert Scope().main_extension(("depth.png", "cls")) == "depth.png"
+    assert Scope().main_extension(("cls", "json")) is None
 
 
 @pytest.mark.parametrize("cut", ["inside the data", "inside a header", "before the end mark"])

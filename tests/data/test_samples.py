@@ -80,9 +80,9 @@ def test_of_repeated_members_the_last_is_read(tmp_path: Path) -> None:
 
 
 def test_a_format_of_a_later_version_does_not_replace_the_image_that_was_read() -> None:
-    assert Scope().main_extension(["gif", "jpg"]) == "jpg"
-    assert Scope().main_extension(["bmp", "seg.png"]) == "bmp"
-    assert Scope().main_extension(["jpg", "png"]) == "jpg"
+    assert Scope().main_extension(("gif", "jpg")) == "jpg"
+    assert Scope().main_extension(("bmp", "seg.png")) == "bmp"
+    assert Scope().main_extension(("jpg", "png")) == "jpg"
 
 
 @pytest.mark.parametrize("content", [None, {}, [["nonsense", 1, "a"]], [["link", "1", "a"]], [["link", 1]], [3], "x"])
