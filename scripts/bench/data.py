@@ -37,8 +37,8 @@ from swinv2_train.config.schema import AugmentConfig  # noqa: E402
 from swinv2_train.data import jpeg_part  # noqa: E402
 from swinv2_train.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise, train_image  # noqa: E402
 from swinv2_train.data.decode import DecodeOptions  # noqa: E402
+from swinv2_train.data.lanes import LaneOrder  # noqa: E402
 from swinv2_train.data.loader import SampleSource, Share, TrainLoader  # noqa: E402
-from swinv2_train.data.order import SampleOrder  # noqa: E402
 from swinv2_train.data.shards import ShardSet  # noqa: E402
 from swinv2_train.data.transform import Transform  # noqa: E402
 
@@ -156,7 +156,7 @@ def ours(tar: Path, scale: list[float], interpolation: str, *, fp32: bool = Fals
     shards = ShardSet.open(str(tar))
     augment = AugmentConfig(scale=scale, interpolation=interpolation)
     source = SampleSource(shards, Crops(augment), 3, seed=0, decoding=DecodeOptions(**options))
-    loader = TrainLoader(source, SampleOrder(shards.num_samples, 0), Share(BATCH), global_batch=BATCH)
+    loader = TrainLoader(source, LaneOrder(shards.num_samples, 0, lanes=1), Share(BATCH), global_batch=BATCH)
     for batch in loader:
         yield normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD) if fp32 else batch["image"]
 

@@ -41,7 +41,7 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.index import ShardIndex, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, rows_path
-from swinv2_train.data.order import SampleOrder
+from swinv2_train.data.lanes import LaneOrder
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
@@ -119,7 +119,7 @@ def start_up(folder: Path, cache: Path) -> dict[str, Any]:
 
 def loads_of_a_worker(shards: ShardSet, folder: Path, ranks: int) -> dict[str, Any]:
     """Return the files that a worker opens to find its samples, over three shuffle groups or 6,000 samples."""
-    order = SampleOrder(shards.num_samples, 0)
+    order = LaneOrder(shards.num_samples, 0, lanes=64)
     part = GLOBAL_BATCH // ranks
     micro = min(72, part)
     wanted = min(max(3 * SHUFFLE_SAMPLES // (ranks * WORKERS), 200), 6000)
@@ -128,10 +128,10 @@ def loads_of_a_worker(shards: ShardSet, folder: Path, ranks: int) -> dict[str, A
     begun = time.process_time()
     with operations(folder) as counts:
         while found < wanted:
-            first = step * GLOBAL_BATCH + rank * part
-            for start in range(first, first + part, micro):
+            positions = order.share(step, GLOBAL_BATCH, rank, ranks)
+            for start in range(0, part, micro):
                 if number % WORKERS == 1:
-                    for position in range(start, start + micro):
+                    for position in positions[start : start + micro]:
                         shards.key(order.at(position)[1])
                         found += 1
                 number += 1
@@ -152,7 +152,7 @@ def _resident() -> int:
 
 def _worker(pipe: Any, description: Path) -> None:
     """Measure a process that gets a set as a worker does, and finds samples all over it."""
-    SampleOrder(10, 0).at(3)
+    LaneOrder(10, 0, lanes=1).at(3)
     before = _resident()
     shards = pickle.loads(description.read_bytes())
     received = _resident()

@@ -176,7 +176,7 @@ def test_read_only_places(
     assert not list((tmp_path / "d").glob("*.bin"))
     assert len(list(tmp_path.glob("cache/index/*.bin"))) == (5 if writable == "cache" else 0)
     assert ("reading the entire index every time" in caplog.text) == (writable == "nothing")
-    assert sum(rows.memory for rows in shards._rows.values()) <= 500
+    assert sum(rows.memory for rows in shards._files._rows.values()) <= 500
 
 
 def test_rows_are_read_after_a_fork(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import webdataset
 
-from swinv2_train.data import shards as shards_module
+from swinv2_train.data import shard_files
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index_store import index_path
 from swinv2_train.data.pack import PackOptions, pack
@@ -165,7 +165,7 @@ def test_an_empty_shard_that_its_manifest_counts_is_refused(tmp_path: Path, cach
 
 
 def test_open_files_and_rows_stay_bounded(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "_MAX_OPEN_FILES", 4)
+    monkeypatch.setattr(shard_files, "_MAX_OPEN_FILES", 4)
     write_shards(tmp_path / "d", [2] * 12)
     shards = ShardSet.open(str(tmp_path / "d"), cache)
     before = len(os.listdir("/proc/self/fd"))
