@@ -199,6 +199,13 @@ def remove_index(tar: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def forget_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> None:
+    """Remove the index of a remote shard, and its rows, from the cache."""
+    for suffix in (INDEX_SUFFIX, ROWS_SUFFIX):
+        for path in _places(file.url, cache, file, scope, suffix):
+            path.unlink(missing_ok=True)
+
+
 def ask_for_start(fs: Any, path: str) -> Awaitable[bytes]:
     """Ask an asynchronous file system of fsspec for the first `HEADER_BYTES` of an uploaded index."""
     return fs._cat_file(path, start=0, end=HEADER_BYTES)

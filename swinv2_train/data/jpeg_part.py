@@ -62,21 +62,26 @@ def decode_part(data: bytes, box: Box, denominator: int = 1) -> Tensor | None:
 @cache
 def prepare() -> str:
     """Compile the decoder if this user's cache does not have it yet. Return why it cannot be used; empty if it can."""
-    path = library()
     try:
-        if not path.exists():
+        path = library()
+        try:
+            _check(_load(path))
+        except Unavailable:  # it is not there, or it was damaged, or it was made with another libjpeg
+            path.unlink(missing_ok=True)
             _build(path)
-        _check(_load(path))
     except Unavailable as reason:
         return str(reason)
+    except (OSError, RuntimeError) as error:  # no home directory, or one that may not be read
+        return f"{CACHE} cannot be used ({error})"
     finally:
         _compiled.cache_clear()
     return ""
 
 
 def library() -> Path:
-    """Return the path of the compiled decoder: one for each version of the C file, processor, and C library."""
-    kind = (platform.machine(), sys.platform, *platform.libc_ver())
+    """Return the path of the compiled decoder: one for each version of the C file, environment, processor, and C
+    library."""
+    kind = (platform.machine(), sys.platform, sys.prefix, *platform.libc_ver())
     digest = hashlib.sha256("\0".join(kind).encode() + SOURCE.read_bytes()).hexdigest()[:16]
     return Path(CACHE).expanduser() / f"jpeg_part-{digest}.so"
 
@@ -86,7 +91,7 @@ def _compiled() -> Decoder | None:
     """Return the decoder if an earlier `prepare` has compiled it. Data workers only load it."""
     try:
         return _load(library())
-    except Unavailable:
+    except (Unavailable, OSError, RuntimeError):
         return None
 
 
@@ -99,6 +104,7 @@ def _build(path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             made = Path(directory) / path.name
             _compile(compiler, made)
+            made.chmod(0o700)  # whatever the umask says
             _check(_load(made))
             os.replace(made, path)  # other processes may build it at the same time
     except OSError as error:

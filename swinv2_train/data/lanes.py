@@ -20,6 +20,8 @@ from swinv2_train.data.order import Group, keys, permute
 
 DRAWS_PER_DEAL = 2
 """Draws in a row that belong to the same lane."""
+_MANY = 64
+"""Minimum size of a group that a broken sample is replaced from."""
 _BLOCKS_PER_LANE = 4
 """Minimum number of blocks in a lane's part of an epoch; a small data set has smaller blocks."""
 
@@ -74,29 +76,35 @@ class LaneOrder:
     def replacement(self, position: int, attempt: int) -> int:
         """Return the index of the sample that replaces a broken one at `position`; `attempt` counts from 1.
 
-        It comes from the group of the position, so that no other machine's samples have to be fetched for it.
+        It comes from the group of the position, so that no other machine's samples have to be fetched for it; from the
+        entire data set if the group is too small to have enough others.
         """
         epoch, lane, place = self._place(position)
         _, size = self._lane(epoch, lane)
         _, start, stop = self._group(place, size)
-        if stop - start > 1:
-            # A step of 1..size-1 from the position itself: never the broken sample again.
-            draw = position // self.repeats
-            step = 1 + keys(self.seed, draw, "replacement", attempt)[0] % (stop - start - 1)
-            place = start + (place - start + step) % (stop - start)
-        return self.at(self._position(epoch, lane, place))[1]
+        number = keys(self.seed, position // self.repeats, "replacement", attempt)[0]
+        # In both cases a step of at least 1 from the position itself: never the broken sample again.
+        if stop - start >= min(_MANY, self.num_samples):
+            place = start + (place - start + 1 + number % max(stop - start - 1, 1)) % (stop - start)
+            return self.at(self._position(epoch, lane, place))[1]
+        return (self.at(position)[1] + 1 + number % max(self.num_samples - 1, 1)) % self.num_samples
+
+    def following(self, position: int) -> int:
+        """Return the first position of the group that comes next in the lane of a position."""
+        epoch, lane, place = self._place(position)
+        _, size = self._lane(epoch, lane)
+        _, _, stop = self._group(place, size)
+        return self._position(epoch, lane, stop) if stop < size else self._position(*self._next(epoch, lane), 0)
 
     def group_at(self, position: int) -> Group:
-        """Return the shuffle group of a position, and where its lane goes on."""
+        """Return the shuffle group of a position."""
         epoch, lane, place = self._place(position)
         first, size = self._lane(epoch, lane)
         _, start, stop = self._group(place, size)
-        following = self._position(epoch, lane, stop) if stop < size else self._position(*self._next(epoch, lane), 0)
         return Group(
             self._position(epoch, lane, start),
             (stop - start) * self.repeats,
             self._ranges(epoch, first + start, first + stop),
-            following,
         )
 
     def lane_of(self, position: int) -> int:
@@ -195,3 +203,9 @@ class LaneOrder:
             ranges.append((first, first + count))
             place += count
         return ranges
+
+
+def lane_reads(lanes: int, hosts: int) -> float:
+    """Return how often all hosts together read the data set in an epoch: each lane once per host that shares it."""
+    shares = sum(-(-(host + 1) * lanes // hosts) - host * lanes // hosts for host in range(hosts))
+    return shares / lanes

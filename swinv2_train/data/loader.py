@@ -20,7 +20,8 @@ from swinv2_train.data.batch import Batch, collate
 from swinv2_train.data.current import working_on
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.order import Group, Order, sample_rng
+from swinv2_train.data.lanes import lane_reads
+from swinv2_train.data.order import Order, sample_rng
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shard_parts import PART_SAMPLES
 from swinv2_train.data.shards import ShardSet
@@ -33,6 +34,8 @@ Entries = dict[str, Any]
 Broken = tuple[int, str, str]
 """(position, "shard/key", reason) of a sample that could not be used."""
 _MAX_REPLACEMENTS = 32
+_MOST_READS = 1.15
+"""Warn if all hosts together fetch the data set more often than this in an epoch."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ class TrainLoader:
                 f"{share.world_size} ranks"
             )
         self._shards, self._order, self._share = shards, order, share
-        self._ahead: dict[int, tuple[Group, Group]] = {}
-        """The group of each lane of this rank, and the one after it."""
+        self._ahead: dict[int, tuple[int, int]] = {}
+        """By lane of this rank: a position in its current group, and the first position of the next one."""
+        shards.declare(source.transform.members)
         shards.parts.samples = order.block_samples if order.lanes > 1 else PART_SAMPLES
         avoided = frozenset(avoid)
         batches = (batch for batch in itertools.count(start_batch) if batch not in avoided)
@@ -131,25 +135,41 @@ class TrainLoader:
             return
         order, ahead = self._order, self._ahead
         firsts = {order.lane_of(position): position for position in reversed(positions)}
-        due = {
-            lane: position
-            for lane, position in firsts.items()
-            if lane not in ahead or position >= ahead[lane][0].following
-        }
+        due = {lane: position for lane, position in firsts.items() if lane not in ahead or position >= ahead[lane][1]}
         if not due:
             return
         begun = bool(ahead)
-        for lane, position in due.items():
-            group = order.group_at(position)
-            ahead[lane] = group, order.group_at(group.following)
-        now, later = ([part for pair in ahead.values() for part in pair[i].ranges] for i in (0, 1))
+        ahead.update({lane: (position, order.following(position)) for lane, position in due.items()})
+        places = [place for i in (0, 1) for place in (pair[i] for pair in ahead.values())]  # the current groups first
         sharers = self._share.local_ranks if order.lanes > 1 else 1  # the ranks of other orders read the same samples
         if not begun:
-            self._warn_if_too_large(now, sharers)
-        self._shards.prefetch([*now, *later], connections=self._share.connections, share=1 / sharers)
+            self._warn(sharers)
+        self._shards.prefetch(
+            lambda: [part for place in places for part in order.group_at(place).ranges],
+            connections=self._share.connections,
+            share=1 / sharers,
+        )
 
-    def _warn_if_too_large(self, ranges: Sequence[tuple[int, int]], sharers: int) -> None:
-        """A group is read in random order, so a cache that is too small for it fetches it again and again."""
+    def _warn(self, sharers: int) -> None:
+        """Log what would make reading from a server slow, expensive, or less safe than it could be."""
+        share, order = self._share, self._order
+        hosts = max(1, share.world_size // share.local_ranks)
+        reads = hosts if order.lanes == 1 else lane_reads(order.lanes, hosts)
+        if share.rank == 0 and reads > _MOST_READS:
+            logger.warning(
+                "%d hosts share %d lanes, so they fetch %.3g times the data set in an epoch: set data.lanes to a "
+                "multiple of the number of hosts, with an optim.global_batch that allows it",
+                hosts,
+                order.lanes,
+                reads,
+            )
+        if share.rank == 0 and self._shards.unverified:
+            logger.warning(
+                "an earlier version packed data.shards, whose indexes have no checksums, so damage on the way from the "
+                "server may go unnoticed: run swinv2-data pack again, which adds them, and upload the indexes"
+            )
+        ranges = [part for position, _ in self._ahead.values() for part in order.group_at(position).ranges]
+        # A group is read in random order, so a cache that is too small for it fetches it again and again.
         needed = self._shards.parts.num_bytes(ranges) * sharers
         if needed > self._shards.cache.max_bytes:
             logger.warning(
@@ -201,7 +221,7 @@ class EvalLoader:
         self._pool = pool = WorkerPool(self._dataset, self._batches, self._workers)
         first, last = (min(place, self.num_samples) for place in (self._batches[0].start, self._batches[-1].stop))
         share = self._share
-        self._shards.prefetch([(first, last)], connections=share.connections, share=1 / share.local_ranks)
+        self._shards.prefetch(lambda: [(first, last)], connections=share.connections, share=1 / share.local_ranks)
         try:
             yield from pool
         finally:

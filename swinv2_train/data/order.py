@@ -37,8 +37,6 @@ class Group:
     """Number of positions; repeated samples count as often as they are repeated."""
     ranges: list[tuple[int, int]]
     """Half-open ranges of sample indices that the group draws from, without overlap."""
-    following: int
-    """First position of the group that comes next."""
 
 
 @lru_cache(maxsize=512)
@@ -99,6 +97,7 @@ class Order(Protocol):
     def at(self, position: int) -> tuple[int, int]: ...
     def replacement(self, position: int, attempt: int) -> int: ...
     def group_at(self, position: int) -> Group: ...
+    def following(self, position: int) -> int: ...
     def lane_of(self, position: int) -> int: ...
     def share(self, batch: int, global_batch: int, rank: int, world_size: int) -> Sequence[int]: ...
 
@@ -179,8 +178,12 @@ class SampleOrder:
                 ranges.append((0, stop - self.num_samples))
         first_position = epoch * self.num_samples + first_slot * self.block_samples
         size = self._group_samples(group, num_blocks)
-        first_position, size = first_position * self.repeats, size * self.repeats
-        return Group(first_position, size, ranges, first_position + size)
+        return Group(first_position * self.repeats, size * self.repeats, ranges)
+
+    def following(self, position: int) -> int:
+        """Return the first position of the group that comes next."""
+        group = self.group_at(position)
+        return group.first_position + group.num_samples
 
     def lane_of(self, position: int) -> int:
         """Return 0: all positions draw from the same groups (see lanes.py)."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import build_index, read_header, read_index, write_index
+from swinv2_train.data.index import build_index, checksums, read_header, read_index, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, rows_path
 from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_url, parse_manifest
@@ -79,6 +79,17 @@ def confirmed(tar: Path, sha256: str) -> bool:
         write_index(index, index_path(tar))
         write_rows(index, rows_path(tar))
     return same
+
+
+def add_checksums(tar: Path) -> None:
+    """Record the checksums of the members in the index of a finished shard, if an earlier version packed it."""
+    index = read_index(index_path(tar))
+    if index is None or index.checksums is not None:
+        return
+    with tar.open("rb") as file:
+        index.checksums = checksums(index, file.fileno())
+    write_index(index, index_path(tar))
+    write_rows(index, rows_path(tar))
 
 
 def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:

@@ -12,6 +12,7 @@ import fcntl
 import functools
 import hashlib
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,12 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 16 << 20
 _SPARE = 32
 """Making room scans the entire cache, so it makes more than needed: up to this fraction of the bound."""
+_DAY = 86400.0
 T = TypeVar("T")
+
+
+def _server_of(file: RemoteFile) -> str:
+    return "/".join(file.url.split("/", 3)[:3])
 
 
 def is_remote(url: str) -> bool:
@@ -103,8 +109,8 @@ class ShardCache:
         self._stated, self.max_bytes = directory, max_bytes
         self.directory = directory.expanduser()
         self.retries, self.backoff = retries, backoff
-        self.parts = True
-        """False once a server was found that sends only entire files."""
+        self._without_parts: dict[str, bool] = {}
+        """By server: True if it sends only entire files."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -253,7 +259,7 @@ class ShardCache:
                     stop = min(position + _CHUNK_BYTES, file.end)
                     data = self._chunk(reader, file, position, stop)
                     if file.stop is not None and len(data) > stop - position:
-                        self.parts = False
+                        self._note_without_parts(file)
                         raise NoPartsError
                     position += self._written(local, data)
                     digest.update(data)
@@ -264,7 +270,10 @@ class ShardCache:
             if file.sha256 and file.stop is None and digest.hexdigest() != file.sha256:
                 raise _OtherBytesError("its bytes are not those that were packed (their SHA-256 differs)")
             with self._directory_locked():  # otherwise a process that counts sizes could miss the copy
-                part.replace(target)
+                try:
+                    part.replace(target)
+                except FileNotFoundError as error:  # somebody, or an earlier version, has cleaned up
+                    raise ReplacedError("its unfinished copy was removed") from error
         except BaseException:
             with self._directory_locked():
                 self._remove(part)
@@ -309,9 +318,9 @@ class ShardCache:
             if total + size > self.max_bytes:
                 self._note_total(total)
                 return False
+            self._note_total(total + size)  # first, so that a crash leaves the note too large rather than too small
             with part.open("xb") as local:
                 local.truncate(size)  # others count it at its full size
-            self._note_total(total + size)
         return True
 
     def _make_room(self, size: int) -> int:
@@ -354,8 +363,31 @@ class ShardCache:
 
     def _abandoned(self, part: Path) -> bool:
         """Return whether no process is fetching this unfinished copy any longer."""
-        with self._locked(self._lock_of(part.name), wait=False) as mine:
-            return mine
+        digest = part.name.partition("-")[0]
+        for lock in (self._lock_directory / digest, self._lock_of(digest)):
+            with self._locked(lock, wait=False) as mine:
+                if not mine:
+                    return False
+        return True
+
+    def has_parts(self, file: RemoteFile) -> bool:
+        """Return whether the server of a file sends parts, as far as any process of this host has found out today."""
+        server = _server_of(file)
+        if server not in self._without_parts:
+            try:
+                age = time.time() - self._note_of(server).stat().st_mtime
+            except OSError:
+                age = math.inf
+            self._without_parts[server] = age < _DAY
+        return not self._without_parts[server]
+
+    def _note_without_parts(self, file: RemoteFile) -> None:
+        self._without_parts[_server_of(file)] = True
+        with contextlib.suppress(OSError):
+            self._note_of(_server_of(file)).touch()
+
+    def _note_of(self, server: str) -> Path:
+        return self._lock_directory / f"no-parts-{hashlib.sha256(server.encode()).hexdigest()[:16]}"
 
     def _entries(self) -> list[tuple[int, int, Path]]:
         """(time of last use, bytes, path) of every copy."""
@@ -380,10 +412,12 @@ class ShardCache:
         return self._lock_directory / "total"
 
     def _lock_path(self, file: RemoteFile) -> Path:
+        if file.stop is None:  # that of earlier versions, which may use the same cache
+            return self._lock_directory / file.digest
         return self._lock_of(file.digest)
 
     def _lock_of(self, digest: str) -> Path:
-        """Return the lock of a copy whose name starts with `digest`; a few thousand locks serve millions of parts."""
+        """Return the lock of a part whose name starts with `digest`; a few thousand locks serve millions of parts."""
         return self._lock_directory / digest[:3]
 
     @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import ShardIndex
 from swinv2_train.data.index_rows import IndexRows
-from swinv2_train.data.index_store import load_index, open_rows, store_rows
+from swinv2_train.data.index_store import forget_index, load_index, open_rows, store_rows
 from swinv2_train.data.remote import RemoteFile, ShardCache
 from swinv2_train.data.samples import Scope
 from swinv2_train.data.shard_table import ShardTable
@@ -98,6 +98,13 @@ class ShardFiles:
             self._keep_rows(shard, self._open_rows(shard))
         self._rows.move_to_end(shard)
         return self._rows[shard]
+
+    def fetch_index_again(self, shard: int) -> None:
+        """Remove the index of a remote shard from the cache, so that its next use fetches the uploaded one."""
+        entry = self._table[shard]
+        assert entry.file is not None
+        forget_index(entry.file, self._cache, self.scope)
+        self.forget_indexes()
 
     def replace_index(self, shard: int, index: ShardIndex, file: RemoteFile) -> None:
         """Use another index of a remote shard from now on."""

@@ -64,8 +64,8 @@ class ShardSet:
         self.num_samples = int(self.shards.num_samples.sum())
         self.remote = self.shards.any_remote
         self._files = ShardFiles(self.shards, cache, scope)
-        self._part_files: OrderedDict[Part, RemoteFile] = OrderedDict()
-        """Places of the parts that were read last."""
+        self._part_files: OrderedDict[tuple[int, int, int], RemoteFile] = OrderedDict()
+        """By shard, first sample, and end: places of the parts that were read last."""
         self._prefetcher: Prefetcher[Part] | None = None
 
     @property
@@ -162,6 +162,12 @@ class ShardSet:
         """Return a sample's shard and key, for messages."""
         return f"{self.shards[self.locate(index)[0]].name}/{self.key(index)}"
 
+    @property
+    def unverified(self) -> bool:
+        """True if the first shard is remote and its index has no checksums, though its manifest has its hash."""
+        file = self.shards.file(0)
+        return file is not None and bool(file.sha256) and not self._files.rows(0).checksums(0)
+
     def image_size(self, index: int) -> int:
         """Return the bytes of a sample's image. Raises BrokenSample if it has none of the chosen name."""
         members = self._files.row(*self.locate(index))[1]
@@ -178,10 +184,7 @@ class ShardSet:
             DataError: if the shard itself is gone.
         """
         shard, sample = self.locate(index)
-        if not self.scope.all_members and not all(
-            name == self.scope.main or self.scope.contains(name) for name in members
-        ):
-            self._index_all_members()
+        self.declare(members)
         if self.shards.is_remote(shard):
             return self._read_remote(shard, sample, members)
         return self._read_members(self._files.local(shard), 0, *self._files.row(shard, sample), members)
@@ -231,6 +234,9 @@ class ShardSet:
         file = self._file(shard, sample)
         for copied in (file, file.whole):
             self.cache.discard(copied, fd)
+        # The index may be the old one of a shard that was replaced on a server that reports no version.
+        self._files.fetch_index_again(shard)
+        self._part_files.clear()
         if last:
             raise DataError(
                 f"{file.url}: the bytes of {member} are not those that were packed (their checksum differs), also when "
@@ -238,10 +244,17 @@ class ShardSet:
             )
         logger.warning("%s: the bytes of %s are not those that were packed; fetching them again", file.url, member)
 
-    def _index_all_members(self) -> None:
-        """Forget the indexes that lack members; each shard is indexed again when it is next read, or was before."""
+    def declare(self, members: Sequence[str]) -> None:
+        """Have these members found from now on, whatever they are.
+
+        Indexes of images and texts are forgotten if they lack one; each shard is indexed again when it is next read, or
+        was before.
+        """
+        if self.scope.all_members or all(name == self.scope.main or self.scope.contains(name) for name in members):
+            return
         self.scope = self._files.scope = replace(self.scope, all_members=True)
         self._files.forget_indexes()
+        self._part_files.clear()
 
     def choices(self) -> list[str]:
         """Return a line for each kind of sample with several images, over all shards; see `choice_lines`."""
@@ -262,12 +275,15 @@ class ShardSet:
             raise BrokenSample(f"it has no image {self.image} (data.image, --image), only {images}")
         return self.image
 
-    def prefetch(self, ranges: Sequence[tuple[int, int]], *, connections: int = 1, share: float = 1.0) -> None:
+    def prefetch(
+        self, ranges: Callable[[], Sequence[tuple[int, int]]], *, connections: int = 1, share: float = 1.0
+    ) -> None:
         """Fetch the remote samples of half-open ranges in the background, in this order.
 
         A later call replaces an earlier request. Local shards are skipped.
 
         Args:
+            ranges: called in the background.
             connections: requests at a time; those of the first call count.
             share: part of the cache that they may fill; what is beyond it is fetched when it is read.
         """
@@ -275,10 +291,11 @@ class ShardSet:
             return
         if self._prefetcher is None:
             self._prefetcher = Prefetcher(self._fetcher, connections)
-        self._prefetcher.want(self.parts.of(ranges, share * self.cache.max_bytes))
+        self._prefetcher.want(lambda: self.parts.of(ranges(), share * self.cache.max_bytes))
 
-    def _fetcher(self) -> Callable[[Part, Callable[[], bool]], None]:
-        """Return a function that fetches a part; for one thread, so it has files of its own."""
+    @contextlib.contextmanager
+    def _fetcher(self) -> Iterator[Callable[[Part, Callable[[], bool]], None]]:
+        """Yield a function that fetches a part; for one thread, so it has files of its own."""
         own = copy.copy(self)
         own._files, own._part_files = copy.copy(self._files), OrderedDict()
         own._files.most_open = _MAX_OPEN_BY_THREAD
@@ -290,7 +307,10 @@ class ShardSet:
             except NoPartsError:
                 own.cache.fetch(file.whole, stopped)
 
-        return fetch
+        try:
+            yield fetch
+        finally:
+            own._files.close()
 
     def close(self) -> None:
         """Stop reading ahead and close all files; the set can still be read afterwards."""
@@ -344,13 +364,11 @@ class ShardSet:
     def _file(self, shard: int, sample: int) -> RemoteFile:
         """Return the part of a remote shard that has a sample; the entire shard if parts cannot be had."""
         first, last = self.parts.around(shard, sample)
-        if not self.cache.parts:
-            first, last = 0, int(self.shards.num_samples[shard])
-        place = shard, first
+        place = shard, first, last
         if place not in self._part_files:
             file = self.shards.file(shard)
             assert file is not None
-            if last < self.shards.num_samples[shard] or first:
+            if (last < self.shards.num_samples[shard] or first) and self.cache.has_parts(file):
                 stop = self._first_byte(shard, last) if last < self.shards.num_samples[shard] else file.size
                 file = file.part(self._first_byte(shard, first), stop)
             self._part_files[place] = file

@@ -16,7 +16,7 @@ class FlakyServer:
     Faults: "500", "403" a status, "short" a body that ends early, "drop" a connection that closes, "ok" none; and what
     proxies do: "login" a page of the right length, "page" one that says it is HTML, "shifted" other bytes under the
     right range, "moved" the range before, "unnamed" a part without its range, "zipped" another encoding, "grown"
-    another total size, "other tag" another ETag. "dated" and "dated other tag": with a date.
+    another total size, "other tag" another ETag, "untagged" none. "dated" and "dated other tag": with a date.
 
     `always` is a fault of every request for a name, HEAD included.
     """
@@ -69,7 +69,8 @@ class FlakyServer:
                     part = data
                     self.send_response(200)
                 self.send_header("Content-Length", str(len(part)))
-                self.send_header("ETag", '"other"' if fault.endswith("other tag") else tag)
+                if fault != "untagged":
+                    self.send_header("ETag", '"other"' if fault.endswith("other tag") else tag)
                 if fault.startswith("dated"):
                     self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
                 self.send_header("Content-Type", "text/html" if fault == "page" else "application/x-tar")

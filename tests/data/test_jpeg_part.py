@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 from collections import Counter
@@ -166,19 +167,40 @@ def test_it_is_compiled_once_for_the_user_alone(empty_cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_library_that_others_can_change_is_not_loaded(empty_cache: Path) -> None:
+def test_a_library_that_others_can_change_is_not_loaded_but_made_again(empty_cache: Path) -> None:
     assert jpeg_part.prepare() == ""
     jpeg_part.library().chmod(0o777)
     jpeg_part.prepare.cache_clear()
-    assert jpeg_part.prepare() == f"{jpeg_part.library()} can be written to by other users: remove it"
+    jpeg_part._compiled.cache_clear()
     assert decode_part(intact("jpeg")[0], (0, 0, 4, 4)) is None
+    assert jpeg_part.prepare() == ""
+    assert jpeg_part.library().stat().st_mode & 0o777 == 0o700
 
 
-def test_a_damaged_library_is_not_loaded(empty_cache: Path) -> None:
+@pytest.mark.slow
+def test_a_damaged_library_is_made_again_whatever_the_umask_is(empty_cache: Path) -> None:
     empty_cache.mkdir()
     jpeg_part.library().write_bytes(b"\x7fELF")
-    assert "cannot be loaded" in jpeg_part.prepare()
     assert decode_part(intact("jpeg")[0], (0, 0, 4, 4)) is None
+    before = os.umask(0o002)
+    try:
+        assert jpeg_part.prepare() == ""
+    finally:
+        os.umask(before)
+    assert decode_part(intact("jpeg")[0], (0, 0, 4, 4)) is not None
+
+
+def test_a_user_without_a_home_directory_decodes_entire_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    for function in (jpeg_part.prepare, jpeg_part._compiled):
+        function.cache_clear()
+    assert "cannot be used (Could not determine home directory.)" in jpeg_part.prepare()
+    assert decode_part(intact("jpeg")[0], (0, 0, 4, 4)) is None
+    for function in (jpeg_part.prepare, jpeg_part._compiled):
+        function.cache_clear()
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swinv2_train.data.lanes import DRAWS_PER_DEAL, LaneOrder
+from swinv2_train.data.lanes import DRAWS_PER_DEAL, LaneOrder, lane_reads
 from swinv2_train.data.mix import partner_of
 from swinv2_train.data.order import Order, SampleOrder
 
@@ -45,25 +45,33 @@ def test_groups_follow_each_other_in_a_lane_and_name_what_they_draw_from(order: 
         key = order.lane_of(position), group.first_position
         drawn.setdefault(key, set()).add(order.at(position)[1])
         groups[key] = group
-        assert group.first_position <= position < group.following
+        assert group.first_position <= position < order.following(position)
     for (lane, first), group in groups.items():
         named = [index for start, stop in group.ranges for index in range(start, stop)]
         assert len(named) == len(set(named)) == group.num_samples // order.repeats
         assert drawn[lane, first] == set(named)
-        assert order.group_at(group.following).first_position == group.following
-        assert order.lane_of(group.following) == lane
+        following = order.following(first)
+        assert order.group_at(following).first_position == following
+        assert order.lane_of(following) == lane
     seen = [index for group in groups.values() for start, stop in group.ranges for index in range(start, stop)]
     assert sorted(seen) == list(range(order.num_samples))
 
 
 @settings(max_examples=60, deadline=None)
 @given(orders, st.integers(0, 5000), st.integers(1, 40))
-def test_a_replacement_comes_from_the_same_group(order: LaneOrder, position: int, attempt: int) -> None:
+def test_a_replacement_comes_from_a_large_group_itself(order: LaneOrder, position: int, attempt: int) -> None:
     index = order.replacement(position, attempt)
     group = order.group_at(position)
-    assert any(start <= index < stop for start, stop in group.ranges)
+    large = group.num_samples >= 64 * order.repeats or group.num_samples == order.num_samples * order.repeats
+    assert any(start <= index < stop for start, stop in group.ranges) or not large
     assert index == order.replacement(position, attempt)
-    assert index != order.at(position)[1] or group.num_samples == order.repeats
+    assert index != order.at(position)[1] or order.num_samples == 1
+
+
+def test_a_small_group_is_not_the_only_source_of_replacements() -> None:
+    order = LaneOrder(1000, 0, lanes=64, shuffle_samples=64)
+    assert order.group_at(77).num_samples == 1
+    assert len({order.replacement(77, attempt) for attempt in range(1, 33)}) > 20
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
@@ -106,7 +114,7 @@ def test_the_order_never_changes_between_versions() -> None:
     """A run that resumes with a later version must go on in the same order."""
     order = LaneOrder(1000, seed=3, lanes=4, shuffle_samples=200, block_samples=16)
     assert [order.at(i) for i in (0, 1, 999, 1000, 123456)] == [(0, 695), (0, 253), (0, 686), (1, 612), (123, 871)]
-    assert [order.replacement(5, attempt) for attempt in (1, 2)] == [115, 124]
+    assert [order.replacement(5, attempt) for attempt in (1, 2)] == [800, 175]
     assert list(order.share(2, 16, 1, 2)) == [36, 37, 44, 45, 38, 39, 46, 47]
 
 
@@ -129,3 +137,8 @@ def test_the_default_order_mixes_a_set_that_is_sorted_by_classes() -> None:
     distinct, correlation = quality(SampleOrder(14_000_000, 0), 1024, 24)
     assert distinct < 60
     assert correlation > 0.9
+
+
+def test_reads_of_hosts_that_share_lanes() -> None:
+    assert [lane_reads(64, hosts) for hosts in (1, 8, 24, 48, 64, 128)] == [1.0, 1.0, 1.25, 1.5, 1.0, 2.0]
+    assert lane_reads(1, 8) == 8.0

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.index import build_index, read_index, write_index
+from swinv2_train.data.index import checksums as find_checksums
 from swinv2_train.data.lanes import LaneOrder
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.data.order import SampleOrder
@@ -32,7 +34,7 @@ class Read(Transform):
     """Reads a sample without decoding it."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"number": torch.tensor(int(sample.key[3:]))}
+        return {"number": torch.tensor(int("".join(filter(str.isdigit, sample.key))))}
 
 
 @pytest.fixture
@@ -103,9 +105,10 @@ def test_a_server_without_parts_sends_whole_shards_once(tmp_path: Path) -> None:
     shards = open_set(server, tmp_path / "cache")
     assert [shards.read(i).data for i in range(80)] == [jpeg(i) for i in range(80)]
     assert [server.gets(name) for name in NAMES] == [2, 1, 1]  # the first answer shows it
+    assert open_set(server, tmp_path / "cache").read(50).data == jpeg(50)  # and every process of the host knows it
     assert not list((tmp_path / "cache").glob("*.part"))
     ahead = open_set(server, tmp_path / "other")
-    ahead.prefetch([(0, 80)], connections=2)
+    ahead.prefetch(lambda: [(0, 80)], connections=2)
     assert ahead.read(79).data == jpeg(79)
     ahead.close()
     server.close()
@@ -175,6 +178,73 @@ def test_parts_of_packed_shards_are_compared_with_checksums(
     else:
         assert [shards.read(i).data for i in range(40)] == expected
         assert "are not those that were packed; fetching them again" in caplog.text
+    server.close()
+
+
+def test_reading_ahead_leaves_no_files_open(server: FlakyServer, tmp_path: Path) -> None:
+    shards = open_set(server, tmp_path / "cache")
+    opened = []
+    for _ in range(3):
+        shards.prefetch(lambda: [(0, 80)], connections=4)
+        assert shards.read(79).data == jpeg(79)
+        shards.close()
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert opened[-1] <= opened[0]
+
+
+def test_other_sizes_of_parts_and_other_members_do_not_confuse_places(tmp_path: Path) -> None:
+    members = [
+        (f"img{n:05d}.{name}", data) for n in range(60) for name, data in (("bin", bytes(900)), ("jpg", jpeg(n)))
+    ]
+    write_tar(tmp_path / "served" / "a.tar", members)
+    ShardSet.open(str(tmp_path / "served"), tmp_path / "unused")
+    server = FlakyServer(tmp_path / "served")
+    shards = ShardSet.open(f"{server.url}/a.tar", tmp_path / "cache", retries=0, backoff=0.0)
+    for size in (16, 40, 7):
+        shards.parts.samples = size
+        assert [shards.read(i).data for i in (0, 20, 59)] == [jpeg(i) for i in (0, 20, 59)]
+    assert shards.read(20, ("image", "bin")).members == {"image": jpeg(20), "bin": bytes(900)}
+    assert shards.read(16).data == jpeg(16)
+    server.close()
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_sets_of_earlier_versions_are_read_with_a_warning_until_they_are_packed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, checksums: bool
+) -> None:
+    source = str(write_folder(tmp_path / "src", 40))
+    pack(source, tmp_path / "served", PackOptions())
+    index = read_index(tmp_path / "served" / "train-000000.tar.index.jsonl")
+    index.checksums = None
+    write_index(index, tmp_path / "served" / "train-000000.tar.index.jsonl")
+    if checksums:
+        pack(source, tmp_path / "served", PackOptions())
+    server = FlakyServer(tmp_path / "served")
+    shards = ShardSet.open(f"{server.url}/train-000000.tar", tmp_path / "cache", retries=0, backoff=0.0)
+    with closing(train_loader(shards, LaneOrder(40, 0, lanes=1), Read(), global_batch=8, micro_batch=8)) as loader:
+        next(loader)
+    assert ("an earlier version packed data.shards" in caplog.text) == (not checksums)
+    server.close()
+
+
+def test_an_index_of_a_shard_that_was_replaced_in_place_is_fetched_again(tmp_path: Path) -> None:
+    """On a server that reports no version, and with a new shard of the same layout."""
+    for folder, first in (("served", 0), ("new", 100)):
+        members = [(f"img{n:05d}.jpg", bytes([255, 216, 255, first + n]) * 150) for n in range(40)]
+        path = write_tar(tmp_path / folder / "a.tar", members)
+        with path.open("rb") as file:
+            index = build_index(str(path), file.fileno())
+            index.checksums = find_checksums(index, file.fileno())
+        write_index(index, Path(f"{path}.index.jsonl"))
+    server = FlakyServer(tmp_path / "served")
+    server.always["a.tar"] = "untagged"
+    shards = ShardSet.open(f"{server.url}/a.tar", tmp_path / "cache", retries=0, backoff=0.0)
+    before = shards.read(0).data
+    for name in ("a.tar", "a.tar.index.jsonl"):
+        (tmp_path / "served" / name).write_bytes((tmp_path / "new" / name).read_bytes())
+    again = ShardSet.open(f"{server.url}/a.tar", tmp_path / "cache", retries=0, backoff=0.0)
+    assert again.read(30).data == bytes([255, 216, 255, 130]) * 150
+    assert again.read(0).data != before
     server.close()
 
 

@@ -257,7 +257,7 @@ def wait_until(condition: object, seconds: float = 20.0) -> None:
 def test_prefetch_fills_the_cache_ahead(server: FlakyServer, tmp_path: Path) -> None:
     shards = open_set(server, tmp_path, gib=(3 * SHARD) / 2**30)
     shutil.rmtree(tmp_path / "cache")
-    shards.prefetch([(6, 8), (2, 5), (0, 2), (5, 6)])  # three of the shards fit
+    shards.prefetch(lambda: [(6, 8), (2, 5), (0, 2), (5, 6)])  # three of the shards fit
     wait_until(lambda: [path.exists() for path in copies(shards)] == [True, True, False, True])
     before = sum(server.gets(name) for name in NAMES)
     for index in (6, 2, 0):
@@ -270,7 +270,7 @@ def test_prefetch_survives_failures_and_is_called_off_by_close(server: FlakyServ
     shards = open_set(server, tmp_path, retries=0)
     shutil.rmtree(tmp_path / "cache")
     server.faults.append("500")
-    shards.prefetch([(0, 5)])
+    shards.prefetch(lambda: [(0, 5)])
     wait_until(lambda: copies(shards)[1].exists())
     shards.close()
     assert shards.read(0).data == jpeg(0)
