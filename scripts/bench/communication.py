@@ -3,8 +3,9 @@
     python scripts/bench/communication.py --out results.json
 
 Nothing is measured: `planner/communication.py` contains the model and its assumptions. The columns are `before`, a
-reduction in bf16 of all gradients after the last backward; `now`, the engine of the experiment; and `later`, with the
-weights gathered during the next forward pass as well, which no engine does.
+reduction in bf16 of all gradients after the last backward, and two control sums over a ring, as in an earlier version;
+`now`, the engine of the experiment; and `later`, with the weights gathered during the next forward pass as well, which
+no engine does.
 """
 
 from __future__ import annotations

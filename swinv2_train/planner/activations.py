@@ -81,6 +81,17 @@ class Block:
         return self.padded * self.stage.window_tokens * self.stage.num_heads
 
     @property
+    def masked(self) -> bool:
+        """True if tokens of different regions share a window."""
+        return self.shifted and any(self.stage.shift)
+
+    @property
+    def mask(self) -> int:
+        """Elements of the additive mask of `sdpa`: bias, and regions of every window if there are any."""
+        windows = self.stage.num_windows if self.masked else 1
+        return windows * self.stage.num_heads * self.stage.window_tokens**2
+
+    @property
     def hidden(self) -> float:
         """Width of the MLP, as a multiple of d."""
         return mlp_width(self.model, self.stage.dim) / self.stage.dim
@@ -93,8 +104,7 @@ class Block:
     @property
     def moved(self) -> bool:
         """True if the attention gets a copy of the input, rolled or padded."""
-        stage = self.stage
-        return (self.shifted and any(stage.shift)) or stage.padded != (stage.height, stage.width)
+        return self.masked or self.stage.padded != (self.stage.height, self.stage.width)
 
 
 def block_saved(block: Block) -> float:
@@ -133,43 +143,77 @@ def _attention_saved(block: Block) -> float:
         # torch computes the plain formula for a mask with a gradient.
         vectors = 24 if cosine else 12 if half else 20
         return vectors * area + 4 * block.pairs + lengths
-    # The windows of q, k, v, and the result; for the cosine also widened copies, unit vectors, and operands.
-    vectors = 4 * b + (12 + half * 4 if cosine else 0)
+    # The windows of q, k, v; for the cosine also widened copies, unit vectors, and operands. The result of a single
+    # window has the order of the map: it is the input of the projection itself.
+    vectors = 3 * b + (b if block.stage.num_windows > 1 else 0) + (12 + half * 4 if cosine else 0)
     row = -(-block.stage.window_tokens // _MASK_ALIGNMENT) * _MASK_ALIGNMENT
-    windows = block.stage.num_windows if block.shifted and any(block.stage.shift) else 1
-    mask = b * windows * heads * block.stage.window_tokens * row
+    mask = b * block.mask // block.stage.window_tokens * row
     return vectors * area + lengths + 4 * tokens * heads + mask
 
 
 def block_transient(block: Block) -> float:
-    """Return the bytes that backward of a block needs at its peak, beyond those that the block saved.
+    """Return the bytes that a block needs at its peak in backward, beyond those that it saved.
 
-    The peak is either in the MLP, while everything is still saved, or in the attention, when the MLP's part is freed.
-    The counts of token maps are measured, with the operators of both devices.
+    The peak is one of three moments; the counts of token maps in them are measured, with the operators of both devices:
+
+    - the attention of a checkpointed block is computed again, while the gradient of the block's result waits;
+    - backward of the MLP, when the block has saved everything;
+    - backward of the attention, when everything is freed that the block saved after it.
     """
-    b, model = block.kernels.element, block.model
-    half, unit = b < 4, b * block.map
-    widened = half and model.drop_path > 0  # the factor of a branch is fp32
-    extra = {"pre": 0 if widened else 1, "post": -1 if widened else 1}.get(model.norm_placement, 0)
-    mlp = (block.hidden + 2 + (2 if widened else 0) + extra) * unit
-    freed = (1 + 2 * block.hidden) * unit + block.kernels.norm * block.map
-    return max(mlp, _attention_transient(block) - freed)
+    later = _saved_after_attention(block)
+    return max(_attention_again(block) - later, _mlp_backward(block), _attention_backward(block) - later)
 
 
-def _attention_transient(block: Block) -> float:
-    b, gpu = block.kernels.element, block.kernels.gpu
-    area, scores, half = b * block.padded * block.stage.dim, b * block.pairs, b < 4
+def _saved_after_attention(block: Block) -> float:
+    placement = block.model.norm_placement
+    norms = {"pre": 1, "sandwich": 3}.get(placement, 2) + int(block.extra_norm)
+    return (1 + 2 * block.hidden) * block.input + norms * block.kernels.norm * block.map
+
+
+def _mlp_backward(block: Block) -> float:
+    widened = block.kernels.element < 4 and block.model.drop_path > 0  # the factor of a branch is fp32
+    norms = (2 if block.model.norm_placement == "sandwich" else 1) * (block.kernels.norm * block.map - block.input)
+    return (block.hidden + 1 + int(widened) - int(block.extra_norm)) * block.input + norms
+
+
+def _attention_again(block: Block) -> float:
+    b, gpu, half = block.kernels.element, block.kernels.gpu, block.kernels.element < 4
     if block.backend == "sequential":
-        # Two fp32 tensors of scores, in chunks, and fp32 operands of the same chunks.
-        chunk = min(block.model.sequential_chunk_mib * 2**20, 8 * block.pairs)
-        operands = 4 * (7 if half else 4) * chunk / (8 * block.stage.window_tokens) * block.stage.dim
-        return (10 if half else 12) * area + chunk + operands / block.stage.num_heads
-    if block.backend == "sdpa" and gpu:
-        return 5 * area + scores  # the gradient of the mask has a row per window and image
+        return 0.0  # its backward needs more
+    widened = half and (block.model.drop_path > 0 or not gpu)
+    gradient = (b + 4 * widened) * block.map
+    area = b * block.padded * block.stage.dim
+    if block.backend == "reference":
+        return gradient + 4 * area + 4 * block.pairs
+    # The mask of all windows is in fp32 first. It is saved as rounded, and torch's plain formula rounds it once more.
+    mask = 4 * block.mask / block.stage.num_heads if block.masked else 0
+    if gpu:
+        return gradient + 3 * area + mask + 4 * half * block.mask
+    return gradient + (11 if half else 4) * area + 4 * block.pairs + mask + (6 if half else 4) * block.mask
+
+
+def _attention_backward(block: Block) -> float:
+    b, half = block.kernels.element, block.kernels.element < 4
+    area, scores = b * block.padded * block.stage.dim, b * block.pairs
+    if block.backend == "sequential":
+        return 10 * area + _sequential_chunk(block)
+    if block.backend == "sdpa" and block.kernels.gpu:
+        return 4 * area + scores  # the gradient of the mask has a row per window and image
     if not half:
-        return 2 * area + 2 * scores
-    maps, copies = (0, 4) if block.backend == "sdpa" else (-1 if gpu else -2, 3)
-    return maps * area + copies * scores
+        return area + 2 * scores
+    return 4 * scores if block.backend == "sdpa" else 3 * scores - 2 * area
+
+
+def _sequential_chunk(block: Block) -> float:
+    """Return the bytes of a chunk in backward: scores, their gradient, the bias, its gradient, and fp32 vectors."""
+    tokens, heads = block.stage.window_tokens, block.stage.num_heads
+    biases = 8 * heads * tokens**2
+    budget = block.model.sequential_chunk_mib * 2**20
+    fraction = min(1.0, budget / (8 * block.pairs + biases))
+    vector = 4 * block.padded * block.stage.dim
+    # Keys, values, and queries, their gradients; when those are computed, one tensor of scores is freed already.
+    scores = 4 * block.pairs
+    return fraction * (biases + (7 if block.kernels.element < 4 else 5) * vector + scores + max(scores, 4 * vector))
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,7 @@ MFU_BAND = (0.25, 0.45)
 USABLE = 0.8
 """Fraction of a computation that a collective can hide behind."""
 HOP_SECONDS = 40e-6
-"""Estimate of the time of a hop of a ring over the CPUs of the ranks."""
-_CONTROL_SUMS = 2
-"""Sums of a few numbers over the CPUs in a step of the loop."""
+"""Estimate of the time of a message between the CPUs of two ranks."""
 _REFERENCE = PEAKS[r"A100[- ].*"]
 
 
@@ -36,7 +34,7 @@ class Network:
     bus: float
     """Bus bandwidth of an all-reduce over all ranks, in bytes per second."""
     hop: float = HOP_SECONDS
-    """Seconds per hop of a control sum."""
+    """Seconds per message of a control sum."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class StepTime:
     exposed: float
     """Communication of gradients and weights that computation does not hide."""
     control: float
-    """Sums of control numbers over all ranks."""
+    """Sum of control numbers over all ranks, as far as computation does not hide it."""
 
     @property
     def total(self) -> float:
@@ -71,7 +69,15 @@ class _Work:
     """Fraction of a micro-batch that is its backward pass, recomputation included."""
     weights: float
     """Wire seconds of an all-gather of the weights; a reduce-scatter in the same precision takes as long."""
-    control: float
+    exchange: float
+    """Seconds of a sum of a few numbers, by recursive doubling over the CPUs."""
+    ring: float
+    """Seconds of the same over a ring."""
+
+    @property
+    def control(self) -> float:
+        """Seconds of a step's sum that are not hidden: the host begins it while the device is in the last backward."""
+        return _beyond(self.exchange, self.backward * self.micro)
 
 
 def _work(config: Config, plan: Plan, network: Network, mfu: float, peak_flops: float) -> _Work:
@@ -81,8 +87,10 @@ def _work(config: Config, plan: Plan, network: Network, mfu: float, peak_flops: 
     recomputed = sum(blocks) / len(blocks)
     trained = config.task.describe(config).parameters
     wire = (ranks - 1) / ranks * ELEMENT_BYTES[config.engine.precision] * trained / network.bus
-    control = _CONTROL_SUMS * 2 * (ranks - 1) * network.hop
-    return _Work(micro, plan.accumulation, (2 + recomputed) / (3 + recomputed), wire, control)
+    doublings = ranks.bit_length() - 1
+    messages = doublings + (0 if ranks == 1 << doublings else 2)  # see `launch/doubling.py`
+    exchange, ring = messages * network.hop, 2 * (ranks - 1) * network.hop
+    return _Work(micro, plan.accumulation, (2 + recomputed) / (3 + recomputed), wire, exchange, ring)
 
 
 def step_time(
@@ -111,9 +119,10 @@ def step_time(
 
 
 def without_overlap(config: Config, plan: Plan, network: Network, mfu: float = MFU) -> StepTime:
-    """Return the time of a step that reduces and gathers in the precision of the run, both after the last backward."""
+    """Return the time of a step that reduces and gathers in the precision of the run, both after the last backward, and
+    waits for two control sums over a ring, as an earlier version did."""
     work = _work(config, plan, network, mfu, reference_flops(config))
-    return StepTime(work.micro * work.accumulation, 3 * work.weights, work.control)
+    return StepTime(work.micro * work.accumulation, 3 * work.weights, 2 * work.ring)
 
 
 def with_late_gather(config: Config, plan: Plan, network: Network, mfu: float = MFU) -> StepTime:
