@@ -167,7 +167,7 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         ConfigError: with the name of the stage.
     """
     from swinv2_train.cli.samples import count_samples
-    from swinv2_train.cli.train import finish
+    from swinv2_train.cli.train import check_memory, finish
     from swinv2_train.config.plan import make_plan
     from swinv2_train.data.errors import DataError
     from swinv2_train.pipeline.report import is_begun
@@ -184,6 +184,7 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         if required and label_map and not is_begun(item.run_dir) and not Path(label_map).is_file():
             raise ConfigError("init.label_map", label_map, "no such file")
         finish(config, samples.card, weights=required and start is not None)
+        check_memory(config, config.launch.nproc_per_node or 1, samples)
         check_held_out_classes(config, samples.card)
     except (ConfigError, DataError, CheckpointError) as error:
         named = ConfigError("", item.name, f"stage {item.name}: {error}")

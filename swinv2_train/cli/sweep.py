@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 from swinv2_train.cli.arguments import Parser
@@ -108,12 +109,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_start(config: Config) -> None:
-    """Check now that a job's shards and length are usable, and not only when the job starts."""
+    """Check now that a job's shards, length, and memory are usable, and not only when the job starts."""
     from swinv2_train.cli.samples import count_samples
+    from swinv2_train.cli.train import check_memory, finish
     from swinv2_train.config.plan import make_plan
 
     samples = count_samples(config, required=not config.launch.dry_run)
-    make_plan(config, config.launch.nproc_per_node or 1, samples.count)
+    ranks = config.launch.nproc_per_node or 1
+    make_plan(config, ranks, samples.count)
+    if config.launch.gpu_memory_gib is not None:
+        config = deepcopy(config)
+        finish(config, samples.card, weights=False)
+        check_memory(config, ranks, samples)
 
 
 if __name__ == "__main__":

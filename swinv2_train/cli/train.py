@@ -188,7 +188,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
             print(redact(to_yaml(config)))
         _show(config, plan, samples, device, overrides)
         unused = [] if config.task.classes is None else unused_classes(config.task.classes, samples.card)
-        too_large = check_fit(config, plan, _gpu(config.launch, device), selection(config).frozen)
+        too_large = check_fit(config, plan, _gpu(config.launch, device, num_ranks), selection(config).frozen)
         for line in [*too_large, *doubts(config, plan), *unused, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
@@ -206,15 +206,15 @@ def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
     return device, int(os.environ["WORLD_SIZE"]) if joined() else num_ranks
 
 
-def _gpu(launch: LaunchConfig, device: str) -> Gpu | None:
-    """Return this machine's GPU with the least memory; None if the run does not use this machine's GPUs."""
+def _gpu(launch: LaunchConfig, device: str, num_ranks: int) -> Gpu | None:
+    """Return the GPU of the run with the least memory; None if the run does not use this machine's GPUs."""
     if device != "cuda" or launch.hostfile or launch.gpu_memory_gib is not None:
         return None
     import torch
 
     from swinv2_train.planner.fit import Gpu
 
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    found = [torch.cuda.get_device_properties(index) for index in range(min(num_ranks, torch.cuda.device_count()))]
     smallest = min(found, key=lambda each: each.total_memory, default=None)
     return None if smallest is None else Gpu(smallest.name, smallest.total_memory)
 
@@ -366,12 +366,12 @@ def _launch(config: Config, samples: Samples) -> int | None:
         from swinv2_train.launch.hosts import DEFAULT_PORT, launch_on_hosts, read_hostfile
 
         hosts = read_hostfile(Path(launch.hostfile))
-        _check_memory(config, sum(host.slots for host in hosts), samples)
+        check_memory(config, sum(host.slots for host in hosts), samples)
         return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
     if launch.nproc_per_node:
-        _check_memory(config, launch.nproc_per_node, samples)  # errors are reported before torch is imported
+        check_memory(config, launch.nproc_per_node, samples)  # errors are reported before torch is imported
     device, num_ranks = _choose_ranks(launch)
-    _check_memory(config, num_ranks, samples)
+    check_memory(config, num_ranks, samples)
     if num_ranks == 1:
         return None
     from swinv2_train.launch.environment import free_port
@@ -380,7 +380,7 @@ def _launch(config: Config, samples: Samples) -> int | None:
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
 
 
-def _check_memory(config: Config, num_ranks: int, samples: Samples) -> None:
+def check_memory(config: Config, num_ranks: int, samples: Samples) -> None:
     """Check that the batch divides and fits into `launch.gpu_memory_gib`; the ranks compare it with their own GPUs."""
     from swinv2_train.engine.selection import selection
     from swinv2_train.planner.fit import check_fit

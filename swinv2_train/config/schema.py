@@ -241,6 +241,11 @@ class EngineConfig(Section):
         return (self.zero_stage, self.precision, self.grad_accum_dtype) == (1, "bf16", "fp32")
 
     @property
+    def overlaps(self) -> bool:
+        """True if DeepSpeed itself reduces gradients while backward computes others."""
+        return bool(self.deepspeed.get("zero_optimization", {}).get("overlap_comm", False))
+
+    @property
     def bucket_elements(self) -> int:
         """Elements of gradients that are reduced together."""
         given = self.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET_ELEMENTS)

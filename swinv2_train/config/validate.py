@@ -6,6 +6,7 @@ Every check raises a `ConfigError` with the field, the value, and the fix.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
@@ -125,6 +126,11 @@ def _validate_engine(config: Config) -> None:
         )
     if engine.micro_batch is not None:
         at_least("engine.micro_batch", engine.micro_batch, 1)
+    zero = engine.deepspeed.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError("engine.deepspeed.zero_optimization", zero, "must be a section of keys, such as overlap_comm")
+    if "reduce_bucket_size" in zero:
+        _check_bucket(zero["reduce_bucket_size"])
     for key, hint in DERIVED_DEEPSPEED_KEYS.items():
         section, _, inner = key.partition(".")
         given = engine.deepspeed.get(section, {}) if inner else engine.deepspeed
@@ -134,6 +140,16 @@ def _validate_engine(config: Config) -> None:
         if engine.sums_in_fp32 and key in engine.deepspeed:
             hint = "has no effect with engine.grad_accum_dtype=fp32, which reduces gradients in fp32; remove it"
             raise ConfigError(f"engine.deepspeed.{key}", engine.deepspeed[key], hint)
+
+
+def _check_bucket(given: Any) -> None:
+    try:
+        elements = float(given)  # YAML reads 5e8 as text
+    except (TypeError, ValueError):
+        elements = math.nan
+    if isinstance(given, bool) or not (1 <= elements < math.inf and elements.is_integer()):
+        key = "engine.deepspeed.zero_optimization.reduce_bucket_size"
+        raise ConfigError(key, given, "must be a whole number of elements of at least 1, such as 50000000")
 
 
 def _validate_safety(config: Config) -> None:
@@ -241,6 +257,8 @@ def _validate_launch(launch: LaunchConfig) -> None:
         value = getattr(launch, key)
         if value is not None and not value > 0:
             raise ConfigError(f"launch.{key}", value, f"must be above 0: the {unit}")
+    if launch.gpu_memory_gib is not None and launch.device == "cpu":
+        raise ConfigError("launch.gpu_memory_gib", launch.gpu_memory_gib, "has no effect with launch.device=cpu")
     for key in ("ssh_port", "master_addr"):
         if getattr(launch, key) is not None and not launch.hostfile:
             raise ConfigError(f"launch.{key}", getattr(launch, key), "requires launch.hostfile, which is not set")

@@ -55,14 +55,18 @@ def shared_memory_needed(
 ) -> int:
     """Return the maximum bytes of batches that the workers of one rank keep in shared memory.
 
-    During an evaluation, the training workers keep their batches.
+    During an evaluation, the training workers keep their batches. Without a GPU, the batches of the current step and of
+    the next one stay there as well; with one, they are copied to pinned memory.
 
     Args:
         card: that of the training shards; images of unknown depth count as 8-bit.
         held_out: shards of the evaluations, if there are any.
     """
     batches = config.data.num_workers * plan.micro_batch
-    needed = batches * prefetched(config, plan) * _sample_bytes(task, card)
+    kept = batches * prefetched(config, plan)
+    if batches and not torch.cuda.is_available():
+        kept += 2 * plan.accumulation * plan.micro_batch
+    needed = kept * _sample_bytes(task, card)
     if held_out is not None and config.eval.every_steps and batches:
         count = min(config.eval.max_samples or held_out.num_samples, held_out.num_samples)
         own = -(-count // plan.world_size)

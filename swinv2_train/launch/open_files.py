@@ -17,6 +17,8 @@ _OWN_FILES = 4
 """Files of a group other than its connections: where it listens, and what its thread waits for."""
 _OTHER_FILES = 256
 """Shards (at most 64), pipes and batches of data workers, NCCL, logs. A rank with two workers has about 30 of them."""
+_FEW_FILES = 64
+"""Without room for at least this many of them, a run is refused."""
 _ENOUGH = 1 << 20
 """Some programs loop over all files that a process may open, so the limit is not raised beyond this without need."""
 
@@ -40,7 +42,7 @@ def allow_open_files(world_size: int, device: str, local_rank: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if _within(needed, soft):
         return
-    if not _within(needed, hard):
+    if not _within(needed - _OTHER_FILES + _FEW_FILES, hard):
         text = (
             f"a rank of {world_size} needs up to {needed} open files, mostly connections to the others, and may open "
             f"only {hard} (ulimit -Hn): raise the limit, such as with ulimit -n {needed} as root, LimitNOFILE= of the "

@@ -144,15 +144,16 @@ def reference_flops(config: Config) -> float:
 
 
 def communication_lines(config: Config, plan: Plan) -> list[str]:
-    """Return the line of a dry run about communication; none with one rank, without `launch.bus_gb_s`, or if the step
-    is not modeled."""
-    if config.launch.bus_gb_s is None or plan.world_size == 1:
+    """Return the line of a dry run about communication; none without `launch.bus_gb_s`."""
+    if config.launch.bus_gb_s is None:
         return []
+    if plan.world_size == 1:
+        return ["communication  none: there is one rank"]
     network = Network(config.launch.bus_gb_s * 1e9)
     found = [step_time(config, plan, network, mfu=mfu) for mfu in (MFU, *MFU_BAND)]
     times = [time for time in found if time is not None]
     if not times:
-        return []
+        return ["communication  not modeled for ZeRO stage 3"]
     middle, low, high = times
     peak = "tracking.peak_tflops" if config.tracking.peak_tflops else "an A100"
     return [

@@ -117,6 +117,7 @@ def _backward(config: Config, plan: Plan, base: Memory, reached: Reached, traine
     """Add the gradients and buckets when backward reaches a place."""
     engine, world = config.engine, plan.world_size
     element, bucket = ELEMENT_BYTES[engine.precision], engine.bucket_elements
+    overlapping = element * min(bucket, trained) * engine.overlaps  # one bucket fills while another is reduced
     largest = element * min(_largest(config, reached), trained)
     if engine.sums_in_fp32:
         return replace(base, gradients=largest)
@@ -124,10 +125,12 @@ def _backward(config: Config, plan: Plan, base: Memory, reached: Reached, traine
         # Sums of the rank's partition, the micro-batch's part of them, and a bucket with its copy.
         wide = engine.grad_accum_dtype == "fp32" and element < 4
         sums, new = (4 * trained / world if wide else 0), element * trained / world
-        return replace(base, gradients=new if wide else 2 * new, sums=sums, buckets=2 * element * bucket + largest)
+        return replace(
+            base, gradients=new if wide else 2 * new, sums=sums, buckets=2 * element * bucket + largest + overlapping
+        )
     sums = 4 * trained if engine.grad_accum_dtype == "fp32" and element < 4 else 0
     present = trained if plan.accumulation > 1 else min(_later(config, reached) + largest / element, trained)
-    buckets = element * bucket if engine.zero_stage else 0
+    buckets = element * bucket + overlapping if engine.zero_stage else 0
     return replace(base, gradients=element * present, sums=sums, buckets=buckets)
 
 

@@ -26,6 +26,8 @@ def memory_lines(config: Config, plan: Plan, frozen: int = 0) -> list[str]:
     if device == "GPU":
         low, high = EXTRA_GIB
         lines.append(f"  {'context, NCCL, and allocator (an estimate)':<45}  {low:g} to {high:g} GiB more")
+    if config.engine.zero_stage == 3:
+        lines.append("  a lower bound: weights that stage 3 gathers for a while are not counted")
     if bound := upper_bound(config):
         lines.append(f"  an upper bound: with {bound} it may be less")
     return lines + _worlds(config, plan, frozen, gpu=device == "GPU")

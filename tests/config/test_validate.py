@@ -220,3 +220,17 @@ def test_a_label_map_is_for_classification() -> None:
 def test_resolution_takes_one_side_or_two() -> None:
     assert resolution(compose([*BASE, "data.resolution=160"])) == (160, 160)
     assert resolution(compose([*BASE, "data.resolution=[96,160]"])) == (96, 160)
+
+
+@pytest.mark.parametrize("given", ["abc", "null", "auto", "inf", "0", "-5", "1.5", "true"])
+def test_a_bucket_is_a_number_of_elements(given: str) -> None:
+    key = "engine.deepspeed.zero_optimization.reduce_bucket_size"
+    with pytest.raises(ConfigError, match=f"{key}=.*: must be a whole number of elements"):
+        validate(compose(["+experiment=simmim_giant", f"+{key}={given}"]))
+    with pytest.raises(ConfigError, match="zero_optimization=2: must be a section"):
+        validate(compose(["+experiment=simmim_giant", "+engine.deepspeed.zero_optimization=2"]))
+
+
+def test_memory_of_gpus_means_nothing_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match=r"launch.gpu_memory_gib=16.*: has no effect with launch.device=cpu"):
+        validate(compose(["+experiment=simmim_giant", "launch.device=cpu", "launch.gpu_memory_gib=16"]))

@@ -53,14 +53,15 @@ def config() -> Config:
 def test_the_batches_that_workers_have_ready_are_counted(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     task = config.task.implementation().from_data(config, [0.5] * 3, [0.25] * 3, None)
     needed = shared_memory_needed(config, make_plan(config, 4, 10_000), task)
-    images = 4 * 2 * 16 * 3 * 256 * 256
+    kept = 4 * 2 * 16 + 2 * 2 * 16  # those of the workers, and two steps
+    images = kept * 3 * 256 * 256
     assert images < needed < 1.01 * images
     deep = shared_memory_needed(config, make_plan(config, 4, 10_000), task, Card(bits=Counter({8: 5, 16: 1})))
     assert deep == needed + images
     masks = Ragged([torch.zeros(2, 100, dtype=torch.bool)])
     monkeypatch.setattr(task, "example_batch", lambda count: {"masks": masks, "position": torch.arange(count)})
     ragged = shared_memory_needed(config, make_plan(config, 4, 10_000), task, Card(bits=Counter({16: 1})))
-    assert ragged == 4 * 2 * 16 * (200 + 8)
+    assert ragged == kept * (200 + 8)
 
 
 def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path:
     alone, both = (
         shared_memory_needed(config, make_plan(config, 4, 10_000), task, held_out=shards) for shards in (None, held_out)
     )
-    assert both == pytest.approx(alone * (1 + 8 / (4 * 2 * 16)))
+    assert both == pytest.approx(alone * (1 + 8 / (4 * 2 * 16 + 2 * 2 * 16)))
 
 
 @pytest.mark.parametrize(

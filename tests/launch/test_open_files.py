@@ -102,7 +102,10 @@ def join_with_few_files() -> None:
     leave()
 
 
-@pytest.mark.parametrize(("hard", "expected"), [("400", "joined (400, 400)"), ("100", "RunError a rank of 2 needs up")])
+@pytest.mark.parametrize(
+    ("hard", "expected"),
+    [("400", "joined (400, 400)"), ("300", "joined (300, 300)"), ("80", "RunError a rank of 2 needs up")],
+)
 def test_a_real_limit_is_raised_or_refused_before_the_ranks_connect(tmp_path: Path, hard: str, expected: str) -> None:
     with Apart(tmp_path) as ranks:
         ranks.start_ranks(2, join_with_few_files, HARD=hard)

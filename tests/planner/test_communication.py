@@ -88,7 +88,7 @@ def test_two_sums_over_a_ring_grow_with_the_ranks() -> None:
 
 def test_the_line_of_a_dry_run_needs_a_bandwidth_and_ranks() -> None:
     assert communication_lines(*giant(64)) == []
-    assert communication_lines(*giant(1, "launch.bus_gb_s=42.5")) == []
+    assert communication_lines(*giant(1, "launch.bus_gb_s=42.5")) == ["communication  none: there is one rank"]
     (line,) = communication_lines(*giant(64, "launch.bus_gb_s=42.5"))
     assert line.startswith(
         "communication  5% of a step of 3.08 s is lost to it, modeled for launch.bus_gb_s=42.5 and 35%"
