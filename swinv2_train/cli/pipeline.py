@@ -166,8 +166,8 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
     Raises:
         ConfigError: with the name of the stage.
     """
+    from swinv2_train.cli.checks import check_memory, finish
     from swinv2_train.cli.samples import count_samples
-    from swinv2_train.cli.train import check_memory, finish
     from swinv2_train.config.plan import make_plan
     from swinv2_train.data.errors import DataError
     from swinv2_train.pipeline.report import is_begun

@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check_start(config: Config) -> None:
     """Check now that a job's shards, length, and memory are usable, and not only when the job starts."""
+    from swinv2_train.cli.checks import check_memory, finish
     from swinv2_train.cli.samples import count_samples
-    from swinv2_train.cli.train import check_memory, finish
     from swinv2_train.config.plan import make_plan
 
     samples = count_samples(config, required=not config.launch.dry_run)

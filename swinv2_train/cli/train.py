@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import prepare_output
 from swinv2_train.cli.manual import manual
@@ -128,21 +129,6 @@ def load(arguments: argparse.Namespace) -> Config:
     if config.launch.env_file:
         read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank
     return config
-
-
-def finish(config: Config, card: Card | None, *, weights: bool = True) -> None:
-    """Complete a config, check it again, and freeze it; arguments as for `complete`.
-
-    Raises:
-        ConfigError, CheckpointError, DataError: if it cannot be run.
-    """
-    from swinv2_train.engine.fill_in import complete
-    from swinv2_train.engine.selection import selection
-
-    complete(config, card, weights=weights)
-    validate(config)
-    selection(config)  # rejects names that the model does not have
-    config.freeze()
 
 
 def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: list[str]) -> None:
@@ -378,14 +364,6 @@ def _launch(config: Config, samples: Samples) -> int | None:
     from swinv2_train.launch.launcher import launch as launch_here
 
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
-
-
-def check_memory(config: Config, num_ranks: int, samples: Samples) -> None:
-    """Check that the batch divides and fits into `launch.gpu_memory_gib`; the ranks compare it with their own GPUs."""
-    from swinv2_train.engine.selection import selection
-    from swinv2_train.planner.fit import check_fit
-
-    check_fit(config, make_plan(config, num_ranks, samples.count), None, selection(config).frozen)
 
 
 def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:

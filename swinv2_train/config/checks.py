@@ -27,7 +27,9 @@ def resolution(config: Config) -> tuple[int, int]:
 
 def one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
     if value not in options:
-        raise ConfigError(key, value, f"must be one of {', '.join(str(option) for option in options)}")
+        raise ConfigError(
+            key, value, f"must be one of {', '.join('null' if option is None else str(option) for option in options)}"
+        )
 
 
 def at_least(key: str, value: float, least: float) -> None:

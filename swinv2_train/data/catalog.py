@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.data.remote import RemoteFile, ShardCache
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import LeftOut, Scope
 from swinv2_train.data.shard import Shard
 from swinv2_train.reading import UnreadableError, is_count, read_object

@@ -32,7 +32,8 @@ from swinv2_train.data.index import (
     write_index,
 )
 from swinv2_train.data.index_rows import ROWS_SUFFIX, IndexRows, rows_of, write_rows
-from swinv2_train.data.remote import RemoteFile, ShardCache
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import IMAGE, Scope
 from swinv2_train.reading import UnreadableError
 

@@ -16,7 +16,8 @@ from swinv2_train.data.catalog import Catalog, Counted, catalog_path, place_of, 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import EmptyShardError
 from swinv2_train.data.index_store import ask_for_start, index_header, uploaded_index
-from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile, is_remote
 from swinv2_train.data.samples import IMAGE, LeftOut, Scope
 from swinv2_train.data.shard import Shard, listed_shard, manifests_of, remote_file
 from swinv2_train.data.sources import ListedShard, Manifest, expand, manifest_place

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from swinv2_train.data.remote import is_remote
+from swinv2_train.data.remote_file import is_remote
 from swinv2_train.data.shard import Shard
 from swinv2_train.data.shards import ShardSet
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import is_remote
 from swinv2_train.data.shard import manifests_of, remote_file
 from swinv2_train.data.sources import Manifest, expand, manifest_place
 

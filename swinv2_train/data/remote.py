@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from swinv2_train.data.errors import DataError, UnreachableData
 from swinv2_train.data.parts import PartReader, ReplacedError, filesystem, is_web_page, version_of
+from swinv2_train.data.remote_file import RemoteFile, server_of
 from swinv2_train.data.retries import AccessDeniedError, http_status, with_retries
 from swinv2_train.reading import is_count
 
@@ -31,59 +30,6 @@ _SPARE = 32
 """Making room scans the entire cache, so it makes more than needed: up to this fraction of the bound."""
 _DAY = 86400.0
 T = TypeVar("T")
-
-
-def _server_of(file: RemoteFile) -> str:
-    return "/".join(file.url.split("/", 3)[:3])
-
-
-def is_remote(url: str) -> bool:
-    return "://" in url and not url.startswith("file://")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """One version of a remote file, or a part of it."""
-
-    url: str
-    size: int
-    """Bytes of the entire file."""
-    version: str = ""
-    """Changes with the content: the packer's fingerprint, an ETag, or a date; empty if nothing is known."""
-    from_manifest: bool = False
-    """True if the version is the packer's fingerprint."""
-    sha256: str = ""
-    """Hash of its bytes, if the manifest has it."""
-    modified: str = ""
-    """Date of its last change as reported by an HTTP server; empty if unknown."""
-
-    start: int = 0
-    """First byte of the part."""
-    stop: int | None = None
-    """End of the part; None: it is the entire file."""
-
-    def part(self, start: int, stop: int) -> RemoteFile:
-        """Return the bytes start..stop of the file as a part."""
-        return replace(self, start=start, stop=None if (start, stop) == (0, self.size) else stop)
-
-    @property
-    def whole(self) -> RemoteFile:
-        return replace(self, start=0, stop=None)
-
-    @property
-    def end(self) -> int:
-        return self.size if self.stop is None else self.stop
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the part."""
-        return self.end - self.start
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Its name in the cache."""
-        part = "" if self.stop is None else f"\n{self.start}-{self.stop}"
-        return hashlib.sha256(f"{self.url}\n{self.version}{part}".encode()).hexdigest()[:20]
 
 
 class _StoppedError(Exception):
@@ -109,8 +55,8 @@ class ShardCache:
         self._stated, self.max_bytes = directory, max_bytes
         self.directory = directory.expanduser()
         self.retries, self.backoff = retries, backoff
-        self._without_parts: dict[str, bool] = {}
-        """By server: True if it sends only entire files."""
+        self._parts: dict[str, bool] = {}
+        """By server, once it is known: whether it sends parts of files."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
@@ -224,8 +170,21 @@ class ShardCache:
     def _fetch(self, file: RemoteFile, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fetch into a temporary file and rename. The caller holds the lock of the file.
 
-        What does not fit together, or not the hash that the packer has written down, is fetched once more.
+        What does not fit together, or not the hash that the packer has written down, is fetched once more. The first
+        part from a server is fetched alone: it shows whether the server sends parts.
         """
+        server = server_of(file)
+        if file.stop is not None and server not in self._parts:
+            with self._locked(self._note_of(server).with_suffix(".first"), wait=True):
+                if not self.has_parts(file):
+                    raise NoPartsError
+                if server not in self._parts:
+                    self._fetch_again(file, stopped)
+                    self._parts[server] = True
+                    return
+        self._fetch_again(file, stopped)
+
+    def _fetch_again(self, file: RemoteFile, stopped: Callable[[], bool]) -> None:
         for last in (False, True):
             try:
                 self._fetch_once(file, stopped)
@@ -306,9 +265,10 @@ class ShardCache:
         size = file.num_bytes
         if size > self.max_bytes:
             what = file.url if file.stop is None else f"a part of {file.url}"
+            other = "" if self.has_parts(file) else ", or use a server that sends parts of files (HTTP ranges)"
             raise DataError(
                 f"{what} has {size / 2**30:.3g} GiB, more than the cache may hold "
-                f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards"
+                f"({self.max_bytes / 2**30:.3g}): raise data.cache_gib or pack smaller shards{other}"
             )
         with self._directory_locked():
             self._remove(part)  # left behind by a process that died
@@ -372,19 +332,23 @@ class ShardCache:
 
     def has_parts(self, file: RemoteFile) -> bool:
         """Return whether the server of a file sends parts, as far as any process of this host has found out today."""
-        server = _server_of(file)
-        if server not in self._without_parts:
+        server = server_of(file)
+        if server not in self._parts:
             try:
                 age = time.time() - self._note_of(server).stat().st_mtime
             except OSError:
                 age = math.inf
-            self._without_parts[server] = age < _DAY
-        return not self._without_parts[server]
+            if age > _DAY:
+                return True  # or not known yet
+            self._parts[server] = False
+        return self._parts[server]
 
     def _note_without_parts(self, file: RemoteFile) -> None:
-        self._without_parts[_server_of(file)] = True
+        server = server_of(file)
+        self._parts[server] = False
+        logger.warning("%s sends only entire files (it ignores HTTP ranges), so entire shards are fetched", server)
         with contextlib.suppress(OSError):
-            self._note_of(_server_of(file)).touch()
+            self._note_of(server).touch()
 
     def _note_of(self, server: str) -> Path:
         return self._lock_directory / f"no-parts-{hashlib.sha256(server.encode()).hexdigest()[:16]}"

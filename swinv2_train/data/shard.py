@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swinv2_train.data.remote import RemoteFile, ShardCache, is_remote
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile, is_remote
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_place, manifest_url, parse_manifest
 

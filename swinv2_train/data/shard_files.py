@@ -12,7 +12,8 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import ShardIndex
 from swinv2_train.data.index_rows import IndexRows
 from swinv2_train.data.index_store import forget_index, load_index, open_rows, store_rows
-from swinv2_train.data.remote import RemoteFile, ShardCache
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import Scope
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.reading import UnreadableError

@@ -8,7 +8,7 @@ from typing import overload
 
 import numpy as np
 
-from swinv2_train.data.remote import RemoteFile
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shard import Shard
 

@@ -20,7 +20,8 @@ from swinv2_train.data.index_store import open_copy
 from swinv2_train.data.opening import find_shards
 from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.remote import NoPartsError, RemoteFile, ShardCache
+from swinv2_train.data.remote import NoPartsError, ShardCache
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope, choice_lines
 from swinv2_train.data.shard import Shard
 from swinv2_train.data.shard_files import ShardFiles

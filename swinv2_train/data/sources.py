@@ -17,7 +17,8 @@ from typing import Any
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.parts import filesystem
-from swinv2_train.data.remote import ShardCache, is_remote
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import is_remote
 from swinv2_train.data.retries import with_retries
 from swinv2_train.data.tar import BLOCK
 from swinv2_train.reading import is_count, parse_json

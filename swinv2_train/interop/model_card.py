@@ -255,7 +255,8 @@ def _data(config: Config | None) -> str:
 def dataset_card(shards: Any) -> Card | None:
     """Return the card next to local shards that swinv2-data packed; None for others, or if it no longer exists."""
     from swinv2_train.data.card import Card
-    from swinv2_train.data.remote import ShardCache, is_remote
+    from swinv2_train.data.remote import ShardCache
+    from swinv2_train.data.remote_file import is_remote
     from swinv2_train.data.sources import expand, manifest_url, parse_manifest
 
     listed = list(shards) if isinstance(shards, (list, tuple)) else [shards]

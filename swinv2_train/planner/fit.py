@@ -147,6 +147,8 @@ def _changes(config: Config, plan: Plan) -> Iterator[tuple[str, int, Config]]:
     ranks = 2 * world
     while ranks <= _MOST_RANKS:
         yield from (change(leanest[0], size, leanest[1], ranks) for size in (micro, 1))
+        if config.engine.precision == "bf16" and config.engine.zero_stage < 2:
+            yield change({**leanest[0], "engine": "zero2_bf16"}, 1, leanest[1], ranks)
         ranks *= 2
 
 

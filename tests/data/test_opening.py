@@ -13,7 +13,7 @@ import pytest
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.data.remote import RemoteFile
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shard import Shard
 from swinv2_train.data.shard_table import ShardTable

@@ -15,7 +15,8 @@ from swinv2_train.data import remote
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.order import SampleOrder
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.data.remote import RemoteFile, ShardCache
+from swinv2_train.data.remote import ShardCache
+from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.shards import ShardSet
 from tests.data.http_server import FlakyServer
 from tests.data.loaders import train_loader
