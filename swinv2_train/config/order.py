@@ -30,7 +30,7 @@ def check_order(config: Config) -> None:
         return
     if data.order == GROUPS:
         raise ConfigError("data.lanes", data.lanes, "needs data.order=lanes; data.order=groups has no lanes")
-    if _deals(config) is None or _deals(config) % data.lanes:
+    if not _fits(config, data.lanes):
         most = _most_lanes(config, data.lanes)
         batch = f"optim.global_batch={config.optim.global_batch}"
         hint = f"must divide half of the samples that a step draws ({batch}); the largest number below is {most}"
@@ -53,8 +53,15 @@ def fill_in_order(config: Config, saved: Mapping[str, Any] | None) -> None:
     lanes, block = _most_lanes(config, _MOST_LANES), _BLOCK_SAMPLES
     if data.order == GROUPS:
         lanes, block = 1, groups_block(config)
-    data.lanes = data.lanes or kept.get("data.lanes") or lanes
+    # With another batch, the lanes may be impossible; then the check of the run names the batch.
+    begun = kept.get("data.lanes")
+    data.lanes = data.lanes or (begun if begun and _fits(config, begun) else lanes)
     data.block_samples = data.block_samples or kept.get("data.block_samples") or block
+
+
+def _fits(config: Config, lanes: int) -> bool:
+    deals = _deals(config)
+    return lanes == 1 or (deals is not None and deals % lanes == 0)
 
 
 def groups_block(config: Config) -> int:
