@@ -45,18 +45,24 @@ def fill_in_order(config: Config, saved: Mapping[str, Any] | None) -> None:
         saved: section `order` of the metadata of the run's checkpoints; None if the run has not begun. Earlier versions
             recorded only `data.shuffle_samples`.
     """
+    config.data.order, config.data.lanes, config.data.block_samples = order_of(config, saved)
+
+
+def order_of(config: Config, saved: Mapping[str, Any] | None = None) -> tuple[str, int, int]:
+    """Return the order, its lanes, and its samples per block, with fields that are null filled in; arguments as for
+    `fill_in_order`."""
     data = config.data
     new = saved is None and not config.replay  # the config of a replay is complete, unless an earlier version wrote it
     before = (saved or {}).get("data.order", GROUPS)
-    data.order = data.order or (LANES if new else before)
-    kept = (saved or {}) if data.order == before else {}
+    order = data.order or (LANES if new else before)
+    kept = (saved or {}) if order == before else {}
     lanes, block = _most_lanes(config, _MOST_LANES), _BLOCK_SAMPLES
-    if data.order == GROUPS:
+    if order == GROUPS:
         lanes, block = 1, groups_block(config)
     # With another batch, the lanes may be impossible; then the check of the run names the batch.
     begun = kept.get("data.lanes")
-    data.lanes = data.lanes or (begun if begun and _fits(config, begun) else lanes)
-    data.block_samples = data.block_samples or kept.get("data.block_samples") or block
+    lanes = data.lanes or (begun if begun and _fits(config, begun) else lanes)
+    return order, lanes, data.block_samples or kept.get("data.block_samples") or block
 
 
 def _fits(config: Config, lanes: int) -> bool:

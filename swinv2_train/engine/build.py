@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from swinv2_train.config.order import GROUPS
+from swinv2_train.config.order import GROUPS, order_of
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.decode import DecodeOptions
@@ -48,12 +48,12 @@ def build_model(task: Task, config: Config, device: torch.device) -> nn.Module:
 
 
 def sample_order(config: Config, shards: ShardSet) -> Order:
-    """Return the order of the training samples; the config is complete."""
-    data, repeats = config.data, config.task.repeats
-    sizes = {"shuffle_samples": data.shuffle_samples, "block_samples": data.block_samples, "repeats": repeats}
-    if data.order == GROUPS:
+    """Return the order of the training samples."""
+    order, lanes, block = order_of(config)
+    sizes = {"shuffle_samples": config.data.shuffle_samples, "block_samples": block, "repeats": config.task.repeats}
+    if order == GROUPS:
         return SampleOrder(shards.num_samples, config.seed, **sizes)
-    return LaneOrder(shards.num_samples, config.seed, lanes=data.lanes, **sizes)
+    return LaneOrder(shards.num_samples, config.seed, lanes=lanes, **sizes)
 
 
 def train_loader(

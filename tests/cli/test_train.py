@@ -109,7 +109,8 @@ def test_a_dry_run_that_cannot_fit_ends_with_a_usage_error(
     capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path
 ) -> None:
     """After its description, and without a run directory; a run is rejected before ranks start."""
-    arguments = tiny_run(shards, tmp_path / "run", "launch.gpu_memory_gib=0.001")
+    arguments = [item for item in tiny_run(shards, tmp_path / "run") if not item.startswith("launch.device")]
+    arguments.append("launch.gpu_memory_gib=0.001")
     assert run_here([*arguments, "launch.dry_run=true"]) == WRONG_USE
     output = capsys.readouterr()
     assert "per rank at the peak" in output.out

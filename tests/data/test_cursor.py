@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class NumberedSamples:
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
+        self.parts = SimpleNamespace(samples=0)
 
     def read(self, index: int, members: Sequence[str]) -> RawSample:
         buffer = io.BytesIO()
@@ -38,6 +40,9 @@ class NumberedSamples:
 
     def name(self, index: int) -> str:
         return str(index)
+
+    def declare(self, members: Sequence[str]) -> None:
+        pass
 
     def close(self) -> None:
         pass
