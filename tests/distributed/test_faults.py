@@ -293,11 +293,14 @@ def test_a_shard_breaks_in_the_middle_of_an_epoch(tmp_path: Path, make_run: Runs
 
 
 def by_parts(run: FaultyRun, ranks: tuple[int, ...], steps: int) -> None:
-    """Run with one number of ranks after the other, each for N steps and the last to the end."""
+    """Run with one number of ranks after the other, each for N steps or one more, and the last to the end.
+
+    A request that comes after a step stops the run after the next one, if the sum for that one has already begun.
+    """
     for number in ranks[:-1]:
         assert run.go(number, hits=(Hit("after", steps, signal.SIGTERM, 0),)) == STOPPED, run.jobs[-1].output
     assert run.go(ranks[-1]) == FINISHED, run.jobs[-1].output
-    assert [job.steps_done() for job in run.jobs[:-1]] == [steps] * (len(ranks) - 1)
+    assert {job.steps_done() for job in run.jobs[:-1]} <= {steps, steps + 1}
 
 
 def test_the_number_of_ranks_changes_four_times_over(twins: Callable[[int], Path], make_run: Runs) -> None:

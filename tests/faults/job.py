@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from swinv2_train.config.compose import compose, to_yaml
+from swinv2_train.engine.fill_in import complete
 from tests.faults.nursery import ROOT, Nursery
 from tests.faults.patches import VARIABLE, Faults
 from tests.runs import environment
@@ -191,7 +192,7 @@ class FaultyRun:
     def _resolved(self) -> Path:
         # Composed once: it takes longer than a few steps.
         path = self.trace / "config.yaml"
-        path.write_text(to_yaml(compose(self.overrides)))
+        path.write_text(to_yaml(complete(compose(self.overrides), None)))
         return path
 
     @property
