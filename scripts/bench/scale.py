@@ -18,7 +18,11 @@ GIB = 2**30
 
 
 def read(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / name).read_text())
+    """Return a report; ends the program with a sentence if it was not made yet."""
+    path = RESULTS / name
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: run the benchmark that writes it first (scripts/bench/README.md)")
+    return json.loads(path.read_text())
 
 
 def logarithmic(axes: Axes, title: str, x: str, y: str) -> None:
