@@ -12,8 +12,8 @@ from swinv2_train.config.schema import Config
 LANES, GROUPS = "lanes", "groups"
 """Values of `data.order`."""
 _MOST_LANES = 64
-_DRAWS_PER_DEAL = 2
-"""Samples in a row that belong to the same lane, as mixup and cutmix blend them."""
+DRAWS_PER_DEAL = 2
+"""Samples in a row that belong to the same lane, because mixup and cutmix blend them."""
 _BLOCK_SAMPLES = 16
 _GROUPS_BLOCKS = 32
 """Blocks of a group in the order of earlier versions."""
@@ -77,7 +77,7 @@ def groups_block(config: Config) -> int:
 
 def _deals(config: Config) -> int | None:
     """Return how often two samples in a row are dealt to a lane in a step; None if the batch is not made of pairs."""
-    deals, rest = divmod(config.optim.global_batch, _DRAWS_PER_DEAL * config.task.repeats)
+    deals, rest = divmod(config.optim.global_batch, DRAWS_PER_DEAL * config.task.repeats)
     return None if rest else deals
 
 

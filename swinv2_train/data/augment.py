@@ -30,11 +30,6 @@ def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rn
     return crop.image(part, config.interpolation)
 
 
-def train_crop(image: Tensor, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Apply the crop of `train_image` to a decoded image: (C, H, W) -> (C, *size), same dtype."""
-    return draw_crop((image.shape[-2], image.shape[-1]), size, config, rng).image(image, config.interpolation)
-
-
 def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str) -> Tensor:
     """Return the input of an evaluation, (C, H, W) -> (C, *size), same dtype; see `geometry.fixed_crop`.
 

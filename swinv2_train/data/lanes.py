@@ -16,10 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from swinv2_train.config.order import DRAWS_PER_DEAL
 from swinv2_train.data.order import Group, keys, permute
 
-DRAWS_PER_DEAL = 2
-"""Draws in a row that belong to the same lane."""
 _MANY = 64
 """Minimum size of a group that a broken sample is replaced from."""
 _BLOCKS_PER_LANE = 4

@@ -107,7 +107,8 @@ class TrainLoader:
         size = share.micro_batch
         positions = (part[start : start + size] for part in shares for start in range(0, len(part), size))
         self._pool = WorkerPool(_TrainSamples(source, order), positions, workers)
-        self._read_ahead(order.share(start_batch, global_batch, share.rank, share.world_size))
+        if shards.remote:
+            self._read_ahead(order.share(start_batch, global_batch, share.rank, share.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -116,7 +117,8 @@ class TrainLoader:
         """Return the next micro-batch. Raises DataError with a one-sentence message if the data can no longer be
         read."""
         batch = next(self._pool)
-        self._read_ahead(batch["position"].tolist())
+        if self._shards.remote:
+            self._read_ahead(batch["position"].tolist())
         return batch
 
     @property
@@ -131,8 +133,6 @@ class TrainLoader:
 
     def _read_ahead(self, positions: Sequence[int]) -> None:
         """Have the samples of the current shuffle groups of this rank's lanes fetched, and those of the next ones."""
-        if not self._shards.remote:
-            return
         order, ahead = self._order, self._ahead
         firsts = {order.lane_of(position): position for position in reversed(positions)}
         due = {lane: position for lane, position in firsts.items() if lane not in ahead or position >= ahead[lane][1]}

@@ -15,10 +15,10 @@ from swinv2_train.data.augment import (
     normalise,
     random_erase,
     resolve_statistics,
-    train_crop,
 )
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.geometry import random_crop_box, resize
+from tests.data.crops import train_crop
 from tests.data.samples import pixels
 
 

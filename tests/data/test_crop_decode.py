@@ -21,7 +21,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data import jpeg_part
-from swinv2_train.data.augment import train_crop, train_image
+from swinv2_train.data.augment import train_image
 from swinv2_train.data.crop_decode import JpegFrame
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
@@ -33,6 +33,7 @@ from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Workers
+from tests.data.crops import train_crop
 from tests.data.damaged_images import damaged
 from tests.data.samples import encoded, pixels, write_shards
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from swinv2_train.config.schema import AugmentConfig
-from swinv2_train.data.augment import eval_crop, normalise, train_crop
+from swinv2_train.data.augment import eval_crop, normalise
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop, draw_crop, fixed_crop, pad, padded_image
 from tests.data import plain_crop
+from tests.data.crops import train_crop
 
 SHAPES = [(30, 50), (50, 30), (20, 20), (7, 90), (90, 7), (1, 1), (64, 61)]
 SIZES = [(24, 24), (16, 40), (40, 16), (5, 3), (33, 57)]

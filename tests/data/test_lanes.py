@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swinv2_train.data.lanes import DRAWS_PER_DEAL, LaneOrder, lane_reads
+from swinv2_train.config.order import DRAWS_PER_DEAL
+from swinv2_train.data.lanes import LaneOrder, lane_reads
 from swinv2_train.data.mix import partner_of
 from swinv2_train.data.order import Order, SampleOrder
 

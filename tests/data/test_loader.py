@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config.schema import AugmentConfig
-from swinv2_train.data.augment import eval_crop, train_crop
+from swinv2_train.data.augment import eval_crop
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.loader import EvalLoader, TrainLoader
 from swinv2_train.data.order import SampleOrder, sample_rng
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.transform import Transform
+from tests.data.crops import train_crop
 from tests.data.loaders import eval_loader, train_loader
 from tests.data.samples import encoded, pixels, write_shards, write_tar
 
