@@ -191,7 +191,7 @@ def speeds(folder: Path, work: Path, total: int) -> list[dict[str, Any]]:
             shards.read(shard * PER_SHARD)  # so that the indexes are there
         before, start = server.sent, time.monotonic()
         shards.prefetch(lambda: [(0, shards.num_samples)], connections=connections)  # noqa: B023
-        while time.monotonic() - start < 6.0 and server.sent < 0.9 * total:
+        while time.monotonic() - start < 6.0 and server.sent - before < 0.9 * total:
             time.sleep(0.05)
         rate = (server.sent - before) / (time.monotonic() - start)
         shards.close()
