@@ -1,5 +1,7 @@
 """Order of samples: a pure function from a position in the endless stream to a sample of the data set.
 
+`SampleOrder` is that of runs that began with an earlier version; new runs use `lanes.py`, which builds on this file.
+
 Nothing is stored per sample, so jumping to any position costs the same at a thousand and at a billion samples, and the
 order is the same for any number of ranks and workers. An epoch is built as follows:
 
@@ -106,7 +108,7 @@ class SampleOrder:
     """Endless shuffled order over `num_samples` samples; every epoch visits each of them exactly once.
 
     A larger `shuffle_samples` mixes better. A larger `block_samples` (default: a 32nd of it) reads the data set in
-    longer stretches, so that a group touches fewer shards: what counts where shards are fetched whole.
+    longer stretches, so that a group touches fewer shards.
 
     With `repeats` (repeated augmentation), that many positions in a row contain the same sample, and an epoch of the
     order is longer by that factor.
