@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import SECTIONS, Parser, required, shards, split_items, whole, wholes
 from swinv2_train.cli.completion import offer, option_words
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.evaluate import (
     MACHINE_HELP,
     MACHINE_OPTIONS,
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.set_defaults(run=run)
     offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}))
     arguments = parser.parse_args(given)
-    sys.exit(run_command("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
+    end(run_command("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
 
 
 def split_models(

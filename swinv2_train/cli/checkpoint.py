@@ -18,7 +18,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import PARTIAL_PREFIX, list_checkpoints
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import filled, manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    sys.exit(run_command("swinv2-checkpoint", lambda: arguments.run(arguments)))
+    end(run_command("swinv2-checkpoint", lambda: arguments.run(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,7 +16,7 @@ from typing import Any
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import filled, manual
 
 # Modules that import torch are imported where they are used, to keep --help fast.
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     goes_on = "interrupted; rerun the same command to resume after the last finished shard"
-    sys.exit(run_command("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
+    end(run_command("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
 
 
 def _parser() -> argparse.ArgumentParser:

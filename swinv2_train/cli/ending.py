@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from swinv2_train.errors import LostRanks, MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
@@ -46,10 +48,10 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
             return FAILED
         code = code_of(error)
         if code is None:
-            raise
+            return end_of_bug(error)
         if isinstance(error, LostRanks):
-            _end_lost(say)
-        if isinstance(error, OSError):
+            _report_lost(say)
+        elif isinstance(error, OSError):
             say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error)
         else:
             say(error)
@@ -73,11 +75,40 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _end_lost(say: Callable[[object], None]) -> None:
-    """End a rank that others have left; a command that started the ranks reports which one died."""
+def end(code: int) -> NoReturn:
+    """Exit with a code; after an error of one of several ranks, without the interpreter's own shutdown.
+
+    Such a rank cannot leave its process groups in order, because the others may wait in a collective. Destroying the
+    groups may then hang, or abort the process, whose exit code would be that of SIGABRT instead of this one.
+    """
+    if not _holds_groups():
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has exited, or the stream is closed
+            stream.flush()
+    os._exit(code)
+
+
+def end_of_bug(error: Exception) -> int:
+    """Return the exit code of an error that is none of this package's, after its traceback on stderr.
+
+    Raises:
+        Exception: the error itself, in a process that can shut down in order.
+    """
+    if not _holds_groups():
+        raise error
+    sys.excepthook(type(error), error, error.__traceback__)
+    return FAILED
+
+
+def _holds_groups() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _report_lost(say: Callable[[object], None]) -> None:
+    """Report that other ranks are gone; a command that started the ranks reports which one died."""
     from swinv2_train.launch.signals import PARENT_VARIABLE
 
     if PARENT_VARIABLE not in os.environ:
         say("another rank has died or does not answer, so there is no result; rerun the command")
-    sys.stdout.flush()
-    os._exit(FAILED)  # destroying collectives whose other ranks are gone may hang forever

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
 from swinv2_train.cli.completion import offer, option_words
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     offer(parser, option_words(_OPTIONS))
     arguments = parser.parse_intermixed_args(given)
-    sys.exit(run_command("swinv2-eval", lambda: _run(arguments, given)))
+    end(run_command("swinv2-eval", lambda: _run(arguments, given)))
 
 
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:

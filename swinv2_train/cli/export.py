@@ -7,14 +7,13 @@ target, a format that cannot represent the model, a missing package); 130 interr
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.exit_codes import FINISHED
 
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
-    sys.exit(run_command("swinv2-export", lambda: _run(arguments)))
+    end(run_command("swinv2-export", lambda: _run(arguments)))
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:

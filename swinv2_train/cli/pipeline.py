@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, pipeline_words
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-pipeline`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     work = show_status if arguments.items[:1] == ["status"] else run
-    sys.exit(run_command("swinv2-pipeline", lambda: work(arguments)))
+    end(run_command("swinv2-pipeline", lambda: work(arguments)))
 
 
 def _pipeline(arguments: argparse.Namespace, items: Sequence[str]) -> Pipeline:

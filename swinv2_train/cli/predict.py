@@ -19,7 +19,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import moved_name
 from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.export import add_source
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.prediction import Prediction
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser, option_words(()))
     arguments = parser.parse_intermixed_args(argv)
-    sys.exit(run_command("swinv2-predict", lambda: _run(arguments)))
+    end(run_command("swinv2-predict", lambda: _run(arguments)))
 
 
 def _parser() -> Parser:

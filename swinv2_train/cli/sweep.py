@@ -14,7 +14,7 @@ from pathlib import Path
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
-from swinv2_train.cli.ending import run_command
+from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-sweep`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     work = show_status if arguments.what == "status" else report
-    sys.exit(run_command("swinv2-sweep", lambda: work(arguments)))
+    end(run_command("swinv2-sweep", lambda: work(arguments)))
 
 
 def show_status(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
-from swinv2_train.cli.ending import prepare_output
+from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
@@ -26,7 +26,7 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
-from swinv2_train.errors import LostRanks, MainRankError, RunError
+from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.imports import uncollected_imports
 from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
@@ -308,13 +308,7 @@ def _train(
         with uncollected_imports():
             from swinv2_train.engine.run import Data, train
 
-        try:
-            return train(config, requests, environment, problem, begins=begins, data=Data(opened, complete))
-        except LostRanks as error:
-            # Everything is closed; destroying collectives whose other ranks are gone may hang forever.
-            _complain(error)
-            sys.stdout.flush()
-            os._exit(FAILED)
+        return train(config, requests, environment, problem, begins=begins, data=Data(opened, complete))
     finally:
         if stop is None:
             requests.restore()
@@ -387,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.multirun:
             from swinv2_train.cli.sweep import run as run_sweep
 
-            sys.exit(run_sweep(arguments))
+            end(run_sweep(arguments))
         config = load(arguments)
         if arguments.cfg == "job" or config.launch.dry_run:
             place = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
@@ -400,12 +394,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = shortage(error)
         code = FAILED if text else code_of(error)
         if code is None:
-            raise
-        _complain(error if text is None else RunError(text))
+            code = end_of_bug(error)
+        else:
+            _complain(error if text is None else RunError(text))
     finally:
         if stop is not None:
             stop.restore()
-    sys.exit(code)
+    end(code)
 
 
 def _complain(error: Exception) -> None:
