@@ -28,7 +28,7 @@ from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
-from swinv2_train.imports import uncollected_imports
+from swinv2_train.imports import lean_imports
 from swinv2_train.launch.environment import adopt_forwarded, adopt_slurm, joined, prepare, read_env_file
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.status import read_status
@@ -305,7 +305,7 @@ def _train(
     """Train on this rank; arguments as in `swinv2_train.engine.run.train` and its `Data`."""
     requests = stop or StopRequest()
     try:
-        with uncollected_imports():
+        with lean_imports():
             from swinv2_train.engine.run import Data, train
 
         return train(config, requests, environment, problem, begins=begins, data=Data(opened, complete))

@@ -34,7 +34,7 @@ from swinv2_train.engine.fragments import (
 )
 from swinv2_train.engine.param_groups import parameter_groups
 from swinv2_train.engine.reduction import GradientReduction, in_buckets
-from swinv2_train.imports import uncollected_imports
+from swinv2_train.imports import lean_imports
 from swinv2_train.launch.ranks import Ranks
 
 
@@ -79,7 +79,7 @@ def _import_deepspeed(device: str) -> Any:
     # Naming the accelerator avoids a probe and a warning on machines without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    with uncollected_imports():
+    with lean_imports():
         import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)

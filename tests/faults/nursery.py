@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.imports import uncollected_imports
+from swinv2_train.imports import lean_imports
 from tests.faults import rank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ class Nursery:
 
 
 def _import_everything() -> None:
-    with uncollected_imports():
+    with lean_imports():
         import deepspeed  # noqa: F401
         import torch._dynamo  # noqa: F401 - activation checkpointing and stage 3 import it
 
@@ -75,7 +75,7 @@ def _import_everything() -> None:
         from swinv2_train.config.compose import compose
 
     compose(["+experiment=simmim_demo"])
-    gc.freeze()  # `uncollected_imports` unfreezes at the end
+    gc.freeze()  # `lean_imports` unfreezes at the end
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread, and a fork would lose it")
 
