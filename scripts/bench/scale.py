@@ -30,7 +30,7 @@ def logarithmic(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
-    axes.set_xscale("log", base=2 if x == "ranks" else 10)
+    axes.set_xscale("log", base=10 if x == "shards" else 2)
     axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
 
@@ -89,7 +89,7 @@ def fetched(axes: Axes) -> None:
         axes.plot(
             [row["hosts"] for row in chosen], [row["data_sets"] for row in chosen], style, color=color, label=label
         )
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     logarithmic(axes, "fetched by all hosts in an epoch", "hosts", "times the data set")
 
