@@ -80,12 +80,12 @@ class _Work:
         return _beyond(self.exchange, self.backward * self.micro)
 
 
-def _work(config: Config, plan: Plan, network: Network, mfu: float, peak_flops: float) -> _Work:
+def _work(config: Config, plan: Plan, network: Network, mfu: float, peak_flops: float, frozen: int = 0) -> _Work:
     ranks = plan.world_size
     micro = training_flops(config) * plan.micro_batch / (peak_flops * mfu)
     blocks = [again for stage in checkpointed_blocks(config.model) for again in stage]
     recomputed = sum(blocks) / len(blocks)
-    trained = config.task.describe(config).parameters
+    trained = config.task.describe(config).parameters - frozen
     wire = (ranks - 1) / ranks * ELEMENT_BYTES[config.engine.precision] * trained / network.bus
     doublings = ranks.bit_length() - 1
     messages = doublings + (0 if ranks == 1 << doublings else 2)  # see `launch/doubling.py`
@@ -94,7 +94,13 @@ def _work(config: Config, plan: Plan, network: Network, mfu: float, peak_flops: 
 
 
 def step_time(
-    config: Config, plan: Plan, network: Network, *, mfu: float = MFU, peak_flops: float | None = None
+    config: Config,
+    plan: Plan,
+    network: Network,
+    *,
+    mfu: float = MFU,
+    peak_flops: float | None = None,
+    frozen: int = 0,
 ) -> StepTime | None:
     """Return the time of a step under the engine of a config; None for ZeRO stage 3, which is not modeled.
 
@@ -105,11 +111,12 @@ def step_time(
     Args:
         mfu: model FLOPs utilization while a rank computes.
         peak_flops: FLOPs per second of a rank's device; None: `tracking.peak_tflops`, or an A100.
+        frozen: number of parameters that are not trained, so not exchanged either.
     """
     engine = config.engine
     if engine.zero_stage == 3:
         return None
-    work = _work(config, plan, network, mfu, peak_flops or reference_flops(config))
+    work = _work(config, plan, network, mfu, peak_flops or reference_flops(config), frozen)
     if engine.sums_in_fp32:
         exposed = _beyond(2 * work.weights, work.backward * work.micro) + work.weights
     else:
@@ -143,14 +150,14 @@ def reference_flops(config: Config) -> float:
     return 1e12 * (known or getattr(_REFERENCE, config.engine.precision) or _REFERENCE.fp32)
 
 
-def communication_lines(config: Config, plan: Plan) -> list[str]:
-    """Return the line of a dry run about communication; none without `launch.bus_gb_s`."""
+def communication_lines(config: Config, plan: Plan, frozen: int = 0) -> list[str]:
+    """Return the line of a dry run about communication; none without `launch.bus_gb_s`. Arguments as in `step_time`."""
     if config.launch.bus_gb_s is None:
         return []
     if plan.world_size == 1:
         return ["communication  none: there is one rank"]
     network = Network(config.launch.bus_gb_s * 1e9)
-    found = [step_time(config, plan, network, mfu=mfu) for mfu in (MFU, *MFU_BAND)]
+    found = [step_time(config, plan, network, mfu=mfu, frozen=frozen) for mfu in (MFU, *MFU_BAND)]
     times = [time for time in found if time is not None]
     if not times:
         return ["communication  not modeled for ZeRO stage 3"]

@@ -116,6 +116,6 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         f"engine         DeepSpeed ZeRO stage {engine.zero_stage}, {engine.precision}, "
         f"gradients accumulated in {engine.grad_accum_dtype or engine.precision}",
         *memory_lines(config, plan, frozen),
-        *communication_lines(config, plan),
+        *communication_lines(config, plan, frozen),
     ]
     return "\n".join(lines)

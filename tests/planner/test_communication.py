@@ -95,3 +95,10 @@ def test_the_line_of_a_dry_run_needs_a_bandwidth_and_ranks() -> None:
     )
     (line,) = communication_lines(*giant(64, "launch.bus_gb_s=42.5", "tracking.peak_tflops=624"))
     assert "of tracking.peak_tflops" in line
+
+
+def test_frozen_parameters_are_not_exchanged() -> None:
+    config, plan = giant(64)
+    parameters = config.task.describe(config).parameters
+    everything = step_time(config, plan, EFA).exposed
+    assert step_time(config, plan, EFA, frozen=parameters // 4).exposed == pytest.approx(0.75 * everything)
