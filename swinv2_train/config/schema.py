@@ -93,8 +93,27 @@ class DataConfig(Section):
     prefetch_batches: int = 4
     """Minimum number of micro-batches that each worker keeps ready; all workers together hold at least one step."""
     image: str | None = None
-    """Member to read from samples with several images, such as left.png; null: the alphabetically first one without a
-    dot."""
+    """Member to read from samples with several images, such as left.png, or with an array next to an image, such as
+    npy; null: the alphabetically first image without a dot."""
+    label: str | None = None
+    """Source of the label: a member such as label.cls, or a field of the member json, such as species or meta.species
+    (json:species, or info.json:species for another member).
+
+    Values are class numbers or names; one pass over the shards counts the classes and keeps the result next to the
+    index. null: `labels` in json, else the member cls; the dataset card counts the classes.
+    """
+    scale: Any = None
+    """Stored values that become 0 and 1: [low, high], a list with such a pair for every channel, or percentiles of the
+    dataset card, such as p1-p99. Values beyond them are clipped, and batches are float32.
+
+    null: images must be unsigned integers of 8 or 16 bits, whose full range becomes 0 to 1.
+    """
+    nodata: Any = None
+    """With `scale`: stored value of pixels without data, or one per channel; null: the tag GDAL_NODATA of a GeoTIFF.
+    NaN and infinite values never are data."""
+    fill: Any = "mean"
+    """With `scale`: value of pixels without data: `mean` (zero after normalization), or a stored value, or one per
+    channel."""
     background: Any = None
     """Color behind transparent pixels: white, black, mean (of `data.mean`), or numbers from 0 to 1; drop: ignore alpha.
 
