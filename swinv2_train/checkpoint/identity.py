@@ -17,7 +17,7 @@ from swinv2_train.config.order import GROUPS, groups_block
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
-from swinv2_train.config.values import VALUE_KEYS
+from swinv2_train.config.values import VALUE_KEYS, value_settings
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model section that change neither its parameters nor their meaning."""
@@ -198,7 +198,7 @@ def run_metadata(
             "std": std,
             "bits": bits,
             "background": config.data.background,
-            **({key: getattr(config.data, key) for key in VALUE_KEYS} if config.data.scale is not None else {}),
+            **value_settings(config.data),
         },
     }
 

@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from swinv2_train.config.schema import Config
+    from swinv2_train.config.schema import Config, DataConfig
 
 VALUE_KEYS = ("scale", "nodata", "fill")
 """Keys of the section `data` that say how stored values become those of the model."""
 MEAN = "mean"
 """Value of `data.fill`: the mean that images are normalized with, so that missing pixels become zero."""
 _PERCENTILES = re.compile(r"p(\d+(?:\.\d+)?)-p(\d+(?:\.\d+)?)")
+
+
+def value_settings(data: DataConfig) -> dict[str, Any]:
+    """Return the settings of stored values for the records of a model; none without `data.scale`."""
+    return {} if data.scale is None else {key: getattr(data, key) for key in VALUE_KEYS}
 
 
 def percentiles(scale: Any) -> tuple[float, float] | None:

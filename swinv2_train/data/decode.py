@@ -129,6 +129,9 @@ def opaque(pixels: Pixels, channels: int | None, background: Background) -> Tens
         return image
     if (have, channels) == (1, 3):
         return image.expand(3, -1, -1)
+    if (have, channels) == (3, 1) and pixels.stored:
+        weights = torch.tensor(LUMA, dtype=torch.float64)[:, None, None] / sum(LUMA)
+        return (image * weights).sum(dim=0, keepdim=True)
     if (have, channels) == (3, 1):
         red, green, blue = (plane.to(torch.int64) for plane in image)
         luma = (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + 0x8000) >> 16

@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -115,6 +116,14 @@ class PackReport:
             lines.append(
                 f"the images differ in their number of channels ({counts}), and no model reads them all: pack again "
                 "with --channels to keep one kind"
+            )
+        types = sum((stats.types for card in self.cards.values() for stats in card.values.values()), Counter())
+        others = {kind: count for kind, count in sorted(types.items()) if kind != "uint16"}
+        if 0 < sum(others.values()) < sum(card.num_samples for card in self.cards.values()):
+            counts = ", ".join(f"{count:,} are {kind}" for kind, count in others.items())
+            lines.append(
+                f"the images have different types of values ({counts}, others unsigned of 8 or 16 bits): all are read "
+                "with one data.scale"
             )
         if len(self.cards) == 2:
             trained, held_out = self.cards.values()

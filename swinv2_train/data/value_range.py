@@ -82,12 +82,16 @@ def fill_in_scale(data: DataConfig, card: Card | None, channels: int) -> None:
     """Replace percentiles in `data.scale` by the numbers on the dataset card, in place.
 
     Raises:
-        ConfigError: if the card does not have them, or a channel has a single value.
+        ConfigError: if the card does not have them, a channel has a single value, or images need `data.scale`.
     """
     wanted = percentiles(data.scale)
-    if wanted is None:
-        return
     found = card.values_of(channels) if card is not None else None
+    if wanted is None:
+        kinds = sorted(found.types.keys() - {"uint16"}) if card is not None and found is not None else []
+        if kinds and data.scale is None and sum(found.types[kind] for kind in kinds) == card.num_samples:
+            hint = "set the range of their values, such as data.scale=[0,1], or percentiles of the card, such as p1-p99"
+            raise ConfigError("data.scale", "null", f"the images have values of {', '.join(kinds)}: {hint}")
+        return
     if card is None or found is None or found.empty:
         why = "the shards have no dataset card"
         if card is not None:
