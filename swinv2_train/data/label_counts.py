@@ -1,4 +1,4 @@
-"""Classes of shards whose labels `data.label` names: counted in one pass over a shard, and kept next to its index."""
+"""Classes of shards whose labels `data.label` names: counted once for a shard, and kept next to its index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from swinv2_train.writing import write_bytes
 logger = logging.getLogger(__name__)
 _FORMAT = 1
 _MOST = 100_000
-"""Highest number of different names: more of them are no classes."""
+"""Highest number of different names: a field with more is not a class."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ def with_classes(
         The set, changed in place.
 
     Raises:
-        DataError: if no sample has such a label, the labels are no classes, or one of them is not among `names`.
+        DataError: if no sample has such a label, they are not classes, or one of them is not among `names`.
     """
     if label is None:
         return shards
