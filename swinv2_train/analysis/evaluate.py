@@ -25,6 +25,7 @@ from swinv2_train.config.tasks import TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.label_map import (
     NAMES,
     NUMBERS,
@@ -192,7 +193,8 @@ class _Bench:
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
         options, image = self.options, self.loaded.config.data.image
-        return ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image)
+        shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image)
+        return with_classes(shards, self.loaded.config.data.label)
 
     def prepare(self, shards: ShardSet) -> None:
         """Build the task for these shards, and move the model to its device."""

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, normalise
+from swinv2_train.data.configured import open_probe_sets
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.labels import read_labels
+from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.sample import Sample
@@ -61,11 +62,15 @@ class EvalImages(Transform):
 class LabelledImages(EvalImages):
     """Evaluation crop and class: the entries `image` (C, H, W) as decoded and `label` int64."""
 
-    members = ("image", "cls", "json")
+    def __init__(self, config: Config, names: Sequence[str] | None = None) -> None:
+        """`names` are those of the classes of the data."""
+        super().__init__(config)
+        self.labels = LabelSource.of(config.data.label, names)
+        self.members = ("image", *self.labels.members)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         entries = super().__call__(sample, rng)
-        labels = read_labels(sample.raw)
+        labels = self.labels.read(sample.raw)
         if len(labels) != 1 or labels[0] < 0:
             raise BrokenSample(f"a probe needs one class number, but it has {list(labels)}")
         return entries | {"label": torch.tensor(labels[0])}
@@ -77,11 +82,8 @@ def no_check() -> None:
 
 def _open_sets(config: Config) -> tuple[list[ShardSet], list[str]]:
     """Return the two sets of a probe, the one to learn from first, and warnings about them."""
-    keys = ("probe.shards", "probe.eval_shards")
-    sets = [
-        ShardSet.open(spec, config.data.cache_dir, config.data.cache_gib, image=config.data.image)
-        for spec in (config.probe.shards, config.probe.eval_shards)
-    ]
+    found = open_probe_sets(config.data, config.probe)
+    keys, sets = list(found), [shards for shards in found.values() if shards is not None]
     cards = {key: shards.card for key, shards in zip(keys, sets, strict=True)}
     check_same_numbers(cards)
     return sets, [*overlap_warning(keys[1], sets[1], keys[0], sets[0]), *unnamed_classes(cards)]
@@ -171,10 +173,11 @@ class Probe:
         """Return positions, classes, and features (n, D) float32 of this rank's part."""
         count = min(self.config.probe.max_samples, shards.num_samples)
         config, ranks = self.config, self.ranks
+        names = shards.card.class_names if shards.card else None
         decoding = DecodeOptions.of(config.data, self.mean)
         size = min(self.micro_batch, -(-count // ranks.world_size))
         loader = EvalLoader(
-            SampleSource(shards, LabelledImages(config), config.model.in_channels, seed=0, decoding=decoding),
+            SampleSource(shards, LabelledImages(config, names), config.model.in_channels, seed=0, decoding=decoding),
             Share(size, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
             num_samples=count,
             workers=Workers(config.data.num_workers, config.data.prefetch_batches),

@@ -17,6 +17,7 @@ from swinv2_train.config.order import GROUPS, groups_block
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
+from swinv2_train.config.values import VALUE_KEYS, value_settings
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model section that change neither its parameters nor their meaning."""
@@ -174,6 +175,8 @@ def run_metadata(
             "mean": config.data.mean,
             "std": config.data.std,
             "background": config.data.background,
+            **{key: getattr(config.data, key) for key in VALUE_KEYS},
+            "label": config.data.label,
         },
         "order": {
             "seed": config.seed,
@@ -195,6 +198,7 @@ def run_metadata(
             "std": std,
             "bits": bits,
             "background": config.data.background,
+            **value_settings(config.data),
         },
     }
 
@@ -221,6 +225,8 @@ def identity(
         del own["task"][key]
     if config.data.background is None:  # not filled in yet
         del own["data"]["background"]
+    if isinstance(config.data.scale, str):  # the same
+        del own["data"]["scale"]
     if config.data.order is None:
         for key in ("data.order", "data.lanes", "data.block_samples"):
             del own["order"][key]

@@ -57,11 +57,11 @@ def _add_pack(commands: Any) -> None:
         "pack",
         help="pack images into shards",
         description=filled(
-            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images into "
-            "OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a dataset card. Files "
-            "are copied unchanged; each is decoded once, and what does not decode is skipped and listed in "
-            "OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the same seed. If "
-            "the command is interrupted, rerun it to resume."
+            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images, or arrays of NumPy "
+            "(npy, npz), into OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a "
+            "dataset card. Files are copied unchanged; each is decoded once, and what does not decode is skipped and "
+            "listed in OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the "
+            "same seed. If the command is interrupted, rerun it to resume."
         ),
         epilog=manual("data", _STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -202,6 +202,13 @@ def _add_reading(add: Any, background: str) -> None:
         f"{background}: white, black, drop (ignore alpha), or numbers from 0 to 1 such as 0.5,0.5,0.5 "
         "(default: %(default)s)",
     )
+    add(
+        "--nodata",
+        type=_values,
+        metavar="VALUE",
+        help="stored value of pixels without data, as data.nodata, or one per channel such as 0,0,-9999; NaN always is "
+        "(default: the tag GDAL_NODATA of a GeoTIFF)",
+    )
     _add_image(add)
 
 
@@ -244,6 +251,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         background=arguments.background,
         max_pixels=arguments.max_pixels,
         image=arguments.image,
+        nodata=arguments.nodata,
     )
     with Progress() as progress:
         report = pack(
@@ -288,6 +296,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.data.inspect import contact_sheet, inspect, sheet_format
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.shards import ShardSet
+    from swinv2_train.data.value_range import numbers_of
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
@@ -298,7 +307,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     shards = ShardSet.open(
         arguments.shards, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image
     )
-    reading = {"background": arguments.background, "max_pixels": arguments.max_pixels}
+    reading = {name: getattr(arguments, name) for name in ("background", "max_pixels", "nodata")}
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
         shown = functools.partial(progress.show, "samples")
@@ -310,7 +319,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.sheet is not None:
         options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
-        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed, options=options)
+        nodata = numbers_of(arguments.nodata)
+        drawn = contact_sheet(shards, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata)
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 
@@ -412,6 +422,10 @@ def _background(text: str) -> str | list[float]:
     if not all(0 <= number <= 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text} must be numbers from 0 to 1")
     return numbers
+
+
+def _values(text: str) -> list[float]:
+    return [_number(part) for part in text.strip("[]").split(",")]
 
 
 def _area(text: str) -> float:

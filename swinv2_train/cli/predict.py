@@ -264,6 +264,7 @@ def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry 
     from swinv2_train.cli.sheet import Entry
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import BrokenSample
+    from swinv2_train.data.pixels import largest_value
     from swinv2_train.interop.images import prepare, read_image
     from swinv2_train.tracking.figures import to_pil
 
@@ -274,8 +275,7 @@ def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry 
         return str(error)
     entry = None
     if wanted:
-        largest = 65535.0 if image.element_size() == 2 else 255.0
-        picture = to_pil(image.numpy() / largest)
+        picture = to_pil(image.numpy() / largest_value(image))
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
         entry = Entry(path, picture)
     return prepare(image, loaded.config, loaded.mean, loaded.std), entry

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from swinv2_train.config.data import AugmentConfig as AugmentConfig
+from swinv2_train.config.data import DataConfig
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.section import Section
 from swinv2_train.config.sweep import SweepConfig
@@ -37,96 +39,6 @@ class ResumeConfig(Section):
     allow: list[str] = field(default_factory=list)
     """Differences from the checkpoint that are accepted and logged instead of rejected: [data] for training shards
     with other names, sizes, content, or class names."""
-
-
-@dataclass
-class AugmentConfig(Section):
-    """Training crop and flips of every task."""
-
-    scale: list[float] = field(default_factory=lambda: [0.67, 1.0])
-    """Fraction of the image area that a random crop covers, as [low, high]."""
-    ratio: list[float] = field(default_factory=lambda: [0.75, 4 / 3])
-    """Aspect ratio of a random crop, as [low, high]."""
-    hflip: float = 0.5
-    """Probability of a horizontal flip."""
-    vflip: float = 0.0
-    """Probability of a vertical flip (for images without a fixed "up", such as satellite or microscope images)."""
-    interpolation: str = "bilinear"
-    """bilinear (official SimMIM recipe) or bicubic (official supervised recipes), in training and evaluation."""
-
-
-@dataclass
-class DataConfig(Section):
-    """Shards, and how they are read."""
-
-    shards: Any = ""
-    """Training shards: a path, a brace pattern such as photos-{000000..000012}.tar, a directory, a URL, or a list."""
-    eval_shards: Any = ""
-    """Shards held out from training; empty: no evaluation."""
-    resolution: Any = 192
-    """Side of the input in pixels, or [height, width]."""
-    mean: Any = "imagenet"
-    """Per-channel mean in [0, 1]: a list, `imagenet`, or `dataset` (from the dataset card)."""
-    std: Any = "imagenet"
-    """Per-channel standard deviation in [0, 1]: a list, `imagenet`, or `dataset`."""
-    expected_samples: int | None = None
-    """Number of samples that a recipe assumes; converts epochs to steps if no shards are available (dry runs)."""
-    order: str | None = None
-    """lanes: every host reads its own part of the data set. groups: the order of earlier versions, in which every host
-    reads all of it. null: lanes, or on resume the order that the run began with."""
-    lanes: int | None = None
-    """Parts of the order that are shuffled apart from each other, and that the ranks share out; 1: no parts.
-
-    They divide half of the samples in a step (`optim.global_batch / task.repeats / 2`). null: as many as possible, up
-    to 64. With fewer lanes than hosts, some hosts read the same samples.
-    """
-    shuffle_samples: int = 131072
-    """Approximate number of samples that are shuffled among themselves at a time, over all lanes; blocks of samples are
-    shuffled over the entire set."""
-    block_samples: int | None = None
-    """Samples in a row that stay together until they are shuffled, and that are fetched by one request from a server.
-
-    null: 16; with the order `groups`, a 32nd of `data.shuffle_samples`.
-    """
-    num_workers: int = 4
-    """Decoding processes per rank; 0 decodes in the training process."""
-    prefetch_batches: int = 4
-    """Minimum number of micro-batches that each worker keeps ready; all workers together hold at least one step."""
-    image: str | None = None
-    """Member to read from samples with several images, such as left.png; null: the alphabetically first one without a
-    dot."""
-    background: Any = None
-    """Color behind transparent pixels: white, black, mean (of `data.mean`), or numbers from 0 to 1; drop: ignore alpha.
-
-    null: white, or on resume the color that the run began with. Nothing is transparent if the model reads the alpha
-    channel (`model.in_channels=4`).
-    """
-    max_pixels: int = 200_000_000
-    """Largest image that is decoded, in pixels (more than 4 channels count proportionally); larger ones are broken."""
-    crop_decoding: bool = True
-    """Decode only the part of a JPEG that a training crop needs, if a C compiler and libjpeg-turbo's headers are there.
-
-    The pixels are the same without it. Off with `task.repeats` above 1, which decodes an image once for all its copies.
-    """
-    scaled_decoding: bool = False
-    """Decode training crops of JPEGs at 1/2, 1/4, or 1/8 of their size if at least twice the input size remains.
-
-    Faster for images that are much larger than the input, with slightly other pixels than PIL's. Needs `crop_decoding`.
-    """
-    max_broken_share: float = 0.01
-    """Stop the run if more than this fraction of the samples read so far (counted as at least 1000) was broken."""
-    cache_dir: str = "~/.cache/swinv2_train/shards"
-    """Directory of the cache of remote shards."""
-    cache_gib: float = 50.0
-    """Upper bound on the cache of remote shards, per host, in GiB."""
-    connections: int = 8
-    """Requests at a time by which each rank reads remote shards ahead."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Training crop."""
-    crop_pct: float = 0.875
-    """Evaluation: fraction of the resized image's side that the center crop covers (official: 224/256)."""
-    crop_mode: str = "center"
-    """Evaluation: center (resize the short side, crop the center) or squash (resize to the input size, no crop)."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
 from swinv2_train.config.validate_optim import validate_optim
+from swinv2_train.config.values import check_label, check_values
 
 __all__ = ["resolution", "validate", "validate_data"]
 
@@ -77,6 +78,8 @@ def validate_data(config: Config) -> None:
     minima = (("shuffle_samples", 1), ("connections", 1), ("num_workers", 0), ("prefetch_batches", 1))
     for key, least in minima:
         at_least(f"data.{key}", getattr(data, key), least)
+    check_values(config)
+    check_label(data.label)
     check_order(config)
     if data.expected_samples is not None:
         at_least("data.expected_samples", data.expected_samples, 1)

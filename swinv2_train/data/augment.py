@@ -13,8 +13,10 @@ from torch import Tensor
 from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
+from swinv2_train.config.values import scale_pairs
 from swinv2_train.data.card import Card
 from swinv2_train.data.geometry import draw_crop, fixed_crop
+from swinv2_train.data.pixels import largest_value
 from swinv2_train.data.sample import Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +29,7 @@ def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rn
     Raises BrokenSample.
     """
     part, crop = sample.part(sample.aligned(draw_crop(sample.size, size, config, rng)))
-    return crop.image(part, config.interpolation)
+    return _in_range(crop.image(part, config.interpolation))
 
 
 def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str) -> Tensor:
@@ -37,7 +39,12 @@ def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: 
         ConfigError: if `crop_mode` is neither center nor squash.
     """
     crop = fixed_crop((image.shape[-2], image.shape[-1]), size, crop_pct, crop_mode)
-    return crop.image(image, interpolation)
+    return _in_range(crop.image(image, interpolation))
+
+
+def _in_range(image: Tensor) -> Tensor:
+    """Clip scaled values, which bicubic filters overshoot; integers are clipped where they are rounded."""
+    return image.clamp_(0, 1) if image.is_floating_point() else image
 
 
 _ERASED_AREA = (0.02, 1 / 3)
@@ -60,25 +67,26 @@ def random_erase(
         tall, wide = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < tall < height and 0 < wide < width:
             top, left = int(rng.integers(0, height - tall + 1)), int(rng.integers(0, width - wide + 1))
-            largest = 255 if image.dtype == torch.uint8 else 65535
+            largest = largest_value(image)
             noise = rng.standard_normal((channels, tall, wide), dtype=np.float32)
             noise = noise * np.array(std, np.float32)[:, None, None] + np.array(mean, np.float32)[:, None, None]
+            noise = np.clip(noise, 0, 1) * largest
             erased = image.numpy().copy()  # numpy, because not every version of torch can write into uint16
-            erased[:, top : top + tall, left : left + wide] = np.rint(np.clip(noise, 0, 1) * largest)
+            erased[:, top : top + tall, left : left + wide] = noise if image.is_floating_point() else np.rint(noise)
             return torch.from_numpy(erased)
     return image
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], sizes: Tensor | None = None) -> Tensor:
-    """(..., C, H, W) uint8 or uint16, on any device -> float32 with (x / largest value - mean) / std per channel.
+    """Return (x / largest value - mean) / std per channel: (..., C, H, W) on any device -> the same shape in float32.
 
     Args:
+        images: uint8, uint16, or float32 in [0, 1].
         sizes: (..., 2) height and width of images that are padded at the bottom and right. The padding becomes zero,
             the mean color: as a pixel value, zero would be black, about -2 after normalization.
     """
-    largest = {torch.uint8: 255.0, torch.uint16: 65535.0}[images.dtype]
-    shift, scale = _constants(tuple(mean), tuple(std), largest, images.device)
-    normalised = images.to(torch.float32).sub_(shift).div_(scale)
+    shift, scale = _constants(tuple(mean), tuple(std), largest_value(images), images.device)
+    normalised = images.to(torch.float32, copy=True).sub_(shift).div_(scale)
     return normalised if sizes is None else normalised.masked_fill_(_padding(sizes, images), 0.0)
 
 
@@ -103,10 +111,13 @@ def _constants(
 def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation for `normalise`.
 
+    With `data.scale`, which must be numbers, `dataset` is that of the scaled and clipped values.
+
     Raises ConfigError if `data.mean` or `data.std` does not match the channels, or if the card does not contain them.
     """
-    mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, 0, card, channels)
-    std = _resolve("data.std", config.std, IMAGENET_STD, 1, card, channels)
+    found = _of_card(config, card, channels)
+    mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, found and found[0], channels)
+    std = _resolve("data.std", config.std, IMAGENET_STD, found and found[1], channels)
     if min(std) <= 0:
         raise ConfigError("data.std", config.std, "a standard deviation must be above 0; is one channel constant?")
     check_statistics("data.mean", mean)
@@ -114,8 +125,31 @@ def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> 
     return mean, std
 
 
+def _of_card(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]] | None:
+    """Return mean and standard deviation of the images on the dataset card; None if they are not needed.
+
+    Raises ConfigError if they are, and the card does not contain them.
+    """
+    key = next((key for key in ("mean", "std") if getattr(config, key) == "dataset"), None)
+    if key is None:
+        return None
+    if card is None:
+        found, why = None, "the shards have no dataset card"
+    elif config.scale is None:
+        found, why = card.statistics(channels), f"the card knows no {channels}-channel images"
+    else:
+        stats = card.values_of(channels)
+        pairs = scale_pairs(config.scale)
+        found = stats.scaled(pairs if len(pairs) == channels else pairs * channels) if stats is not None else None
+        why = f"the card has no values of {channels}-channel images with more than 8 bits"
+    if found is None:
+        hint = f"{why}: pack them with swinv2-data, or set a list of {channels} numbers"
+        raise ConfigError(f"data.{key}", "dataset", hint)
+    return found
+
+
 def _resolve(
-    key: str, value: object, imagenet: Sequence[float], which: int, card: Card | None, channels: int
+    key: str, value: object, imagenet: Sequence[float], dataset: list[float] | None, channels: int
 ) -> list[float]:
     if value == "imagenet":
         if channels != 3:
@@ -124,11 +158,8 @@ def _resolve(
             )
         return list(imagenet)
     if value == "dataset":
-        statistics = card.statistics(channels) if card is not None else None
-        if statistics is None:
-            why = "the shards have no dataset card" if card is None else f"the card knows no {channels}-channel images"
-            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or set a list of {channels} numbers")
-        return statistics[which]
+        assert dataset is not None
+        return dataset
     if isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value):
         if len(value) != channels:
             raise ConfigError(key, value, f"{len(value)} numbers for {channels} channels")

@@ -62,7 +62,7 @@ class ColourAugment:
         if not steps:
             return image
         if image.dtype != torch.uint8 or image.shape[0] != 3:
-            bits = 8 if image.dtype == torch.uint8 else 16
+            bits = 8 * image.element_size()
             raise DataError(
                 f"sample {name} has {image.shape[0]} channels of {bits} bits, and task.auto_augment and "
                 "task.color_jitter are for 3 channels of 8 bits: set task.auto_augment=null task.color_jitter=0"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swinv2_train.data.value_stats import ValueStats
 from swinv2_train.reading import is_count
 
 _SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -23,13 +24,13 @@ class ImageFacts:
     """Contribution of one image to a card."""
 
     format: str
-    """Format of the bytes, regardless of the name: jpeg, png, webp, tiff, bmp, gif, avif, or jp2."""
+    """Format of the bytes, regardless of the name, as `image_header.sniff` returns it."""
     bits: int
     height: int
     width: int
-    means: tuple[float, ...]
-    """Per-channel mean in [0, 1]."""
-    squares: tuple[float, ...]
+    means: tuple[float, ...] = ()
+    """Per-channel mean in [0, 1]; empty if the values are not intensities of 8 or 16 bits."""
+    squares: tuple[float, ...] = ()
     """Per-channel mean of the square."""
     alpha: bool = False
     """True if the image has an alpha channel."""
@@ -37,6 +38,13 @@ class ImageFacts:
     """True if that channel is not opaque everywhere."""
     flat: bool = False
     """True if all pixels have the same color, as they are read."""
+    values: ValueStats | None = None
+    """Statistics of the stored values; None for 8 bits."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels, an alpha channel not counted."""
+        return len(self.means) or len(self.values.channels if self.values else ())
 
 
 @dataclass
@@ -81,6 +89,10 @@ class Card:
     """Images of one color."""
     background: Any = None
     """Color behind transparent pixels that `moments` and `flat` were counted with; None: unknown, alpha was dropped."""
+    values: dict[int, ValueStats] = field(default_factory=dict)
+    """Statistics of the stored values, by number of channels; without images of 8 bits."""
+    nodata: list[float] | None = None
+    """Stored values that were counted as missing, as `data.nodata`; None: those that the files name."""
     class_lists_differ: bool = False
     """True if merged cards assign the same number to different classes; not stored."""
 
@@ -89,14 +101,17 @@ class Card:
         self.bytes += num_bytes
         self.formats[facts.format] += 1
         self.bits[facts.bits] += 1
-        self.channels[len(facts.means)] += 1
+        self.channels[facts.channels] += 1
         side = min(facts.height, facts.width)
         self.short_sides[max((edge for edge in _SIDE_EDGES if edge <= side), default=0)] += 1
         self.class_counts.update(labels or ())
         self.alpha += facts.alpha
         self.transparent += facts.transparent
         self.flat += facts.flat
-        self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
+        if facts.means:
+            self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
+        if facts.values is not None:
+            self.values.setdefault(facts.channels, ValueStats()).add(facts.values)
 
     def add(self, other: Card) -> None:
         """Count another card in."""
@@ -111,6 +126,9 @@ class Card:
             getattr(self, name).update(getattr(other, name))
         for channels, moments in other.moments.items():
             self._add_moments(channels, moments)
+        for channels, stats in other.values.items():
+            self.values.setdefault(channels, ValueStats()).add(stats)
+        self.nodata = self.nodata if self.nodata is not None else other.nodata
         self.split = self.split or other.split
         self.class_lists_differ |= other.class_lists_differ
         if self.class_names and other.class_names and self.class_names != other.class_names:
@@ -148,8 +166,22 @@ class Card:
         squares = [value / total.images for value in total.squares]
         return means, [math.sqrt(max(b - a * a, 0.0)) for a, b in zip(means, squares, strict=True)]
 
+    def values_of(self, channels: int) -> ValueStats | None:
+        """Return the statistics of the stored values of images read with `channels` channels; None if there are none.
+
+        Gray images count for three channels the way they are read: repeated.
+        """
+        total = ValueStats()
+        for stored, stats in self.values.items():
+            if stored == channels:
+                total.add(stats)
+            elif (stored, channels) == (1, 3):
+                total.add(stats.repeated(channels))
+        return total if total.images else None
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` restores the same card."""
+        values = {str(c): stats.to_json() for c, stats in sorted(self.values.items())}
         return {
             "num_samples": self.num_samples,
             "bytes": self.bytes,
@@ -166,7 +198,7 @@ class Card:
             "statistics": {
                 str(c): dict(zip(("mean", "std"), self.statistics(c) or (), strict=False)) for c in sorted(self.moments)
             },
-        }
+        } | ({"values": values, "nodata": self.nodata} if values else {})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
@@ -195,6 +227,8 @@ class Card:
             transparent=_count(alpha.get("transparent", 0), "alpha.transparent"),
             flat=_count(content.get("flat", 0), "flat"),
             background=_entry(alpha, "background", (str, list), None),
+            values={_key(c, "values"): _values(c, v) for c, v in _entry(content, "values", dict, {}).items()},
+            nodata=_entry(content, "nodata", list, None),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -217,6 +251,8 @@ class Card:
             means, stds = self.statistics(channels) or ([], [])
             rows.append((f"mean, {channels} channels", _rounded(means)))
             rows.append((f"std, {channels} channels", _rounded(stds)))
+        for channels in sorted(self.values):
+            rows += self.values[channels].rows()
         if self.class_counts:
             counts = self.class_counts.values()
             text = f"{len(counts):,}, with {min(counts):,} to {max(counts):,} samples each"
@@ -271,6 +307,16 @@ def _moments(channels: str, content: Any) -> Moments:
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"moments of {channels} channels cannot be read") from error
     return moments
+
+
+def _values(channels: str, content: Any) -> ValueStats:
+    try:
+        stats = ValueStats.from_json(content)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"the values of {channels} channels cannot be read ({error})") from error
+    if len(stats.channels) != int(channels):
+        raise ValueError(f"the values of {channels} channels have {len(stats.channels)}")
+    return stats
 
 
 def _listed(counter: Counter[Any]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from swinv2_train.config.schema import DataConfig
+from collections.abc import Sequence
+
+from swinv2_train.config.schema import DataConfig, ProbeConfig
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.shards import ShardSet
 
 OpenedSets = tuple[ShardSet, ShardSet | None]
@@ -19,7 +22,7 @@ def open_held_out(data: DataConfig) -> ShardSet | None:
     if not data.eval_shards:
         return None
     try:
-        return _opened(data, data.eval_shards)
+        return open_set(data, data.eval_shards, _names(data))
     except DataError as error:
         fix = "; data.eval_shards=null trains without evaluation" if str(error).endswith(" does not exist") else ""
         error.args = (f"data.eval_shards={data.eval_shards}: {error}{fix}",)
@@ -33,7 +36,7 @@ def open_training(data: DataConfig) -> ShardSet:
         DataError: naming the key, if they cannot be used.
     """
     try:
-        return _opened(data, data.shards)
+        return open_set(data, data.shards)
     except DataError as error:
         error.args = (f"data.shards={data.shards}: {error}",)
         raise
@@ -45,5 +48,30 @@ def open_shards(data: DataConfig) -> OpenedSets:
     return open_training(data), held_out
 
 
-def _opened(data: DataConfig, spec: object) -> ShardSet:
-    return ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image)
+def open_set(data: DataConfig, spec: object, names: Sequence[str] | None = None, *, warn: bool = True) -> ShardSet:
+    """Open shards as a config reads them, with the classes that `data.label` names on their card.
+
+    Args:
+        names, warn: as for `with_classes`.
+
+    Raises:
+        DataError: if they cannot be used.
+    """
+    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image)
+    return with_classes(shards, data.label, names, warn=warn)
+
+
+def open_probe_sets(data: DataConfig, probe: ProbeConfig) -> dict[str, ShardSet | None]:
+    """Open the two sets of a probe, by their keys, the one to learn from first; None for one that is not set."""
+    first = open_set(data, probe.shards) if probe.shards else None
+    names = first.card.class_names if first is not None and first.card is not None else None
+    second = open_set(data, probe.eval_shards, names) if probe.eval_shards else None
+    return {"probe.shards": first, "probe.eval_shards": second}
+
+
+def _names(data: DataConfig) -> list[str] | None:
+    """Return the names of the training classes that number those of the held-out shards; None if nothing is counted."""
+    if data.label is None or not data.shards:
+        return None
+    card = open_set(data, data.shards, warn=False).card
+    return card.class_names if card is not None else None

@@ -23,7 +23,10 @@ from swinv2_train.data.card import ImageFacts
 from swinv2_train.data.codecs import decode_jpeg, decode_webp
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import check_png, header_size, orientation, sniff, unknown_format
-from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
+from swinv2_train.data.pixels import LUMA, Pixels, check_size, from_numpy, upright
+from swinv2_train.data.unit_values import ALL_MISSING, missing_of, unit_values
+from swinv2_train.data.value_range import Nodata, ValueRange
+from swinv2_train.data.value_stats import ValueStats
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import DataConfig
@@ -33,7 +36,6 @@ _WEBP_NOT_PLAIN = 0x08 | 0x02  # flags of the VP8X chunk: EXIF, animation
 _SOURCE_PLACE = re.compile(r"^.*\.(?:cpp|h):\d+, ")
 _ADDRESS = re.compile(r"<_io\.\w+ object at 0x[0-9a-f]+>")
 _LONGEST_REASON = 200  # characters; tifffile quotes whole tables
-_LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bit fixed point, as PIL has it
 _STATISTICS_PIXELS = 1 << 18
 
 
@@ -49,6 +51,8 @@ class DecodeOptions:
     """Decode only the part that a training crop needs, see `crop_decode`; the pixels are the same."""
     scaled: bool = False
     """Decode crops that are much larger than their result at a fraction of their size, if `parts` is set."""
+    values: ValueRange | None = None
+    """Range of the stored values that becomes 0 to 1 (`data.scale`); None: intensities of 8 or 16 bits."""
 
     @classmethod
     def of(cls, config: DataConfig, mean: Sequence[float], *, repeats: int = 1) -> DecodeOptions:
@@ -58,12 +62,16 @@ class DecodeOptions:
             repeats: crops of each image in a batch; an image with several is decoded once, entirely.
         """
         background = background_color(config.background, mean)
-        parts = config.crop_decoding and repeats == 1
-        return cls(background, config.max_pixels, parts, config.scaled_decoding)
+        values = ValueRange.of(config, mean)
+        parts = config.crop_decoding and repeats == 1 and values is None
+        return cls(background, config.max_pixels, parts, config.scaled_decoding, values)
 
 
 def decode(data: bytes, channels: int | None = None, options: DecodeOptions | None = None) -> Tensor:
     """Return (C, H, W) uint8, or uint16 for 16 bit images, upright by the EXIF orientation; of an animation, frame 1.
+
+    With `options.values` the result is float32 in [0, 1], see `unit_values`. Without it, images of other types than
+    unsigned 8 and 16 bit integers break the sample.
 
     Transparent images are put on `options.background`, unless `channels` counts the alpha channel. Gray becomes three
     channels by repetition, RGB one channel by luma; any other difference from `channels` breaks the sample. With None,
@@ -72,7 +80,15 @@ def decode(data: bytes, channels: int | None = None, options: DecodeOptions | No
     Raises BrokenSample.
     """
     options = options or DecodeOptions()
-    return opaque(read_pixels(data, options.max_pixels), channels, options.background)
+    pixels = read_pixels(data, options.max_pixels)
+    if options.values is not None:
+        return unit_values(pixels, channels, options.values, options.background)
+    if pixels.stored:
+        raise BrokenSample(
+            f"{sniff(data)}: its samples are {pixels.stored}: convert to 8 or 16 bit unsigned integers, or set "
+            "data.scale to the range of the values"
+        )
+    return opaque(pixels, channels, options.background)
 
 
 @contextlib.contextmanager
@@ -113,25 +129,47 @@ def opaque(pixels: Pixels, channels: int | None, background: Background) -> Tens
         return image
     if (have, channels) == (1, 3):
         return image.expand(3, -1, -1)
+    if (have, channels) == (3, 1) and pixels.stored:
+        weights = torch.tensor(LUMA, dtype=torch.float64)[:, None, None] / sum(LUMA)
+        return (image * weights).sum(dim=0, keepdim=True)
     if (have, channels) == (3, 1):
         red, green, blue = (plane.to(torch.int64) for plane in image)
-        luma = (red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2] + 0x8000) >> 16
+        luma = (red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] + 0x8000) >> 16
         return luma[None].to(image.dtype)
     raise BrokenSample(f"it has {have} channels, not {channels}")
 
 
-def image_facts(data: bytes, image: Tensor, pixels: Pixels | None = None) -> ImageFacts:
-    """Return what a decoded image adds to the dataset card; statistics of large images use every n-th pixel.
+def image_facts(data: bytes, image: Tensor, pixels: Pixels, nodata: Nodata = None) -> ImageFacts:
+    """Return what a decoded image adds to the dataset card.
+
+    Mean and standard deviation of 8 and 16 bit intensities use every n-th pixel of large images. Those of the stored
+    values, for images with more than 8 bits, use every pixel.
 
     Args:
         image: as it is read, without an alpha channel.
-        pixels: as it was decoded, for the facts about alpha.
+        pixels: as it was decoded.
+        nodata: stored value of pixels without data; None: the value that the file names, if any.
+
+    Raises:
+        BrokenSample: if no pixel has data.
     """
     _, height, width = image.shape
+    values = _value_stats(image, pixels, nodata)
+    if values is not None and values.empty and (pixels.stored or nodata is not None):
+        raise BrokenSample(ALL_MISSING)
+    if pixels.stored:
+        return ImageFacts(
+            sniff(data) or "",
+            8 * np.dtype(pixels.stored).itemsize,
+            height,
+            width,
+            flat=values is not None and all(each.low == each.high for each in values.channels if each.count),
+            values=values,
+        )
     stride = max(1, int((height * width / _STATISTICS_PIXELS) ** 0.5))
     bits = 16 if image.dtype == torch.uint16 else 8
-    values = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / (2**bits - 1)
-    means, squares = values.mean(dim=1), values.square().mean(dim=1)
+    shares = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / (2**bits - 1)
+    means, squares = shares.mean(dim=1), shares.square().mean(dim=1)
     planes = image.numpy()
     return ImageFacts(
         sniff(data) or "",
@@ -140,10 +178,19 @@ def image_facts(data: bytes, image: Tensor, pixels: Pixels | None = None) -> Ima
         width,
         tuple(means.tolist()),
         tuple(squares.tolist()),
-        alpha=pixels is not None and pixels.alpha,
-        transparent=pixels is not None and pixels.transparent,
+        alpha=pixels.alpha,
+        transparent=pixels.transparent,
         flat=all(plane.min() == plane.max() for plane in planes),
+        values=values,
     )
+
+
+def _value_stats(image: Tensor, pixels: Pixels, nodata: Nodata) -> ValueStats | None:
+    """Return the statistics of the stored values of an image; None for 8 bits, whose card has what a run needs."""
+    if image.dtype == torch.uint8:
+        return None
+    planes = image.numpy()
+    return ValueStats.of(planes, missing_of(pixels, planes, nodata), pixels.stored or str(planes.dtype))
 
 
 def read_reason(error: Exception) -> str:
@@ -190,6 +237,18 @@ def _pil(data: bytes, max_pixels: int) -> Pixels:
     return read_with_pil(data, max_pixels)
 
 
+def _npy(data: bytes, max_pixels: int) -> Pixels:
+    from swinv2_train.data.array_image import read_npy
+
+    return read_npy(data, max_pixels)
+
+
+def _npz(data: bytes, max_pixels: int) -> Pixels:
+    from swinv2_train.data.array_image import read_npz
+
+    return read_npz(data, max_pixels)
+
+
 def _tiff(data: bytes, max_pixels: int) -> Pixels:
     from swinv2_train.data.tiff import read_tiff
 
@@ -205,4 +264,6 @@ _DECODERS: dict[str, Callable[[bytes, int], Pixels]] = {
     "gif": _pil,
     "avif": _pil,
     "jp2": _pil,
+    "npy": _npy,
+    "npz": _npz,
 }

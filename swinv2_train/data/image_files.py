@@ -16,6 +16,8 @@ IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, "jpe", "jfif", "bmp", "gif", "avif", "jp2
 
 The list does not depend on the installed libraries, so all hosts count the same samples.
 """
+ARRAY_EXTENSIONS = ("npy", "npz")
+"""Extensions of arrays of NumPy, which are read as images where there are no others."""
 _MAY_HOLD_IMAGES = frozenset((
     "heic", "heif", "hif", "jxl", "jxr", "jpx", "j2k", "j2c", "jpf", "jpm", "cr2", "cr3", "crw", "nef", "nrw",
     "arw", "orf", "rw2", "raf", "dng", "raw", "srw", "pef", "svg", "psd", "psb", "exr", "hdr", "ppm", "pgm",
@@ -72,8 +74,13 @@ def extension(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()
 
 
+def is_array(extension: str) -> bool:
+    """Return whether files and members with this extension, such as npy or left.npy, are arrays of NumPy."""
+    return extension.rpartition(".")[2] in ARRAY_EXTENSIONS
+
+
 def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
-    """Find the images in a folder, to any depth.
+    """Find the images in a folder, to any depth; if it has none, its arrays of NumPy.
 
     Links to files and folders are followed, except to a folder that contains the link. Hidden files and folders and
     those that systems create (`@eaDir`, `__MACOSX`, `.thumbnails`, `Thumbs.db`, ...) are ignored.
@@ -81,16 +88,22 @@ def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
     Args:
         skip: a folder that is not searched, such as the output folder.
     """
-    found = FolderScan(str(root))
+    found, arrays = FolderScan(str(root)), []
     skipped = os.path.realpath(skip) if skip is not None else None
     for path, is_file in _walk(str(root), frozenset(), skipped, found):
         suffix = extension(path)
-        if suffix not in IMAGE_EXTENSIONS:
+        if suffix in ARRAY_EXTENSIONS and is_file:
+            arrays.append(path)
+        elif suffix not in IMAGE_EXTENSIONS:
             found.unread[suffix] += 1
         elif is_file:
             found.images.append(path)
         else:
             found.not_files.append(path)
+    if found.images or found.not_files:
+        found.unread.update(map(extension, arrays))
+    else:
+        found.images = arrays
     found.images.sort()
     with contextlib.suppress(OSError), os.scandir(root) as listing:
         folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]

@@ -24,7 +24,10 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types: byte, short, long
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the format by the first bytes, jpeg, png, webp, tiff, bmp, gif, avif, or jp2; None for anything else."""
+    """Return the format by the first bytes; None for anything else.
+
+    jpeg, png, webp, tiff, bmp, gif, avif, or jp2; npy or npz for arrays of NumPy. Any other zip file is npz, too.
+    """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:8] == _PNG_SIGNATURE:
@@ -41,6 +44,10 @@ def sniff(data: bytes) -> str | None:
         return "avif"
     if data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or data[:4] == b"\xff\x4f\xff\x51":
         return "jp2"
+    if data[:6] == b"\x93NUMPY":
+        return "npy"
+    if data[:4] == b"PK\x03\x04":
+        return "npz"
     return None
 
 

@@ -1,8 +1,8 @@
 """Index of a tar shard: the positions of the members of every sample, so that any sample is one `pread` away.
 
 The samples are those that `webdataset` sees: neighboring members whose names agree up to the first dot of the base
-name. Images and plain text (cls, txt, json) are always indexed, all other members (npy, mp4, ...) once a transform asks
-for one; a pickle in a shard is never indexed, so never read.
+name. Images and plain text (cls, txt, json) are always indexed, arrays (npy, npz) in a tar without images, and all
+other members once a transform asks for one; a pickle in a shard is never indexed, so never read.
 
 On disk an index is two lines of JSON: a small header (enough to count samples) and the columns, each with its hash.
 The header of an index with all members has one more entry, and the format is the same otherwise, so that every version
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.image_files import ARRAY_EXTENSIONS
 from swinv2_train.data.samples import IMAGE, VIDEO, LeftOut, SampleGroups, Scope
 from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
 from swinv2_train.reading import UnreadableError, is_count, parse_json
@@ -83,7 +84,8 @@ class ShardIndex:
 
     def several_mains(self) -> Counter[tuple[str, ...]]:
         """Count the samples with several main members, by the extensions of these."""
-        rows = [i for i, extension in enumerate(self.extensions) if self.scope.is_main(extension)]
+        mains = self.scope.mains(self.extensions)
+        rows = [i for i, extension in enumerate(self.extensions) if extension in mains]
         present = self.offsets[rows] >= 0
         counts: Counter[tuple[str, ...]] = Counter()
         for column in np.flatnonzero(present.sum(axis=0) > 1):
@@ -105,7 +107,8 @@ class ShardIndex:
 
     def _of_images(self) -> ShardIndex:
         """Return the columns of an index of only images and texts."""
-        rows = [row for row, extension in enumerate(self.extensions) if _IMAGES.contains(extension)]
+        mains = self.scope.mains(self.extensions)
+        rows = [row for row, one in enumerate(self.extensions) if one in mains or _IMAGES.contains(one)]
         kept = [self.extensions[row] for row in rows]
         columns = {"offsets": self.offsets[rows], "sizes": self.sizes[rows], "checksums": None}
         return replace(self, extensions=kept, scope=_IMAGES, **columns)
@@ -147,8 +150,9 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None, scope: 
     if not samples:
         cut = f" (it is cut off: {truncated})" if truncated else ""
         others = "".join(f"; {line}" for line in groups.left_out.lines())
+        kinds = ", ".join((*scope.extensions, *(ARRAY_EXTENSIONS if scope.main == IMAGE else ())))
         raise EmptyShardError(
-            f"{name} holds no sample with {main_member(scope)} ({', '.join(scope.extensions)}){cut}{others}",
+            f"{name} holds no sample with {main_member(scope)} ({kinds}){cut}{others}",
             groups.left_out,
         )
     extensions = sorted({extension for sample in samples for extension in sample.members})
@@ -373,7 +377,8 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
     if not np.all(absent | (first & (offsets % BLOCK == 0) & (sizes >= 0) & last)):
         raise UnreadableError("its columns have impossible offsets")
     scope = scope_of(header)
-    main = [number for number, extension in enumerate(extensions) if scope.is_main(extension)]
+    mains = scope.mains(extensions)
+    main = [number for number, extension in enumerate(extensions) if extension in mains]
     if len(set(extensions)) < len(extensions) or absent[main].all(axis=0).any():
         raise UnreadableError(f"its columns have a sample without {main_member(scope)}")
     return ShardIndex(

@@ -221,9 +221,14 @@ def uploaded_index(url: str) -> str:
 def _places(
     url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, suffix: str = INDEX_SUFFIX
 ) -> list[Path]:
-    digest = file.digest if file else hashlib.sha256(os.fsencode(Path(url).resolve())).hexdigest()[:20]
     # Other main members are other samples, so both indexes of a tar may be in use at a time.
     suffix = suffix if scope.main == IMAGE else f".{scope.main}{suffix}"
+    return places_next_to(url, cache, file, suffix)
+
+
+def places_next_to(url: str, cache: ShardCache, file: RemoteFile | None, suffix: str) -> list[Path]:
+    """Return the places of a file about a shard, the preferred one first: next to a local tar, and in the cache."""
+    digest = file.digest if file else hashlib.sha256(os.fsencode(Path(url).resolve())).hexdigest()[:20]
     cached = cache.directory / "index" / f"{digest}{suffix}"
     return [cached] if file else [Path(f"{url}{suffix}"), cached]
 

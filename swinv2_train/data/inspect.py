@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
-from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, decode, image_facts, opaque, read_pixels
+from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.geometry import resize
 from swinv2_train.data.labels import known_labels
@@ -23,6 +23,8 @@ from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_place
+from swinv2_train.data.unit_values import missing_of
+from swinv2_train.data.value_range import Nodata, numbers_of
 from swinv2_train.lettering import fitted, font
 from swinv2_train.writing import write_bytes
 
@@ -86,14 +88,14 @@ class _Checked:
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
-    def __init__(self, shards: ShardSet, background: Background, max_pixels: int) -> None:
-        self._shards, self._background, self._max_pixels = shards, background, max_pixels
+    def __init__(self, shards: ShardSet, background: Background, max_pixels: int, nodata: Nodata) -> None:
+        self._shards, self._background, self._max_pixels, self._nodata = shards, background, max_pixels, nodata
 
     def __call__(self, index: int) -> _Checked:
         try:
             raw = self._shards.read(index, IMAGE_AND_TEXTS)
             pixels = read_pixels(raw.data, self._max_pixels)
-            facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels)
+            facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels, self._nodata)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
             return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
@@ -108,18 +110,21 @@ def inspect(
     progress: Callable[[int, int], None] = lambda done, total: None,
     background: Any = "white",
     max_pixels: int = MAX_PIXELS,
+    nodata: Any = None,
 ) -> Inspection:
     """Decode every sample.
 
     Args:
         progress: gets the samples done and their number.
-        background, max_pixels: as in the section `data` of a config.
+        background, max_pixels, nodata: as in the section `data` of a config.
     """
-    found = Inspection(Card(background=background))
+    missing = numbers_of(nodata)
+    found = Inspection(Card(background=background, nodata=None if missing is None else list(missing)))
     digests = np.zeros(shards.num_samples, np.uint64)
-    check = ParallelMap(_Check(shards, background_color(background, ()), max_pixels), workers, name=shards.name)
+    check = _Check(shards, background_color(background, ()), max_pixels, missing)
+    checked_samples = ParallelMap(check, workers, name=shards.name)
     try:
-        for index, checked in enumerate(check(range(shards.num_samples))):
+        for index, checked in enumerate(checked_samples(range(shards.num_samples))):
             if checked.facts is not None:
                 _count(found, shards, index, checked, checked.facts)
                 digests[index] = checked.digest
@@ -127,7 +132,7 @@ def inspect(
                 found.broken.append((shards.name(index), checked.broken or ""))
             progress(index + 1, shards.num_samples)
     finally:
-        check.close()
+        checked_samples.close()
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
     found.choices = shards.choices()
@@ -172,11 +177,18 @@ def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, f
 
 
 def contact_sheet(
-    shards: ShardSet, path: Path, *, num_samples: int, seed: int = 0, options: DecodeOptions | None = None
+    shards: ShardSet,
+    path: Path,
+    *,
+    num_samples: int,
+    seed: int = 0,
+    options: DecodeOptions | None = None,
+    nodata: Nodata = None,
 ) -> int:
     """Draw randomly chosen samples, with key and size, into one image; return the number of available samples.
 
-    Of images with more than three channels the first three are shown; 16 bit images are stretched to their own range.
+    Of images with more than three channels the first three are shown; images with more than 8 bits are stretched to
+    their own range.
 
     Raises:
         DataError: if the file's suffix is not that of an image format.
@@ -184,6 +196,7 @@ def contact_sheet(
     """
     from PIL import Image, ImageDraw
 
+    options = options or DecodeOptions()
     chosen = np.random.default_rng(seed).permutation(shards.num_samples)[:num_samples]
     columns = min(_COLUMNS, len(chosen))
     rows = -(-len(chosen) // columns)
@@ -192,10 +205,11 @@ def contact_sheet(
     for place, index in enumerate(sorted(int(index) for index in chosen)):
         left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
         try:
-            image = decode(shards.read(index).data, None, options)
-            tile = _tile(image)
+            pixels = read_pixels(shards.read(index).data, options.max_pixels)
+            image = opaque(pixels, None, options.background)
+            tile = _tile(image, missing_of(pixels, image.numpy(), nodata))
             sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
-            bits = ", 16 bit" if image.dtype == torch.uint16 else ""
+            bits = f", {pixels.stored}" if pixels.stored else ", 16 bit" if image.dtype == torch.uint16 else ""
             text = f"{image.shape[2]} x {image.shape[1]} x {image.shape[0]}{bits}"
         except BrokenSample as error:
             draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
@@ -223,15 +237,32 @@ def sheet_format(path: Path) -> str:
     return kind
 
 
-def _tile(image: Tensor) -> object:
-    """Return a PIL image that fits into a tile."""
+def _stretched(image: Tensor, missing: Tensor) -> Tensor:
+    """Stretch stored values to 8 bits; pixels without data become 0.
+
+    Args:
+        missing: bool, of the same shape as the image.
+    """
+    values = image.to(torch.float64)
+    present = values[~missing]
+    low, high = (present.min(), present.max()) if present.numel() else (values.new_zeros(()), values.new_ones(()))
+    extent = (high - low).clamp_min(1.0 if image.dtype == torch.uint16 else torch.finfo(torch.float32).tiny)
+    stretched = ((values - low) / extent * 255).round()
+    return stretched.masked_fill(missing, 0).clamp(0, 255).to(torch.uint8)
+
+
+def _tile(image: Tensor, missing: np.ndarray) -> object:
+    """Return a PIL image that fits into a tile.
+
+    Args:
+        missing: (C, H, W) bool: True for pixels without data, which are shown black.
+    """
     from PIL import Image
 
     image = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
-    if image.dtype == torch.uint16:
-        values = image.to(torch.float32)
-        low, high = values.min(), values.max()
-        image = ((values - low) / (high - low).clamp_min(1.0) * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        shown = missing[:3] if len(missing) >= 3 else missing[:1]
+        image = _stretched(image, torch.from_numpy(shown).expand(image.shape))
     height, width = image.shape[1:]
     scale = _TILE / max(height, width)
     image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.raw_sample import RawSample
@@ -23,7 +24,7 @@ def read_labels(raw: RawSample) -> tuple[int, ...]:
     if listed is not None:
         if not isinstance(listed, list) or not all(type(label) is int for label in listed):
             raise BrokenSample(f"its labels {listed!r:.60} are not a list of class numbers")
-        return _class_numbers(listed)
+        return class_numbers(listed)
     if "cls" not in raw.texts:
         if "json" in raw.texts and not _is_json(raw.texts["json"]):
             raise BrokenSample("it has no label: its member json is not JSON")
@@ -31,10 +32,11 @@ def read_labels(raw: RawSample) -> tuple[int, ...]:
     text = raw.texts["cls"].decode("utf-8", "replace").strip()
     if text and not _CLASS_NUMBERS.fullmatch(text):
         raise BrokenSample(f"its label {text!r:.60} is not a class number")
-    return _class_numbers([int(part) for part in text.split(",")] if text else [])
+    return class_numbers([int(part) for part in text.split(",")] if text else [])
 
 
-def _class_numbers(numbers: list[int]) -> tuple[int, ...]:
+def class_numbers(numbers: list[int]) -> tuple[int, ...]:
+    """Return class numbers without repetitions. Raises BrokenSample if one is negative or too high for a class."""
     negative = [number for number in numbers if number < 0]
     if negative:
         raise BrokenSample(f"its label {negative[0]} is negative")
@@ -61,12 +63,20 @@ def known_labels(raw: RawSample) -> tuple[tuple[int, ...] | None, str | None]:
         return None, error.reason if has_one else None
 
 
-def checked_labels(raw: RawSample, num_classes: int, *, multi_label: bool) -> tuple[int, ...]:
+def checked_labels(
+    raw: RawSample,
+    num_classes: int,
+    *,
+    multi_label: bool,
+    read: Callable[[RawSample], tuple[int, ...]] = read_labels,
+) -> tuple[int, ...]:
     """Return the labels of a sample for training or evaluation: exactly one, unless `multi_label`.
+
+    `read` is the function that finds them, such as `LabelSource.read`.
 
     Raises BrokenSample if there is another number of them, or one is outside 0 to `num_classes` - 1.
     """
-    labels = read_labels(raw)
+    labels = read(raw)
     if not multi_label and len(labels) != 1:
         count = "no label" if not labels else f"{len(labels)} labels"
         raise BrokenSample(f"it has {count} where there must be one (task.multi_label=true takes any number)")

@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and cutmix (arXiv 1905.04899) of two samples, on 8 and 16 bit images.
 
 Every sample has its own mixing ratio and kind (timm's mode `elem`). Because mixing operates on the stored values, a
-mixed sample is self-contained and can be replayed alone; mixup then rounds to the nearest value.
+mixed sample is self-contained and can be replayed alone; mixup then rounds integers to the nearest value.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def draw_mix(config: ClassificationConfig, size: tuple[int, int], rng: np.random
 
 
 def blend(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
-    """Two images (C, H, W), 8 or 16 bit, as one; the arguments stay as they are."""
+    """Two images (C, H, W), 8 or 16 bit or float32, as one; the arguments stay as they are."""
     if mix.share == 1.0:
         return own
     own, other = same_depth([own, other])
     if mix.box is None:
         mixed = own.to(torch.float32) * mix.share + other.to(torch.float32) * (1 - mix.share)
-        return mixed.round().to(own.dtype)
+        return mixed if own.is_floating_point() else mixed.round().to(own.dtype)
     top, left, bottom, right = mix.box
     pasted = own.numpy().copy()  # numpy, because not every version of torch can write into uint16
     pasted[:, top:bottom, left:right] = other[:, top:bottom, left:right].numpy()

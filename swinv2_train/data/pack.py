@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2_train.data.array_image import ARRAY_KINDS
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
 from swinv2_train.data.geometry import resize
+from swinv2_train.data.image_header import sniff
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
@@ -35,6 +38,8 @@ from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, Sp
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.pixels import Pixels
 from swinv2_train.data.raw_sample import RawSample
+from swinv2_train.data.unit_values import sources
+from swinv2_train.data.value_range import numbers_of
 from swinv2_train.writing import write_bytes
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
@@ -112,6 +117,14 @@ class PackReport:
                 f"the images differ in their number of channels ({counts}), and no model reads them all: pack again "
                 "with --channels to keep one kind"
             )
+        types = sum((stats.types for card in self.cards.values() for stats in card.values.values()), Counter())
+        others = {kind: count for kind, count in sorted(types.items()) if kind != "uint16"}
+        if 0 < sum(others.values()) < sum(card.num_samples for card in self.cards.values()):
+            counts = ", ".join(f"{count:,} are {kind}" for kind, count in others.items())
+            lines.append(
+                f"the images have different types of values ({counts}, others unsigned of 8 or 16 bits): all are read "
+                "with one data.scale"
+            )
         if len(self.cards) == 2:
             trained, held_out = self.cards.values()
             names = trained.class_names or []
@@ -132,24 +145,37 @@ class _Prepare:
     def __call__(self, entry: Entry) -> Packed:
         try:
             data, texts = self._source.read(entry)
+            self._check_kind(sniff(data))
             pixels, image = self._decoded(data)
             limit = self._options.resize
             if limit is not None and max(image.shape[1:]) > limit:
+                if pixels.stored or self._source.arrays:
+                    kind = pixels.stored or "an array"
+                    raise BrokenSample(f"--resize is for image files of 8 or 16 bits, and it is {kind}")
                 pixels = _shrink(pixels, image, limit, keep_alpha=self._background is not None)
                 image = opaque(pixels, self._options.channels, self._background)
                 data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
+            facts = image_facts(data, image, pixels, numbers_of(self._options.nodata))
         except OSError as error:
             return Packed(entry, broken=error.strerror or str(error))
         except BrokenSample as error:
             return Packed(entry, broken=error.reason)
-        facts = image_facts(data, image, pixels)
         labels, problem = known_labels(RawSample(entry.key, facts.format, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
         return Packed(entry, members, facts, labels, label_problem=problem)
 
+    def _check_kind(self, kind: str | None) -> None:
+        """Reject an image among arrays and an array among images, because a shard has samples of one kind only."""
+        if kind is not None and (kind in ARRAY_KINDS) != self._source.arrays:
+            raise BrokenSample(f"it is {kind}, and the source has {'arrays' if self._source.arrays else 'images'}")
+
     def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
-        """Return the image as stored, and as read with the requested channels. Raises BrokenSample."""
+        """Return the image as stored, and as read with the requested channels; types other than unsigned 8 and 16 bit
+        integers keep those that they have. Raises BrokenSample."""
         pixels = read_pixels(data, self._options.max_pixels)
+        if pixels.stored:
+            sources(len(pixels.image), self._options.channels)
+            return pixels, pixels.image
         return pixels, opaque(pixels, self._options.channels, self._background)
 
 

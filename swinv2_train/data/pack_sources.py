@@ -13,7 +13,15 @@ from pathlib import Path
 
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FolderScan, extension, scan_folder
+from swinv2_train.data.image_files import (
+    ARRAY_EXTENSIONS,
+    FIRST_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    FolderScan,
+    extension,
+    is_array,
+    scan_folder,
+)
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
@@ -27,7 +35,7 @@ _NOT_LISTS = {
     ".json": "write one object per line into a .jsonl file",
     ".parquet": "write it as .csv or .jsonl",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV UTF-8"),
-    **dict.fromkeys((f".{name}" for name in IMAGE_EXTENSIONS), "it is an image; name its folder"),
+    **dict.fromkeys((f".{name}" for name in (*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS)), "it is an image; name its folder"),
 }
 """Other files that users name, and what to do with them."""
 
@@ -62,6 +70,8 @@ class Source:
     """Contents of the source that are not read, one line each."""
     lost: bool = False
     """True if these contents may include images or labels."""
+    arrays: bool = False
+    """True if the images are arrays of NumPy (npy, npz)."""
 
     def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
         """Return the image's bytes, and the text members that belong to it. Raises OSError or BrokenSample."""
@@ -123,9 +133,19 @@ def open_source(
         reasons = "".join(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
         )
-        raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)}){reasons}")
+        raise DataError(f"{source} holds no images ({', '.join((*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS))}){reasons}")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
-    return replace(found, entries=ordered)
+    return replace(found, entries=ordered, arrays=_has_arrays(found))
+
+
+def _has_arrays(found: Source) -> bool:
+    """Return whether a source consists of arrays. Raises DataError if it has arrays and images."""
+    if found.shards is not None:
+        return found.shards.of_arrays
+    kinds = {is_array(extension(entry.path)): entry.path for entry in found.entries}
+    if len(kinds) > 1:
+        raise DataError(f"{found.root} names arrays ({kinds[True]}) and images ({kinds[False]}): pack them separately")
+    return True in kinds
 
 
 def _scan(path: Path, out: Path | None) -> FolderScan | None:

@@ -23,6 +23,7 @@ from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, know
 from swinv2_train.data.pack_sources import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
+from swinv2_train.data.value_range import numbers_of
 from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class PackOptions:
     """Leave out images with more pixels."""
     image: str | None = None
     """Member to pack of samples with several images, if the source is shards."""
+    nodata: Any = None
+    """Stored value of pixels without data, for the statistics of the card, as `data.nodata`."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class FinishedShard:
     """Images without a label."""
 
 
-_LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image")}
+_LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image", "nodata")}
 """Options that the fingerprints of earlier versions do not contain, with the defaults that leave these as they are."""
 
 
@@ -107,6 +110,8 @@ class SplitWriter:
         self._origin = {"source": source.root, "split": divided}
         self._manifest = out / f"{split}{MANIFEST_SUFFIX}"
         self._written: dict[str, ListedShard] = {}
+        nodata = numbers_of(options.nodata)
+        self._nodata = None if nodata is None else list(nodata)
 
     def check(self, known: dict[Path, Origin], overwrite: bool) -> None:
         """Refuse to replace shards that were not packed, or not from this source unless `overwrite`.
@@ -220,7 +225,7 @@ class SplitWriter:
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, stop, unlabeled = Card(background=self._options.background), start, 0
+        card, stop, unlabeled = Card(background=self._options.background, nodata=self._nodata), start, 0
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"

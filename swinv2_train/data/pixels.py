@@ -11,6 +11,11 @@ from torch import Tensor
 from swinv2_train.data.errors import BrokenSample
 
 _COLOR_CHANNELS = 4
+LUMA = (19595, 38470, 7471)
+"""Weights of red, green, and blue: ITU-R 601-2 in 16 bit fixed point, as PIL has it."""
+_LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0, torch.float32: 1.0}
+_EXACT = 1 << 53
+"""Integers up to here are exact in float64."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +23,15 @@ class Pixels:
     """A decoded image, upright, with all its channels."""
 
     image: Tensor
-    """(C, H, W) uint8 or uint16, full range."""
+    """(C, H, W) uint8 or uint16 over their full range; other types as float32, or float64 if that loses digits."""
     alpha: bool = False
     """True if the last channel is alpha."""
     premultiplied: bool = False
     """True if the colors are already multiplied by alpha."""
+    stored: str = ""
+    """Type of the stored values, such as int16, if it is neither uint8 nor uint16."""
+    nodata: float | None = None
+    """Stored value of pixels without data, if the file names one."""
 
     @property
     def transparent(self) -> bool:
@@ -53,6 +62,28 @@ def from_numpy(array: np.ndarray) -> Tensor:
     """(H, W, C) -> (C, H, W), in the byte order of this machine."""
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def from_values(array: np.ndarray, nodata: float | None = None) -> Pixels:
+    """(H, W, C) real numbers of any type -> pixels, exactly.
+
+    Raises:
+        BrokenSample: if they are of another type, or integers beyond 2**53.
+    """
+    dtype = array.dtype.newbyteorder("=")
+    if dtype in (np.uint8, np.uint16):
+        return Pixels(from_numpy(array), nodata=nodata)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise BrokenSample(f"its samples are {dtype}: convert to integers or floating-point numbers")
+    if dtype.kind != "f" and dtype.itemsize == 8 and array.size and max(-int(array.min()), int(array.max())) > _EXACT:
+        raise BrokenSample(f"its samples are {dtype} and above 2**53: convert to smaller numbers")
+    wide = np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
+    return Pixels(from_numpy(array.astype(wide)), stored=str(dtype), nodata=nodata)
+
+
+def largest_value(image: Tensor) -> float:
+    """Return the value of a decoded image that means 1: 255, 65535, or 1 for float32."""
+    return _LARGEST[image.dtype]
 
 
 def upright(image: Tensor, orientation: int) -> Tensor:

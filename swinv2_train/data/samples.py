@@ -5,12 +5,13 @@ A sample is a run of neighboring members whose names agree up to the first dot o
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
+from swinv2_train.data.image_files import ARRAY_EXTENSIONS, FIRST_EXTENSIONS, IMAGE_EXTENSIONS, is_array
 from swinv2_train.data.tar import Member
 
 IMAGE, VIDEO = "image", "video"
@@ -120,14 +121,19 @@ class Scope:
         """Return whether members with this extension can be the main member of a sample."""
         return _last(extension) in self.extensions
 
+    def mains(self, extensions: Sequence[str]) -> list[str]:
+        """Return those of the extensions in a tar that are of main members: of images, or without any, of arrays."""
+        found = [extension for extension in extensions if self.is_main(extension)]
+        return found if found or self.main != IMAGE else [one for one in extensions if is_array(one)]
+
     @lru_cache(maxsize=256)  # noqa: B019 (there are few scopes, and all samples of a shard have the same extensions)
     def main_extension(self, extensions: tuple[str, ...]) -> str | None:
         """Return the extension of a sample's main member: a plain `jpg` before a dotted `seg.png`; None without one.
 
-        Of several images, the first is chosen, after the formats that earlier versions read.
+        Of several images, the first is chosen, after the formats that earlier versions read. An array of NumPy is the
+        image of a sample without any.
         """
-        candidates = [extension for extension in extensions if self.is_main(extension)]
-        return min(candidates, key=self._rank, default=None)
+        return min(self.mains(extensions), key=self._rank, default=None)
 
     def _rank(self, extension: str) -> tuple[int, bool]:
         return extension.count("."), self.main == IMAGE and _last(extension) not in FIRST_EXTENSIONS
@@ -140,6 +146,8 @@ class MemberGroup:
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Extension -> (offset, size) of the members that are indexed."""
+    arrays: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """The same of arrays of NumPy, which are indexed if the tar has no images."""
     names: dict[str, str] = field(default_factory=dict)
     """Extension -> name, of all members."""
 
@@ -178,6 +186,8 @@ class SampleGroups:
         sample.names[extension] = member.name
         if self._scope.contains(extension):
             sample.members[extension] = (member.offset, member.size)
+        elif self._scope.main == IMAGE and is_array(extension):
+            sample.arrays[extension] = (member.offset, member.size)
 
     def drop_last(self, name: str) -> None:
         """Forget the sample that member `name` belongs to: the tar ends inside this member."""
@@ -187,8 +197,13 @@ class SampleGroups:
 
     def finish(self) -> list[MemberGroup]:
         """Return the samples with a main member, in order, and complete `left_out`."""
-        scope = self._scope
-        chosen_of = [scope.main_extension(tuple(sorted(sample.members))) for sample in self._samples]
+        scope, main = self._scope, self._scope.extensions
+        names = itertools.chain.from_iterable(sample.members for sample in self._samples)
+        if scope.main == IMAGE and not any(map(scope.is_main, names)):
+            main = ARRAY_EXTENSIONS
+            for sample in self._samples:
+                sample.members.update(sample.arrays)
+        chosen_of = [self._chosen(sample, main) for sample in self._samples]
         complete = {sample.key for sample, chosen in zip(self._samples, chosen_of, strict=True) if chosen is not None}
         seen: set[str] = set()
         kept = []
@@ -200,10 +215,14 @@ class SampleGroups:
             if sample.key in seen:
                 self.left_out.add("repeated key", sample.names[chosen])
             seen.add(sample.key)
-            for kind, extension in _unread(sample, chosen, scope.extensions):
+            for kind, extension in _unread(sample, chosen, main):
                 self.left_out.add(kind, sample.names[extension])
             kept.append(sample)
         return kept
+
+    def _chosen(self, sample: MemberGroup, main: Sequence[str]) -> str | None:
+        """Return the extension of the main member of a sample; None if it has none of those that the tar has."""
+        return self._scope.main_extension(tuple(sorted(one for one in sample.members if _last(one) in main)))
 
 
 def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[tuple[str, str]]:

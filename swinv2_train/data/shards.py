@@ -15,6 +15,7 @@ from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.image_files import is_array
 from swinv2_train.data.index import build_index, misplaced_member
 from swinv2_train.data.index_store import open_copy
 from swinv2_train.data.opening import find_shards
@@ -102,7 +103,8 @@ class ShardSet:
         Raises:
             DataError: if a shard is missing or is not a tar, or no shard has a sample.
         """
-        scope = Scope(main, all_members=main != IMAGE)  # earlier versions wrote no indexes of videos
+        every = main != IMAGE or (image is not None and is_array(image.lower()))
+        scope = Scope(main, all_members=every)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         opened = cls(*find_shards(spec, cache, scope), cache, image, scope)
         for line in opened.warnings() if warn else ():
@@ -148,6 +150,11 @@ class ShardSet:
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
         """Count the samples of a shard with several {scope.main}s (or videos), by the extensions of these."""
         return self._files.index(shard).several_mains()
+
+    @property
+    def of_arrays(self) -> bool:
+        """True if the images are arrays of NumPy, as far as the first sample shows."""
+        return is_array(self.image or self._main_of(self._files.row(0, 0)[1]))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and sample inside it."""
@@ -271,8 +278,8 @@ class ShardSet:
             extension = self.scope.main_extension(tuple(members))
             assert extension is not None  # an index lists only samples with a main member
             return extension
-        if self.image not in members or not self.scope.is_main(self.image):
-            images = ", ".join(name for name in members if self.scope.is_main(name))
+        if self.image not in members or not (self.scope.is_main(self.image) or is_array(self.image)):
+            images = ", ".join(self.scope.mains(tuple(members)))
             raise BrokenSample(f"it has no image {self.image} (data.image, --image), only {images}")
         return self.image
 
@@ -333,7 +340,8 @@ class ShardSet:
         """
         key, places = self._files.row(shard, sample)
         truncated = self._files.rows(shard).truncated
-        read = {name for name in places if name in members or (self.scope.main in members and self.scope.is_main(name))}
+        mains = (*self.scope.mains(tuple(places)), self.image) if self.scope.main in members else ()
+        read = {name for name in places if name in members or name in mains}
         fd, file = self._open_part(self._file(shard, sample))
         if all(
             misplaced_member(fd, key, name, places[name], truncated=truncated, start=file.start) is None

@@ -1,4 +1,4 @@
-"""TIFF images: any number of channels, 8 or 16 bit, interleaved, planar, or one page per channel."""
+"""TIFF images: any number of channels, of any type of real numbers, interleaved, planar, or one page per channel."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import io
 import logging
 import math
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
+from swinv2_train.data.pixels import Pixels, check_size, from_numpy, from_values, upright
 
 if TYPE_CHECKING:
     import tifffile
 
 ORIENTATION = 274
 """Number of the tag."""
+_NODATA = 42113  # GDAL_NODATA: a number as text
 _UNASSOCIATED, _ASSOCIATED = 2, 1
 _OWN_COLORS = ("JPEG", "OJPEG", "WEBP", "JPEG2000", "APERIO", "JPEGXR", "JPEGXL", "JETRAW")
 """Compressions whose decoder converts YCbCr to RGB itself (beginnings of tifffile's names)."""
@@ -27,7 +29,9 @@ _OTHER_COLORS = ("CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")
 
 
 def read_tiff(data: bytes, max_pixels: int) -> Pixels:
-    """Decode the first full-resolution image of a TIFF; values are scaled to the full range of 8 or 16 bits.
+    """Decode the first full-resolution image of a TIFF.
+
+    Unsigned values up to 16 bits are scaled to the full range of 8 or 16 bits; others stay as they are stored.
 
     Pages of the same shape are channels. Thumbnails (reduced-resolution pages) and masks are skipped. Palettes, CMYK,
     and YCbCr become RGB.
@@ -59,10 +63,25 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         extra = tuple(int(sample) for sample in page.extrasamples)
         tag = page.tags.get(ORIENTATION)
         orientation = int(tag.value) if tag is not None else 1
-        array = _full_range(array, page, white_is_zero=photometric == kinds.MINISWHITE)
-        array = _channels_last(array, series.axes)
+        white_is_zero, nodata = photometric == kinds.MINISWHITE, _nodata(page)
+        if array.dtype not in (bool, np.uint8, np.uint16):
+            if white_is_zero:
+                raise BrokenSample(f"its samples are {array.dtype} and inverted (MINISWHITE): convert to MINISBLACK")
+            pixels = from_values(_channels_last(array, series.axes), nodata)
+            return replace(pixels, image=upright(pixels.image, orientation))
+        array = _channels_last(_full_range(array, page, white_is_zero=white_is_zero), series.axes)
     alpha = extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,)) and array.shape[-1] > 1
-    return Pixels(upright(from_numpy(array), orientation), alpha, premultiplied=extra[-1:] == (_ASSOCIATED,))
+    image = upright(from_numpy(array), orientation)
+    return Pixels(image, alpha, premultiplied=extra[-1:] == (_ASSOCIATED,), nodata=nodata)
+
+
+def _nodata(page: tifffile.TiffPage) -> float | None:
+    """Return the value that a GeoTIFF gives to pixels without data; None without one."""
+    tag = page.tags.get(_NODATA)
+    try:
+        return float(str(tag.value).strip("\0 ")) if tag is not None else None
+    except ValueError:
+        return None
 
 
 def check_pages(data: bytes) -> None:
@@ -119,8 +138,6 @@ def _full_range(array: np.ndarray, page: tifffile.TiffPage, *, white_is_zero: bo
     """Return samples of any depth up to 16 bits as uint8 or uint16 over the full range of that type, black as zero."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    if array.dtype not in (np.uint8, np.uint16):
-        raise BrokenSample(f"its samples are {array.dtype}: convert to 8 or 16 bit unsigned integers")
     depths = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
     if len(set(depths)) > 1:
         raise BrokenSample(f"its channels have different depths ({', '.join(map(str, depths))} bits): convert it")

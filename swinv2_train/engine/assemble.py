@@ -26,7 +26,7 @@ from swinv2_train.engine.loop import Trainer
 from swinv2_train.engine.phase import Phases
 from swinv2_train.engine.recovery import Recovery
 from swinv2_train.engine.room import checkpoint_size, disk_warning
-from swinv2_train.engine.start import background_warnings
+from swinv2_train.engine.start import background_warnings, value_warnings
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.utilization import seconds_at_peak
 from swinv2_train.launch.lock import check_in_place
@@ -91,6 +91,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     """Return warnings about settings and data that were probably not intended. Only the main rank calls it."""
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
+    lines += value_warnings(config.data, shards.card)
     if config.task.classes is not None:
         lines += unused_classes(config.task.classes, shards.card) + class_warnings(start.metadata, parts.identity)
     if held_out is not None:

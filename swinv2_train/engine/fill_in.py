@@ -18,6 +18,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
+from swinv2_train.data.value_range import fill_in_scale
 from swinv2_train.engine.identity import saved_metadata
 from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
@@ -26,8 +27,8 @@ from swinv2_train.tasks.classes import names_of_classes
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
-    """Set `model.pretrained_window`, `data.background`, and the open fields of the order and of the task; reject
-    weights that cannot fit.
+    """Set `model.pretrained_window`, `data.background`, percentiles in `data.scale`, and the open fields of the order
+    and of the task; reject weights that cannot fit.
 
     Args:
         config: not frozen; changed in place.
@@ -44,6 +45,10 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     begun = saved_metadata(Path(config.run.dir), config)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
+    begun_scale = _saved(begun, "data", "scale")
+    if isinstance(config.data.scale, str) and begun_scale is not None:
+        config.data.scale = begun_scale
+    fill_in_scale(config.data, card, config.model.in_channels)
     fill_in_order(config, None if begun is None else begun.get("order", {}))
     config.task.complete((begun or {}).get("task", {}), card)
     if begun is not None:

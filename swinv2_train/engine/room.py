@@ -75,12 +75,13 @@ def shared_memory_needed(
 
 
 def _sample_bytes(task: Task, card: Card | None) -> int:
-    """Return the bytes of a sample in a batch; a single 16-bit image widens its entire batch."""
+    """Return the bytes of a sample in a batch; a single 16-bit image widens its entire batch, and scaled values are
+    float32."""
     entries = task.example_batch(1)
     sample = {key: value.nbytes for key, value in entries.items() if isinstance(value, (torch.Tensor, Ragged))}
-    if card is not None and 16 in card.bits:
-        for key in task.train_transform.images:
-            sample[key] = sample.get(key, 0) * 2
+    wide = 4 if task.config.data.scale is not None else 2 if card is not None and 16 in card.bits else 1
+    for key in task.train_transform.images:
+        sample[key] = sample.get(key, 0) * wide
     return sum(sample.values())
 
 

@@ -12,6 +12,7 @@ from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.section import flat
 from swinv2_train.data import jpeg_part
 from swinv2_train.data.card import Card
+from swinv2_train.data.value_range import numbers_of
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.state import TrainState
@@ -85,6 +86,28 @@ def background_warnings(data: DataConfig, card: Card | None) -> list[str]:
     ]
 
 
+def value_warnings(data: DataConfig, card: Card | None) -> list[str]:
+    """Return a line for pixels without data that are filled, and one if the dataset card counted others as missing."""
+    if data.scale is None or card is None or not card.values:
+        return []
+    lines = []
+    channels = [each for stats in card.values.values() for each in stats.channels]
+    missing, total = (sum(getattr(each, name) for each in channels) for name in ("missing", "count"))
+    if missing:
+        lines.append(
+            f"{missing / (missing + total):.2%} of the stored values in data.shards are missing, and are filled with "
+            f"data.fill={data.fill}"
+        )
+    counted, used = (numbers_of(value) for value in (card.nodata, data.nodata))
+    if counted != used:
+        text = "the values that the files name" if counted is None else ",".join(f"{value:g}" for value in counted)
+        lines.append(
+            f"the dataset card counted {text} as missing, and data.nodata is {data.nodata}: pack with the same "
+            "--nodata, or set data.nodata, because percentiles and statistics depend on it"
+        )
+    return lines
+
+
 def damaged_records(directory: Path) -> list[str]:
     """Return a line for every damaged file that only describes the run; the run continues without it."""
     found = []
@@ -124,6 +147,8 @@ def decoder_line(config: Config) -> str:
         reason = "data.crop_decoding=false"
     elif config.task.repeats > 1:
         reason = f"every image is cropped {config.task.repeats} times (task.repeats)"
+    elif config.data.scale is not None:
+        reason = "data.scale is for stored values"
     else:
         reason = jpeg_part.prepare()
     scale = ", at a fraction of their size if twice the input size remains" if config.data.scaled_decoding else ""

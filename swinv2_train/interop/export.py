@@ -26,6 +26,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.values import value_settings
 from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.agreement import disagreement, is_installed
 from swinv2_train.interop.images import made_images
@@ -178,7 +179,10 @@ def export(
         raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
     disk.check_space(out.parent, size, "delete other files on this disk, or write to another directory")
     recorded = recorded_bits(loaded)
-    depths = [bits] if bits else recorded or [8]
+    scaled = loaded.config.data.scale is not None
+    if scaled and bits:
+        raise ConfigError("bits", bits, "the model takes stored values of any type (data.scale): leave --bits out")
+    depths = [] if scaled else [bits] if bits else recorded or [8]
     count = sum(_BATCHES) if layout in PROGRAM_FILES else _WHOLE
     pixels, images = prepared(loaded, [*(pictures or ()), *made_pictures(loaded, depths)])
     encoded = len(images)
@@ -202,7 +206,7 @@ def export(
             output=inference.output,
             input=check_input(loaded, partial, layout, pixels, images[:encoded], expected[:encoded]),
         )
-        notes = _notes(loaded, layout, compared, depths if bits or recorded else None)
+        notes = _notes(loaded, layout, compared, depths if scaled or bits or recorded else None)
         card = model_card(loaded, layout, out.name, dtype=dtype, weights=weights, compared=compared, notes=notes)
         (partial / "README.md").write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
@@ -296,6 +300,7 @@ def _preprocess(loaded: LoadedModel, bits: list[int] | None = None) -> dict[str,
         "std": loaded.std,
         "bits": bits or recorded_bits(loaded),
         "background": data.background,
+        **value_settings(data),
     }
     return {key: value for key, value in known.items() if value is not None}
 
@@ -341,7 +346,8 @@ def _num_classes(loaded: LoadedModel) -> int:
 
 def _write_onnx(job: _Job) -> None:
     facts = {"resolution": list(resolution(job.loaded.config)), **_preprocess(job.loaded, job.bits)}
-    facts["pixels_divided_by"] = [2**bits - 1 for bits in job.bits]
+    if job.bits:
+        facts["pixels_divided_by"] = [2**bits - 1 for bits in job.bits]
     if job.loaded.class_names:
         facts["classes"] = job.loaded.class_names
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}

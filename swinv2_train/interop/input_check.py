@@ -18,7 +18,8 @@ from torch import Tensor
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import resolution
-from swinv2_train.data.decode import DecodeOptions, decode
+from swinv2_train.data.decode import DecodeOptions, decode, opaque, read_pixels
+from swinv2_train.data.value_range import ValueRange
 from swinv2_train.interop import peers
 from swinv2_train.interop.images import prepare
 from swinv2_train.interop.input_code import input_code, run_code
@@ -88,17 +89,27 @@ def recorded_bits(loaded: LoadedModel) -> list[int] | None:
 
 def made_pictures(loaded: LoadedModel, bits: Sequence[int]) -> list[bytes]:
     """Return encoded images with smooth shapes for each of the depths: odd sizes around that of the input, and one with
-    a margin around its center crop that libraries round differently."""
+    a margin around its center crop that libraries round differently.
+
+    A model of stored values (`data.scale`) gets float32 instead, some of them beyond the range, and some missing.
+    """
+    scale = ValueRange.of(loaded.config.data, loaded.mean)
     height, width = resolution(loaded.config)
     channels = loaded.config.model.in_channels
     rng = np.random.default_rng(0)
     sizes = [(int(height * tall) | 1, int(width * wide) | 1) for tall, wide in _SIZES]
     sizes.append((height, _width_of_odd_margin(loaded, height, width)))
     made = []
-    for depth in bits:
+    for depth in bits if scale is None else (32,):
         for size in sizes:
             coarse = torch.from_numpy(rng.uniform(0, 1, (1, channels, 7, 9))).float()
             smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=False)[0]
+            if scale is not None:
+                low, high = (torch.tensor([pair[end] for pair in scale.pairs])[:, None, None] for end in (0, 1))
+                stored = (low + (1.2 * smooth - 0.1) * (high - low)).float().numpy()
+                stored[:, :3, : size[1] // 2] = np.nan if scale.nodata is None else scale.nodata[0]
+                made.append(_encoded(stored))
+                continue
             values = (smooth.clamp(0, 1) * (2**depth - 1)).round().numpy()
             made.append(_encoded(values.astype(np.uint8 if depth == 8 else np.uint16)))
     return made
@@ -132,14 +143,20 @@ def _encoded(pixels: np.ndarray) -> bytes:
 
 
 def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tensor], Tensor]:
-    """Return encoded images as decoded pixels, each (C, H, W), and as this package's normalized batch.
+    """Return encoded images as the pixels that `input_code` takes, each (C, H, W), and as this package's normalized
+    batch.
 
     Raises:
         BrokenSample: if one cannot be decoded.
     """
     options = DecodeOptions.of(loaded.config.data, loaded.mean)
-    pixels = [decode(picture, loaded.config.model.in_channels, options) for picture in pictures]
-    return pixels, torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in pixels])
+    channels = loaded.config.model.in_channels
+    decoded = [decode(picture, channels, options) for picture in pictures]
+    ours = torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in decoded])
+    if options.values is None:
+        return decoded, ours
+    stored = [opaque(read_pixels(picture, options.max_pixels), channels, options.background) for picture in pictures]
+    return stored, ours
 
 
 def check_input(
@@ -149,7 +166,7 @@ def check_input(
 
     Args:
         directory: the export.
-        pixels: decoded images, each (C, H, W) uint8 or uint16.
+        pixels: decoded images, each (C, H, W) uint8 or uint16, or their stored values; see `prepared`.
         ours: (B, C, h, w), the input that this package creates from them.
         expected: outputs for this input.
 
@@ -161,10 +178,12 @@ def check_input(
     apart = float((theirs - ours).abs().max())
     if not apart <= 1e-5 * max(1.0, float(ours.abs().max())):
         raise CheckpointError(f"the preparation code in the README differs by {apart:.3g}; nothing was written")
-    bits = sorted({8 if image.dtype == torch.uint8 else 16 for image in pixels})
+    bits = sorted({8 * image.element_size() for image in pixels})
     if layout not in PROCESSORS:
         return InputCheck(bits, len(pixels), None)
     name = PROCESSORS[layout]
+    if loaded.config.data.scale is not None:
+        return InputCheck(bits, len(pixels), name, why=[f"{name} does not scale stored values (data.scale)"])
     run = peers.timm_input if layout == TIMM else peers.huggingface_input
     try:
         made = run(directory, pixels)

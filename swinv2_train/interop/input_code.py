@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.checks import resolution
+from swinv2_train.data.value_range import ValueRange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +43,29 @@ def prepare(pixels):
 {crop}    mean, std = torch.tensor({mean}), torch.tensor({std})
     return (pixels - mean[:, None, None] * largest) / (std[:, None, None] * largest)
 """
+_VALUES = """\
+import torch
+from torchvision.transforms.v2 import InterpolationMode, functional
+
+
+def prepare(values):
+    \"\"\"(channels, height, width) stored values of any type, upright -> {shape} float32. NaN: no data.\"\"\"
+    low, high, fill = (torch.tensor(each).double()[:, None, None] for each in ({low}, {high}, {fill}))
+    values = values.double()
+    missing = ~(values.abs() <= torch.finfo(torch.float32).max){nodata}
+    pixels = torch.where(missing, fill, ((values - low) / (high - low)).clamp(0, 1)).float()
+{size}    filter = InterpolationMode("{interpolation}")
+    pixels = functional.resize(pixels, list(size), interpolation=filter, antialias=True).clamp(0, 1)
+{crop}    mean, std = torch.tensor({mean}), torch.tensor({std})
+    return (pixels - mean[:, None, None]) / std[:, None, None]
+"""
 
 
 def input_code(loaded: LoadedModel) -> str:
-    """Return Python code that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation."""
+    """Return Python code that defines `prepare(pixels)`: exactly the crop and the normalization of an evaluation.
+
+    With `data.scale`, its argument are the stored values.
+    """
     data = loaded.config.data
     height, width = resolution(loaded.config)
     sides: dict[str, Any] = {"height": height, "width": width}
@@ -54,7 +74,9 @@ def input_code(loaded: LoadedModel) -> str:
     else:
         tall, wide = int(height / data.crop_pct), int(width / data.crop_pct)
         size, crop = _CENTER.format(tall=tall, wide=wide), _CROP.format(**sides)
-    return _CODE.format(
+    values = ValueRange.of(data, loaded.mean)
+    return (_CODE if values is None else _VALUES).format(
+        **({} if values is None else _range(values)),
         shape=f"({loaded.config.model.in_channels}, {height}, {width})",
         size=size,
         crop=crop,
@@ -62,6 +84,13 @@ def input_code(loaded: LoadedModel) -> str:
         mean=loaded.mean,
         std=loaded.std,
     )
+
+
+def _range(values: ValueRange) -> dict[str, Any]:
+    """Return the parts of the code that convert stored values."""
+    nodata = f" | (values == torch.tensor({list(values.nodata)}).double()[:, None, None])" if values.nodata else ""
+    low, high = ([pair[end] for pair in values.pairs] for end in (0, 1))
+    return {"low": low, "high": high, "fill": list(values.fill), "nodata": nodata}
 
 
 def run_code(code: str) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geo
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
+from swinv2_train.config.values import VALUE_KEYS
 from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -101,6 +102,9 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         setattr(section, key, value)
     # This package's weights without the entry were trained with alpha dropped; other libraries do not record it.
     config.data.background = crop.get("background") or ("drop" if source.format == OWN else "white")
+    for key in VALUE_KEYS:
+        if crop.get(key) is not None:
+            setattr(config.data, key, crop[key])
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {

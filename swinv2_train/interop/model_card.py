@@ -19,6 +19,7 @@ from swinv2_train.config.model import (
     count_parameters,
     stage_geometry,
 )
+from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.input_code import input_code
 from swinv2_train.interop.peers import earlier_windows, version_of
 from swinv2_train.reading import read_object
@@ -157,12 +158,17 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
     else:
         crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
+    range_text = ""
+    if data.scale is not None:
+        pairs = _listed(f"{low:.6g} to {high:.6g}" for low, high in scale_pairs(data.scale))
+        nodata = "" if data.nodata is None else f", nodata {data.nodata}"
+        range_text = f"{pairs} becomes 0 to 1, clipped; missing pixels (NaN{nodata}) become {data.fill}"
     largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
     return [
         ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
         ("transparency", _transparency(data.background)),
-        ("values", f"divided by {largest}, minus mean, divided by standard deviation"),
+        ("values", f"{range_text or f'divided by {largest}'}, minus mean, divided by standard deviation"),
         ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
         ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
     ]
@@ -308,6 +314,7 @@ def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict
         "background": data.background,
         "mean": mean,
         "std": std,
+        **value_settings(data),
     }
 
 

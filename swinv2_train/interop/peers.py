@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, fit_window, pretrained_windows, stage_geometry, total_stride
+from swinv2_train.config.values import value_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +129,7 @@ def timm_config(
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
         },
-        OWN_INPUT: {"bits": list(bits), "background": data.background},
+        OWN_INPUT: {"bits": list(bits), "background": data.background, **value_settings(data)},
     }
     if num_classes and loaded.class_names:
         config["label_names"] = loaded.class_names
@@ -202,7 +203,7 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], d
         "image_mean": loaded.mean,
         "image_std": loaded.std,
         "do_convert_rgb": loaded.config.model.in_channels == 3,
-        OWN_INPUT: {"bits": list(depths), "background": data.background},
+        OWN_INPUT: {"bits": list(depths), "background": data.background, **value_settings(data)},
     }
     if data.crop_mode == "squash":
         return {"image_processor_type": "ViTImageProcessor", **config, "size": {"height": height, "width": width}}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
+from swinv2_train.config.values import VALUE_KEYS
 from swinv2_train.interop.metadata import Windows, windows_from_config, windows_from_name
 from swinv2_train.interop.peers import OWN_INPUT
 from swinv2_train.reading import UnreadableError, read_object
@@ -166,6 +167,7 @@ def _put_own(crop: dict[str, Any], given: Any) -> None:
         crop["bits"] = bits
     if given.get("background") is not None:
         crop["background"] = given["background"]
+    crop.update({key: given[key] for key in VALUE_KEYS if given.get(key) is not None})
 
 
 def _put_timm(data: dict[str, Any], crop: dict[str, Any], timm: Mapping[str, Any]) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
 from swinv2_train.data.class_order import is_text_order_of_numbers
+from swinv2_train.data.configured import open_held_out, open_probe_sets
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.shards import ShardSet
 
 
 def names_of_classes(config: Config, card: Card | None) -> list[str] | None:
@@ -34,12 +33,11 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
     """
     data, probe = config.data, config.probe
 
-    def card_of(spec: Any) -> Card | None:
-        return ShardSet.open(spec, data.cache_dir, data.cache_gib).card if spec else None
-
     if config.task.classes is not None:
-        check_classes(config.task.classes, card, card_of(data.eval_shards))
-    check_same_numbers({"probe.shards": card_of(probe.shards), "probe.eval_shards": card_of(probe.eval_shards)})
+        held_out = open_held_out(data)
+        check_classes(config.task.classes, card, held_out.card if held_out else None)
+    sets = open_probe_sets(data, probe)
+    check_same_numbers({key: shards.card if shards else None for key, shards in sets.items()})
 
 
 def check_classes(num_classes: int, card: Card | None, held_out: Card | None) -> None:

@@ -23,6 +23,7 @@ from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_
 from swinv2_train.data.auto_augment import ColourAugment
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
+from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.labels import checked_labels
 from swinv2_train.data.mix import blend, draw_mix, partner_of
 from swinv2_train.data.sample import Sample
@@ -44,13 +45,21 @@ class ClassificationTransform(Transform):
       is its own and not its partner's.
     """
 
-    members = ("image", "cls", "json")
-
-    def __init__(self, config: Config, mean: Sequence[float], std: Sequence[float], *, training: bool) -> None:
+    def __init__(
+        self,
+        config: Config,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        training: bool,
+        names: Sequence[str] | None = None,
+    ) -> None:
         assert isinstance(config.task, ClassificationConfig)
         self.data, self.task = config.data, config.task
         self.size = resolution(config)
         self.mean, self.std = mean, std
+        self.labels = LabelSource.of(config.data.label, names)
+        self.members = ("image", *self.labels.members)
         self.training = training
         task, interpolation = self.task, self.data.augment.interpolation
         self.colours = ColourAugment(task.auto_augment, task.color_jitter, self.size, tuple(mean), interpolation)
@@ -62,7 +71,8 @@ class ClassificationTransform(Transform):
             image = train_image(sample, self.size, data.augment, rng)
         else:
             image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
-        labels = checked_labels(sample.raw, self.task.num_classes, multi_label=self.task.multi_label)
+        task = self.task
+        labels = checked_labels(sample.raw, task.num_classes, multi_label=task.multi_label, read=self.labels.read)
         if self.training:
             image = self.colours(image, rng, sample.key)
             image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
@@ -133,13 +143,16 @@ class Classification(Task):
         self.class_names = class_names
         weights = _class_weights(config.task, class_counts)
         self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
-        self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True)
-        self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False)
+        self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True, names=class_names)
+        self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False, names=class_names)
 
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
         if not config.task.classes:
-            fix = "the shards have no dataset card with classes: set their number, or pack them with swinv2-data"
+            fix = (
+                "the shards have no dataset card with classes: set their number, let data.label=cls count them, or "
+                "pack the shards with swinv2-data"
+            )
             raise ConfigError("task.num_classes", 0, fix)
         return cls(config, mean, std, card.class_counts if card else None, card.class_names if card else None)
 
@@ -288,7 +301,8 @@ def _class_weights(task: ClassificationConfig, counts: Mapping[int, int] | None)
             raise ConfigError(
                 "task.class_weights",
                 "balanced",
-                "the shards have no dataset card with class counts: pack them with swinv2-data, or set a list",
+                "the shards have no dataset card with class counts: pack them with swinv2-data, let "
+                "data.label=cls count them, or set a list",
             )
         return balanced_weights(counts, task.num_classes)
     if len(task.class_weights) != task.num_classes:

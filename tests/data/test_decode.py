@@ -10,7 +10,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from swinv2_train.data.decode import DecodeOptions, decode, image_facts
+from swinv2_train.data.decode import DecodeOptions, decode, image_facts, read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import sniff
 from tests.data.samples import encoded, jpeg, pixels
@@ -180,16 +180,16 @@ def test_what_cannot_be_read_is_broken_and_says_why(data: bytes, channels: int, 
 
 def test_the_bytes_decide_not_the_name() -> None:
     assert [sniff(encoded(PHOTO, kind)) for kind in ("JPEG", "PNG", "WEBP", "TIFF")] == ["jpeg", "png", "webp", "tiff"]
-    assert sniff(b"\x93NUMPY") is None
+    assert (sniff(b"\x93NUMPY"), sniff(b"PK\x03\x04"), sniff(b"\x94NUMPY")) == ("npy", "npz", None)
 
 
 def test_image_facts() -> None:
     image = np.zeros((10, 20, 3), np.uint8)
     image[:, :10, 0] = 255
     data = encoded(image, "PNG")
-    facts = image_facts(data, decode(data))
+    facts = image_facts(data, decode(data), read_pixels(data))
     assert (facts.format, facts.bits, facts.height, facts.width) == ("png", 8, 10, 20)
     assert facts.means == (0.5, 0.0, 0.0)
     assert facts.squares == (0.5, 0.0, 0.0)
     wide = imagecodecs.png_encode(np.full((4, 4), 65535, np.uint16))
-    assert image_facts(wide, decode(wide)).means == (1.0,)
+    assert image_facts(wide, decode(wide), read_pixels(wide)).means == (1.0,)

@@ -63,8 +63,8 @@ class ClassificationConfig(TaskConfig):
     mixup: float = 0.8
     """Alpha of mixup (arXiv 1710.09412): blend a sample with its partner; 0: never.
 
-    Partners are neighbors in the order of samples. They are blended as 8-bit or 16-bit images, rounded to the nearest
-    value, with a separate ratio for each sample.
+    Partners are neighbors in the order of samples. They are blended as decoded, with a separate ratio for each sample;
+    8-bit and 16-bit images are rounded to the nearest value.
     """
     cutmix: float = 1.0
     """Alpha of cutmix (arXiv 1905.04899): paste a rectangle of the partner; 0: never."""
@@ -114,11 +114,11 @@ class ClassificationConfig(TaskConfig):
                 raise ConfigError(f"task.{key}", value, "must be a finite number")
         for key in ("mix_prob", "mix_switch_prob", "erase_prob"):
             share(f"task.{key}", getattr(self, key))
-        self._validate_colors(config.model.in_channels)
+        self._validate_colors(config.model.in_channels, scaled=config.data.scale is not None)
         self._validate_class_weights()
         self._validate_pairs(config.optim.global_batch)
 
-    def _validate_colors(self, channels: int) -> None:
+    def _validate_colors(self, channels: int, *, scaled: bool) -> None:
         policy = self.auto_augment
         if policy is not None and not any(re.fullmatch(pattern, policy) for pattern in _POLICIES.values()):
             raise ConfigError(
@@ -128,12 +128,13 @@ class ClassificationConfig(TaskConfig):
                 "null for none",
             )
         key = "auto_augment" if policy is not None else "color_jitter"
-        if (policy is not None or self.color_jitter) and channels != 3:
+        if (policy is not None or self.color_jitter) and (scaled or channels != 3):
+            found = "data.scale makes them float32" if scaled else f"model.in_channels={channels}"
+            needs = "images of 8 bits" if scaled else "images of 3 channels"
             raise ConfigError(
                 f"task.{key}",
                 getattr(self, key),
-                f"requires images of 3 channels, but model.in_channels={channels}: "
-                "set task.auto_augment=null task.color_jitter=0",
+                f"requires {needs}, but {found}: set task.auto_augment=null task.color_jitter=0",
             )
 
     def _validate_class_weights(self) -> None:
