@@ -141,7 +141,7 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
         "depths": depths,
         "num_heads": heads,
         "mlp_ratio": hidden / dim,
-        "extra_norm_period": _extra_norm_period(shapes, depths, path),
+        **_extra_norms(shapes, depths, path),
         "absolute_position": "absolute_pos_embed" in shapes,
         "similarity": "cosine" if f"{first}logit_scale" in shapes else "dot",
         "position_bias": "table" if f"{first}relative_position_bias_table" in shapes else "log-cpb",
@@ -164,8 +164,11 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         hint = "contains timm's swinv2_cr, another model with other arithmetic; use a swinv2_*_window* file"
         raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("features.1.0.attn.") for key in shapes):
-        hint = "contains torchvision's Swin, an unsupported layout; use an official, timm, or Hugging Face file"
+        hint = "contains torchvision's Swin Transformer V1, whose weights do not fit V2; use a swin_v2_* file"
         raise ConfigError("", path, f"{path} {hint}")
+    if 0 in shapes.get("patch_embed.proj.weight", ()):
+        hint = "DeepSpeed divides the weights among several files with ZeRO stage 3; join them with its zero_to_fp32.py"
+        raise ConfigError("", path, f"{path} has tensors without elements; {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
     if missing or len(shapes["patch_embed.proj.weight"]) != 4:
         held = ", ".join(list(shapes)[:3]) or "nothing"
@@ -185,23 +188,23 @@ def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
     )
 
 
-def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
-    present = {
-        (stage, block)
-        for stage, depth in enumerate(depths)
-        for block in range(depth)
-        if f"layers.{stage}.blocks.{block}.enorm.weight" in shapes
-    }
-    if not present:
-        return 0
-    period = min(block for _, block in present) + 1
-    regular = {(s, b) for s, depth in enumerate(depths) for b in range(depth) if (b + 1) % period == 0}
-    if present != regular:
-        stage, block = min(present ^ regular)
-        there = "there is one" if (stage, block) in present else "there is none"
-        hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
-        raise ConfigError("", path, f"{path}: {hint}")
-    return period
+def _extra_norms(shapes: Shapes, depths: list[int], path: Path) -> dict[str, Any]:
+    """Return `extra_norm_period` and `extra_norm_stage`; the latter only if no period alone explains the norms."""
+    blocks = {(stage, block) for stage, depth in enumerate(depths) for block in range(depth)}
+    present = {(s, b) for s, b in blocks if f"layers.{s}.blocks.{b}.enorm.weight" in shapes}
+    ends = {(stage, depth - 1) for stage, depth in enumerate(depths)}
+    for at_ends in (False, True):
+        others = present - ends if at_ends else present
+        period = min((block for _, block in others), default=-1) + 1
+        regular = {(s, b) for s, b in blocks if period and (b + 1) % period == 0} | (ends if at_ends else set())
+        if present == regular:
+            return {"extra_norm_period": period, "extra_norm_stage": at_ends}
+        if not ends <= present:
+            break
+    stage, block = min(present ^ regular)
+    there = "there is one" if (stage, block) in present else "there is none"
+    hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
+    raise ConfigError("", path, f"{path}: {hint}")
 
 
 @dataclasses.dataclass

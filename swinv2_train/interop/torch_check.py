@@ -34,11 +34,15 @@ _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 class Placeholder(dict):
     """Replacement of an object whose class is not loaded; keeps the plain data it was given and does nothing."""
 
+    is_module = False
+    """True if it replaces a model of torch."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore the state."""
+        """Ignore the state, except for its kind."""
+        self.is_module = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
 
     def __call__(self, *_: Any, **__: Any) -> Placeholder:
         return Placeholder()
