@@ -27,6 +27,10 @@ from swinv2_train.reading import UnreadableError, finite_number, from_object, is
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+_TORCHVISION = re.compile(r"swin_v2_([tsb])-[0-9a-f]{8}")
+"""Names of torchvision's files, all for 256 pixels."""
+_TORCHVISION_RESIZED = {"t": 260, "s": 260, "b": 272}
+"""Pixels of the shorter side of an image before the center crop, by size of the model."""
 Shapes = Mapping[str, tuple[int, ...]]
 Window = tuple[int, int]
 
@@ -263,8 +267,12 @@ def _trained_side(side: int, largest: float) -> int:
 
 def windows_from_name(name: str) -> Windows | None:
     """Return the windows from a name in the official pattern, such as `window8_256` or `window12to16_192to256`, which
-    timm and Hugging Face use too."""
+    timm and Hugging Face use too, or from that of a release of mmpretrain or torchvision."""
     match = re.search(r"window(\d+)(?:to(\d+))?[_-](\d{2,4})(?:to(\d+))?", name)
+    if other := re.search(r"swinv2-\w+-w(?P<window>\d+)_.*-(?P<side>\d{2,4})px", name):
+        return _uniform(int(other["window"]), int(other["side"]), name)
+    if _TORCHVISION.fullmatch(name):
+        return _uniform(8, 256, name)
     if not match:
         return None
     first, small = int(match[1]), int(match[3])
@@ -273,6 +281,16 @@ def windows_from_name(name: str) -> Windows | None:
     window = [(last or first, last or first)] * NUM_STAGES
     pretrained = _clamped([(first, first)] * NUM_STAGES, (small, small)) if last else None
     return Windows(window, pretrained, (side, side), f"the name {name}")
+
+
+def _uniform(window: int, side: int, name: str) -> Windows:
+    return Windows([(window, window)] * NUM_STAGES, None, (side, side), f"the name {name}")
+
+
+def crop_from_name(name: str) -> float:
+    """Return the share of the tighter side of an image that an evaluation of released weights keeps."""
+    match = _TORCHVISION.fullmatch(name)
+    return 256 / _TORCHVISION_RESIZED[match[1]] if match else 0.875
 
 
 def windows_from_config(config: Mapping[str, Any]) -> Windows | None:

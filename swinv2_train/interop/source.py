@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from swinv2_train.interop.arrange import Arrangement
 from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Windows,
+    crop_from_name,
     infer_model,
     put_windows,
     recorded_metadata,
@@ -350,12 +352,14 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
     located = FORMATS[layout].locate(recognized.names, recognized.names)
     shapes = _joined_shapes(located, storage, path)
     model = infer_model(shapes, path)  # first, because it rejects other models
+    name = path.stem if path.is_file() else path.name
+    crop = {"crop_pct": crop_from_name(name), "crop_mode": "center", "interpolation": "bicubic"}
     metadata: dict[str, Any] = {
         "task": _foreign_task(shapes),
         "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        # The official code and timm read 8-bit photographs; a processor next to the weights may specify otherwise.
-        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
+        # Other libraries read 8-bit photographs; a processor next to the weights may specify otherwise.
+        "preprocess": {**crop, "bits": [8]},
         "classes": None,
     }
     files = sidecar.read(file.parent)
@@ -372,11 +376,8 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         _parts=located.parts,
         _arranged=located.arranged,
     )
-    found = (
-        windows_from_buffers(*_buffers(recognized, storage), model["depths"], model["patch_size"])
-        or sidecar.windows(files, training_config)
-        or windows_from_name(path.stem if path.is_file() else path.name)
-    )
+    found = _windows(recognized, storage, model, windows_from_name(name)) or sidecar.windows(files, training_config)
+    found = found or windows_from_name(name)
     if found is not None:
         put_windows(metadata, found)
         source.notes.append(f"{path.name}: windows {metadata['model']['window']} from {found.origin}")
@@ -391,14 +392,24 @@ def _foreign_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return {"name": "classification", "num_classes": shapes[HEAD[0]][0] if HEAD[0] in shapes else 0}
 
 
-def _buffers(
-    recognized: Recognized, storage: Storage
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], list[float]]]:
-    """Return the shapes of all tensors under canonical names, and a function that reads one of them as a flat list."""
+def _windows(
+    recognized: Recognized, storage: Storage, model: Mapping[str, Any], named: Windows | None
+) -> Windows | None:
+    """Return the windows from the buffers of a file; None if it has none.
+
+    Args:
+        named: the windows that its name tells, for the input size.
+    """
     layout = FORMATS[str(recognized.layout)]
     keys = {layout.to_canonical(name): key for key, name in recognized.names.items()}
 
     def read(name: str) -> list[float]:
         return storage.elements(keys[name], 0, numel(storage.shapes[keys[name]])).tolist()
 
-    return {name: storage.shapes[key] for name, key in keys.items()}, read
+    shapes = {name: storage.shapes[key] for name, key in keys.items()}
+    found = windows_from_buffers(shapes, read, model["depths"], model["patch_size"])
+    if found and found.window and not found.resolution:
+        found.pretrained = found.pretrained or found.window
+        if named and named.window and named.window[0] == found.window[0]:
+            found.resolution = named.resolution
+    return found

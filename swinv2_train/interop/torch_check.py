@@ -82,8 +82,10 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return type(name, (Placeholder,), {})
 
     def persistent_load(self, identifier: Any) -> Any:
+        if isinstance(identifier, tuple) and len(identifier) > 1 and identifier[0] in ("module", b"module"):
+            return identifier[1]  # the class of a module, in files of the old format
         if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] not in ("storage", b"storage"):
-            return Placeholder()  # a module, in files of the old format
+            return Placeholder()
         kind, key, _, count = identifier[1:5]
         name = getattr(kind, "__name__", str(kind))
         if not isinstance(count, int) or count < 0:
