@@ -59,6 +59,8 @@ class ModelConfig(Section):
     """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     extra_norm_period: int = 0
     """A LayerNorm on the main branch after every n-th block of a stage (paper section 3.6: 6 for H and G); 0: none."""
+    extra_norm_stage: bool = False
+    """Also such a LayerNorm after the last block of every stage (SatVision-TOA)."""
     norm_placement: str = "res-post"
     """Placement of the norm of a block f: res-post x + norm(f(x)), of Swin V2; pre x + f(norm(x)), of Swin V1; post
     norm(x + f(x)); sandwich x + norm(f(norm(x)))."""
@@ -191,6 +193,24 @@ def checkpointed_blocks(config: ModelConfig) -> list[list[bool]]:
 def mlp_width(config: ModelConfig, dim: int) -> int:
     """Return the hidden width of the MLP of a block with `dim` channels."""
     return int(dim * config.mlp_ratio)
+
+
+def extra_norms(config: ModelConfig) -> list[list[bool]]:
+    """Return per stage and block whether it ends with a LayerNorm on the main branch."""
+    period = config.extra_norm_period
+    return [
+        [
+            (period > 0 and block % period == 0) or (config.extra_norm_stage and block == depth)
+            for block in range(1, depth + 1)
+        ]
+        for depth in config.depths
+    ]
+
+
+def extra_norm_text(config: ModelConfig) -> str:
+    """Return where the extra norms are, for display; an empty string if there are none."""
+    parts = [f"every {config.extra_norm_period} blocks"] if config.extra_norm_period else []
+    return " and ".join([*parts, "at the end of every stage"] if config.extra_norm_stage else parts)
 
 
 def drop_path_rates(config: ModelConfig) -> list[float]:
@@ -345,11 +365,10 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
     """
     c = config.embed_dim
     total = config.in_channels * config.patch_size**2 * c + c + 2 * c
+    norms = extra_norms(config)
     for stage, (depth, block) in enumerate(zip(config.depths, block_parameters(config, resolution), strict=True)):
         d = c * 2**stage
-        total += depth * block
-        if config.extra_norm_period:
-            total += depth // config.extra_norm_period * 2 * d
+        total += depth * block + sum(norms[stage]) * 2 * d
         if stage < NUM_STAGES - 1:
             total += 8 * d * d + 4 * d
     if config.absolute_position:

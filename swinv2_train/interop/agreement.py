@@ -1,7 +1,7 @@
-"""Numerical comparison of this package with timm or Hugging Face at one geometry.
+"""Numerical comparison of this package with timm, Hugging Face, or torchvision at one geometry.
 
 They implement the same paper but differ in corner cases: if a shifted window extends over the edge of a map, if a map
-is not square and not larger than a window, and by their own options. A narrow model of the same geometry with random
+is not square or not larger than a window, and by their own options. A narrow model of the same geometry with random
 weights is built on both sides and processes the same images. Export and import use the same check.
 """
 
@@ -12,15 +12,15 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.config.model import ModelConfig, StageGeometry, stage_geometry
+from swinv2_train.config.model import NUM_STAGES, ModelConfig, StageGeometry, stage_geometry, windows
 from swinv2_train.interop import peers
 from swinv2_train.interop.names import FORMATS, HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TIMM, HUGGINGFACE = "timm", "huggingface"
-PACKAGES = {TIMM: "timm", HUGGINGFACE: "transformers"}
+TIMM, HUGGINGFACE, TORCHVISION = "timm", "huggingface", "torchvision"
+PACKAGES = {TIMM: "timm", HUGGINGFACE: "transformers", TORCHVISION: "torchvision"}
 TOLERANCE = 1e-4
 """Largest allowed difference of an output, relative to the largest output. Rounding changes outputs by about 1e-6,
 another algorithm by 1e-2 or more."""
@@ -62,7 +62,7 @@ def disagreement(
     """Compare this package with another library at the geometry of a model.
 
     Args:
-        layout: `timm` or `huggingface`; the library must be installed.
+        layout: a key of `PACKAGES`; the library must be installed.
         resolution: input (height, width) in pixels.
         config: the `config.json` that the other side builds its model from; None: the one that an export would write.
         own_windows: take size, windows, and pretraining windows from `model`, and the rest from `config`.
@@ -72,9 +72,10 @@ def disagreement(
     """
     narrow = dataclasses.replace(model, **_NARROW, depths=[min(depth, 2) for depth in model.depths])
     version = peers.version_of(PACKAGES[layout])
-    build = _timm_model if layout == TIMM else _huggingface_model
+    if layout == TORCHVISION:  # it has no other number of channels
+        narrow.in_channels = 3
     try:
-        peer = build(narrow, resolution, config, own_windows)
+        peer = _BUILDERS[layout](narrow, resolution, config, own_windows)
         expected, computed = _outputs(peer, narrow, resolution, layout)
     except Exception as error:  # other libraries may raise anything here
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -129,9 +130,9 @@ def _outputs(peer: nn.Module, narrow: ModelConfig, resolution: tuple[int, int], 
         wrong = [*unexpected, *(name for name in missing if name in parameters)]
         if wrong:
             raise ValueError(f"its weights are others: {wrong[0]}")
-        images = torch.randn(2, 1, *resolution, generator=generator)
+        images = torch.randn(2, narrow.in_channels, *resolution, generator=generator)
         computed = peer.eval()(images)
-        return pooled_features(own.backbone, images), computed if layout == TIMM else computed.pooler_output
+        return pooled_features(own.backbone, images), getattr(computed, "pooler_output", computed)
 
 
 def _timm_model(
@@ -174,3 +175,29 @@ def _huggingface_model(
     if own["window_size"] is None:
         raise ValueError("it has one square window for all stages")
     return Swinv2Model(Swinv2Config(**own))
+
+
+def _torchvision_model(
+    narrow: ModelConfig, resolution: tuple[int, int], config: Mapping[str, Any] | None, own_windows: bool
+) -> nn.Module:
+    from torch import nn
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+    window = windows(narrow)[0]
+    if windows(narrow) != [window] * NUM_STAGES or any(map(any, peers.earlier_windows(narrow, resolution))):
+        raise ValueError("it has one window for all stages, and no windows of a pretraining")
+    model = SwinTransformer(
+        patch_size=[narrow.patch_size] * 2,
+        embed_dim=narrow.embed_dim,
+        depths=list(narrow.depths),
+        num_heads=list(narrow.num_heads),
+        window_size=list(window),
+        mlp_ratio=narrow.mlp_ratio,
+        block=SwinTransformerBlockV2,
+        downsample_layer=PatchMergingV2,
+    )
+    model.head = nn.Identity()
+    return model
+
+
+_BUILDERS = {TIMM: _timm_model, HUGGINGFACE: _huggingface_model, TORCHVISION: _torchvision_model}

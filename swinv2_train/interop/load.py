@@ -196,17 +196,19 @@ _UNTOLD = {
         "the windows it was trained with (0: those that model.window has at data.resolution)",
         "[12,12,12,6]",
     ),
-    "data.mean": ("the mean of its images", "[0.5,0.5,0.5]"),
-    "data.std": ("the standard deviation of its images", "[0.25,0.25,0.25]"),
+    "data.mean": ("the mean of its images", "0.5"),
+    "data.std": ("the standard deviation of its images", "0.25"),
 }
-"""Values that foreign weights may not record: (description, example)."""
+"""Values that foreign weights may not record: (description, example); for `data`, the example of one channel."""
 
 
 def _ask_for_the_rest(source: WeightSource, given: set[str], known: Mapping[str, Any]) -> None:
     missing = [key for key, value in known.items() if value is None and key not in given]
     if missing:
         what = ", nor ".join(_UNTOLD[key][0] for key in missing)
-        examples = " ".join(f"{key}={_UNTOLD[key][1]}" for key in missing)
+        channels = source.metadata["model"].get("in_channels", 3)
+        shown = {key: f"[{','.join([_UNTOLD[key][1]] * channels)}]" for key in ("data.mean", "data.std")}
+        examples = " ".join(f"{key}={shown.get(key, _UNTOLD[key][1])}" for key in missing)
         raise ConfigError(missing[0], "?", f"{source.path} does not record {what}; set it, for example {examples}")
 
 

@@ -27,6 +27,10 @@ from swinv2_train.reading import UnreadableError, finite_number, from_object, is
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+_TORCHVISION = re.compile(r"swin_v2_([tsb])-[0-9a-f]{8}")
+"""Names of torchvision's files, all for 256 pixels."""
+_TORCHVISION_RESIZED = {"t": 260, "s": 260, "b": 272}
+"""Pixels of the shorter side of an image before the center crop, by size of the model."""
 Shapes = Mapping[str, tuple[int, ...]]
 Window = tuple[int, int]
 
@@ -141,7 +145,7 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
         "depths": depths,
         "num_heads": heads,
         "mlp_ratio": hidden / dim,
-        "extra_norm_period": _extra_norm_period(shapes, depths, path),
+        **_extra_norms(shapes, depths, path),
         "absolute_position": "absolute_pos_embed" in shapes,
         "similarity": "cosine" if f"{first}logit_scale" in shapes else "dot",
         "position_bias": "table" if f"{first}relative_position_bias_table" in shapes else "log-cpb",
@@ -164,8 +168,11 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         hint = "contains timm's swinv2_cr, another model with other arithmetic; use a swinv2_*_window* file"
         raise ConfigError("", path, f"{path} {hint}")
     if any(key.startswith("features.1.0.attn.") for key in shapes):
-        hint = "contains torchvision's Swin, an unsupported layout; use an official, timm, or Hugging Face file"
+        hint = "contains torchvision's Swin Transformer V1, whose weights do not fit V2; use a swin_v2_* file"
         raise ConfigError("", path, f"{path} {hint}")
+    if 0 in shapes.get("patch_embed.proj.weight", ()):
+        hint = "DeepSpeed divides the weights among several files with ZeRO stage 3; join them with its zero_to_fp32.py"
+        raise ConfigError("", path, f"{path} has tensors without elements; {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
     if missing or len(shapes["patch_embed.proj.weight"]) != 4:
         held = ", ".join(list(shapes)[:3]) or "nothing"
@@ -185,23 +192,23 @@ def _num_heads(shapes: Shapes, place: str, path: Path) -> int:
     )
 
 
-def _extra_norm_period(shapes: Shapes, depths: list[int], path: Path) -> int:
-    present = {
-        (stage, block)
-        for stage, depth in enumerate(depths)
-        for block in range(depth)
-        if f"layers.{stage}.blocks.{block}.enorm.weight" in shapes
-    }
-    if not present:
-        return 0
-    period = min(block for _, block in present) + 1
-    regular = {(s, b) for s, depth in enumerate(depths) for b in range(depth) if (b + 1) % period == 0}
-    if present != regular:
-        stage, block = min(present ^ regular)
-        there = "there is one" if (stage, block) in present else "there is none"
-        hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
-        raise ConfigError("", path, f"{path}: {hint}")
-    return period
+def _extra_norms(shapes: Shapes, depths: list[int], path: Path) -> dict[str, Any]:
+    """Return `extra_norm_period` and `extra_norm_stage`; the latter only if no period alone explains the norms."""
+    blocks = {(stage, block) for stage, depth in enumerate(depths) for block in range(depth)}
+    present = {(s, b) for s, b in blocks if f"layers.{s}.blocks.{b}.enorm.weight" in shapes}
+    ends = {(stage, depth - 1) for stage, depth in enumerate(depths)}
+    for at_ends in (False, True):
+        others = present - ends if at_ends else present
+        period = min((block for _, block in others), default=-1) + 1
+        regular = {(s, b) for s, b in blocks if period and (b + 1) % period == 0} | (ends if at_ends else set())
+        if present == regular:
+            return {"extra_norm_period": period, "extra_norm_stage": at_ends}
+        if not ends <= present:
+            break
+    stage, block = min(present ^ regular)
+    there = "there is one" if (stage, block) in present else "there is none"
+    hint = f"the extra norms are not every {period} blocks of a stage: {there} in layers.{stage}.blocks.{block}"
+    raise ConfigError("", path, f"{path}: {hint}")
 
 
 @dataclasses.dataclass
@@ -260,8 +267,12 @@ def _trained_side(side: int, largest: float) -> int:
 
 def windows_from_name(name: str) -> Windows | None:
     """Return the windows from a name in the official pattern, such as `window8_256` or `window12to16_192to256`, which
-    timm and Hugging Face use too."""
+    timm and Hugging Face use too, or from that of a release of mmpretrain or torchvision."""
     match = re.search(r"window(\d+)(?:to(\d+))?[_-](\d{2,4})(?:to(\d+))?", name)
+    if other := re.search(r"swinv2-\w+-w(?P<window>\d+)_.*-(?P<side>\d{2,4})px", name):
+        return _uniform(int(other["window"]), int(other["side"]), name)
+    if _TORCHVISION.fullmatch(name):
+        return _uniform(8, 256, name)
     if not match:
         return None
     first, small = int(match[1]), int(match[3])
@@ -270,6 +281,16 @@ def windows_from_name(name: str) -> Windows | None:
     window = [(last or first, last or first)] * NUM_STAGES
     pretrained = _clamped([(first, first)] * NUM_STAGES, (small, small)) if last else None
     return Windows(window, pretrained, (side, side), f"the name {name}")
+
+
+def _uniform(window: int, side: int, name: str) -> Windows:
+    return Windows([(window, window)] * NUM_STAGES, None, (side, side), f"the name {name}")
+
+
+def crop_from_name(name: str) -> float:
+    """Return the share of the tighter side of an image that an evaluation of released weights keeps."""
+    match = _TORCHVISION.fullmatch(name)
+    return 256 / _TORCHVISION_RESIZED[match[1]] if match else 0.875
 
 
 def windows_from_config(config: Mapping[str, Any]) -> Windows | None:

@@ -17,6 +17,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     ModelConfig,
     count_parameters,
+    extra_norm_text,
     stage_geometry,
 )
 from swinv2_train.config.values import scale_pairs, value_settings
@@ -137,8 +138,8 @@ def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> R
         rows.append(
             ("windows of the pretraining", _listed(_sides(before if any(before) else now) for before, now in pairs))
         )
-    if model.extra_norm_period:
-        rows.append(("extra norm", f"every {model.extra_norm_period} blocks of a stage"))
+    if norms := extra_norm_text(model):
+        rows.append(("extra norm", norms))
     if model.absolute_position:
         rows.append(("absolute position embedding", "yes"))
     default = ModelConfig()

@@ -6,10 +6,11 @@ Canonical names are those of the official code without prefix: `patch_embed.proj
 
 - swinv2-train: `backbone.` before the backbone of a classifier, `encoder.` before that of a SimMIM model.
 - official (microsoft/Swin-Transformer): canonical, with buffers; SimMIM models have `encoder.` before backbone and mask
-  token, and the released ones use `rpe_mlp` for `cpb_mlp`.
+  token, and the released ones use `rpe_mlp` for `cpb_mlp`. SatVision-TOA (pytorch-caney) has `norm3` for `enorm`.
 - timm (`swin_transformer_v2`): patch merging is at the start of the next stage, the head is `head.fc`.
 - huggingface (`Swinv2Model`, `Swinv2ForImageClassification`, `Swinv2ForMaskedImageModeling`): other names throughout,
   with separate query, key, and value.
+- torchvision and mmpretrain: see `arrange.py`.
 
 Torch-free: tensors are only split and joined.
 """
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.interop import arrange
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +34,14 @@ SIMMIM_ONLY = ("mask_token", "decoder.0.weight", "decoder.0.bias")
 HEAD = ("head.weight", "head.bias")
 """Canonical names of the classification head."""
 _BACKBONE = re.compile(r"(patch_embed|layers|norm|absolute_pos_embed)(\.|$)")
+_NO_SIMMIM = ("timm", "torchvision")
 HOLD_ANY = ("swinv2-train", "onnx", "torch-export")
 """Export formats that support every model."""
 _BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
+_NOT_PLAIN = (
+    "extra_norm_period", "extra_norm_stage", "norm_placement", "similarity", "position_bias", "absolute_position",
+)  # fmt: skip
+"""Fields of the model section that a plain SwinV2 leaves at their defaults."""
 _HF_BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -65,6 +72,8 @@ class Located:
 
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By canonical name, the keys of the file whose tensors, joined along their first dimension, form it."""
+    arranged: dict[str, arrange.Arrangement] = field(default_factory=dict)
+    """By canonical name, the arrangement of those that their tensor in the file does not equal."""
     dropped: list[tuple[str, str]] = field(default_factory=list)
     """Keys that are not weights, each with the reason."""
 
@@ -76,15 +85,22 @@ class Format:
     name: str
     to_canonical: Callable[[str], str]
     """Canonical name of a key, for keys that denote one complete tensor; an unknown key is returned unchanged."""
-    from_canonical: Callable[[str, bool], str]
-    """Key of a canonical name; the flag indicates a SimMIM model."""
+    from_canonical: Callable[[str, bool], str] | None
+    """Key of a canonical name; the flag indicates a SimMIM model. None for a layout that is only read."""
     fused: bool = True
     """True if query, key, and value are one tensor."""
     plain_only: bool = False
     """True if it supports only the plain SwinV2: no extra norms, and no other norm, attention, or bias."""
+    parts_of: Callable[[str], Mapping[str, arrange.Arrangement]] | None = None
+    """Canonical tensors that are made from the one of this name; empty for a name that is canonical."""
+    pack: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    """The inverse: canonical tensors in the arrangement of the layout."""
 
-    def locate(self, keys: Iterable[str]) -> Located:
+    def locate(self, keys: Iterable[str], names: Mapping[str, str] | None = None) -> Located:
         """Find the canonical tensors among the keys of a file.
+
+        Args:
+            names: by key, its name in this layout, if the keys have prefixes (`recognize.py`).
 
         Raises:
             ConfigError: if two keys denote the same tensor, or a part of a split one is missing.
@@ -95,14 +111,17 @@ class Format:
             if key.rpartition(".")[2] in _BUFFERS:
                 found.dropped.append((key, "a buffer, recomputed"))
                 continue
-            name = self.to_canonical(key)
+            name = self.to_canonical(names[key] if names else key)
             split = None if self.fused else _split_part(name)
             if split:
                 apart.setdefault(split[0], {})[split[1]] = key
                 continue
-            if name in found.parts:
-                raise ConfigError("", key, f"{key} and {found.parts[name][0]} both denote {name}")
-            found.parts[name] = (key,)
+            arranged = self.parts_of(name) if self.parts_of else {}
+            for made in arranged or (name,):
+                if made in found.parts:
+                    raise ConfigError("", key, f"{key} and {found.parts[made][0]} both denote {made}")
+                found.parts[made] = (key,)
+            found.arranged.update(arranged)
         for name, parts in apart.items():
             wanted = _HF_SPLIT[_in_block(name)[1]]
             missing = [part for part in wanted if part not in parts]
@@ -118,14 +137,13 @@ class Format:
         Raises:
             ConfigError: like `locate`.
         """
-        return {
-            name: tensors[keys[0]] if len(keys) == 1 else _joined([tensors[key] for key in keys])
-            for name, keys in self.locate(tensors).parts.items()
-        }
+        located = self.locate(tensors)
+        whole = {name: _joined([tensors[key] for key in keys]) for name, keys in located.parts.items()}
+        return whole | {name: arranged.take(whole[name]) for name, arranged in located.arranged.items()}
 
     def write(self, tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-        """Return canonical tensors in this layout. timm has no SimMIM model, so mask token and decoder are dropped for
-        it.
+        """Return canonical tensors in this layout. timm and torchvision have no SimMIM model, so mask token and decoder
+        are dropped for them.
 
         Raises:
             ConfigError: if the layout cannot represent something in this model.
@@ -135,8 +153,8 @@ class Format:
         # Hugging Face's bare model has no prefix.
         bare = not simmim and not any(name in tensors for name in HEAD)
         written: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            if self.name == "timm" and name in SIMMIM_ONLY:
+        for name, tensor in (self.pack(tensors) if self.pack else tensors).items():
+            if self.name in _NO_SIMMIM and name in SIMMIM_ONLY:
                 continue
             for key, part in self._pieces(name, tensor, simmim):
                 written[key.removeprefix("swinv2.") if bare else key] = part.contiguous()
@@ -148,10 +166,12 @@ class Format:
         Raises:
             ConfigError: naming the field.
         """
+        if self.from_canonical is None:
+            raise ConfigError("", self.name, f"the layout of {self.name} is only read, not written")
         if not self.plain_only:
             return
         plain = ModelConfig(name="plain")
-        for key in ("extra_norm_period", "norm_placement", "similarity", "position_bias", "absolute_position"):
+        for key in _NOT_PLAIN:
             value = getattr(config, key, None)
             if value != getattr(plain, key, None):
                 hint = (
@@ -160,6 +180,7 @@ class Format:
                 raise ConfigError(f"model.{key}", value, hint)
 
     def _pieces(self, name: str, tensor: Tensor, simmim: bool) -> Iterable[tuple[str, Tensor]]:
+        assert self.from_canonical is not None  # rejected by `check`
         place, rest = _in_block(name)
         if self.fused or rest not in _HF_SPLIT:
             return [(self.from_canonical(name, simmim), tensor)]
@@ -170,7 +191,7 @@ class Format:
 def _joined(tensors: list[Tensor]) -> Tensor:
     import torch
 
-    return torch.cat(tensors)
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _in_block(name: str) -> tuple[str, str]:
@@ -197,7 +218,8 @@ def _swap(name: str, table: Mapping[str, str]) -> str:
 
 
 def _official_to(key: str) -> str:
-    return key.removeprefix("module.").removeprefix("encoder.").replace(".rpe_mlp.", ".cpb_mlp.")
+    place, rest = _in_block(key.removeprefix("encoder."))
+    return place + _swap(rest, {"norm3": "enorm", "attn.rpe_mlp": "attn.cpb_mlp"})
 
 
 def _official_from(name: str, simmim: bool) -> str:
@@ -254,21 +276,15 @@ FORMATS: dict[str, Format] = {
         Format("official", _official_to, _official_from),
         Format("timm", _timm_to, _timm_from, plain_only=True),
         Format("huggingface", _hf_to, _hf_from, fused=False, plain_only=True),
+        Format(
+            "torchvision",
+            arrange.torchvision_to,
+            arrange.torchvision_from,
+            plain_only=True,
+            parts_of=arrange.torchvision_parts,
+            pack=arrange.torchvision_pack,
+        ),
+        Format("mmpretrain", arrange.mmpretrain_to, None, parts_of=arrange.mmpretrain_parts),
     )
 }
 """Layouts by name."""
-
-
-def detect(keys: Iterable[str]) -> str | None:
-    """Return the layout of keys: a key of `FORMATS`, or None if it is none of them."""
-    names = {key.removeprefix("module.") for key in keys}
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in names):
-        return "huggingface" if any(".layernorm_before." in name for name in names) else None
-    if "backbone.patch_embed.proj.weight" in names:
-        return "swinv2-train"
-    if "encoder.patch_embed.proj.weight" in names:
-        return "official" if "encoder.mask_token" in names or "mask_token" not in names else "swinv2-train"
-    if "patch_embed.proj.weight" not in names:
-        return None
-    moved = "layers.0.downsample.reduction.weight" not in names and "layers.1.downsample.reduction.weight" in names
-    return "timm" if moved or "head.fc.weight" in names else "official"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,12 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.interop import sidecar
+from swinv2_train.interop.arrange import Arrangement
 from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Windows,
+    crop_from_name,
     infer_model,
     put_windows,
     recorded_metadata,
@@ -21,7 +24,8 @@ from swinv2_train.interop.metadata import (
     windows_from_buffers,
     windows_from_name,
 )
-from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Format, Located, detect
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located
+from swinv2_train.interop.recognize import Recognized, recognize
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
 from swinv2_train.reading import UnreadableError, is_count, parse_json
@@ -30,7 +34,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OWN = "swinv2-train"
-_WINDOW_RULES = {"official": "official", "huggingface": "official", "timm": "per-axis"}
+_WINDOW_RULES = {
+    "official": "official",
+    "huggingface": "official",
+    "mmpretrain": "official",
+    "timm": "per-axis",
+    "torchvision": "per-axis",
+}
 """The `window_rule` of foreign weights. Hugging Face computes the official one on maps not taller than wide."""
 _EXPORT_FILES = (
     "model.safetensors",
@@ -67,6 +77,7 @@ class WeightSource:
     """The config.json next to weights of timm or Hugging Face; empty if there is none."""
     _storage: Storage | None = None
     _parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _arranged: dict[str, Arrangement] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
         """Read a complete tensor, fp32 on the CPU.
@@ -86,6 +97,10 @@ class WeightSource:
         import torch
 
         assert self._storage is not None
+        if arranged := self._arranged.get(name):
+            key = self._parts[name][0]
+            stored = self._storage.elements(key, 0, numel(self._storage.shapes[key]))
+            return arranged.take(stored.reshape(self._storage.shapes[key])).reshape(-1)[start:stop]
         portions, begin = [], 0
         for key in self._parts[name]:
             end = begin + numel(self._storage.shapes[key])
@@ -272,6 +287,7 @@ def _own(
         notes=notes,
         _storage=storage,
         _parts=located.parts,
+        _arranged=located.arranged,
     )
 
 
@@ -290,6 +306,12 @@ def _joined_shapes(located: Located, storage: Storage, path: Path) -> dict[str, 
                 listed = ", ".join(f"{key} {part}" for key, part in zip(keys, parts, strict=True))
                 raise CheckpointError(f"{path} is broken: the shapes of {listed} do not fit together")
             shapes[name] = (sum(part[0] for part in parts), *parts[0][1:])
+    for name, arranged in located.arranged.items():
+        try:
+            shapes[name] = arranged.shape(shapes[name])
+        except ValueError as error:
+            key = located.parts[name][0]
+            raise CheckpointError(f"{path} is broken: {key} has the shape {shapes[name]} instead of {error}") from error
     return shapes
 
 
@@ -307,7 +329,7 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
     header = storage.metadata
     if ema and header.get("weights") != "ema":
         raise ConfigError("", path, f"{path} contains one set of weights and no moving average")
-    if detect(storage.shapes) != OWN:
+    if "geometry" not in header:  # every version of this package records it
         return _foreign(path, files[0], storage, None)
     try:
         metadata = parse_json(header.get("geometry", "null"))
@@ -321,20 +343,23 @@ def _from_safetensors(path: Path, files: list[Path], *, ema: bool) -> WeightSour
 
 
 def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> WeightSource:
-    """Return weights of the official code, timm, or Hugging Face."""
-    layout = detect(storage.shapes)
+    """Return weights of another library."""
+    recognized = recognize(storage.shapes, path)
+    layout = recognized.layout
     if layout is None:
-        refuse_other_models({key.removeprefix("module."): shape for key, shape in storage.shapes.items()}, path)
+        refuse_other_models({name: storage.shapes[key] for key, name in recognized.names.items()}, path)
         raise ConfigError("", path, f"{path} contains no Swin Transformer V2 that this package knows")
-    located = FORMATS[layout].locate(storage.shapes)
+    located = FORMATS[layout].locate(recognized.names, recognized.names)
     shapes = _joined_shapes(located, storage, path)
     model = infer_model(shapes, path)  # first, because it rejects other models
+    name = path.stem if path.is_file() else path.name
+    crop = {"crop_pct": crop_from_name(name), "crop_mode": "center", "interpolation": "bicubic"}
     metadata: dict[str, Any] = {
         "task": _foreign_task(shapes),
         "model": {**model, "window_rule": _WINDOW_RULES[layout]},
         "data": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
-        # The official code and timm read 8-bit photographs; a processor next to the weights may specify otherwise.
-        "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic", "bits": [8]},
+        # Other libraries read 8-bit photographs; a processor next to the weights may specify otherwise.
+        "preprocess": {**crop, "bits": [8]},
         "classes": None,
     }
     files = sidecar.read(file.parent)
@@ -343,18 +368,16 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         format=layout,
         shapes=shapes,
         metadata=metadata,
-        dropped=located.dropped,
+        dropped=[*located.dropped, *recognized.outside],
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
         notes=list(storage.notes),
         peer_config=files.config,
         _storage=storage,
         _parts=located.parts,
+        _arranged=located.arranged,
     )
-    found = (
-        windows_from_buffers(*_buffers(FORMATS[layout], storage), metadata["model"]["depths"], shapes_patch(shapes))
-        or sidecar.windows(files, training_config)
-        or windows_from_name(path.stem if path.is_file() else path.name)
-    )
+    found = _windows(recognized, storage, model, windows_from_name(name)) or sidecar.windows(files, training_config)
+    found = found or windows_from_name(name)
     if found is not None:
         put_windows(metadata, found)
         source.notes.append(f"{path.name}: windows {metadata['model']['window']} from {found.origin}")
@@ -369,16 +392,24 @@ def _foreign_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return {"name": "classification", "num_classes": shapes[HEAD[0]][0] if HEAD[0] in shapes else 0}
 
 
-def shapes_patch(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the side of a patch in pixels."""
-    return shapes["patch_embed.proj.weight"][2]
+def _windows(
+    recognized: Recognized, storage: Storage, model: Mapping[str, Any], named: Windows | None
+) -> Windows | None:
+    """Return the windows from the buffers of a file; None if it has none.
 
-
-def _buffers(layout: Format, storage: Storage) -> tuple[dict[str, tuple[int, ...]], Callable[[str], list[float]]]:
-    """Return the shapes of all tensors under canonical names, and a function that reads one of them as a flat list."""
-    keys = {layout.to_canonical(key): key for key in storage.shapes}
+    Args:
+        named: the windows that its name tells, for the input size.
+    """
+    layout = FORMATS[str(recognized.layout)]
+    keys = {layout.to_canonical(name): key for key, name in recognized.names.items()}
 
     def read(name: str) -> list[float]:
         return storage.elements(keys[name], 0, numel(storage.shapes[keys[name]])).tolist()
 
-    return {name: storage.shapes[key] for name, key in keys.items()}, read
+    shapes = {name: storage.shapes[key] for name, key in keys.items()}
+    found = windows_from_buffers(shapes, read, model["depths"], model["patch_size"])
+    if found and found.window and not found.resolution:
+        found.pretrained = found.pretrained or found.window
+        if named and named.window and named.window[0] == found.window[0]:
+            found.resolution = named.resolution
+    return found

@@ -34,11 +34,15 @@ _OLD_MAGIC = 0x1950A86A20F9469CFC6C
 class Placeholder(dict):
     """Replacement of an object whose class is not loaded; keeps the plain data it was given and does nothing."""
 
+    is_module = False
+    """True if it replaces a model of torch."""
+
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        """Ignore the state."""
+        """Ignore the state, except for its kind."""
+        self.is_module = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
 
     def __call__(self, *_: Any, **__: Any) -> Placeholder:
         return Placeholder()
@@ -78,8 +82,10 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return type(name, (Placeholder,), {})
 
     def persistent_load(self, identifier: Any) -> Any:
+        if isinstance(identifier, tuple) and len(identifier) > 1 and identifier[0] in ("module", b"module"):
+            return identifier[1]  # the class of a module, in files of the old format
         if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] not in ("storage", b"storage"):
-            return Placeholder()  # a module, in files of the old format
+            return Placeholder()
         kind, key, _, count = identifier[1:5]
         name = getattr(kind, "__name__", str(kind))
         if not isinstance(count, int) or count < 0:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.interop.storage import first_line
@@ -105,7 +105,7 @@ class _Inert:
                     return allowed[module, name]
                 replaced.add(f"{module}.{name}")
                 # A separate class for each name: a pickle that modifies one does not affect the others.
-                return type("Placeholder", (Placeholder,), {})
+                return type(name, (Placeholder,), {})
 
         def load(file: Any, **options: Any) -> Any:
             return Unpickler(file, **options).load()
@@ -155,20 +155,31 @@ def _state_dict(path: Path, content: Any, *, ema: bool) -> dict[str, torch.Tenso
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not named tensors")
     keys = _EMA_KEYS if ema else _STATE_KEYS
-    inner = next((content[key] for key in keys if isinstance(content.get(key), Mapping)), None)
-    if inner is None and ema:
+    inner = [content[key] for key in keys if isinstance(content.get(key), Mapping)]
+    if not inner and ema:
         raise CheckpointError(f"{path} holds no moving average ({' or '.join(_EMA_KEYS)})")
-    state = content if inner is None else inner
+    states = inner or [content]
+    state = next(
+        (each for each in states if any(isinstance(value, torch.Tensor) for value in each.values())), states[0]
+    )
     tensors = {key: value.detach() for key, value in state.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        held = ", ".join(str(key) for key in list(state)[:6]) or "nothing"
-        raise CheckpointError(f"{path} holds no named tensors (it has {held})")
+        _refuse_without_tensors(path, state, [content, *inner])
     for key, tensor in tensors.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{path} names a tensor {key!r}, which is not a string; it is not a file of weights")
         if kind := _unreadable_kind(tensor):
             raise CheckpointError(f"{path} holds {key} as a {kind} tensor, which this package does not read")
     return tensors
+
+
+def _refuse_without_tensors(path: Path, state: Mapping[Any, Any], places: list[Any]) -> NoReturn:
+    whole = next((each for each in places if isinstance(each, Placeholder) and each.is_module), None)
+    if whole is not None:
+        hint = "save its tensors where that code is: torch.save(model.state_dict(), 'weights.pth')"
+        raise CheckpointError(f"{path} holds a pickled {type(whole).__name__}, whose code is never loaded; {hint}")
+    held = ", ".join(str(key) for key in list(state)[:6]) or "nothing"
+    raise CheckpointError(f"{path} holds no named tensors (it has {held})")
 
 
 def _unreadable_kind(tensor: torch.Tensor) -> str | None:

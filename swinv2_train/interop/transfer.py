@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_window, mlp_width, stage_geometry, windows
-from swinv2_train.config.structure import STRUCTURE
+from swinv2_train.config.structure import structural_difference
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.interop.head import HeadRows, rows_by_name
 from swinv2_train.interop.metadata import model_config
@@ -364,17 +364,15 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
         ConfigError: naming the field, with the tensor and both shapes if a shape shows it, and the fix.
     """
     there = model_config(source.metadata)
-    for name in STRUCTURE:
+    if name := structural_difference(there, model):
         before, now = getattr(there, name), getattr(model, name)
-        same = math.isclose(before, now, rel_tol=1e-6) if name == "mlp_ratio" else before == now
-        if not same:
-            sizes = ("embed_dim", "depths", "num_heads")
-            known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
-            hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
-            shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
-            raise ConfigError(
-                f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {hint}, or use others"
-            )
+        sizes = ("embed_dim", "depths", "num_heads")
+        known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
+        hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
+        shown = _shown(name, there, model) or f"model.{name}={_written(before)}"
+        raise ConfigError(
+            f"model.{name}", _written(now), f"the weights in {source.path} have {shown}; {hint}, or use others"
+        )
 
 
 def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:

@@ -18,6 +18,7 @@ from swinv2_train.config.model import (
     attention_backends,
     checkpointed_blocks,
     drop_path_rates,
+    extra_norms,
     mlp_width,
     position_map,
     pretrained_windows,
@@ -150,7 +151,7 @@ def backbone_of(model: nn.Module) -> SwinTransformerV2:
 
 def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | None) -> SwinStage:
     dim = config.embed_dim * 2**stage
-    period = config.extra_norm_period
+    norms = extra_norms(config)[stage]
     trained = table_windows(config, resolution) if config.position_bias == "table" else pretrained_windows(config)
     blocks = [
         SwinBlock(
@@ -167,7 +168,7 @@ def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | 
             mlp_width(config, dim),
             window=BlockWindow(windows(config)[stage], shifted=index % 2 == 1, rule=config.window_rule),
             norm_placement=config.norm_placement,
-            extra_norm=period > 0 and (index + 1) % period == 0,
+            extra_norm=norms[index],
         )
         for index in range(config.depths[stage])
     ]

@@ -14,7 +14,7 @@ from swinv2_train.config.multirun import quoted
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
-from swinv2_train.config.structure import STRUCTURE
+from swinv2_train.config.structure import structural_difference
 from swinv2_train.config.validate import validate
 from swinv2_train.pipeline.spec import Pipeline, Stage
 from swinv2_train.redact import redacted
@@ -92,14 +92,13 @@ def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStag
 
 
 def _check_link(source: PlannedStage, target: PlannedStage) -> None:
-    for key in STRUCTURE:
+    if key := structural_difference(source.config.model, target.config.model):
         before, after = getattr(source.config.model, key), getattr(target.config.model, key)
-        if before != after:
-            raise ConfigError(
-                f"model.{key}",
-                after,
-                f"stage {target.name} starts from {source.name}, which has {before}; make them equal",
-            )
+        raise ConfigError(
+            f"model.{key}",
+            after,
+            f"stage {target.name} starts from {source.name}, which has {before}; make them equal",
+        )
     checkpoint = source.config.checkpoint
     if target.stage.weights == "best" and not checkpoint.keep_best:
         raise ConfigError(

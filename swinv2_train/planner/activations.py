@@ -21,6 +21,7 @@ from swinv2_train.config.model import (
     StageGeometry,
     attention_backends,
     checkpointed_blocks,
+    extra_norms,
     mlp_width,
     stage_geometry,
 )
@@ -248,15 +249,14 @@ def activations(config: Config, images: int, *, gpu: bool) -> list[Reached]:
     model, (height, width) = config.model, resolution(config)
     kernels = Kernels(ELEMENT_BYTES[config.engine.precision], gpu)
     stages = stage_geometry(model, height, width)
-    backends, checkpointed = attention_backends(model), checkpointed_blocks(model)
+    backends, checkpointed, norms = attention_backends(model), checkpointed_blocks(model), extra_norms(model)
     first = images * stages[0].height * stages[0].width
     saved: float = kernels.element * images * model.in_channels * height * width
     saved += (kernels.norm * stages[0].dim + 8) * first
     found = []
     for index, stage in enumerate(stages):
         for number in range(stage.depth):
-            extra = model.extra_norm_period > 0 and (number + 1) % model.extra_norm_period == 0
-            block = Block(model, stage, backends[index], images, number % 2 == 1, extra, kernels)
+            block = Block(model, stage, backends[index], images, number % 2 == 1, norms[index][number], kernels)
             own, again = block_saved(block), 0.0
             if checkpointed[index][number]:
                 # Without a copy, the attention saves the input itself.

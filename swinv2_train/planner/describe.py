@@ -9,6 +9,7 @@ from swinv2_train.config.model import (
     attention_backends,
     checkpointing_periods,
     count_parameters,
+    extra_norm_text,
     stage_geometry,
 )
 from swinv2_train.config.plan import Plan
@@ -63,8 +64,8 @@ def _variant(model: ModelConfig) -> str:
     """Return the differences of the blocks from the paper's Swin V2, with stochastic depth and extra norms."""
     default = ModelConfig()
     parts = [f"drop path {model.drop_path:g}"]
-    if model.extra_norm_period:
-        parts.append(f"extra norm every {model.extra_norm_period} blocks")
+    if norms := extra_norm_text(model):
+        parts.append(f"extra norm {norms}")
     for key in ("norm_placement", "similarity", "position_bias", "window_rule"):
         if getattr(model, key) != getattr(default, key):
             parts.append(f"{key.replace('_', ' ')} {getattr(model, key)}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ATTENTION_BACKENDS
+from swinv2_train.config.model import ATTENTION_BACKENDS, count_parameters
 from swinv2_train.models import ImageClassifier, InputError, SwinTransformerV2, drop_path_noise
 from tests.models.golden import fill_parameters, golden_config, golden_images
 from tests.models.plain import plain_features
@@ -79,11 +79,21 @@ def test_features_are_taken_before_merging_and_the_last_is_normed():
     torch.testing.assert_close(features[3], model.norm(outputs[3]))
 
 
-def test_extra_norms_stand_after_every_period_inside_a_stage():
+@pytest.mark.parametrize(
+    ("period", "ends", "places"),
+    [
+        (3, False, {(2, 2), (2, 5), (3, 2)}),
+        (3, True, {(0, 1), (1, 1), (2, 2), (2, 5), (2, 7), (3, 2)}),
+        (0, True, {(0, 1), (1, 1), (2, 7), (3, 2)}),
+    ],
+)
+def test_extra_norms_follow_every_period_inside_a_stage_and_its_end(period, ends, places):
+    config = golden_config(depths=[2, 2, 8, 3], extra_norm_period=period, extra_norm_stage=ends)
     with torch.device("meta"):
-        model = SwinTransformerV2(golden_config(depths=[2, 2, 8, 3], extra_norm_period=3))
+        model = SwinTransformerV2(config)
     names = {name.removesuffix(".enorm.weight") for name, _ in model.named_parameters() if "enorm.weight" in name}
-    assert names == {"layers.2.blocks.2", "layers.2.blocks.5", "layers.3.blocks.2"}
+    assert names == {f"layers.{stage}.blocks.{block}" for stage, block in places}
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(config)
 
 
 def test_position_embedding_of_another_resolution():

@@ -117,7 +117,8 @@ TASKS = {"simmim": SimMIMConfig(), "classification": ClassificationConfig(num_cl
 
 
 def small(task: TaskConfig, precision: str, size: tuple[int, int], window: int, backend: str, period: int) -> Config:
-    model = variant("swinv2_tiny", window=window, attention=backend, checkpointing=period, extra_norm_period=3)
+    norms = {"extra_norm_period": 3, "extra_norm_stage": True}
+    model = variant("swinv2_tiny", window=window, attention=backend, checkpointing=period, **norms)
     engine = EngineConfig(precision=precision)
     return Config(model=model, task=task, data=DataConfig(resolution=list(size)), engine=engine)
 
