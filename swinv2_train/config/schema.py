@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.resume import ResumeConfig
 from swinv2_train.config.section import Section
+from swinv2_train.config.stopping import EarlyStoppingConfig
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.tasks import SimMIMConfig, TaskConfig
 
@@ -23,20 +25,6 @@ class RunConfig(Section):
     """Name of the run; an experiment file sets its own."""
     dir: str = "outputs/${run.name}"
     """Run directory: config, metrics, figures, and checkpoints. The same directory means the same run."""
-
-
-@dataclass
-class ResumeConfig(Section):
-    """Behavior in a used run directory. `resume=auto` and `resume=never` set the mode."""
-
-    mode: str = "auto"
-    """auto: continue from the newest valid checkpoint of the run directory; without one, start from the beginning.
-
-    never: reject a used directory.
-    """
-    allow: list[str] = field(default_factory=list)
-    """Differences from the checkpoint that are accepted and logged instead of rejected: [data] for training shards
-    with other names, sizes, content, or class names."""
 
 
 @dataclass
@@ -53,6 +41,8 @@ class AugmentConfig(Section):
     """Probability of a vertical flip (for images without a fixed "up", such as satellite or microscope images)."""
     interpolation: str = "bilinear"
     """bilinear (official SimMIM recipe) or bicubic (official supervised recipes), in training and evaluation."""
+    transform: str | None = None
+    """Transform of a module in `imports` that makes the training image instead of the crop and the flips."""
 
 
 @dataclass
@@ -297,6 +287,8 @@ class EvalConfig(Section):
     """Record and plot the activation amplitude per block (paper, figure 2) every N steps; 0: never."""
     ema: bool = True
     """If `optim.ema_decay` is set, also evaluate the averaged weights: eval/ema_loss in addition to eval/loss."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    """End of the run before its last step."""
 
 
 @dataclass
@@ -429,6 +421,11 @@ class Config(Section):
     """Start a new run from weights: a run, a checkpoint, or a file (this package's, official, timm, Hugging Face)."""
     replay: str | None = None
     """Incident of a run, a file in <run>/incidents: rerun exactly that step, and change nothing."""
+    imports: list[str] = field(default_factory=list)
+    """Python modules of your own tasks, transforms, attention backends, and decoders; `--import MODULE` adds one.
+
+    They must be importable, as for `task.module`. Installed packages may add theirs; see swinv2_train/tasks/README.md.
+    """
     seed: int = 0
     """Determines the order of samples, augmentation, masks, initial weights, and stochastic depth."""
     model: ModelConfig = field(default_factory=ModelConfig)

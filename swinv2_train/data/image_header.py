@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from swinv2_train.config import own_parts
 from swinv2_train.data.errors import BrokenSample
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -24,7 +25,10 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types: byte, short, long
 
 
 def sniff(data: bytes) -> str | None:
-    """Return the format by the first bytes, jpeg, png, webp, tiff, bmp, gif, avif, or jp2; None for anything else."""
+    """Return the format by the first bytes, jpeg, png, webp, tiff, bmp, gif, avif, jp2, or that of an own decoder.
+
+    None for anything else.
+    """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
     if data[:8] == _PNG_SIGNATURE:
@@ -41,7 +45,8 @@ def sniff(data: bytes) -> str | None:
         return "avif"
     if data[:12] == b"\0\0\0\x0cjP  \r\n\x87\n" or data[:4] == b"\xff\x4f\xff\x51":
         return "jp2"
-    return None
+    own = own_parts.parts("decoders").items()
+    return next((name for name, one in own if data[one.offset : one.offset + len(one.magic)] == one.magic), None)
 
 
 def unknown_format(data: bytes) -> str:
@@ -50,7 +55,8 @@ def unknown_format(data: bytes) -> str:
         return "it is empty"
     if data[4:8] == b"ftyp" and {b"heic", b"heix", b"hevc", b"mif1"} & set(_brands(data)):
         return "HEIC is not read: convert it to JPEG or PNG"
-    return "it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image"
+    own = "".join(f", nor a {name}" for name in own_parts.parts("decoders"))
+    return f"it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image{own}"
 
 
 def header_size(data: bytes, kind: str) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import IMAGE_EXTENSIONS, extension
+from swinv2_train.data.image_files import extension, image_extensions
 from swinv2_train.reading import UnreadableError, decode_text
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -192,13 +192,13 @@ def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list
     def fit(separator: str) -> tuple[int, int, int]:
         rows = [cells for cells in heads[separator] if len(cells) <= 2]
         there = sum(os.path.lexists(located(path.parent, cells[0])) for cells in rows)
-        return there, sum(extension(cells[0]) in IMAGE_EXTENSIONS for cells in rows), sum(len(c) == 2 for c in rows)
+        return there, sum(extension(cells[0]) in image_extensions() for cells in rows), sum(len(c) == 2 for c in rows)
 
     best = max(heads, key=fit)
     if fit(best)[:2] == (0, 0):  # neither files nor names of images
         best = next(iter(heads))
     first = heads[best][0] if heads[best] else []
-    if first and extension(first[0]) not in IMAGE_EXTENSIONS and not os.path.lexists(located(path.parent, first[0])):
+    if first and extension(first[0]) not in image_extensions() and not os.path.lexists(located(path.parent, first[0])):
         raise DataError(
             f"{path}, line 1: expected path or path,label, or a header with a column path (or file, filename, image), "
             f"found {best.join(first)!r}; if this is a header, rename the column of the files to path"

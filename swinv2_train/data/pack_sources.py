@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.config.image_formats import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import FIRST_EXTENSIONS, IMAGE_EXTENSIONS, FolderScan, extension, scan_folder
+from swinv2_train.data.image_files import FolderScan, extension, image_extensions, scan_folder
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
@@ -123,7 +124,7 @@ def open_source(
         reasons = "".join(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
         )
-        raise DataError(f"{source} holds no images ({', '.join(IMAGE_EXTENSIONS)}){reasons}")
+        raise DataError(f"{source} holds no images ({', '.join(image_extensions())}){reasons}")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
     return replace(found, entries=ordered)
 
