@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from swinv2_train.checkpoint.layout import read_manifest
@@ -18,9 +19,12 @@ from swinv2_train.config import own_parts, plugins
 from swinv2_train.config.compose import compose, from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, attention_backends
+from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.config.validate import validate
+from swinv2_train.data.augment import train_image
 from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.geometry import Crop
 from swinv2_train.data.image_header import sniff
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
 from swinv2_train.planner.activations import activations
@@ -77,9 +81,9 @@ def test_own_parts_live_a_whole_life(
     checkpoint = run / "checkpoints" / "step-00000002"
     assert read_manifest(checkpoint).metadata["imports"] == ["my_parts"]
 
-    # Gray images stay as they are, and the exact attention differs only in rounding.
+    # Without workers, and with an attention that differs only in rounding.
     plain = tmp_path / "plain"
-    assert run_here([*IMPORT, *own_run(scans, plain, "data.num_workers=0")]) == FINISHED
+    assert run_here([*IMPORT, *own_run(scans, plain, "data.num_workers=0", parts[0])]) == FINISHED
     assert losses(run) == pytest.approx(losses(plain), rel=1e-4)
     assert comparable(run) != comparable(plain)
 
@@ -90,7 +94,7 @@ def test_own_parts_live_a_whole_life(
     (results,) = run.glob("evaluations/*/results.json")
     found = json.loads(results.read_text())["metrics"]
     (trained,) = [row for row in metrics(run) if "eval/loss" in row]
-    assert found["samples"] == trained["eval/samples"] == 6
+    assert found["samples"] == trained["eval/samples"] == 9
     assert found["loss"] == pytest.approx(trained["eval/loss"], rel=1e-5)
 
 
@@ -142,7 +146,8 @@ def test_a_config_file_may_import(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - override /task: light\nimports: [my_tasks.light, my_parts]\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
-    config = compose(["+experiment=mine", "data.augment.transform=sometimes_gray"], tmp_path)
+    more = ["data.augment.transform=sometimes_gray", "data.shards=x", "optim.steps=1"]
+    config = compose(["+experiment=mine", *more], tmp_path)
     validate(config)
     assert (config.task.name, config.imports) == ("light", ["my_tasks.light", "my_parts"])
 
@@ -153,7 +158,7 @@ def test_an_installed_package_needs_no_option(folder: Path, tmp_path: Path, monk
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nmine = my_parts\n")
     monkeypatch.syspath_prepend(tmp_path)
-    metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     own_parts.forget("my_parts")
     plugins.installed.cache_clear()
     try:
@@ -206,3 +211,34 @@ def test_unknown_names_and_functions_are_rejected(folder: Path, monkeypatch: pyt
         validate(compose(["+experiment=simmim_demo", "data.augment.transform=x"]))
     with pytest.raises(ConfigError, match=r"imports=my_parts.images:none: this part cannot be imported"):
         own_parts.function_of("my_parts.images:none")
+
+
+class Plain:
+    """A sample of one color image, as far as a crop needs it."""
+
+    image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
+    size = (8, 8)
+
+    def aligned(self, crop: Crop) -> Crop:
+        return crop
+
+    def part(self, crop: Crop) -> tuple[torch.Tensor, Crop]:
+        return self.image, crop
+
+
+def test_a_transform_makes_the_training_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.import_plugins(["my_parts"])
+    config = AugmentConfig(transform="sometimes_gray")
+    gray = 0
+    for seed in range(20):
+        own = train_image(Plain(), (8, 8), config, np.random.default_rng(seed))
+        crop = train_image(Plain(), (8, 8), AugmentConfig(), np.random.default_rng(seed))
+        gray += own[0].equal(own[1]) and own[0].equal(own[2])
+        assert own.equal(crop) or own.float().mean(dim=0).sub(crop.float().mean(dim=0)).abs().max() <= 0.5
+    assert 4 < gray < 16
+    for wrong, found in ((torch.zeros(3, 8, 8), r"\(3, 8, 8\) torch.float32"), (None, "NoneType")):
+        monkeypatch.setattr("my_parts.images.sometimes_gray", lambda *_, wrong=wrong: wrong)
+        own_parts.function_of.cache_clear()
+        with pytest.raises(ValueError, match=rf"data.augment.transform=sometimes_gray returned {found}, not a uint8"):
+            train_image(Plain(), (8, 8), config, np.random.default_rng(0))
+    own_parts.function_of.cache_clear()
