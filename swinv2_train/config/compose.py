@@ -15,7 +15,7 @@ from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
-from swinv2_train.config.plugins import import_installed, import_plugins, import_recorded, imports_of
+from swinv2_train.config.plugins import import_installed, import_plugins, imports_of
 from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.task_module import chosen_section, store_schemas
 from swinv2_train.config.tasks import TaskConfig, module_of, task_section
@@ -83,7 +83,7 @@ def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -
     """Return the typed config of composed or loaded values; `own` as in `_resume_section`.
 
     Args:
-        only_read: the config will not be run, so modules in `imports` may be missing.
+        only_read: the config will not be run, so modules in `imports` are not imported.
     """
     from omegaconf import OmegaConf
 
@@ -92,7 +92,8 @@ def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -
     resume = _resume_section(plain, own) if isinstance(plain, dict) else {}
     if isinstance(raw, dict):
         raw["resume"] = resume
-        (import_recorded if only_read else import_plugins)(plain.get("imports") or [])
+        if not only_read:
+            import_plugins(plain.get("imports") or [])
     _reject_unknown(plain, Config, "")
     # Hydra's result already has the types of the schema; values from a file or a container do not.
     typed = OmegaConf.get_type(composed) is Config

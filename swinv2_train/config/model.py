@@ -147,7 +147,7 @@ def attention_backends(config: ModelConfig) -> list[str]:
     for backend in backends:
         known = (*ATTENTION_BACKENDS, *own_parts.parts("attention"))
         if backend not in known:
-            hint = f"must be one of {', '.join(known)}, or one of a module that imports names"
+            hint = f"must be one of {', '.join(known)}; --import adds those of your own module"
             raise ConfigError("model.attention", backend, hint)
     return backends
 

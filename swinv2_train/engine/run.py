@@ -189,7 +189,7 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> tuple[Start, Parts]:
     """Load the checkpoint that the run resumes from, or the weights that it starts from. A collective.
 
     Returns:
-        (the start, the parts with the plan from there on).
+        (the start, the parts with the plan from its step).
 
     Raises:
         ConfigError, CheckpointError, DataError, RunError: if there is nothing to start from.

@@ -76,7 +76,7 @@ class TrainState:
             for batch in range((first - start) // now, -(-(first + before - start) // now))
         })  # fmt: skip
         self.changed_step, self.changed_samples, self.changed_position = self.step, self.samples_seen, start
-        self.grad_norms.clear()  # their level depends on the batch, so the test for spikes starts anew
+        self.grad_norms.clear()  # their level depends on the batch, so the test for spikes starts over
 
     def _batch_of(self, step: int) -> int:
         batch = step - self.changed_step

@@ -51,7 +51,7 @@ def test_evaluations_without_an_improvement_are_counted(
     assert stopping_reason(state, EarlyStoppingConfig()) is None
 
 
-def test_another_metric_begins_to_count_anew() -> None:
+def test_another_metric_begins_to_count_from_zero() -> None:
     state = TrainState(step=1)
     for step in range(1, 5):
         state.step = step

@@ -171,7 +171,7 @@ def test_an_installed_package_needs_no_option(folder: Path, tmp_path: Path, monk
         plugins.installed.cache_clear()
 
 
-def test_weights_of_a_missing_module_say_so() -> None:
+def test_weights_name_a_missing_module() -> None:
     (note,) = plugins.import_recorded(["my_vanished"])
     assert note.startswith("the weights were trained with --import my_vanished, which is not on the import path")
     assert plugins.import_recorded(None) == []
