@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.config import own_parts
 from swinv2_train.config.tasks import TASK_SECTIONS
 
 _PREAMBLE = """
@@ -57,6 +58,7 @@ def own_tasks(directory: Path) -> Iterator[None]:
     TASK_SECTIONS.update(sections)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(f"{directory}/"):
+            own_parts.forget(name)
             del sys.modules[name]
             sys.modules.pop(name.partition(".")[0], None)
 

@@ -14,6 +14,7 @@ from swinv2_train.checkpoint.layout import Manifest, is_misnamed, list_checkpoin
 from swinv2_train.config.compose import from_yaml, to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.order import GROUPS, groups_block
+from swinv2_train.config.resume import DATA, GLOBAL_BATCH
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.config.validate import resolution
@@ -27,8 +28,8 @@ SHARDS, CONTENT = "data.shards", "data.content"
 """Keys of the section `order` that describe the data: names, sizes, and content of the shards."""
 EARLIER_BACKGROUND = "drop"
 """`data.background` of runs whose checkpoints do not record it: earlier versions dropped the alpha channel."""
-DATA = "data"
-"""Value of `resume.allow`: accept other training data."""
+EARLIER = "earlier"
+"""Section of the metadata with the values that a key had before in the same run, by key."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Difference:
     """Value of the run."""
     what: str = ""
     """Description of a difference in the data, if the two values do not suffice."""
-    is_data: bool = False
-    """True if `resume.allow=[data]` accepts it."""
+    option: str | None = None
+    """Value of `resume.allow` that accepts it; None if none does."""
 
     def __str__(self) -> str:
         return self.what or f"{self.key}={self.before}, but this run has {self.now}"
@@ -73,19 +74,30 @@ class Identity:
                     continue
                 value = _value(before, key, self.defaults.get(section, {}).get(key, now))
                 if value != now:
-                    found.append(Difference(key if section == "order" else f"{section}.{key}", value, now))
+                    option = GLOBAL_BATCH if key == GLOBAL_BATCH else None
+                    found.append(
+                        Difference(key if section == "order" else f"{section}.{key}", value, now, option=option)
+                    )
         return [*found, *self._class_difference(saved), *self._data_difference(saved.get("order"))]
 
     def refusal(self, saved: Mapping[str, Any]) -> Difference | None:
         """Return the first difference that `resume.allow` does not accept; None if there is none."""
-        return next((one for one in self.differences(saved) if not (one.is_data and DATA in self.allow)), None)
+        return next((one for one in self.differences(saved) if one.option not in self.allow), None)
+
+    def accepted(self, saved: Mapping[str, Any], option: str) -> list[Difference]:
+        """Return the differences that one value of `resume.allow` accepts."""
+        return [one for one in self.differences(saved) if one.option == option and option in self.allow]
+
+    def returns_to(self, saved: Mapping[str, Any]) -> bool:
+        """Return whether this run has a global batch that the run of a checkpoint had and changed."""
+        return self.metadata["order"].get(GLOBAL_BATCH) in earlier_batches(saved)
 
     def foreign(self, manifest: Manifest) -> str | None:
         """Return why a checkpoint does not belong to this run; None if it does."""
         found = self.refusal(manifest.metadata)
         if found is None:
             return None
-        advice = f"; resume.allow=[{DATA}] accepts it" if found.is_data else ""
+        advice = f"; resume.allow=[{found.option}] accepts it" if found.option else ""
         return f"it belongs to another run ({found}{advice})"
 
     def _class_difference(self, saved: Mapping[str, Any]) -> list[Difference]:
@@ -97,7 +109,8 @@ class Identity:
             return []
         what = f"class {number} was {before[number]!r} and is {now[number]!r} in the data"
         # The rows of the head would mean other classes, so no option accepts this.
-        return [Difference(SHARDS, before[number], now[number], what, is_data=not moved_name(before, now))]
+        option = None if moved_name(before, now) else DATA
+        return [Difference(SHARDS, before[number], now[number], what, option=option)]
 
     def _data_difference(self, saved: Any) -> list[Difference]:
         order = self.metadata.get("order", {})
@@ -106,7 +119,7 @@ class Identity:
         if not shards or not before:
             return []
         if before != shards:
-            return [Difference(SHARDS, before, shards, is_data=True)]
+            return [Difference(SHARDS, before, shards, option=DATA)]
         listed = _value(saved, CONTENT, None)
         if not isinstance(listed, list) or not content or len(listed) != len(content):
             return []
@@ -114,11 +127,17 @@ class Identity:
         if number is None:
             return []
         what = f"shard {number} of data.shards was replaced (then {listed[number]}, now {content[number]})"
-        return [Difference(SHARDS, listed[number], content[number], what, is_data=True)]
+        return [Difference(SHARDS, listed[number], content[number], what, option=DATA)]
 
 
 def _value(section: Any, key: str, default: Any) -> Any:
     return section.get(key, default) if isinstance(section, Mapping) else default
+
+
+def earlier_batches(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the global batches that the run of a checkpoint had before, oldest first."""
+    found = _value(metadata.get(EARLIER), GLOBAL_BATCH, [])
+    return list(found) if isinstance(found, list) else []
 
 
 def _replaced(before: str, now: str) -> bool:
@@ -168,6 +187,7 @@ def run_metadata(
     mean, std = statistics or (config.data.mean, config.data.std)
     model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
     return {
+        "imports": list(config.imports),
         "task": to_dict(config.task),
         "model": model,
         "data": {
@@ -237,12 +257,18 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether the metadata of two checkpoints belongs to the same run, ignoring the data."""
     name = _value(one.get("task"), "name", None)
     free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
+    if {_batch(one), *earlier_batches(one)} & {_batch(other), *earlier_batches(other)}:
+        free["order"] = (SHARDS, CONTENT, GLOBAL_BATCH)
     for section in COMPARED:
         values = one.get(section)
         for key, value in values.items() if isinstance(values, Mapping) else ():
             if key not in free.get(section, ()) and _value(other.get(section), key, value) != value:
                 return False
     return True
+
+
+def _batch(metadata: Mapping[str, Any]) -> Any:
+    return _value(metadata.get("order"), GLOBAL_BATCH, None)
 
 
 def is_foreign(path: Path, own: Mapping[str, Any] | None) -> bool:

@@ -28,6 +28,7 @@ from swinv2_train.cli.evaluate import (
     writable,
 )
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 
@@ -113,10 +114,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_argument("items", nargs="*", metavar="ITEM", help="see below")
+        add_imports(command)
         command.set_defaults(run=run)
     offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}))
     arguments = parser.parse_args(given)
-    end(run_command("swinv2-analyze", lambda: arguments.run(arguments.items, given)))
+    end(run_command("swinv2-analyze", lambda: _run(arguments, given)))
+
+
+def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    use_imports(arguments)
+    return arguments.run(arguments.items, given)
 
 
 def split_models(

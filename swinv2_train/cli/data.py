@@ -18,6 +18,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import filled, manual
+from swinv2_train.cli.plugins import add_imports, use_imports
 
 # Modules that import torch are imported where they are used, to keep --help fast.
 _STATUS = (
@@ -35,7 +36,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     goes_on = "interrupted; rerun the same command to resume after the last finished shard"
-    end(run_command("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
+    end(run_command("swinv2-data", lambda: _run(arguments), interrupted=goes_on))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    use_imports(arguments)
+    return arguments.run(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands)
     _add_inspect(commands)
     _add_bench(commands)
+    for command in commands.choices.values():
+        add_imports(command, "image decoders")
     return parser
 
 

@@ -20,6 +20,7 @@ from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, sha
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="see below")
     parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
+    add_imports(parser)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     offer(parser, option_words(_OPTIONS))
     arguments = parser.parse_intermixed_args(given)
@@ -128,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     options, overrides = split_items(arguments.items, _OPTIONS)
+    use_imports(arguments)
     required(options, "checkpoint", "the run, checkpoint, or file of weights to evaluate")
     required(options, "data", "the labeled shards to evaluate on, such as data='shards/val-*.tar'")
     probing = [key for key in options if key.startswith("probe.")]

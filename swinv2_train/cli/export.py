@@ -15,6 +15,7 @@ from swinv2_train.cli.arguments import Parser, split_items
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
@@ -70,6 +71,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="checkpoint of a run or directory (default: %(default)s)",
     )
     parser.add_argument("--ema", action="store_true", help="use the moving average instead of the weights")
+    add_imports(parser)
 
 
 def _parser() -> Parser:
@@ -107,6 +109,7 @@ def _parser() -> Parser:
 
 def _run(arguments: argparse.Namespace) -> int:
     _, overrides = split_items(arguments.changes, {})
+    use_imports(arguments)
 
     from swinv2_train.interop.export import check_target, export
     from swinv2_train.interop.load import load_model

@@ -22,6 +22,7 @@ from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.export import add_source
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import use_imports
 from swinv2_train.cli.prediction import Prediction
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
@@ -101,6 +102,7 @@ def _parser() -> Parser:
 def _run(arguments: argparse.Namespace) -> int:
     changes = [item for item in arguments.images if _CHANGE.fullmatch(item) and not Path(item).exists()]
     _, overrides = split_items(changes, {})
+    use_imports(arguments)
     targets = _targets(arguments)
 
     from swinv2_train.interop.images import find_images

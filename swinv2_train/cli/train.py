@@ -17,6 +17,7 @@ from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
@@ -26,6 +27,7 @@ from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.identity import check_same_run, is_used, run_identity, saved_metadata
+from swinv2_train.engine.origin import origin_of
 from swinv2_train.errors import MainRankError, RunError
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, code_of
 from swinv2_train.imports import lean_imports
@@ -76,11 +78,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: one run for each of the values in KEY=A,B,..."
     )
+    add_imports(parser, "tasks, transforms, attention backends, and decoders")
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     offer(parser, run_words)
-    return parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
+    arguments.overrides += as_overrides(arguments)
+    return arguments
 
 
 def _own_configs(argv: Sequence[str]) -> Path | None:
@@ -212,8 +217,10 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
         return []
     if not Path(source).expanduser().exists():
         return [f"{source} does not exist (yet)"]
-    if saved_metadata(Path(config.run.dir), config) is not None:
-        return [f"{source} applies only to a new run; the one in {config.run.dir} resumes from its own checkpoint"]
+    place = origin_of(config)
+    if saved_metadata(place.run_dir, config, place.step) is not None:
+        whose = f"one of {place.run_dir}" if place.branches else "its own checkpoint"
+        return [f"{source} applies only to a new run; the one in {config.run.dir} resumes from {whose}"]
     from swinv2_train.engine.init_from import preview
     from swinv2_train.tasks.classes import names_of_classes
 
@@ -326,7 +333,8 @@ def _check(config: Config) -> Samples:
 def _complete(config: Config, shards: ShardSet) -> None:
     """Complete and freeze a config from its training shards, and check that its directory belongs to this run."""
     finish(config, shards.card)
-    check_same_run(Path(config.run.dir), run_identity(config, shards))
+    place = origin_of(config)
+    check_same_run(place.run_dir, run_identity(config, shards), place.step)
 
 
 def _refuse_used(config: Config) -> None:

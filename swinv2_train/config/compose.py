@@ -15,9 +15,10 @@ from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
+from swinv2_train.config.plugins import import_installed, import_plugins, imports_of
 from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.task_module import chosen_section, store_schemas
-from swinv2_train.config.tasks import TaskConfig, task_section
+from swinv2_train.config.tasks import TaskConfig, module_of, task_section
 from swinv2_train.reading import read_text
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
@@ -78,8 +79,12 @@ def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]
     return section
 
 
-def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
-    """Return the typed config of composed or loaded values; `own` as in `_resume_section`."""
+def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -> Config:
+    """Return the typed config of composed or loaded values; `own` as in `_resume_section`.
+
+    Args:
+        only_read: the config will not be run, so modules in `imports` are not imported.
+    """
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(composed, resolve=False)
@@ -87,6 +92,8 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
     resume = _resume_section(plain, own) if isinstance(plain, dict) else {}
     if isinstance(raw, dict):
         raw["resume"] = resume
+        if not only_read:
+            import_plugins(plain.get("imports") or [])
     _reject_unknown(plain, Config, "")
     # Hydra's result already has the types of the schema; values from a file or a container do not.
     typed = OmegaConf.get_type(composed) is Config
@@ -99,6 +106,8 @@ def _typed(composed: Any, own: Sequence[str] = ()) -> Config:
     assert isinstance(config, Config)
     config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]
     remember(config, raw, to_dict(config))
+    if config.task.module is None:  # the task of a module in `imports`; the name alone would not find it again
+        config.task.module = module_of(config.task.name)
     return config
 
 
@@ -170,9 +179,12 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            installed = import_installed()
+            import_plugins(imports_of(others))
             store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search])
             config = _typed(composed, own)
+            config.imports = list(dict.fromkeys([*config.imports, *installed]))
     except yaml.YAMLError as error:
         raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
     except ConfigError:
@@ -225,7 +237,7 @@ def from_yaml(path: Path, *, only_read: bool = False) -> Config:
         loaded = OmegaConf.create(read_text(path))
         if only_read:
             loaded = OmegaConf.create(without_missing(OmegaConf.to_container(loaded, resolve=False)))
-        return _typed(loaded)
+        return _typed(loaded, only_read=only_read)
     except ConfigError:
         raise
     except FileNotFoundError as error:

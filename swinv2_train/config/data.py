@@ -22,6 +22,8 @@ class AugmentConfig(Section):
     """Probability of a vertical flip (for images without a fixed "up", such as satellite or microscope images)."""
     interpolation: str = "bilinear"
     """bilinear (official SimMIM recipe) or bicubic (official supervised recipes), in training and evaluation."""
+    transform: str | None = None
+    """Transform of a module in `imports` that makes the training image instead of the crop and the flips."""
 
 
 @dataclass

@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from swinv2_train.config import own_parts
 from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.own_parts import ATTENTION_BACKENDS
 from swinv2_train.config.section import Section
 
-ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
-"""Names in the table of `models.attention.backends`, listed here because this module does not import torch."""
 NORM_PLACEMENTS = ("res-post", "pre", "post", "sandwich")
 SIMILARITIES = ("cosine", "dot")
 POSITION_BIASES = ("log-cpb", "linear-cpb", "table")
@@ -72,7 +72,8 @@ class ModelConfig(Section):
     absolute_position: bool = False
     """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`)."""
     attention: Any = "sdpa"
-    """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (in chunks)."""
+    """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (in chunks), or one of
+    a module in `imports`."""
     sequential_chunk_mib: float = 256.0
     """Upper bound, in MiB, on all score-sized tensors together that `sequential` keeps at a time."""
     checkpointing: Any = 0
@@ -146,8 +147,10 @@ def attention_backends(config: ModelConfig) -> list[str]:
     """Return the attention backend of each stage."""
     backends = per_stage("model.attention", config.attention)
     for backend in backends:
-        if backend not in ATTENTION_BACKENDS:
-            raise ConfigError("model.attention", backend, f"must be one of {', '.join(ATTENTION_BACKENDS)}")
+        known = (*ATTENTION_BACKENDS, *own_parts.parts("attention"))
+        if backend not in known:
+            hint = f"must be one of {', '.join(known)}; --import adds those of your own module"
+            raise ConfigError("model.attention", backend, hint)
     return backends
 
 

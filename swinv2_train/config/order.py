@@ -7,6 +7,7 @@ from typing import Any
 
 from swinv2_train.config.checks import at_least, one_of
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.resume import GLOBAL_BATCH
 from swinv2_train.config.schema import Config
 
 LANES, GROUPS = "lanes", "groups"
@@ -45,6 +46,11 @@ def fill_in_order(config: Config, saved: Mapping[str, Any] | None) -> None:
         saved: section `order` of the metadata of the run's checkpoints; None if the run has not begun. Earlier versions
             recorded only `data.shuffle_samples`.
     """
+    begun = (saved or {}).get("data.lanes")
+    if begun and GLOBAL_BATCH in config.resume.allow and not _fits(config, begun):
+        unit = begun * DRAWS_PER_DEAL * config.task.repeats
+        hint = f"must be a multiple of {unit}, because the order of the run has {begun} lanes"
+        raise ConfigError(GLOBAL_BATCH, config.optim.global_batch, hint)
     config.data.order, config.data.lanes, config.data.block_samples = order_of(config, saved)
 
 

@@ -28,10 +28,21 @@ class Plan:
     peak_lr: float
     warmup_lr: float
     min_lr: float
+    ahead: float = 0.0
+    """Steps that the schedule is ahead of the count of steps, because earlier steps had another global batch."""
+    changed_step: int = 0
+    """Step at which the global batch last changed; 0: it never did."""
+    changed_samples: int = 0
+    """Samples up to that step."""
 
     @property
     def epochs(self) -> float:
-        return self.total_steps * self.global_batch / self.num_samples
+        return self.samples / self.num_samples
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole run."""
+        return self.changed_samples + (self.total_steps - self.changed_step) * self.global_batch
 
 
 def split_batch(config: Config, world_size: int) -> tuple[int, int]:

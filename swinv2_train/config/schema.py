@@ -12,7 +12,9 @@ from typing import Any
 from swinv2_train.config.data import AugmentConfig as AugmentConfig
 from swinv2_train.config.data import DataConfig
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.resume import ResumeConfig
 from swinv2_train.config.section import Section
+from swinv2_train.config.stopping import EarlyStoppingConfig
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.tasks import SimMIMConfig, TaskConfig
 
@@ -28,19 +30,6 @@ class RunConfig(Section):
 
 
 @dataclass
-class ResumeConfig(Section):
-    """Behavior in a used run directory. `resume=auto` and `resume=never` set the mode."""
-
-    mode: str = "auto"
-    """auto: continue from the newest valid checkpoint of the run directory; without one, start from the beginning.
-
-    never: reject a used directory.
-    """
-    allow: list[str] = field(default_factory=list)
-    """Differences from the checkpoint that are accepted and logged instead of rejected: [data] for training shards
-    with other names, sizes, content, or class names."""
-
-
 @dataclass
 class InitConfig(Section):
     """Reading of `init_from`. It starts a new run; a run that has begun resumes from its own checkpoints."""
@@ -209,6 +198,8 @@ class EvalConfig(Section):
     """Record and plot the activation amplitude per block (paper, figure 2) every N steps; 0: never."""
     ema: bool = True
     """If `optim.ema_decay` is set, also evaluate the averaged weights: eval/ema_loss in addition to eval/loss."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    """End of the run before its last step."""
 
 
 @dataclass
@@ -341,6 +332,11 @@ class Config(Section):
     """Start a new run from weights: a run, a checkpoint, or a file (this package's, official, timm, Hugging Face)."""
     replay: str | None = None
     """Incident of a run, a file in <run>/incidents: rerun exactly that step, and change nothing."""
+    imports: list[str] = field(default_factory=list)
+    """Python modules of your own tasks, transforms, attention backends, and decoders; `--import MODULE` adds one.
+
+    They must be importable, as for `task.module`. Installed packages may add theirs; see swinv2_train/tasks/README.md.
+    """
     seed: int = 0
     """Determines the order of samples, augmentation, masks, initial weights, and stochastic depth."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -10,8 +10,10 @@ from typing import Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import key_of
+from swinv2_train.config.plugins import KEY as IMPORTS
+from swinv2_train.config.plugins import import_plugins
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, sections_of
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, module_of, sections_of
 
 KEY = "task.module"
 _MOST_STUBS = 9
@@ -30,12 +32,14 @@ def store_schemas(section: type[TaskConfig] | None, config_dir: Path | None) -> 
     store.store("schema", _schema(section or TaskConfig))
     for name, each in TASK_SECTIONS.items():
         store.store(f"{name}_schema", _section_node(each), group="task")  # the file of a task chooses its section
-    if section is not None:  # task=NAME works without a file of that name; with one, Hydra would warn of duplicates
-        name = section().name
+    own = {name: each for name, each in TASK_SECTIONS.items() if module_of(name)}
+    if section is not None:
+        own[section().name] = section
+    for name, each in own.items():  # task=NAME works without a file of that name; with one, Hydra would warn
         if config_dir is not None and (config_dir / "task" / f"{name}.yaml").is_file():
             store.repo["task"].pop(f"{name}.yaml", None)
         else:
-            store.store(name, _section_node(section), group="task")
+            store.store(name, _section_node(each), group="task")
 
 
 @cache
@@ -59,6 +63,9 @@ def _section_node(section: type[TaskConfig]) -> Any:
 def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: Path) -> type[TaskConfig] | None:
     """Return the section of the task whose module an override or a user file names; None for a built-in task.
 
+    Modules in the `imports` of user files are imported. The others, of the command line and of installed packages, are
+    imported already.
+
     Hydra must be initialized.
 
     Args:
@@ -71,12 +78,14 @@ def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: 
     found = {key_of(item): item.partition("=")[2] for item in overrides if key_of(item) in (KEY, "task.name", "task")}
     files: dict[str, Any] = {}
     if KEY not in found and config_dir is not None and _mentions_module(config_dir):
-        files = _task_of_files(overrides, config_dir, conf_dir)
-    module = found.get(KEY, files.get("module"))
+        files = _files(overrides, config_dir, conf_dir)
+        import_plugins(files.get(IMPORTS) or [])
+    of_files = files.get("task") if isinstance(files.get("task"), dict) else {}
+    name = found.get("task.name") or of_files.get("name") or found.get("task")
+    module = found.get(KEY, of_files.get("module"))
     if module in (None, "", "null"):
-        return None
+        return TASK_SECTIONS[name] if name and module_of(name) else None
     sections = sections_of(module)
-    name = found.get("task.name") or files.get("name") or found.get("task")
     if name in sections:
         return sections[name]
     if name in TASK_SECTIONS:  # built-in, so the module is not needed
@@ -91,11 +100,11 @@ def chosen_section(overrides: Sequence[str], config_dir: Path | None, conf_dir: 
 
 def _mentions_module(config_dir: Path) -> bool:
     files = (path for path in config_dir.rglob("*.yaml") if path.is_file())
-    return any(re.search(r"\bmodule\b", path.read_text(errors="replace")) for path in files)
+    return any(re.search(rf"\b(module|{IMPORTS})\b", path.read_text(errors="replace")) for path in files)
 
 
-def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -> dict[str, Any]:
-    """Return the task section that the chosen files define, as far as possible without its schema.
+def _files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -> dict[str, Any]:
+    """Return the values that the chosen files define, as far as possible without the schema of the task.
 
     Hydra itself resolves the files, so this also works for recipes that build on others. The schema is left open, and
     schemas that are not registered yet are empty.
@@ -121,9 +130,9 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
                 if missing is None or len(stubs) == _MOST_STUBS:
                     return {}  # the composition itself reports it
                 stubs.append(missing[1])
-                store.store(missing[1], {}, group="task")
+                stub = {} if missing[1].endswith("_schema") else {"name": missing[1]}
+                store.store(missing[1], stub, group="task")
     finally:
         for name in stubs:  # otherwise a later composition would find a task of this name
             store.repo["task"].pop(f"{name}.yaml", None)
-    section = OmegaConf.select(composed, "task")
-    return OmegaConf.to_container(section, resolve=False) if OmegaConf.is_dict(section) else {}
+    return OmegaConf.to_container(composed, resolve=False)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from swinv2_train.config import own_parts
 from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
 from swinv2_train.config.order import check_order
+from swinv2_train.config.resume import check_resume
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
@@ -53,6 +55,11 @@ def validate_data(config: Config) -> None:
     """
     data = config.data
     one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
+    if data.augment.transform is not None:
+        known = own_parts.parts("transforms")
+        if data.augment.transform not in known:
+            hint = f"is not a transform of a module in imports ({', '.join(known) or 'none'}); --import its module"
+            raise ConfigError("data.augment.transform", data.augment.transform, hint)
     for key in ("scale", "ratio"):
         bounds = getattr(data.augment, key)
         if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1] or (key == "scale" and bounds[1] > 1):
@@ -210,9 +217,7 @@ def _validate_schedules(config: Config) -> None:
     if peak is not None and not peak > 0:
         fix = "must be above 0: the TFLOPS of one device, such as 312 for an A100 in bf16"
         raise ConfigError("tracking.peak_tflops", peak, fix)
-    one_of("resume", config.resume.mode, ("auto", "never"))
-    for value in config.resume.allow:
-        one_of("resume.allow", value, ("data",))
+    check_resume(config.resume)
     one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
     _validate_launch(config.launch)
     if not config.run.dir:
@@ -268,32 +273,47 @@ def _validate_launch(launch: LaunchConfig) -> None:
 
 
 def _validate_best_metric(config: Config) -> None:
-    """Check that every evaluation reports the metric; probe metrics exist only at steps that probe."""
-    checkpoint, probe, every = config.checkpoint, config.probe, config.eval.every_steps
-    metric = checkpoint.best_metric
+    metric, mode = config.checkpoint.best_metric, config.checkpoint.best_mode
     if better_end(metric):
-        checked_mode(metric, checkpoint.best_mode)
-    if not checkpoint.keep_best:
-        return
+        checked_mode(metric, mode)
+    if config.checkpoint.keep_best:
+        _check_reported(config, "checkpoint.best_metric", metric)
+
+
+def _check_reported(config: Config, key: str, metric: str) -> None:
+    """Check that every evaluation reports a metric; probe metrics exist only at steps that probe."""
+    probe, every = config.probe, config.eval.every_steps
     if not metric.startswith(PROBED):
         given = evaluated_metrics(config)
         if config.data.eval_shards and metric not in given:
-            raise ConfigError(
-                "checkpoint.best_metric", metric, f"no evaluation reports it; use one of {', '.join(given)}"
-            )
+            raise ConfigError(key, metric, f"no evaluation reports it; use one of {', '.join(given)}")
         return
     if not probe.shards:
-        raise ConfigError("checkpoint.best_metric", metric, "there is nothing to probe with: set probe.shards")
+        raise ConfigError(key, metric, "there is nothing to probe with: set probe.shards")
     known = probed_metrics(config)
     if metric not in known:
-        raise ConfigError("checkpoint.best_metric", metric, f"as configured, the probes report {' and '.join(known)}")
+        raise ConfigError(key, metric, f"as configured, the probes report {' and '.join(known)}")
     if not probe.every_steps or every % probe.every_steps:
         raise ConfigError(
             "probe.every_steps",
             probe.every_steps,
-            f"checkpoint.best_metric={metric} needs a probe at every evaluation: set {every}, like eval.every_steps, "
-            "or a divisor of it",
+            f"{key}={metric} needs a probe at every evaluation: set {every}, like eval.every_steps, or a divisor of it",
         )
+
+
+def _validate_early_stopping(config: Config) -> None:
+    stopping = config.eval.early_stopping
+    at_least("eval.early_stopping.patience", stopping.patience, 1)
+    at_least("eval.early_stopping.min_delta", stopping.min_delta, 0)
+    if stopping.metric is None:
+        return
+    key = "eval.early_stopping.metric"
+    if not config.eval.every_steps or not (config.data.eval_shards or config.launch.dry_run):
+        hint = "the run evaluates nothing: set data.eval_shards and eval.every_steps"
+        raise ConfigError(key, stopping.metric, hint)
+    _check_reported(config, key, stopping.metric)
+    if better_end(stopping.metric) is None:
+        raise ConfigError(key, stopping.metric, "it is not known which of its values are better; use another metric")
 
 
 def _refuse_infinite(config: Config) -> None:
@@ -327,3 +347,4 @@ def validate(config: Config) -> None:
     _validate_init(config)
     _validate_probe(config)
     _validate_best_metric(config)
+    _validate_early_stopping(config)

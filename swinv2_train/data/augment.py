@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swinv2_train.config import own_parts
 from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
@@ -21,9 +22,27 @@ from swinv2_train.data.sample import Sample
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_DTYPES = (torch.uint8, torch.uint16)
 
 
 def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+    """Return the training image of a sample, (C, *size) uint8 or uint16: `random_crop`, or the user's own transform.
+
+    Raises:
+        BrokenSample: if the sample cannot be used.
+        ValueError: if an own transform returns anything else.
+    """
+    if config.transform is None:
+        return random_crop(sample, size, config, rng)
+    image = own_parts.function_of(own_parts.parts("transforms")[config.transform])(sample, size, config, rng)
+    if not isinstance(image, Tensor) or image.dtype not in _DTYPES or image.ndim != 3 or image.shape[1:] != size:
+        found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
+        expected = f"a uint8 or uint16 tensor (C, {size[0]}, {size[1]})"
+        raise ValueError(f"data.augment.transform={config.transform} returned {found}, not {expected}")
+    return image
+
+
+def random_crop(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
     """Return a random resized and flipped crop of a sample's image, (C, *size), decoding no more than it needs.
 
     Raises BrokenSample.

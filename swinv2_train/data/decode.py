@@ -23,6 +23,7 @@ from swinv2_train.data.card import ImageFacts
 from swinv2_train.data.codecs import decode_jpeg, decode_webp
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import check_png, header_size, orientation, sniff, unknown_format
+from swinv2_train.data.own_decoder import own_decoder
 from swinv2_train.data.pixels import LUMA, Pixels, check_size, from_numpy, upright
 from swinv2_train.data.unit_values import ALL_MISSING, missing_of, unit_values
 from swinv2_train.data.value_range import Nodata, ValueRange
@@ -113,7 +114,7 @@ def read_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Pixels:
     with decoding(kind):
         if size is not None:
             check_size(*size, max_pixels=max_pixels)
-        pixels = _DECODERS[kind](data, max_pixels)
+        pixels = (_DECODERS.get(kind) or own_decoder(kind))(data, max_pixels)
     if 0 in pixels.image.shape:
         raise BrokenSample(f"{kind}: the image is empty, {tuple(pixels.image.shape)}")
     return pixels

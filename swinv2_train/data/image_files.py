@@ -9,13 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
-"""Extensions that every version read. They come first wherever several files compete for one name."""
-IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, "jpe", "jfif", "bmp", "gif", "avif", "jp2")
-"""Extensions of the files and shard members that are read as images, in lower case. Of a GIF, the first frame is read.
+from swinv2_train.config import own_parts
+from swinv2_train.config.image_formats import IMAGE_EXTENSIONS
 
-The list does not depend on the installed libraries, so all hosts count the same samples.
-"""
 ARRAY_EXTENSIONS = ("npy", "npz")
 """Extensions of arrays of NumPy, which are read as images where there are no others."""
 _MAY_HOLD_IMAGES = frozenset((
@@ -69,6 +65,11 @@ class FolderScan:
         return lines
 
 
+def image_extensions() -> tuple[str, ...]:
+    """Return the extensions of the files and shard members that are read as images, those of own decoders last."""
+    return (*IMAGE_EXTENSIONS, *own_parts.parts("decoders"))
+
+
 def extension(name: str) -> str:
     """Return the part of a file name after its last dot, in lower case; "" if there is none."""
     return os.path.splitext(name)[1][1:].lower()
@@ -90,11 +91,12 @@ def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
     """
     found, arrays = FolderScan(str(root)), []
     skipped = os.path.realpath(skip) if skip is not None else None
+    read = frozenset(image_extensions())
     for path, is_file in _walk(str(root), frozenset(), skipped, found):
         suffix = extension(path)
         if suffix in ARRAY_EXTENSIONS and is_file:
             arrays.append(path)
-        elif suffix not in IMAGE_EXTENSIONS:
+        elif suffix not in read:
             found.unread[suffix] += 1
         elif is_file:
             found.images.append(path)

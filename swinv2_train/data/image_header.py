@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from swinv2_train.config import own_parts
 from swinv2_train.data.errors import BrokenSample
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -26,7 +27,8 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # EXIF types: byte, short, long
 def sniff(data: bytes) -> str | None:
     """Return the format by the first bytes; None for anything else.
 
-    jpeg, png, webp, tiff, bmp, gif, avif, or jp2; npy or npz for arrays of NumPy. Any other zip file is npz, too.
+    jpeg, png, webp, tiff, bmp, gif, avif, or jp2; npy or npz for arrays of NumPy, where any other zip file is npz, too;
+    or that of an own decoder.
     """
     if data[:3] == b"\xff\xd8\xff":
         return "jpeg"
@@ -46,9 +48,11 @@ def sniff(data: bytes) -> str | None:
         return "jp2"
     if data[:6] == b"\x93NUMPY":
         return "npy"
-    if data[:4] == b"PK\x03\x04":
+    own = own_parts.parts("decoders").items()
+    found = next((name for name, one in own if data[one.offset : one.offset + len(one.magic)] == one.magic), None)
+    if found is None and data[:4] == b"PK\x03\x04":
         return "npz"
-    return None
+    return found
 
 
 def unknown_format(data: bytes) -> str:
@@ -57,7 +61,8 @@ def unknown_format(data: bytes) -> str:
         return "it is empty"
     if data[4:8] == b"ftyp" and {b"heic", b"heix", b"hevc", b"mif1"} & set(_brands(data)):
         return "HEIC is not read: convert it to JPEG or PNG"
-    return "it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image"
+    own = "".join(f", nor a {name}" for name in own_parts.parts("decoders"))
+    return f"it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image{own}"
 
 
 def header_size(data: bytes, kind: str) -> tuple[int, int] | None:

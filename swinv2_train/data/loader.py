@@ -67,13 +67,14 @@ class Share:
 class TrainLoader:
     """Endless micro-batches of one rank, starting with batch `start_batch`.
 
-    Batch b contains the positions b * global_batch + [0, global_batch). Rank r takes its share of them (`Order.share`),
-    cut into micro-batches in order. A micro-batch is what the transform returns, collated, and
+    Batch b contains the positions first_position + b * global_batch + [0, global_batch). Rank r takes its share of them
+    (`Order.share`), cut into micro-batches in order. A micro-batch is what the transform returns, collated, and
 
     - "position" int64 (B,): the sample positions,
     - "broken": list of (position, "shard/key", reason) of samples that could not be used and were replaced.
 
     Args:
+        first_position: of batch 0. With lanes it is a multiple of what they divide a batch into.
         avoid: batches that are skipped.
     """
 
@@ -85,6 +86,7 @@ class TrainLoader:
         *,
         global_batch: int,
         start_batch: int = 0,
+        first_position: int = 0,
         avoid: Collection[int] = (),
         workers: Workers = Workers(),  # noqa: B008 (it is frozen)
     ) -> None:
@@ -103,12 +105,17 @@ class TrainLoader:
         shards.parts.samples = order.block_samples if order.lanes > 1 else PART_SAMPLES
         avoided = frozenset(avoid)
         batches = (batch for batch in itertools.count(start_batch) if batch not in avoided)
-        shares = (order.share(batch, global_batch, share.rank, share.world_size) for batch in batches)
+
+        def positions_of(batch: int) -> Sequence[int]:
+            own = order.share(batch, global_batch, share.rank, share.world_size)
+            return [first_position + position for position in own] if first_position else own
+
+        shares = map(positions_of, batches)
         size = share.micro_batch
         positions = (part[start : start + size] for part in shares for start in range(0, len(part), size))
         self._pool = WorkerPool(_TrainSamples(source, order), positions, workers)
         if shards.remote:
-            self._read_ahead(order.share(start_batch, global_batch, share.rank, share.world_size))
+            self._read_ahead(positions_of(start_batch))
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, extension
+from swinv2_train.data.image_files import ARRAY_EXTENSIONS, extension, image_extensions
 from swinv2_train.reading import UnreadableError, decode_text
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -35,7 +35,6 @@ _SEVERAL_NAMES = ("labels", "classes", "categories", "tags", "targets")
 _UNNAMED = re.compile(r"|index|unnamed: \d+|unnamed")
 """Names of the row numbers that pandas writes as a first column."""
 _SEPARATORS = (",", "\t", ";", "|")
-_FILES = (*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS)
 _NONE = "\x1f"  # a separator that occurs in no list: the whole line is the path
 _LOOKED_AT = 200
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE | re.ASCII)
@@ -175,6 +174,10 @@ def _from_csv(path: Path, text: str) -> ImageList:
         raise DataError(f"{path}, {error} (quotes that do not match, or a cell that is too long)") from None
 
 
+def _files() -> tuple[str, ...]:
+    return (*image_extensions(), *ARRAY_EXTENSIONS)
+
+
 def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list[str] | None]:
     """Return the separator and, if there is a header, the names of its columns in lower case."""
     heads: dict[str, list[list[str]]] = {}
@@ -193,13 +196,13 @@ def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list
     def fit(separator: str) -> tuple[int, int, int]:
         rows = [cells for cells in heads[separator] if len(cells) <= 2]
         there = sum(os.path.lexists(located(path.parent, cells[0])) for cells in rows)
-        return there, sum(extension(cells[0]) in _FILES for cells in rows), sum(len(c) == 2 for c in rows)
+        return there, sum(extension(cells[0]) in _files() for cells in rows), sum(len(c) == 2 for c in rows)
 
     best = max(heads, key=fit)
     if fit(best)[:2] == (0, 0):  # neither files nor names of images
         best = next(iter(heads))
     first = heads[best][0] if heads[best] else []
-    if first and extension(first[0]) not in _FILES and not os.path.lexists(located(path.parent, first[0])):
+    if first and extension(first[0]) not in _files() and not os.path.lexists(located(path.parent, first[0])):
         raise DataError(
             f"{path}, line 1: expected path or path,label, or a header with a column path (or file, filename, image), "
             f"found {best.join(first)!r}; if this is a header, rename the column of the files to path"

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from swinv2_train.config.image_formats import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import (
     ARRAY_EXTENSIONS,
-    FIRST_EXTENSIONS,
-    IMAGE_EXTENSIONS,
     FolderScan,
     extension,
+    image_extensions,
     is_array,
     scan_folder,
 )
@@ -133,7 +133,7 @@ def open_source(
         reasons = "".join(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
         )
-        raise DataError(f"{source} holds no images ({', '.join((*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS))}){reasons}")
+        raise DataError(f"{source} holds no images ({', '.join((*image_extensions(), *ARRAY_EXTENSIONS))}){reasons}")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
     return replace(found, entries=ordered, arrays=_has_arrays(found))
 

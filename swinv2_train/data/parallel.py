@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from swinv2_train.config import own_parts
+from swinv2_train.config.plugins import import_plugins
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import UnreachableData
 from swinv2_train.data.workers import end_with_parent, start_server
@@ -45,7 +47,7 @@ class ParallelMap:
 
     def _start_with(self, context: Any) -> tuple[Any, ...]:
         self._current = CurrentItems(self._workers)
-        return self._task, self._current, context.Value("i", 0)
+        return self._task, self._current, context.Value("i", 0), own_parts.modules()
 
     def __call__(self, items: Iterable[Item]) -> Iterator[Result]:
         if self._pool is None:
@@ -84,9 +86,10 @@ class ParallelMap:
             self._pool.shutdown(cancel_futures=True)
 
 
-def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any) -> None:
+def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any, plugins: list[str]) -> None:
     import torch
 
+    import_plugins(plugins)
     with started.get_lock():
         current.take(started.value)
         started.value += 1

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from swinv2_train.data.image_files import ARRAY_EXTENSIONS, FIRST_EXTENSIONS, IMAGE_EXTENSIONS, is_array
+from swinv2_train.config.image_formats import FIRST_EXTENSIONS
+from swinv2_train.data.image_files import ARRAY_EXTENSIONS, image_extensions, is_array
 from swinv2_train.data.tar import Member
 
 IMAGE, VIDEO = "image", "video"
 TEXT_EXTENSIONS = ("cls", "txt", "json")
 VIDEO_EXTENSIONS = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
-_MAIN_EXTENSIONS = {IMAGE: IMAGE_EXTENSIONS, VIDEO: VIDEO_EXTENSIONS}
 _PICKLES = ("pkl", "pickle", "pyd", "pt", "pth", "joblib")
 """Formats that can execute code when they are read. They are never indexed, so no transform can ask for them."""
 _NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)  # webdataset's split into key and extension
@@ -109,7 +109,7 @@ class Scope:
     @property
     def extensions(self) -> tuple[str, ...]:
         """Extensions of the main members."""
-        return _MAIN_EXTENSIONS[self.main]
+        return VIDEO_EXTENSIONS if self.main == VIDEO else image_extensions()
 
     def contains(self, extension: str) -> bool:
         """Return whether members with this extension, such as seg.png, are indexed."""
@@ -154,7 +154,7 @@ class MemberGroup:
 
 def is_image(extension: str) -> bool:
     """Return whether members with this extension, such as png or left.png, are read as images."""
-    return _last(extension) in IMAGE_EXTENSIONS
+    return _last(extension) in image_extensions()
 
 
 class SampleGroups:
@@ -240,7 +240,7 @@ def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[t
         elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
             yield "dotted label", extension
         else:  # such as seg.png next to jpg
-            known = last in IMAGE_EXTENSIONS and not any(character.isdecimal() for character in prefix)
+            known = last in image_extensions() and not any(character.isdecimal() for character in prefix)
             yield f"{_OTHER_TYPE}:{extension if known else last}", extension
 
 

@@ -272,11 +272,12 @@ class ShardSet:
         return choice_lines(several, self.image, self.scope)
 
     def _main_of(self, members: Collection[str]) -> str:
-        """Return the extension of the member that is read as the image. Raises BrokenSample if the chosen one is
-        missing."""
+        """Return the extension of the member that is read as the image. Raises BrokenSample if there is none, or the
+        chosen one is missing."""
         if self.image is None:
             extension = self.scope.main_extension(tuple(members))
-            assert extension is not None  # an index lists only samples with a main member
+            if extension is None:  # it was indexed with a decoder that is not here
+                raise BrokenSample(f"no decoder for {', '.join(members)}; --import the module that has it")
             return extension
         if self.image not in members or not (self.scope.is_main(self.image) or is_array(self.image)):
             images = ", ".join(self.scope.mains(tuple(members)))

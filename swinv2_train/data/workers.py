@@ -36,6 +36,8 @@ import psutil
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from swinv2_train.config import own_parts
+from swinv2_train.config.plugins import import_plugins
 from swinv2_train.data.batch import share_memory
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
@@ -61,7 +63,7 @@ def start_server(also: Sequence[str] = ()) -> None:
     Args:
         also: further modules for it to import, once for all workers.
     """
-    multiprocessing.set_forkserver_preload([_PRELOADED, *also])
+    multiprocessing.set_forkserver_preload([_PRELOADED, *also, *own_parts.modules()])
     with exported_import_path(), warnings.catch_warnings():
         # A killed tracker is restarted; what it tracked is removed with the processes.
         warnings.filterwarnings("ignore", "resource_tracker: process died")
@@ -194,11 +196,13 @@ class _Shared(Dataset[Any]):
 
     def __init__(self, dataset: Any, current: CurrentItems | None) -> None:
         self._dataset, self._current = dataset, current
+        self._plugins = own_parts.modules()
 
     def __getitems__(self, indices: Sequence[int]) -> Any:
         worker = get_worker_info()
         if worker is not None and self._current is not None:
             self._current.take(worker.id)
+            import_plugins(self._plugins)  # which names their parts in this process too
         batch = self._dataset.__getitems__(indices)
         working_on(None)
         if worker is None or not isinstance(batch, dict):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.analysis.probes import Probe
-from swinv2_train.checkpoint.identity import CONTENT, SHARDS, Identity, run_metadata
+from swinv2_train.checkpoint.identity import CONTENT, EARLIER, SHARDS, Identity, earlier_batches, run_metadata
 from swinv2_train.checkpoint.saver import Saver
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.plan import Plan
+from swinv2_train.config.resume import GLOBAL_BATCH
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.overlap import overlap_warning
@@ -69,6 +70,13 @@ class Start:
     """Names of the checkpoints that were skipped."""
     metadata: dict[str, Any] | None
     """Metadata of the checkpoint that was loaded; None without one."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Evaluation at its step."""
+    new_place: bool = False
+    """True if the run continues from a checkpoint of another directory or with another global batch, so that no
+    checkpoint of the run has this state."""
+    warnings: list[str] = field(default_factory=list)
+    """Lines about this, for the log."""
 
 
 def first_batch_seconds(parts: Parts) -> float:
@@ -90,8 +98,8 @@ def first_batch_seconds(parts: Parts) -> float:
 def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     """Return warnings about settings and data that were probably not intended. Only the main rank calls it."""
     config, shards, held_out = parts.config, parts.shards, parts.held_out
-    lines = [*doubts(config, parts.plan), *shards.warnings(), *background_warnings(config.data, shards.card)]
-    lines += value_warnings(config.data, shards.card)
+    lines = [*start.warnings, *doubts(config, parts.plan), *shards.warnings()]
+    lines += background_warnings(config.data, shards.card) + value_warnings(config.data, shards.card)
     if config.task.classes is not None:
         lines += unused_classes(config.task.classes, shards.card) + class_warnings(start.metadata, parts.identity)
     if held_out is not None:
@@ -140,6 +148,8 @@ def build_trainer(parts: Parts, start: Start, engine: Engine, tracker: Tracker) 
         stop=parts.stop,
         seconds_at_peak=seconds_at_peak(config, ranks),
         missed=start.missed,
+        metrics=dict(start.metrics) if start.new_place else {},
+        save_first=start.new_place,
     )
 
 
@@ -187,4 +197,9 @@ def _metadata(parts: Parts, before: dict[str, Any] | None) -> dict[str, Any]:
     order = own.metadata["order"]
     statistics = resolve_statistics(config.data, shards.card, config.model.in_channels)
     bits = sorted(shards.card.bits) if shards.card else None
-    return run_metadata(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
+    metadata = run_metadata(config, order[SHARDS], names, statistics, order[CONTENT], bits or None)
+    if before is not None:
+        batches = [*earlier_batches(before), before.get("order", {}).get(GLOBAL_BATCH)]
+        if changed := [batch for batch in dict.fromkeys(batches) if batch not in (None, config.optim.global_batch)]:
+            metadata[EARLIER] = {GLOBAL_BATCH: changed}
+    return metadata

@@ -67,6 +67,7 @@ def train_loader(
         Share(plan.micro_batch, ranks.rank, ranks.world_size, local_ranks(), config.data.connections),
         global_batch=plan.global_batch,
         start_batch=state.batch,
+        first_position=state.changed_position,
         avoid=state.avoided_batches,
         workers=Workers(config.data.num_workers, prefetched(config, plan)),
     )

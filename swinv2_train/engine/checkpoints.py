@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.identity import DATA, Identity
+from swinv2_train.checkpoint.identity import Identity
 from swinv2_train.checkpoint.layout import read_manifest
 from swinv2_train.checkpoint.load import check_parameters, check_trained, load_fragments
 from swinv2_train.checkpoint.saver import Outcome, Saver
 from swinv2_train.checkpoint.survey import read_state
 from swinv2_train.checkpoint.verify import newest_valid
+from swinv2_train.config.resume import DATA, GLOBAL_BATCH
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.state import TrainState
 from swinv2_train.launch.failures import together
@@ -39,6 +40,8 @@ class Loaded:
     """Names of the checkpoints that were skipped, damaged or of another run."""
     metadata: dict[str, Any] | None = None
     """Metadata in the checkpoint; None without a valid checkpoint."""
+    batch_before: int | None = None
+    """Global batch of the checkpoint, if the run continues with another one."""
 
 
 def load_newest(
@@ -55,8 +58,13 @@ def load_newest(
     if found.path is None:
         return Loaded(None, {}, lines, found.damaged)
     loaded = load(found.path, engine, ranks, lines, found.damaged)
-    accepted = own.differences(loaded.metadata or {}) if own else []
-    loaded.lines += [f"continuing with different data (resume.allow=[{DATA}]): {one}" for one in accepted]
+    saved = loaded.metadata or {}
+    for one in own.accepted(saved, DATA) if own else ():
+        loaded.lines.append(f"continuing with different data (resume.allow=[{DATA}]): {one}")
+    for one in own.accepted(saved, GLOBAL_BATCH) if own else ():
+        assert loaded.state is not None
+        loaded.batch_before = one.before
+        loaded.state.change_batch(one.before, one.now)
     return loaded
 
 

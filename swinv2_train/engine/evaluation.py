@@ -23,6 +23,9 @@ from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.tracker import Tracker
 
+PARTS = ("evaluate", "probe", "draw", "signal")
+"""Parts of an evaluation in their order; see `due`."""
+
 
 class Interrupted(Exception):  # noqa: N818 -- not an error
     """A stop signal reached a rank during an evaluation; every rank raises it at the same batch."""

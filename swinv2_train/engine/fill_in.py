@@ -20,6 +20,7 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
 from swinv2_train.data.value_range import fill_in_scale
 from swinv2_train.engine.identity import saved_metadata
+from swinv2_train.engine.origin import check_origin, origin_of
 from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure
@@ -42,7 +43,9 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         ConfigError: if a value remains unknown, or if the weights of `init_from` belong to another model.
         CheckpointError, DataError: if the weights or the label map cannot be read.
     """
-    begun = saved_metadata(Path(config.run.dir), config)
+    check_origin(config)
+    place = origin_of(config)
+    begun = saved_metadata(place.run_dir, config, place.step)
     if config.data.background is None:
         config.data.background = "white" if begun is None else _saved(begun, "data", "background") or EARLIER_BACKGROUND
     begun_scale = _saved(begun, "data", "scale")

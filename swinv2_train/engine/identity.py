@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.identity import DATA, SHARDS, Difference, Identity, identity, shards_digest
-from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest
+from swinv2_train.checkpoint.identity import SHARDS, Difference, Identity, identity, shards_digest
+from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest, step_of
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.resume import DATA, GLOBAL_BATCH
 from swinv2_train.config.schema import Config
 
 if TYPE_CHECKING:  # a dry run and `--help` do without numpy
@@ -24,23 +25,26 @@ def run_identity(config: Config, shards: ShardSet) -> Identity:
     return identity(config, digest, [shard.content for shard in shards.shards], names)
 
 
-def check_same_run(directory: Path, own: Identity) -> None:
+def check_same_run(directory: Path, own: Identity, step: int | None = None) -> None:
     """Refuse to continue a run with another model, other data, or another order of samples.
 
     Checkpoints of other runs are allowed if at least one belongs to this run; they are skipped when one is loaded.
 
     Args:
         directory: the run directory.
+        step: of the only checkpoint that counts; None: all.
 
     Raises:
         ConfigError: naming the difference, with both values.
     """
     refused: tuple[Difference, Path] | None = None
-    for path, saved in _all_metadata(directory):
+    for path, saved in _all_metadata(directory, step):
         found = own.refusal(saved)
         if found is None:
             return
         refused = refused or (found, path)
+        if found.key == GLOBAL_BATCH and own.returns_to(saved):  # older checkpoints match, but newer ones would be lost
+            break
     if refused is not None:
         raise ConfigError(refused[0].key, _shown(refused[0], own), _advice(*refused, directory))
 
@@ -52,7 +56,7 @@ def _shown(found: Difference, own: Identity) -> Any:
 def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
     """Return a description of a difference from a checkpoint in a run directory, and the fix."""
     back = "set it back, or use another run.dir for a new run"
-    if found.what and not found.is_data:
+    if found.what and not found.option:
         return (
             f"{found.what}, so the labels of the run in {directory} have moved: pack the data again with "
             f"--class-names {checkpoint / MANIFEST}, which keeps the numbering, or use another run.dir with "
@@ -60,10 +64,11 @@ def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
         )
     was = found.what or f"the run in {directory} was started with {found.before}"
     where = f" since the run in {directory} was started" if found.what else ""
-    return f"{was}{where}; {back}{f', or resume.allow=[{DATA}] to continue with these data' if found.is_data else ''}"
+    what = {DATA: "these data", GLOBAL_BATCH: "this batch"}.get(found.option or "")
+    return f"{was}{where}; {back}{f', or resume.allow=[{found.option}] to continue with {what}' if what else ''}"
 
 
-def saved_metadata(directory: Path, config: Config) -> dict[str, Any] | None:
+def saved_metadata(directory: Path, config: Config, step: int | None = None) -> dict[str, Any] | None:
     """Return the metadata in the newest checkpoint of a run; None if it has none.
 
     It is that of the newest readable manifest, among those of this run if there are any.
@@ -71,8 +76,9 @@ def saved_metadata(directory: Path, config: Config) -> dict[str, Any] | None:
     Args:
         directory: the run directory.
         config: may leave `model.pretrained_window` at 0 and fields of the task open, which are then not compared.
+        step: of the only checkpoint that counts; None: all.
     """
-    found = [saved for _, saved in _all_metadata(directory)]
+    found = [saved for _, saved in _all_metadata(directory, step)]
     own = identity(config)
     for key in config.task.open_fields():
         del own.metadata["task"][key]
@@ -81,8 +87,10 @@ def saved_metadata(directory: Path, config: Config) -> dict[str, Any] | None:
     return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
 
 
-def _all_metadata(directory: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _all_metadata(directory: Path, step: int | None) -> Iterator[tuple[Path, dict[str, Any]]]:
     for path in list_checkpoints(directory / "checkpoints"):
+        if step not in (None, step_of(path)):
+            continue
         try:
             yield path, read_manifest(path).metadata
         except CheckpointError:

@@ -48,7 +48,7 @@ class Incident:
     action: str
     """Response of the guard: skip, rollback, or stop."""
     batch: int
-    """Batch of the step; the sample positions are batch * global_batch + [0, global_batch)."""
+    """Batch of the step; `TrainState.first_position` is the first of its sample positions."""
     loss: float | None
     """None if it was not finite, like every number here."""
     grad_norm: float | None
@@ -124,7 +124,8 @@ def _state(values: Any) -> TrainState:
         UnreadableError: if it is not one.
     """
     state = from_object(TrainState, values)
-    if min(state.step, state.samples_seen, *state.avoided_batches) < 0:
+    counts = (state.step, state.samples_seen, state.changed_step, state.changed_samples, state.changed_position)
+    if min(*counts, *state.avoided_batches) < 0:
         raise UnreadableError("it has impossible numbers")
     return state
 
@@ -176,7 +177,7 @@ class IncidentLog:
         by_rank = self.ranks.gather([json_number(value) for value in micro_losses])
         if not self.ranks.is_main:
             return ""
-        size = self.plan.global_batch
+        first = state.first_position(state.batch, self.plan.global_batch)
         incident = Incident(
             step=state.step + 1,
             reason=refusal.reason,
@@ -190,7 +191,7 @@ class IncidentLog:
             seed=self.config.seed,
             samples=[
                 {"position": position, "sample": self._name(position)}
-                for position in range(state.batch * size, (state.batch + 1) * size)
+                for position in range(first, first + self.plan.global_batch)
             ],
             state=state.to_dict(),
             config=redact(to_yaml(self.config)),

@@ -20,7 +20,8 @@ from swinv2_train.config.schema import Config
 from swinv2_train.data.loader import TrainLoader
 from swinv2_train.engine.checkpoints import Checkpoints
 from swinv2_train.engine.deepspeed import Engine
-from swinv2_train.engine.evaluation import Evaluation, Interrupted, due
+from swinv2_train.engine.early_stopping import observe, stopping_reason
+from swinv2_train.engine.evaluation import PARTS, Evaluation, Interrupted, due
 from swinv2_train.engine.feed import Feed, StepInput
 from swinv2_train.engine.guard import Guard, Refusal, mostly_skipped
 from swinv2_train.engine.phase import Phases
@@ -57,6 +58,7 @@ class StepRecord:
     grad_norm: float
     learning_rate: float
     skipped_steps: int
+    samples_seen: int
     terms: dict[str, torch.Tensor]
     """Terms of the loss by name, if there is more than one."""
 
@@ -84,12 +86,14 @@ class Trainer:
     """Seconds per image if all ranks computed at their peak; None if the peak is unknown."""
     missed: set[str] = field(default_factory=set)
     """Evaluations that were due at the current step when the run ended there (see `due`)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Evaluation at the current step."""
+    save_first: bool = False
+    """Save the state before the first step, because no checkpoint of this run directory has it."""
 
     def __post_init__(self) -> None:
         self.guard = Guard(self.config.guard)
         self.records: list[StepRecord] = []
-        self.metrics: dict[str, float] = {}
-        """Evaluation at the current step."""
         self.pace: Throughput | None = None
 
     def run(self) -> int:
@@ -112,11 +116,11 @@ class Trainer:
         at_start = self.state.step == 0 and self.config.eval.at_start
         first = due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()
         self.evaluate(self.missed | first)
-        if self.state.step == 0 and self.config.guard.policy == "rollback":
+        if self.save_first or (self.state.step == 0 and self.config.guard.policy == "rollback"):
             self.save()  # a checkpoint for rollbacks
         self.phase.watchdog.now("start", self.state.step)
-        save_due = False
-        while self.state.step < self.plan.total_steps:
+        save_due, ended = False, self.stopping()
+        while self.state.step < self.plan.total_steps and not ended:
             outcome = self.train_step(self.take())
             if outcome is StepOutcome.STOP:
                 return self.stop_here()
@@ -127,7 +131,12 @@ class Trainer:
             last = self.state.step == self.plan.total_steps
             if last or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
-            self.evaluate(due(self.config, self.state.step, last=last))
+            done = due(self.config, self.state.step, last=last)
+            self.evaluate(done)
+            if not last and (ended := self.stopping()):
+                self.feed.drain()  # the next step, which was prepared, is not taken
+                self.evaluate(due(self.config, self.state.step, last=True) - done)
+                break
             save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)  # stays due until it is saved
             # If step after step is rejected, the weights themselves may be bad: they must not replace good checkpoints.
             if save_due and not last and self.state.skipped_in_row < 2:
@@ -137,7 +146,14 @@ class Trainer:
         self.finish_saving()
         if failure := mostly_skipped(self.state):
             raise self.ranks.end(failure)
+        if ended:
+            where = f"step {self.state.step} of {self.plan.total_steps}"
+            self.tracker.message(f"the run ends early, after {where}: {ended}")
         return FINISHED
+
+    def stopping(self) -> str | None:
+        """Return why the run ends before its last step; None if it goes on."""
+        return stopping_reason(self.state, self.config.eval.early_stopping)
 
     def is_turn(self, every: int) -> bool:
         """Return whether something that is due every N steps is due after this one; 0 means never."""
@@ -182,8 +198,10 @@ class Trainer:
                 return StepOutcome.ROLLBACK
         self.count(applied=applied)
         terms = sums.terms if len(sums.terms) > 1 else {}
-        record = StepRecord(self.state.step, loss, self.engine.grad_norm, rate, self.state.skipped_steps, terms)
-        self.records.append(record)
+        state = self.state
+        self.records.append(
+            StepRecord(state.step, loss, self.engine.grad_norm, rate, state.skipped_steps, state.samples_seen, terms)
+        )
         if current.num_broken:
             self.note_broken(current.broken, current.num_broken)
         self.check_skipped()
@@ -256,7 +274,7 @@ class Trainer:
             rows.append(
                 {
                     "step": record.step,
-                    "samples_seen": record.step * self.plan.global_batch,
+                    "samples_seen": record.samples_seen,
                     "loss": record.loss,
                     **{f"{TERM}{name}": next(summed) for name in names},
                     "grad_norm": record.grad_norm,
@@ -278,17 +296,21 @@ class Trainer:
         if not what:
             return
         with self.phase(f"evaluation ({', '.join(sorted(what))})", "evaluation", self.state.step):
-            self.metrics |= self.evaluation.run(self.state.step, what)
+            for part in PARTS:  # one by one: if a stop signal interrupts one, those before it have counted
+                if part in what:
+                    self.metrics |= self.evaluation.run(self.state.step, {part})
+                    observe(self.state, self.config.eval.early_stopping, self.metrics)
         if "evaluate" in what:
-            self.check_best_metric()
+            self.check_metrics()
 
-    def check_best_metric(self) -> None:
-        """End the run if `keep_best` ranks checkpoints by a metric that no evaluation reports."""
-        wanted = self.config.checkpoint.best_metric
-        if self.config.checkpoint.keep_best and wanted not in self.metrics:
-            raise self.ranks.end(
-                f"checkpoint.best_metric={wanted}: no evaluation reports it; use one of {', '.join(self.metrics)}"
-            )
+    def check_metrics(self) -> None:
+        """End the run if it needs a metric that no evaluation reports: for `keep_best` or early stopping."""
+        checkpoint, stopping = self.config.checkpoint, self.config.eval.early_stopping
+        wanted = {"checkpoint.best_metric": checkpoint.best_metric if checkpoint.keep_best else None}
+        wanted["eval.early_stopping.metric"] = stopping.metric
+        for key, metric in wanted.items():
+            if metric is not None and metric not in self.metrics:
+                raise self.ranks.end(f"{key}={metric}: no evaluation reports it; use one of {', '.join(self.metrics)}")
 
     def save(self) -> None:
         """Save the current state in the background."""

@@ -109,6 +109,9 @@ class Recovery:
         state = found.state
         if state is None:
             raise self.ranks.end(f"step {step}: {refusal.reason}, and there is no valid checkpoint to go back to")
+        if state.changed_position != before.changed_position:
+            hint = "and the only valid checkpoints are from before the last change of optim.global_batch"
+            raise self.ranks.end(f"step {step}: {refusal.reason}, {hint}")
         left_out = range(before.batch - guard.rollback_batches + 1, before.batch + 1)
         state.avoid([*before.avoided_batches, *left_out])
         state.rollbacks = before.rollbacks + 1

@@ -24,6 +24,7 @@ from swinv2_train.config.compose import override
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select, to_device
+from swinv2_train.engine.batch_change import continued
 from swinv2_train.engine.checkpoints import load
 from swinv2_train.engine.feed import StepInput
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
@@ -74,6 +75,9 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
         raise RunError(f"step {incident.step} cannot be replayed: {'; '.join(passed_over)}")
     for line in passed_over:
         trainer.tracker.message(f"skipped {line}")
+    if base is None and incident.state.get("changed_step"):
+        hint = "no checkpoint from before it with the same global batch is left"
+        raise RunError(f"step {incident.step} cannot be replayed: {hint}")
     if base is None:
         trainer.tracker.message(
             f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
@@ -119,6 +123,7 @@ def replay(trainer: Trainer) -> int:
     path = Path(trainer.config.replay or "")
     incident = read_incident(path)
     trainer.state = restore(trainer, incident, path.parents[1])
+    trainer.plan = continued(trainer.plan, trainer.config.optim, trainer.state)
     trainer.feed = trainer.open_feed()
     try:
         while trainer.state.step < incident.step - 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from swinv2_train.data.jpeg_part import prepare as prepare_jpeg_parts
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import start_server
 from swinv2_train.engine.assemble import Parts, Start, build_trainer, first_batch_seconds, start_warnings
+from swinv2_train.engine.batch_change import change_lines, continued
 from swinv2_train.engine.build import build_model
 from swinv2_train.engine.checkpoints import load_newest
 from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.early_stopping import stopping_reason
 from swinv2_train.engine.guard import mostly_skipped
 from swinv2_train.engine.identity import run_identity
 from swinv2_train.engine.init_from import start_from
+from swinv2_train.engine.origin import copy_records, origin_of
 from swinv2_train.engine.replay import replay
 from swinv2_train.engine.room import (
     check_address_space,
@@ -138,7 +141,7 @@ def _train(
             return FINISHED
         engine = Engine(build_model(task, config, ranks.device), config, plan, ranks)
         stack.push(_closing(engine, ranks))
-        return _train_from(_resume_or_begin(parts, engine), parts, engine, lines)
+        return _train_from(*_resume_or_begin(parts, engine), engine, lines)
 
 
 def _complete(config: Config, data: Data, opened: OpenedSets) -> None:
@@ -182,18 +185,24 @@ def _closing(engine: Engine, ranks: Ranks) -> Callable[..., bool]:
     return close
 
 
-def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
-    """Load the newest checkpoint of the run, or the weights that it starts from. A collective.
+def _resume_or_begin(parts: Parts, engine: Engine) -> tuple[Start, Parts]:
+    """Load the checkpoint that the run resumes from, or the weights that it starts from. A collective.
+
+    Returns:
+        (the start, the parts with the plan from its step).
 
     Raises:
         ConfigError, CheckpointError, DataError, RunError: if there is nothing to start from.
     """
     config, ranks, directory = parts.config, parts.ranks, Path(parts.config.run.dir)
-    found = load_newest(directory / "checkpoints", engine, ranks, own=parts.identity)
+    place = ranks.broadcast(origin_of(config))
+    found = load_newest(place.checkpoints, engine, ranks, place.step, parts.identity)
     state, lines = found.state or TrainState(), found.lines
+    if place.step is not None and state.step != place.step:
+        raise ranks.end(f"resume={config.resume.mode}: that checkpoint cannot be used ({'; '.join(lines)})")
     if found.damaged and found.state is None:
         raise ranks.end(
-            f"none of the checkpoints in {directory / 'checkpoints'} is valid ({'; '.join(lines)}): "
+            f"none of the checkpoints in {place.checkpoints} is valid ({'; '.join(lines)}): "
             "remove them to start from the beginning, or use another run.dir"
         )
     if found.state is None and not config.replay:  # a replay chooses its own
@@ -201,10 +210,18 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
         if config.init_from:
             lines.extend(start_from(config, engine, ranks, names_of_classes(config, parts.shards.card)))
     elif config.init_from and not config.replay:
-        lines.append(
-            f"init_from={config.init_from} applies only to a new run; this one resumes from its own checkpoint"
-        )
-    total = parts.plan.total_steps
+        whose = f"one of {place.run_dir}" if place.branches else "its own checkpoint"
+        lines.append(f"init_from={config.init_from} applies only to a new run; this one resumes from {whose}")
+    if config.resume.source and not place.branches and not config.replay:
+        lines.append(f"resume.source={config.resume.source} applied to the first start of this run")
+    plan = continued(parts.plan, config.optim, state)
+    warnings = []
+    if found.batch_before is not None:
+        warnings = change_lines(config, parts.plan, plan, found.batch_before, state)
+    damaged = [] if place.branches else found.damaged
+    start = Start(state, lines, set(), damaged, found.metadata, found.metrics, warnings=warnings)
+    start.new_place = found.state is not None and (place.branches or found.batch_before is not None)
+    total = plan.total_steps
     if state.step > total:
         key = "optim.epochs" if config.optim.steps is None else "optim.steps"
         hint = (
@@ -212,20 +229,24 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> Start:
             "or use another run.dir"
         )
         raise ConfigError(key, config.optim.epochs if config.optim.steps is None else config.optim.steps, hint)
-    missed = set()
+    if start.new_place:
+        on_main(ranks, lambda: copy_records(place, directory))
     if state.step:
-        missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=state.step == total))
-    return Start(state, lines, missed, found.damaged, found.metadata)
+        last = state.step == total or bool(stopping_reason(state, config.eval.early_stopping))
+        start.missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last))
+    return start, replace(parts, plan=plan)
 
 
 def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: list[str]) -> int:
     config, plan, ranks, state = parts.config, parts.plan, parts.ranks, start.state
     directory = Path(config.run.dir)
-    if state.step == plan.total_steps and not start.missed:
+    early = stopping_reason(state, config.eval.early_stopping)
+    if (state.step == plan.total_steps or early) and not start.missed and not start.new_place:
         if failure := mostly_skipped(state):
             raise ranks.end(failure)
         if ranks.is_main:
-            print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}; nothing to do")
+            why = f", because {early}" if early and state.step < plan.total_steps else ""
+            print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}{why}; nothing to do")
             write_status(directory, "finished", state.step)
         return FINISHED
 

@@ -14,15 +14,16 @@ def learning_rate(step: int, optim: OptimConfig, plan: Plan) -> float:
     Linear warm-up from `plan.warmup_lr`; then the schedule, whose clock starts at the end of the warm-up, as in the
     official Swin code (timm's `warmup_prefix`). Multistep counts its milestones from the start of the run.
     """
-    if step < plan.warmup_steps:
-        return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * step / plan.warmup_steps
-    progress = min(1.0, (step - plan.warmup_steps) / max(1, plan.total_steps - plan.warmup_steps))
+    now, total = step + plan.ahead, plan.total_steps + plan.ahead
+    if now < plan.warmup_steps:
+        return plan.warmup_lr + (plan.peak_lr - plan.warmup_lr) * now / plan.warmup_steps
+    progress = min(1.0, (now - plan.warmup_steps) / max(1, total - plan.warmup_steps))
     if optim.schedule == "cosine":
         return plan.min_lr + 0.5 * (plan.peak_lr - plan.min_lr) * (1 + math.cos(math.pi * progress))
     if optim.schedule == "linear":
         return plan.peak_lr + (plan.min_lr - plan.peak_lr) * progress
     if optim.schedule == "multistep":
-        return plan.peak_lr * optim.gamma ** sum(step >= mark for mark in plan.milestones)
+        return plan.peak_lr * optim.gamma ** sum(now >= mark for mark in plan.milestones)
     return plan.peak_lr
 
 

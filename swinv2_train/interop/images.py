@@ -17,7 +17,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.data.augment import eval_crop, normalise
 from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.image_files import IMAGE_EXTENSIONS, scan_folder
+from swinv2_train.data.image_files import image_extensions, scan_folder
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -63,7 +63,7 @@ def find_images(paths: Sequence[str]) -> FoundImages:
         if not matches:
             where = "holds" if path.is_dir() else "matches"
             others = "".join(f"; {line}" for line in found.notes if line.startswith(str(path)))
-            raise DataError(f"{text} {where} no image ({', '.join(IMAGE_EXTENSIONS)}){others}")
+            raise DataError(f"{text} {where} no image ({', '.join(image_extensions())}){others}")
         files.update(dict.fromkeys(matches))
     found.files = list(files)
     return found

@@ -13,6 +13,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
+from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
@@ -89,6 +90,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     """
     metadata = source.metadata
     module = next((item.partition("=")[2] for item in overrides if item.startswith("task.module=")), None)
+    source.notes += import_recorded(metadata.get("imports"))
     values = {**metadata.get("task", {}), **({"module": module} if module else {})}
     config = Config(task=_task(values, source.path), model=model_config(metadata))
     trained = trained_windows(metadata)

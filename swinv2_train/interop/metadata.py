@@ -83,6 +83,7 @@ def recorded_metadata(content: Any) -> dict[str, Any]:
     if not (classes is None or _is_list(classes, lambda name: isinstance(name, str))):
         raise UnreadableError(f"its metadata is damaged: classes is {reprlib.repr(classes)}")
     known["classes"] = classes
+    known["imports"] = content.get("imports")
     return known
 
 

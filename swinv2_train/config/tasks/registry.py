@@ -1,4 +1,4 @@
-"""Task sections by name: the built-in ones, and those of modules that `task.module` names."""
+"""Task sections by name: the built-in ones, and those of modules that `task.module` or `imports` name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from swinv2_train.config import own_parts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks.base import TaskConfig
 from swinv2_train.config.tasks.classification import ClassificationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
 TASK_SECTIONS: dict[str, type[TaskConfig]] = {"simmim": SimMIMConfig, "classification": ClassificationConfig}
-"""Section of each task by name. `sections_of` adds those of imported modules."""
+"""Section of each task by name. `import_parts` adds those of imported modules."""
 _OURS = frozenset(TASK_SECTIONS)
+_MODULES: dict[str, str] = {}
+"""Module of each task that is not built in."""
 
 
 def task_section(values: Mapping[str, Any]) -> type[TaskConfig]:
@@ -40,9 +43,14 @@ def task_section(values: Mapping[str, Any]) -> type[TaskConfig]:
         return found[name]
     if name not in TASK_SECTIONS:
         options = ", ".join(TASK_SECTIONS)
-        fix = f"unknown task; use one of {options}, or set task.module to your own module"
+        fix = f"unknown task; use one of {options}, or --import the module of your own"
         raise ConfigError("task.name", name, fix)
     return TASK_SECTIONS[name]
+
+
+def module_of(name: str) -> str | None:
+    """Return the module that the task of a name was imported from; None for a built-in one."""
+    return None if name in _OURS else _MODULES.get(name)
 
 
 def sections_of(module: str) -> dict[str, type[TaskConfig]]:
@@ -51,11 +59,49 @@ def sections_of(module: str) -> dict[str, type[TaskConfig]]:
     Raises:
         ConfigError: if it cannot be imported, has no task, or has a task with the name of a built-in one.
     """
+    own = import_parts(module, "task.module")
+    if not own:
+        raise ConfigError("task.module", module, "defines no task: a subclass of TaskConfig with a name")
+    return own
+
+
+def import_parts(module: str, key: str) -> dict[str, type[TaskConfig]]:
+    """Import a module of the user, make its parts known, and return its task sections by name.
+
+    Args:
+        key: the config key that names it.
+
+    Raises:
+        ConfigError: if it cannot be imported, or has a part with the name of another one.
+    """
+    content = _imported(module, key)
+    sections = [each for each in content.values() if _is_section(each) and each not in TASK_SECTIONS.values()]
+    found = {name: section for section in sections if (name := _name_of(section))}
+    known = {name: section for name, section in TASK_SECTIONS.items() if section in content.values()}
+    for name, section in found.items():
+        where = f"{section.__module__}.{section.__name__}"
+        if name in _OURS:
+            raise ConfigError(key, module, f"{where} has the name of the built-in task {name}; rename it")
+        if key != "task.module" and _MODULES.get(name, module) != module:
+            hint = f"{where} has the name of a task of {_MODULES[name]}; rename it"
+            raise ConfigError(key, module, hint)
+        if not section.IMPLEMENTATION:
+            raise ConfigError(key, module, f"{where} has no IMPLEMENTATION, such as 'my_package.task:Task'")
+    TASK_SECTIONS.update(found)
+    _MODULES.update(dict.fromkeys(found, module))
+    own = {name: section for name, section in (known | found).items() if name not in _OURS}
+    plugins = tuple(each for each in content.values() if isinstance(each, own_parts.Plugin))
+    if own or plugins:
+        own_parts.register(module, plugins)
+    return own
+
+
+def _imported(module: str, key: str) -> dict[str, Any]:
     if not isinstance(module, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module):
-        raise ConfigError("task.module", module, "is not the name of a Python module, such as my_package.my_task")
+        raise ConfigError(key, module, "is not the name of a Python module, such as my_package.my_task")
     try:
         with _without_working_directory():
-            content = vars(importlib.import_module(module))
+            return vars(importlib.import_module(module))
     except ModuleNotFoundError as error:
         if error.name is None or f"{module}.".startswith(f"{error.name}."):
             fix = (
@@ -64,24 +110,10 @@ def sections_of(module: str) -> dict[str, type[TaskConfig]]:
             )
         else:
             fix = f"needs {error.name}, which is not installed"
-        raise ConfigError("task.module", module, fix) from error
+        raise ConfigError(key, module, fix) from error
     except Exception as error:  # a user's module may raise anything
         reason = " ".join(str(error).split())
-        raise ConfigError("task.module", module, f"cannot be imported ({type(error).__name__}: {reason})") from error
-    sections = [each for each in content.values() if _is_section(each) and each not in TASK_SECTIONS.values()]
-    found = {name: section for section in sections if (name := _name_of(section))}
-    known = {name: section for name, section in TASK_SECTIONS.items() if section in content.values()}
-    for name, section in found.items():
-        where = f"{section.__module__}.{section.__name__}"
-        if name in _OURS:
-            raise ConfigError("task.module", module, f"{where} has the name of the built-in task {name}; rename it")
-        if not section.IMPLEMENTATION:
-            raise ConfigError("task.module", module, f"{where} has no IMPLEMENTATION, such as 'my_package.task:Task'")
-    TASK_SECTIONS.update(found)
-    own = {name: section for name, section in (known | found).items() if name not in _OURS}
-    if not own:
-        raise ConfigError("task.module", module, "defines no task: a subclass of TaskConfig with a name")
-    return own
+        raise ConfigError(key, module, f"cannot be imported ({type(error).__name__}: {reason})") from error
 
 
 def _is_section(value: Any) -> bool:

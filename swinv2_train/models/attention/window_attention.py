@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_train.models.attention.backends import BACKENDS, NOT_COMPILED
+from swinv2_train.models.attention.backends import NOT_COMPILED, backend_of
 from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.attention.position_bias import BIAS_RANGE, bias_network, network_bias, table_bias
 from swinv2_train.models.geometry import Window
@@ -31,7 +31,7 @@ class WindowAttention(nn.Module):
         num_heads: attention heads h.
         pretrained_window: window the weights were trained with, and the size of a bias table; its length is the number
             of axes of the maps. Without a table, a side of 0 means that of the window in use.
-        backend: a key of `BACKENDS`.
+        backend: a name that `backend_of` knows.
         chunk_mib: memory bound of the sequential backend.
         similarity: cosine or dot.
         position_bias: log-cpb, linear-cpb, or table.
@@ -67,11 +67,11 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def use_backend(self, name: str, *, compiled: bool = False) -> None:
-        """Attend with a backend of `BACKENDS`, in a module that `torch.compile` is about to compile or not."""
+        """Attend with a backend by its name, in a module that `torch.compile` is about to compile or not."""
         self.backend = name
+        attend = backend_of(name)
         # Only for a compiled module: this call imports the compiler, 3 s in every process.
-        keep_out = compiled and name in NOT_COMPILED
-        self._attend = torch.compiler.disable(BACKENDS[name]) if keep_out else BACKENDS[name]
+        self._attend = torch.compiler.disable(attend) if compiled and name in NOT_COMPILED else attend
 
     def init_parameters(self, generator: torch.Generator | None) -> None:
         """Set the initial values, see `init_weights`."""
