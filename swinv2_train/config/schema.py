@@ -429,6 +429,8 @@ class Config(Section):
     """Start a new run from weights: a run, a checkpoint, or a file (this package's, official, timm, Hugging Face)."""
     replay: str | None = None
     """Incident of a run, a file in <run>/incidents: rerun exactly that step, and change nothing."""
+    images: str | None = None
+    """Pack this folder of images before the run, and train on its shards: see swinv2_train/data/README.md."""
     seed: int = 0
     """Determines the order of samples, augmentation, masks, initial weights, and stochastic depth."""
     model: ModelConfig = field(default_factory=ModelConfig)
