@@ -40,6 +40,8 @@ _RECORD = "packed.json"
 _SHARD_KEYS = ("data.shards", "data.eval_shards")
 _FEW = 64
 """Fewer images are packed by this process: others would take longer to start."""
+_MANY = 1000
+"""Packing this many images takes long enough to show its progress."""
 _SHOWN_BROKEN = 3
 
 
@@ -238,9 +240,10 @@ def _pack(config: Config, folder: Folder) -> dict[str, Any]:
     from swinv2_train.data.parallel import available_cores
 
     source = str(Path(folder.name).expanduser())
-    few = len(folder.source.entries) < _FEW
+    count = len(folder.source.entries)
     with Progress() as progress:
-        how = PackRun(workers=0 if few else available_cores(), progress=progress.show)
+        shown = {"progress": progress.show} if count >= _MANY else {}
+        how = PackRun(workers=0 if count < _FEW else available_cores(), **shown)
         options = {"classes": folder.classes, "how": how}
         try:
             report = pack(source, folder.directory, _options(config), eval_share=HELD_OUT, **options)

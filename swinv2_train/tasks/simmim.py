@@ -90,6 +90,17 @@ def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
     return (images - mean) / deviation, mean, deviation
 
 
+def caption(mean_loss: float, window: int) -> str:
+    """Return the text below a figure: the loss, and where the colors of masked patches come from.
+
+    Args:
+        mean_loss: over the masked pixels of the images in the figure.
+        window: `task.norm_target_window`.
+    """
+    source = LOCAL_NOTE.format(window=window) if window else PLAIN_NOTE
+    return f"mean loss over the masked pixels of these images: {mean_loss:.4f}\n{source}"
+
+
 class SimMIMTransform(Transform):
     """Crop, flip, and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
 
@@ -186,7 +197,6 @@ class SimMIM(Task):
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
         rows = [[to_pil(image, like=row[0]) for image in row] for row in zip(*columns, strict=True)]
-        source = LOCAL_NOTE.format(window=window) if window else PLAIN_NOTE
         mean_loss = sum(sums) / (sum(pixels) + NORMALISER_EPSILON)
         return image_grid(
             rows,
@@ -194,7 +204,7 @@ class SimMIM(Task):
             row_titles=[
                 f"loss\n{total / (count + NORMALISER_EPSILON):.4f}" for total, count in zip(sums, pixels, strict=True)
             ],
-            footer=f"mean loss over the masked pixels of these images: {mean_loss:.4f}\n{source}",
+            footer=caption(mean_loss, window),
         )
 
     def example_batch(self, batch_size: int) -> Batch:
