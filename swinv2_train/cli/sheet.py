@@ -199,7 +199,7 @@ def _draw_rows(draw: ImageDraw.ImageDraw, entry: Entry, rows: Sequence[_Row], le
     """Draw the name of a file, and its classes with their bars, from `y` down."""
     width, right = _CELL - 2 * _PAD, left + _CELL - _PAD
     small, letters = font(12), font(14)
-    draw.text((left + _PAD, y), fitted(entry.path.name, small, width), _DIM, small)
+    draw.text((left + _PAD, y), fitted(entry.path.name, small, width, keep_end=True), _DIM, small)
     y += _ROW
     for rank, row in enumerate(rows):
         ink = _INK if rank == 0 else _DIM

@@ -41,7 +41,7 @@ def prediction_sheet(
     letters = font(_TEXT)
     upper = [_lines(truth, class_names, letters, numbers=any(part != 1 for part in truth.values())) for truth in truths]
     lower = [_lines(predicted, class_names, letters, numbers=True) for predicted in predictions]
-    room = (max(map(len, upper)), max(map(len, lower)))
+    room = max(len(first) + len(second) for first, second in zip(upper, lower, strict=True))
     colors = [
         RIGHT if _is_right(truth, predicted, exact=exact) else WRONG
         for truth, predicted in zip(truths, predictions, strict=True)
@@ -64,14 +64,12 @@ def _ranked(shares: Mapping[int, float]) -> list[int]:
     return sorted(shares, key=lambda label: (-shares[label], label))
 
 
-def _tile(
-    image: np.ndarray, texts: tuple[Sequence[str], Sequence[str]], room: tuple[int, int], color: str
-) -> Image.Image:
+def _tile(image: np.ndarray, texts: tuple[Sequence[str], Sequence[str]], room: int, color: str) -> Image.Image:
     """Return one framed image with its true and its predicted classes below.
 
     Args:
         texts: lines of the true and of the predicted classes.
-        room: number of lines to leave for each.
+        room: number of lines to leave for both.
     """
     picture = to_pil(image)
     scale = _SIDE / max(picture.size)
@@ -79,11 +77,11 @@ def _tile(
     picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)
     letters = font(_TEXT)
     side, step = _SIDE + 2 * _FRAME, _TEXT + 4
-    tile = Image.new("RGB", (side, side + sum(room) * step), BACKGROUND)
+    tile = Image.new("RGB", (side, side + room * step), BACKGROUND)
     draw = ImageDraw.Draw(tile)
     draw.rectangle((0, 0, side - 1, side - 1), fill=color)
     tile.paste(picture.convert("RGB"), ((side - size[0]) // 2, (side - size[1]) // 2))
-    for first, lines, ink in ((0, texts[0], INK), (room[0], texts[1], color)):
+    for first, lines, ink in ((0, texts[0], INK), (len(texts[0]), texts[1], color)):
         for row, line in enumerate(lines, first):
             draw.text((1, side + 1 + row * step), line, ink, letters)
     return tile
