@@ -28,5 +28,9 @@ def as_markdown(text: str) -> str:
 
 
 def as_label(text: str) -> str:
-    """Return a text for a Matplotlib chart, which interprets text between dollar signs as math."""
-    return printable(text).replace("$", r"\$")
+    """Return a text for a Matplotlib chart, which interprets text between dollar signs as math.
+
+    Matplotlib also leaves out of legends what begins with an underscore; a space before it prevents that.
+    """
+    escaped = printable(text).replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped

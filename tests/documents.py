@@ -75,6 +75,8 @@ def our_commands() -> dict[str, EntryPoint]:
 
 SMALL = ("model.embed_dim=24", "model.num_heads=[1,2,4,8]", "model.depths=[1,1,2,1]")
 """Additional overrides for the runs of the pages: the paper's smallest recipe takes a minute for ten steps here."""
+SHORT = ("optim.epochs=10", "optim.warmup_epochs=1")
+"""Additional overrides for the recipes for own images, which take minutes to hours."""
 
 
 def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, ran: set[str] | None = None) -> None:
@@ -103,7 +105,10 @@ def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, ran:
             name, *arguments = record.read_text().split("\0")[:-1]
             record.unlink()
             if name == "swinv2-train" and any(item.startswith("run.dir=") for item in arguments):
-                arguments += SMALL
+                arguments += (
+                    *SMALL,
+                    *(SHORT if any(item.startswith("+experiment=own_") for item in arguments) else ()),
+                )
             code: int | str | None = 0
             try:
                 commands[name].load()(arguments)

@@ -39,9 +39,9 @@ def test_every_other_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert len(BLOCKS) > 3
     for block in BLOCKS[1:]:
         run_block(block, tmp_path, monkeypatch, ran)
-    assert len(losses(tmp_path / "runs" / "mine")) == 10
+    assert len(losses(tmp_path / "runs" / "mine")) > 5
     assert (tmp_path / "sheet.png").stat().st_size > 1000
-    assert len(losses(tmp_path / "runs" / "classes")) == 10
+    assert len(losses(tmp_path / "runs" / "classes")) > 5
     assert "dogs" in (tmp_path / "sheet.html").read_text()
     assert (tmp_path / "timm-export" / "model.safetensors").is_file()
     for page in PACKAGE_PAGES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from swinv2_train.interop.model_card import _table
 from swinv2_train.redact import hide, redact, redacted
 from swinv2_train.sweep.job import make_job, new_record, write_job
 from swinv2_train.text import as_html, as_label, as_markdown, printable
-from swinv2_train.tracking.charts import Series, confusion_chart, line_chart
+from swinv2_train.tracking.charts import Series, line_chart
+from swinv2_train.tracking.confusion import confusion_chart
 from swinv2_train.tracking.console import RunConsole
 
 SECRET = "hunter2SECRET"
@@ -184,7 +186,7 @@ class _Page(HTMLParser):
 
 def test_names_are_text_in_a_page(tmp_path: Path) -> None:
     entries = [
-        Entry(Path("x") / name.replace("/", "_"), Image.new("RGB", (4, 4)), [(name, 0.5)])
+        replace(Entry.of(Path("x") / name.replace("/", "_"), Image.new("RGB", (4, 4))), bars=[(name, 0.5)])
         for name in NAMES
         if "\0" not in name
     ]

@@ -27,6 +27,8 @@ class Point:
     """(height, width) in pixels."""
     metrics: dict[str, float]
     images_per_second: float
+    samples: int
+    """Number of samples that were evaluated."""
 
 
 @dataclass(frozen=True)
@@ -93,5 +95,5 @@ def window_curve(
     for window, (height, width) in zip(test_windows, sizes, strict=True):
         overrides = [*options.overrides, before, f"model.window={window}", f"data.resolution=[{height},{width}]"]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
-        points.append(Point(window, (height, width), found.metrics, found.images_per_second))
+        points.append(Point(window, (height, width), found.metrics, found.images_per_second, found.samples))
     return Curve(config, found.source, found.step, points)

@@ -17,6 +17,7 @@ from swinv2_train.redact import redacted
 if TYPE_CHECKING:  # these import torch
     from swinv2_train.analysis.window_transfer import Curve
     from swinv2_train.models.activations import BlockActivations
+    from swinv2_train.tracking.charts import Chart
 
 BIAS_NAMES = {"log-cpb": "log-spaced CPB", "linear-cpb": "linear CPB", "table": "parameterised bias"}
 NORM_NAMES = {"res-post": "res-post-norm", "pre": "pre-norm", "post": "post-norm", "sandwich": "sandwich norm"}
@@ -86,6 +87,14 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
     Raises:
         OSError: if one cannot be written.
     """
+    write_text(directory / "windows.csv", _windows_csv(curves))
+    write_text(directory / "windows.json", json.dumps(redacted(_windows_json(curves, data)), indent=2) + "\n")
+    written = windows_chart(curves).save(directory / "windows.png")
+    return [*written, directory / "windows.csv", directory / "windows.json"]
+
+
+def windows_chart(curves: Mapping[str, Curve]) -> Chart:
+    """Plot the metric over test-time windows, with the number of samples and the windows of the training."""
     from swinv2_train.tracking.charts import Series, line_chart
 
     metric, words, factor = _of(curves)
@@ -94,6 +103,7 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
             name,
             [point.window for point in curve.points],
             [factor * point.metrics[metric] for point in curve.points],
+            mark=_trained_window(curve),
         )
         for name, curve in curves.items()
     ]
@@ -103,16 +113,27 @@ def write_windows(directory: Path, curves: Mapping[str, Curve], data: Any) -> li
             sizes.setdefault(point.window, set()).add(size_text(point.resolution))
     same = all(len(texts) == 1 for texts in sizes.values())
     ticks = [(window, f"{window}\n{min(texts)} px" if same else str(window)) for window, texts in sorted(sizes.items())]
-    chart = line_chart(
+    name = f"{series[0].name}, " if len(series) == 1 else ""
+    return line_chart(
         series,
         x_label="test-time window (tokens) and resolution" if same else "test-time window (tokens)",
         y_label=words,
-        title=series[0].name if len(series) == 1 else "",
+        title=f"{name}{_samples_text(curves)}",
         x_ticks=ticks,
     )
-    write_text(directory / "windows.csv", _windows_csv(curves))
-    write_text(directory / "windows.json", json.dumps(redacted(_windows_json(curves, data)), indent=2) + "\n")
-    return [*chart.save(directory / "windows.png"), directory / "windows.csv", directory / "windows.json"]
+
+
+def _trained_window(curve: Curve) -> tuple[float, str] | None:
+    """Return position and name of the mark of a model's training window; None if it had several."""
+    from swinv2_train.config.model import windows
+
+    sides = {side for pair in windows(curve.config.model) for side in pair}
+    return (min(sides), f"trained window: {min(sides)}") if len(sides) == 1 else None
+
+
+def _samples_text(curves: Mapping[str, Curve]) -> str:
+    counts = sorted({point.samples for curve in curves.values() for point in curve.points})
+    return f"{counts[0]:,}{f' to {counts[-1]:,}' if len(counts) > 1 else ''} samples"
 
 
 def _windows_csv(curves: Mapping[str, Curve]) -> str:

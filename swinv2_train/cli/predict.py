@@ -7,7 +7,6 @@ without classes, a wrong list of names); 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from swinv2_train.cli.export import add_source
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import use_imports
 from swinv2_train.cli.prediction import Prediction
+from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, page_paths, write_pages
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
@@ -36,18 +36,14 @@ if TYPE_CHECKING:  # imports torch
     from swinv2_train.cli.sheet import Entry
     from swinv2_train.interop.load import LoadedModel
 
-SHEETS = (".html", ".png")
-MOST_ON_SHEET = {".html": 500, ".png": 60}
-"""Images on one sheet; more would not open in reasonable time."""
-_THUMBNAIL = 320
 _READERS = 4
 _CHANGE = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=.*", re.DOTALL)
 _HELP = f"""\
 IMAGES are files, folders (searched to any depth, like swinv2-data pack), and patterns. Changes to the model may be
 mixed with them: model.window=24 data.resolution=384. Output files replace existing ones of the same name.
 
-A sheet is a self-contained HTML page (of at most {MOST_ON_SHEET[".html"]} images) or a PNG
-(of at most {MOST_ON_SHEET[".png"]}).
+A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
+the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
 
 examples:
   swinv2-predict outputs/in1k_tiny_256 holiday/*.jpg
@@ -94,6 +90,13 @@ def _parser() -> Parser:
     add("--csv", type=Path, metavar="FILE", help="write a line per image and class")
     add("--jsonl", type=Path, metavar="FILE", help="write a JSON object per image")
     add("--sheet", type=Path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
+    add(
+        "--pages",
+        type=_positive,
+        default=MOST_PAGES,
+        metavar="N",
+        help="pages of a sheet at most (default: %(default)s)",
+    )
     add("--out", type=Path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
     add("--device", choices=["auto", "cuda", "cpu"], default="auto", help="(default: %(default)s)")
     return parser
@@ -112,19 +115,19 @@ def _run(arguments: argparse.Namespace) -> int:
     paths = images.files
     if not paths:
         raise ConfigError("", None, "no images, only changes to the model; name files, folders, or patterns")
-    _keep_inputs(paths, targets)
+    _keep_inputs(paths, targets, arguments.pages)
     loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
     for note in loaded.source.notes:
         print(f"swinv2-predict: {note}", file=sys.stderr)
     names = class_names(loaded, arguments.labels)
-    most = max((MOST_ON_SHEET[path.suffix] for path in targets["sheet"]), default=0)
+    most = max((arguments.pages * ON_PAGE[path.suffix] for path in targets["sheet"]), default=0)
     done = predict(
         loaded, paths, names, top=arguments.top, batch=arguments.batch, device=arguments.device, pictures=most
     )
     for line in (*(f"{path}: {reason}" for path, reason in done.broken), *images.notes):
         print(f"swinv2-predict: {line}", file=sys.stderr)
     print_predictions(done.found)
-    _write(done, targets, loaded)
+    _write(done, targets, loaded, arguments.pages)
     if done.broken:
         print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
     return FAILED if done.broken or images.lost else FINISHED
@@ -138,8 +141,8 @@ def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
     """
     targets = {kind: [path] if (path := getattr(arguments, kind)) else [] for kind in ("csv", "jsonl", "sheet")}
     for path in targets["sheet"]:
-        if path.suffix not in SHEETS:
-            raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(SHEETS)}")
+        if path.suffix not in ON_PAGE:
+            raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(ON_PAGE)}")
     if arguments.out:
         from swinv2_train.cli.evaluate import writable
 
@@ -147,17 +150,21 @@ def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
         for kind, name in (("csv", "predictions.csv"), ("jsonl", "predictions.jsonl"), ("sheet", "sheet.html")):
             targets[kind].append(arguments.out / name)
     for path in (path for paths in targets.values() for path in paths):
-        if not path.parent.is_dir() or path.is_dir():
-            wrong = f"{path} is a directory" if path.is_dir() else f"{path.parent} is not a directory"
-            raise ConfigError("", path, f"{wrong}, so it cannot be written")
+        if not path.parent.is_dir():
+            raise ConfigError("", path, f"{path.parent} is not a directory, so {path} cannot be written")
     return targets
 
 
-def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]]) -> None:
+def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]], pages: int) -> None:
+    """Check that no output, including the further pages of a sheet, is one of the images or a directory."""
     inputs = {path.resolve() for path in paths}
-    for target in (path for kind in targets.values() for path in kind):
+    outputs = [path for kind in ("csv", "jsonl") for path in targets[kind]]
+    outputs += [page for path in targets["sheet"] for page in page_paths(path, len(paths), pages)]
+    for target in outputs:
         if target.resolve() in inputs:
             raise ConfigError("", target, f"{target} is one of the images and would be overwritten")
+        if target.is_dir():
+            raise ConfigError("", target, f"{target} is a directory, so it cannot be written")
 
 
 def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
@@ -277,9 +284,7 @@ def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry 
         return str(error)
     entry = None
     if wanted:
-        picture = to_pil(image.numpy() / largest_value(image))
-        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        entry = Entry(path, picture)
+        entry = Entry.of(path, to_pil(image.numpy() / largest_value(image)))
     return prepare(image, loaded.config, loaded.mean, loaded.std), entry
 
 
@@ -318,28 +323,21 @@ def _plain(text: str) -> Any:
     return Text(printable(text))
 
 
-def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedModel) -> None:
-    from swinv2_train.cli.sheet import csv_text, html_sheet, jsonl_text, png_sheet
+def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedModel, pages: int) -> None:
+    from swinv2_train.cli.sheet import csv_text, jsonl_text
 
+    written = []
     for path in targets["csv"]:
         write_bytes(path, csv_text(done.found).encode(errors="surrogateescape"))
+        written.append(path)
     for path in targets["jsonl"]:
         # A lone surrogate becomes a JSON escape.
         write_bytes(path, jsonl_text(done.found).encode(errors="backslashreplace"))
-    model = str(loaded.source.path)
+        written.append(path)
     for path in targets["sheet"]:
-        entries = done.pictures[: MOST_ON_SHEET[path.suffix]]
-        more = len(done.found) - len(entries)
-        line = f"{model}{f' (and {more:,} more images)' if more else ''}"
-        if path.suffix == ".html":
-            write_bytes(path, html_sheet(entries, line).encode())
-        elif entries:
-            stream = io.BytesIO()
-            png_sheet(entries, line).save(stream, "PNG")
-            write_bytes(path, stream.getvalue())
-    written = [str(path) for kind in targets.values() for path in kind if path.exists()]
+        written += write_pages(path, done.pictures, str(loaded.source.path), len(done.found), pages)
     if written:
-        print(f"written: {', '.join(written)}")
+        print(f"written: {', '.join(map(str, written))}")
 
 
 def _positive(text: str) -> int:

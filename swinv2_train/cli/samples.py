@@ -43,6 +43,9 @@ def count_samples(config: Config, *, required: bool) -> Samples:
     from swinv2_train.data.configured import open_held_out, open_training
     from swinv2_train.data.overlap import overlap_warning
 
+    if config.images is not None:
+        hint = "applies to a single run of swinv2-train; pack it with swinv2-data pack"
+        raise ConfigError("images", config.images, f"{hint} {config.images} shards, and set data.shards")
     held_out = open_held_out(config.data)
     if config.data.shards:
         shards = open_training(config.data)
@@ -59,5 +62,6 @@ def require_shards(config: Config) -> None:
         raise ConfigError(
             "data.shards",
             "''",
-            "set tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them)",
+            "set tar files of images, such as data.shards='shards/train-*.tar' (swinv2-data pack makes them), or the "
+            "folder of the images, such as images=my-images",
         )

@@ -10,17 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from swinv2_train.cli.prediction import Prediction
-from swinv2_train.lettering import fitted, font
+from swinv2_train.lettering import fitted, font, wrapped
 from swinv2_train.text import as_html
 
 _COLUMNS = 4
 _CELL, _PAD, _GAP = 300, 14, 18
 _PICTURE_HEIGHT = 200
-_ROW = 24
+_ROW, _LINE = 24, 17
+_MOST_LINES = 4
+_THUMBNAIL = 320
 _PAPER, _CARD, _INK, _DIM = "#F3F4F6", "#FFFFFF", "#111827", "#6B7280"
 _BAR, _FIRST_BAR, _TRACK = "#9DB7D5", "#0072B2", "#EEF0F3"
 _STYLE = """\
@@ -37,7 +40,10 @@ figure img{display:block;width:100%;height:200px;object-fit:contain;background:v
 figcaption{padding:10px 14px 14px}
 .name{color:var(--dim);font-size:12px;margin-bottom:8px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .row{display:grid;grid-template-columns:1fr auto;column-gap:10px;margin-top:6px}
-.row span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.row span{overflow-wrap:anywhere}
+nav{display:flex;flex-wrap:wrap;gap:10px;margin:0 0 22px}
+nav a{color:var(--first)}
+main+nav{margin:22px 0 0}
 .row b{font-weight:400;font-variant-numeric:tabular-nums}
 .row i{grid-column:1/3;height:4px;border-radius:2px;background:var(--track);overflow:hidden}
 .row i::after{content:"";display:block;height:100%;width:var(--share);background:var(--bar);border-radius:2px}
@@ -50,9 +56,19 @@ class Entry:
     """One image on a sheet."""
 
     path: Path
-    picture: Image.Image
+    jpeg: bytes
+    """A thumbnail. Thousands of them are in memory before the sheets are drawn, so they are compressed."""
     bars: list[tuple[str, float]] = field(default_factory=list)
     """Class and probability, best first."""
+
+    @staticmethod
+    def of(path: Path, picture: Image.Image) -> Entry:
+        """Return the entry of an image, which is shrunk to a thumbnail."""
+        small = picture.convert("RGB")
+        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        stream = io.BytesIO()
+        small.save(stream, "JPEG", quality=85)
+        return Entry(path, stream.getvalue())
 
 
 def csv_text(found: Sequence[Prediction]) -> str:
@@ -80,14 +96,17 @@ def jsonl_text(found: Sequence[Prediction]) -> str:
     return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
 
 
-def html_sheet(entries: Sequence[Entry], line: str) -> str:
+def html_sheet(entries: Sequence[Entry], line: str, links: Sequence[tuple[str, str]] = ()) -> str:
     """Return a self-contained HTML page.
 
     Args:
-        line: subtitle: the model.
+        line: subtitle: the model, and the page.
+        links: text and file name of other pages, in the same folder.
     """
     cards = "\n".join(map(_card, entries))
     count = f"{len(entries):,} image{'' if len(entries) == 1 else 's'}"
+    pages = " ".join(f'<a href="{as_html(quote(name, errors="replace"))}">{as_html(text)}</a>' for text, name in links)
+    nav = f"\n<nav>{pages}</nav>" if links else ""
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -96,18 +115,16 @@ def html_sheet(entries: Sequence[Entry], line: str) -> str:
 <style>
 {_STYLE}
 </style>
-<header><h1>{count}</h1><p>{as_html(line)}</p></header>
+<header><h1>{count}</h1><p>{as_html(line)}</p></header>{nav}
 <main>
 {cards}
-</main>
+</main>{nav}
 </html>
 """
 
 
 def _card(entry: Entry) -> str:
-    stream = io.BytesIO()
-    entry.picture.convert("RGB").save(stream, "JPEG", quality=85)
-    data = base64.b64encode(stream.getvalue()).decode()
+    data = base64.b64encode(entry.jpeg).decode()
     name, place = as_html(entry.path.name), as_html(str(entry.path))
     rows = "".join(
         f'<div class="row{" first" if rank == 0 else ""}">'
@@ -122,52 +139,76 @@ def _card(entry: Entry) -> str:
 
 
 def png_sheet(entries: Sequence[Entry], line: str) -> Image.Image:
-    """Return the same as one image file, four images in a row.
+    """Return the same as one image, four images in a row; long names of classes continue on further lines.
 
     Args:
-        line: title: the model.
+        line: title: the model, and the page.
 
     Raises:
         ValueError: without an image.
     """
     if not entries:
         raise ValueError("a sheet needs at least one image")
+    letters = font(14)
+    cards = [[_card_row(label, share, letters) for label, share in entry.bars] for entry in entries]
     columns = min(_COLUMNS, len(entries))
-    height = _PICTURE_HEIGHT + 2 * _PAD + _ROW + _ROW * max(len(entry.bars) for entry in entries)
-    top = _GAP + 2 * _ROW
+    height = _PICTURE_HEIGHT + 2 * _PAD + _ROW + max(sum(map(_row_height, rows)) for rows in cards)
+    title = wrapped(line, letters, columns * (_CELL + _GAP) - _GAP)
+    top = 2 * _GAP + len(title) * _LINE
     size = (_GAP + columns * (_CELL + _GAP), top + math.ceil(len(entries) / columns) * (height + _GAP))
     sheet = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(sheet)
-    letters = font(14)
-    draw.text((_GAP, _GAP), fitted(line, letters, size[0] - 2 * _GAP), _DIM, letters)
-    for index, entry in enumerate(entries):
+    for number, text in enumerate(title):
+        draw.text((_GAP, _GAP + number * _LINE), text, _DIM, letters)
+    for index, (entry, rows) in enumerate(zip(entries, cards, strict=True)):
         left, upper = _GAP + index % columns * (_CELL + _GAP), top + index // columns * (height + _GAP)
-        _draw_card(sheet, draw, entry, left, upper, height)
+        draw.rounded_rectangle((left, upper, left + _CELL, upper + height), 10, _CARD)
+        _draw_picture(sheet, entry, left, upper)
+        _draw_rows(draw, entry, rows, left, upper + _PAD + _PICTURE_HEIGHT + 6)
     return sheet
 
 
-def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, left: int, upper: int, height: int) -> None:
-    draw.rounded_rectangle((left, upper, left + _CELL, upper + height), 10, _CARD)
-    box = (_CELL - 2 * _PAD, _PICTURE_HEIGHT)
-    picture = entry.picture.convert("RGB")
-    factor = min(box[0] / picture.width, box[1] / picture.height)
+@dataclass
+class _Row:
+    """One class on a card of a PNG sheet."""
+
+    lines: list[str]
+    share: float
+
+
+def _card_row(label: str, share: float, letters: ImageFont.FreeTypeFont) -> _Row:
+    width = _CELL - 2 * _PAD - letters.getlength("100.0%") - 10
+    return _Row(wrapped(label, letters, width, _MOST_LINES), share)
+
+
+def _row_height(row: _Row) -> int:
+    return _ROW + (len(row.lines) - 1) * _LINE
+
+
+def _draw_picture(sheet: Image.Image, entry: Entry, left: int, upper: int) -> None:
+    width = _CELL - 2 * _PAD
+    with Image.open(io.BytesIO(entry.jpeg)) as opened:
+        picture = opened.convert("RGB")
+    factor = min(width / picture.width, _PICTURE_HEIGHT / picture.height)
     sides = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     picture = picture.resize(sides, Image.Resampling.LANCZOS)
-    middle = (left + (_CELL - sides[0]) // 2, upper + _PAD + (_PICTURE_HEIGHT - sides[1]) // 2)
-    sheet.paste(picture, middle)
-    y = upper + _PAD + _PICTURE_HEIGHT + 6
+    sheet.paste(picture, (left + (_CELL - sides[0]) // 2, upper + _PAD + (_PICTURE_HEIGHT - sides[1]) // 2))
+
+
+def _draw_rows(draw: ImageDraw.ImageDraw, entry: Entry, rows: Sequence[_Row], left: int, y: int) -> None:
+    """Draw the name of a file, and its classes with their bars, from `y` down."""
+    width, right = _CELL - 2 * _PAD, left + _CELL - _PAD
     small, letters = font(12), font(14)
-    draw.text((left + _PAD, y), fitted(entry.path.name, small, box[0]), _DIM, small)
+    draw.text((left + _PAD, y), fitted(entry.path.name, small, width, keep_end=True), _DIM, small)
     y += _ROW
-    for rank, (label, share) in enumerate(entry.bars):
-        text = f"{share:.1%}"
-        width = letters.getlength(text)
+    for rank, row in enumerate(rows):
         ink = _INK if rank == 0 else _DIM
-        draw.text((left + _PAD, y), fitted(label, letters, box[0] - width - 10), ink, letters)
-        draw.text((left + _CELL - _PAD, y), text, ink, letters, anchor="ra")
-        track = (left + _PAD, y + 18, left + _CELL - _PAD, y + 21)
-        draw.rectangle(track, _TRACK)
-        if round(box[0] * share) > 0:
-            end = left + _PAD + round(box[0] * share)
-            draw.rectangle((*track[:2], end, track[3]), _FIRST_BAR if rank == 0 else _BAR)
-        y += _ROW
+        for number, text in enumerate(row.lines):
+            draw.text((left + _PAD, y + number * _LINE), text, ink, letters)
+        draw.text((right, y), f"{row.share:.1%}", ink, letters, anchor="ra")
+        below = y + _row_height(row) - 6
+        draw.rectangle((left + _PAD, below, right, below + 3), _TRACK)
+        if round(width * row.share) > 0:
+            end = left + _PAD + round(width * row.share)
+            draw.rectangle((left + _PAD, below, end, below + 3), _FIRST_BAR if rank == 0 else _BAR)
+        y += _row_height(row)

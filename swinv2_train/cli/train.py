@@ -47,6 +47,7 @@ USAGE = "swinv2-train [+experiment=NAME] [KEY=VALUE ...] [options]"
 EXAMPLES = """\
 examples:
   swinv2-train +experiment=simmim_demo
+  swinv2-train +experiment=own_simmim images=my-images run.dir=runs/mine
   swinv2-train +experiment=simmim_tiny data.shards='shards/train-{000000..000011}.tar' optim.epochs=100 \\
       optim.milestones=[87]
   swinv2-train +experiment=simmim_giant launch.dry_run=true
@@ -130,6 +131,10 @@ def load(arguments: argparse.Namespace) -> Config:
         )
         if of_sweep and config.sweep.job is None:
             raise ConfigError("", of_sweep, f"{of_sweep} applies to several runs: add -m")
+    if config.images is not None:
+        from swinv2_train.cli.images import use_images
+
+        use_images(config, arguments.overrides, only_show=arguments.cfg is not None or config.launch.dry_run)
     validate(config)
     if config.launch.env_file:
         read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank

@@ -337,6 +337,8 @@ class Config(Section):
 
     They must be importable, as for `task.module`. Installed packages may add theirs; see swinv2_train/tasks/README.md.
     """
+    images: str | None = None
+    """Pack this folder of images before the run, and train on its shards: see swinv2_train/data/README.md."""
     seed: int = 0
     """Determines the order of samples, augmentation, masks, initial weights, and stochastic depth."""
     model: ModelConfig = field(default_factory=ModelConfig)

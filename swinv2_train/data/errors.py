@@ -27,6 +27,10 @@ class UnwritableData(DataError):  # noqa: N818 (a state, as the message names it
     exit_code = FAILED
 
 
+class NoHeldOutImages(DataError):  # noqa: N818 (a state, as the message names it)
+    """A source with so few images that its held-out share, or the rest, would be empty."""
+
+
 class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
     """One sample that cannot be read or decoded; `reason` is the cause in a few words."""
 

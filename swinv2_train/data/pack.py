@@ -27,7 +27,7 @@ from swinv2_train.data.array_image import ARRAY_KINDS
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
-from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
+from swinv2_train.data.errors import BrokenSample, DataError, NoHeldOutImages, UnwritableData
 from swinv2_train.data.geometry import resize
 from swinv2_train.data.image_header import sniff
 from swinv2_train.data.labels import known_labels
@@ -308,7 +308,7 @@ def _split(
     splits = dict(zip(names, (division.train, division.held_out), strict=True))
     for name, entries in splits.items():
         if not entries:
-            raise DataError(f"--eval-share {rule.share:g} of {len(source.entries)} images leaves none for {name}")
+            raise NoHeldOutImages(f"--eval-share {rule.share:g} of {len(source.entries)} images leaves none for {name}")
     return splits
 
 

@@ -21,6 +21,7 @@ from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.task import Task
+from swinv2_train.tracking.figures import with_heading
 from swinv2_train.tracking.tracker import Tracker
 
 PARTS = ("evaluate", "probe", "draw", "signal")
@@ -124,7 +125,8 @@ class Evaluation:
             batch = next(iter(batches))
             valid = batch["valid"]
             figure = self.task.figure(self.engine.model, select(batch, valid) if valid.any() else batch)
-        self.tracker.log_figure(step, self.config.task.name, figure)
+        weights = ", averaged weights" if averaged else ""
+        self.tracker.log_figure(step, self.config.task.name, with_heading(figure, f"step {step:,}{weights}"))
 
     def score_features(self, step: int) -> dict[str, float]:
         """Record and return the k-NN and linear probe scores of the current weights."""

@@ -38,6 +38,7 @@ from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import HIDDEN
 from swinv2_train.tasks.task import mean_loss
+from swinv2_train.tracking.figures import with_heading
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
@@ -233,7 +234,8 @@ def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> 
         shown = to_device(select(batch, own or [0]), trainer.ranks.device)
         figure = trainer.task.figure(trainer.engine.model, shown)
         if own:
-            trainer.tracker.log_figure(trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}", figure)
+            step, name = trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}"
+            trainer.tracker.log_figure(step, name, with_heading(figure, f"step {step:,}, rejected"))
 
 
 def _number(value: float | None) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from swinv2_train.tracking.charts import Chart
 
 _WORST = 5
+_SINGLE_COLUMNS = ("accuracy", "most_confused_with", "most_confused_name", "most_confused_samples")
+_SEVERAL_COLUMNS = ("predicted", "average_precision")
 
 
 class ClassReport(Report):
@@ -41,7 +43,8 @@ class ClassReport(Report):
 
     def charts(self) -> dict[str, Chart]:
         """Return the confusion matrix and the reliability diagram, for one class per image."""
-        from swinv2_train.tracking.charts import confusion_chart, reliability_chart
+        from swinv2_train.tracking.charts import reliability_chart
+        from swinv2_train.tracking.confusion import confusion_chart
 
         charts = {}
         if "confusion" in self.sums:
@@ -52,13 +55,15 @@ class ClassReport(Report):
         return charts
 
     def per_class_csv(self) -> str:
-        """Return a line per class: its name, its number of samples, and the number of correct ones."""
+        """Return a line per class: its name, its number of samples, and the number of correct ones.
+
+        With one class per image, also the class that it is most often taken for: number, name, and how many times.
+        """
         samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
         several = "histograms" in self.sums
-        columns = ("predicted", "average_precision") if several else ("accuracy", "most_confused_with")
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["class", "name", "samples", "correct", *columns])
+        writer.writerow(["class", "name", "samples", "correct", *(_SEVERAL_COLUMNS if several else _SINGLE_COLUMNS)])
         precisions = average_precisions(np.asarray(self.sums["histograms"])) if several else ()
         for number, count in enumerate(samples):
             name = self.class_names[number] if self.class_names else ""
@@ -66,10 +71,17 @@ class ClassReport(Report):
                 predicted = np.asarray(self.sums["class_predicted"])[number]
                 more = [f"{predicted:.0f}", f"{precisions[number]:.6f}" if count else ""]
             else:
-                other = self._most_confused(number)
-                more = [f"{correct[number] / count:.6f}" if count else "", "" if other is None else str(other)]
+                more = [f"{correct[number] / count:.6f}" if count else "", *self._confusion_cells(number)]
             writer.writerow([number, name, f"{count:.0f}", f"{correct[number]:.0f}", *more])
         return stream.getvalue()
+
+    def _confusion_cells(self, number: int) -> list[str]:
+        """Return number and name of the class that a class is most often taken for, and how many times."""
+        other = self._most_confused(number)
+        if other is None:
+            return ["", "", ""]
+        name = self.class_names[other] if self.class_names else ""
+        return [str(other), name, f"{np.asarray(self.sums['confusion'])[number, other]:.0f}"]
 
     def _name(self, number: int) -> str:
         return self.class_names[number] if self.class_names else f"class {number}"

@@ -27,7 +27,12 @@ from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Losses, Task
 from swinv2_train.tracking.figures import image_grid, to_pil
 
-LOCAL_NOTE = "normalized target: local brightness and contrast are the original's, structure is the model's"
+PLAIN_NOTE = "Masked patches are the model's, colors included; visible ones are the original's."
+LOCAL_NOTE = (
+    "The target is normalized: the model predicts how pixels differ from their surroundings of {window}x{window}. "
+    "In masked patches, mean color and contrast of these surroundings are therefore the original's, and only the "
+    "structure is the model's. Visible patches are the original's."
+)
 
 
 def random_mask(rows: int, columns: int, ratio: float, rng: np.random.Generator) -> torch.Tensor:
@@ -83,6 +88,17 @@ def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
     mean, variance = local_statistics(images, window)
     deviation = (variance + 1e-6).sqrt()
     return (images - mean) / deviation, mean, deviation
+
+
+def caption(mean_loss: float, window: int) -> str:
+    """Return the text below a figure: the loss, and where the colors of masked patches come from.
+
+    Args:
+        mean_loss: over the masked pixels of the images in the figure.
+        window: `task.norm_target_window`.
+    """
+    source = LOCAL_NOTE.format(window=window) if window else PLAIN_NOTE
+    return f"mean loss over the masked pixels of these images: {mean_loss:.4f}\n{source}"
 
 
 class SimMIMTransform(Transform):
@@ -162,14 +178,17 @@ class SimMIM(Task):
 
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """Draw rows of original, masked, and reconstructed images.
+        """Draw rows of original, masked, and reconstructed images, with the loss of each and the mean over them.
 
         A normalized target is converted back with the local statistics of the original to be viewable; visible pixels
-        of the reconstruction are the original's.
+        of the reconstruction are the original's. The caption reports both.
         """
         images, reconstruction = self._forward(model, batch)
-        if self.config.task.norm_target_window:
-            _, local_mean, deviation = normalise_target(images, self.config.task.norm_target_window)
+        sums = self.summed_loss(images, reconstruction, batch["mask"]).tolist()
+        pixels = [masked_pixels(mask[None].cpu(), self.patch, *self.size) for mask in batch["mask"]]
+        window = self.config.task.norm_target_window
+        if window:
+            _, local_mean, deviation = normalise_target(images, window)
             reconstruction = reconstruction * deviation + local_mean
         mask = enlarge_mask(batch["mask"], self.patch, *self.size)[:, None]
         mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
@@ -178,8 +197,15 @@ class SimMIM(Task):
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
         rows = [[to_pil(image, like=row[0]) for image in row] for row in zip(*columns, strict=True)]
-        local = "" if not self.config.task.norm_target_window else LOCAL_NOTE
-        return image_grid(rows, column_titles=["original", "masked", "reconstruction"], footer=local)
+        mean_loss = sum(sums) / (sum(pixels) + NORMALISER_EPSILON)
+        return image_grid(
+            rows,
+            column_titles=["original", "masked", "reconstruction"],
+            row_titles=[
+                f"loss\n{total / (count + NORMALISER_EPSILON):.4f}" for total, count in zip(sums, pixels, strict=True)
+            ],
+            footer=caption(mean_loss, window),
+        )
 
     def example_batch(self, batch_size: int) -> Batch:
         rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Charts for papers and logs, drawn with matplotlib: curves, confusion matrices, reliability diagrams.
+"""Charts for papers and logs, drawn with matplotlib: curves and reliability diagrams.
 
 Figures are plain objects on the Agg canvas: no window, no pyplot, no state between charts. The colors are those of
 Okabe and Ito (2008), which are distinguishable for all types of color vision; every curve also has its own marker.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from swinv2_train.lettering import font, wrapped
 from swinv2_train.text import as_label
 from swinv2_train.writing import write_bytes
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:  # matplotlib takes a second to import
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DOTS_PER_INCH = 200
+POINTS = 72
+"""Points per inch, the unit of font sizes."""
+_LEGEND_SIZE = 9
+_WIDEST_INSIDE = 150
+"""Widest name of a legend inside the axes, in points."""
 _STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
@@ -37,16 +43,12 @@ _STYLE: dict[str, Any] = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": _LEGEND_SIZE,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "pdf.fonttype": 42,  # embeds TrueType fonts, as publishers require
     "ps.fonttype": 42,
 }
-_NAMED_CLASSES = 40
-"""Maximum number of classes whose names a confusion matrix shows; up to half of it, also the numbers in the cells."""
-_MOST_CELLS = 250
-_LONGEST_NAME = 18
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Series:
     """Non-finite values leave a gap."""
     dashed: bool = False
     """Dashed, thin, and without markers: for a curve that accompanies another."""
+    mark: tuple[float, str] | None = None
+    """Position of a vertical line that belongs to the curve, and its name for the legend."""
 
 
 class Chart:
@@ -110,11 +114,12 @@ def line_chart(
     """Plot curves over one axis.
 
     Args:
-        series: the curves; a legend names them if there are several.
+        series: the curves; a legend names them if there are several, and their marks.
+        title: is wrapped to the width of the figure.
         log_y: a logarithmic y axis; values of 0 and below leave a gap.
         x_ticks: positions and labels of the ticks; None lets matplotlib choose.
         separators: positions of thin vertical lines.
-        size: width and height in inches.
+        size: width and height in inches; long names in the legend add height.
 
     Raises:
         ValueError: if there is no curve, or x and y of one differ in length.
@@ -138,66 +143,38 @@ def line_chart(
             _logarithmic(axes)
         if x_ticks is not None:
             axes.set_xticks([place for place, _ in x_ticks], [text for _, text in x_ticks])
+        _draw_marks(axes, series)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if title:
-            axes.set_title(as_label(title))
-        if len(series) > 1:
-            axes.legend(loc="best")
+            axes.set_title("\n".join(map(as_label, wrapped(title, font(10), 0.8 * size[0] * POINTS))))
+        if len(series) > 1 or series[0].mark is not None:
+            _add_legend(figure, axes)
     return Chart(figure)
 
 
-def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> Chart:
-    """Plot a confusion matrix: true classes down, predicted ones across, as a fraction of each true class.
+def _draw_marks(axes: Any, series: Sequence[Series]) -> None:
+    """Draw the vertical line of each mark, in the color of its curve, or in gray if several curves have it."""
+    places: dict[tuple[float, str], list[str]] = {}
+    for number, one in enumerate(series):
+        if one.mark is not None:
+            places.setdefault(one.mark, []).append(_pick(PALETTE, number))
+    for (place, text), colors in places.items():
+        color = colors[0] if len(colors) == 1 < len(series) else "#606060"
+        axes.axvline(place, color=color, linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1, label=as_label(text))
 
-    With up to 20 classes the cells show percentages, with up to 40 the axes show the names. In larger matrices the
-    colors are logarithmic, and above 250 classes a cell is the largest fraction in a square of neighbors, so that rare
-    mistakes remain visible.
 
-    Args:
-        matrix: (K, K) counts, rows true.
-        names: of the classes; their numbers if it is None.
-
-    Raises:
-        ValueError: if the matrix is not square, or the number of names differs.
-    """
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap, LogNorm, Normalize
-
-    num_classes = len(matrix)
-    if matrix.ndim != 2 or matrix.shape[1] != num_classes or not num_classes:
-        raise ValueError(f"a confusion matrix must be square, not {matrix.shape}")
-    if names is not None and len(names) != num_classes:
-        raise ValueError(f"{len(names)} names for {num_classes} classes")
-    totals = matrix.sum(axis=1, keepdims=True)
-    shares = np.divide(matrix, totals, out=np.zeros(matrix.shape), where=totals > 0)
-    side = min(9.0, max(3.6, 1.8 + 0.3 * num_classes))
-    figure, axes = empty_axes((side + 0.8, side))
-    large = num_classes > _NAMED_CLASSES
-    with house_style():
-        axes.grid(False)
-        shown, scale, colours = shares, Normalize(0.0, 1.0), colormaps["Blues"]
-        if large:
-            shown = np.ma.masked_equal(_pooled(shares), 0)
-            scale = LogNorm(min(float(shares[shares > 0].min(initial=1.0)), 0.5), 1.0)
-            colours = ListedColormap(colours(np.linspace(0.25, 1.0, 256)))
-        end = len(shown) * -(-num_classes // len(shown)) - 0.5
-        extent = (-0.5, end, end, -0.5)
-        drawn = axes.imshow(shown, cmap=colours, norm=scale, interpolation="nearest", extent=extent)
-        if not large:
-            texts = [_short(name) for name in (names or [str(number) for number in range(num_classes)])]
-            upright = max(map(len, texts)) <= 3
-            axes.set_xticks(range(num_classes), texts, rotation=0 if upright else 90)
-            axes.set_yticks(range(num_classes), texts)
-            axes.tick_params(length=0)
-        if num_classes <= _NAMED_CLASSES // 2:
-            _write_cells(axes, shares)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.03)
-        bar.set_label("fraction of the true class")
-        bar.outline.set_linewidth(0.5)  # type: ignore[operator]
-    return Chart(figure)
+def _add_legend(figure: Figure, axes: Any) -> None:
+    """Add a legend: inside the axes, or below them if its names are long."""
+    handles, labels = axes.get_legend_handles_labels()
+    names, letters = [label.replace(r"\$", "$") for label in labels], font(_LEGEND_SIZE)
+    if max(map(letters.getlength, names)) <= _WIDEST_INSIDE:
+        axes.legend(loc="best")
+        return
+    width, height = figure.get_size_inches()
+    below = [[as_label(line) for line in wrapped(name, letters, (width - 0.8) * POINTS)] for name in names]
+    figure.set_size_inches(width, height + 0.2 * sum(map(len, below)) + 0.1)
+    figure.legend(handles, ["\n".join(lines) for lines in below], loc="outside lower left")
 
 
 def reliability_chart(bins: np.ndarray, error: float) -> Chart:
@@ -269,23 +246,5 @@ def _logarithmic(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
-def _write_cells(axes: Any, shares: np.ndarray) -> None:
-    for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
-        share = shares[row, column]
-        ink = "white" if share > 0.55 else "#202020"
-        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=ink, fontsize=7.5)
-
-
-def _pooled(shares: np.ndarray) -> np.ndarray:
-    """Return the largest value of each square of neighbors, so that at most `_MOST_CELLS` remain in each direction."""
-    side = -(-len(shares) // _MOST_CELLS)
-    starts = np.arange(0, len(shares), side)
-    return np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)
-
-
 def _pick(choices: Sequence[str], number: int) -> str:
     return choices[number % len(choices)]
-
-
-def _short(name: str) -> str:
-    return as_label(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")

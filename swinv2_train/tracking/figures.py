@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from swinv2_train.lettering import wrapped
+
 MARGIN = 12
 GAP = 6
 TITLE_SIZE = 15
@@ -83,7 +85,8 @@ def image_grid(
     top = MARGIN + (max(_size(title, title_font)[1] for title in column_titles) + GAP if column_titles else 0)
     width = left + sum(widths) + GAP * (num_columns - 1) + MARGIN
     bottom = top + sum(heights) + GAP * (len(rows) - 1)
-    footer_lines = _wrapped(footer, footer_font, width - 2 * MARGIN)
+    paragraphs = [wrapped(line, footer_font, width - 2 * MARGIN) for line in footer.splitlines()]
+    footer_lines = "\n".join(line for lines in paragraphs for line in lines)
     footer_height = _size(footer_lines, footer_font)[1] + MARGIN if footer_lines else 0
 
     canvas = Image.new("RGB", (width, bottom + footer_height + MARGIN), BACKGROUND)
@@ -99,6 +102,17 @@ def image_grid(
             canvas.paste(cell.convert("RGB"), (x + (column_width - cell.width) // 2, y + (height - cell.height) // 2))
     if footer_lines:
         draw.text((MARGIN, bottom + MARGIN), footer_lines, FOOTER_INK, footer_font)
+    return canvas
+
+
+def with_heading(image: Image.Image, text: str) -> Image.Image:
+    """Return a figure with a line of text above it."""
+    letters = ImageFont.load_default(size=TITLE_SIZE)
+    width, height = _size(text, letters)
+    top = MARGIN + height
+    canvas = Image.new("RGB", (max(image.width, width + 2 * MARGIN), top + image.height), BACKGROUND)
+    canvas.paste(image.convert("RGB"), (0, top))
+    ImageDraw.Draw(canvas).text((MARGIN, MARGIN), text, INK, letters)
     return canvas
 
 
@@ -128,18 +142,3 @@ def _size(text: str, font: Any) -> tuple[int, int]:
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
     x0, _, x1, y1 = draw.multiline_textbbox((0, 0), text, font)
     return int(np.ceil(x1 - x0)), int(np.ceil(y1))
-
-
-def _wrapped(text: str, font: Any, width: int) -> str:
-    """Return the text with line breaks between words, so that each line is at most `width` pixels wide if possible."""
-    lines = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if line and _size(longer, font)[0] > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    return "\n".join(lines)

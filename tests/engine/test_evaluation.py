@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
 from swinv2_train.engine.evaluation import due
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.tracking.figures import with_heading
 from tests.runs import make_labelled_shard, metrics, run_here, tiny_run
 
 
@@ -22,7 +24,16 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "probe.knn=3", "eval.signal_every_steps=4", "checkpoint.keep_best=1", "checkpoint.best_mode=max",
         "checkpoint.best_metric=eval/probe/knn_top1",
     ]  # fmt: skip
-    assert run_here(tiny_run(shards, directory / "run", *more)) == FINISHED
+    headings: list[str] = []
+
+    def headed(image: Image.Image, text: str) -> Image.Image:
+        headings.append(text)
+        return with_heading(image, text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swinv2_train.engine.evaluation.with_heading", headed)
+        assert run_here(tiny_run(shards, directory / "run", *more)) == FINISHED
+    assert headings == ["step 8"]
     return directory / "run"
 
 

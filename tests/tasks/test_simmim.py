@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from swinv2_train.tasks.simmim import (
     random_mask,
 )
 from swinv2_train.tasks.task import NORMALISER_EPSILON
+from swinv2_train.tracking.figures import image_grid
 from tests.models import golden
 
 TINY = [
@@ -150,6 +152,31 @@ def test_any_channels_and_sixteen_bit(channels: int) -> None:
     torch.testing.assert_close(task.loss(model, wide).terms["loss"], loss, rtol=1e-4, atol=0)
     figure = task.figure(model.eval(), batch)
     assert min(figure.size) > 70
+
+
+@pytest.mark.parametrize(("window", "says"), [(0, "the model's, colors included"), (47, "47x47")])
+def test_a_figure_has_the_loss_and_the_source_of_its_colors(
+    window: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, task = make(f"task.norm_target_window={window}")
+    model, batch, written = task.build_model().eval(), task.example_batch(3), {}
+
+    def grid(*rows: Any, **texts: Any) -> Any:
+        written.update(texts)
+        return image_grid(*rows, **texts)
+
+    monkeypatch.setattr("swinv2_train.tasks.simmim.image_grid", grid)
+    task.figure(model, batch)
+    with torch.no_grad():
+        losses = [
+            task.metrics(task.evaluate(model, [{key: value[start:stop] for key, value in batch.items()}]))["loss"]
+            for start, stop in ((0, 3), (0, 1), (1, 2), (2, 3))
+        ]
+    assert written["row_titles"] == [f"loss\n{loss:.4f}" for loss in losses[1:]]
+    first, second = written["footer"].splitlines()
+    assert first.endswith(f"{losses[0]:.4f}")
+    assert says in second
+    assert ("only the structure is the model's" in second) == bool(window)
 
 
 def test_padded_samples_do_not_count_in_the_evaluation() -> None:
