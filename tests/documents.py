@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,14 @@ def python_files(document: Path, directory: Path) -> list[Path]:
         path.write_text(text)
         written.append(path)
     return written
+
+
+def run_python(document: Path) -> dict[str, Any]:
+    """Run the other blocks fenced as python, in order, as one notebook; return its variables."""
+    variables: dict[str, Any] = {}
+    for text in re.findall(r"```python\n(?!# \S+\.py\n)(.*?)```", document.read_text(), re.DOTALL):
+        exec(compile(text, str(document), "exec"), variables)
+    return variables
 
 
 @contextmanager

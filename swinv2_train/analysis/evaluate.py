@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swinv2_train.analysis.probes import EvalImages, Probe
+from swinv2_train.analysis.features import EvalImages
+from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import TaskConfig

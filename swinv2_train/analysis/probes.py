@@ -12,17 +12,17 @@ Both are exact solutions without randomness: the same features give the same res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_train.analysis.features import POOLED, EvalImages, evaluating, features_of, nearest
 from swinv2_train.config.schema import Config
-from swinv2_train.config.validate import resolution
-from swinv2_train.data.augment import eval_crop, normalise
+from swinv2_train.data.augment import normalise
 from swinv2_train.data.configured import open_probe_sets
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
@@ -31,32 +31,16 @@ from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
-from swinv2_train.data.transform import Transform
 from swinv2_train.data.workers import Workers
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import from_main
 from swinv2_train.launch.ranks import Ranks
-from swinv2_train.models.heads import pooled_features
 from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
 
 TEMPERATURE = 0.07
 PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """L2 penalties that the linear classifier chooses from; the loss they are added to is a mean over samples."""
-_SIMILARITIES = 1 << 26
-"""Maximum number of similarities in memory at a time."""
 _ITERATIONS = 200
-
-
-class EvalImages(Transform):
-    """Evaluation crop: the entry `image` (C, H, W) as decoded."""
-
-    def __init__(self, config: Config) -> None:
-        self.size = resolution(config)
-        self.crop_pct, self.crop_mode = config.data.crop_pct, config.data.crop_mode
-        self.interpolation = config.data.augment.interpolation
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"image": eval_crop(sample.image, self.size, self.crop_pct, self.crop_mode, self.interpolation)}
 
 
 class LabelledImages(EvalImages):
@@ -189,7 +173,7 @@ class Probe:
                 for _, name, reason in batch["broken"]:
                     self._warn_once(f"sample {name} is skipped: {reason}")
                 images = normalise(batch["image"].to(self.ranks.device), self.mean, self.std)
-                features = pooled_features(model, images).float().cpu()
+                features = features_of(model, images)[POOLED]
                 kept = [part[batch["valid"]].numpy() for part in (batch["position"], batch["label"], features)]
                 parts.append((kept[0], kept[1], kept[2]))
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -218,17 +202,6 @@ def first_images(config: Config, shards: ShardSet, count: int, mean: Sequence[fl
     return batch["image"][batch["valid"]]
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the model to eval mode, and restore its mode afterward."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
 def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neighbours: int) -> float:
     """Return the fraction of test samples whose class the weighted vote of their nearest training samples finds.
 
@@ -238,14 +211,10 @@ def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neig
     """
     (features, labels), (queries, targets) = train, test
     classes, votes_for = labels.unique(return_inverse=True)
-    features = F.normalize(features, dim=1)
-    most = min(neighbours, len(features))
     right = 0
-    for rows in torch.arange(len(queries)).split(max(1, _SIMILARITIES // len(features))):
-        similarity = F.normalize(queries[rows], dim=1) @ features.T
-        nearest, indices = similarity.topk(most, dim=1)
-        votes = torch.zeros(len(rows), len(classes), dtype=nearest.dtype, device=nearest.device)
-        votes.scatter_add_(1, votes_for[indices], ((nearest - 1) / TEMPERATURE).exp())
+    for rows, similarity, indices in nearest(features, queries, neighbours):
+        votes = torch.zeros(len(rows), len(classes), dtype=similarity.dtype, device=similarity.device)
+        votes.scatter_add_(1, votes_for[indices], ((similarity - 1) / TEMPERATURE).exp())
         right += int((classes[votes.argmax(dim=1)] == targets[rows]).sum())
     return right / len(queries)
 

@@ -1,5 +1,5 @@
-"""`swinv2-analyze`: two figures of the paper for your own models: accuracy over test-time windows, and the signal
-propagation plot.
+"""`swinv2-analyze`: figures of finished models: accuracy over test-time windows and the signal propagation plot of the
+paper, and attention maps.
 
 Exit status: 0 done; 1 failed; 2 usage error; 130 interrupted.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.cli import attention
 from swinv2_train.cli.arguments import SECTIONS, Parser, required, shards, split_items, whole, wholes
 from swinv2_train.cli.completion import offer, option_words
 from swinv2_train.cli.ending import end, run_command
@@ -95,12 +96,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="swinv2-analyze",
-        description="Figures of the Swin V2 paper for your own models.",
+        description="Figures of your own models: two of the Swin V2 paper, and attention maps.",
         epilog=manual("analysis", _STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(title="commands", required=True, metavar="{windows,signal}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="{windows,signal,attention}")
     for name, run, line, text in (
         ("windows", _windows, "accuracy over test-time windows (table 1)", _WINDOWS_HELP),
         ("signal", _signal, "activation amplitude of every block (figure 2)", _SIGNAL_HELP),
@@ -116,7 +117,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("items", nargs="*", metavar="ITEM", help="see below")
         add_imports(command)
         command.set_defaults(run=run)
-    offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS}))
+    command = commands.add_parser(
+        "attention",
+        help="attention maps of a few images",
+        usage="swinv2-analyze attention CHECKPOINT IMAGES... OUT.png [KEY=VALUE ...]",
+        description="Draw which tokens a model attends to, for every stage.",
+        epilog=f"{attention.HELP}\n\n{_STATUS}\n\n{manual('analysis')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("items", nargs="*", metavar="ITEM", help="see below")
+    command.set_defaults(run=attention.run)
+    offer(parser, option_words({**_WINDOWS_OPTIONS, **_SIGNAL_OPTIONS, **attention.OPTIONS}))
     arguments = parser.parse_args(given)
     end(run_command("swinv2-analyze", lambda: _run(arguments, given)))
 

@@ -156,6 +156,7 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
             raise ValueError(f"must be one of {', '.join(choices)}")
         return text
 
+    convert.choices = tuple(choices)  # type: ignore[attr-defined] # for completion
     return convert
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from swinv2_train.cli.arguments import SECTIONS, Once
+from swinv2_train.cli.arguments import SECTIONS, Once, switch
+from swinv2_train.config.choices import CHOICES
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, schema_keys
 from swinv2_train.config.schema import Config
@@ -77,19 +79,23 @@ def pipeline_words(prefix: str, parsed_args: argparse.Namespace, **_: object) ->
     return [*_keys(prefix, ["pipeline", "dir", "experiment", "launcher", *_leaves(), *inside]), "status"]
 
 
-def option_words(options: Collection[str]) -> Completer:
+def option_words(options: Mapping[str, Callable[[str], Any]] | tuple[()]) -> Completer:
     """Return a completer of `key=value` items and paths, for finished weights.
 
     Args:
-        options: the command's own keys, in addition to the config keys that can be changed.
+        options: the command's own keys with their converters, in addition to the config keys that can be changed.
     """
+
+    converters = dict(options)
 
     def words(prefix: str, **_: object) -> list[str]:
         key, equals, value = prefix.partition("=")
         if equals:
-            return _values_of_key(key, value)
+            convert = converters.get(key)
+            known = ("true", "false") if convert is switch else getattr(convert, "choices", ())
+            return _values(key, known) or _values_of_key(key, value)
         inside = [leaf for leaf in _leaves() if leaf.partition(".")[0] in SECTIONS]
-        return [*_keys(prefix, [*options, *inside]), *_path_words(prefix)]
+        return [*_keys(prefix, [*converters, *inside]), *_path_words(prefix)]
 
     return words
 
@@ -133,8 +139,10 @@ def _values(key: str, values: Collection[str]) -> list[str]:
 
 
 def _values_of_key(key: str, value: str) -> list[str]:
-    """Return true and false for a switch, else paths."""
+    """Return true and false for a switch, the accepted values of a key that has only a few, else paths."""
     leaf = re.sub(r"^(\+|stages\.[^.]+\.)", "", key)
+    if leaf in CHOICES:
+        return _values(key, ["null" if choice is None else str(choice) for choice in CHOICES[leaf]])
     defaults = flat(Config()) | {name: item for task in TASK_SECTIONS.values() for name, item in _task(task).items()}
     if isinstance(defaults.get(leaf), bool):
         return _values(key, ("true", "false"))

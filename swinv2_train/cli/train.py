@@ -16,6 +16,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
+from swinv2_train.cli.hydra_help import HydraHelp, info
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
@@ -80,6 +81,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "-m", "--multirun", action="store_true", help="a sweep: one run for each of the values in KEY=A,B,..."
     )
     add_imports(parser, "tasks, transforms, attention backends, and decoders")
+    parser.add_argument("--info", action="store_true", help="print the origin of the config, and exit")
+    parser.add_argument("--hydra-help", action=HydraHelp, help="print what replaces Hydra's options, and exit")
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -396,7 +399,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             end(run_sweep(arguments))
         config = load(arguments)
-        if arguments.cfg == "job" or config.launch.dry_run:
+        if arguments.info:
+            print(redact(info(arguments.overrides, arguments.config_dir)))
+            code = FINISHED
+        elif arguments.cfg == "job" or config.launch.dry_run:
             place = ["--config-dir", str(arguments.config_dir)] if arguments.config_dir else []
             code = show(config, [*place, *arguments.overrides], print_config=arguments.cfg == "job")
         else:

@@ -274,3 +274,27 @@ def override(text: str, overrides: Sequence[str]) -> Config:
 def to_dict(section: Any) -> dict[str, Any]:
     """Return a section as plain data, for JSON files and W&B."""
     return dataclasses.asdict(section)
+
+
+def applied_files(overrides: Sequence[str], config_dir: Path | None = None) -> list[str]:
+    """Return the config files that a command line merges, in their order, each with the section that it sets.
+
+    Arguments as for `compose`, which has accepted them.
+    """
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    GlobalHydra.instance().clear()
+    others = [item for item in overrides if not item.lstrip("+").startswith("resume.")]
+    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
+        loader = GlobalHydra.instance().config_loader()
+        found = loader.compute_defaults_list("config", [*_in_effect(others, config_dir), *search], RunMode.RUN)
+    files = [(entry.config_path, entry.package) for entry in found.defaults]
+    return [
+        f"{path}.yaml -> {package or 'the config'}"
+        for path, package in files
+        if path and any((place / f"{path}.yaml").is_file() for place in (conf_dir(), config_dir) if place)
+    ]

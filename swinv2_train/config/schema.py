@@ -272,12 +272,14 @@ class TrackingConfig(Section):
     """Write TensorBoard event files to <run>/tb."""
     wandb: str = "disabled"
     """Weights & Biases: disabled, offline or online."""
-    wandb_project: str = "swinv2-train"
-    """W&B project."""
+    wandb_project: str | None = None
+    """W&B project; null: that of the environment variable WANDB_PROJECT, or swinv2-train if it is not set."""
     wandb_entity: str | None = None
     """W&B entity (team or user)."""
     wandb_group: str | None = None
     """W&B group."""
+    wandb_tags: list[str] = field(default_factory=list)
+    """W&B tags, such as [paper,baseline]; an empty list: those of the environment variable WANDB_TAGS."""
     peak_tflops: float | None = None
     """Peak of one rank's device in TFLOPS at the precision of the run, which the logged MFU is a fraction of.
 

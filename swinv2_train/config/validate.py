@@ -10,6 +10,7 @@ from typing import Any
 
 from swinv2_train.config import own_parts
 from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
+from swinv2_train.config.choices import check_choice
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
@@ -54,7 +55,7 @@ def validate_data(config: Config) -> None:
         ConfigError: for the first error.
     """
     data = config.data
-    one_of("data.augment.interpolation", data.augment.interpolation, ("bilinear", "bicubic"))
+    check_choice("data.augment.interpolation", data.augment.interpolation)
     if data.augment.transform is not None:
         known = own_parts.parts("transforms")
         if data.augment.transform not in known:
@@ -70,7 +71,7 @@ def validate_data(config: Config) -> None:
             )
     for key in ("hflip", "vflip"):
         share(f"data.augment.{key}", getattr(data.augment, key))
-    one_of("data.crop_mode", data.crop_mode, ("center", "squash"))
+    check_choice("data.crop_mode", data.crop_mode)
     if not LEAST_CROP <= data.crop_pct <= 1:
         hint = f"is a share from {LEAST_CROP} to 1{percent(data.crop_pct)}"
         raise ConfigError("data.crop_pct", data.crop_pct, hint)
@@ -123,9 +124,9 @@ def _validate_run(config: Config) -> None:
 
 def _validate_engine(config: Config) -> None:
     engine = config.engine
-    one_of("engine.zero_stage", engine.zero_stage, (0, 1, 2, 3))
-    one_of("engine.precision", engine.precision, ("bf16", "fp16", "fp32"))
-    one_of("engine.grad_accum_dtype", engine.grad_accum_dtype, (None, "fp32", "bf16"))
+    check_choice("engine.zero_stage", engine.zero_stage)
+    check_choice("engine.precision", engine.precision)
+    check_choice("engine.grad_accum_dtype", engine.grad_accum_dtype)
     if engine.grad_accum_dtype == "bf16" and engine.precision != "bf16":
         raise ConfigError("engine.grad_accum_dtype", "bf16", f"requires engine.precision=bf16, not {engine.precision}")
     if engine.grad_accum_dtype == "fp32" and engine.precision != "fp32" and engine.zero_stage == 0:
@@ -164,7 +165,7 @@ def _check_bucket(given: Any) -> None:
 
 def _validate_safety(config: Config) -> None:
     guard, checkpoint, watchdog = config.guard, config.checkpoint, config.watchdog
-    one_of("guard.policy", guard.policy, ("skip", "rollback", "stop", "off"))
+    check_choice("guard.policy", guard.policy)
     for key, least in (("min_steps", 8), ("rollback_batches", 1), ("max_rollbacks", 1), ("max_skipped_in_row", 1)):
         at_least(f"guard.{key}", getattr(guard, key), least)
     if guard.window < guard.min_steps:
@@ -177,8 +178,7 @@ def _validate_safety(config: Config) -> None:
             raise ConfigError(f"watchdog.{key}", value, "must be above 0; set a large number for no limit")
     for key in ("keep_best", "retries", "retry_seconds"):
         at_least(f"checkpoint.{key}", getattr(checkpoint, key), 0)
-    if checkpoint.best_mode is not None:
-        one_of("checkpoint.best_mode", checkpoint.best_mode, ("min", "max"))
+    check_choice("checkpoint.best_mode", checkpoint.best_mode)
     if checkpoint.keep_best:
         if not (config.data.eval_shards and config.eval.every_steps):
             raise ConfigError(
@@ -212,20 +212,23 @@ def _validate_schedules(config: Config) -> None:
             "there are no images to measure the signal with: set data.eval_shards",
         )
     at_least("tracking.log_every_steps", config.tracking.log_every_steps, 1)
-    one_of("tracking.wandb", config.tracking.wandb, ("disabled", "offline", "online"))
+    check_choice("tracking.wandb", config.tracking.wandb)
+    for tag in config.tracking.wandb_tags:
+        if not 1 <= len(tag) <= 64:
+            raise ConfigError("tracking.wandb_tags", tag or "''", "W&B accepts tags of 1 to 64 characters")
     peak = config.tracking.peak_tflops
     if peak is not None and not peak > 0:
         fix = "must be above 0: the TFLOPS of one device, such as 312 for an A100 in bf16"
         raise ConfigError("tracking.peak_tflops", peak, fix)
     check_resume(config.resume)
-    one_of("launch.device", config.launch.device, ("auto", "cuda", "cpu"))
+    check_choice("launch.device", config.launch.device)
     _validate_launch(config.launch)
     if not config.run.dir:
         raise ConfigError("run.dir", config.run.dir, "set the directory of the run")
 
 
 def _validate_init(config: Config) -> None:
-    one_of("init.which", config.init.which, ("newest", "best"))
+    check_choice("init.which", config.init.which)
     if config.init_from is not None and not config.init_from:
         raise ConfigError("init_from", "''", "set a run, a checkpoint, or a file; null for none")
     if config.init_from is None:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from swinv2_train.config.checks import at_least, one_of
+from swinv2_train.config.checks import at_least
+from swinv2_train.config.choices import check_choice
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.schema import OptimConfig
@@ -19,7 +20,7 @@ def validate_optim(optim: OptimConfig) -> None:
         ConfigError: for the first error.
     """
     at_least("optim.global_batch", optim.global_batch, 1)
-    one_of("optim.schedule", optim.schedule, ("cosine", "linear", "multistep", "constant"))
+    check_choice("optim.schedule", optim.schedule)
     if (optim.epochs is None) == (optim.steps is None):
         given = "neither is" if optim.epochs is None else "both are"
         raise ConfigError(

@@ -20,6 +20,7 @@ from swinv2_train.data.batch import Batch, collate
 from swinv2_train.data.current import working_on
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.file_set import FileSet
 from swinv2_train.data.lanes import lane_reads
 from swinv2_train.data.order import Order, sample_rng
 from swinv2_train.data.sample import Sample
@@ -42,7 +43,7 @@ _MOST_READS = 1.15
 class SampleSource:
     """Source of the samples, and how each is made: bytes -> image -> entries of a batch."""
 
-    shards: ShardSet
+    shards: ShardSet | FileSet
     transform: Transform
     channels: int
     """Channels of the images."""
@@ -240,6 +241,19 @@ class EvalLoader:
             self._pool.close()
             self._pool = None
         self._shards.close()
+
+
+def fixed_batches(source: SampleSource, batches: Sequence[range], share: Share, workers: Workers) -> WorkerPool:
+    """Return chosen batches of samples, in this order, without padding; entries as for `EvalLoader`.
+
+    Args:
+        batches: sample indices; at least one batch.
+        share: its connections, and the ranks that share the cache, apply to remote shards.
+    """
+    if source.shards.remote:
+        ranges = [(batch.start, batch.stop) for batch in batches]
+        source.shards.prefetch(lambda: ranges, connections=share.connections, share=1 / share.local_ranks)
+    return WorkerPool(_EvalSamples(source, source.shards.num_samples), batches, workers)
 
 
 class _Samples(Dataset[Any]):

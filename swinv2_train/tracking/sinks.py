@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.metrics import evaluated_metrics
 from swinv2_train.config.schema import Config
+from swinv2_train.config.section import flat
 from swinv2_train.reading import UnreadableError, put_aside, read_text
 from swinv2_train.redact import redact, redacted
 
+_PROJECT = "swinv2-train"
+"""W&B project if neither the config nor the environment names one."""
+_HYPERPARAMETERS = ("seed", "model", "task", "data", "optim", "engine", "guard")
+"""Sections of the config that TensorBoard compares runs by."""
 _LOGIN_SECONDS = 60
 """Seconds that W&B may wait for the user to enter a key; the other ranks are already waiting for this one."""
 _CONNECT_SECONDS = 60
@@ -51,21 +59,37 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    """TensorBoard event files. A resume hides events past the step it resumes from."""
+    """TensorBoard event files, with the config as a text and as hyperparameters.
+
+    A resume hides events past the step it resumes from.
+    """
 
     name = "TensorBoard"
 
-    def __init__(self, directory: Path, start_step: int) -> None:
+    def __init__(self, directory: Path, start_step: int, config: Config) -> None:
         self._directory = str(directory)
         if directory.is_file():  # a file in its place is kept, and does not end the run
             put_aside(directory)
         # A run from the beginning logs step 0 again; a resumed one does not.
         self._open(start_step + 1 if start_step else 0)
+        self._describe(config, start_step)
 
     def _open(self, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self._directory, purge_step=first_step)  # hides older events from this step
+
+    def _describe(self, config: Config, step: int) -> None:
+        """Write the config: Text shows it as it is stored, HPARAMS compares runs by it."""
+        from torch.utils.tensorboard.summary import hparams
+
+        # Markdown shows indented lines as they are.
+        lines = redact(to_yaml(config)).splitlines()
+        self._writer.add_text("config", "\n".join(f"    {line}" for line in lines), step)
+        metrics = {"train/loss": 0.0, **dict.fromkeys(evaluated_metrics(config), 0.0)}
+        *started, self._ended = hparams(hyperparameters(config), metrics)
+        for summary in started:
+            self._writer.file_writer.add_summary(summary)
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         for key, value in values.items():
@@ -82,7 +106,16 @@ class TensorBoardSink:
         self._open(step + 1)
 
     def close(self, exit_status: str) -> None:
+        if exit_status == "finished":
+            self._writer.file_writer.add_summary(self._ended)
         self._writer.close()
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the values that TensorBoard compares runs by: numbers and text, by dotted key."""
+    values = {key: value for key, value in flat(config).items() if key.partition(".")[0] in _HYPERPARAMETERS}
+    plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in values.items()}
+    return {key: redacted(plain[key]) for key, value in values.items() if value is not None}
 
 
 class WandbSink:
@@ -105,9 +138,10 @@ class WandbSink:
                 resume="allow",
                 mode=tracking.wandb,
                 name=config.run.name,
-                project=tracking.wandb_project,
+                project=tracking.wandb_project or os.environ.get("WANDB_PROJECT") or _PROJECT,
                 entity=tracking.wandb_entity,
                 group=tracking.wandb_group,
+                tags=tracking.wandb_tags or None,  # None: WANDB_TAGS
                 dir=str(run_dir),
                 config=redacted(dataclasses.asdict(config)),
                 # The console is in log.txt; capturing it would fill W&B's log with redraws of the progress bar.

@@ -79,7 +79,7 @@ class Tracker:
                 "could not be written"
             )
         if config.tracking.tensorboard:
-            self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step))
+            self._sinks.append(TensorBoardSink(self.run_dir / "tb", start_step, config))
 
     def log_steps(self, records: Sequence[Mapping[str, float | int | None]]) -> None:
         """Record optimizer steps, in order, and report the last of them on the console.

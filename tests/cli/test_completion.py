@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +19,11 @@ from typing import Any
 import pytest
 
 from swinv2_train.cli import completion
-from swinv2_train.config.compose import experiments
+from swinv2_train.config.choices import CHOICES
+from swinv2_train.config.compose import compose, experiments
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, schema_keys
+from swinv2_train.config.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
@@ -92,6 +98,33 @@ def test_every_key_that_holds_a_value(offered: Offered) -> None:
     assert offered("swinv2-train data.augment.hf") == ["data.augment.hflip="]
 
 
+def test_values_of_keys_that_accept_only_a_few(offered: Offered) -> None:
+    assert offered("swinv2-train engine.precision=") == [
+        f"engine.precision={name}" for name in ("bf16", "fp16", "fp32")
+    ]
+    assert offered("swinv2-train engine.grad_accum_dtype=n") == ["engine.grad_accum_dtype=null"]
+    assert offered("swinv2-train model.attention=s") == ["model.attention=sdpa", "model.attention=sequential"]
+    assert offered("swinv2-pipeline pipeline=demo stages.simmim.guard.policy=r") == [
+        "stages.simmim.guard.policy=rollback"
+    ]
+    assert offered("swinv2-eval which=") == ["which=newest", "which=best"]
+    assert offered("swinv2-eval ema=t") == ["ema=true"]
+    assert offered("swinv2-features precision=f") == ["precision=fp32", "precision=fp16"]
+    assert offered("swinv2-features sheet=sh") == ["sheet=shards/"]
+
+
+def test_every_key_with_choices_exists_and_is_checked() -> None:
+    assert set(CHOICES) <= set(schema_keys())
+    made = compose(["+experiment=simmim_demo"])
+    for key, values in CHOICES.items():
+        config = copy.deepcopy(made)
+        section, _, name = key.rpartition(".")
+        owner = functools.reduce(getattr, section.split("."), config)
+        setattr(owner, name, "none of them" if isinstance(values[-1], str) else 99)
+        with pytest.raises(ConfigError, match=f"{re.escape(str(values[-1]))}"):
+            validate(config)
+
+
 def test_paths(offered: Offered) -> None:
     assert offered("swinv2-train data.shards=") == ["data.shards=shards/"]
     assert offered("swinv2-train data.shards=shards/t") == ["data.shards=shards/train-0.tar"]
@@ -114,6 +147,7 @@ def test_options_subcommands_and_their_choices(offered: Offered) -> None:
     assert set(offered("swinv2-checkpoint ")) >= {"ls", "show", "prune", "weights", "reshape"}
     assert offered("swinv2-export run out --format o") == ["onnx"]
     assert offered("swinv2-analyze w") == ["windows"]
+    assert "at=" in offered("swinv2-analyze attention a")
     assert "windows=" in offered("swinv2-analyze windows w")
     assert offered("swinv2-eval check") == ["checkpoint="]
     assert offered("swinv2-eval model.win") == ["model.window=", "model.window_rule="]
@@ -175,8 +209,6 @@ print(*(name for name in ("torch", "hydra", "omegaconf", "numpy", "matplotlib", 
 
 
 def test_a_broken_installation_offers_nothing(monkeypatch: pytest.MonkeyPatch, offered: Offered) -> None:
-    from swinv2_train.config.errors import ConfigError
-
     def missing() -> Path:
         raise ConfigError("", "", "the installation is broken")
 

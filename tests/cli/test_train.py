@@ -73,6 +73,27 @@ def test_another_model_in_a_used_directory_is_refused_before_torch(finished_run:
     assert "model.embed_dim=32: the run in" in errors[0]
 
 
+def test_hydras_own_options_work_or_name_what_replaces_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - simmim_tiny\n  - _self_\nrun:\n  name: mine\n"
+    )
+    assert run_here(["--info", "--config-dir", str(tmp_path), "+experiment=mine", "model=swinv2_large"]) == FINISHED
+    output = capsys.readouterr().out
+    assert "versions       Python " in output
+    assert f"  {tmp_path} (--config-dir)\n" in output
+    files = [line.split()[0] for line in output.splitlines() if ".yaml -> " in line]
+    assert files.index("config.yaml") < files.index("experiment/simmim_tiny.yaml") < files.index("experiment/mine.yaml")
+    assert files[-1] == "model/swinv2_large.yaml"  # merged last, so that it wins over the experiment
+    assert run_here(["--info", "+experiment=min"]) == WRONG_USE
+    capsys.readouterr()
+    assert run_here(["--hydra-help"]) == FINISHED
+    output = capsys.readouterr().out
+    assert all(
+        f"--{name} " in output for name in ("cfg", "info", "multirun,", "config-dir", "run", "experimental-rerun")
+    )
+
+
 def test_help_lists_the_experiments_of_the_user(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "tiles.yaml").write_text("# @package _global_\n# SimMIM on tiles.\n")

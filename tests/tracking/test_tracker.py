@@ -65,6 +65,34 @@ def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
+def test_tensorboard_has_the_config_as_text_and_as_hyperparameters(tmp_path: Path) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    run, _ = tracker(tmp_path)
+    run.log_steps([record(1)])
+    run.close("failed")
+    run, _ = tracker(tmp_path, start_step=1)
+    run.close("finished")
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    texts = events.Tensors("config/text_summary")
+    assert [event.step for event in texts] == [0, 1]
+    text = texts[0].tensor_proto.string_val[0].decode()
+    assert "    run:\n      name: proof" in text
+    tags = events.summary_metadata
+    found = {
+        name: HParamsPluginData.FromString(tags[f"_hparams_/{name}"].plugin_data.content)
+        for name in ("experiment", "session_start_info", "session_end_info")
+    }
+    values = found["session_start_info"].session_start_info.hparams
+    assert values["optim.lr"].number_value == Config().optim.lr
+    assert values["model.depths"].string_value == "[2, 2, 6, 2]"
+    assert "run.dir" not in values
+    metrics = [info.name.tag for info in found["experiment"].experiment.metric_infos]
+    assert metrics[0] == "train/loss"
+    assert "eval/loss" in metrics
+
+
 def test_every_step_is_recorded_and_the_last_one_is_printed(tmp_path: Path) -> None:
     run, out = tracker(tmp_path)
     run.log_steps([record(1), record(2), record(3, mask_ratio=0.6, mfu=0.314)])

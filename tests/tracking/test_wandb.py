@@ -33,9 +33,8 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tracker(run_dir: Path, mode: str, start_step: int = 0) -> tuple[Tracker, io.StringIO]:
     out = io.StringIO()
-    config = Config(
-        run=RunConfig(name="proof"), tracking=TrackingConfig(wandb=mode, tensorboard=False, wandb_group="g")
-    )
+    tracking = TrackingConfig(wandb=mode, tensorboard=False, wandb_group="g", wandb_tags=["paper", "a b"])
+    config = Config(run=RunConfig(name="proof"), tracking=tracking)
     console = Console(file=out)
     return Tracker(run_dir, config, total_steps=9, start_step=start_step, is_main=True, console=console), out
 
@@ -57,7 +56,7 @@ def transaction_log(path: Path) -> Iterator[bytes]:
 
 
 def contents(offline_dir: Path) -> tuple[str, dict, list[dict]]:
-    """Run id, config and history of an offline run."""
+    """Run id, config (with project and tags) and history of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (log,) = offline_dir.glob("*.wandb")
@@ -66,6 +65,7 @@ def contents(offline_dir: Path) -> tuple[str, dict, list[dict]]:
         record = Record.FromString(data)
         if record.HasField("run"):
             run_id = record.run.run_id
+            config |= {"project": record.run.project, "tags": sorted(record.run.tags)}
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         if record.HasField("history"):
             items = record.history.item
@@ -74,12 +74,13 @@ def contents(offline_dir: Path) -> tuple[str, dict, list[dict]]:
 
 
 @pytest.mark.slow
-def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
+def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "run"
     first, out = tracker(run_dir, "offline")
     first.log_steps([{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.125}])
     first.log_figure(2, "reconstruction", Image.new("RGB", (8, 8), (255, 0, 0)))
     first.close("stopped")
+    monkeypatch.setenv("WANDB_PROJECT", "of-the-environment")
     second, _ = tracker(run_dir, "offline", start_step=2)
     second.log_steps([{"step": 3, "loss": 7.0}])
     second.log_evaluation(3, {"loss": 6.0})
@@ -92,6 +93,7 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     assert first_id == stored
     assert config["tracking"]["wandb_group"] == "g"
     assert config["model"]["depths"] == [2, 2, 6, 2]
+    assert (config["project"], config["tags"]) == ("swinv2-train", ["a b", "paper"])
     assert [(row["step"], row["train/loss"]) for row in history if "train/loss" in row] == [
         (1, 0.5),
         (2, 0.25),
@@ -101,7 +103,8 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path) -> None:
     assert Image.open(old / "files" / picture).getpixel((0, 0)) == (255, 0, 0)
 
     until(lambda: contents(new)[0])  # W&B's own process writes it
-    second_id, _, history = contents(new)
+    second_id, config, history = contents(new)
+    assert config["project"] == "of-the-environment"
     assert second_id == stored
     assert [(row["step"], row.get("train/loss"), row.get("eval/loss")) for row in history] == [
         (3, 7.0, None),

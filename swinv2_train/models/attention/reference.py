@@ -34,14 +34,25 @@ def reference_attention(
 ) -> Tensor:
     """Compute softmax(s + bias + mask) v with s = scale * cos(q, k) or q k / sqrt(d), literally."""
     q, k, v = to_windows(qkv, window, 3, table.shape[0]).unbind()
+    out = _weights(q, k, scale, table, window, map_regions(qkv, window, shift)).to(v.dtype) @ v
+    return from_windows(out.unsqueeze(0), window, tuple(qkv.shape[1:-1]))
+
+
+def attention_weights(qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window) -> Tensor:
+    """Return softmax(s + bias + mask) alone, (B, nW, h, N, N) in at least float32; arguments as for a backend."""
+    q, k, _ = to_windows(qkv, window, 3, table.shape[0]).unbind()
+    return _weights(q, k, scale, table, window, map_regions(qkv, window, shift))
+
+
+def _weights(
+    q: Tensor, k: Tensor, scale: Tensor | None, table: Tensor, window: Window, regions: Tensor | None
+) -> Tensor:
     if scale is None:
         q, k = (x.to(at_least_float32(x.dtype)) for x in (q, k))
         q = q * q.shape[-1] ** -0.5
     else:
         q, k = unit_vectors(q) * scale[:, None, None], unit_vectors(k)
     scores = q @ k.transpose(-1, -2) + expand_bias(table, window)
-    regions = map_regions(qkv, window, shift)
     if regions is not None:
         scores = scores + (region_mask(regions, regions) * MASK_VALUE).unsqueeze(1).to(scores.dtype)
-    out = scores.softmax(dim=-1).to(v.dtype) @ v
-    return from_windows(out.unsqueeze(0), window, tuple(qkv.shape[1:-1]))
+    return scores.softmax(dim=-1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from swinv2_train.models.attention.backends import NOT_COMPILED, backend_of
 from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.attention.position_bias import BIAS_RANGE, bias_network, network_bias, table_bias
+from swinv2_train.models.attention.reference import attention_weights
 from swinv2_train.models.geometry import Window
 from swinv2_train.models.init import draw_normal
 from swinv2_train.models.precision import at_least_float32, without_autocast
@@ -84,11 +85,23 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, window: Window, shift: Window) -> Tensor:
         """(B, *padded, C) -> (B, *padded, C), for a map of whole windows that is already rolled by `shift`."""
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have no bias
-        qkv = F.linear(x, self.qkv.weight, bias)
+        qkv = self._projected(x)
         with without_autocast(x):
             out = self._attend(qkv, self.scale(), self.position_table(window), window, shift, self.options)
         return self.proj(out)
+
+    def weights(self, x: Tensor, window: Window, shift: Window) -> Tensor:
+        """Return the attention between the tokens of each window, (B, nW, h, N, N): a distribution for each query.
+
+        Arguments as for `forward`. The backends never keep it; it is computed as the reference does.
+        """
+        qkv = self._projected(x)
+        with without_autocast(x):
+            return attention_weights(qkv, self.scale(), self.position_table(window), window, shift)
+
+    def _projected(self, x: Tensor) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have no bias
+        return F.linear(x, self.qkv.weight, bias)
 
     def scale(self) -> Tensor | None:
         """Return the factor of the cosine per head, (h,), in at least float32: the inverse temperature, at most 100.

@@ -1,0 +1,117 @@
+"""Frozen features of images for probes, `swinv2-features`, and the Python API, and their nearest neighbors.
+
+`features` (B, D) is the mean over the tokens of the last stage, the input of a classifier's head. `stage1` to `stage4`
+(B, C_i, H_i, W_i) are the maps of the stages: before patch merging, the last one after the final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swinv2_train.config.model import NUM_STAGES
+from swinv2_train.config.schema import Config
+from swinv2_train.config.validate import resolution
+from swinv2_train.data.augment import eval_crop
+from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.labels import read_labels
+from swinv2_train.data.sample import Sample
+from swinv2_train.data.transform import Transform
+from swinv2_train.models.backbone import backbone_of
+from swinv2_train.models.heads import mean_of_tokens
+
+POOLED = "features"
+"""Name of the pooled features."""
+NO_LABEL = -1
+"""Label of a sample without exactly one class."""
+_SIMILARITIES = 1 << 26
+"""Maximum number of similarities in memory at a time."""
+
+
+class EvalImages(Transform):
+    """Evaluation crop: the entry `image` (C, H, W) as decoded."""
+
+    def __init__(self, config: Config) -> None:
+        self.size = resolution(config)
+        self.crop_pct, self.crop_mode = config.data.crop_pct, config.data.crop_mode
+        self.interpolation = config.data.augment.interpolation
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"image": eval_crop(sample.image, self.size, self.crop_pct, self.crop_mode, self.interpolation)}
+
+
+class AnyImages(EvalImages):
+    """Evaluation crop, labeled or not: the entries `image` and `label` int64, which is `NO_LABEL` without one class."""
+
+    members = ("image", "cls", "json")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
+        try:
+            labels = read_labels(sample.raw)
+        except BrokenSample:
+            labels = ()
+        entries = super().__call__(sample, rng)
+        return entries | {"label": torch.tensor(labels[0] if len(labels) == 1 else NO_LABEL)}
+
+
+def stage_name(stage: int) -> str:
+    """Return the name of the map of a stage, counted from 1."""
+    return f"stage{stage}"
+
+
+@torch.no_grad()
+def features_of(model: nn.Module, images: Tensor, stages: Sequence[int] = ()) -> dict[str, Tensor]:
+    """Return `features`, and the maps of some stages, as float32 on the CPU.
+
+    Nothing is masked, so the encoder of a SimMIM model sees complete images. Call this in evaluation mode.
+
+    Args:
+        model: a backbone, or any model that contains one, wrapped or not.
+        images: (B, C, H, W), normalized, on the model's device.
+        stages: numbers from 1 to 4.
+
+    Raises:
+        InputError: if the images do not fit the model.
+        ValueError: for a stage that does not exist.
+    """
+    if wrong := [stage for stage in stages if not 1 <= stage <= NUM_STAGES]:
+        raise ValueError(f"stage {wrong[0]} does not exist; use 1 to {NUM_STAGES}")
+    maps = backbone_of(model)(images)
+    found = {POOLED: mean_of_tokens(maps[-1])}
+    found.update({stage_name(stage): maps[stage - 1].permute(0, 3, 1, 2) for stage in stages})
+    return {name: value.float().cpu().contiguous() for name, value in found.items()}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set the model to eval mode, and restore its mode afterward."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def nearest(features: Tensor, queries: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Find the features with the largest cosine similarity to each query, in groups that bound the memory.
+
+    Args:
+        features: (N, D) float.
+        queries: (Q, D).
+        count: number of neighbors; limited to N.
+
+    Yields:
+        For each group: the numbers of its queries (q,), the similarities (q, count), largest first, and the numbers of
+        the features (q, count).
+    """
+    features = F.normalize(features, dim=1)
+    most = min(count, len(features))
+    for rows in torch.arange(len(queries)).split(max(1, _SIMILARITIES // len(features))):
+        similarity = F.normalize(queries[rows], dim=1) @ features.T
+        yield rows, *similarity.topk(most, dim=1)

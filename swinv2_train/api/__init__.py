@@ -1,0 +1,1 @@
+"""Python API: five names for notebooks and scripts, re-exported by the package itself."""

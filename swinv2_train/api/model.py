@@ -1,0 +1,190 @@
+"""Weights from any source as a model that takes images in any form."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from swinv2_train.analysis.features import POOLED, features_of, stage_name
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import Config
+from swinv2_train.data.decode import DecodeOptions, decode, opaque
+from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.pixels import Pixels, from_numpy
+from swinv2_train.data.sample import Sample
+from swinv2_train.interop.images import prepare, read_image
+from swinv2_train.interop.load import LoadedModel, load_model
+from swinv2_train.launch.local_ranks import choose_ranks
+from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
+
+ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor | Sample
+"""A file, an encoded image, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W), both uint8 or uint16, or a
+sample of `open_shards`."""
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+class Model:
+    """A model with its weights, in evaluation mode.
+
+    Attributes:
+        module: model of its task with its head, a torch module on `device`; fine-tune it or take it apart.
+        backbone: the Swin Transformer V2 inside it: normalized images (B, C, H, W) of any size to the maps of the four
+            stages (B, H_i, W_i, C_i), whose C_i are `backbone.dims`.
+        config: sections `model`, `data`, and `task` of the weights.
+        mean, std: per-channel statistics that normalize images in [0, 1].
+        class_names: names of the classes; None if the weights have none.
+        source: checkpoint or file that was read.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device) -> None:
+        self.module: nn.Module = loaded.model.to(device)
+        self.backbone: SwinTransformerV2 = backbone_of(self.module)
+        self.config: Config = loaded.config
+        self.mean, self.std = loaded.mean, loaded.std
+        self.class_names = loaded.class_names
+        self.source: Path = loaded.source.path
+        self.device = device
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of preprocessed images."""
+        return resolution(self.config)
+
+    def preprocess(self, images: ImageLike | Iterable[ImageLike]) -> Tensor:
+        """Return the input of the model, (B, C, H, W) float32 on its device: decoded, resized, cropped, and normalized.
+
+        The result is that of an evaluation. A single image becomes a batch of one.
+
+        Raises:
+            DataError: naming the first image that cannot be used.
+        """
+        batch = [self._prepared(number, image) for number, image in enumerate(_listed(images))]
+        if not batch:
+            raise DataError("there are no images")
+        return torch.stack(batch).to(self.device)
+
+    def features(self, images: ImageLike | Iterable[ImageLike], *, batch: int = 32) -> Tensor:
+        """Return the pooled features, (N, D) float32 on the CPU: the mean over the tokens of the last stage.
+
+        Args:
+            images: a tensor (B, C, H, W) of floats counts as preprocessed; `Shards` are read in groups.
+            batch: images in one forward pass.
+
+        Raises:
+            DataError: naming the first image that cannot be used.
+        """
+        return torch.cat([features_of(self.module, each)[POOLED] for each in self._batches(images, batch)])
+
+    def maps(
+        self, images: ImageLike | Iterable[ImageLike], stages: Sequence[int] = (1, 2, 3, 4), *, batch: int = 32
+    ) -> list[Tensor]:
+        """Return the maps of some stages, (N, C_i, H_i, W_i) float32 on the CPU each; arguments as for `features`.
+
+        Raises:
+            ValueError: for a stage that does not exist.
+        """
+        found = [features_of(self.module, each, stages) for each in self._batches(images, batch)]
+        return [torch.cat([one[stage_name(stage)] for one in found]) for stage in stages]
+
+    @torch.no_grad()
+    def probabilities(self, images: ImageLike | Iterable[ImageLike], *, batch: int = 32) -> Tensor:
+        """Return the probability of every class, (N, classes) float32 on the CPU; arguments as for `features`.
+
+        Raises:
+            ConfigError: if the model has no classes.
+        """
+        task = self.config.task
+        if task.OUTPUT != "logits":
+            hint = f"{self.source} is a {task.name} model, which has no classes; use features() or maps()"
+            raise ConfigError("", self.source, hint)
+        logits = torch.cat([self.module(each).float().cpu() for each in self._batches(images, batch)])
+        return logits.sigmoid() if task.multi_label else logits.softmax(dim=1)
+
+    def __repr__(self) -> str:
+        height, width = self.resolution
+        return f"<{self.config.task.name} model from {self.source}, {height}x{width} pixels, on {self.device}>"
+
+    def _batches(self, images: ImageLike | Iterable[ImageLike], batch: int) -> Iterator[Tensor]:
+        if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
+            for part in images.split(batch):
+                yield part.to(self.device)
+            return
+        listed, found = iter(_listed(images)), False
+        while group := list(itertools.islice(listed, batch)):
+            found = True
+            yield self.preprocess(group)
+        if not found:
+            raise DataError("there are no images")
+
+    def _prepared(self, number: int, image: ImageLike) -> Tensor:
+        try:
+            return prepare(self._decoded(image), self.config, self.mean, self.std)
+        except BrokenSample as error:
+            name = image.key if isinstance(image, Sample) else image if isinstance(image, (str, Path)) else number
+            raise DataError(f"image {name}: {error.reason}") from error
+
+    def _decoded(self, image: ImageLike) -> Tensor:
+        """Return (C, H, W) uint8 or uint16 with the channels of the model."""
+        channels, options = self.config.model.in_channels, DecodeOptions.of(self.config.data, self.mean)
+        if isinstance(image, (str, Path)):
+            return read_image(Path(image).expanduser(), channels, options)
+        if isinstance(image, Sample):
+            return decode(image.data("image"), channels, options)
+        if isinstance(image, bytes):
+            return decode(image, channels, options)
+        if isinstance(image, Image.Image):
+            return decode(_png(image), channels, options)
+        if isinstance(image, np.ndarray):
+            image = from_numpy(image[..., None] if image.ndim == 2 else image) if image.ndim in (2, 3) else image
+        if not isinstance(image, Tensor):
+            raise TypeError(
+                f"an image is a file, bytes, a PIL image, an array, a tensor, or a sample, not {image!r:.60}"
+            )
+        if image.ndim != 3 or image.dtype not in (torch.uint8, torch.uint16):
+            raise BrokenSample(
+                f"it is {tuple(image.shape)} {image.dtype}; pass (C, H, W) uint8 or uint16, or preprocessed batches "
+                "(B, C, H, W) of floats"
+            )
+        return opaque(Pixels(image.cpu()), channels, options.background)
+
+
+def _listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    """Return several images, or the only one as a list; a 4D tensor or array is a batch."""
+    single = isinstance(images, (str, Path, bytes, Image.Image, Sample))
+    if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
+        return [images]  # type: ignore[list-item]
+    return images  # type: ignore[return-value]
+
+
+def _png(image: Image.Image) -> bytes:
+    """Encode a PIL image without loss, so that its palette, transparency, and depth are treated as those of files."""
+    stream = io.BytesIO()
+    image = ImageOps.exif_transpose(image)
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def load(path: str | Path, *overrides: str, which: str = "newest", ema: bool = False, device: str = "auto") -> Model:
+    """Load weights: a run, a checkpoint, a file of this package, official ones, timm, or Hugging Face.
+
+    Args:
+        path: everything that `init_from` reads.
+        overrides: changes to the model, such as `model.window=24` and `data.resolution=384`.
+        which: checkpoint of a run: newest or best.
+        ema: use the moving average of the weights.
+        device: auto, cuda, or cpu.
+
+    Raises:
+        ConfigError: if there are no such weights, or an override does not fit.
+        CheckpointError: if they are damaged.
+    """
+    return Model(load_model(path, overrides, which=which, ema=ema), torch.device(choose_ranks(device, 1)[0]))

@@ -1,0 +1,119 @@
+"""`swinv2-analyze attention`: attention maps of a few images as one figure."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swinv2_train.cli.arguments import split_items
+from swinv2_train.cli.evaluate import MACHINE_OPTIONS, MODEL_HELP, choose_device
+from swinv2_train.cli.features import split_paths
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.redact import redact
+from swinv2_train.writing import write_bytes
+
+if TYPE_CHECKING:  # these import torch
+    from torch import Tensor
+
+    from swinv2_train.interop.load import LoadedModel
+
+_MOST_IMAGES = 16
+HELP = f"""\
+  CHECKPOINT               a run, a checkpoint, or a file of weights
+  IMAGES                   files, folders, and patterns; at most {_MOST_IMAGES} images
+  OUT.png                  the figure: a row per image, a column per stage
+  at=0.5,0.5               also draw the attention of the token at this position: x and y, as fractions of the image
+
+the model:
+{MODEL_HELP}
+  device=auto|cuda|cpu
+
+A token attends only inside its window. Both maps are averages over the heads and blocks of a stage, drawn from 0 to
+their largest value:
+  received                 attention that a token receives from all others
+  of the mark              attention of the token at the marked position
+
+example:
+  swinv2-analyze attention outputs/in1k_tiny_256 my-images/cat.jpg my-images/dog.jpg attention.png at=0.4,0.6"""
+
+
+def _position(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.strip("[]").split(","))
+    except ValueError:
+        x = y = -1.0
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ValueError("must be two numbers from 0 to 1, such as 0.5,0.5: x from the left, y from the top")
+    return x, y
+
+
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "at": _position,
+    **{key: MACHINE_OPTIONS[key] for key in ("which", "ema", "device")},
+}
+
+
+def run(items: Sequence[str], given: Sequence[str]) -> int:
+    """Draw the figure and return the exit code.
+
+    Raises:
+        ConfigError: for a usage error.
+    """
+    checkpoint, images, out, others = split_paths(items, "CHECKPOINT IMAGES... OUT.png")
+    options, overrides = split_items(others, OPTIONS)
+    if out.suffix != ".png":
+        raise ConfigError("", out, f"{out}: the last path is the figure, and its name must end in .png")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError("", out, f"{out} cannot be written: it is a directory, or {out.parent} is not one")
+    device = choose_device(options.get("device", "auto"))
+
+    from swinv2_train.analysis.attention import attention_figure, attention_maps
+    from swinv2_train.data.augment import normalise
+    from swinv2_train.interop.images import find_images
+    from swinv2_train.interop.load import load_model
+
+    paths = find_images(images).files
+    if out.resolve() in {path.resolve() for path in paths}:
+        raise ConfigError("", out, f"{out} is one of the images and would be overwritten")
+    if len(paths) > _MOST_IMAGES:
+        raise ConfigError("", None, f"{len(paths):,} images are too many for one figure; name at most {_MOST_IMAGES}")
+    loaded = load_model(checkpoint, overrides, which=options.get("which", "newest"), ema=options.get("ema", False))
+    loaded.model.to(device)
+    broken, names, pictures, maps = 0, [], [], []
+    for path in paths:
+        crop = _crop(path, loaded)
+        if crop is None:
+            broken += 1
+            continue
+        image = normalise(crop[None].to(device), loaded.mean, loaded.std)
+        maps.append(attention_maps(loaded.model, image, options.get("at")))
+        pictures.append(crop.float() / (65535 if crop.element_size() == 2 else 255))
+        names.append(path.name)
+    if names:
+        footer = redact(f"attention of {loaded.source.path}, averaged over the heads and blocks of each stage")
+        stream = io.BytesIO()
+        attention_figure(pictures, names, maps, options.get("at"), footer).save(stream, "PNG")
+        write_bytes(out, stream.getvalue())
+        print(f"{out}: {len(names)} image{'' if len(names) == 1 else 's'}")
+    return FAILED if broken else FINISHED
+
+
+def _crop(path: Path, loaded: LoadedModel) -> Tensor | None:
+    """Return the evaluation crop (C, H, W) of a file as decoded; None, with a line on stderr, if it cannot be read."""
+    from swinv2_train.config.checks import resolution
+    from swinv2_train.data.augment import eval_crop
+    from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.errors import BrokenSample
+    from swinv2_train.interop.images import read_image
+
+    data = loaded.config.data
+    try:
+        image = read_image(path, loaded.config.model.in_channels, DecodeOptions.of(data, loaded.mean))
+    except BrokenSample as error:
+        print(redact(f"swinv2-analyze: {path}: {error}"), file=sys.stderr)
+        return None
+    return eval_crop(image, resolution(loaded.config), data.crop_pct, data.crop_mode, data.augment.interpolation)

@@ -1,0 +1,156 @@
+"""`swinv2-features` as a user meets it, and `swinv2-analyze attention`, which names its files the same way."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from swinv2_train.cli.analyze import main as analyze
+from swinv2_train.cli.features import data_options, main, split_paths
+from tests.evaluated import classifier, encoder, labelled_shards
+from tests.runs import make_images
+
+PYARROW = importlib.util.find_spec("pyarrow") is not None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("swinv2-features")
+    classifier(folder / "model.safetensors")
+    encoder(folder / "encoder.safetensors")
+    labelled_shards(folder / "shards", 5, 3)
+    make_images(folder / "images", 4, 0)
+    return folder
+
+
+def run(*items: object, command=main) -> int:
+    with pytest.raises(SystemExit) as caught:
+        command([str(item) for item in items])
+    return int(caught.value.code or 0)
+
+
+def test_images_with_a_picture_of_neighbors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, sheet = tmp_path / "a.npz", tmp_path / "sheet.png"
+    options = ("workers=0", "device=cpu", "queries=2", "neighbors=3", f"sheet={sheet}")
+    assert run(folder / "encoder.safetensors", folder / "images", out, *options, "data.resolution=64") == 0
+    assert f"{out}: 4 rows of {folder}/encoder.safetensors: features 128" in capsys.readouterr().out
+    assert np.load(out)["features"].shape == (4, 128)
+    picture = Image.open(sheet)
+    assert picture.width > 4 * 160
+    frames = [picture.convert("RGB").getpixel((x, 40)) == (0, 114, 178) for x in (13, 179)]
+    assert frames == [True, False]  # only the query has a frame
+
+
+def test_shards_with_maps_and_a_broken_image_among_files(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tar = folder / "shards" / "val-000000.tar"
+    assert run("model.window=2", folder / "model.safetensors", "stages=1,3", tar, tmp_path / "a.npz", "workers=0") == 0
+    with np.load(tmp_path / "a.npz") as table:
+        assert table["stage1"].shape == (5, 16, 8, 8)
+        assert table["stage3"].shape == (5, 64, 2, 2)
+        assert table["label"].tolist() == [0, 1, 2, 0, 1]
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    capsys.readouterr()
+    items = (folder / "images", tmp_path / "broken.jpg", tmp_path / "b.npz")
+    assert run(folder / "model.safetensors", *items, "workers=0") == 1
+    printed = capsys.readouterr()
+    assert f"swinv2-features: {tmp_path}/broken.jpg: " in printed.err
+    assert "samples that could not be used, and have no row: 1" in printed.err
+    assert len(np.load(tmp_path / "b.npz")["name"]) == 4
+
+
+@pytest.mark.skipif(not PYARROW, reason="pyarrow is not installed")
+def test_parquet_has_the_same_columns(folder: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    given = (folder / "model.safetensors", folder / "shards")
+    for name in ("a.npz", "a.parquet"):
+        sheet = f"sheet={tmp_path / name}.png"
+        assert run(*given, tmp_path / name, "stages=4", "workers=0", sheet) == 0
+    table = pq.read_table(tmp_path / "a.parquet")
+    with np.load(tmp_path / "a.npz") as plain:
+        names = [name for name in plain.files if name != "about"]
+        assert table.column_names == names
+        for name in names:
+            assert np.array_equal(
+                np.array(table[name].to_pylist()), plain[name].reshape(plain[name].shape[0], -1).squeeze()
+            )
+        assert table.schema.metadata[b"swinv2_train"].decode() == str(plain["about"])
+    assert (tmp_path / "a.npz.png").read_bytes() == (tmp_path / "a.parquet.png").read_bytes()
+
+
+def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.png"
+    given = (
+        "attention",
+        folder / "model.safetensors",
+        folder / "images" / "0000.jpg",
+        folder / "images" / "0001.jpg",
+        out,
+    )
+    assert run(*given, "at=0.2,0.9", "device=cpu", command=analyze) == 0
+    assert capsys.readouterr().out == f"{out}: 2 images\n"
+    assert Image.open(out).height > 4 * 192
+
+
+@pytest.mark.parametrize(
+    ("command", "items", "message"),
+    [
+        (main, ["{model}", "a.npz"], "write CHECKPOINT DATA... OUT; 2 of these three are given"),
+        (main, ["{model}", "{images}", "a.csv"], "a.csv: the name of the output must end in .npz or .parquet"),
+        (main, ["{model}", "{images}", "nowhere/a.npz"], "nowhere is not a directory"),
+        (main, ["{model}", "{images}", "{shards}", "a.npz"], "{shards} is shards and {images} is not"),
+        (main, ["{model}", "{images}", "a.npz", "stages=5"], "stages=5: must be numbers from 1 to 4"),
+        (main, ["{model}", "{images}", "a.npz", "stage=1"], "stage=1: unknown option; did you mean stages?"),
+        (main, ["{model}", "{images}", "a.npz", "queries=3"], "queries=3: applies to the picture of nearest neighbors"),
+        (main, ["{model}", "{images}", "a.npz", "sheet=a.jpg"], "sheet=a.jpg: the name must end in .png"),
+        (main, ["{model}", "{images}", "a.npz", "out=b"], "out=b: unknown option"),
+        (main, ["{model}", "nowhere", "a.npz"], "nowhere does not exist"),
+        (main, ["nowhere", "{images}", "a.npz"], "nowhere does not exist"),
+        (main, ["{model}", "{images}", "a.npz", "precision=fp16", "device=cpu"], "precision=fp16: needs a GPU"),
+        (analyze, ["attention", "{model}", "a.png"], "write CHECKPOINT IMAGES... OUT.png; 2 of these three are given"),
+        (analyze, ["attention", "{model}", "{images}", "a.jpg"], "a.jpg: the last path is the figure"),
+        (analyze, ["attention", "{model}", "{images}", "a.png", "at=2,0"], "at=2,0: must be two numbers from 0 to 1"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: object,
+    items: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"model": folder / "model.safetensors", "images": folder / "images", "shards": folder / "shards"}
+    assert run(*(item.format(**names) for item in items), command=command) == 2
+    error = capsys.readouterr().err
+    assert message.format(**names) in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(PYARROW, reason="pyarrow is installed")
+def test_parquet_without_pyarrow_names_the_package(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder / "model.safetensors", folder / "images", tmp_path / "a.parquet") == 2
+    assert "Parquet needs the package pyarrow; pip install 'swinv2-train[parquet]'" in capsys.readouterr().err
+
+
+def test_paths_and_shards_are_recognized(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lr=1").mkdir()
+    assert split_paths(["lr=1", "batch=2", "runs/a=b/x", "data", "o.npz"]) == (
+        "lr=1", ["runs/a=b/x", "data"], Path("o.npz"), ["batch=2"],
+    )  # fmt: skip
+    assert data_options([str(folder / "images"), "*.jpg"]) == {"images": (str(folder / "images"), "*.jpg")}
+    assert data_options([str(folder / "shards")]) == {"shards": str(folder / "shards")}
+    assert data_options(["a.tar", "[b.tar,c.tar]"]) == {"shards": ["a.tar", "b.tar", "c.tar"]}
+    assert data_options(["https://host/a.tar?sig=1"]) == {"shards": "https://host/a.tar?sig=1"}
