@@ -12,16 +12,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
+from swinv2_train.cli.unknown_options import RunParser
+from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.overrides import refuse_hydra_keys, refuse_repeated
+from swinv2_train.config.override_text import plain_text
+from swinv2_train.config.overrides import refuse_hydra_keys, refuse_no_experiment, refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -62,7 +64,7 @@ Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after sa
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; print help and exit if requested."""
     listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
-    parser = Parser(
+    parser = RunParser(
         prog="swinv2-train",
         usage=USAGE,
         description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
@@ -80,6 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     offer(parser, run_words)
+    parser.line = argv
     return parser.parse_intermixed_args(argv)
 
 
@@ -117,15 +120,17 @@ def load(arguments: argparse.Namespace) -> Config:
             hint = "a replay uses the config of its run; omit --config-dir"
             raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {hint}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
-        config = replay_config(Path(incident[-1]), others)
+        config = replay_config(Path(plain_text(incident[-1])).expanduser(), others)
     else:
         config = compose(arguments.overrides, arguments.config_dir)
+        refuse_no_experiment(arguments.overrides, config.optim)
         of_sweep = next(
             (item for item in arguments.overrides if item.lstrip("+").startswith(("sweep=", "sweep."))), None
         )
         if of_sweep and config.sweep.job is None:
             raise ConfigError("", of_sweep, f"{of_sweep} applies to several runs: add -m")
     validate(config)
+    check_directory("run.dir", config.run.dir, written=not (config.launch.dry_run or arguments.cfg))
     if config.launch.env_file:
         read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank
     return config
@@ -228,8 +233,6 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
         launched: True if this is a rank that the command itself has started.
     """
     directory = Path(config.run.dir)
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError("run.dir", directory, "is a file; use a directory")
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and read_status(directory).get("status") == "stopped":
         return STOPPED  # torchrun treats a stopped run as a failure and restarts it

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.override_text import search_path
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig, sections_of
@@ -114,7 +115,7 @@ def _task_of_files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -
     try:
         while True:
             try:
-                composed = compose("config", [*groups, f"hydra.searchpath=[file://{config_dir.resolve()}]"])
+                composed = compose("config", [*groups, *search_path(config_dir)])
                 break
             except HydraException as error:
                 missing = re.search(r"Could not (?:find|load) 'task/([^']+)'", str(error))

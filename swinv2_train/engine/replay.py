@@ -22,6 +22,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.verify import verify
 from swinv2_train.config.compose import override
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.override_text import quoted
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.checkpoints import load
@@ -50,7 +51,7 @@ def replay_config(path: Path, overrides: list[str]) -> Config:
         ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
     """
     incident = read_incident(path)
-    own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "resume=auto"]
+    own = [f"replay={quoted(path)}", f"run.dir={quoted(path.with_suffix(''))}", "resume=auto"]
     own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
     config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
     shards = str(config.data.shards)
