@@ -114,7 +114,7 @@ def load(arguments: argparse.Namespace) -> Config:
     if arguments.resolved:
         config = from_yaml(arguments.resolved)
     elif incident:
-        from swinv2_train.engine.replay import replay_config
+        from swinv2_train.engine.incidents import replay_config
 
         if arguments.config_dir:
             hint = "a replay uses the config of its run; omit --config-dir"

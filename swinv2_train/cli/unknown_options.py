@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swinv2_train.cli.arguments import Parser
-from swinv2_train.config.explain import conf_dir, is_group, schema_keys
+from swinv2_train.config.explain import has_default, is_group, schema_keys
 
 _OTHER_NAMES = {
     "batch_size": "optim.global_batch", "batch": "optim.global_batch", "wd": "optim.weight_decay",
@@ -33,8 +33,7 @@ def item_meant(name: str, value: str) -> str | None:
     """Return the override that an option means, such as +experiment=X or optim.lr=1e-3; None if none is similar."""
     name = _OTHER_NAMES.get(name, name)
     if is_group(name, None):
-        chosen = re.search(rf"^ *- {name}:", (conf_dir() / "config.yaml").read_text(), re.MULTILINE)
-        return f"{'' if chosen or name == 'pipeline' else '+'}{name}={value}"
+        return f"{'' if has_default(name) or name == 'pipeline' else '+'}{name}={value}"
     keys = list(schema_keys())
     found = [key for key in keys if name == key] or [key for key in keys if name == key.rpartition(".")[2]]
     return f"{found[0]}={value}" if found else None

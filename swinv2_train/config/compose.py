@@ -191,7 +191,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search_path(config_dir)])
             config = _typed(composed, own)
     except yaml.YAMLError as error:
-        raise ConfigError("", "", not_yaml(error)) from error
+        raise ConfigError("", "", not_yaml(error, config_dir)) from error
     except ConfigError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:  # Hydra does not name the file
@@ -233,7 +233,7 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
 
 
 def _refuse_other_size(config: Config, items: Sequence[str]) -> None:
-    for key, value in values_of(item for item in items if key_of(item) == "model.name"):
+    for _, value in values_of([item for item in items if key_of(item) == "model.name"]):
         refuse_other_size(value, config.model)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS
-from swinv2_train.config.yaml_lines import at_line
+from swinv2_train.config.yaml_lines import at_line, has_keys
 
 _TYPES = (
     (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer", "must be an integer, in digits"),
@@ -107,6 +108,18 @@ def is_group(key: str, config_dir: Path | None) -> bool:
     return any(key == path.name for place in places for path in place.iterdir() if path.is_dir())
 
 
+def has_default(group: str) -> bool:
+    """Return whether every run has a file of a group, so that a choice from it needs no plus."""
+    text = (conf_dir() / "config.yaml").read_text()
+    return re.search(rf"^ *- {re.escape(group)}:", text, re.MULTILINE) is not None
+
+
+def is_choice(group: str, name: str, config_dir: Path | None) -> bool:
+    """Return whether a group has a file of a name."""
+    places = [place for place in (config_dir, conf_dir()) if place]
+    return any(os.path.isfile(place / group / f"{name.removesuffix('.yaml')}.yaml") for place in places)
+
+
 def unknown_choice(group: str, name: str, config_dir: Path | None) -> str:
     """Return the fix for a name that a group does not have."""
     if group == "pipeline":
@@ -184,7 +197,13 @@ def _not_there(key: str, value: str, config_dir: Path | None) -> ConfigError:
 def _reason(text: str) -> str:
     """Return the line of an OmegaConf error that states the cause."""
     lines = [line for line in text.splitlines() if not line.startswith("In '")]
-    return lines[0].strip() if lines else text
+    reason = lines[0].strip() if lines else text
+    absent = re.match(r"Interpolation key '([^']+)' not found", reason)
+    if absent:
+        return f"there is no key {absent[1]} to refer to; ${{oc.env:NAME}} is a variable of the environment"
+    if re.match(r"no viable alternative|mismatched input|token recognition|extraneous input", reason):
+        return "cannot be read: ${run.name} refers to a key, and ${oc.env:NAME} to a variable of the environment"
+    return reason
 
 
 def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) -> ConfigError:
@@ -200,7 +219,7 @@ def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) ->
         return ConfigError("task", task, fix)
     if file and unknown and key.partition(".")[0] in _GLOBAL_GROUPS and _PACKAGE_LINE not in file.read_text():
         fix = f"its first line must be '{_PACKAGE_LINE}', because it sets keys of other sections"
-        return ConfigError("", file, f"{file}: {fix}")
+        return ConfigError("", file, f"{file}: {fix if has_keys(file) else 'must consist of keys and values'}")
     if file and given == "?":
         place = at_line(file, key)
         shown = ": ".join([place, key] if value == "?" else [place, f"{key}={value}"])

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.explain import is_group, no_such_key, options_of, schema_fields, unknown_choice
+from swinv2_train.config.explain import (
+    has_default,
+    is_choice,
+    is_group,
+    no_such_key,
+    options_of,
+    schema_fields,
+    unknown_choice,
+)
 from swinv2_train.config.overrides import SHARD_KEYS, key_of
 
 _SEVERAL = "-m sweeps over several values"
@@ -111,9 +119,17 @@ def _in_grammar(item: str, config_dir: Path | None, several: bool) -> str:
     if parsed.is_sweep_override():
         if not several:
             raise ConfigError(key, value, _one_value(key, value, config_dir))
+    elif _is_unknown(key, parsed.value(), config_dir):
+        raise ConfigError(key, value, unknown_choice(key, value, config_dir))
     elif kind in (_TEXT, _SHARDS) and _changes(parsed.value(), value.strip()):
         return f"{name}={quoted(value.strip())}"
     return item
+
+
+def _is_unknown(group: str, name: Any, config_dir: Path | None) -> bool:
+    """Return whether a group has no file of a name; a custom task, for which Hydra knows more names, is left to it."""
+    known = not isinstance(name, str) or group == "task" or not is_group(group, config_dir)
+    return not known and not is_choice(group, name, config_dir)
 
 
 def _changes(value: Any, text: str) -> bool:
@@ -138,9 +154,7 @@ def _as_text(key: str, value: str, config_dir: Path | None, several: bool) -> st
             raise ConfigError(key, value, "its brackets do not match")
     parts = split_list(text)
     if several and len(parts) > 1:
-        each, one = (
-            shlex.quote(f"{key}={one}") for one in (",".join(quoted(part) for part in parts), quoted(text))
-        )
+        each, one = (shlex.quote(f"{key}={one}") for one in (",".join(quoted(part) for part in parts), quoted(text)))
         raise ConfigError(key, value, f"needs quotes in a sweep: {each} is several values, {one} is one")
     return quoted(text)
 
@@ -171,7 +185,7 @@ def _requirement(key: str, text: str) -> str:
         return f"{_MUST[base]}, or null" if kind.endswith("| None") else _MUST[base]
     if not _is_closed(text):
         return "its brackets do not match"
-    return _MUST.get(base, f"cannot be read; text needs quotes: {shlex.quote(f'{key}={quoted(text)}')}")
+    return _MUST.get(base, "must be a number, a word, a list in brackets, or keys and values in braces")
 
 
 def _one_value(key: str, value: str, config_dir: Path | None) -> str:
@@ -189,7 +203,11 @@ def _one_value(key: str, value: str, config_dir: Path | None) -> str:
 def _meant(item: str, config_dir: Path | None) -> str:
     """Return the fix of a word that sets nothing."""
     word = item.lstrip("+")
-    return f"write +experiment={word}" if word in options_of("experiment", config_dir) else "write key=value"
+    if word in options_of("experiment", config_dir):
+        return f"write +experiment={word}"
+    return (
+        f"write {item}={'NAME' if is_group(word, config_dir) else 'VALUE'}" if word in _kinds() else "write key=value"
+    )
 
 
 def _refuse_deletion(item: str, key: str) -> None:
@@ -197,9 +215,11 @@ def _refuse_deletion(item: str, key: str) -> None:
     if key.startswith(("engine.deepspeed.", "hydra.", "hydra/")):
         return
     if is_group(key, None):
-        raise ConfigError("", item, f"{item}: cannot be removed; choose another file with {key}=NAME, or omit it")
+        hint = f"choose another file with {key}=NAME" if has_default(key) else f"omit +{key}=NAME"
+        raise ConfigError("", item, f"{item}: a group cannot be removed; {hint}")
     if key in _kinds():
-        raise ConfigError("", item, f"{item}: {key} cannot be removed; set it to another value")
+        what = "its keys" if _kinds()[key].endswith("Config") else "it"
+        raise ConfigError("", item, f"{item}: {key} cannot be removed; set {what} to another value")
     raise ConfigError("", item, f"{item}: {no_such_key(key)}")
 
 

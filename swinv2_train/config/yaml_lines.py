@@ -36,10 +36,24 @@ def _line(node: Any, names: list[str]) -> int | None:
     return line
 
 
-def not_yaml(error: Any) -> str:
-    """Return a YAML error as one sentence, with the file and the line if the error knows them."""
+def has_keys(file: Path) -> bool:
+    """Return whether a YAML file consists of keys and values."""
+    import yaml
+
+    return isinstance(yaml.safe_load(file.read_text()), dict)
+
+
+def not_yaml(error: Any, config_dir: Path | None) -> str:
+    """Return a YAML error as one sentence, with the file and the line if the error knows them.
+
+    Args:
+        config_dir: a directory of the user's own configs, whose path is shown as it was given.
+    """
     mark = getattr(error, "problem_mark", None)
     reason = " ".join(str(getattr(error, "problem", None) or error).split())
     if mark is None or mark.name.startswith("<"):
         return f"a config is not YAML: {' '.join(str(error).split())}"
-    return f"{mark.name}, line {mark.line + 1}: is not YAML ({reason})"
+    file = Path(mark.name)
+    if config_dir is not None and file.is_relative_to(config_dir.resolve()):
+        file = config_dir / file.relative_to(config_dir.resolve())
+    return f"{file}, line {mark.line + 1}: is not YAML ({reason})"

@@ -48,6 +48,7 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
         RunError: if submitit cannot start the jobs, or loses one.
     """
     multirun = plan_multirun(overrides, config_dir)
+    refuse_no_experiment(multirun.first, multirun.config.optim)
     settings = replace(multirun.config.sweep, direction=multirun.direction)
     _validate(settings)
     if multirun.config.launch.preflight_only:
@@ -108,7 +109,6 @@ def _check_jobs(
         with _named(job, jobs):
             known = job.overrides == multirun.first  # composing takes a third of a second
             configs[job.id] = deepcopy(multirun.config) if known else compose(job.overrides, config_dir)
-            refuse_no_experiment(job.overrides, configs[job.id].optim)
             validate(configs[job.id])
             check_recorded(configs[job.id], configs[job.id].sweep.metric)
     _refuse_twins(jobs, configs)

@@ -69,7 +69,9 @@ def make_job(overrides: Sequence[str], fixed: Collection[str], directory: Path |
 
 def _begun(directory: Path | None, digest: str) -> str | None:
     """Return the id under which a job with this hash has begun; None if it has not."""
-    found = sorted(path.name for path in directory.glob(f"*-{digest}") if path.is_dir()) if directory is not None else []
+    found = (
+        sorted(path.name for path in directory.glob(f"*-{digest}") if path.is_dir()) if directory is not None else []
+    )
     return found[0] if found else None
 
 

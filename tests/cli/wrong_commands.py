@@ -13,6 +13,7 @@ import io
 import os
 import shlex
 import sys
+import tarfile
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -46,12 +47,14 @@ class Ended:
     """Slow packages that the process has imported by then."""
 
 
-def commands(text: str) -> Iterator[tuple[str, str]]:
-    """Yield each command with the sentence below it."""
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    for line, after in zip(lines, [*lines[1:], "$ "], strict=True):
+def commands(text: str) -> Iterator[tuple[str, str, int]]:
+    """Yield each command with the sentence below it and its exit code."""
+    lines, code = text.splitlines(), 2
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("## "):
+            code = int(line.partition("exit code ")[2] or 2)
         if line.startswith("$ "):
-            yield line[2:], "" if after.startswith("$ ") else after
+            yield line[2:], "" if after.startswith("$ ") else after, code
 
 
 def make_files() -> None:
@@ -59,7 +62,9 @@ def make_files() -> None:
     Path("file").write_text("text\n")
     Path("empty").mkdir()
     Path("shards").mkdir()
-    Path("shards/a.tar").write_bytes(b"\0" * 10240)
+    with tarfile.open("shards/a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number in range(64):
+            tar.addfile(tarfile.TarInfo(f"{number:03d}.jpg"))
     Path("mine/experiment").mkdir(parents=True)
     Path("mine/model").mkdir()
     Path("mine/model/wrong.yaml").write_text("# Wrong.\nembed_dim: 8\ndepths: 3\n")
@@ -90,7 +95,7 @@ def all_ended() -> list[Ended]:
         os.chdir(directory)
         try:
             make_files()
-            return [ended(command) for command, _ in commands(text)]
+            return [ended(command) for command, _, _ in commands(text)]
         finally:
             os.chdir(before)
 
@@ -102,10 +107,7 @@ def main() -> None:
         if not line or line.startswith(("#", "$ ")):
             print(line)
         if line.startswith("$ "):
-            each = found[line[2:]]
-            print(each.error.rstrip("\n"))
-            if (each.code, each.output, each.imported) != (2, "", []):
-                print(f"{line[2:]}: {each.code} {each.imported} {each.output!r}", file=sys.stderr)
+            print(found[line[2:]].error, end="")
 
 
 if __name__ == "__main__":
