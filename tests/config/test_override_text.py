@@ -14,11 +14,11 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.override_text import in_grammar, quoted, split_list, values_of
 
 TEXTS = (
-    "runs/ünï", "runs/日本", "a=b", "(x)", "{x}", "~", "~/x", "it's", "'", '"', 'say "hi"', "a b",
-    "https://host/a.tar?sig=b&c=d", "outputs/sweeps/lr_wd/lr=0.001,seed=1-5f0c9a1e", "shards/train-{000000..000011}.tar",
-    "{a,b}-{0..3}.tar", "[ab].tar",
-    "1.10", "007", "1_000", "1e3", "true", "back\\slash", "back\\slash=", "ends=\\", 'ends="\\', "a#b", "a: b=", "100%",
-    "a;b|c&d", "f(1)", "choice(x", "$x=", "a\tb=", "!x", "<x>", "^x", "a`b",
+    "runs/ünï", "runs/日本", "a=b", "(x)", "{x}", "~", "~/x", "it's", "'", '"', 'say "hi"', "a b", "[ab].tar",
+    "https://host/a.tar?sig=b&c=d", "outputs/sweeps/lr_wd/lr=0.001,seed=1-5f0c9a1e", "{a,b}-{0..3}.tar",
+    "shards/train-{000000..000011}.tar", "1.10", "007", "1_000", "1e3", "true", "back\\slash", "back\\slash=",
+    "ends=\\", 'ends="\\', "a#b", "a: b=", "100%", "a;b|c&d", "f(1)", "choice(x", "$x=", "a\tb=", "!x", "<x>", "^x",
+    "a`b",
 )  # fmt: skip
 
 

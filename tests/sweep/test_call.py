@@ -239,7 +239,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
         ),
         (["seed=0,1", "seed=2"], "seed is set 2 times (0,1, 2); set it once"),
         (["model=swinv2_tiny,swinv2_small", "model.depths=[1,1,1,1]", "model.name=x"], "have the same config"),
-        (["seed=0,1", "optim.lr=[1"], "cannot read the override"),
+        (["seed=0,1", "optim.lr=[1"], "optim.lr=[1: must be a number"),
     ],
 )
 def test_usage_errors_are_one_sentence_before_any_job(
