@@ -163,7 +163,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
 
     samples = count_samples(config, required=False)
     # A recipe may be inspected before its weights exist.
-    finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
+    finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
     check_held_out_classes(config, samples.card)
     if config.data.shards:
         from swinv2_train.data.augment import resolve_statistics
@@ -185,6 +185,10 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
     return FINISHED
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # also if it is too long for a path
 
 
 def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
@@ -215,7 +219,7 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
     source = config.init_from
     if source is None or config.replay:
         return []
-    if not Path(source).expanduser().exists():
+    if not _exists(source):
         return [f"{source} does not exist (yet)"]
     if saved_metadata(Path(config.run.dir), config) is not None:
         return [f"{source} applies only to a new run; the one in {config.run.dir} resumes from its own checkpoint"]

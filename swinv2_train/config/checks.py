@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ def check_directory(key: str, directory: str | Path, *, written: bool) -> None:
         ConfigError: if a file is in its place or above it, or if it cannot be written to.
     """
     path = Path(directory)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(key, f"{str(directory)[:60]}...", "is too long for the file system") from error
     there = next(place for place in (path, *path.parents) if place == place.parent or os.path.exists(place))
     if not there.is_dir():
         what = "is a file" if there == path else f"cannot be made, because {there} is a file"

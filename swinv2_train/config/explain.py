@@ -104,8 +104,9 @@ def options_of(group: str, config_dir: Path | None) -> list[str]:
 
 def is_group(key: str, config_dir: Path | None) -> bool:
     """Return whether a key chooses a file of a group, built-in or the user's own."""
-    places = [place for place in (config_dir, conf_dir()) if place and place.is_dir()]
-    return any(key == path.name for place in places for path in place.iterdir() if path.is_dir())
+    if not re.fullmatch(r"\w{1,64}", key):  # a dotted key needs no look at the files
+        return False
+    return any((place / key).is_dir() for place in (config_dir, conf_dir()) if place)
 
 
 def has_default(group: str) -> bool:
@@ -185,12 +186,14 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
 
 def _not_there(key: str, value: str, config_dir: Path | None) -> ConfigError:
     """Return the error of a key that the config does not have, and that no plus adds."""
-    if key.startswith("engine.deepspeed."):
+    if key.startswith("engine.deepspeed"):
         return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
     if key == "pipeline":
         return ConfigError(key, value, unknown_choice(key, value, config_dir))
     if is_group(key, config_dir):
         return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
+    if key in schema_keys():
+        return ConfigError(key, value, "contains a key that does not exist; set its keys one by one")
     return ConfigError(key, value, no_such_key(key))
 
 

@@ -36,6 +36,7 @@ _MUST = {
 }
 """Requirements by the type of a key."""
 _TEXT, _TEXTS, _SHARDS = "str", "list[str]", "shards"
+_LONGEST_KEY = 100
 _PAIRS = {"[": "]", "{": "}", "(": ")"}
 
 
@@ -108,6 +109,8 @@ def _in_grammar(item: str, config_dir: Path | None, several: bool) -> str:
     key, deletes = key_of(item), item.startswith("~")
     if not key or not (equals or deletes):
         raise ConfigError("", item, f"cannot read the override {item!r}: {_meant(item, config_dir)}")
+    if len(key) > _LONGEST_KEY:  # Hydra looks for a file of this name
+        raise ConfigError("", key, f"cannot read the override {item[:_LONGEST_KEY]!r}...: its key is too long")
     if deletes:
         _refuse_deletion(item, key)
         return item

@@ -66,6 +66,8 @@ def _opened(config: Config) -> WeightSource:
         if error.key:
             raise
         raise ConfigError("init_from", config.init_from, error.hint) from error
+    except OSError as error:
+        raise ConfigError("init_from", config.init_from, f"cannot be read ({error.strerror})") from error
     except CheckpointError as error:
         raise CheckpointError(f"init_from={config.init_from}: {error}") from error
 
