@@ -39,7 +39,7 @@ def shortage(error: BaseException, gpu: str = TRAINING) -> str | None:
             "container), or lower data.num_workers"
         )
     if isinstance(error, OSError) and number in _DISK:
-        return f"{named or 'a file'} cannot be written ({remedied(error)})"
+        return f"{named or 'the standard output or a temporary file'} cannot be written ({remedied(error)})"
     return None
 
 

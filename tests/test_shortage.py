@@ -34,7 +34,7 @@ def of(number: int, path: str | None = None) -> OSError:
         (RuntimeError("can't start new thread"), ("thread", "ulimit -u")),
         (of(errno.EAGAIN), ("process", "ulimit -u")),
         (of(errno.ENOSPC, "/run/log.txt"), ("/run/log.txt", "No space left", "make room")),
-        (of(errno.EDQUOT), ("quota", "make room")),
+        (of(errno.EDQUOT), ("the standard output or a temporary file cannot be written", "quota", "make room")),
     ],
     ids=str,
 )

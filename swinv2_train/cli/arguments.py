@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.override_text import plain_text, split_list
 from swinv2_train.config.overrides import refuse_repeated
 from swinv2_train.exit_codes import WRONG_USE
 from swinv2_train.redact import redact
@@ -163,5 +164,5 @@ def one_of(choices: Collection[str]) -> Callable[[str], str]:
 def shards(text: str) -> str | list[str]:
     """Convert a path, pattern, or URL of shards, or a list of these in brackets."""
     if text.startswith("[") and text.endswith("]"):
-        return [part.strip() for part in text[1:-1].split(",")]
-    return text
+        return [plain_text(part) for part in split_list(text[1:-1])]
+    return plain_text(text)

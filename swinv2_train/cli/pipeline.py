@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer, pipeline_words
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.unknown_options import RunParser
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
@@ -52,7 +52,7 @@ Exit codes: 0 finished, 1 a stage failed, 2 usage error, 75 stopped by a signal 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; print help and exit if requested."""
     listed = "\n".join(f"  {name:<12} {line}" for name, line in pipelines())
-    parser = Parser(
+    parser = RunParser(
         prog="swinv2-pipeline",
         usage=USAGE,
         description="Run a chain of stages, such as SimMIM, supervised training and a task.",
@@ -70,6 +70,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="status: for scripts")
     offer(parser, pipeline_words)
+    parser.line = argv
     return parser.parse_intermixed_args(argv)
 
 
@@ -99,7 +100,7 @@ def show_status(arguments: argparse.Namespace) -> int:
     if arguments.redo or arguments.redo_changed:
         raise ConfigError("", "", "status runs nothing: omit --redo and --redo-changed")
     items = arguments.items[1:]
-    if len(items) == 1 and "=" not in items[0]:
+    if len(items) == 1 and ("=" not in items[0] or Path(items[0]).is_dir()):
         directory = Path(items[0])
     elif items:
         directory = _pipeline(arguments, items).directory

@@ -12,7 +12,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
@@ -20,10 +19,13 @@ from swinv2_train.cli.hydra_help import HydraHelp, info
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
+from swinv2_train.cli.unknown_options import RunParser
+from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.overrides import refuse_hydra_keys, refuse_repeated
+from swinv2_train.config.override_text import plain_text
+from swinv2_train.config.overrides import refuse_hydra_keys, refuse_no_experiment, refuse_repeated
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -66,7 +68,7 @@ Exit codes: 0 finished, 1 failed, 2 usage error, 75 stopped by a signal after sa
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; print help and exit if requested."""
     listed = "\n".join(f"  {name:<16} {line}" for name, line in experiments(_own_configs(argv)))
-    parser = Parser(
+    parser = RunParser(
         prog="swinv2-train",
         usage=USAGE,
         description="Train Swin Transformer V2 under DeepSpeed ZeRO: SimMIM, supervised training, fine-tuning.",
@@ -87,6 +89,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     offer(parser, run_words)
+    parser.line = argv
     arguments = parser.parse_intermixed_args(argv)
     arguments.overrides += as_overrides(arguments)
     return arguments
@@ -120,15 +123,16 @@ def load(arguments: argparse.Namespace) -> Config:
     if arguments.resolved:
         config = from_yaml(arguments.resolved)
     elif incident:
-        from swinv2_train.engine.replay import replay_config
+        from swinv2_train.engine.incidents import replay_config
 
         if arguments.config_dir:
             hint = "a replay uses the config of its run; omit --config-dir"
             raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {hint}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
-        config = replay_config(Path(incident[-1]), others)
+        config = replay_config(Path(plain_text(incident[-1])).expanduser(), others)
     else:
         config = compose(arguments.overrides, arguments.config_dir)
+        refuse_no_experiment(arguments.overrides, config.optim)
         of_sweep = next(
             (item for item in arguments.overrides if item.lstrip("+").startswith(("sweep=", "sweep."))), None
         )
@@ -139,6 +143,7 @@ def load(arguments: argparse.Namespace) -> Config:
 
         use_images(config, arguments.overrides, only_show=arguments.cfg is not None or config.launch.dry_run)
     validate(config)
+    check_directory("run.dir", config.run.dir, written=not (config.launch.dry_run or arguments.cfg))
     if config.launch.env_file:
         read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank
     return config
@@ -171,7 +176,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
 
     samples = count_samples(config, required=False)
     # A recipe may be inspected before its weights exist.
-    finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
+    finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
     check_held_out_classes(config, samples.card)
     if config.data.shards:
         from swinv2_train.data.augment import resolve_statistics
@@ -193,6 +198,10 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
     return FINISHED
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))  # also if it is too long for a path
 
 
 def _planned_ranks(launch: LaunchConfig) -> tuple[str, int]:
@@ -223,7 +232,7 @@ def _init_lines(config: Config, card: Card | None) -> list[str]:
     source = config.init_from
     if source is None or config.replay:
         return []
-    if not Path(source).expanduser().exists():
+    if not _exists(source):
         return [f"{source} does not exist (yet)"]
     place = origin_of(config)
     if saved_metadata(place.run_dir, config, place.step) is not None:
@@ -243,8 +252,6 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
         launched: True if this is a rank that the command itself has started.
     """
     directory = Path(config.run.dir)
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError("run.dir", directory, "is a file; use a directory")
     again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if again and read_status(directory).get("status") == "stopped":
         return STOPPED  # torchrun treats a stopped run as a failure and restarts it

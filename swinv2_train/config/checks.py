@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError, percent
@@ -73,3 +76,26 @@ def check_background(value: Any, channels: int) -> None:
     if len(numbers) not in (1, channels):
         hint = f"must be white, black, mean, drop, or one number per channel, model.in_channels={channels}"
         raise ConfigError("data.background", value, hint)
+
+
+def check_directory(key: str, directory: str | Path, *, written: bool) -> None:
+    """Check that a directory exists or can be made; nothing is made.
+
+    Args:
+        written: False: nothing will be written, as in a dry run.
+
+    Raises:
+        ConfigError: if a file is in its place or above it, or if it cannot be written to.
+    """
+    path = Path(directory)
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(key, f"{str(directory)[:60]}...", "is too long for the file system") from error
+    there = next(place for place in (path, *path.parents) if place == place.parent or os.path.exists(place))
+    if not there.is_dir():
+        what = "is a file" if there == path else f"cannot be made, because {there} is a file"
+        raise ConfigError(key, directory, f"{what}; use another directory")
+    if written and not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(key, directory, f"cannot be written to, because {there} is read-only for you")

@@ -6,6 +6,7 @@ Hydra's own messages describe its machinery. They are replaced by one sentence w
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Any
 from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
+from swinv2_train.config.model_name import refuse_other_size, true_name
+from swinv2_train.config.override_text import in_grammar, search_path, values_of
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
 from swinv2_train.config.plugins import import_installed, import_plugins, imports_of
 from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.task_module import chosen_section, store_schemas
 from swinv2_train.config.tasks import TaskConfig, module_of, task_section
+from swinv2_train.config.yaml_lines import not_yaml
 from swinv2_train.reading import read_text
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError, AssertionError)
@@ -72,11 +76,21 @@ def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]
 
     value = plain.get("resume", {})
     section = value if isinstance(value, dict) else {"mode": value}
-    merged = OmegaConf.merge({"resume": section}, OmegaConf.from_dotlist(list(own)))
+    merged = OmegaConf.merge({"resume": section}, _changes(own))
     section = plain["resume"] = OmegaConf.to_container(merged)["resume"]
     if isinstance(section.get("allow"), str):
         raise ConfigError("resume.allow", section["allow"], f"is a list: write resume.allow=[{section['allow']}]")
     return section
+
+
+def _changes(overrides: Sequence[str]) -> Any:
+    """Return `key=value` overrides as a config."""
+    from omegaconf import OmegaConf
+
+    changes = OmegaConf.create({})
+    for key, value in values_of(overrides):
+        OmegaConf.update(changes, key, value)
+    return changes
 
 
 def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -> Config:
@@ -105,6 +119,7 @@ def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     config.resume = OmegaConf.to_object(OmegaConf.merge({"resume": ResumeConfig}, {"resume": resume}))["resume"]
+    config.model.name = true_name(config.model)
     remember(config, raw, to_dict(config))
     if config.task.module is None:  # the task of a module in `imports`; the name alone would not find it again
         config.task.module = module_of(config.task.name)
@@ -114,6 +129,8 @@ def _typed(composed: Any, own: Sequence[str] = (), *, only_read: bool = False) -
 _GROUPS = ("model", "task", "data", "optim", "engine", "tracking", "launch")
 """Groups with exactly one choice per run. Others, such as experiments, apply in the order of the command line."""
 _CHOSEN = "__chosen__"
+_PATHS = (("run", "dir"), ("sweep", "dir"), ("init", "label_map"))
+"""Keys of paths in which a `~` is the home directory, as in the paths that are expanded where they are read."""
 
 
 def _in_effect(overrides: Sequence[str], config_dir: Path | None) -> list[str]:
@@ -174,29 +191,47 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    own = [item.lstrip("+") for item in overrides if item.lstrip("+").startswith("resume.")]
-    others = [item for item in overrides if not item.lstrip("+").startswith("resume.")]
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    items = in_grammar(overrides, config_dir)
+    own = [item.lstrip("+") for item in items if item.lstrip("+").startswith("resume.")]
+    others = [item for item in items if not item.lstrip("+").startswith("resume.")]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             installed = import_installed()
             import_plugins(imports_of(others))
             store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
-            composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search])
+            composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search_path(config_dir)])
             config = _typed(composed, own)
             config.imports = list(dict.fromkeys([*config.imports, *installed]))
     except yaml.YAMLError as error:
-        raise ConfigError("", "", f"a config is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError("", "", not_yaml(error, config_dir)) from error
     except ConfigError:
         raise
     except (UnicodeDecodeError, RecursionError) as error:  # Hydra does not name the file
-        chosen = ", ".join(item for item in overrides if item.startswith(("+", "experiment")) and "=" in item)
-        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not UTF-8 ({error})"
-        raise ConfigError("", "", f"a config used by {chosen or 'the command'} {reason}") from error
+        raise _unreadable(error, overrides, config_dir) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error, overrides, config_dir) from error
     _refuse_other_unit(config, overrides)
+    _refuse_other_size(config, items)
+    for section, key in _PATHS:
+        _expand_home(getattr(config, section), key)
     return config
+
+
+def _unreadable(error: Exception, overrides: Sequence[str], config_dir: Path | None) -> ConfigError:
+    """Return the error of a file that is not text, or whose brackets are too many for the parser."""
+    chosen = [item for item in overrides if item.startswith(("+", "experiment")) and "=" in item]
+    if isinstance(error, RecursionError):
+        return ConfigError("", "", f"a config used by {', '.join(chosen) or 'the command'} is nested too deeply")
+    places = [place for place in (config_dir, conf_dir()) if place]
+    for file in (place / key_of(item) / f"{item.partition('=')[2]}.yaml" for item in chosen for place in places):
+        try:
+            file.read_bytes().decode()
+        except OSError:
+            continue
+        except UnicodeDecodeError as wrong:
+            line = wrong.object[: wrong.start].count(b"\n") + 1
+            return ConfigError("", file, f"{file}, line {line}: is not UTF-8; save the file in this encoding")
+    return ConfigError("", "", f"a config used by {', '.join(chosen) or 'the command'} is not UTF-8 ({error})")
 
 
 def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
@@ -207,6 +242,17 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
     if {"optim.steps", "optim.epochs"} <= given and any(mark < optim.steps for mark in optim.milestones):
         hint = "are epochs in the recipe, and would be steps with optim.steps; give them in steps"
         raise ConfigError("optim.milestones", optim.milestones, hint)
+
+
+def _refuse_other_size(config: Config, items: Sequence[str]) -> None:
+    for _, value in values_of([item for item in items if key_of(item) == "model.name"]):
+        refuse_other_size(value, config.model)
+
+
+def _expand_home(section: Any, key: str) -> None:
+    path = getattr(section, key)
+    if isinstance(path, str) and path.startswith("~"):
+        setattr(section, key, os.path.expanduser(path))
 
 
 def to_yaml(config: Config) -> str:
@@ -264,7 +310,9 @@ def override(text: str, overrides: Sequence[str]) -> Config:
         wrong = next((item for item in overrides if "=" not in item or item[0] in "+~"), None)
         if wrong:
             raise ConfigError("", wrong, f"cannot read the override {wrong!r}: only key=value is allowed here")
-        return _typed(OmegaConf.merge(OmegaConf.create(text), OmegaConf.from_dotlist(list(overrides))))
+        config = _typed(OmegaConf.merge(OmegaConf.create(text), _changes(overrides)))
+        _refuse_other_size(config, overrides)
+        return config
     except ConfigError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, *_DAMAGED) as error:

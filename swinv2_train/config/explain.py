@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS
+from swinv2_train.config.yaml_lines import at_line, has_keys
 
 _TYPES = (
     (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer", "must be an integer, in digits"),
@@ -20,9 +23,11 @@ _TYPES = (
     (r"Invalid value assigned: \w+ is not a ListConfig", "must be a list: write [value, value]"),
     (r"Cannot (?:convert|assign) .* to (?:\w+ )?string", "must be a string, not a list or a section"),
     (r"is not a subclass of (?!MISSING)\w+", "is a section; set one of its keys instead"),
-    (r"does not support deletion", "cannot be removed; set it to another value"),
 )
 """OmegaConf's messages for values of a wrong type, and their replacements."""
+_GLOBAL_GROUPS = ("experiment", "sweep", "variant")
+"""Groups whose files set keys of any section, and therefore need the line `# @package _global_`."""
+_PACKAGE_LINE = "# @package _global_"
 
 
 def wrong_type(text: str) -> tuple[str, str | None] | None:
@@ -45,26 +50,37 @@ def conf_dir() -> Path:
     )
 
 
-def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
-    """Yield every key that a config can contain, dotted, sections and leaves; `task` has the keys of every task."""
+def schema_fields(section: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield every key that a config can contain, dotted, with its field; `task` has the keys of every task."""
     for spec in dataclasses.fields(section):
-        yield f"{prefix}{spec.name}"
+        yield f"{prefix}{spec.name}", spec
         if (section, spec.name) == (Config, "task"):
             for task in TASK_SECTIONS.values():
-                yield from schema_keys(task, "task.")
+                yield from schema_fields(task, "task.")
             continue
         inner = spec.default_factory if isinstance(spec.default_factory, type) else None
         if inner is not None and dataclasses.is_dataclass(inner):
-            yield from schema_keys(inner, f"{prefix}{spec.name}.")
+            yield from schema_fields(inner, f"{prefix}{spec.name}.")
 
 
-def _closest(key: str) -> str:
+def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
+    """Yield every key that a config can contain, dotted, sections and leaves; `task` has the keys of every task."""
+    return (key for key, _ in schema_fields(section, prefix))
+
+
+def closest_key(key: str) -> str | None:
+    """Return the key that a misspelt one most likely means; None if none is similar."""
     keys = list(schema_keys())
     leaf = key.rsplit(".", 1)[-1]
     match = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
     match = match or [known for known in keys if known.rsplit(".", 1)[-1] == leaf][:1]
     match = match or difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else "; swinv2-train --cfg job prints all keys"
+    return match[0] if match else None
+
+
+def _closest(key: str) -> str:
+    match = closest_key(key)
+    return f"; did you mean {match}?" if match else "; swinv2-train --cfg job prints all keys"
 
 
 def no_such_key(key: str) -> str:
@@ -86,6 +102,37 @@ def options_of(group: str, config_dir: Path | None) -> list[str]:
     return sorted({path.stem for place in (config_dir, conf_dir()) if place for path in (place / group).glob("*.yaml")})
 
 
+def is_group(key: str, config_dir: Path | None) -> bool:
+    """Return whether a key chooses a file of a group, built-in or the user's own."""
+    if not re.fullmatch(r"\w{1,64}", key):  # a dotted key needs no look at the files
+        return False
+    return any((place / key).is_dir() for place in (config_dir, conf_dir()) if place)
+
+
+def has_default(group: str) -> bool:
+    """Return whether every run has a file of a group, so that a choice from it needs no plus."""
+    text = (conf_dir() / "config.yaml").read_text()
+    return re.search(rf"^ *- {re.escape(group)}:", text, re.MULTILINE) is not None
+
+
+def is_choice(group: str, name: str, config_dir: Path | None) -> bool:
+    """Return whether a group has a file of a name."""
+    places = [place for place in (config_dir, conf_dir()) if place]
+    return any(os.path.isfile(place / group / f"{name.removesuffix('.yaml')}.yaml") for place in places)
+
+
+def unknown_choice(group: str, name: str, config_dir: Path | None) -> str:
+    """Return the fix for a name that a group does not have."""
+    if group == "pipeline":
+        return f"is a chain of runs: swinv2-pipeline pipeline={name} runs it"
+    if group == "data" and re.search(r"/|\.tar|\{", name):
+        return f"chooses a file of the group data; shards are data.shards='{name}'"
+    options = options_of(group, config_dir)
+    close = difflib.get_close_matches(name, options, n=1)
+    wanted = f"did you mean {close[0]}?" if close else f"use one of {', '.join(options)}"
+    return f"unknown {group}; {wanted}"
+
+
 def _file_of(text: str, config_dir: Path | None) -> Path | None:
     """Return the file that Hydra's message refers to; the user's directory is searched before the built-in one."""
     named = re.match(r"In '([^']+)'", text)
@@ -104,29 +151,22 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
     missing = re.search(r"Could not find '([^']+?)/([^'/]*)'", text)
     if missing:
         group, name = missing[1], missing[2]
-        options = options_of(group, config_dir)
-        if not options:
+        if not options_of(group, config_dir):
             return ConfigError(group, name, f"there is no config group '{group}'{_closest(group)}")
-        return ConfigError(group, name, f"unknown {group}; use one of {', '.join(options)}")
+        return ConfigError(group, name, unknown_choice(group, name, config_dir))
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
-        key = unknown[1]
-        value = _given(key, overrides)
-        if key.startswith("engine.deepspeed."):
-            return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
-        if key == "pipeline":
-            return ConfigError(key, value, f"is a chain of runs: swinv2-pipeline pipeline={value} runs it")
-        if (conf_dir() / key).is_dir():
-            return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
-        return ConfigError(key, value, no_such_key(key))
+        return _not_there(unknown[1], _given(unknown[1], overrides), config_dir)
+    present = re.search(r"An item is already at '([^']+)'", text)
+    if present:
+        item = f"{present[1]}={_given(present[1], overrides)}"
+        return ConfigError("", item, f"+{item}: the key already exists; omit the plus: {item}")
     if "Config group override must be" in text:
         for item in overrides:
-            if item.startswith("="):
-                return ConfigError("", item, f"cannot read the override {item!r}: write key=value")
             group, _, name = item.lstrip("+~").partition("=")
             options = options_of(group, config_dir) if group else []
             if options and name not in options:
-                return ConfigError(group, name, f"unknown {group}; use one of {', '.join(options)}")
+                return ConfigError(group, name, unknown_choice(group, name, config_dir))
     unset = re.search(r"Environment variable '([^']+)' not found", f"{cause} {text}")
     if unset:
         key = re.search(r"full_key: (\S+)", f"{cause} {text}")
@@ -134,29 +174,39 @@ def explain(error: Exception, overrides: Sequence[str], config_dir: Path | None 
             f"the environment variable {unset[1]} is not set; set it, or add a default: ${{oc.env:{unset[1]},DEFAULT}}"
         )
         return ConfigError(key[1] if key else "", f"${{oc.env:{unset[1]}}}", fix)
-    several = re.search(r"Ambiguous value for argument '([^'=]+)=(.*?)'", text, re.DOTALL)
-    if several:
-        key, value = several[1], several[2]
-        fix = "use one of them" if (conf_dir() / key.lstrip("+")).is_dir() else f"a list is {key}=[{value}]"
-        return ConfigError("", value, f"{key}={value}: {fix}; -m sweeps over several values")
     absent_key = re.search(r"Could not delete from config\. '([^']+)' does not exist", text)
     if absent_key:
-        return ConfigError("", absent_key[1], f"~{absent_key[1]}: {no_such_key(absent_key[1])}")
+        return ConfigError("", absent_key[1], f"~{absent_key[1]}: there is no such key to remove")
     for source in (cause, text):
         named = re.search(r"full_key:[ \t]*(\S*)", source)
         if named and (named[1] or file):
             return _of_key(named[1], source, file, overrides)
-    if type(error).__name__ == "OverrideParseException":
-        wrong = re.search(r"Error parsing override '(.*)'", text)
-        item = wrong[1] if wrong else next((one for one in overrides if "=" not in one), " ".join(overrides))
-        return ConfigError("", item, f"cannot read the override {item!r}: write key=value, and quote lists and braces")
     return ConfigError("", "", " ".join(text.split()))
+
+
+def _not_there(key: str, value: str, config_dir: Path | None) -> ConfigError:
+    """Return the error of a key that the config does not have, and that no plus adds."""
+    if key.startswith("engine.deepspeed"):
+        return ConfigError(key, value, f"add further keys for DeepSpeed with a plus: +{key}={value}")
+    if key == "pipeline":
+        return ConfigError(key, value, unknown_choice(key, value, config_dir))
+    if is_group(key, config_dir):
+        return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
+    if key in schema_keys():
+        return ConfigError(key, value, "contains a key that does not exist; set its keys one by one")
+    return ConfigError(key, value, no_such_key(key))
 
 
 def _reason(text: str) -> str:
     """Return the line of an OmegaConf error that states the cause."""
     lines = [line for line in text.splitlines() if not line.startswith("In '")]
-    return lines[0].strip() if lines else text
+    reason = lines[0].strip() if lines else text
+    absent = re.match(r"Interpolation key '([^']+)' not found", reason)
+    if absent:
+        return f"there is no key {absent[1]} to refer to; ${{oc.env:NAME}} is a variable of the environment"
+    if re.match(r"no viable alternative|mismatched input|token recognition|extraneous input", reason):
+        return "cannot be read: ${run.name} refers to a key, and ${oc.env:NAME} to a variable of the environment"
+    return reason
 
 
 def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) -> ConfigError:
@@ -170,9 +220,13 @@ def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) ->
     if file and task != "?" and key.startswith("task."):
         fix = f"{file} sets {key}, which task={task} does not have; choose an experiment for task={task}"
         return ConfigError("task", task, fix)
+    if file and unknown and key.partition(".")[0] in _GLOBAL_GROUPS and _PACKAGE_LINE not in file.read_text():
+        fix = f"its first line must be '{_PACKAGE_LINE}', because it sets keys of other sections"
+        return ConfigError("", file, f"{file}: {fix if has_keys(file) else 'must consist of keys and values'}")
     if file and given == "?":
-        shown = ": ".join([str(file), key] if value == "?" else [str(file), f"{key}={value}"])
-        return ConfigError("", key, f"{shown}: {fix}" if key else f"{file}: {fix}")
+        place = at_line(file, key)
+        shown = ": ".join([place, key] if value == "?" else [place, f"{key}={value}"])
+        return ConfigError("", key, f"{shown}: {fix}" if key else f"{place}: {fix}")
     if value == "?":
         return ConfigError("", key, f"{key}: {fix}" if key else fix)
     return ConfigError(key, value, fix)

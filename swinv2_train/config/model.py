@@ -30,7 +30,11 @@ class ModelConfig(Section):
     """A Swin Transformer V2 backbone. Every `*_per_stage`-like field accepts one value or a list of four."""
 
     name: str = "swinv2_tiny"
-    """Label for tables and file names; the fields below define the model."""
+    """Label for tables and model cards; the fields below define the model.
+
+    A name of the paper belongs to one size. A model of another size is named after its channels and depths, such as
+    swinv2_c64_d2-2-6-2, unless you name it.
+    """
     in_channels: int = 3
     """Channels of the input image."""
     patch_size: int = 4

@@ -1,8 +1,7 @@
 """Several runs from one command line: Hydra's sweepers choose the jobs, its launchers choose where they run.
 
-The only module other than `compose.py` that uses Hydra. It first lists and composes all jobs, exactly as the runs
-will compose them, to find wrong values before the first run starts. Hydra's own multirun then calls back for every
-job.
+It first lists and composes all jobs, exactly as the runs will compose them, to find wrong values before the first run
+starts. Hydra's own multirun then calls back for every job.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, explain
 from swinv2_train.config.metrics import checked_direction
+from swinv2_train.config.override_text import in_grammar, quoted, search_path
 from swinv2_train.config.overrides import in_order, key_of, refuse_repeated
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
@@ -78,12 +78,6 @@ class Multirun:
     """Time limit of a job under submitit."""
 
 
-def quoted(value: object) -> str:
-    """Return a value as a quoted string of Hydra's grammar."""
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
-
-
 def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> Multirun:
     """Return the jobs of a command line.
 
@@ -92,6 +86,7 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     """
     _refuse_own(overrides)
     refuse_repeated(overrides, lists="-m KEY=A,B sweeps over several values")
+    overrides = in_grammar(overrides, config_dir, several=True)
     of_hydra = [item for item in overrides if key_of(item).startswith(("hydra.", "hydra/"))]
     free = tuple(item for item in overrides if key_of(item) in FREE_KEYS)
     items = in_order([item for item in overrides if item not in (*of_hydra, *free)])
@@ -109,7 +104,7 @@ def plan_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> M
     search = not str(sweeper.get("_target_")).endswith(".BasicSweeper")
     given = set(map(key_of, items))
     of_file = (f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())
-    swept_by_file = [item for item in of_file if key_of(item) not in given]
+    swept_by_file = in_grammar([item for item in of_file if key_of(item) not in given], config_dir, several=True)
     parsed = {each.get_key_element(): each for each in _parse([*swept_by_file, *items])}
     fixed = frozenset(key_of(key) for key, each in parsed.items() if not each.is_sweep_override())
     fixed |= frozenset(map(key_of, free))
@@ -162,7 +157,7 @@ def run_multirun(
     options = [
         f"hydra.sweep.dir={quoted(directory)}", "hydra.sweep.subdir=.", "hydra.output_subdir=null",
         "hydra.job.chdir=false", f"hydra.job.name={quoted(name)}", "hydra/job_logging=none",
-        "hydra/hydra_logging=none", *_search_path(config_dir),
+        "hydra/hydra_logging=none", *search_path(config_dir),
     ]  # fmt: skip
     if multirun.search and "hydra.sweeper.study_name" not in map(key_of, multirun.arguments):
         options.append(f"hydra.sweeper.study_name={quoted(name)}")
@@ -249,26 +244,14 @@ def _refuse_own(overrides: Sequence[str]) -> None:
             raise ConfigError(key, value, hint)
 
 
-def _search_path(config_dir: Path | None) -> list[str]:
-    return [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
-
-
 def _parse(items: Sequence[str]) -> list[Any]:
-    """Return Hydra's parsed overrides.
-
-    Raises:
-        ConfigError: if Hydra cannot parse one.
-    """
+    """Return Hydra's parsed overrides, which can expand a glob over the names of a group."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(items))
-    except (HydraException, ValueError) as error:
-        raise explain(error, items) from error
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(list(items))
 
 
 def _first_values(items: Sequence[str]) -> list[str]:
@@ -303,7 +286,7 @@ def _hydra_section(overrides: Sequence[str], config_dir: Path | None) -> dict[st
 
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            items = [*overrides, *_search_path(config_dir)]
+            items = [*overrides, *search_path(config_dir)]
             composed = hydra_compose("config", overrides=items, return_hydra_config=True)
             direction = OmegaConf.select(composed, "hydra.sweeper.direction")
             found = {

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from swinv2_train.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import OptimConfig
 
 FIRST_GROUPS = ("experiment", "sweep")
 """Groups whose files are applied before all other choices and values of the command line."""
@@ -72,3 +76,17 @@ def refuse_hydra_keys(items: Iterable[str]) -> None:
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
             hint = "is for several runs (-m) and has no effect on a single one, whose directory is run.dir=DIR"
             raise ConfigError(key, item.partition("=")[2], hint)
+
+
+def refuse_no_experiment(items: Iterable[str], optim: OptimConfig) -> None:
+    """Reject a command line that names no experiment and sets no length either, so that nothing says what to train.
+
+    Raises:
+        ConfigError: naming both remedies.
+    """
+    if optim.steps is None and optim.epochs is None and "experiment" not in map(key_of, items):
+        hint = (
+            "no experiment is named: add +experiment=NAME, such as +experiment=simmim_demo (swinv2-train --help lists "
+            "them), or set the length of your own mixture of groups with optim.epochs or optim.steps"
+        )
+        raise ConfigError("", "", hint)

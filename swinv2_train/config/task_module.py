@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.override_text import search_path
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.plugins import KEY as IMPORTS
 from swinv2_train.config.plugins import import_plugins
@@ -123,7 +124,7 @@ def _files(overrides: Sequence[str], config_dir: Path, conf_dir: Path) -> dict[s
     try:
         while True:
             try:
-                composed = compose("config", [*groups, f"hydra.searchpath=[file://{config_dir.resolve()}]"])
+                composed = compose("config", [*groups, *search_path(config_dir)])
                 break
             except HydraException as error:
                 missing = re.search(r"Could not (?:find|load) 'task/([^']+)'", str(error))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import pretrained_windows
@@ -73,6 +74,10 @@ def _opened(config: Config) -> WeightSource:
         if error.key:
             raise
         raise ConfigError("init_from", config.init_from, error.hint) from error
+    except OSError as error:
+        raise ConfigError("init_from", config.init_from, f"cannot be read ({error.strerror})") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from={config.init_from}: {error}") from error
 
 
 def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[int] | None:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest, step_of
 from swinv2_train.checkpoint.survey import read_state
-from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.override_text import quoted
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.data.errors import DataError
@@ -28,7 +29,7 @@ from swinv2_train.engine.guard import Refusal
 from swinv2_train.engine.state import TrainState
 from swinv2_train.launch.status import write_text
 from swinv2_train.reading import UnreadableError, from_object, is_count, read_json, read_text
-from swinv2_train.redact import redact
+from swinv2_train.redact import HIDDEN, redact
 from swinv2_train.shortage import remedied
 from swinv2_train.tracking.metrics_file import json_number
 
@@ -115,6 +116,23 @@ def read_incident(path: Path) -> Incident:
     if min(counts) < 0 or 0 in (incident.step, incident.world_size, incident.micro_batch) or not places:
         raise ConfigError("replay", path, "has impossible numbers; it is damaged or was edited")
     return incident
+
+
+def replay_config(path: Path, overrides: list[str]) -> Config:
+    """Return the config of a replay: that of the incident's run, with its number of ranks unless overridden.
+
+    Raises:
+        ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
+    """
+    incident = read_incident(path)
+    own = [f"replay={quoted(path)}", f"run.dir={quoted(path.with_suffix(''))}", "resume=auto"]
+    own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
+    config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
+    shards = str(config.data.shards)
+    if "://" in shards and HIDDEN in shards:
+        hint = "the incident contains no credentials; set the value of the run again, such as data.shards='https://...'"
+        raise ConfigError("data.shards", shards, hint)
+    return config
 
 
 def _state(values: Any) -> TrainState:

@@ -20,9 +20,6 @@ from torch import nn
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.verify import verify
-from swinv2_train.config.compose import override
-from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.batch_change import continued
 from swinv2_train.engine.checkpoints import load
@@ -36,30 +33,12 @@ from swinv2_train.engine.step import forward_backward
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
-from swinv2_train.redact import HIDDEN
 from swinv2_train.tasks.task import mean_loss
 from swinv2_train.tracking.figures import with_heading
 from swinv2_train.tracking.metrics_file import json_number
 
 WORST_SAMPLES = 8
 """Number of samples with the largest losses that are listed and drawn."""
-
-
-def replay_config(path: Path, overrides: list[str]) -> Config:
-    """Return the config of a replay: that of the incident's run, with its number of ranks unless overridden.
-
-    Raises:
-        ConfigError: if the incident cannot be read, an override is wrong, or the credentials of the shards are missing.
-    """
-    incident = read_incident(path)
-    own = [f"replay={path}", f"run.dir={path.with_suffix('')}", "resume=auto"]
-    own += ["tracking.tensorboard=false", "tracking.wandb=disabled"]
-    config = override(incident.config, [f"launch.nproc_per_node={incident.world_size}", *own, *overrides])
-    shards = str(config.data.shards)
-    if "://" in shards and HIDDEN in shards:
-        hint = "the incident contains no credentials; set the value of the run again, such as data.shards='https://...'"
-        raise ConfigError("data.shards", shards, hint)
-    return config
 
 
 def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:

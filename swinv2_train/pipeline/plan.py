@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.multirun import quoted
+from swinv2_train.config.override_text import quoted
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
@@ -75,6 +76,7 @@ def plan(pipeline: Pipeline, config_dir: Path | None = None) -> list[PlannedStag
     Raises:
         ConfigError: for the first error, with the name of its stage.
     """
+    check_directory("dir", pipeline.directory, written=False)
     planned: dict[str, PlannedStage] = {}
     for stage in pipeline.stages:
         source = planned[stage.source] if stage.source else None

@@ -32,6 +32,7 @@ from typing import Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
+from swinv2_train.config.override_text import plain_text
 from swinv2_train.config.overrides import last_of_each, refuse_hydra_keys, refuse_repeated
 from swinv2_train.reading import read_text
 
@@ -151,7 +152,9 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
     path = next((found for d in directories if (found := d / f"{name}.yaml").is_file()), None)
     if path is None or not _NAME.fullmatch(name):
         known = ", ".join(known for known, _ in pipelines(config_dir))
-        raise ConfigError("pipeline", name, f"unknown pipeline; use one of {known}")
+        close = difflib.get_close_matches(name, [known for known, _ in pipelines(config_dir)], n=1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of {known}"
+        raise ConfigError("pipeline", name, f"unknown pipeline; {hint}")
     values = _read(path)
     _only(values, PIPELINE_KEYS, str(path))
     _texts(values, ("name", "dir", "experiment", "launcher"), str(path))
@@ -174,8 +177,10 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
         prefix = tuple(shlex.split(launcher))
     except ValueError as error:
         raise ConfigError("launcher", launcher, f"cannot be read as a command ({error})") from error
-    directory = changes.settings.get("dir") or values.get("dir") or f"outputs/{name}"
-    return Pipeline(name, Path(directory), tuple(_changed(stage, changes) for stage in stages.values()), prefix)
+    directory = plain_text(changes.settings.get("dir", "")) or values.get("dir") or f"outputs/{name}"
+    return Pipeline(
+        name, Path(directory).expanduser(), tuple(_changed(stage, changes) for stage in stages.values()), prefix
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from swinv2_train.config.checks import at_least, one_of
+from swinv2_train.config.checks import at_least, check_directory, one_of
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.metrics import check_recorded
 from swinv2_train.config.multirun import Multirun, plan_multirun, run_multirun
+from swinv2_train.config.overrides import refuse_no_experiment
 from swinv2_train.config.schema import Config
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.config.validate import validate
@@ -47,19 +48,22 @@ def run_sweep(overrides: Sequence[str], config_dir: Path | None, check: Callable
         RunError: if submitit cannot start the jobs, or loses one.
     """
     multirun = plan_multirun(overrides, config_dir)
+    refuse_no_experiment(multirun.first, multirun.config.optim)
     settings = replace(multirun.config.sweep, direction=multirun.direction)
     _validate(settings)
     if multirun.config.launch.preflight_only:
         raise ConfigError("launch.preflight_only", "true", "applies to a single run; omit -m")
-    jobs = _jobs(multirun)
+    name = settings.name or multirun.sweep_file or multirun.config.run.name
+    directory = Path(settings.dir or f"outputs/sweeps/{name}")
+    check_directory("sweep.dir", directory, written=not multirun.config.launch.dry_run)
+    jobs = _jobs(multirun, directory)
     of_sweep = next((key for key in jobs[0].swept if key.startswith("sweep.")), None)
     if of_sweep:
         raise ConfigError(of_sweep, jobs[0].swept[of_sweep], "applies to the entire sweep; set it to one value")
     _check_jobs(jobs, multirun, config_dir, check)
-    name = settings.name or multirun.sweep_file or multirun.config.run.name
     sweep = Sweep(
         name=name,
-        directory=Path(settings.dir or f"outputs/sweeps/{name}"),
+        directory=directory,
         settings=settings,
         fixed=multirun.fixed,
         planned=() if multirun.search else tuple(job.id for job in jobs),
@@ -89,10 +93,11 @@ def _validate(sweep: SweepConfig) -> None:
         raise ConfigError("sweep.name", sweep.name, "must be a file name; sweep.dir=DIR sets the directory")
 
 
-def _jobs(multirun: Multirun) -> list[Job]:
+def _jobs(multirun: Multirun, directory: Path) -> list[Job]:
     """Return the jobs that are known beforehand, without duplicates; for a search, one that it may propose."""
     proposed = multirun.jobs or (multirun.first,)
-    return list({job.id: job for job in (make_job(overrides, multirun.fixed) for overrides in proposed)}.values())
+    made = (make_job(overrides, multirun.fixed, directory) for overrides in proposed)
+    return list({job.id: job for job in made}.values())
 
 
 def _check_jobs(

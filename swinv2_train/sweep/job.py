@@ -37,7 +37,10 @@ class Job:
     """One run of a sweep."""
 
     id: str
-    """Readable swept values, and a hash of all overrides; usable as a file name."""
+    """Readable swept values, and a hash of all overrides: lr_0.001__seed_1-5f0c9a1e.
+
+    It is a file name that neither the shell nor Hydra has to have quoted.
+    """
     overrides: tuple[str, ...]
     """Overrides in the order in which the run applies them."""
     swept: dict[str, str]
@@ -48,18 +51,28 @@ class Job:
     """Hash of these: only jobs with the same hash are comparable."""
 
 
-def make_job(overrides: Sequence[str], fixed: Collection[str]) -> Job:
+def make_job(overrides: Sequence[str], fixed: Collection[str], directory: Path | None = None) -> Job:
     """Return the job of some overrides.
 
     Args:
         fixed: keys that all jobs of the sweep share.
+        directory: that of the sweep, in which an earlier version may have begun the job under another name.
     """
     items = in_order(overrides)
     swept = [item for item in items if key_of(item) not in fixed]
     shared = [item for item in items if item not in swept and not key_of(item).startswith(WITHOUT_EFFECT)]
     values = {key_of(item): redact(_plain(item.partition("=")[2])) for item in sorted(swept, key=_place)}
-    name = f"{_readable(values)}-{_digest([*shared, *swept])}"
+    digest = _digest([*shared, *swept])
+    name = _begun(directory, digest) or f"{_readable(values)}-{digest}"
     return Job(name, tuple(items), values, tuple(_normal(shared)), _digest(shared))
+
+
+def _begun(directory: Path | None, digest: str) -> str | None:
+    """Return the id under which a job with this hash has begun; None if it has not."""
+    found = (
+        sorted(path.name for path in directory.glob(f"*-{digest}") if path.is_dir()) if directory is not None else []
+    )
+    return found[0] if found else None
 
 
 def _place(item: str) -> tuple[bool, str]:
@@ -88,10 +101,11 @@ def _readable(values: dict[str, str]) -> str:
     parts = []
     for key, value in values.items():
         leaf = key.rsplit(".", 1)[-1]
-        number = f"{float(value):.6g}" if re.fullmatch(r"[+-]?\d[\d.]*(e[+-]?\d+)?", value) else value
-        safe = re.sub(r"[^A-Za-z0-9._+-]+", "-", number).strip("-.")
-        parts.append(f"{leaf if leaves[leaf] == 1 else key.replace('/', '.')}={safe}")
-    return ",".join(parts)[:_LONGEST].rstrip(",.") or "job"
+        number = f"{float(value):.6g}" if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", value) else value
+        sign = "-" if re.match(r"-(\d|inf)", number) else ""
+        safe = sign + re.sub(r"[^A-Za-z0-9._+-]+", "-", number).strip("-.")
+        parts.append(f"{leaf if leaves[leaf] == 1 else key.replace('/', '.')}_{safe}")
+    return "__".join(parts)[:_LONGEST].rstrip("_.") or "job"
 
 
 @dataclass

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.multirun import quoted
+from swinv2_train.config.override_text import quoted
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.sweep import SweepConfig
 from swinv2_train.exit_codes import FAILED, FINISHED, INTERRUPTED, STOPPED, WRONG_USE
@@ -81,7 +81,7 @@ class Sweep:
         Raises:
             SystemExit: in the process of the sweep, if a signal stops it, or if a search is impossible.
         """
-        job = make_job(overrides, self.fixed)
+        job = make_job(overrides, self.fixed, self.directory)
         here = self.main == this_process()
         if _is_further_task():
             _follow(self, job)

@@ -25,7 +25,9 @@ def survey(
         ConfigError: if no sweep has run there, one of its files is unusable, or the direction contradicts the metric.
     """
     if not directory.is_dir():
-        raise ConfigError("", directory, f"{directory} does not exist")
+        raise ConfigError(
+            "", directory, f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}"
+        )
     sweep, jobs = read_sweep(directory), read_jobs(directory)
     if sweep is None:
         raise ConfigError("", directory, f"there is no {SWEEP_FILE} in {directory}: no sweep has run there")

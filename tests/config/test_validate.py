@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.validate import resolution, validate
@@ -234,3 +237,27 @@ def test_a_bucket_is_a_number_of_elements(given: str) -> None:
 def test_memory_of_gpus_means_nothing_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"launch.gpu_memory_gib=16.*: has no effect with launch.device=cpu"):
         validate(compose(["+experiment=simmim_giant", "launch.device=cpu", "launch.gpu_memory_gib=16"]))
+
+
+@pytest.mark.parametrize(
+    ("directory", "sentence"),
+    [
+        ("file", "key=file: is a file; use another directory"),
+        ("file/a/b", "key=file/a/b: cannot be made, because file is a file; use another directory"),
+        ("x" * 300, f"key={'x' * 60}...: is too long for the file system"),
+        ("new/a/b", None),
+        (".", None),
+    ],
+)
+def test_a_directory_that_cannot_be_made_is_rejected(
+    directory: str, sentence: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    if sentence is None:
+        check_directory("key", directory, written=True)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            check_directory("key", directory, written=True)
+        assert str(caught.value) == sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

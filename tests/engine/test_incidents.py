@@ -13,8 +13,14 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.engine.guard import Refusal
-from swinv2_train.engine.incidents import Incident, IncidentLog, protector, read_incident, write_incident
-from swinv2_train.engine.replay import replay_config
+from swinv2_train.engine.incidents import (
+    Incident,
+    IncidentLog,
+    protector,
+    read_incident,
+    replay_config,
+    write_incident,
+)
 from swinv2_train.engine.state import TrainState
 from tests.engine.threads import on_ranks
 

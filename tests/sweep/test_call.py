@@ -38,7 +38,7 @@ def by_swept(directory: Path) -> dict[tuple[str, ...], JobRecord]:
 @pytest.mark.slow
 def test_a_grid_runs_every_job_once_whatever_becomes_of_one(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
     grid = ("optim.lr=1e-3,1e-2", "seed=0,1")
-    call.does({"lr=0.01,seed=0": "die"})
+    call.does({"lr_0.01__seed_0": "die"})
     assert call.call(*grid) == 1
     found = by_swept(call.directory)
     assert {values: record.status for values, record in found.items()} == {
@@ -92,7 +92,7 @@ def test_another_experiment_or_fixed_value_needs_a_directory_of_its_own(
 
 @pytest.mark.slow
 def test_a_signal_ends_the_sweep_and_the_same_command_goes_on(call: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
-    call.does({"seed=1": "wait"})
+    call.does({"seed_1": "wait"})
     planned = plan_multirun(["+experiment=simmim_demo", "optim.steps=8", f"sweep.dir={call.directory}", "seed=0,1,2"])
     ids = [make_job(overrides, planned.fixed).id for overrides in planned.jobs]
     thread = when(call.directory / ids[1] / "status.json", lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -239,7 +239,7 @@ def test_a_dry_run_prints_the_jobs_and_leaves_nothing(jobs: Jobs, capfd: pytest.
         ),
         (["seed=0,1", "seed=2"], "seed is set 2 times (0,1, 2); set it once"),
         (["model=swinv2_tiny,swinv2_small", "model.depths=[1,1,1,1]", "model.name=x"], "have the same config"),
-        (["seed=0,1", "optim.lr=[1"], "cannot read the override"),
+        (["seed=0,1", "optim.lr=[1"], "optim.lr=[1: must be a number"),
     ],
 )
 def test_usage_errors_are_one_sentence_before_any_job(

@@ -19,7 +19,7 @@ KEYS = frozenset({"experiment", "optim.steps", "launch.nproc_per_node", "sweep.r
 def test_an_id_is_readable_and_does_not_depend_on_the_order() -> None:
     swept = ["optim.lr=0.001", "optim.weight_decay=0.05"]
     job = make_job([*FIXED, *swept], KEYS)
-    assert re.fullmatch(r"lr=0\.001,weight_decay=0\.05-[0-9a-f]{8}", job.id)
+    assert re.fullmatch(r"lr_0\.001__weight_decay_0\.05-[0-9a-f]{8}", job.id)
     assert make_job([*reversed(swept), *reversed(FIXED)], KEYS).id == job.id
     assert make_job([*FIXED, "optim.lr=1e-3", "optim.weight_decay=5.0e-2"], KEYS).id == job.id
     assert job.swept == {"optim.lr": "0.001", "optim.weight_decay": "0.05"}
@@ -58,13 +58,16 @@ def test_jobs_that_differ_only_in_what_is_swept_are_a_family() -> None:
 @pytest.mark.parametrize(
     ("swept", "readable"),
     [
-        (["+variant=res-post", "seed=1"], "variant=res-post,seed=1"),
-        (["data.shards='/data/a b/{0..3}.tar'"], "shards=data-a-b-0..3-.tar"),
-        (["a.x=1", "b.x=2"], "a.x=1,b.x=2"),
-        (["optim.betas=[0.9,0.99]"], "betas=0.9-0.99"),
-        (["optim.lr=0.001263559813738167"], "lr=0.00126356"),
-        ([f"model.name={'x' * 300}"], f"name={'x' * 75}"),
-        (["model.name=../../etc"], "name=etc"),
+        (["+variant=res-post", "seed=1"], "variant_res-post__seed_1"),
+        (["data.shards='/data/a b/{0..3}.tar'"], "shards_data-a-b-0..3-.tar"),
+        (["a.x=1", "b.x=2"], "a.x_1__b.x_2"),
+        (["optim.betas=[0.9,0.99]"], "betas_0.9-0.99"),
+        (["optim.lr=0.001263559813738167"], "lr_0.00126356"),
+        ([f"model.name={'x' * 300}"], f"name_{'x' * 75}"),
+        (["model.name=../../etc"], "name_etc"),
+        (["optim.lr=-0.5", "seed=-1"], "lr_-0.5__seed_-1"),
+        (["seed=1"], "seed_1"),
+        (["data.image=1.2.3"], "image_1.2.3"),
         ([], "job"),
     ],
 )
@@ -72,6 +75,17 @@ def test_the_readable_part_is_a_file_name(swept: list[str], readable: str) -> No
     name, _, digest = make_job([*FIXED, *swept], KEYS).id.rpartition("-")
     assert name == readable
     assert len(digest) == 8
+
+
+def test_a_job_that_an_earlier_version_began_keeps_its_directory(tmp_path: Path) -> None:
+    job = make_job([*FIXED, "optim.lr=0.001", "seed=1"], KEYS, tmp_path)
+    assert not set(job.id) & set("=,()[]{}'\" ")
+    before = f"lr=0.001,seed=1-{job.id[-8:]}"
+    (tmp_path / before).mkdir()
+    same, other = (make_job([*FIXED, "optim.lr=0.001", f"seed={seed}"], KEYS, tmp_path) for seed in (1, 2))
+    assert (same.id, other.id[:-8]) == (before, "lr_0.001__seed_2-")
+    write_job(tmp_path / same.id, new_record(same))
+    assert [record.id for record in read_jobs(tmp_path)] == [before]
 
 
 def test_a_run_gets_the_experiment_before_the_sweep_and_what_is_swept() -> None:

@@ -52,7 +52,7 @@ def test_a_finished_job_is_skipped_and_its_metric_read_again(jobs: Jobs, capfd: 
 
 @pytest.mark.slow
 def test_a_job_that_fails_is_tried_again_and_its_sentence_kept(jobs: Jobs) -> None:
-    jobs.does({"seed=1": "die", "seed=2": "die once", "seed=3": "refuse"})
+    jobs.does({"seed_1": "die", "seed_2": "die once", "seed_3": "refuse"})
     failed, mended, refused = (jobs.run(f"seed={seed}") for seed in (1, 2, 3))
     assert failed is not None
     assert mended is not None
@@ -69,7 +69,7 @@ def test_a_job_that_fails_is_tried_again_and_its_sentence_kept(jobs: Jobs) -> No
 
 
 def test_a_signal_stops_the_job_and_the_next_call_goes_on_with_it(jobs: Jobs) -> None:
-    jobs.does({"seed=0": "wait"})
+    jobs.does({"seed_0": "wait"})
     run_dir = jobs.directory / job_id("seed=0")
     thread = when(run_dir / "status.json", lambda: os.kill(os.getpid(), signal.SIGTERM))
     stopped = jobs.run("seed=0")
@@ -87,7 +87,7 @@ def test_a_signal_stops_the_job_and_the_next_call_goes_on_with_it(jobs: Jobs) ->
 
 
 def test_a_stop_file_stops_a_job_wherever_it_runs(jobs: Jobs) -> None:
-    jobs.does({"seed=0": "wait"})
+    jobs.does({"seed_0": "wait"})
     thread = when(jobs.directory / job_id("seed=0") / "status.json", (jobs.directory / "STOP").touch)
     stopped = jobs.run("seed=0")
     thread.join()
@@ -102,7 +102,7 @@ def test_a_stop_file_stops_a_job_wherever_it_runs(jobs: Jobs) -> None:
 def test_a_job_that_falls_behind_is_pruned_and_left_alone(jobs: Jobs) -> None:
     for seed in (0, 1, 2):
         jobs.run(f"seed={seed}")
-    jobs.does({"seed=5": "wait"})
+    jobs.does({"seed_5": "wait"})
     jobs.settings.prune = "median"
     pruned = jobs.run("seed=5")
     assert pruned is not None
@@ -150,7 +150,7 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(jobs: Jobs, capfd: pytest.C
 
 @pytest.mark.slow
 def test_a_search_gets_a_value_or_nothing_and_ends_where_there_can_be_none(jobs: Jobs) -> None:
-    jobs.does({"seed=1": "die"})
+    jobs.does({"seed_1": "die"})
     sweep = jobs.sweep(search=True)
     assert sweep([*FIXED, "seed=0"]) == 0.125
     assert sweep([*FIXED, "seed=1"]) is None
