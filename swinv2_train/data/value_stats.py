@@ -38,7 +38,12 @@ class Histogram:
     @classmethod
     def of(cls, values: np.ndarray) -> Histogram:
         """Count finite values of any shape."""
-        keys, counts = np.unique(_ordered(values.ravel()), return_counts=True)
+        if values.dtype == np.uint16:  # counting is many times faster than sorting
+            table = np.bincount(values.ravel(), minlength=1 << 16)
+            present = np.flatnonzero(table)
+            keys, counts = _ordered(present), table[present]
+        else:
+            keys, counts = np.unique(_ordered(values.ravel()), return_counts=True)
         return cls(0, keys.astype(np.int64), counts.astype(np.int64))._bounded()
 
     def add(self, other: Histogram) -> None:
@@ -174,6 +179,8 @@ class ChannelValues:
         if not inside or counts.sum() != count or missing < 0 or not all(map(math.isfinite, numbers)):
             raise ValueError("its numbers contradict each other")
         ends = (float(content["low"]), float(content["high"])) if count else (math.inf, -math.inf)
+        if count and not -math.inf < ends[0] <= ends[1] < math.inf:
+            raise ValueError("its lowest and highest value contradict each other")
         return cls(count, missing, *numbers, *ends, histogram)
 
 

@@ -15,6 +15,7 @@ DISTRIBUTIONS = {
     "backscatter": np.exp(3 * RNG.standard_normal((60, 500))).astype(np.float32),
     "both signs": (RNG.standard_normal((60, 500)) ** 3 - 0.2).astype(np.float64),
     "integers": RNG.integers(-500, 500, (60, 500)).astype(np.int16),
+    "reflectances": RNG.integers(0, 11_000, (60, 500), dtype=np.uint16),
     "large": RNG.integers(0, 2**32, (60, 500), dtype=np.uint32),
     "constant": np.full((60, 500), -7.25, np.float32),
     "outliers": np.where(RNG.random((60, 500)) < 1e-3, 3e38, RNG.random((60, 500))).astype(np.float32),
@@ -34,6 +35,7 @@ def test_statistics_are_those_of_all_values_in_any_parts(name: str) -> None:
     for row in values[::-1, None]:
         backwards.add(measured(row))
     exact = values.astype(np.float64)
+    assert (Histogram.of(exact.astype(np.float32)).keys == whole.histogram.keys).all()
     for found in (whole, parts, backwards):
         assert (found.count, found.low, found.high) == (30_000, exact.min(), exact.max())
         assert found.mean == pytest.approx(exact.mean(), rel=1e-12, abs=1e-12)
@@ -97,6 +99,7 @@ def test_damaged_numbers_are_rejected() -> None:
         {"count": 1},
         {"missing": -1},
         {"mean": float("nan")},
+        {"low": 3.0, "high": 2.0},
         {"histogram": {**good["histogram"], "shift": 40}},
         {"histogram": {**good["histogram"], "keys": [1]}},
         {"histogram": {**good["histogram"], "keys": good["histogram"]["keys"][::-1]}},
