@@ -67,9 +67,15 @@ def own_tasks(directory: Path) -> Iterator[None]:
     TASK_SECTIONS.update(sections)
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(f"{directory}/"):
-            own_parts.forget(name)
+            forget_parts(name)
             del sys.modules[name]
             sys.modules.pop(name.partition(".")[0], None)
+
+
+def forget_parts(module: str) -> None:
+    """The parts of a module are not known any longer."""
+    own_parts._plugins.pop(module, None)
+    own_parts.function_of.cache_clear()
 
 
 def lines(block: str) -> Iterator[str]:

@@ -108,12 +108,6 @@ def is_known(module: str) -> bool:
     return module in _plugins
 
 
-def forget(module: str) -> None:
-    """Remove the parts of a module."""
-    _plugins.pop(module, None)
-    function_of.cache_clear()
-
-
 def parts(kind: str) -> dict[str, Any]:
     """Return the known parts of a kind (a field of `Plugin`) by name."""
     found: dict[str, Any] = {}

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from swinv2_train.checkpoint.layout import list_checkpoints, step_name, step_of
+from swinv2_train.checkpoint.layout import list_checkpoints, step_of
 from swinv2_train.checkpoint.survey import examine
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
@@ -83,11 +83,6 @@ def _check_source(config: Config, place: Origin) -> None:
     if not list_checkpoints(place.checkpoints):
         hint = f"there is no checkpoint in {place.checkpoints}"
         raise ConfigError("resume.source", source, hint)
-
-
-def wanted(place: Origin) -> str:
-    """Return the name of the checkpoint that must be loaded; empty if any will do."""
-    return "" if place.step is None else step_name(place.step)
 
 
 def copy_records(place: Origin, run_dir: Path) -> None:

@@ -28,7 +28,7 @@ from swinv2_train.data.geometry import Crop
 from swinv2_train.data.image_header import sniff
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
 from swinv2_train.planner.activations import activations
-from tests.documents import own_tasks, python_files
+from tests.documents import forget_parts, own_tasks, python_files
 from tests.runs import comparable, losses, make_images, metrics, run_here, tiny_run
 
 PAGE = Path(__file__).resolve().parents[2] / "swinv2_train" / "tasks" / "README.md"
@@ -88,7 +88,7 @@ def test_own_parts_live_a_whole_life(
     assert comparable(run) != comparable(plain)
 
     # The weights name the module, so an evaluation of a fresh process finds the decoder.
-    own_parts.forget("my_parts")
+    forget_parts("my_parts")
     capsys.readouterr()
     assert called(evaluate.main, [f"checkpoint={run}", f"data={scans}/eval-*.tar", "workers=1", "device=cpu"]) == 0
     (results,) = run.glob("evaluations/*/results.json")
@@ -142,7 +142,7 @@ def test_parts_are_found_by_name(folder: Path) -> None:
 
 
 def test_a_config_file_may_import(folder: Path, tmp_path: Path) -> None:
-    own_parts.forget("my_parts")
+    forget_parts("my_parts")
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - override /task: light\nimports: [my_tasks.light, my_parts]\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(text)
@@ -159,7 +159,7 @@ def test_an_installed_package_needs_no_option(folder: Path, tmp_path: Path, monk
     (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nmine = my_parts\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    own_parts.forget("my_parts")
+    forget_parts("my_parts")
     plugins.installed.cache_clear()
     try:
         assert compose(["+experiment=simmim_demo", "model.attention=precise"]).imports == ["my_parts"]
