@@ -211,7 +211,7 @@ def _expect(config: Config, folder: Folder) -> None:
 def _announce(folder: Folder) -> None:
     kinds = f" in {len(folder.source.class_names or ()):,} classes, the subfolders" if folder.classes else ""
     count = len(folder.source.entries)
-    _say(f"packing {count:,} images{kinds} of {folder.name} into {folder.directory}; {HELD_OUT:.0%} are held out")
+    _say(f"packing {count:,} images{kinds} of {folder.name} into {folder.directory}; about {HELD_OUT:.0%} are held out")
     others = [place for place in _others(folder) if place != folder.directory]
     if others:
         _say(f"the folder was packed before, when its images were others; {others[0]} stays for runs that use it")

@@ -34,6 +34,7 @@ OWN_KEYS = {
     "run.name": "the sweep sets this for each job; sweep.name=NAME names the sweep",
     "resume": "a sweep resumes every job that has begun; set another sweep.dir to start over",
     "replay": "applies to a single run; omit -m",
+    "images": "applies to a single run; pack the folder with swinv2-data pack FOLDER shards, and set data.shards",
     "sweep.job": "the sweep sets it",
     "hydra.sweep": "sweep.dir=DIR sets the directory of the jobs",
     "hydra.run": "sweep.dir=DIR sets the directory of the jobs",
