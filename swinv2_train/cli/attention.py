@@ -94,7 +94,8 @@ def run(items: Sequence[str], given: Sequence[str]) -> int:
         pictures.append(crop.float() / (65535 if crop.element_size() == 2 else 255))
         names.append(path.name)
     if names:
-        footer = redact(f"attention of {loaded.source.path}, averaged over the heads and blocks of each stage")
+        scale = "averaged over the heads and blocks of each stage; dark is 0, bright the largest value"
+        footer = redact(f"attention of {loaded.source.path}, {scale}")
         stream = io.BytesIO()
         attention_figure(pictures, names, maps, options.get("at"), footer).save(stream, "PNG")
         write_bytes(out, stream.getvalue())

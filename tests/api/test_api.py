@@ -28,7 +28,7 @@ PAGE = ROOT / "swinv2_train" / "api" / "README.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the main page's commands leave."""
+    """A directory with the results of the commands on the main page."""
     folder = tmp_path_factory.mktemp("api")
     classifier(folder / "runs" / "classes" / "model.safetensors", names=["cats", "dogs", "birds"])
     encoder(folder / "runs" / "mine" / "model.safetensors")
