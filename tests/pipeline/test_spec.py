@@ -147,7 +147,7 @@ def test_a_wrong_file_is_one_sentence(text: str, parts: list[str], tmp_path: Pat
 
 
 def test_an_unknown_pipeline_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="pipeline=gigant: unknown pipeline; did you mean giant?"):
+    with pytest.raises(ConfigError, match=r"pipeline=gigant: unknown pipeline; did you mean giant\?"):
         load("gigant")
     with pytest.raises(ConfigError, match="pipeline=xyz: unknown pipeline; use one of demo"):
         load("xyz")
