@@ -20,6 +20,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import filled, manual
+from swinv2_train.cli.values import whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
@@ -116,11 +117,11 @@ def _add_prune(commands: Any) -> None:
     examples = ("outputs/simmim_base --keep-last 2", "outputs/simmim_base --keep-last 1 --keep-best 2 --yes")
     command = _command(commands, "prune", _prune, "remove all but some", texts, *examples)
     command.add_argument("path", metavar="PATH", type=_path)
-    command.add_argument("--keep-last", type=_positive, required=True, metavar="N", help="keep the N newest")
+    command.add_argument("--keep-last", type=whole(1), required=True, metavar="N", help="keep the N newest")
     command.add_argument(
-        "--keep-every-steps", type=_positive, default=0, metavar="K", help="also those whose step is a multiple of K"
+        "--keep-every-steps", type=whole(1), default=0, metavar="K", help="also those whose step is a multiple of K"
     )
-    command.add_argument("--keep-best", type=_positive, default=0, metavar="N", help="also the N best by a metric")
+    command.add_argument("--keep-best", type=whole(1), default=0, metavar="N", help="also the N best by a metric")
     _add_metric(command, "the metric of --keep-best")
     command.add_argument("--yes", action="store_true", help="remove them")
 
@@ -135,7 +136,7 @@ def _add_writers(commands: Any) -> None:
     command = _command(commands, "reshape", _reshape, "change the number of files", [text, _NEWEST], example)
     command.add_argument("path", metavar="CHECKPOINT", type=_path)
     command.add_argument("out", metavar="OUT", type=_path, help="gets step-NNNNNNNN, which must not exist")
-    command.add_argument("--ranks", type=_positive, required=True, metavar="N", help="files of each kind")
+    command.add_argument("--ranks", type=whole(1), required=True, metavar="N", help="files of each kind")
 
     text = (
         "Write all weights under their parameter names into one safetensors file. It needs little memory, "
@@ -367,16 +368,6 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 def _path(text: str) -> Path:
     # File names are significant here, and "." and ".." have none.
     return Path(text) if Path(text).name not in ("", "..") else Path(os.path.abspath(text))
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

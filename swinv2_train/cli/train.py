@@ -16,6 +16,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
@@ -161,7 +162,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     finish(config, samples.card, weights=config.init_from is None or Path(config.init_from).expanduser().exists())
     check_held_out_classes(config, samples.card)
     if config.data.shards:
-        from swinv2_train.data.augment import resolve_statistics
+        from swinv2_train.data.channel_statistics import resolve_statistics
 
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
     from swinv2_train.engine.selection import selection
@@ -236,6 +237,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     if joined():
         return _run_rank(config, stop, launched=launched, begins=not (launched or again))
     samples = _check(config)
+    loading("swinv2-train", f"{config.run.name} in {directory}")
     with _only_start(config):
         code = _launch(config, samples)
         if code is not None:
@@ -252,6 +254,7 @@ def _run_rank(config: Config, stop: StopRequest | None, *, launched: bool, begin
         begins: as in `swinv2_train.engine.run.train`.
     """
     environment = prepare(config.launch)
+    loading("swinv2-train", f"{config.run.name} in {config.run.dir}")
     problem = None
     try:
         require_shards(config)

@@ -10,15 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swinv2_train.config.checks import check_statistics
-from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.data.card import Card
+from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.geometry import draw_crop, fixed_crop
 from swinv2_train.data.sample import Sample
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
@@ -98,39 +92,3 @@ def _constants(
     """Made once per device: a new tensor in every step would be a copy to the device in every step."""
     shift, scale = torch.tensor([mean, std], dtype=torch.float32, device=device)[..., None, None] * largest
     return shift, scale
-
-
-def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation for `normalise`.
-
-    Raises ConfigError if `data.mean` or `data.std` does not match the channels, or if the card does not contain them.
-    """
-    mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, 0, card, channels)
-    std = _resolve("data.std", config.std, IMAGENET_STD, 1, card, channels)
-    if min(std) <= 0:
-        raise ConfigError("data.std", config.std, "a standard deviation must be above 0; is one channel constant?")
-    check_statistics("data.mean", mean)
-    check_statistics("data.std", std)
-    return mean, std
-
-
-def _resolve(
-    key: str, value: object, imagenet: Sequence[float], which: int, card: Card | None, channels: int
-) -> list[float]:
-    if value == "imagenet":
-        if channels != 3:
-            raise ConfigError(
-                key, value, f"ImageNet has 3 channels, not {channels}: use `dataset` or a list of {channels} numbers"
-            )
-        return list(imagenet)
-    if value == "dataset":
-        statistics = card.statistics(channels) if card is not None else None
-        if statistics is None:
-            why = "the shards have no dataset card" if card is None else f"the card knows no {channels}-channel images"
-            raise ConfigError(key, value, f"{why}: pack them with swinv2-data, or set a list of {channels} numbers")
-        return statistics[which]
-    if isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value):
-        if len(value) != channels:
-            raise ConfigError(key, value, f"{len(value)} numbers for {channels} channels")
-        return [float(number) for number in value]
-    raise ConfigError(key, value, f"must be a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swinv2_train.data.errors import DataError
+
 FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "tif", "tiff")
 """Extensions that every version read. They come first wherever several files compete for one name."""
 IMAGE_EXTENSIONS = (*FIRST_EXTENSIONS, "jpe", "jfif", "bmp", "gif", "avif", "jp2")
@@ -139,3 +141,17 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
+
+
+def picture_format(path: Path) -> str:
+    """Return PIL's name of the format of an image file that is to be written.
+
+    Raises:
+        DataError: if its suffix is of none that can be written.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise DataError(f"{path}: the name must end in that of a picture format, such as .png or .jpg")
+    return kind

@@ -115,7 +115,7 @@ class Trainer:
         if self.state.step == 0 and self.config.guard.policy == "rollback":
             self.save()  # a checkpoint for rollbacks
         self.phase.watchdog.now("start", self.state.step)
-        save_due = False
+        save_due, first = False, self.state.step + 1
         while self.state.step < self.plan.total_steps:
             outcome = self.train_step(self.take())
             if outcome is StepOutcome.STOP:
@@ -125,7 +125,7 @@ class Trainer:
                 continue
             self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
             last = self.state.step == self.plan.total_steps
-            if last or self.is_turn(self.config.tracking.log_every_steps):
+            if last or self.state.step == first or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
             self.evaluate(due(self.config, self.state.step, last=last))
             save_due = save_due or self.is_turn(self.config.checkpoint.every_steps)  # stays due until it is saved
@@ -307,6 +307,6 @@ class Trainer:
     def stop_here(self) -> int:
         """Save the step that was finished last and return the exit code."""
         self.finish_saving()
-        step = self.state.step
-        self.tracker.message(f"stopped by a signal after step {step}, which is saved; rerun the same command to resume")
+        step, cause = self.state.step, self.stop.cause
+        self.tracker.message(f"stopped by {cause} after step {step}, which is saved; rerun the same command to resume")
         return STOPPED

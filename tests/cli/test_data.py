@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.data import main
+from swinv2_train.cli.values import size
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
@@ -112,21 +113,25 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "message"),
     [
         ([], "the following arguments are required"),
-        (["pack"], "the following arguments are required: SRC, OUT"),
+        (["pack"], "SRC (or source=) is missing: a folder"),
         (["pack", "{tmp}/none", "{tmp}/out"], "{tmp}/none does not exist"),
         (["pack", "{tmp}", "{tmp}/out", "--workers", "0"], "{tmp} holds no images"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "'0' must be above 0"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "'12XB' is not a size"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "0 must be at least 1"),
-        (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "101 must be from 1 to 100"),
-        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "'x' is not an integer"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "--max-size 0: must be above 0"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "--max-size 12XB: is not a size"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "--max-count 0: must be an integer of at least 1"),
+        (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "--quality 101: must be an integer from 1 to 100"),
+        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "--resize x: must be an integer of at least 1"),
         (["pack", "{tmp}", "{tmp}/out", "--eval-share", "1"], "must be between 0 and 1"),
-        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "a"], "'a' is not a number"),
+        (["pack", "{tmp}", "{tmp}/out", "eval_share=a"], "eval_share=a: must be a number"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the start of a file name"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "eval", "--eval-share", "0.1"], "would write the same shards"),
         (["inspect", "{tmp}"], "{tmp} is a directory without shards"),
         (["inspect", "{tmp}/x.tar"], "{tmp}/x.tar does not exist"),
         (["inspect", "{tmp}/x.tar", "--cache-gib", "-1"], "must be above 0"),
+        (["inspect", "shards={tmp}/x.tar"], "{tmp}/x.tar does not exist"),
+        (["pack", "out={tmp}/out", "{tmp}/none"], "{tmp}/none does not exist"),
+        (["pack", "{tmp}", "{tmp}/out", "thing"], "unrecognized arguments: thing"),
+        (["inspect", "{tmp}/x.tar", "sheat=a.png"], "sheat=a.png: unknown option; did you mean sheet?"),
         (["nonsense"], "invalid choice"),
     ],
 )
@@ -140,10 +145,8 @@ def test_usage_errors_are_one_sentence_and_status_2(
     assert err.count("\n") == 1
 
 
-def test_sizes_are_read_in_both_kinds_of_units(tmp_path: Path) -> None:
-    from swinv2_train.cli.data import _size
-
-    assert [_size(text) for text in ("1000", "64MiB", "1.5kB", "2G", "1 GiB".replace(" ", ""))] == [
+def test_sizes_are_read_in_both_kinds_of_units() -> None:
+    assert [size(text) for text in ("1000", "64MiB", "1.5kB", "2G", "1 GiB")] == [
         1000,
         64 << 20,
         1500,
