@@ -140,14 +140,14 @@ class Parser(argparse.ArgumentParser):
         line = _Line(self, given)
         asked = any(option in ("-h", "--help", "--version") for option in line.options)
         if not asked:
-            line.put_in_places([action for action in self._actions if not action.option_strings])
-            if line.free:
-                hint = f"cannot read {line.free[0]!r}: write key=value" if line.collects else ""
-                self.error(hint or f"unrecognized arguments: {' '.join(line.free)}")
             try:
                 check_changes(line.changes, self.named())
             except ConfigError as error:
                 self.error(str(error))
+            line.put_in_places([action for action in self._actions if not action.option_strings])
+            if line.free:
+                hint = f"cannot read {line.free[0]!r}: write key=value" if line.collects else ""
+                self.error(hint or f"unrecognized arguments: {' '.join(line.free)}")
         return line
 
     def _get_value(self, action: argparse.Action, text: str) -> Any:

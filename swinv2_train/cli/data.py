@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     goes_on = "interrupted; rerun the same command to resume after the last finished shard"
     end(run_command("swinv2-data", lambda: arguments.run(arguments), interrupted=goes_on))
 

@@ -246,6 +246,8 @@ def test_an_interrupt_is_one_sentence_and_leaves_nothing_behind(
     monkeypatch.setattr(ShardSet, "read", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     assert run(*given(folder), f"out={tmp_path}/out") == 130
-    assert capsys.readouterr().err == "swinv2-eval: interrupted\n"
+    model, val = folder / "model.safetensors", folder / "val"
+    loading = f"swinv2-eval: loading {model} and {val} ..."
+    assert capsys.readouterr().err.splitlines() == [loading, "swinv2-eval: interrupted"]
     assert list((tmp_path / "out").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.export import FORMATS, main
-from swinv2_train.interop.export import EXPORTS
+from swinv2_train.interop.target import EXPORTS
 from tests.interop.made import make_picture, write_model
 
 
