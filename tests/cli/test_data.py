@@ -189,7 +189,7 @@ def test_bench_reports_every_stage_and_the_gpus_that_it_feeds(
 
 def test_bench_warns_of_a_tar_that_is_cut_off_and_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (shard,) = write_shards(tmp_path, [6])
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    Path(shard).write_bytes(Path(shard).read_bytes()[: Path(shard).stat().st_size // 2])
     code, out, err = run(capsys, "bench", shard, "--resolution", 16)
     assert code == 0
     assert f"warning: {shard} is cut off (" in err
