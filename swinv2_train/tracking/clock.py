@@ -89,8 +89,8 @@ class StepClock:
         self._total_steps += steps
         seconds = elapsed / steps if steps else math.nan
         if steps:
-            # The first step includes the start of workers and kernels: if it was read alone, it is no guide to the
-            # rest. A moving average forgets it otherwise.
+            # The first step includes the start of workers and kernels: if it was read alone, the estimate starts again
+            # with the second interval. A moving average forgets it otherwise.
             alone = self._total_steps - steps <= 1
             pace = seconds if math.isnan(self._pace) or alone else self._pace
             self._pace = pace + _SMOOTHING * (seconds - pace)

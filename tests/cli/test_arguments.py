@@ -76,7 +76,7 @@ def test_values_arrive() -> None:
     assert not parsed("evaluate", "run a ema=false")["ema"]
 
 
-def test_an_existing_path_is_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_path_is_read_as_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("top=2", "lr=1"):
         Path(name).mkdir()

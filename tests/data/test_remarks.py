@@ -1,4 +1,4 @@
-"""What image decoders say about images that they decode nevertheless is counted, and named once."""
+"""Remarks of decoders about images that they decode nevertheless are counted, and named once."""
 
 from __future__ import annotations
 
