@@ -228,7 +228,8 @@ class _Line:
             values = self.free if several else self.free[:1]
             self.free = self.free[len(values) :]
         if (not values or values == [""]) and action.nargs not in ("*", "?"):
-            self._parser.error(f"{_shown(action)} (or {action.dest}=) is missing: {action.help}")
+            meaning = f": {action.help}" if action.help else ""
+            self._parser.error(f"{_shown(action)} (or {action.dest}=) is missing{meaning}")
         return values
 
     @property
