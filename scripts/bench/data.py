@@ -35,7 +35,8 @@ from torchvision import datasets, transforms  # noqa: E402
 
 from swinv2_train.config.schema import AugmentConfig  # noqa: E402
 from swinv2_train.data import jpeg_part  # noqa: E402
-from swinv2_train.data.augment import IMAGENET_MEAN, IMAGENET_STD, normalise, train_image  # noqa: E402
+from swinv2_train.data.augment import normalise, train_image  # noqa: E402
+from swinv2_train.data.channel_statistics import IMAGENET_MEAN, IMAGENET_STD  # noqa: E402
 from swinv2_train.data.decode import DecodeOptions  # noqa: E402
 from swinv2_train.data.lanes import LaneOrder  # noqa: E402
 from swinv2_train.data.loader import SampleSource, Share, TrainLoader  # noqa: E402

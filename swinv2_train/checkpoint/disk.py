@@ -54,6 +54,11 @@ def human(size: int) -> str:
     return f"{size / 2**10:.1f} KiB"
 
 
+def existing(path: Path) -> Path:
+    """Return a path, or the closest place above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def has_space(directory: Path, size: int) -> bool:
     """Return whether `size` bytes and a small margin fit into a directory."""
     usage = shutil.disk_usage(directory)
@@ -65,11 +70,13 @@ def check_space(directory: Path, size: int, hint: str) -> None:
     """Check that a number of bytes, and a small margin, fit into a directory.
 
     Args:
+        directory: need not exist yet.
         hint: for the message, what else the user can do other than making room.
 
     Raises:
         CheckpointError: if not.
     """
+    directory = existing(directory)
     if not has_space(directory, size):
         free = human(shutil.disk_usage(directory).free)
         raise CheckpointError(f"{human(size)} must be written, and {directory} has {free} free: make room: {hint}")

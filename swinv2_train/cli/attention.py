@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import split_items
-from swinv2_train.cli.evaluate import MACHINE_OPTIONS, MODEL_HELP, choose_device
-from swinv2_train.cli.features import split_paths
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.evaluate import choose_device
+from swinv2_train.cli.loading import loading
+from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.redact import redact
@@ -22,23 +26,14 @@ if TYPE_CHECKING:  # these import torch
     from swinv2_train.interop.load import LoadedModel
 
 _MOST_IMAGES = 16
-HELP = f"""\
-  CHECKPOINT               a run, a checkpoint, or a file of weights
-  IMAGES                   files, folders, and patterns; at most {_MOST_IMAGES} images
-  OUT.png                  the figure: a row per image, a column per stage
-  at=0.5,0.5               also draw the attention of the token at this position: x and y, as fractions of the image
-
-the model:
-{MODEL_HELP}
-  device=auto|cuda|cpu
-
+_HELP = """\
 A token attends only inside its window. Both maps are averages over the heads and blocks of a stage, drawn from 0 to
 their largest value:
   received                 attention that a token receives from all others
   of the mark              attention of the token at the marked position
 
 example:
-  swinv2-analyze attention outputs/in1k_tiny_256 my-images/cat.jpg my-images/dog.jpg attention.png at=0.4,0.6"""
+  swinv2-analyze attention outputs/in1k_tiny_256 my-images/cat.jpg my-images/dog.jpg attention.png --at 0.4,0.6"""
 
 
 def _position(text: str) -> tuple[float, float]:
@@ -51,37 +46,66 @@ def _position(text: str) -> tuple[float, float]:
     return x, y
 
 
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "at": _position,
-    **{key: MACHINE_OPTIONS[key] for key in ("which", "ema", "device")},
-}
+def add_command(commands: Any, status: str) -> None:
+    """Add the subcommand.
+
+    Args:
+        status: the line about the exit status, for the help.
+    """
+    command: Parser = commands.add_parser(
+        "attention",
+        help="attention maps of a few images",
+        usage="swinv2-analyze attention CHECKPOINT IMAGES... OUT.png [options] [KEY=VALUE ...]",
+        description="Draw which tokens a model attends to, for every stage.",
+        epilog=f"{_HELP}\n\n{manual('analysis', status)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_checkpoint(command)
+    add = command.add_argument
+    add("images", metavar="IMAGES", nargs="+", help=f"files, folders, and patterns; at most {_MOST_IMAGES} images")
+    add("out", metavar="OUT.png", type=Path, help="the figure: a row per image, a column per stage")
+    add_choice(command)
+    add(
+        "--at",
+        type=_position,
+        metavar="X,Y",
+        help="also draw the attention of the token at this position, as fractions of the image",
+    )
+    add_device(command)
+    add_imports(command)
+    command.set_defaults(run=_run)
 
 
-def run(items: Sequence[str], given: Sequence[str]) -> int:
+def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     """Draw the figure and return the exit code.
 
     Raises:
         ConfigError: for a usage error.
     """
-    checkpoint, images, out, others = split_paths(items, "CHECKPOINT IMAGES... OUT.png")
-    options, overrides = split_items(others, OPTIONS)
+    from swinv2_train.interop.images import find_images
+    from swinv2_train.launch.local_ranks import choose_ranks
+
+    out = arguments.out
     if out.suffix != ".png":
         raise ConfigError("", out, f"{out}: the last path is the figure, and its name must end in .png")
     if out.is_dir() or not out.parent.is_dir():
         raise ConfigError("", out, f"{out} cannot be written: it is a directory, or {out.parent} is not one")
-    device = choose_device(options.get("device", "auto"))
-
-    from swinv2_train.analysis.attention import attention_figure, attention_maps
-    from swinv2_train.data.augment import normalise
-    from swinv2_train.interop.images import find_images
-    from swinv2_train.interop.load import load_model
-
-    paths = find_images(images).files
+    paths = find_images(arguments.images).files
     if out.resolve() in {path.resolve() for path in paths}:
         raise ConfigError("", out, f"{out} is one of the images and would be overwritten")
     if len(paths) > _MOST_IMAGES:
         raise ConfigError("", None, f"{len(paths):,} images are too many for one figure; name at most {_MOST_IMAGES}")
-    loaded = load_model(checkpoint, overrides, which=options.get("which", "newest"), ema=options.get("ema", False))
+    choose_ranks(arguments.device, 1)
+    _, source = check_weights(arguments)
+    loading("swinv2-analyze", f"{source.path}")
+
+    from swinv2_train.analysis.attention import attention_figure, attention_maps
+    from swinv2_train.data.augment import normalise
+    from swinv2_train.data.pixels import largest_value
+    from swinv2_train.interop.load import load_model
+
+    device = choose_device(arguments.device)
+    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
     loaded.model.to(device)
     broken, names, pictures, maps = 0, [], [], []
     for path in paths:
@@ -90,14 +114,14 @@ def run(items: Sequence[str], given: Sequence[str]) -> int:
             broken += 1
             continue
         image = normalise(crop[None].to(device), loaded.mean, loaded.std)
-        maps.append(attention_maps(loaded.model, image, options.get("at")))
-        pictures.append(crop.float() / (65535 if crop.element_size() == 2 else 255))
+        maps.append(attention_maps(loaded.model, image, arguments.at))
+        pictures.append(crop.float() / largest_value(crop))
         names.append(path.name)
     if names:
         scale = "averaged over the heads and blocks of each stage; dark is 0, bright the largest value"
         footer = redact(f"attention of {loaded.source.path}, {scale}")
         stream = io.BytesIO()
-        attention_figure(pictures, names, maps, options.get("at"), footer).save(stream, "PNG")
+        attention_figure(pictures, names, maps, arguments.at, footer).save(stream, "PNG")
         write_bytes(out, stream.getvalue())
         print(f"{out}: {len(names)} image{'' if len(names) == 1 else 's'}")
     return FAILED if broken else FINISHED

@@ -20,6 +20,7 @@ from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import filled, manual
+from swinv2_train.cli.values import whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 
@@ -82,7 +83,7 @@ def _add_looks(commands: Any) -> None:
     )
     examples = ("outputs/simmim_base", "outputs/simmim_base --verify", "outputs/simmim_base --json")
     command = _command(commands, "ls", _ls, "list checkpoints", [text, _PATHS], *examples)
-    command.add_argument("path", metavar="PATH", type=_path)
+    command.add_argument("path", metavar="PATH", type=_path, help="a run, a directory of checkpoints, or a checkpoint")
     command.add_argument("--verify", action="store_true", help="compare the hashes of all files")
     command.add_argument("--json", action="store_true", help="for scripts")
     _add_metric(command, "mark the best checkpoint by this metric")
@@ -90,12 +91,12 @@ def _add_looks(commands: Any) -> None:
     text = "Compare the hash of every file of every checkpoint, or of one; a line each. Status 1 if any is damaged."
     examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000")
     command = _command(commands, "verify", _verify, "check every byte", [text, _PATHS], *examples)
-    command.add_argument("path", metavar="PATH", type=_path)
+    command.add_argument("path", metavar="PATH", type=_path, help="a run, a directory of checkpoints, or a checkpoint")
 
     text = "Show what is in a checkpoint: step, ranks, versions, metrics, metadata, state, sizes."
     examples = ("outputs/simmim_base", "outputs/simmim_base/checkpoints/step-00012000 --tensors")
     command = _command(commands, "show", _show, "show the contents", [text, _NEWEST], *examples)
-    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path, help="a checkpoint, or the newest one of a run")
     command.add_argument("--tensors", action="store_true", help="list the parameters as well, with their shapes")
 
 
@@ -115,12 +116,12 @@ def _add_prune(commands: Any) -> None:
     ]
     examples = ("outputs/simmim_base --keep-last 2", "outputs/simmim_base --keep-last 1 --keep-best 2 --yes")
     command = _command(commands, "prune", _prune, "remove all but some", texts, *examples)
-    command.add_argument("path", metavar="PATH", type=_path)
-    command.add_argument("--keep-last", type=_positive, required=True, metavar="N", help="keep the N newest")
+    command.add_argument("path", metavar="PATH", type=_path, help="a run, a directory of checkpoints, or a checkpoint")
+    command.add_argument("--keep-last", type=whole(1), required=True, metavar="N", help="keep the N newest")
     command.add_argument(
-        "--keep-every-steps", type=_positive, default=0, metavar="K", help="also those whose step is a multiple of K"
+        "--keep-every-steps", type=whole(1), default=0, metavar="K", help="also those whose step is a multiple of K"
     )
-    command.add_argument("--keep-best", type=_positive, default=0, metavar="N", help="also the N best by a metric")
+    command.add_argument("--keep-best", type=whole(1), default=0, metavar="N", help="also the N best by a metric")
     _add_metric(command, "the metric of --keep-best")
     command.add_argument("--yes", action="store_true", help="remove them")
 
@@ -133,9 +134,9 @@ def _add_writers(commands: Any) -> None:
     )
     example = "outputs/simmim_base archive/simmim_base --ranks 8"
     command = _command(commands, "reshape", _reshape, "change the number of files", [text, _NEWEST], example)
-    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path, help="a checkpoint, or the newest one of a run")
     command.add_argument("out", metavar="OUT", type=_path, help="gets step-NNNNNNNN, which must not exist")
-    command.add_argument("--ranks", type=_positive, required=True, metavar="N", help="files of each kind")
+    command.add_argument("--ranks", type=whole(1), required=True, metavar="N", help="files of each kind")
 
     text = (
         "Write all weights under their parameter names into one safetensors file. It needs little memory, "
@@ -143,7 +144,7 @@ def _add_writers(commands: Any) -> None:
     )
     examples = ("outputs/simmim_base weights.safetensors", "outputs/simmim_base ema.safetensors --ema --dtype bf16")
     command = _command(commands, "weights", _weights, "write one file of weights", [text, _NEWEST], *examples)
-    command.add_argument("path", metavar="CHECKPOINT", type=_path)
+    command.add_argument("path", metavar="CHECKPOINT", type=_path, help="a checkpoint, or the newest one of a run")
     command.add_argument("out", metavar="OUT.safetensors", type=_path, help="must not exist")
     command.add_argument("--ema", action="store_true", help="write the moving average instead of the weights")
     command.add_argument(
@@ -367,16 +368,6 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
 def _path(text: str) -> Path:
     # File names are significant here, and "." and ".." have none.
     return Path(text) if Path(text).name not in ("", "..") else Path(os.path.abspath(text))
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

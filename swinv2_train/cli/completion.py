@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
-from swinv2_train.cli.arguments import SECTIONS, Once, switch
+from swinv2_train.cli.arguments import ITEM, SECTIONS, Once, Parser
 from swinv2_train.config.choices import CHOICES
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, schema_keys
@@ -27,12 +26,12 @@ _OF_OTHERS = ("pipeline", "hydra")
 """Folders of conf/ that are not for the overrides of a run."""
 
 
-def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -> None:
+def offer(parser: Parser, completer: Completer | None = None) -> None:
     """If a shell requests completions, print them and exit; otherwise do nothing.
 
     Args:
         parser: the complete parser of the command.
-        completer: for its positional arguments, and those of its subcommands; by default paths.
+        completer: for its positional arguments; by default, paths and the names of the arguments.
     """
     if "_ARGCOMPLETE" not in os.environ:
         return
@@ -40,18 +39,20 @@ def offer(parser: argparse.ArgumentParser, completer: Completer | None = None) -
     from argcomplete.finders import safe_actions
 
     safe_actions.add(Once)  # argcomplete calls only known actions; values of others would be missing
-    for action in _positionals(parser):
-        action.completer = completer or _path_words  # type: ignore[attr-defined]
+    for command in _commands(parser):
+        for action in command._actions:
+            if not action.option_strings and not action.choices:
+                action.completer = completer or _item_words(command)  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser, always_complete_options=False, default_completer=_path_words)
 
 
-def _positionals(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _positionals(command)
-        elif not action.option_strings and not action.choices:
-            yield action
+def _commands(parser: Parser) -> Iterator[Parser]:
+    """Yield the parsers of the subcommands, or that of a command without any."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in inner:
+        yield from action.choices.values()
+    if not inner:
+        yield parser
 
 
 def run_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
@@ -79,23 +80,19 @@ def pipeline_words(prefix: str, parsed_args: argparse.Namespace, **_: object) ->
     return [*_keys(prefix, ["pipeline", "dir", "experiment", "launcher", *_leaves(), *inside]), "status"]
 
 
-def option_words(options: Mapping[str, Callable[[str], Any]] | tuple[()]) -> Completer:
-    """Return a completer of `key=value` items and paths, for finished weights.
-
-    Args:
-        options: the command's own keys with their converters, in addition to the config keys that can be changed.
-    """
-
-    converters = dict(options)
+def _item_words(parser: Parser) -> Completer:
+    """Return a completer of paths, of the arguments by name, and of config keys if the command can change them."""
+    options = parser.named()
+    sections = SECTIONS if any(action.metavar == ITEM for action in parser._actions) else ()
 
     def words(prefix: str, **_: object) -> list[str]:
         key, equals, value = prefix.partition("=")
         if equals:
-            convert = converters.get(key)
-            known = ("true", "false") if convert is switch else getattr(convert, "choices", ())
-            return _values(key, known) or _values_of_key(key, value)
-        inside = [leaf for leaf in _leaves() if leaf.partition(".")[0] in SECTIONS]
-        return [*_keys(prefix, [*converters, *inside]), *_path_words(prefix)]
+            known = options.get(key.replace("-", "_"))
+            words = known.choices or (("true", "false") if known.nargs == 0 else ()) if known is not None else ()
+            return _values(key, list(words)) or _values_of_key(key, value)
+        inside = [leaf for leaf in _leaves() if leaf.partition(".")[0] in sections]
+        return [*_keys(prefix, [*options, *inside]), *_path_words(prefix)]
 
     return words
 

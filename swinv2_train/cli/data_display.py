@@ -55,18 +55,23 @@ def print_table(rows: Sequence[tuple[str, str]]) -> None:
     print()
 
 
+def rounded(value: float) -> str:
+    """Return a measured number with the three digits that a repetition would confirm."""
+    return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def speed_lines(speed: Speed) -> list[str]:
     """Return a table of the stages of `swinv2-data bench`."""
     from swinv2_train.data.speed import STAGES
 
     count = speed.num_samples
-    size = f"{speed.bytes_read / count / 1000:,.0f} kB and {speed.pixels / count / 1e6:.2g} megapixels on average"
-    rows = [f"{stage:<10}{speed.rate(stage):>16,.0f}{speed.share(stage):>8.0%}" for stage in STAGES]
+    size = f"{rounded(speed.bytes_read / count / 1000)} kB and {speed.pixels / count / 1e6:.2g} megapixels on average"
+    rows = [f"{stage:<10}{rounded(speed.rate(stage)):>16}{speed.share(stage):>8.0%}" for stage in STAGES]
     return [
         f"{count:,} images, {size}",
         f"{'stage':<10}{'images/s, core':>16}{'time':>8}",
         *rows,
-        f"{'all':<10}{speed.rate():>16,.0f}",
+        f"{'all':<10}{rounded(speed.rate()):>16}",
     ]
 
 
@@ -81,11 +86,11 @@ def feeding_lines(rate: float, cores: int, side: int) -> list[str]:
 
     def cell(model: str, gpu: str) -> str:
         wanted = images_per_second(model, side, gpu)
-        return f"{rate * cores / wanted:.3g} ({wanted:,.0f})"
+        return f"{rounded(rate * cores / wanted)} ({rounded(wanted)})"
 
     return [
-        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rate * cores:,.0f} images/s, enough for this "
-        "many GPUs (in brackets: images/s of one):",
+        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rounded(rate * cores)} images/s, enough for "
+        "this many GPUs (in brackets: images/s of one):",
         f"{'':<14}" + "".join(f"{gpu:>20}" for gpu in GPUS),
         *(f"{model:<14}" + "".join(f"{cell(model, gpu):>20}" for gpu in GPUS) for model in MODELS),
         f"The images/s of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -33,9 +34,13 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
         print(redact(f"{command}: {text}"), file=sys.stderr, flush=True)
 
     prepare_output()
+    warnings = _Said(say)
+    if os.environ.get("RANK", "0") == "0":
+        logging.getLogger("swinv2_train").addHandler(warnings)
     try:
         code = run()
         sys.stdout.flush()
+        _report_remarks(say)
         return code
     except MainRankError as error:  # the main rank has reported it
         return error.exit_code
@@ -61,7 +66,19 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
             say(interrupted)
         return INTERRUPTED
     finally:
+        logging.getLogger("swinv2_train").removeHandler(warnings)
         signal.signal(signal.SIGTERM, before)
+
+
+class _Said(logging.Handler):
+    """Prints warnings of the data code, such as a truncated shard or a failing server."""
+
+    def __init__(self, say: Callable[[object], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(f"warning: {record.getMessage()}")
 
 
 def prepare_output() -> None:
@@ -104,6 +121,13 @@ def end_of_bug(error: Exception) -> int:
 def _holds_groups() -> bool:
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _report_remarks(say: Callable[[object], None]) -> None:
+    """Report how often image decoders complained about images that were used, if any were decoded."""
+    remarks = sys.modules.get("swinv2_train.data.remarks")
+    for line in remarks.lines() if remarks is not None else ():
+        say(line)
 
 
 def _report_lost(say: Callable[[object], None]) -> None:

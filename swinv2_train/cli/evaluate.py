@@ -10,22 +10,32 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import Parser, above_zero, one_of, required, shards, split_items, switch, whole
-from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.arguments import Parser, shards
+from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
+from swinv2_train.cli.values import switch, whole
+from swinv2_train.cli.weight_arguments import (
+    add_checkpoint,
+    add_choice,
+    add_ranks,
+    check_precision,
+    check_shards,
+    check_weights,
+    given_options,
+    writable,
+)
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.redact import redact
-from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:  # these import torch
     import torch
@@ -37,105 +47,76 @@ MODULE = "swinv2_train.cli.evaluate"
 _JOIN_MINUTES = 10.0
 _COLLECTIVE_MINUTES = 24 * 60.0
 """Timeout between ranks, which wait for the slowest only at the end, so it bounds how far apart they may be."""
-
-MODEL_HELP = """\
-  which=newest|best        checkpoint of a run or directory (default: newest)
-  ema=true                 use the moving average of the weights
-  model.window=24          or any other change to the model, such as model.attention=sequential
-  data.resolution=384      data.crop_pct=0.9, data.crop_mode=squash (resize, no crop), data.mean=..."""
-MACHINE_HELP = """\
-  batch=32                 images per rank in one forward pass
-  precision=fp32|bf16|fp16
-  ranks=N                  default: one per GPU, or one on the CPU; or start it with torchrun
-  device=auto|cuda|cpu     workers=4 (decoding processes of a rank)
-  max_samples=N            only the first N samples
-  out=DIR                  default: RUN/evaluations/NAME, or ./evaluation-NAME
-  cache_dir=, cache_gib=   cache of remote shards: directory and size"""
-_HELP = f"""\
-needed:
-  checkpoint=PATH          a run, a checkpoint, or a file of weights (this package's, official, timm, Hugging Face)
-  data=SHARDS              a directory, a pattern such as 'shards/val-*.tar', a URL, or [a,b]
-
-the model:
-{MODEL_HELP}
-
-labels:
-  label_map=FILE           one line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
+_HELP = """\
+label maps:
+  --label-map FILE         one line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
                            the official map22kto1k.txt)
-  label_map=names          match classes by their names; names 0, 1, ... of the data that the model lacks are
+  --label-map names        match classes by their names; names 0, 1, ... of the data that the model lacks are
                            the numbers of its classes (ImageNet-V2, whose folders are 0 to 999)
-  label_map=numbers        class n of the data is class n of the model, regardless of the names
-  real_labels=FILE         ReaL labels: a list of lists; an image may have several correct classes, or none (skipped)
-
-features, for a SimMIM encoder:
-  probe=SHARDS             labeled shards that a k-NN vote and a linear classifier learn from; data= scores them
-  probe.max_samples=5000   probe.knn=20, probe.linear=true
-
-the machine:
-{MACHINE_HELP}
+  --label-map numbers      class n of the data is class n of the model, regardless of the names
 
 examples:
-  swinv2-eval checkpoint=outputs/in1k_tiny_256 data='shards/val-*.tar'
-  swinv2-eval checkpoint=swinv2_tiny_patch4_window8_256.pth data=shards/val model.window=24 data.resolution=768
+  swinv2-eval outputs/in1k_tiny_256 'shards/val-*.tar'
+  swinv2-eval swinv2_tiny_patch4_window8_256.pth shards/val model.window=24 data.resolution=768
   swinv2-eval checkpoint=outputs/simmim_demo data='shards/eval-*.tar' probe='shards/train-*.tar'
   torchrun --nproc-per-node 8 -m swinv2_train.cli.evaluate checkpoint=... data=...
 
 exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"""
-MACHINE_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "which": one_of(("newest", "best")),
-    "ema": switch,
-    "batch": whole(1),
-    "precision": one_of(("fp32", "bf16", "fp16")),
-    "ranks": whole(1),
-    "device": one_of(("auto", "cuda", "cpu")),
-    "workers": whole(0),
-    "max_samples": whole(1),
-    "cache_dir": str,
-    "cache_gib": above_zero,
-    "out": Path,
-}
-"""Options of every command that reads shards."""
-_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "checkpoint": str,
-    "data": shards,
-    "label_map": str,
-    "real_labels": Path,
-    "probe": shards,
-    "probe.max_samples": whole(1),
-    "probe.knn": whole(0),
-    "probe.linear": switch,
-    **MACHINE_OPTIONS,
-}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = Parser(
-        prog="swinv2-eval",
-        usage="swinv2-eval checkpoint=PATH data=SHARDS [KEY=VALUE ...] [--json]",
-        description="Evaluate weights on labeled shards; for a SimMIM checkpoint, the masked loss on any images.",
-        epilog=f"{_HELP}\n\n{manual('analysis')}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("items", nargs="*", metavar="KEY=VALUE", help="see below")
-    parser.add_argument("--json", action="store_true", help="print results.json instead of tables")
-    add_imports(parser)
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    offer(parser, option_words(_OPTIONS))
-    arguments = parser.parse_intermixed_args(given)
+    parser = _parser()
+    offer(parser)
+    arguments = parser.parse_args(given)
     end(run_command("swinv2-eval", lambda: _run(arguments, given)))
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        prog="swinv2-eval",
+        usage="swinv2-eval CHECKPOINT SHARDS [options] [KEY=VALUE ...]",
+        description="Evaluate weights on labeled shards; for a SimMIM checkpoint, the masked loss on any images.",
+        epilog=f"{_HELP}\n\n{manual('analysis')}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add_checkpoint(parser)
+    add(
+        "data",
+        metavar="SHARDS",
+        nargs="+",
+        help="the labeled shards to evaluate on: a directory, a pattern such as 'shards/val-*.tar', a URL, or [a,b]",
+    )
+    add_choice(parser)
+    add_ranks(parser, "RUN/evaluations/NAME, or ./evaluation-NAME")
+    add("--label-map", metavar="MAP", help="a FILE, names, or numbers: see below")
+    add(
+        "--real-labels",
+        type=Path,
+        metavar="FILE",
+        help="ReaL labels: a list of lists; an image may have several correct classes, or none (skipped)",
+    )
+    add("--probe", metavar="SHARDS", help="labeled shards that a k-NN vote and a linear classifier learn from")
+    add("--probe.max-samples", type=whole(1), metavar="N", help="only the first N of them (default: 5000)")
+    add("--probe.knn", type=whole(0), metavar="K", help="neighbors that vote; 0: no vote (default: 20)")
+    add("--probe.linear", type=switch, metavar="true|false", help="train the linear classifier (default: true)")
+    add("--json", action="store_true", help="print results.json instead of tables")
+    add_imports(parser)
+    return parser
+
+
 def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
-    options, overrides = split_items(arguments.items, _OPTIONS)
     use_imports(arguments)
-    required(options, "checkpoint", "the run, checkpoint, or file of weights to evaluate")
-    required(options, "data", "the labeled shards to evaluate on, such as data='shards/val-*.tar'")
+    options = given_options(arguments) | {"data": shards(arguments.data)}
+    if arguments.probe:
+        options["probe"] = shards([arguments.probe])
     probing = [key for key in options if key.startswith("probe.")]
-    if probing and not options.get("probe"):
+    if probing and not arguments.probe:
         raise ConfigError(probing[0], options[probing[0]], "needs probe=SHARDS, the shards to learn from")
+    if not joined():
+        _check(arguments, options)
     started = start_if_alone(MODULE, given, options)
     if started is not None:
         return started
@@ -143,7 +124,7 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     from swinv2_train.analysis.evaluate import evaluate
     from swinv2_train.launch.failures import together
 
-    request = eval_options(options, overrides)
+    request = eval_options(options)
     with ranks_of(options) as ranks, batches_shown(ranks) as progress:
         place = together(ranks, lambda: _place(options) if ranks.is_main else None)
         found = evaluate(request, ranks, progress)
@@ -152,7 +133,38 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     return FINISHED
 
 
-def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: Any) -> EvalOptions:
+def joined() -> bool:
+    """Return whether this process is one of several ranks, or the only one, of a launcher or of this command."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _check(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
+    """Check what is known before torch is imported, and report what is loaded then.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming the argument.
+    """
+    from swinv2_train.data.label_map import NAMES, NUMBERS, read_label_map, read_real_labels
+    from swinv2_train.launch.local_ranks import choose_ranks
+
+    check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
+    config, source = check_weights(arguments)
+    check_shards(options["data"])
+    if options.get("probe"):
+        check_shards(options["probe"])
+    for key in ("label_map", "real_labels"):
+        if options.get(key) and key not in config.task.label_options():
+            hint = "requires a classifier" + (" with one class per image" if key == "real_labels" else "")
+            raise ConfigError(key, options[key], hint)
+    if arguments.label_map not in (None, NAMES, NUMBERS):
+        read_label_map(Path(arguments.label_map), source.num_classes)
+    if arguments.real_labels:
+        read_real_labels(arguments.real_labels)
+    _place(options)
+    loading("swinv2-eval", f"{source.path} and {arguments.data[0]}")
+
+
+def eval_options(options: Mapping[str, Any], **more: Any) -> EvalOptions:
     """Return the options that determine what is computed."""
     from swinv2_train.analysis.evaluate import EvalOptions
 
@@ -163,7 +175,7 @@ def eval_options(options: Mapping[str, Any], overrides: Sequence[str], **more: A
         details = {key.partition(".")[2]: value for key, value in options.items() if key.startswith("probe.")}
         probe = ProbeConfig(shards=options["probe"], eval_shards=options["data"], **details)
     chosen = {name: options[name] for name in names if name in options}
-    return EvalOptions(**{**chosen, "overrides": tuple(overrides), "probe": probe, **more})
+    return EvalOptions(**{**chosen, "overrides": tuple(options["changes"]), "probe": probe, **more})
 
 
 def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]) -> int | None:
@@ -172,7 +184,7 @@ def start_if_alone(module: str, given: Sequence[str], options: Mapping[str, Any]
     Raises:
         ConfigError: if this machine does not have the device, or not enough of them.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if joined():
         if options.get("ranks", int(os.environ["WORLD_SIZE"])) != int(os.environ["WORLD_SIZE"]):
             raise ConfigError("ranks", options["ranks"], f"a launcher has already started {os.environ['WORLD_SIZE']}")
         return None
@@ -221,20 +233,6 @@ def _place(options: Mapping[str, Any]) -> Path:
     root = options.get("out") or output_root(options["checkpoint"])
     writable("out", root)
     return root
-
-
-def writable(key: str, directory: Path) -> None:
-    """Create a directory and check that it is writable.
-
-    Raises:
-        ConfigError: if that is not possible.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ConfigError(key, directory, f"cannot be written to ({remedied(error)})") from error
 
 
 def _report(found: Any, request: EvalOptions, place: Path, out: Path | None, *, as_json: bool) -> None:

@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.arguments import Parser, split_items
-from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
+from swinv2_train.cli.values import whole
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, check_weights
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
@@ -44,7 +47,7 @@ extractor (in the swinv2-train format it stays complete).
 examples:
   swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best
   swinv2-export outputs/in1k_tiny_256 export/hf --format huggingface --dtype bf16 --images my-images
-  swinv2-export outputs/in1k_tiny_256 export/onnx-384 --format onnx data.resolution=384 model.window=12
+  swinv2-export checkpoint=outputs/in1k_tiny_256 out=export/onnx-384 format=onnx data.resolution=384 model.window=12
 
 exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"""
 
@@ -52,26 +55,9 @@ exit status: 0 done; 1 failed; 2 usage error; 130 interrupted"""
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     parser = _parser()
-    offer(parser, option_words(()))
-    arguments = parser.parse_intermixed_args(argv)
+    offer(parser)
+    arguments = parser.parse_args(argv)
     end(run_command("swinv2-export", lambda: _run(arguments)))
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that select the weights."""
-    parser.add_argument(
-        "checkpoint",
-        metavar="CHECKPOINT",
-        help="a run, a checkpoint, or a file or directory of weights (this package's, official, timm, Hugging Face)",
-    )
-    parser.add_argument(
-        "--which",
-        choices=["newest", "best"],
-        default="newest",
-        help="checkpoint of a run or directory (default: %(default)s)",
-    )
-    parser.add_argument("--ema", action="store_true", help="use the moving average instead of the weights")
-    add_imports(parser)
 
 
 def _parser() -> Parser:
@@ -81,11 +67,10 @@ def _parser() -> Parser:
         description="Write weights in the format of another library, load them there, and compare the outputs of both.",
         epilog=f"{_HELP}\n\n{manual('interop')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    add_source(parser)
+    add_checkpoint(parser)
     parser.add_argument("out", metavar="OUT", type=Path, help="a new directory; its parents are created")
-    parser.add_argument("changes", metavar="KEY=VALUE", nargs="*", help="changes to the model, such as model.window=16")
+    add_choice(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="see below")
     parser.add_argument(
         "--dtype",
@@ -100,41 +85,41 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--bits",
-        type=int,
+        type=whole(),
         choices=[8, 16],
         help="depth of the images that the model is for (default: what its weights record, or else 8)",
     )
+    add_imports(parser)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _, overrides = split_items(arguments.changes, {})
-    use_imports(arguments)
+    from swinv2_train.interop.images import find_images
+    from swinv2_train.interop.target import check_room, check_target
 
-    from swinv2_train.interop.export import check_target, export
+    use_imports(arguments)
+    check_target(arguments.out, arguments.format, arguments.dtype)
+    images = find_images([arguments.images]).files[:_MOST_IMAGES] if arguments.images else None
+    _, source = check_weights(arguments)
+    check_room(arguments.out, source.shapes.values(), arguments.dtype)
+    loading("swinv2-export", str(source.path))
+
+    from swinv2_train.interop.export import export
+    from swinv2_train.interop.images import encoded_images
     from swinv2_train.interop.load import load_model
 
-    check_target(arguments.out, arguments.format, arguments.dtype)  # before anything slow
-    loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
+    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
     done = export(
         loaded,
         arguments.out,
         arguments.format,
         dtype=arguments.dtype,
-        pictures=_pictures(arguments.images, loaded),
+        pictures=None if images is None else encoded_images(images, loaded),
         bits=arguments.bits,
         weights="ema" if arguments.ema else "raw",
     )
     _report(done, loaded)
     return FINISHED
-
-
-def _pictures(text: str | None, loaded: LoadedModel) -> list[bytes] | None:
-    if text is None:
-        return None
-    from swinv2_train.interop.images import encoded_images, find_images
-
-    return encoded_images(find_images([text]).files[:_MOST_IMAGES], loaded)
 
 
 def _report(done: Exported, loaded: LoadedModel) -> None:

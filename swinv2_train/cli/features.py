@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swinv2_train.cli.arguments import Parser, shards, split_items, whole, wholes
-from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.arguments import Parser, shards
+from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
-from swinv2_train.cli.evaluate import (
-    MACHINE_HELP,
-    MACHINE_OPTIONS,
-    MODEL_HELP,
-    batches_shown,
-    ranks_of,
-    start_if_alone,
-)
+from swinv2_train.cli.evaluate import batches_shown, joined, ranks_of, start_if_alone
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, use_imports
+from swinv2_train.cli.values import listed, whole, wholes
+from swinv2_train.cli.weight_arguments import (
+    add_checkpoint,
+    add_choice,
+    add_ranks,
+    check_precision,
+    check_shards,
+    check_weights,
+    given_options,
+)
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.exit_codes import FAILED, FINISHED
@@ -34,33 +39,17 @@ if TYPE_CHECKING:  # these import torch
 
 MODULE = "swinv2_train.cli.features"
 _SHOWN_BROKEN = 10
-_MACHINE_HELP = "\n".join(line for line in MACHINE_HELP.splitlines() if "out=DIR" not in line)
-_HELP = f"""\
-  CHECKPOINT               a run, a checkpoint, or a file of weights (this package's, official, timm, Hugging Face);
-                           of a SimMIM model, the encoder is used, without a mask
-  DATA                     image files, folders, and patterns; or shards: tars, folders of tars, patterns, URLs
-  OUT                      a name that ends in .npz or .parquet (pip install "swinv2-train[parquet]")
-
-the features:
-  stages=1,2,3,4           also store the maps of these stages, (C, H, W) each; by default only the pooled features
-  sheet=FILE.png           draw nearest neighbors, a row per query
-  queries=8, neighbors=6   rows and columns of that picture
-
-the model:
-{MODEL_HELP}
-
-the machine:
-{_MACHINE_HELP}
-
+_HELP = """\
 The rows are in the order of the samples in their shards, or of the sorted file names. OUT has the columns index (number
 of the sample), name, features, and stage1 to stage4 if requested; of shards also shard, and label (-1 without exactly
 one class). Read an .npz with numpy.load(OUT)["features"]; its entry "about" describes the model. Until OUT is complete,
-its parts are in OUT.parts, and the same command continues from them. An existing OUT is replaced at the end.
+its parts are in OUT.parts, and the same command continues from them. An existing OUT is replaced at the end. Of a
+SimMIM model, the encoder is used, without a mask.
 
 examples:
-  swinv2-features outputs/in1k_tiny_256 my-images embeddings.npz sheet=neighbors.png
-  swinv2-features outputs/simmim_base 'shards/val-*.tar' val.parquet which=best precision=bf16
-  swinv2-features swinv2_tiny_patch4_window8_256.pth my-images maps.npz stages=3,4 data.resolution=384 model.window=12
+  swinv2-features outputs/in1k_tiny_256 my-images embeddings.npz --sheet neighbors.png
+  swinv2-features outputs/simmim_base 'shards/val-*.tar' val.parquet --which best --precision bf16
+  swinv2-features checkpoint=swinv2_tiny_window8.pth data=my-images out=maps.npz stages=3,4 data.resolution=384
 
 exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
 
@@ -72,51 +61,62 @@ def _stages(text: str) -> list[int]:
     return numbers
 
 
-_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "stages": _stages,
-    "sheet": Path,
-    "queries": whole(1),
-    "neighbors": whole(1),
-    **{key: convert for key, convert in MACHINE_OPTIONS.items() if key != "out"},
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     given = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    offer(parser)
+    arguments = parser.parse_args(given)
+    interrupted = "interrupted; the same command continues"
+    end(run_command("swinv2-features", lambda: _run(arguments, given), interrupted=interrupted))
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-features",
-        usage="swinv2-features CHECKPOINT DATA... OUT [KEY=VALUE ...]",
+        usage="swinv2-features CHECKPOINT DATA... OUT [options] [KEY=VALUE ...]",
         description="Write the features of images for other programs, and draw nearest neighbors.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("items", nargs="*", metavar="ITEM", help="see below")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    offer(parser, option_words(_OPTIONS))
-    arguments = parser.parse_args(given)
-    interrupted = "interrupted; the same command continues"
-    end(run_command("swinv2-features", lambda: _run(arguments.items, given), interrupted=interrupted))
+    add_checkpoint(parser)
+    add = parser.add_argument
+    add(
+        "data",
+        metavar="DATA",
+        nargs="+",
+        help="image files, folders, and patterns; or shards: tars, folders of tars, patterns, URLs",
+    )
+    add("out", metavar="OUT", type=Path, help='a name in .npz or .parquet (pip install "swinv2-train[parquet]")')
+    add_choice(parser)
+    add_ranks(parser)
+    add(
+        "--stages",
+        type=_stages,
+        metavar="N,N,...",
+        help="also store the maps of these stages, (C, H, W) each; by default only the pooled features",
+    )
+    add("--sheet", type=Path, metavar="FILE.png", help="draw nearest neighbors, a row per query")
+    add("--queries", type=whole(1), metavar="N", help="rows of that picture (default: 8)")
+    add("--neighbors", type=whole(1), metavar="N", help="columns of that picture (default: 6)")
+    add_imports(parser)
+    return parser
 
 
-def _run(items: Sequence[str], given: Sequence[str]) -> int:
-    checkpoint, data, out, others = split_paths(items)
-    options, overrides = split_items(others, _OPTIONS)
-    sheet = _checked_sheet(options)
-    source = data_options(data)
-    from swinv2_train.analysis.feature_table import check_table
-
-    check_table(out)
-    if sheet is not None and not sheet.parent.is_dir():
-        raise ConfigError("sheet", sheet, f"{sheet.parent} is not a directory")
+def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
+    use_imports(arguments)
+    options = given_options(arguments)
+    sheet, out = _checked_sheet(options), arguments.out
+    source = data_options(arguments.data)
+    if not joined():
+        _check(arguments, source)
     started = start_if_alone(MODULE, given, options)
     if started is not None:
         return started
 
     from swinv2_train.analysis.extract import extract
 
-    request = _request(checkpoint, source, options, overrides)
+    request = _request(source, options)
     with ranks_of(options) as ranks, batches_shown(ranks) as progress:
         found = extract(request, out, ranks, progress)
         if ranks.is_main:
@@ -126,22 +126,26 @@ def _run(items: Sequence[str], given: Sequence[str]) -> int:
     return FAILED if found.broken or found.lost else FINISHED
 
 
-def split_paths(items: Sequence[str], usage: str = "CHECKPOINT DATA... OUT") -> tuple[str, list[str], Path, list[str]]:
-    """Return the first path, those in the middle, the last one, and the `key=value` items.
-
-    Args:
-        usage: names of the three, for the message.
+def _check(arguments: argparse.Namespace, source: Mapping[str, Any]) -> None:
+    """Check what is known before torch is imported.
 
     Raises:
-        ConfigError: if a path is missing.
+        ConfigError, DataError, CheckpointError: naming the argument.
     """
-    paths, others = [], []
-    for item in items:
-        key, equals, _ = item.partition("=")
-        (others if equals and "/" not in key and not Path(item).exists() else paths).append(item)
-    if len(paths) < 3:
-        raise ConfigError("", None, f"write {usage}; {len(paths)} of these three are given")
-    return paths[0], paths[1:-1], Path(paths[-1]), others
+    from swinv2_train.analysis.feature_table import check_table
+    from swinv2_train.interop.images import find_images
+    from swinv2_train.launch.local_ranks import choose_ranks
+
+    check_table(arguments.out)
+    if arguments.sheet is not None and not arguments.sheet.parent.is_dir():
+        raise ConfigError("sheet", arguments.sheet, f"{arguments.sheet.parent} is not a directory")
+    check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
+    if "shards" in source:
+        check_shards(source["shards"])
+    else:
+        find_images(source["images"])
+    _, weights = check_weights(arguments)
+    loading("swinv2-features", f"{weights.path} and {arguments.data[0]}")
 
 
 def data_options(data: Sequence[str]) -> dict[str, Any]:
@@ -150,19 +154,18 @@ def data_options(data: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: if there are both.
     """
-    tars = [item for item in data if _is_shards(item)]
+    items = [part for item in data for part in listed(item)]
+    tars = [item for item in items if _is_shards(item)]
     if not tars:
-        return {"images": tuple(data)}
-    if len(tars) < len(data):
-        other = next(item for item in data if item not in tars)
+        return {"images": tuple(items)}
+    if len(tars) < len(items):
+        other = next(item for item in items if item not in tars)
         raise ConfigError("", other, f"{tars[0]} is shards and {other} is not; use one command for each")
-    found = [shards(item) for item in tars]
-    listed = [part for one in found for part in ([one] if isinstance(one, str) else one)]
-    return {"shards": listed[0] if len(listed) == 1 else listed}
+    return {"shards": shards(tars)}
 
 
 def _is_shards(item: str) -> bool:
-    if item.startswith("[") or "://" in item or item.endswith((".tar", ".tar}")):
+    if "://" in item or item.endswith((".tar", ".tar}")):
         return True
     path = Path(item).expanduser()
     return path.is_dir() and any(entry.suffix == ".tar" for entry in path.iterdir())
@@ -178,14 +181,12 @@ def _checked_sheet(options: Mapping[str, Any]) -> Path | None:
     return sheet
 
 
-def _request(
-    checkpoint: str, source: Mapping[str, Any], options: Mapping[str, Any], overrides: Sequence[str]
-) -> FeatureOptions:
+def _request(source: Mapping[str, Any], options: Mapping[str, Any]) -> FeatureOptions:
     from swinv2_train.analysis.extract import FeatureOptions
 
-    others = ("sheet", "queries", "neighbors", "ranks", "device")
-    chosen = {key: value for key, value in options.items() if key not in others}
-    return FeatureOptions(checkpoint, overrides=tuple(overrides), **source, **chosen)
+    names = ("which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir", "cache_gib", "stages")
+    chosen = {name: options[name] for name in names if name in options}
+    return FeatureOptions(options["checkpoint"], overrides=tuple(options["changes"]), **source, **chosen)
 
 
 def _report(found: Extracted, out: Path) -> None:

@@ -7,7 +7,6 @@ without classes, a wrong list of names); 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import moved_name
-from swinv2_train.cli.arguments import SECTIONS, Parser, split_items
-from swinv2_train.cli.completion import offer, option_words
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
-from swinv2_train.cli.export import add_source
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
-from swinv2_train.cli.plugins import use_imports
+from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.prediction import Prediction
 from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, page_paths, write_pages
+from swinv2_train.cli.values import whole
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights, writable
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
@@ -34,13 +35,13 @@ if TYPE_CHECKING:  # imports torch
     from torch import Tensor
 
     from swinv2_train.cli.sheet import Entry
+    from swinv2_train.config.schema import Config
     from swinv2_train.interop.load import LoadedModel
+    from swinv2_train.interop.source import WeightSource
 
 _READERS = 4
-_CHANGE = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=.*", re.DOTALL)
 _HELP = f"""\
-IMAGES are files, folders (searched to any depth, like swinv2-data pack), and patterns. Changes to the model may be
-mixed with them: model.window=24 data.resolution=384. Output files replace existing ones of the same name.
+Folders are searched to any depth, like by swinv2-data pack. Output files replace existing ones of the same name.
 
 A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
 the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
@@ -48,7 +49,7 @@ the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
 examples:
   swinv2-predict outputs/in1k_tiny_256 holiday/*.jpg
   swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
-  swinv2-predict swinv2_tiny_patch4_window8_256.pth my-images --labels names.txt --top 3 --sheet sheet.png
+  swinv2-predict checkpoint=swinv2_tiny_window8.pth images=my-images labels=names.txt top=3 sheet=sheet.png
 
 exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
 
@@ -67,8 +68,8 @@ class Predictions:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status."""
     parser = _parser()
-    offer(parser, option_words(()))
-    arguments = parser.parse_intermixed_args(argv)
+    offer(parser)
+    arguments = parser.parse_args(argv)
     end(run_command("swinv2-predict", lambda: _run(arguments)))
 
 
@@ -79,47 +80,49 @@ def _parser() -> Parser:
         description="Classify images with any classifier: this package's, official, timm, Hugging Face.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    add_source(parser)
+    add_checkpoint(parser)
     add = parser.add_argument
-    add("images", metavar="IMAGES", nargs="+", help="files, folders, patterns")
-    add("--top", type=_positive, default=5, metavar="N", help="classes per image (default: %(default)s)")
-    add("--batch", type=_positive, default=16, metavar="N", help="images per forward pass (default: %(default)s)")
+    add("images", metavar="IMAGES", nargs="+", help="image files, folders, or patterns")
+    add_choice(parser)
+    add("--top", type=whole(1), default=5, metavar="N", help="classes per image (default: %(default)s)")
+    add("--batch", type=whole(1), default=16, metavar="N", help="images per forward pass (default: %(default)s)")
     add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
     add("--csv", type=Path, metavar="FILE", help="write a line per image and class")
     add("--jsonl", type=Path, metavar="FILE", help="write a JSON object per image")
     add("--sheet", type=Path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
     add(
         "--pages",
-        type=_positive,
+        type=whole(1),
         default=MOST_PAGES,
         metavar="N",
         help="pages of a sheet at most (default: %(default)s)",
     )
     add("--out", type=Path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
-    add("--device", choices=["auto", "cuda", "cpu"], default="auto", help="(default: %(default)s)")
+    add_device(parser)
+    add_imports(parser)
     return parser
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    changes = [item for item in arguments.images if _CHANGE.fullmatch(item) and not Path(item).exists()]
-    _, overrides = split_items(changes, {})
-    use_imports(arguments)
-    targets = _targets(arguments)
-
     from swinv2_train.interop.images import find_images
+    from swinv2_train.launch.local_ranks import choose_ranks
+
+    use_imports(arguments)
+    choose_ranks(arguments.device, 1)
+    images = find_images(arguments.images)
+    paths = images.files
+    config, source = check_weights(arguments)
+    names = class_names(config, source, arguments.labels)
+    targets = _targets(arguments)
+    _keep_inputs(paths, targets, arguments.pages)
+    loading("swinv2-predict", f"{source.path} for {len(paths):,} images")
+
     from swinv2_train.interop.load import load_model
 
-    images = find_images([item for item in arguments.images if item not in changes])
-    paths = images.files
-    if not paths:
-        raise ConfigError("", None, "no images, only changes to the model; name files, folders, or patterns")
-    _keep_inputs(paths, targets, arguments.pages)
-    loaded = load_model(arguments.checkpoint, overrides, which=arguments.which, ema=arguments.ema)
+    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
     for note in loaded.source.notes:
         print(f"swinv2-predict: {note}", file=sys.stderr)
-    names = class_names(loaded, arguments.labels)
     most = max((arguments.pages * ON_PAGE[path.suffix] for path in targets["sheet"]), default=0)
     done = predict(
         loaded, paths, names, top=arguments.top, batch=arguments.batch, device=arguments.device, pictures=most
@@ -144,8 +147,6 @@ def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
         if path.suffix not in ON_PAGE:
             raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(ON_PAGE)}")
     if arguments.out:
-        from swinv2_train.cli.evaluate import writable
-
         writable("--out", arguments.out)
         for kind, name in (("csv", "predictions.csv"), ("jsonl", "predictions.jsonl"), ("sheet", "sheet.html")):
             targets[kind].append(arguments.out / name)
@@ -167,21 +168,19 @@ def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]], pages: i
             raise ConfigError("", target, f"{target} is a directory, so it cannot be written")
 
 
-def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
+def class_names(config: Config, source: WeightSource, labels: Path | None) -> list[str]:
     """Return a name for every class: from the file, from the weights, or their numbers.
 
     Raises:
         ConfigError: if the model has no classes, or the file does not have one line for each.
     """
-    if loaded.config.task.OUTPUT != "logits":
+    if config.task.OUTPUT != "logits":
         hint = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
-        path = loaded.source.path
-        raise ConfigError(
-            "", path, f"{path} is a {loaded.config.task.name} model, which has no classes to name; {hint}"
-        )
-    count = loaded.model.head.out_features
+        path = source.path
+        raise ConfigError("", path, f"{path} is a {config.task.name} model, which has no classes to name; {hint}")
+    count = source.num_classes
     if labels is None:
-        return loaded.class_names or [f"class {number}" for number in range(count)]
+        return source.class_names or [f"class {number}" for number in range(count)]
     try:
         lines = decode_text(labels.read_bytes()).splitlines()
     except OSError as error:
@@ -193,9 +192,9 @@ def class_names(loaded: LoadedModel, labels: Path | None) -> list[str]:
         names.pop()
     if len(names) != count:
         raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, the model {count:,} classes")
-    moved = moved_name(loaded.class_names or [], names)
+    moved = moved_name(source.class_names or [], names)
     if moved is not None:
-        known = (loaded.class_names or []).index(moved)
+        known = (source.class_names or []).index(moved)
         hint = f"is class {names.index(moved)} there and class {known} of the model; put the lines into its order"
         raise ConfigError("", labels, f"--labels {labels}: {moved!r} {hint}, or omit --labels")
     return names
@@ -338,12 +337,6 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
         written += write_pages(path, done.pictures, str(loaded.source.path), len(done.found), pages)
     if written:
         print(f"written: {', '.join(map(str, written))}")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

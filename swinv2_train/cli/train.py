@@ -16,6 +16,7 @@ from swinv2_train.cli.checks import check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.hydra_help import HydraHelp, info
+from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
@@ -179,7 +180,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
     check_held_out_classes(config, samples.card)
     if config.data.shards:
-        from swinv2_train.data.augment import resolve_statistics
+        from swinv2_train.data.channel_statistics import resolve_statistics
 
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
     from swinv2_train.engine.selection import selection
@@ -258,6 +259,7 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     if joined():
         return _run_rank(config, stop, launched=launched, begins=not (launched or again))
     samples = _check(config)
+    loading("swinv2-train", f"{config.run.name} in {directory}")
     with _only_start(config):
         code = _launch(config, samples)
         if code is not None:
@@ -274,6 +276,7 @@ def _run_rank(config: Config, stop: StopRequest | None, *, launched: bool, begin
         begins: as in `swinv2_train.engine.run.train`.
     """
     environment = prepare(config.launch)
+    loading("swinv2-train", f"{config.run.name} in {config.run.dir}")
     problem = None
     try:
         require_shards(config)

@@ -11,22 +11,18 @@ import torch
 from torch import Tensor
 
 from swinv2_train.config import own_parts
-from swinv2_train.config.checks import check_statistics
-from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.config.values import scale_pairs
-from swinv2_train.data.card import Card
+from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.geometry import draw_crop, fixed_crop
 from swinv2_train.data.pixels import largest_value
 from swinv2_train.data.sample import Sample
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-_DTYPES = (torch.uint8, torch.uint16)
+_DTYPES = (torch.uint8, torch.uint16, torch.float32)
 
 
 def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Return the training image of a sample, (C, *size) uint8 or uint16: `random_crop`, or the user's own transform.
+    """Return the training image of a sample, (C, *size): `random_crop`, or the user's own transform.
+
+    It is uint8, uint16, or with `data.scale` float32 in [0, 1].
 
     Raises:
         BrokenSample: if the sample cannot be used.
@@ -37,7 +33,7 @@ def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rn
     image = own_parts.function_of(own_parts.parts("transforms")[config.transform])(sample, size, config, rng)
     if not isinstance(image, Tensor) or image.dtype not in _DTYPES or image.ndim != 3 or image.shape[1:] != size:
         found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
-        expected = f"a uint8 or uint16 tensor (C, {size[0]}, {size[1]})"
+        expected = f"a uint8, uint16, or float32 tensor (C, {size[0]}, {size[1]})"
         raise ValueError(f"data.augment.transform={config.transform} returned {found}, not {expected}")
     return image
 
@@ -125,62 +121,3 @@ def _constants(
     """Made once per device: a new tensor in every step would be a copy to the device in every step."""
     shift, scale = torch.tensor([mean, std], dtype=torch.float32, device=device)[..., None, None] * largest
     return shift, scale
-
-
-def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
-    """Per-channel mean and standard deviation for `normalise`.
-
-    With `data.scale`, which must be numbers, `dataset` is that of the scaled and clipped values.
-
-    Raises ConfigError if `data.mean` or `data.std` does not match the channels, or if the card does not contain them.
-    """
-    found = _of_card(config, card, channels)
-    mean = _resolve("data.mean", config.mean, IMAGENET_MEAN, found and found[0], channels)
-    std = _resolve("data.std", config.std, IMAGENET_STD, found and found[1], channels)
-    if min(std) <= 0:
-        raise ConfigError("data.std", config.std, "a standard deviation must be above 0; is one channel constant?")
-    check_statistics("data.mean", mean)
-    check_statistics("data.std", std)
-    return mean, std
-
-
-def _of_card(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]] | None:
-    """Return mean and standard deviation of the images on the dataset card; None if they are not needed.
-
-    Raises ConfigError if they are, and the card does not contain them.
-    """
-    key = next((key for key in ("mean", "std") if getattr(config, key) == "dataset"), None)
-    if key is None:
-        return None
-    if card is None:
-        found, why = None, "the shards have no dataset card"
-    elif config.scale is None:
-        found, why = card.statistics(channels), f"the card knows no {channels}-channel images"
-    else:
-        stats = card.values_of(channels)
-        pairs = scale_pairs(config.scale)
-        found = stats.scaled(pairs if len(pairs) == channels else pairs * channels) if stats is not None else None
-        why = f"the card has no values of {channels}-channel images with more than 8 bits"
-    if found is None:
-        hint = f"{why}: pack them with swinv2-data, or set a list of {channels} numbers"
-        raise ConfigError(f"data.{key}", "dataset", hint)
-    return found
-
-
-def _resolve(
-    key: str, value: object, imagenet: Sequence[float], dataset: list[float] | None, channels: int
-) -> list[float]:
-    if value == "imagenet":
-        if channels != 3:
-            raise ConfigError(
-                key, value, f"ImageNet has 3 channels, not {channels}: use `dataset` or a list of {channels} numbers"
-            )
-        return list(imagenet)
-    if value == "dataset":
-        assert dataset is not None
-        return dataset
-    if isinstance(value, (list, tuple)) and all(isinstance(number, (int, float)) for number in value):
-        if len(value) != channels:
-            raise ConfigError(key, value, f"{len(value)} numbers for {channels} channels")
-        return [float(number) for number in value]
-    raise ConfigError(key, value, f"must be a list of {channels} numbers in [0, 1], `imagenet` or `dataset`")

@@ -7,7 +7,6 @@ torchvision's PNG decoder does, so PNG is decoded by imagecodecs, after a check 
 from __future__ import annotations
 
 import contextlib
-import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import check_png, header_size, orientation, sniff, unknown_format
 from swinv2_train.data.own_decoder import own_decoder
 from swinv2_train.data.pixels import LUMA, Pixels, check_size, from_numpy, upright
+from swinv2_train.data.remarks import collected
 from swinv2_train.data.unit_values import ALL_MISSING, missing_of, unit_values
 from swinv2_train.data.value_range import Nodata, ValueRange
 from swinv2_train.data.value_stats import ValueStats
@@ -94,9 +94,10 @@ def decode(data: bytes, channels: int | None = None, options: DecodeOptions | No
 
 @contextlib.contextmanager
 def decoding(kind: str) -> Iterator[None]:
-    """Turn every error inside this block into a BrokenSample that names the format."""
+    """Turn every error inside this block into a BrokenSample that names the format, and count other remarks."""
     try:
-        yield
+        with collected():
+            yield
     except BrokenSample as error:
         raise BrokenSample(error.reason if error.reason.startswith(kind) else f"{kind}: {error.reason}") from None
     except MemoryError:
@@ -218,7 +219,6 @@ def _png(data: bytes, _max_pixels: int) -> Pixels:
     import imagecodecs
 
     check_png(data)
-    logging.getLogger("imagecodecs").setLevel(logging.CRITICAL)  # it warns about metadata that no pixel depends on
     array = imagecodecs.png_decode(data)
     array = array if array.ndim == 3 else array[..., None]
     alpha = array.shape[-1] in (2, 4)

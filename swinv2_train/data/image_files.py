@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swinv2_train.config import own_parts
 from swinv2_train.config.image_formats import IMAGE_EXTENSIONS
+from swinv2_train.data.errors import DataError
 
 ARRAY_EXTENSIONS = ("npy", "npz")
 """Extensions of arrays of NumPy, which are read as images where there are no others."""
@@ -154,3 +155,17 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
+
+
+def picture_format(path: Path) -> str:
+    """Return PIL's name of the format of an image file that is to be written.
+
+    Raises:
+        DataError: if its suffix is of none that can be written.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    if kind not in Image.SAVE:
+        raise DataError(f"{path}: the name must end in that of a picture format, such as .png or .jpg")
+    return kind

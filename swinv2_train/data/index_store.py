@@ -124,7 +124,13 @@ def store_rows(index: ShardIndex, url: str, cache: ShardCache, file: RemoteFile 
         rows = _read_rows(place)
         if rows is not None:
             return rows
-    logger.warning("cannot store the rows of the index of %s anywhere; reading the entire index every time", url)
+    if cache.first("rows"):
+        logger.warning(
+            "cannot store the rows of indexes (first: that of %s) next to the shards or in %s; reading the entire "
+            "index every time: set data.cache_dir to a directory that can be written to",
+            url,
+            cache.directory,
+        )
     return IndexRows(rows_of(index))
 
 
@@ -284,7 +290,7 @@ def _local_index(path: str, cache: ShardCache, old: ShardIndex | None, scope: Sc
         except OSError:
             continue
         return index
-    logger.warning("cannot store the index of %s anywhere; rebuilding it every time", path)
+    _report_unkept(path, cache)
     return index
 
 
@@ -367,8 +373,20 @@ def _keep(index: ShardIndex, file: RemoteFile, cache: ShardCache) -> None:
     (place,) = _places(file.url, cache, file, index.scope)
     try:
         write_index(index, place)
-    except OSError as error:
-        logger.warning("cannot store the index of %s (%s); rebuilding it every time", file.url, error.strerror)
+    except OSError:
+        _report_unkept(file.url, cache)
+
+
+def _report_unkept(url: str, cache: ShardCache) -> None:
+    """Warn once that indexes cannot be stored; their rows cannot be stored either."""
+    cache.first("rows")
+    if cache.first("index"):
+        logger.warning(
+            "cannot store the indexes of shards (first: that of %s) next to them or in %s; rebuilding them every time: "
+            "set data.cache_dir to a directory that can be written to",
+            url,
+            cache.directory,
+        )
 
 
 def _is_of(header: dict[str, Any], file: RemoteFile) -> bool:

@@ -16,8 +16,9 @@ from torch import Tensor
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, image_facts, opaque, read_pixels
-from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import resize
+from swinv2_train.data.image_files import picture_format
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.samples import LeftOut
@@ -217,24 +218,10 @@ def contact_sheet(
         draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
         draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
     stream = io.BytesIO()
-    sheet.save(stream, sheet_format(path))
+    sheet.save(stream, picture_format(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, stream.getvalue())
     return len(chosen)
-
-
-def sheet_format(path: Path) -> str:
-    """Return PIL's name of the format of an image file.
-
-    Raises:
-        DataError: if its suffix is of none that can be written.
-    """
-    from PIL import Image
-
-    kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if kind not in Image.SAVE:
-        raise DataError(f"{path}: the name must end in that of a picture format, such as .png or .jpg")
-    return kind
 
 
 def _stretched(image: Tensor, missing: Tensor) -> Tensor:

@@ -161,9 +161,11 @@ class TrainLoader:
     def _warn(self, sharers: int) -> None:
         """Log what would make reading from a server slow, expensive, or less safe than it could be."""
         share, order = self._share, self._order
+        if share.rank:  # all ranks would say the same, with numbers of their own
+            return
         hosts = max(1, share.world_size // share.local_ranks)
         reads = hosts if order.lanes == 1 else lane_reads(order.lanes, hosts)
-        if share.rank == 0 and reads > _MOST_READS:
+        if reads > _MOST_READS:
             logger.warning(
                 "%d hosts share %d lanes, so they fetch %.3g times the data set in an epoch: set data.lanes to a "
                 "multiple of the number of hosts, with an optim.global_batch that allows it",
@@ -171,7 +173,7 @@ class TrainLoader:
                 order.lanes,
                 reads,
             )
-        if share.rank == 0 and self._shards.unverified:
+        if self._shards.unverified:
             logger.warning(
                 "an earlier version packed data.shards, whose indexes have no checksums, so damage on the way from the "
                 "server may go unnoticed: run swinv2-data pack again, which adds them, and upload the indexes"

@@ -225,7 +225,7 @@ def encode(image: Tensor, quality: int, *, alpha: bool = False) -> bytes:
 
 
 def pack(
-    source: str,
+    source: str | Source,
     out: Path,
     options: PackOptions,
     *,
@@ -238,6 +238,7 @@ def pack(
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
 
     Args:
+        source: the folder, list, or shards, or what `open_source` has found there.
         eval_share: fraction of the images that goes to the split `eval`, see `pack_split`.
         classes: the subfolders of a folder are its classes.
         class_names: file with the order of the classes: a name per line, or a manifest. Without one they are numbered
@@ -247,8 +248,12 @@ def pack(
         DataError: if the source has no images, `out` contains something else, or the disk is full. Shards that were
             finished until then stay valid.
     """
-    found = open_source(
-        source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
+    found = (
+        source
+        if isinstance(source, Source)
+        else open_source(
+            source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
+        )
     )
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
     report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
@@ -288,7 +293,7 @@ def pack(
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
-        raise DataError(f"none of the {len(report.broken)} images of {source} can be read: see {out / BROKEN_FILE}")
+        raise DataError(f"none of the {len(report.broken)} images of {found.root} can be read: see {out / BROKEN_FILE}")
     return report
 
 

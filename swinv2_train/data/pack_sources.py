@@ -73,6 +73,14 @@ class Source:
     arrays: bool = False
     """True if the images are arrays of NumPy (npy, npz)."""
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files or shards, as far as they can be read."""
+        if self.shards is not None:
+            return sum(shard.size for shard in self.shards.shards)
+        sizes = (entry.version.partition("-")[0] for entry in self.entries)
+        return sum(int(size) for size in sizes if size.isdecimal())
+
     def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
         """Return the image's bytes, and the text members that belong to it. Raises OSError or BrokenSample."""
         if self.shards is None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from swinv2_train.config import own_parts
 from swinv2_train.config.plugins import import_plugins
+from swinv2_train.data import remarks
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import UnreachableData
 from swinv2_train.data.workers import end_with_parent, start_server
@@ -55,15 +56,15 @@ class ParallelMap:
             return
         rest = iter(items)
         chunks = iter(lambda: list(itertools.islice(rest, _CHUNK)), [])
-        waiting: deque[tuple[int, list[Item], Future[list[Result]]]] = deque()
+        waiting: deque[tuple[int, list[Item], Future[Any]]] = deque()
         try:
             for number, chunk in zip(itertools.count(0, _CHUNK), chunks, strict=False):
                 waiting.append((number, chunk, self._pool.submit(_run, number, chunk)))
                 if len(waiting) >= self._workers * _CHUNKS_PER_WORKER:
-                    yield from waiting[0][2].result()
+                    yield from _received(waiting[0][2])
                     waiting.popleft()
             while waiting:
-                yield from waiting[0][2].result()
+                yield from _received(waiting[0][2])
                 waiting.popleft()
         except BrokenProcessPool:
             held = {number + i: item for number, chunk, _ in waiting for i, item in enumerate(chunk)}
@@ -101,10 +102,16 @@ def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any, plug
     end_with_parent()
 
 
-def _run(first: int, chunk: list[Any]) -> list[Any]:
+def _received(future: Future[Any]) -> list[Any]:
+    results, counts = future.result()
+    remarks.add(counts)
+    return results
+
+
+def _run(first: int, chunk: list[Any]) -> tuple[list[Any], dict[str, int]]:
     results = []
     for number, item in enumerate(chunk, first):
         working_on(number)
         results.append(_task(item))
     working_on(None)
-    return results
+    return results, remarks.taken()

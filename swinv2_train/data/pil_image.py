@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 from PIL import Image
@@ -14,8 +13,6 @@ from swinv2_train.data.pixels import Pixels, check_size, from_numpy, upright
 
 # `data.max_pixels` is checked instead. PIL's own limit would warn above 89 million pixels and refuse twice as many.
 Image.MAX_IMAGE_PIXELS = None
-# Damaged metadata is ignored, and damaged pixels are errors; what else PIL warns about is of no use to a user.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 _GRAY = ("1", "L", "LA", "La")
 _ORIENTATION = 0x0112
 _EXIF_FORMATS = ("jpeg", "png", "webp")

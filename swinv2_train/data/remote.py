@@ -29,6 +29,8 @@ _CHUNK_BYTES = 16 << 20
 _SPARE = 32
 """Making room scans the entire cache, so it makes more than needed: up to this fraction of the bound."""
 _DAY = 86400.0
+_REPORTED: dict[tuple[str, Path], object] = {}
+"""Kinds of reports that this process has printed or inherited, by cache directory."""
 T = TypeVar("T")
 
 
@@ -58,9 +60,22 @@ class ShardCache:
         self._parts: dict[str, bool] = {}
         """By server, once it is known: whether it sends parts of files."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "reported": [kind for kind, place in _REPORTED if place == self.directory]}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
+        reported = state.pop("reported")
         self.__dict__ = state
         self.directory = self._stated.expanduser()  # a rank on another host may have another home
+        _REPORTED.update({(kind, self.directory): None for kind in reported})
+
+    def first(self, kind: str) -> bool:
+        """Return whether this is the first report of a kind about this cache, in this run as far as it is known here.
+
+        A process that gets the cache knows what was reported before that.
+        """
+        here = object()
+        return _REPORTED.setdefault((kind, self.directory), here) is here
 
     def stat(self, url: str) -> RemoteFile:
         """Return size and version of a file. Raises FileNotFoundError, or DataError if the server reports no size."""

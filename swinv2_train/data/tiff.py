@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import struct
 from dataclasses import replace
@@ -40,7 +39,6 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     """
     import tifffile
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # damage that matters is an exception; the rest is noise
     from swinv2_train.data.pil_image import read_with_pil
 
     check_pages(data)

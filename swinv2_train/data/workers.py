@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from swinv2_train.config import own_parts
 from swinv2_train.config.plugins import import_plugins
+from swinv2_train.data import remarks
 from swinv2_train.data.batch import share_memory
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
@@ -50,6 +51,8 @@ SHARED_MEMORY = Path("/dev/shm")
 """Location in which torch passes batches between processes."""
 ENLARGE = "(docker run --shm-size=8g, or --ipc=host; else mount -o remount,size=8G /dev/shm)"
 """Ways to enlarge it."""
+_REMARKS = "remarks"
+"""Entry of a batch with the counts of `data.remarks` from its worker."""
 _SERVER_GONE = 255
 """Exit code that Python reports for a process whose fork server is gone."""
 
@@ -153,6 +156,8 @@ class WorkerPool:
             raise told from None
         if isinstance(batch, Failure):
             raise batch.error()
+        if isinstance(batch, dict):
+            remarks.add(batch.pop(_REMARKS, {}))
         return batch
 
     def _told(self, error: RuntimeError | OSError) -> DataError | None:
@@ -207,6 +212,8 @@ class _Shared(Dataset[Any]):
         working_on(None)
         if worker is None or not isinstance(batch, dict):
             return batch
+        if counts := remarks.taken():
+            batch[_REMARKS] = counts
         try:
             share_memory(batch)
         except (RuntimeError, OSError) as error:

@@ -14,7 +14,7 @@ from swinv2_train.config.doubts import doubts
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.resume import GLOBAL_BATCH
 from swinv2_train.config.schema import Config
-from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.overlap import overlap_warning
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.engine.build import sample_order, train_loader

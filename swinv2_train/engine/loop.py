@@ -119,7 +119,7 @@ class Trainer:
         if self.save_first or (self.state.step == 0 and self.config.guard.policy == "rollback"):
             self.save()  # a checkpoint for rollbacks
         self.phase.watchdog.now("start", self.state.step)
-        save_due, ended = False, self.stopping()
+        save_due, first, ended = False, self.state.step + 1, self.stopping()
         while self.state.step < self.plan.total_steps and not ended:
             outcome = self.train_step(self.take())
             if outcome is StepOutcome.STOP:
@@ -129,7 +129,7 @@ class Trainer:
                 continue
             self.checkpoints.report(self.pace.seconds_per_step if self.pace else None)
             last = self.state.step == self.plan.total_steps
-            if last or self.is_turn(self.config.tracking.log_every_steps):
+            if last or self.state.step == first or self.is_turn(self.config.tracking.log_every_steps):
                 self.log()
             done = due(self.config, self.state.step, last=last)
             self.evaluate(done)
@@ -329,6 +329,6 @@ class Trainer:
     def stop_here(self) -> int:
         """Save the step that was finished last and return the exit code."""
         self.finish_saving()
-        step = self.state.step
-        self.tracker.message(f"stopped by a signal after step {step}, which is saved; rerun the same command to resume")
+        step, cause = self.state.step, self.stop.cause
+        self.tracker.message(f"stopped by {cause} after step {step}, which is saved; rerun the same command to resume")
         return STOPPED

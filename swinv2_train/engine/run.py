@@ -38,7 +38,14 @@ from swinv2_train.engine.room import (
     shared_memory_needed,
 )
 from swinv2_train.engine.selection import selection
-from swinv2_train.engine.start import changed_since, damaged_records, missed_evaluation, start_lines
+from swinv2_train.engine.start import (
+    changed_since,
+    damaged_records,
+    finished_lines,
+    missed_evaluation,
+    rate_change,
+    start_lines,
+)
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.tracked import tracked
 from swinv2_train.errors import MainRankError
@@ -245,13 +252,16 @@ def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: lis
         if failure := mostly_skipped(state):
             raise ranks.end(failure)
         if ranks.is_main:
-            why = f", because {early}" if early and state.step < plan.total_steps else ""
-            print(f"the run in {directory} is finished: step {state.step} of {plan.total_steps}{why}; nothing to do")
+            ended = early if state.step < plan.total_steps else None
+            print(redact("\n".join(finished_lines(config, plan, state.step, ended))))
             write_status(directory, "finished", state.step)
         return FINISHED
 
     def describe_start() -> list[str]:
-        lines = changed_since(directory / "resolved.yaml", config) if state.step else []
+        lines = []
+        if state.step:
+            lines += changed_since(directory / "resolved.yaml", config)
+            lines += rate_change(directory / "resolved.yaml", config, plan, state.step)
         lines += damaged_records(directory)
         write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.plan import Plan
+from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.section import flat
 from swinv2_train.data import jpeg_part
@@ -15,6 +16,7 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.value_range import numbers_of
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
+from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.utilization import utilization_lines
 from swinv2_train.launch.ranks import Ranks
@@ -72,6 +74,52 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
     return [
         *lines,
         *(f"changed since the last start: {key} {before.get(key)} -> {value}" for key, value in changed.items()),
+    ]
+
+
+def rate_change(resolved: Path, config: Config, plan: Plan, step: int) -> list[str]:
+    """Return a line if the schedule has changed since the last start so that the learning rate jumps at the next step.
+
+    Args:
+        resolved: config of the last start, which still has the schedule of the steps so far.
+        step: number of finished steps; at least 1.
+    """
+    try:
+        before = from_yaml(resolved, only_read=True)
+        old_plan = make_plan(before, plan.world_size, plan.num_samples)
+    except (OSError, ConfigError):  # `changed_since` reports an unreadable config
+        return []
+    planned = learning_rate(step, before.optim, old_plan)
+    last, following = learning_rate(step - 1, before.optim, old_plan), learning_rate(step, config.optim, plan)
+    if math.isclose(planned, following, rel_tol=1e-9):
+        return []
+    return [
+        f"the schedule has changed: the learning rate goes from {last:.4g} in step {step} to {following:.4g} in step "
+        f"{step + 1}, where the schedule before had {planned:.4g}"
+    ]
+
+
+def finished_lines(config: Config, plan: Plan, step: int, early: str | None) -> list[str]:
+    """Return the lines about a run that has already finished, with the ways to continue from it.
+
+    Args:
+        step: the last one.
+        early: reason of the end before the last step of the plan, as a clause.
+    """
+    optim, directory = config.optim, config.run.dir
+    key, value = ("steps", optim.steps) if optim.steps is not None else ("epochs", optim.epochs)
+    rate = learning_rate(step - 1, optim, plan)
+    longer = (
+        "to train it longer, repeat the command with a larger eval.early_stopping.patience"
+        if early
+        else f"to train it longer, repeat the command with optim.{key} above {value:g} (its last learning rate was "
+        f"{rate:.3g}; a longer schedule may continue with a higher one)"
+    )
+    because = f", because {early}" if early else ""
+    return [
+        f"the run in {directory} is finished: step {step} of {plan.total_steps}{because}; nothing to do",
+        longer,
+        f"to start a new run from its weights, set init_from={directory} and another run.dir",
     ]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.data import remarks
 from swinv2_train.engine.state import TrainState
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.failures import on_main
@@ -56,6 +57,8 @@ def tracked(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> Iter
             _logger.removeHandler(handler)
         status = {FINISHED: "finished", STOPPED: "stopped"}.get(end.code, "failed")
         if tracker is not None:
+            for line in remarks.lines():
+                tracker.message(line)
             tracker.close(status)
         if ranks.is_main:
             try:

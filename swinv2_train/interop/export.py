@@ -6,7 +6,6 @@ images, and a difference above the tolerance removes everything again. A directo
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from swinv2_train.checkpoint import disk
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.checkpoint.tensor_file import DTYPES, write_safetensors
+from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
@@ -33,28 +32,28 @@ from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, HEAD, in_backbone
+from swinv2_train.interop.target import (
+    HUGGINGFACE,
+    ONNX,
+    OWN,
+    PROGRAM_FILES,
+    TIMM,
+    TORCH_EXPORT,
+    check_room,
+    check_target,
+)
 from swinv2_train.models.state import named_state
 from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:
     from swinv2_train.interop.load import LoadedModel
 
-OWN, TIMM, HUGGINGFACE, ONNX, TORCH_EXPORT = EXPORTS = (
-    "swinv2-train",
-    "timm",
-    "huggingface",
-    "onnx",
-    "torch-export",
-)
-"""Formats that `export` can write."""
 WEIGHTS = "model.safetensors"
-PROGRAM_FILES = {ONNX: "model.onnx", TORCH_EXPORT: "model.pt2"}
 TOLERANCE = {OWN: 1e-5, TIMM: 1e-5, HUGGINGFACE: 1e-5, ONNX: 1e-4, TORCH_EXPORT: 1e-5}
 """Largest allowed difference of an output, relative to the largest output if that is above 1.
 
 onnxruntime has its own kernels, which round differently; the others run the same ones.
 """
-_NEEDED = {HUGGINGFACE: ("transformers",), ONNX: ("onnx", "onnxscript", "onnxruntime")}
 _PEERS = {TIMM: ("timm",), HUGGINGFACE: ("transformers",), ONNX: ("onnxruntime", "onnx"), OWN: ("swinv2-train",)}
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _TRAINING_ONLY = ("attention", "sequential_chunk_mib", "checkpointing", "drop_path")
@@ -127,24 +126,6 @@ def _timm_holds(model: ModelConfig, size: tuple[int, int]) -> bool:
     return not is_installed(TIMM) or disagreement(TIMM, model, size) is None
 
 
-def check_target(out: Path, layout: str, dtype: str) -> None:
-    """Check the part of `check_request` that needs no model."""
-    if layout not in EXPORTS:
-        raise ConfigError("", layout, f"unknown format {layout!r}; use one of {', '.join(EXPORTS)}")
-    if out.exists():
-        raise ConfigError("", out, f"{out} already exists; remove it or use another name")
-    above = next(place for place in out.absolute().parents if place.exists())
-    if not above.is_dir():
-        raise ConfigError("", out, f"{above} is not a directory")
-    if layout in PROGRAM_FILES and dtype != "fp32":
-        hint = f"{layout} programs are always written in fp32, and runtimes convert them at load time; omit --dtype"
-        raise ConfigError("", dtype, hint)
-    missing = [name for name in _NEEDED.get(layout, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        hint = f"--format {layout} needs {', '.join(missing)}: pip install 'swinv2-train[export]'"
-        raise ConfigError("", layout, hint)
-
-
 def export(
     loaded: LoadedModel,
     out: Path,
@@ -172,12 +153,11 @@ def export(
     """
     check_request(loaded, out, layout, dtype)
     inference = onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval()
-    size = sum(tensor.numel() for _, tensor in named_state(loaded.model)) * DTYPES[dtype][1]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{out.parent} cannot be created ({remedied(error)})") from error
-    disk.check_space(out.parent, size, "delete other files on this disk, or write to another directory")
+    check_room(out, (tuple(tensor.shape) for _, tensor in named_state(loaded.model)), dtype)
     recorded = recorded_bits(loaded)
     scaled = loaded.config.data.scale is not None
     if scaled and bits:

@@ -8,19 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from swinv2_train.config.checks import resolution
-from swinv2_train.data.augment import eval_crop, normalise
-from swinv2_train.data.decode import DecodeOptions, decode
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import image_extensions, scan_folder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # finding images does without torch
+    from torch import Tensor
+
     from swinv2_train.config.schema import Config
+    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.interop.load import LoadedModel
 
 
@@ -75,6 +71,8 @@ def read_image(path: Path, channels: int, options: DecodeOptions) -> Tensor:
     Raises:
         BrokenSample: if it cannot be read or decoded.
     """
+    from swinv2_train.data.decode import decode
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -84,6 +82,8 @@ def read_image(path: Path, channels: int, options: DecodeOptions) -> Tensor:
 
 def prepare(image: Tensor, config: Config, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(C, H, W) uint8 or uint16 -> (C, h, w) float32: the crop and the normalization of an evaluation."""
+    from swinv2_train.data.augment import eval_crop, normalise
+
     data = config.data
     cropped = eval_crop(image, resolution(config), data.crop_pct, data.crop_mode, data.augment.interpolation)
     return normalise(cropped, mean, std)
@@ -95,6 +95,12 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     Args:
         seed: the same seed returns the same images.
     """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+
+    from swinv2_train.data.augment import normalise
+
     height, width = resolution(loaded.config)
     channels = loaded.config.model.in_channels
     rng = np.random.default_rng(seed)
@@ -119,6 +125,8 @@ def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:
 
 
 def _decoded(path: Path, loaded: LoadedModel) -> Tensor:
+    from swinv2_train.data.decode import DecodeOptions
+
     try:
         options = DecodeOptions.of(loaded.config.data, loaded.mean)
         return read_image(path, loaded.config.model.in_channels, options)

@@ -39,6 +39,7 @@ It stays until the next start, so that a supervisor can distinguish this from a 
 """
 KEEP_STOP_VARIABLE = "SWINV2_KEEP_STOP"
 """If set, the starting command has removed an old `STOP`, so an existing one is for these ranks."""
+_FINISHING = "finishing the step and saving"
 _LOOK_SECONDS = 1.0
 """Seconds between two checks for the file by the main rank."""
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "ash", "busybox")
@@ -52,6 +53,7 @@ class StopRequest:
         self._command = int(os.environ.get(PARENT_VARIABLE, "0"))
         self._launchers = _launchers()
         self._left_alone = False
+        self._cause = "a request to another rank"
         self._file: Path | None = None
         self._looked = 0.0
         self._previous = take_signals(self._receive)
@@ -61,11 +63,18 @@ class StopRequest:
         """True if this rank should stop; cheap enough to check in every step."""
         if self.signal is None and not self._left_alone and self._orphaned():
             self._left_alone = True
-            _say("the launcher of this rank has died: finishing the step and saving")
+            self._cause = "the end of its launcher"
+            _say(f"the launcher of this rank has died: {_FINISHING}")
         if self.signal is None and self._file_appeared():
             self.signal = signal.SIGTERM
-            _say(f"{self._file}: finishing the step and saving")
+            self._cause = f"the file {self._file}"
+            _say(f"{self._file}: {_FINISHING}; Ctrl-C stops immediately")
         return self.signal is not None or self._left_alone
+
+    @property
+    def cause(self) -> str:
+        """The signal or the file that stopped the run, as far as this rank knows it."""
+        return self._cause
 
     def watch(self, file: Path) -> None:
         """Treat the appearance of this file as a request. Only one rank should poll it."""
@@ -88,7 +97,9 @@ class StopRequest:
             _say("stopped immediately; earlier checkpoints remain valid")
             os._exit(INTERRUPTED)
         self.signal = signal.Signals(number)
-        _say(f"{self.signal.name}: finishing the step and saving; another Ctrl-C stops immediately")
+        self._cause = self.signal.name
+        again = "another Ctrl-C" if number == signal.SIGINT else "Ctrl-C"
+        _say(f"{self.signal.name}: {_FINISHING}; {again} stops immediately")
 
     def restore(self) -> None:
         """Restore the previous signal handlers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from swinv2_train.config.schema import Config
-from swinv2_train.data.augment import resolve_statistics
+from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share
 from swinv2_train.data.shards import ShardSet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from swinv2_train.launch.failures import on_main
@@ -30,5 +31,11 @@ def combine(task: Task, own: Measured, ranks: Ranks) -> Outcome:
         ConfigError, DataError, RunError: on the main rank if the task cannot compute its metrics; the others end too.
     """
     found = Measured(ranks.sum_all(own.sums) if own.sums else {}, dict(collect(own.records, ranks)))
-    metrics = ranks.broadcast(on_main(ranks, lambda: task.metrics(found)))
+    metrics = ranks.broadcast(on_main(ranks, lambda: _with_counts(task.metrics(found))))
     return Outcome(metrics, found)
+
+
+def _with_counts(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics with the number of samples as an integer; it was summed as a float."""
+    counts = {key: int(metrics[key]) for key in ("samples",) if key in metrics and float(metrics[key]).is_integer()}
+    return {**metrics, **counts}

@@ -89,8 +89,10 @@ class StepClock:
         self._total_steps += steps
         seconds = elapsed / steps if steps else math.nan
         if steps:
-            # The first interval includes the start of workers and kernels; a moving average forgets it.
-            pace = seconds if math.isnan(self._pace) else self._pace
+            # The first step includes the start of workers and kernels: if it was read alone, the estimate starts again
+            # with the second interval. A moving average forgets it otherwise.
+            alone = self._total_steps - steps <= 1
+            pace = seconds if math.isnan(self._pace) or alone else self._pace
             self._pace = pace + _SMOOTHING * (seconds - pace)
         pause_per_step = self._paused / self._total_steps if self._total_steps else 0.0
         return Throughput(

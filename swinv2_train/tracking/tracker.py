@@ -107,7 +107,8 @@ class Tracker:
         self._watch_metrics()
         self._to_sinks(lambda sink: sink.scalars(step, values))
         self._to_sinks(lambda sink: sink.flush())
-        self.message(f"evaluation at step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in values.items()))
+        shown = "  ".join(f"{key} {_number(value)}" for key, value in values.items())
+        self.message(f"evaluation at step {step}: {shown}")
 
     def log_figure(self, step: int, name: str, image: Image.Image) -> Path:
         """Save a figure as figures/<name>-step-<8 digits>.png and forward it. Return its path, on every rank.
@@ -194,6 +195,10 @@ class Tracker:
             except Exception as error:
                 self._sinks.remove(sink)
                 self.warn(f"{sink.name} failed and is disabled from now on: {error}")
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def _known(values: Mapping[str, float | int | None]) -> dict[str, float | int]:

@@ -97,12 +97,14 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
     monkeypatch.setattr(analyze, "start_if_alone", lambda *_: None)
     monkeypatch.setattr(analyze, "ranks_of", ranks_of)
     monkeypatch.setattr(analyze, "writable", writable)
-    items = [f"{folder}/log.safetensors", f"data={folder}/val", "windows=4", "workers=0"]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    items = ["windows", f"{folder}/log.safetensors", f"data={folder}/val", "windows=4", "workers=0"]
 
     def on_rank(ranks: Any, out: Path) -> object:
         own.ranks = ranks
         try:
-            return analyze._windows([*items, f"out={out}"], [])
+            return analyze._windows(analyze._parser().parse_args([*items, f"out={out}"]), [])
         except (ConfigError, MainRankError) as error:
             return type(error)
 
@@ -116,9 +118,9 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        (["windows", "data=x", "windows=4"], "name at least one run"),
-        (["windows", "{log}", "windows=4"], "data= is missing"),
-        (["windows", "{log}", "data=x"], "windows= is missing"),
+        (["windows", "data=x", "windows=4"], "[NAME=]PATH (or models=) is missing"),
+        (["windows", "{log}", "windows=4"], "the following arguments are required: --data"),
+        (["windows", "{log}", "data=x"], "the following arguments are required: --windows"),
         (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be an integer"),
         (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
@@ -144,13 +146,11 @@ def test_usage_errors_are_one_sentence(
 def test_models_may_be_named_and_hold_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "lr=1").touch()
     (tmp_path / "b").touch()
-    models, options, overrides = split_models(
-        [f"{tmp_path}/lr=1", f"mine={tmp_path}/b", "batch=3", "model.window=8"], {"batch": int}
-    )
+    items = [f"{tmp_path}/lr=1", f"mine={tmp_path}/b", "batch=3", "model.window=8"]
+    arguments = analyze._parser().parse_args(["signal", *items])
+    assert (arguments.batch, arguments.changes) == (3, ["model.window=8"])
+    models = split_models(arguments.models, arguments.known)
     assert models == [(None, f"{tmp_path}/lr=1"), ("mine", f"{tmp_path}/b")]
-    assert (options, overrides) == ({"batch": 3}, ["model.window=8"])
-    with pytest.raises(ConfigError, match="unknown option"):
-        split_models([f"{tmp_path}/b", "bathc=3"], {"batch": int})
 
 
 def test_curves_are_called_what_tells_them_apart(tmp_path: Path) -> None:

@@ -229,16 +229,24 @@ STEP = "{run}/checkpoints/step-00000040"
             if arguments[0] not in ("ls", "prune")
         ],
         (["prune", "{run}"], WRONG_USE, "the following arguments are required: --keep-last"),
-        (["prune", "{run}", "--keep-last", "0"], WRONG_USE, "0 must be at least 1"),
-        (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "'x' is not an integer"),
+        (["prune", "{run}", "--keep-last", "0"], WRONG_USE, "--keep-last 0: must be an integer of at least 1"),
+        (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "--keep-last x: must be an integer of at least 1"),
         (["prune", STEP, "--keep-last", "1"], WRONG_USE, "step-00000040 is one checkpoint; use a run directory"),
-        (["prune", "{run}", "--keep-last", "1", "--best-mode", "mean"], WRONG_USE, "invalid choice: 'mean'"),
+        (
+            ["prune", "{run}", "--keep-last", "1", "--best-mode", "mean"],
+            WRONG_USE,
+            "mean: must be one of min, max",
+        ),
         (["reshape", STEP, "{run}/checkpoints", "--ranks", "2"], WRONG_USE, "step-00000040 already exists"),
         (["reshape", STEP, "{tmp}/file/out", "--ranks", "2"], FAILED, "cannot be created (Not a directory)"),
         (["reshape", STEP, "{tmp}/out"], WRONG_USE, "the following arguments are required: --ranks"),
         (["weights", STEP, "{tmp}/file.safetensors"], WRONG_USE, "file.safetensors already exists"),
         (["weights", STEP, "{tmp}/x.bin"], WRONG_USE, "must end in .safetensors"),
-        (["weights", STEP, "{tmp}/x.safetensors", "--dtype", "int8"], WRONG_USE, "invalid choice: 'int8'"),
+        (
+            ["weights", STEP, "{tmp}/x.safetensors", "--dtype", "int8"],
+            WRONG_USE,
+            "int8: must be one of fp32, bf16",
+        ),
         (
             ["weights", "{run}/checkpoints/step-00000010", "{tmp}/x.safetensors", "--ema"],
             WRONG_USE,

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.data import main
+from swinv2_train.cli.data_display import rounded
+from swinv2_train.cli.values import size
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
@@ -112,21 +114,25 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
     ("arguments", "message"),
     [
         ([], "the following arguments are required"),
-        (["pack"], "the following arguments are required: SRC, OUT"),
+        (["pack"], "SRC (or source=) is missing: a folder"),
         (["pack", "{tmp}/none", "{tmp}/out"], "{tmp}/none does not exist"),
         (["pack", "{tmp}", "{tmp}/out", "--workers", "0"], "{tmp} holds no images"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "'0' must be above 0"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "'12XB' is not a size"),
-        (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "0 must be at least 1"),
-        (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "101 must be from 1 to 100"),
-        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "'x' is not an integer"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "0"], "--max-size 0: must be above 0"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-size", "12XB"], "--max-size 12XB: is not a size"),
+        (["pack", "{tmp}", "{tmp}/out", "--max-count", "0"], "--max-count 0: must be an integer of at least 1"),
+        (["pack", "{tmp}", "{tmp}/out", "--quality", "101"], "--quality 101: must be an integer from 1 to 100"),
+        (["pack", "{tmp}", "{tmp}/out", "--resize", "x"], "--resize x: must be an integer of at least 1"),
         (["pack", "{tmp}", "{tmp}/out", "--eval-share", "1"], "must be between 0 and 1"),
-        (["pack", "{tmp}", "{tmp}/out", "--eval-share", "a"], "'a' is not a number"),
+        (["pack", "{tmp}", "{tmp}/out", "eval_share=a"], "eval_share=a: must be a number"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the start of a file name"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "eval", "--eval-share", "0.1"], "would write the same shards"),
         (["inspect", "{tmp}"], "{tmp} is a directory without shards"),
         (["inspect", "{tmp}/x.tar"], "{tmp}/x.tar does not exist"),
-        (["inspect", "{tmp}/x.tar", "--cache-gib", "-1"], "must be above 0"),
+        (["inspect", "{tmp}/x.tar", "--cache-gib", "-1"], "--cache-gib -1: must be a number above 0"),
+        (["inspect", "shards={tmp}/x.tar"], "{tmp}/x.tar does not exist"),
+        (["pack", "out={tmp}/out", "{tmp}/none"], "{tmp}/none does not exist"),
+        (["pack", "{tmp}", "{tmp}/out", "thing"], "unrecognized arguments: thing"),
+        (["inspect", "{tmp}/x.tar", "sheat=a.png"], "sheat=a.png: unknown option; did you mean sheet?"),
         (["nonsense"], "invalid choice"),
     ],
 )
@@ -140,10 +146,8 @@ def test_usage_errors_are_one_sentence_and_status_2(
     assert err.count("\n") == 1
 
 
-def test_sizes_are_read_in_both_kinds_of_units(tmp_path: Path) -> None:
-    from swinv2_train.cli.data import _size
-
-    assert [_size(text) for text in ("1000", "64MiB", "1.5kB", "2G", "1 GiB".replace(" ", ""))] == [
+def test_sizes_are_read_in_both_kinds_of_units() -> None:
+    assert [size(text) for text in ("1000", "64MiB", "1.5kB", "2G", "1 GiB")] == [
         1000,
         64 << 20,
         1500,
@@ -161,10 +165,11 @@ def test_an_interrupt_is_one_sentence(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "pack", interrupt)
-    code, _, err = run(capsys, "pack", tmp_path, tmp_path / "out", "--workers", 0)
+    code, _, err = run(capsys, "pack", write_folder(tmp_path / "src", 1), tmp_path / "out", "--workers", 0)
     assert code == 130
-    assert err.count("\n") == 1
-    assert "interrupted" in err
+    loading, sentence = err.splitlines()
+    assert loading == "swinv2-data: loading the decoders for 1 images ..."
+    assert "interrupted" in sentence
 
 
 def test_bench_reports_every_stage_and_the_gpus_that_it_feeds(
@@ -172,7 +177,7 @@ def test_bench_reports_every_stage_and_the_gpus_that_it_feeds(
 ) -> None:
     (shard,) = write_shards(tmp_path, [24])
     code, out, err = run(capsys, "bench", shard, "--samples", 20, "--batch", 8, "--resolution", 64)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "swinv2-data: loading the decoders for 24 samples ...\n")
     assert "JPEG decoder  " in out
     assert "20 images, " in out
     rates = {name: float(rate.replace(",", "")) for name, rate in re.findall(r"^(\w+) +([\d,]+)", out, re.MULTILINE)}
@@ -180,6 +185,19 @@ def test_bench_reports_every_stage_and_the_gpus_that_it_feeds(
     assert 1 / rates["all"] == pytest.approx(sum(1 / rates[name] for name in list(rates)[1:5]), rel=0.02)
     assert re.search(r"^swinv2_base +[\d.e+]+ \(14,\d{3}\) ", out, re.MULTILINE), out
     assert "not a measurement: SimMIM at 35% of its peak in bf16" in out
+
+
+def test_bench_warns_of_a_tar_that_is_cut_off_and_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (shard,) = write_shards(tmp_path, [6])
+    Path(shard).write_bytes(Path(shard).read_bytes()[: Path(shard).stat().st_size // 2])
+    code, out, err = run(capsys, "bench", shard, "--resolution", 16)
+    assert code == 0
+    assert f"warning: {shard} is cut off (" in err
+    assert "complete samples are used" in err
+    numbers = [number.replace(",", "").strip("0.") for number in re.findall(r"[\d,.]*\d,\d+", out)]
+    assert numbers
+    assert all(len(number) <= 3 for number in numbers), out
+    assert [rounded(value) for value in (123456, 1234.5, 99.96, 1.2345)] == ["123,000", "1,230", "100", "1.23"]
 
 
 def test_bench_leaves_out_broken_samples_and_names_wrong_options(
@@ -190,7 +208,7 @@ def test_bench_leaves_out_broken_samples_and_names_wrong_options(
     assert code == 1
     assert "torchvision, entire images: --entire" in out
     assert "4 images, " in out
-    assert err == "2 broken samples were left out: see swinv2-data inspect\n"
+    assert err.splitlines()[1:] == ["2 broken samples were left out: see swinv2-data inspect"]
     (shard,) = write_shards(tmp_path / "all", [2], broken=[0, 1])
     code, _, err = run(capsys, "bench", shard)
     assert code == 2

@@ -14,10 +14,8 @@ from typing import Any
 import pytest
 
 from swinv2_train.analysis.evaluate import EvalOptions
-from swinv2_train.cli.arguments import split_items, switch, whole
 from swinv2_train.cli.evaluate import main
 from swinv2_train.cli.evaluate_display import output_name, output_root
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import ProbeConfig
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.errors import RunError
@@ -117,13 +115,19 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        (["data=x"], "checkpoint= is missing"),
-        (["checkpoint=x"], "data= is missing"),
+        (["data=x"], "CHECKPOINT (or checkpoint=) is missing: a run, a checkpoint"),
+        (["checkpoint=x"], "SHARDS (or data=) is missing: the labeled shards"),
         (["checkpoint=x", "data=y", "bach=3"], "bach=3: unknown option; did you mean batch?"),
         (["checkpoint=x", "data=y", "batch=0"], "batch=0: must be an integer of at least 1"),
+        (["x", "y", "--batch", "0"], "--batch 0: must be an integer of at least 1"),
         (["checkpoint=x", "data=y", "ema=yes"], "ema=yes: must be true or false"),
         (["checkpoint=x", "data=y", "precision=int8"], "precision=int8: must be one of fp32, bf16, fp16"),
         (["checkpoint=x", "data=y", "verbose"], "cannot read 'verbose': write key=value"),
+        (["x", "data=y", "shards=z"], "data is set more than once"),
+        (["x", "y", "which=best", "--which", "best"], "--which is set more than once"),
+        (["x", "data=y", "data=z"], "data is set 2 times (y, z); set it once. If the shell expanded a pattern"),
+        (["x", "y", "--batc", "3"], "unrecognized arguments: --batc; did you mean --batch?"),
+        (["x", "y", "optim.lr=1"], "optim.lr=1: unknown option"),
         (["checkpoint=x", "data.shards=y"], "data.shards=y: write data=y here"),
         (["checkpoint=x", "data=y", "data.num_workers=8"], "data.num_workers=8: write workers=8 here"),
         (["checkpoint=x", "data=y", "data.cache_dir=/c"], "data.cache_dir=/c: write cache_dir=/c here"),
@@ -174,16 +178,6 @@ def test_a_full_disk_costs_no_numbers(
     remedy = "No space left on device; make room there, or choose another path"
     assert printed.err.endswith(f"\nswinv2-eval: {tmp_path}/confusion.png cannot be written ({remedy})\n")
     assert not (tmp_path / "results.json").exists()
-
-
-def test_options_and_changes_to_the_model_are_told_apart() -> None:
-    known = {"batch": whole(1), "ema": switch}
-    assert split_items(["batch=3", "model.window=8", "data.crop_mode=squash", "ema=true"], known) == (
-        {"batch": 3, "ema": True},
-        ["model.window=8", "data.crop_mode=squash"],
-    )
-    with pytest.raises(ConfigError, match=r"optim\.lr=1: unknown option"):
-        split_items(["optim.lr=1"], known)
 
 
 @pytest.mark.distributed
@@ -252,6 +246,8 @@ def test_an_interrupt_is_one_sentence_and_leaves_nothing_behind(
     monkeypatch.setattr(ShardSet, "read", interrupted)
     before = signal.getsignal(signal.SIGTERM)
     assert run(*given(folder), f"out={tmp_path}/out") == 130
-    assert capsys.readouterr().err == "swinv2-eval: interrupted\n"
+    model, val = folder / "model.safetensors", folder / "val"
+    loading = f"swinv2-eval: loading {model} and {val} ..."
+    assert capsys.readouterr().err.splitlines() == [loading, "swinv2-eval: interrupted"]
     assert list((tmp_path / "out").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before

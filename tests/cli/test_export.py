@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.export import FORMATS, main
-from swinv2_train.interop.export import EXPORTS
+from swinv2_train.interop.target import EXPORTS
 from tests.interop.made import make_picture, write_model
 
 
@@ -47,7 +47,7 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["{source}", "{out}", "--format", "keras"], "invalid choice"),
+        (["{source}", "{out}", "--format", "keras"], "--format keras: must be one of swinv2-train, timm"),
         (["{source}", "{out}"], "--format"),
         (["{source}", "{tmp}", "--format", "timm"], "already exists"),
         (["{source}", "{out}", "--format", "timm", "model.windw=8"], "did you mean model.window"),

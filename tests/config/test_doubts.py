@@ -15,8 +15,8 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.config.validate import MAY_BE_INFINITE, validate
-from swinv2_train.data.augment import resolve_statistics
 from swinv2_train.data.card import Card
+from swinv2_train.data.channel_statistics import resolve_statistics
 
 SAMPLES = 1_281_167
 

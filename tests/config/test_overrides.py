@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from swinv2_train.cli.arguments import Parser, split_items
+from swinv2_train.cli.arguments import Parser, check_changes
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
@@ -119,8 +119,8 @@ def test_different_keys_and_sections_are_not_repetitions() -> None:
 
 
 def test_commands_take_options_and_keys_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="batch is set 2 times"):
-        split_items(["batch=1", "batch=2"], {"batch": int})
+    with pytest.raises(ConfigError, match=r"model\.window is set 2 times"):
+        check_changes(["model.window=1", "model.window=2"], ["batch"])
     parser = Parser(prog="x", allow_abbrev=False)
     parser.add_argument("--top", type=int)
     parser.add_argument("--redo", action="append")

@@ -10,13 +10,9 @@ from torchvision.transforms import v2
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.data.augment import (
-    eval_crop,
-    normalise,
-    random_erase,
-    resolve_statistics,
-)
+from swinv2_train.data.augment import eval_crop, normalise, random_erase
 from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.geometry import random_crop_box, resize
 from tests.data.crops import train_crop
 from tests.data.samples import pixels

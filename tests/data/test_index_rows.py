@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from swinv2_train.data import index_store
+from swinv2_train.data import index_store, remote
 from swinv2_train.data.index import ShardIndex, build_index, read_index, write_index
 from swinv2_train.data.index_rows import IndexRows, rows_of, write_rows
 from swinv2_train.data.index_store import index_path, rows_path
@@ -175,8 +176,29 @@ def test_read_only_places(
         assert [shards.read(number).data for number in range(10)] == [jpeg(number) for number in range(10)]
     assert not list((tmp_path / "d").glob("*.bin"))
     assert len(list(tmp_path.glob("cache/index/*.bin"))) == (5 if writable == "cache" else 0)
-    assert ("reading the entire index every time" in caplog.text) == (writable == "nothing")
+    assert caplog.text.count("reading the entire index every time") == (writable == "nothing")
     assert sum(rows.memory for rows in shards._files._rows.values()) <= 500
+
+
+def test_one_warning_if_no_index_can_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "read-only")
+
+    for name in ("write_index", "write_rows"):
+        monkeypatch.setattr(index_store, name, read_only)
+    write_shards(tmp_path / "d", [2] * 9)
+    shards = ShardSet.open(str(tmp_path / "d"), tmp_path / "cache")
+    assert [shards.read(number).data for number in range(18)]
+    assert [record.getMessage().partition(" (first")[0] for record in caplog.records] == [
+        "cannot store the indexes of shards"
+    ]
+    assert f"or in {tmp_path}/cache; rebuilding them every time: set data.cache_dir" in caplog.text
+    sent = pickle.dumps(shards)
+    remote._REPORTED.clear()  # as in another process
+    assert not pickle.loads(sent).cache.first("index")
+    assert shards.cache.first("other")
 
 
 def test_rows_are_read_after_a_fork(tmp_path: Path) -> None:

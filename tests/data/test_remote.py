@@ -293,3 +293,7 @@ def test_a_loader_trains_from_a_failing_server_through_a_small_cache(
     assert all((a == b).all() for a, b in zip(*batches, strict=True))
     assert bytes_in(far.cache.directory) <= 1.5 * SHARD
     assert "the remote samples of one shuffle group take" in caplog.text
+    caplog.clear()
+    ranks = {"rank": 1, "world_size": 2}
+    train_loader(far, order, Crop(), global_batch=4, micro_batch=2, num_workers=0, **ranks).close()
+    assert "shuffle group" not in caplog.text  # the main rank has said it

@@ -54,14 +54,24 @@ def test_the_run_directory_holds_all_it_should(finished_run: Path) -> None:
     steps = [record for record in metrics(finished_run) if "loss" in record]
     assert all(fields <= record.keys() for record in steps)
     assert [record["samples_seen"] for record in steps] == [12 * step for step in range(1, 9)]
-    assert [record["step"] for record in metrics(finished_run) if "eval/loss" in record] == [0, 4, 8]
+    evaluations = [record for record in metrics(finished_run) if "eval/loss" in record]
+    assert [record["step"] for record in evaluations] == [0, 4, 8]
+    assert [str(record["eval/samples"]) for record in evaluations] == ["7", "7", "7"]
+    log = (finished_run / "log.txt").read_text()
+    assert [step for step in range(1, 9) if f" step {step}/8 " in log] == [1, 2, 4, 6, 8]
+    assert "eval/samples 7\n" in log
 
 
 @pytest.mark.slow
 def test_a_finished_run_is_reported(finished_run: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished_run / "metrics.jsonl").read_bytes()
     assert run_here(tiny_run(shards, finished_run)) == FINISHED
-    assert "is finished: step 8 of 8" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert shown.err == f"swinv2-train: loading simmim_demo in {finished_run} ...\n"
+    first, longer, new = shown.out.splitlines()
+    assert first.endswith("is finished: step 8 of 8; nothing to do")
+    assert "optim.steps above 8" in longer
+    assert f"init_from={finished_run} and another run.dir" in new
     assert (finished_run / "metrics.jsonl").read_bytes() == before
 
 
@@ -91,6 +101,9 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 4}
     assert not any("eval/loss" in record for record in metrics(tmp_path / "run") if record["step"] == 4)
     assert run_here(command) == FINISHED
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "stopped by SIGTERM after step 3, which is saved" in log
+    assert "the schedule has changed" not in log
     assert comparable(tmp_path / "run") == comparable(finished_run)
     ours, twin = (load_weights(path / "checkpoints" / "step-00000008") for path in (tmp_path / "run", finished_run))
     assert ours.keys() == twin.keys()

@@ -1,4 +1,4 @@
-"""The line of the log about the decoder."""
+"""Lines at the start of a run: the decoder, a changed schedule, a run that has finished."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.config.compose import compose
+from swinv2_train.config.compose import compose, to_yaml
+from swinv2_train.config.plan import make_plan
+from swinv2_train.config.schema import Config
 from swinv2_train.data import jpeg_part
-from swinv2_train.engine.start import decoder_line
+from swinv2_train.engine.schedule import learning_rate
+from swinv2_train.engine.start import decoder_line, finished_lines, rate_change
 
 
 @pytest.mark.slow
@@ -33,3 +36,38 @@ def test_the_log_names_the_decoder_and_the_reason(tmp_path: Path, monkeypatch: p
         f"{whole}{scaled} (then PIL); parts are not decoded: there is no"
     )
     jpeg_part.prepare.cache_clear()
+
+
+def made(steps: int | None, **optim: object) -> Config:
+    """A config of 100 samples in batches of 10."""
+    config = Config()
+    config.optim.global_batch, config.optim.steps = 10, steps
+    config.optim.epochs = None if steps else 4.0
+    config.optim.warmup_epochs = 0.0
+    for key, value in {"schedule": "cosine", "lr": 1e-3, "lr_reference_batch": 10, **optim}.items():
+        setattr(config.optim, key, value)
+    return config
+
+
+def test_the_jump_of_a_changed_schedule_is_named(tmp_path: Path) -> None:
+    resolved = tmp_path / "resolved.yaml"
+    before = made(20)
+    resolved.write_text(to_yaml(before))
+    plan = make_plan(before, 1, 100)
+    for same in (made(20), made(20, clip_norm=1.0), made(None, epochs=2.0)):
+        assert rate_change(resolved, same, make_plan(same, 1, 100), 10) == []
+    for after in (made(40), made(20, lr=1e-4), made(20, schedule="constant")):
+        (line,) = rate_change(resolved, after, longer := make_plan(after, 1, 100), 10)
+        last, following = learning_rate(9, before.optim, plan), learning_rate(10, after.optim, longer)
+        assert f"goes from {last:.4g} in step 10 to {following:.4g} in step 11" in line
+        assert f"the schedule before had {learning_rate(10, before.optim, plan):.4g}" in line
+    assert rate_change(tmp_path / "none.yaml", made(40), make_plan(made(40), 1, 100), 10) == []
+
+
+def test_a_finished_run_names_the_ways_to_continue() -> None:
+    for config, option in ((made(20), "optim.steps above 20"), (made(None), "optim.epochs above 4")):
+        config.run.dir = "runs/a"
+        first, longer, new = finished_lines(config, make_plan(config, 1, 100))
+        assert first.startswith("the run in runs/a is finished: step ")
+        assert option in longer
+        assert "init_from=runs/a" in new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -245,7 +246,7 @@ def test_targets_and_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert f"{tmp_path}/file is not a directory" in refused(tmp_path / "file" / "a" / "b", "timm")
     assert "unknown format 'keras'" in refused(tmp_path / "a", "keras")
     assert "written in fp32" in refused(tmp_path / "a", "onnx", "bf16")
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'swinv2-train[export]'" in refused(tmp_path / "a", "huggingface")
 
 

@@ -55,6 +55,22 @@ def test_every_stop_signal_is_a_request(stop: StopRequest, number: signal.Signal
     assert stop.signal == number
 
 
+def test_a_signal_and_a_file_are_reported_alike(
+    stop: StopRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert stop.cause == "a request to another rank"
+    os.kill(os.getpid(), signal.SIGTERM)
+    by_file = StopRequest()
+    by_file.restore()
+    by_file.watch(tmp_path / "STOP")
+    (tmp_path / "STOP").touch()
+    assert by_file.requested
+    rest = ": finishing the step and saving; Ctrl-C stops immediately"
+    lines = capfd.readouterr().err.split()
+    assert " ".join(lines) == f"swinv2-train: SIGTERM{rest} swinv2-train: {tmp_path}/STOP{rest}"
+    assert (stop.cause, by_file.cause) == ("SIGTERM", f"the file {tmp_path}/STOP")
+
+
 def test_the_signals_are_those_of_schedulers_and_terminals() -> None:
     assert {number.name for number in STOP_SIGNALS} == {"SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"}
 

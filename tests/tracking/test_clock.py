@@ -80,12 +80,20 @@ def test_a_pause_ends_when_its_block_raises(time: Time) -> None:
 
 def test_the_slow_start_fades_from_the_time_left(time: Time) -> None:
     clock = StepClock(10, now=time)
-    run_steps(clock, time, steps=1, wait=0.0, work=1000.0)
+    run_steps(clock, time, steps=2, wait=0.0, work=1000.0)
     assert clock.read(steps_left=10).seconds_left == 10_000.0
     for _ in range(40):
         run_steps(clock, time, steps=10, wait=0.0, work=1.0)
         read = clock.read(steps_left=10)
     assert read.seconds_left == pytest.approx(10.0, rel=0.01)
+
+
+def test_a_first_step_that_is_read_alone_is_forgotten_at_the_next_read(time: Time) -> None:
+    clock = StepClock(10, now=time)
+    run_steps(clock, time, steps=1, wait=0.0, work=1000.0)
+    assert clock.read(steps_left=10).seconds_left == 10_000.0
+    run_steps(clock, time, steps=10, wait=0.0, work=1.0)
+    assert clock.read(steps_left=10).seconds_left == pytest.approx(10.0)
 
 
 def test_nothing_is_known_before_the_first_step(time: Time) -> None:
