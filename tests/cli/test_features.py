@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from swinv2_train.cli.analyze import main as analyze
-from swinv2_train.cli.features import data_options, main, split_paths
+from swinv2_train.cli.features import data_options, main
 from tests.evaluated import classifier, encoder, labelled_shards
 from tests.runs import make_images
 
@@ -101,7 +101,7 @@ def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("command", "items", "message"),
     [
-        (main, ["{model}", "a.npz"], "write CHECKPOINT DATA... OUT; 2 of these three are given"),
+        (main, ["{model}", "a.npz"], "DATA (or data=) is missing: image files, folders, and patterns"),
         (main, ["{model}", "{images}", "a.csv"], "a.csv: the name of the output must end in .npz or .parquet"),
         (main, ["{model}", "{images}", "nowhere/a.npz"], "nowhere is not a directory"),
         (main, ["{model}", "{images}", "{shards}", "a.npz"], "{shards} is shards and {images} is not"),
@@ -109,11 +109,11 @@ def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (main, ["{model}", "{images}", "a.npz", "stage=1"], "stage=1: unknown option; did you mean stages?"),
         (main, ["{model}", "{images}", "a.npz", "queries=3"], "queries=3: applies to the picture of nearest neighbors"),
         (main, ["{model}", "{images}", "a.npz", "sheet=a.jpg"], "sheet=a.jpg: the name must end in .png"),
-        (main, ["{model}", "{images}", "a.npz", "out=b"], "out=b: unknown option"),
+        (main, ["{model}", "{images}", "out=b"], "b: the name of the output must end in .npz or .parquet"),
         (main, ["{model}", "nowhere", "a.npz"], "nowhere does not exist"),
         (main, ["nowhere", "{images}", "a.npz"], "nowhere does not exist"),
         (main, ["{model}", "{images}", "a.npz", "precision=fp16", "device=cpu"], "precision=fp16: needs a GPU"),
-        (analyze, ["attention", "{model}", "a.png"], "write CHECKPOINT IMAGES... OUT.png; 2 of these three are given"),
+        (analyze, ["attention", "{model}", "a.png"], "IMAGES (or images=) is missing: files, folders, and patterns"),
         (analyze, ["attention", "{model}", "{images}", "a.jpg"], "a.jpg: the last path is the figure"),
         (analyze, ["attention", "{model}", "{images}", "a.png", "at=2,0"], "at=2,0: must be two numbers from 0 to 1"),
     ],
@@ -136,6 +136,14 @@ def test_usage_errors_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_names_and_dashes_mean_the_same(folder: Path, tmp_path: Path) -> None:
+    model, images = folder / "model.safetensors", folder / "images"
+    assert run(model, images, tmp_path / "a.npz", "workers=0", "stages=2") == 0
+    named = (f"out={tmp_path / 'b.npz'}", "--stages", "2", f"data={images}", "--workers=0", f"checkpoint={model}")
+    assert run(*named) == 0
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
 @pytest.mark.skipif(PYARROW, reason="pyarrow is installed")
 def test_parquet_without_pyarrow_names_the_package(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -144,12 +152,7 @@ def test_parquet_without_pyarrow_names_the_package(
     assert "Parquet needs the package pyarrow; pip install 'swinv2-train[parquet]'" in capsys.readouterr().err
 
 
-def test_paths_and_shards_are_recognized(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("lr=1").mkdir()
-    assert split_paths(["lr=1", "batch=2", "runs/a=b/x", "data", "o.npz"]) == (
-        "lr=1", ["runs/a=b/x", "data"], Path("o.npz"), ["batch=2"],
-    )  # fmt: skip
+def test_shards_and_images_are_told_apart(folder: Path) -> None:
     assert data_options([str(folder / "images"), "*.jpg"]) == {"images": (str(folder / "images"), "*.jpg")}
     assert data_options([str(folder / "shards")]) == {"shards": str(folder / "shards")}
     assert data_options(["a.tar", "[b.tar,c.tar]"]) == {"shards": ["a.tar", "b.tar", "c.tar"]}
