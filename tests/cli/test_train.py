@@ -166,7 +166,7 @@ def test_a_dry_run_under_a_launcher_does_not_train(
 def test_a_run_dir_that_is_a_file_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert run_here(tiny_run(shards, tmp_path / "file")) == WRONG_USE
-    assert "is a file; use a directory" in capsys.readouterr().err
+    assert "is a file; use another directory" in capsys.readouterr().err
 
 
 def test_cuda_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str], shards: Path, tmp_path: Path) -> None:
