@@ -7,6 +7,7 @@ in storage. The small ones, with 8 channels, are for tests that compare numbers.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,3 +134,15 @@ def released_v1_file() -> dict[str, Any]:
             shapes |= dict.fromkeys((f"{place}downsample.norm.weight", f"{place}downsample.norm.bias"), (4 * dim,))
     shapes |= {"norm.weight": (768,), "norm.bias": (768,), "head.weight": (1000, 768), "head.bias": (1000,)}
     return {"model": _hollow(shapes)}
+
+
+def mmpretrain_key(name: str) -> str:
+    """The key of a canonical name in mmpretrain, from the description of its layout."""
+    if name.startswith("head."):
+        return name.replace("head.", "head.fc.")
+    if name.startswith("norm."):
+        return f"backbone.{name.replace('norm.', 'norm3.')}"
+    name = name.replace("patch_embed.proj.", "patch_embed.projection.")
+    name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"stages.{int(found[1]) + 1}.downsample", name)
+    name = name.replace("layers.", "stages.").replace(".attn.", ".attn.w_msa.").replace("enorm", "norm3")
+    return "backbone." + name.replace("mlp.fc1.", "ffn.layers.0.0.").replace("mlp.fc2.", "ffn.layers.1.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from swinv2_train.interop.agreement import disagreement
 from swinv2_train.interop.load import load_model, start_note
 from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.source import open_source
-from tests.interop.files import canonical, classifier
+from tests.interop.files import canonical, classifier, mmpretrain_key
 from tests.models.golden import golden_config
 
 SHAPE: dict[str, Any] = {"embed_dim": 16, "depths": [2, 1, 2, 1], "num_heads": [1, 1, 2, 2]}
@@ -102,18 +101,6 @@ def test_torchvisions_first_swin_is_refused(tmp_path: Path) -> None:
     torch.save({key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}, tmp_path / "swin_t.pth")
     with pytest.raises(ConfigError, match="torchvision's Swin Transformer V1, whose weights do not fit V2"):
         open_source(tmp_path / "swin_t.pth")
-
-
-def mmpretrain_key(name: str) -> str:
-    """The key of a canonical name in mmpretrain, from the description of its layout."""
-    if name.startswith("head."):
-        return name.replace("head.", "head.fc.")
-    if name.startswith("norm."):
-        return f"backbone.{name.replace('norm.', 'norm3.')}"
-    name = name.replace("patch_embed.proj.", "patch_embed.projection.")
-    name = re.sub(r"layers\.(\d+)\.downsample", lambda found: f"stages.{int(found[1]) + 1}.downsample", name)
-    name = name.replace("layers.", "stages.").replace(".attn.", ".attn.w_msa.").replace("enorm", "norm3")
-    return "backbone." + name.replace("mlp.fc1.", "ffn.layers.0.0.").replace("mlp.fc2.", "ffn.layers.1.")
 
 
 def unfolded(name: str, tensor: Tensor) -> Tensor:

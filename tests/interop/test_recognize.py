@@ -17,8 +17,7 @@ from swinv2_train.interop.names import FORMATS
 from swinv2_train.interop.recognize import recognize
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.torch_file import TorchStorage
-from tests.interop.files import canonical, classifier, masked_model, official_file
-from tests.interop.test_peers_layouts import mmpretrain_key
+from tests.interop.files import canonical, classifier, masked_model, mmpretrain_key, official_file
 from tests.models.golden import golden_config
 
 PREFIXES = ("", "module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module._orig_mod.model.",
