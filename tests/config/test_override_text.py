@@ -117,7 +117,7 @@ def test_a_list_is_split_outside_of_brackets_and_quotes(text: str, parts: list[s
 def test_commands_for_finished_weights_read_patterns_in_the_same_way() -> None:
     assert shards(["train-{000000..000011}.tar"]) == "train-{000000..000011}.tar"
     assert shards(["[a-{0,1}.tar,'b c.tar']"]) == ["a-{0,1}.tar", "b c.tar"]
-    assert shards('"~/data/train-*.tar"') == "~/data/train-*.tar"
+    assert shards(['"~/data/train-*.tar"']) == "~/data/train-*.tar"
 
 
 def test_a_key_of_any_length_is_refused() -> None:
