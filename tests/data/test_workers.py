@@ -72,7 +72,7 @@ def wait_until(condition: Any) -> None:
 
 @pytest.fixture(scope="module")
 def started() -> list[bool]:
-    """Whether this file has started its worker server: that takes seconds."""
+    """Not empty once this file has started its worker server, which takes seconds."""
     return []
 
 
