@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -27,6 +28,7 @@ def keys_of(engine: str, period: int) -> tuple[str, ...]:
 
 
 def measure(out: str, experiment: str, ranks: int, images: int, overrides: list[str]) -> None:
+    gc.freeze()  # DeepSpeed collects garbage again and again
     sys.path.insert(0, str(BENCH))
     import step_memory
 
