@@ -122,22 +122,29 @@ def test_a_value_from_the_environment_is_stored_as_its_name(tmp_path: Path, monk
             read()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("value", [
+ODD = [
     "a/${x}", "${seed}", "a${oc.env:HOME}b", "\\${a}", "a\\\\${b} c\\d",
     "x # y", "x: y", "'q\"", "l1\nl2", "1e-3", "null", "[a,b]", "{a: 1}", " a ", "~", "",
-])  # fmt: skip
-def test_a_value_from_the_environment_is_resolved_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    monkeypatch.setenv("PLACE", value)
-    config = compose(["+experiment=simmim_demo", "data.shards=['${oc.env:PLACE}/a.tar',b]"])
-    config.data.cache_dir = value  # as text that was never an expression
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_values_from_the_environment_are_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for index, value in enumerate(ODD):
+        monkeypatch.setenv(f"PLACE_{index}", value)
+    shards = ",".join(f"'${{oc.env:PLACE_{index}}}/a.tar'" for index in range(len(ODD)))
+    config = compose(["+experiment=simmim_demo", f"data.shards=[{shards},b]"])
+    config.data.eval_shards = list(ODD)  # as text that was never an expression
     path = tmp_path / "resolved.yaml"
     path.write_text(to_yaml(config))
     again = from_yaml(path)
     assert again == config
-    assert (again.data.shards, again.data.cache_dir) == ([f"{value}/a.tar", "b"], value)
+    assert again.data.shards == [*(f"{value}/a.tar" for value in ODD), "b"]
+    assert again.data.eval_shards == ODD
+    for value in ODD[:5]:  # a key of its own is stored in another way than a list
+        config.data.cache_dir = value
+        path.write_text(to_yaml(config))
+        assert from_yaml(path).data.cache_dir == value
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -57,10 +58,17 @@ MAY_IMPORT = {
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file, the module first."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The full names of the modules that a file imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -111,7 +119,7 @@ def test_functions_are_short_and_take_few_parameters() -> None:
     """At most 80 lines and 8 parameters; dataclasses, which only hold, may have more fields."""
     wrong = []
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 given = node.args
                 names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
@@ -143,7 +151,7 @@ def test_tasks_are_asked_and_never_told_apart_elsewhere() -> None:
 
     found = []
     for path in OUTSIDE:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
                 bad = re.search(r"Config\b", ast.unparse(node.args[1]))
             else:
@@ -162,9 +170,7 @@ def test_files_fit_in_the_head() -> None:
 
 @pytest.mark.slow
 def test_every_module_says_what_it_is_for() -> None:
-    silent = [
-        str(path) for path in FILES if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
-    ]
+    silent = [str(path) for path in FILES if path.read_text().strip() and not ast.get_docstring(nodes(path)[0])]
     assert silent == []
 
 

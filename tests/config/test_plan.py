@@ -7,6 +7,7 @@ import pytest
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan, split_batch
+from tests.config.quickly import quickly
 
 
 def test_the_giant_recipe_has_the_numbers_of_the_paper() -> None:
@@ -29,11 +30,10 @@ def test_the_base_recipe_has_the_official_numbers() -> None:
     assert config.model.drop_path == pytest.approx(0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12])
 @pytest.mark.parametrize("most", [None, 1, 2, 5, 7, 100])
 def test_micro_batches_add_up_to_the_global_batch(world_size: int, most: int | None) -> None:
-    config = compose(["optim.global_batch=24", f"engine.micro_batch={'null' if most is None else most}"])
+    config = quickly(["optim.global_batch=24"], [f"engine.micro_batch={'null' if most is None else most}"])
     micro, accumulation = split_batch(config, world_size)
     assert micro * accumulation * world_size == 24
     assert most is None or micro <= most

@@ -10,11 +10,11 @@ from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.validate import resolution, validate
+from tests.config.quickly import quickly
 
 BASE = ["+experiment=simmim_tiny"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -70,7 +70,7 @@ BASE = ["+experiment=simmim_tiny"]
 )
 def test_rejected_with_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(compose([*BASE, *overrides]))
+        validate(quickly(BASE, overrides))
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -80,7 +80,6 @@ def test_rejected_with_field_value_and_fix(overrides: list[str], parts: list[str
 SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "optim.global_batch=24"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -128,7 +127,7 @@ SUPERVISED = ["task=classification", "task.num_classes=10", "optim.epochs=1", "o
 )
 def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(compose([*SUPERVISED, *overrides]))
+        validate(quickly(SUPERVISED, overrides))
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -155,7 +154,7 @@ def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts
     ],
 )
 def test_what_can_be_run_is_not_refused(overrides: list[str]) -> None:
-    validate(compose([*SUPERVISED, *overrides]))
+    validate(quickly(SUPERVISED, overrides))
 
 
 PROBED = ["data.eval_shards=x", "probe.shards=a", "probe.eval_shards=b", "checkpoint.keep_best=1"]
@@ -164,10 +163,9 @@ PROBED += ["checkpoint.best_metric=eval/probe/knn_top1", "checkpoint.every_steps
 
 @pytest.mark.parametrize("every", [1, 3, 4, 12])
 def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
-    validate(compose([*SUPERVISED, *PROBED, f"probe.every_steps={every}"]))
+    validate(quickly([*SUPERVISED, *PROBED], [f"probe.every_steps={every}"]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
@@ -186,7 +184,7 @@ def test_a_probe_at_every_evaluation_may_choose_the_best(every: int) -> None:
 )
 def test_a_best_metric_that_would_be_missing_later_is_refused_at_once(overrides: list[str], parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(compose([*SUPERVISED, *PROBED, *overrides]))
+        validate(quickly([*SUPERVISED, *PROBED], overrides))
     assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
@@ -208,7 +206,7 @@ def test_timm_builds_every_policy_that_is_let_through(policy: str) -> None:
 
     from swinv2_train.data.auto_augment import ColourAugment
 
-    validate(compose([*SUPERVISED, f"task.auto_augment={policy}"]))
+    validate(quickly(SUPERVISED, [f"task.auto_augment={policy}"]))
     augment = ColourAugment(policy, 0.0, (32, 32), (0.5,) * 3, "bicubic")
     image = torch.arange(3 * 32 * 32, dtype=torch.int32).to(torch.uint8).view(3, 32, 32)
     seeds = range(3)
@@ -261,3 +259,12 @@ def test_a_directory_that_cannot_be_made_is_rejected(
             check_directory("key", directory, written=True)
         assert str(caught.value) == sentence
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_config_is_the_same_without_hydra() -> None:
+    """Most of the cases above take this way."""
+    overrides = ["optim.lr=1", "data.std=[1,0,1]", "optim.freeze={stages: 5}", "data.eval_shards=''", "optim.epochs=2"]
+    overrides += ["tracking.peak_tflops=inf", "model.window=[12,12]", "task.mask_ratio=0.5", "optim.steps=null"]
+    assert repr(quickly(BASE, overrides)) == repr(compose([*BASE, *overrides]))
+    overrides = ["task.class_weights=[1,2]", "task.auto_augment=null", "init.label_map=map.txt"]
+    assert repr(quickly(SUPERVISED, overrides)) == repr(compose([*SUPERVISED, *overrides]))

@@ -1,4 +1,4 @@
-"""Two ranks, started in every way: the same run as one process, and as each other; stopped by a signal, it goes on."""
+"""Two ranks, started in every way: the same run as one process, and as each other; interrupted, it goes on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import pytest
 
 from swinv2_train.exit_codes import FAILED, FINISHED, STOPPED, WRONG_USE
 from swinv2_train.launch.environment import free_port
-from tests.runs import comparable, losses, run_command, run_here, start, tiny_run
+from tests.faults.job import FaultyRun
+from tests.faults.nursery import Nursery
+from tests.runs import comparable, losses, make_shard, run_command, run_here, start, tiny_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("default_signals")]
 PLAIN = "data.num_workers=0"
-"""Two ranks with workers are `two_ranks`; elsewhere they would only cost time."""
-LENGTH = ("optim.steps=30", "tracking.log_every_steps=1", "checkpoint.every_steps=10", "eval.every_steps=15")
+"""One start has workers; elsewhere they would only cost time."""
+LENGTH = ("optim.steps=24", "tracking.log_every_steps=1", "checkpoint.every_steps=8", "eval.every_steps=12")
 
 
 def ways(overrides: list[str]) -> dict[str, list[str]]:
@@ -39,11 +41,11 @@ def one_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(shards: Path, hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Started in a directory whose files no process may import: command, launcher, ranks, and workers."""
+def two_ranks(shards: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two ranks, forked instead of started."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["own"], cwd=hostile)
-    assert code == FINISHED, output
+    run = FaultyRun(run_dir, tiny_run(shards, run_dir, *LENGTH, PLAIN), nursery)
+    assert run.go(2) == FINISHED, run.jobs[0].output
     return run_dir
 
 
@@ -52,7 +54,7 @@ def test_two_ranks_follow_one_process(one_process: Path, two_ranks: Path) -> Non
     assert losses(two_ranks)[:20] == pytest.approx(losses(one_process)[:20], rel=1e-5)
     held_out = [[row["eval/loss"] for row in comparable(run) if "eval/loss" in row] for run in (one_process, two_ranks)]
     assert held_out[1] == pytest.approx(held_out[0], rel=1e-4)
-    assert json.loads((two_ranks / "status.json").read_text()) == {"status": "finished", "step": 30}
+    assert json.loads((two_ranks / "status.json").read_text()) == {"status": "finished", "step": 24}
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -65,31 +67,56 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def start_and_wait(command: list[str], run_dir: Path, step: int = 3) -> subprocess.Popen[str]:
+def start_and_wait(command: list[str], run_dir: Path, step: int = 3, cwd: Path | None = None) -> subprocess.Popen[str]:
     """Start a run and let it get through a step."""
-    process, record = start(command), run_dir / "metrics.jsonl"
+    process, record = start(command, cwd), run_dir / "metrics.jsonl"
     while process.poll() is None and not (record.exists() and f'"step": {step},' in record.read_text()):
         time.sleep(0.05)
     return process
 
 
-def test_a_signal_to_a_rank_stops_them_all_and_the_same_command_goes_on(
-    shards: Path, two_ranks: Path, tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    command = ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["own"]
-    process = start_and_wait(command, run_dir)
-    ranks_of(process)[1].send_signal(signal.SIGUSR1)
+def saved_and_ended(process: subprocess.Popen[str], run_dir: Path, code: int) -> int:
+    """Wait for the end of ranks that are left alone; returns the step that they saved."""
+    # The ranks hold the other end of the pipe: it closes with the last of them.
     output, _ = process.communicate(timeout=200)
-    assert process.returncode == STOPPED, output
+    assert process.returncode == code, output
     status = json.loads((run_dir / "status.json").read_text())
     assert status["status"] == "stopped"
-    stopped = status["step"]
-    assert 3 <= stopped < 30
-    assert (run_dir / "checkpoints" / f"step-{stopped:08d}").is_dir()
-    code, output = run_command(command)
+    assert 3 <= status["step"] < 24
+    assert (run_dir / "checkpoints" / f"step-{status['step']:08d}").is_dir()
+    return status["step"]
+
+
+def test_ranks_that_are_left_alone_save_and_end_and_the_same_command_goes_on(
+    shards: Path, two_ranks: Path, hostile: Path, tmp_path: Path
+) -> None:
+    """In a directory whose files no process may import: command, launcher, ranks, and workers."""
+    run_dir = tmp_path / "run"
+    command = ways(tiny_run(shards, run_dir, *LENGTH))["own"]
+    process = start_and_wait(command, run_dir, cwd=hostile)
+    process.kill()
+    stopped = saved_and_ended(process, run_dir, -signal.SIGKILL)
+    code, output = run_command(command, cwd=hostile)
     assert code == FINISHED, output
     assert f"resuming from {run_dir / 'checkpoints'}/step-{stopped:08d}" in output
+    assert comparable(run_dir) == comparable(two_ranks)
+
+
+def test_torchrun_goes_on_after_the_deepspeed_command_and_after_a_killed_rank(
+    shards: Path, two_ranks: Path, tmp_path: Path
+) -> None:
+    """A SIGTERM to the deepspeed command kills it, and leaves the ranks alone. torchrun starts killed ranks again."""
+    run_dir = tmp_path / "run"
+    commands = ways(tiny_run(shards, run_dir, *LENGTH, PLAIN, "checkpoint.every_steps=2"))
+    process = start_and_wait(commands["deepspeed"], run_dir)
+    process.terminate()
+    stopped = saved_and_ended(process, run_dir, -signal.SIGTERM)
+    command = commands["torchrun"]
+    process = start_and_wait([command[0], "--max-restarts", "1", *command[1:]], run_dir, stopped + 3)
+    ranks_of(process)[1].kill()
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == FINISHED, output
+    assert output.count("resuming from") == 2
     assert comparable(run_dir) == comparable(two_ranks)
 
 
@@ -101,43 +128,6 @@ def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path) -> 
     output, _ = process.communicate(timeout=200)
     assert process.returncode == STOPPED, output
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] in ("starting", "stopped")
-
-
-def assert_saved_and_ended(process: subprocess.Popen[str], run_dir: Path, code: int) -> None:
-    # The ranks hold the other end of the pipe: it closes with the last of them.
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == code, output
-    status = json.loads((run_dir / "status.json").read_text())
-    assert status["status"] == "stopped"
-    assert (run_dir / "checkpoints" / f"step-{status['step']:08d}").is_dir()
-
-
-def test_ranks_that_are_left_alone_save_and_end(shards: Path, tmp_path: Path) -> None:
-    overrides = tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000", "tracking.log_every_steps=1")
-    process = start_and_wait(ways(overrides)["own"], tmp_path / "run")
-    process.kill()
-    assert_saved_and_ended(process, tmp_path / "run", -signal.SIGKILL)
-
-
-def test_the_deepspeed_command_gives_the_same_run_in_two_starts(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
-    """A SIGTERM to the command kills it, and leaves the ranks alone: they save and end."""
-    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN))["deepspeed"]
-    process = start_and_wait(command, tmp_path / "run")
-    process.terminate()
-    assert_saved_and_ended(process, tmp_path / "run", -signal.SIGTERM)
-    code, output = run_command(command)
-    assert code == FINISHED, output
-    assert comparable(tmp_path / "run") == comparable(two_ranks)
-
-
-def test_torchrun_starts_the_ranks_again_after_one_was_killed(shards: Path, two_ranks: Path, tmp_path: Path) -> None:
-    command = ways(tiny_run(shards, tmp_path / "run", *LENGTH, PLAIN, "checkpoint.every_steps=2"))["torchrun"]
-    process = start_and_wait([command[0], "--max-restarts", "1", *command[1:]], tmp_path / "run")
-    ranks_of(process)[1].kill()
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == FINISHED, output
-    assert "resuming from" in output
-    assert comparable(tmp_path / "run") == comparable(two_ranks)
 
 
 def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards: Path, tmp_path: Path) -> None:
@@ -161,12 +151,12 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(two_ranks, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-00000030")
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000024")
     assert run_here(tiny_run(shards, run_dir, *LENGTH, PLAIN)) == FINISHED
     assert "saved by 2 ranks" in (run_dir / "log.txt").read_text()
-    assert (run_dir / "checkpoints" / "step-00000030").is_dir()
-    assert losses(run_dir)[:20] == losses(two_ranks)[:20]
-    assert losses(run_dir)[20:] != losses(two_ranks)[20:], "one rank adds up in another order"
+    assert (run_dir / "checkpoints" / "step-00000024").is_dir()
+    assert losses(run_dir)[:16] == losses(two_ranks)[:16]
+    assert losses(run_dir)[16:] != losses(two_ranks)[16:], "one rank adds up in another order"
     assert losses(run_dir) == pytest.approx(losses(one_process), rel=1e-4)
 
 
@@ -178,12 +168,12 @@ def test_a_wrong_batch_for_the_ranks_is_one_sentence(shards: Path, tmp_path: Pat
     )
 
 
-def test_an_error_in_a_rank_ends_the_command(tmp_path: Path) -> None:
-    from tests.runs import make_shard
-
+def test_an_error_in_the_ranks_is_a_failure(nursery: Nursery, tmp_path: Path) -> None:
+    """tests/launch/test_launcher.py holds what the command does when ranks have failed."""
     make_shard(tmp_path / "train-0.tar", 24, 0, broken=tuple(range(14)))
     make_shard(tmp_path / "eval-0.tar", 4, 2)
-    overrides = tiny_run(tmp_path, tmp_path / "run", PLAIN, "data.max_broken_share=0.005", "launch.nproc_per_node=2")
-    code, output = run_command(["swinv2-train", *overrides])
-    assert code == FAILED, output
-    assert "data.max_broken_share=0.005" in output
+    overrides = tiny_run(tmp_path, tmp_path / "run", PLAIN, "data.max_broken_share=0.005")
+    run = FaultyRun(tmp_path / "run", overrides, nursery)
+    assert run.go(2) == FAILED, run.jobs[0].output
+    assert run.jobs[0].stuck == []
+    assert "data.max_broken_share=0.005" in run.jobs[0].output

@@ -19,7 +19,10 @@ from tests.runs import comparable, losses, metrics, run_here, tiny_run
 
 BATCH = 12
 """Samples in a step of a tiny run."""
-SPIKE = ("optim.steps=16", "guard.min_steps=8", "guard.window=8", "eval.every_steps=0", "eval.figure_every_steps=0")
+SPIKE = (
+    "optim.steps=16", "guard.min_steps=8", "guard.window=8", "eval.every_steps=0", "eval.figure_every_steps=0",
+    "data.num_workers=0",
+)  # fmt: skip
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from swinv2_train.config.plan import make_plan
 from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.launch.ranks import join, leave
 from swinv2_train.models.precision import PRECISIONS
-from tests.runs import run_command
+from tests.faults.nursery import Nursery
 
 LAYOUTS = [("fp32", 0, "null"), ("fp32", 1, "null"), ("bf16", 0, "null"), ("bf16", 1, "null"), ("bf16", 1, "fp32"),
            ("bf16", 2, "null")]  # fmt: skip
@@ -102,9 +103,9 @@ def test_refused_updates_and_the_average(precision: str, stage: int, accumulate:
 
 
 @pytest.mark.slow
-def test_refused_updates_and_the_average_in_stage_3() -> None:
+def test_refused_updates_and_the_average_in_stage_3(nursery: Nursery, tmp_path: Path) -> None:
     """ZeRO-3 replaces torch's linear function for the rest of the process, so it gets one of its own."""
-    code, output = run_command([sys.executable, "-m", "tests.engine.test_engine", "fp32", "bf16"])
+    code, output = nursery.run("tests.engine.test_engine", ["fp32", "bf16"], tmp_path)
     assert code == 0, output
 
 

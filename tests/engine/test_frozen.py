@@ -28,7 +28,7 @@ from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.ranks import Ranks, join
 from swinv2_train.models.precision import PRECISIONS
 from tests.checkpoint.weights import load_weights
-from tests.runs import run_command
+from tests.faults.nursery import Nursery
 
 # Stage 3 replaces torch's linear function for the rest of the process, so it comes last.
 LAYOUTS = [(precision, stage) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
@@ -185,8 +185,8 @@ def main(root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_frozen_parameters_and_buffers_on_any_number_of_ranks(tmp_path: Path) -> None:
-    code, output = run_command([sys.executable, "-m", "tests.engine.test_frozen", str(tmp_path)])
+def test_frozen_parameters_and_buffers_on_any_number_of_ranks(nursery: Nursery, tmp_path: Path) -> None:
+    code, output = nursery.run("tests.engine.test_frozen", [str(tmp_path)], tmp_path)
     assert code == 0, output
     path = tmp_path / "turn-1" / "bf16-zero3" / "step-00000002"
     one = reshape(path, tmp_path / "three", 3)

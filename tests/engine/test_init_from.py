@@ -22,7 +22,8 @@ from swinv2_train.interop.source import open_source
 from swinv2_train.launch.ranks import join, leave
 from swinv2_train.models import init_weights
 from swinv2_train.models.precision import PRECISIONS
-from tests.runs import TINY_MODEL, make_shard, run_command, run_here, tiny_run
+from tests.faults.nursery import Nursery
+from tests.runs import TINY_MODEL, make_shard, run_here, tiny_run
 
 LAYOUTS = [("fp32", 0), ("fp32", 1), ("bf16", 0), ("bf16", 1), ("bf16", 2)]
 
@@ -71,10 +72,10 @@ def test_the_engine_has_the_weights(finished_run: Path, tmp_path: Path, precisio
 
 
 @pytest.mark.slow
-def test_the_engine_has_the_weights_in_stage_3(finished_run: Path, tmp_path: Path) -> None:
+def test_the_engine_has_the_weights_in_stage_3(finished_run: Path, tmp_path: Path, nursery: Nursery) -> None:
     """ZeRO-3 replaces torch's linear function for the rest of the process, so it gets one of its own."""
-    command = [sys.executable, "-m", "tests.engine.test_init_from", str(finished_run), str(tmp_path / "run"), "bf16"]
-    code, output = run_command(command)
+    arguments = [str(finished_run), str(tmp_path / "run"), "bf16"]
+    code, output = nursery.run("tests.engine.test_init_from", arguments, tmp_path)
     assert code == 0, output
 
 

@@ -2,19 +2,24 @@
 
     python -m tests.faults.nursery
 
-A request is a line of JSON on stdin: `arguments`, `environment`, `output` (file for stdout and stderr) and `exit` (file
-for the exit code, negative for a signal). The answer is a line with the process id. The end of stdin ends all.
+A request is a line of JSON on stdin: `module` (that runs as a program; empty: a rank), `arguments`, `environment`,
+`output` (file for stdout and stderr) and `exit` (file for the exit code, negative for a signal). The answer is a line
+with the process id. The end of stdin ends all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +29,19 @@ from tests.faults import rank
 ROOT = Path(__file__).resolve().parents[2]
 """Where `tests` can be imported from."""
 _POLL_SECONDS = 0.02
+_LATE = (
+    "deepspeed.module_inject.auto_ep_layer", "deepspeed.runtime.zero.muon.muon_optimizer", "einops._torch_specific",
+    "fsspec", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "swinv2_train.tasks.classification",
+    "swinv2_train.tasks.simmim",
+)  # fmt: skip
+"""Modules that a rank imports only when it makes its engine and opens its data, half a second in each of them."""
 
 
 class Nursery:
     """The other end: asks the nursery for ranks. Use it as a context."""
 
     def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.nursery"],
             cwd=ROOT, env=environment, start_new_session=True,
@@ -42,11 +54,24 @@ class Nursery:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def fork(self, arguments: list[str], environment: dict[str, str], output: Path, exit_file: Path) -> int:
-        """Start a rank; returns its process id."""
+    def run(self, module: str, arguments: list[str], folder: Path) -> tuple[int, str]:
+        """Run `python -m MODULE` to its end, with two files in a folder: (exit code, output)."""
+        output, exit_file = folder / "program-output.txt", folder / "program.exit"
+        self.fork(arguments, self._environment, output, exit_file, module)
+        while not exit_file.exists():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the nursery ended with code {self._process.returncode}")
+            time.sleep(_POLL_SECONDS)
+        return int(exit_file.read_text()), output.read_text()
+
+    def fork(
+        self, arguments: list[str], environment: dict[str, str], output: Path, exit_file: Path, module: str = ""
+    ) -> int:
+        """Start a rank, or another program; returns its process id."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {
+            "module": module,
             "arguments": arguments,
             "environment": environment,
             "output": str(output),
@@ -73,6 +98,10 @@ def _import_everything() -> None:
         import swinv2_train.cli.train
         import swinv2_train.engine.run  # noqa: F401
         from swinv2_train.config.compose import compose
+
+        for name in _LATE:
+            with contextlib.suppress(ImportError):  # other versions of a library do without
+                importlib.import_module(name)
 
     compose(["+experiment=simmim_demo"])
     gc.freeze()  # `lean_imports` unfreezes at the end
@@ -131,7 +160,10 @@ def main() -> None:
     request = serve(answers)
     if request is not None:
         _become_rank(request)
-        rank.main()
+        if request["module"]:
+            runpy.run_module(request["module"], run_name="__main__")
+        else:
+            rank.main()
 
 
 if __name__ == "__main__":

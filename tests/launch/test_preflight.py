@@ -17,6 +17,8 @@ from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.preflight import Facts, _missing_here, _witnesses, differences, warnings
 from swinv2_train.launch.ranks import Ranks
 from tests.data.samples import write_shards
+from tests.faults.job import FaultyRun
+from tests.faults.nursery import Nursery
 from tests.runs import environment, run_here, tiny_run
 
 GIB = 2**30
@@ -120,15 +122,15 @@ def test_a_planted_version_and_a_missing_shard_are_named(shards: Path, tmp_path:
 
 
 @pytest.mark.distributed
-def test_data_that_only_the_main_rank_opens_end_all_ranks_with_one_sentence(shards: Path, tmp_path: Path) -> None:
+def test_data_that_only_the_main_rank_opens_end_all_ranks_with_one_sentence(
+    shards: Path, nursery: Nursery, tmp_path: Path
+) -> None:
     overrides = tiny_run(shards, tmp_path / "run", "data.num_workers=0", f"data.shards={tmp_path}/none-*.tar")
-    port = free_port()
-    both = [start(rank, port, overrides, HOME=str(tmp_path)) for rank in (0, 1)]
-    first, second = (process.communicate(timeout=200)[0] for process in both)
-    assert [process.returncode for process in both] == [WRONG_USE, WRONG_USE], first + second
-    (line,) = [line for line in first.splitlines() if line.startswith("swinv2-train:")]
+    run = FaultyRun(tmp_path / "run", overrides, nursery)
+    assert run.go(2) == WRONG_USE
+    assert [path.read_text() for path in sorted(run.trace.glob("*.exit"))] == [str(WRONG_USE)] * 2
+    (line,) = [line for line in run.jobs[0].output.splitlines() if line.startswith("swinv2-train:")]
     assert line == f"swinv2-train: data.shards={tmp_path}/none-*.tar: {tmp_path}/none-*.tar matches no shard"
-    assert "swinv2-train:" not in second
 
 
 def test_a_host_looks_for_two_shards_of_each_set(tmp_path: Path) -> None:
