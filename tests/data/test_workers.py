@@ -70,32 +70,24 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture(scope="module")
-def started() -> list[bool]:
-    """Not empty once this file has started its worker server, which takes seconds."""
-    return []
-
-
-@pytest.fixture
-def own_server(default_signals: None, started: list[bool], hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker server of this file, started among files that are named like modules.
-
-    One that other tests have started does not hold signals back.
-    """
-    if not started:
-        monkeypatch.chdir(hostile)
-        multiprocessing.resource_tracker._resource_tracker._stop()
-        multiprocessing.forkserver._forkserver._stop()
-        started.append(True)
-
-
-def test_batches_come_in_order_from_single_threaded_workers(own_server: None) -> None:
+def test_batches_come_in_order_from_single_threaded_workers() -> None:
     pool = WorkerPool(Numbers(), ([i, i + 1] for i in count()), Workers(2, 2))
     for i in range(20):
         batch = next(pool)
         assert batch["numbers"].tolist() == [i, i + 1]
         assert batch["threads"] == 1
     pool.close()
+
+
+@pytest.fixture
+def own_server(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker server of this file, started among files that are named like modules.
+
+    One that other tests have started does not hold signals back.
+    """
+    monkeypatch.chdir(hostile)
+    multiprocessing.resource_tracker._resource_tracker._stop()
+    multiprocessing.forkserver._forkserver._stop()
 
 
 @pytest.mark.slow

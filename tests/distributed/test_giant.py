@@ -2,60 +2,26 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.plan import make_plan
 from swinv2_train.planner.memory import moments, peak
-from tests.engine.apart import Apart
+from tests.runs import run_command
 
 pytestmark = pytest.mark.distributed
-BENCH = Path(__file__).parents[2] / "scripts" / "bench"
-Found = dict[tuple[str, ...], dict[str, Any]]
-ENGINES = [("zero1_bf16_fp32_accumulation", 0), ("zero1_fp32", 1)]
+METER = Path(__file__).parents[2] / "scripts" / "bench" / "step_memory.py"
 
 
-def keys_of(engine: str, period: int) -> tuple[str, ...]:
-    return (f"model.checkpointing={period}", f"engine={engine}")
-
-
-def measure(out: str, experiment: str, ranks: int, images: int, overrides: list[str]) -> None:
-    gc.freeze()  # DeepSpeed collects garbage again and again
-    sys.path.insert(0, str(BENCH))
-    import step_memory
-
-    Path(out).write_text(json.dumps(step_memory.measure(experiment, ranks, images, overrides)))
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """By overrides, what the meter finds: of the giant without any, else of a small model with activations.
-
-    Each in a process of its own, forked from one that has imported DeepSpeed.
-    """
-    folder = tmp_path_factory.mktemp("meter")
-    cases = {(): ("simmim_giant", 64, 0), **{keys_of(*engine): ("simmim_tiny", 8, 16) for engine in ENGINES}}
-    multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
-    with Apart(folder) as apart:
-        modules = ["deepspeed", "torch._dynamo", "swinv2_train.engine.deepspeed", __name__]
-        multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
-        for index, (keys, case) in enumerate(cases.items()):
-            apart.start(measure, str(folder / f"{index}.json"), *case, list(keys))
-        assert apart.exit_codes(300) == [0] * len(cases), [apart.output(index) for index in range(len(cases))]
-    return {keys: json.loads((folder / f"{index}.json").read_text()) for index, keys in enumerate(cases)}
-
-
-def test_one_rank_of_64_fits_at_every_moment_of_a_step(measured: Found) -> None:
+def test_one_rank_of_64_fits_at_every_moment_of_a_step() -> None:
     """Weights, sums in fp32, its part of the optimizer, and the largest gradient: no copies, and nothing twice."""
-    found = measured[()]
+    code, output = run_command([sys.executable, str(METER), "--one", "--experiments", "simmim_giant", "--ranks", "64"])
+    assert code == 0, output
+    found = json.loads(output.splitlines()[-1])
     config = compose(["+experiment=simmim_giant"])
     parameters = config.task.describe(config).parameters
     assert found["parameters"] == parameters
@@ -69,11 +35,16 @@ def test_one_rank_of_64_fits_at_every_moment_of_a_step(measured: Found) -> None:
     assert found["resident"] < 2**30, "the layout was allocated"
 
 
-@pytest.mark.parametrize(("engine", "period"), ENGINES)
-def test_the_planner_knows_the_peak_of_a_step_with_activations(measured: Found, engine: str, period: int) -> None:
+@pytest.mark.parametrize(("engine", "period"), [("zero1_bf16_fp32_accumulation", 0), ("zero1_fp32", 1)])
+def test_the_planner_knows_the_peak_of_a_step_with_activations(engine: str, period: int) -> None:
     """A small model with sharded states: DeepSpeed, forward, loss, and backward, all counted by the meter."""
-    keys = keys_of(engine, period)
-    found = measured[keys]
+    keys = [f"model.checkpointing={period}", f"engine={engine}"]
+    batch = ["--images", "16", "--ranks", "8"]
+    code, output = run_command(
+        [sys.executable, str(METER), "--one", "--experiments", "simmim_tiny", *batch, "--overrides", *keys]
+    )
+    assert code == 0, output
+    found = json.loads(output.splitlines()[-1])
     config = compose(["+experiment=simmim_tiny", *keys, "optim.global_batch=256", "engine.micro_batch=16"])
     planned = peak(config, make_plan(config, 8, config.data.expected_samples), gpu=False)
     counted = max(found["backward"], found["update"])
