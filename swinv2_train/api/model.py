@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from swinv2_train.analysis.features import POOLED, features_of, stage_name
+from swinv2_train.api.checks import at_least, check_device
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.data.decode import DecodeOptions, decode, opaque
+from swinv2_train.data.decode import DecodeOptions, adapted, decode
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.pixels import Pixels, from_numpy
+from swinv2_train.data.pixels import from_values
 from swinv2_train.data.sample import Sample
 from swinv2_train.interop.images import prepare, read_image
 from swinv2_train.interop.load import LoadedModel, load_model
@@ -27,9 +28,9 @@ from swinv2_train.launch.local_ranks import choose_ranks
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor | Sample
-"""A file, an encoded image, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W), both uint8 or uint16, or a
-sample of `open_shards`."""
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+"""A file, an encoded image, a PIL image, an array (H, W) or (H, W, C), a tensor (C, H, W), or a sample of
+`open_shards`. Arrays and tensors are uint8 or uint16; with `data.scale`, of any real type."""
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 class Model:
@@ -114,14 +115,16 @@ class Model:
         return f"<{self.config.task.name} model from {self.source}, {height}x{width} pixels, on {self.device}>"
 
     def _batches(self, images: ImageLike | Iterable[ImageLike], batch: int) -> Iterator[Tensor]:
+        at_least("batch", batch, 1)
         if isinstance(images, Tensor) and images.ndim == 4 and images.is_floating_point():
-            for part in images.split(batch):
+            for part in images.split(batch) if len(images) else ():
                 yield part.to(self.device)
-            return
-        listed, found = iter(_listed(images)), False
-        while group := list(itertools.islice(listed, batch)):
-            found = True
-            yield self.preprocess(group)
+            found = len(images) > 0
+        else:
+            listed, found = iter(_listed(images)), False
+            while group := _next(listed, batch):
+                found = True
+                yield self.preprocess(group)
         if not found:
             raise DataError("there are no images")
 
@@ -133,7 +136,7 @@ class Model:
             raise DataError(f"image {name}: {error.reason}") from error
 
     def _decoded(self, image: ImageLike) -> Tensor:
-        """Return (C, H, W) uint8 or uint16 with the channels of the model."""
+        """Return (C, H, W) with the channels of the model: uint8, uint16, or with `data.scale` float32 in [0, 1]."""
         channels, options = self.config.model.in_channels, DecodeOptions.of(self.config.data, self.mean)
         if isinstance(image, (str, Path)):
             return read_image(Path(image).expanduser(), channels, options)
@@ -142,19 +145,27 @@ class Model:
         if isinstance(image, bytes):
             return decode(image, channels, options)
         if isinstance(image, Image.Image):
-            return decode(_png(image), channels, options)
-        if isinstance(image, np.ndarray):
-            image = from_numpy(image[..., None] if image.ndim == 2 else image) if image.ndim in (2, 3) else image
-        if not isinstance(image, Tensor):
+            image = ImageOps.exif_transpose(image)
+            if not image.mode.startswith(("I", "F")):
+                return decode(_png(image), channels, options)
+            image = np.array(image)  # more than 8 bits, which other modes would cut off
+        if isinstance(image, Tensor):
+            image = image.detach().cpu().numpy()
+            image = image.transpose(1, 2, 0) if image.ndim == 3 else image[..., None, None]
+        if not isinstance(image, np.ndarray):
             raise TypeError(
                 f"an image is a file, bytes, a PIL image, an array, a tensor, or a sample, not {image!r:.60}"
             )
-        if image.ndim != 3 or image.dtype not in (torch.uint8, torch.uint16):
-            raise BrokenSample(
-                f"it is {tuple(image.shape)} {image.dtype}; pass (C, H, W) uint8 or uint16, or preprocessed batches "
-                "(B, C, H, W) of floats"
-            )
-        return opaque(Pixels(image.cpu()), channels, options.background)
+        image = image[..., None] if image.ndim == 2 else image
+        if image.ndim != 3 or 0 in image.shape:
+            raise BrokenSample(f"its shape is {image.shape}; pass arrays (H, W) or (H, W, C), or tensors (C, H, W)")
+        try:
+            return adapted(from_values(image), channels, options)
+        except BrokenSample as error:
+            if image.dtype.kind != "f" or options.values is not None:
+                raise
+            hint = "preprocessed batches are tensors (B, C, H, W) of floats"
+            raise BrokenSample(f"{error.reason}, as in load(path, 'data.scale=[0,1]'); {hint}") from None
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
@@ -165,10 +176,17 @@ def _listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     return images  # type: ignore[return-value]
 
 
+def _next(images: Iterator[ImageLike], count: int) -> list[ImageLike]:
+    """Return the next images. Raises DataError if shards cannot be read."""
+    try:
+        return list(itertools.islice(images, count))
+    except BrokenSample as error:
+        raise DataError(f"an image cannot be read: {error.reason}") from error
+
+
 def _png(image: Image.Image) -> bytes:
-    """Encode a PIL image without loss, so that its palette, transparency, and depth are treated as those of files."""
+    """Encode a PIL image of 8 bits without loss, so that its palette and transparency are treated as those of files."""
     stream = io.BytesIO()
-    image = ImageOps.exif_transpose(image)
     (image if image.mode in _PNG_MODES else image.convert("RGB")).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
@@ -187,4 +205,5 @@ def load(path: str | Path, *overrides: str, which: str = "newest", ema: bool = F
         ConfigError: if there are no such weights, or an override does not fit.
         CheckpointError: if they are damaged.
     """
+    check_device(device)
     return Model(load_model(path, overrides, which=which, ema=ema), torch.device(choose_ranks(device, 1)[0]))

@@ -7,6 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
+from swinv2_train.api.checks import at_least, check_device, check_main_thread, check_names
+from swinv2_train.config.checks import one_of
 from swinv2_train.config.schema import Config
 from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
@@ -30,7 +32,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
     from swinv2_train.cli.train import load
 
     place = Path(config_dir) if config_dir is not None else None
-    return load(Namespace(overrides=list(overrides), config_dir=place, resolved=None))
+    return load(Namespace(overrides=list(overrides), config_dir=place, resolved=None, cfg=None, info=False))
 
 
 def train(config: Config) -> Path:
@@ -49,6 +51,7 @@ def train(config: Config) -> Path:
     from swinv2_train.cli.train import run, show
     from swinv2_train.config.validate import validate
 
+    check_main_thread()
     own = copy.deepcopy(config)  # a run completes and freezes its config
     validate(own)
     if own.launch.dry_run:
@@ -103,6 +106,13 @@ def evaluate(
     from swinv2_train.launch.ranks import joined_ranks
 
     chosen: dict[str, Any] = dict(options)
+    check_names(chosen, EvaluateOptions.__annotations__)
+    check_device(device)
+    one_of("precision", chosen.get("precision", "fp32"), ("fp32", "bf16", "fp16"))
+    one_of("which", chosen.get("which", "newest"), ("newest", "best"))
+    for name, lowest in (("batch", 1), ("workers", 0), ("max_samples", 1)):
+        if chosen.get(name) is not None or (name in chosen and name != "max_samples"):
+            at_least(name, chosen[name], lowest)
     request = EvalOptions(str(checkpoint), data, overrides=overrides, **chosen)
     with joined_ranks(choose_ranks(device, 1)[0], _COLLECTIVE_MINUTES) as ranks:
         return evaluate_on(request, ranks)

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
 
+from swinv2_train.config.data import DataConfig
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.values import check_scale, scale_pairs
+from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.sample import Sample
@@ -13,7 +17,9 @@ from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 
 
 class LabeledSample(Sample):
-    """A sample: `key`, `image` (C, H, W) uint8 or uint16, `json()`, `text()`, `label_map()`, `array()`, and its labels.
+    """A sample: `key`, `image` (C, H, W), `json()`, `text()`, `label_map()`, `array()`, and its labels.
+
+    The image is uint8, uint16, or with `scale` float32 in [0, 1].
 
     A missing or damaged member raises BrokenSample when it is used.
     """
@@ -33,10 +39,14 @@ class Shards(Sequence[LabeledSample]):
     Args:
         channels: number of channels of the images; None: as they are stored.
         members: members to read, in addition to the image and the texts.
+        decoding: how images are decoded.
     """
 
-    def __init__(self, shards: ShardSet, channels: int | None, members: Sequence[str]) -> None:
+    def __init__(
+        self, shards: ShardSet, channels: int | None, members: Sequence[str], decoding: DecodeOptions | None = None
+    ) -> None:
         self.shard_set = shards
+        self.decoding = decoding
         self.channels = channels
         self.members = tuple(dict.fromkeys((*IMAGE_AND_TEXTS, *members)))
 
@@ -60,7 +70,7 @@ class Shards(Sequence[LabeledSample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
         raw = self.shard_set.read(position, self.members)  # IndexError ends an iteration
-        return LabeledSample(raw, self.channels)
+        return LabeledSample(raw, self.channels, self.decoding)
 
     def __iter__(self) -> Iterator[LabeledSample]:
         return (self[index] for index in range(len(self)))
@@ -74,6 +84,7 @@ def open_shards(
     *,
     channels: int | None = None,
     members: Sequence[str] = (),
+    scale: Sequence[float] | Sequence[Sequence[float]] | None = None,
     cache_dir: str | Path = "~/.cache/swinv2_train/shards",
     cache_gib: float = 50.0,
 ) -> Shards:
@@ -82,10 +93,19 @@ def open_shards(
     Args:
         spec: a path, a directory, a pattern such as `shards/train-*.tar`, a URL, or a list of these.
         channels, members: see `Shards`; a member is named by its extension, such as seg.png.
+        scale: range of the stored values that becomes 0 to 1, as `data.scale`: [low, high], or one per channel. Images
+            of other types than uint8 and uint16 need it. Pixels without data become 0.
         cache_dir, cache_gib: cache of remote shards.
 
     Raises:
         DataError: if a shard is missing or is not a tar, or no shard has a sample.
+        ConfigError: if `scale` is not made of such numbers.
     """
     places = str(spec) if isinstance(spec, (str, Path)) else [str(item) for item in spec]
-    return Shards(ShardSet.open(places, cache_dir, cache_gib), channels, members)
+    decoding = None
+    if scale is not None:
+        if isinstance(scale, str):
+            raise ConfigError("scale", scale, "must be numbers: [low, high], or a list of such pairs")
+        check_scale(list(scale), channels or len(scale_pairs(list(scale))))
+        decoding = DecodeOptions.of(DataConfig(scale=list(scale)), [0.0])
+    return Shards(ShardSet.open(places, cache_dir, cache_gib), channels, members, decoding)

@@ -276,7 +276,7 @@ def _run_rank(config: Config, stop: StopRequest | None, *, launched: bool, begin
         begins: as in `swinv2_train.engine.run.train`.
     """
     environment = prepare(config.launch)
-    loading("swinv2-train", f"{config.run.name} in {config.run.dir}")
+    _say_loading(config)
     problem = None
     try:
         require_shards(config)
@@ -373,17 +373,23 @@ def _launch(config: Config, samples: Samples) -> int | None:
 
         hosts = read_hostfile(Path(launch.hostfile))
         check_memory(config, sum(host.slots for host in hosts), samples)
+        _say_loading(config)
         return launch_on_hosts(config, hosts, launch.master_port or DEFAULT_PORT)
     if launch.nproc_per_node:
         check_memory(config, launch.nproc_per_node, samples)  # errors are reported before torch is imported
     device, num_ranks = _choose_ranks(launch)
     check_memory(config, num_ranks, samples)
+    _say_loading(config)
     if num_ranks == 1:
         return None
     from swinv2_train.launch.environment import free_port
     from swinv2_train.launch.launcher import launch as launch_here
 
     return launch_here(config, num_ranks, device, launch.master_port or free_port())
+
+
+def _say_loading(config: Config) -> None:
+    loading("swinv2-train", f"{config.run.name} in {config.run.dir}")
 
 
 def _choose_ranks(launch: LaunchConfig) -> tuple[str, int]:

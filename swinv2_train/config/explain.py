@@ -192,7 +192,7 @@ def _not_there(key: str, value: str, config_dir: Path | None) -> ConfigError:
         return ConfigError(key, value, unknown_choice(key, value, config_dir))
     if is_group(key, config_dir):
         return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
-    if key in schema_keys():
+    if key in schema_keys() and not key.startswith("task."):  # those depend on the task
         return ConfigError(key, value, "contains a key that does not exist; set its keys one by one")
     return ConfigError(key, value, no_such_key(key))
 

@@ -47,7 +47,7 @@ def check_values(config: Config) -> None:
                 hint = "needs data.scale, the range of the stored values, such as data.scale=[0,1]"
                 raise ConfigError(f"data.{key}", getattr(data, key), hint)
         return
-    _check_scale(data.scale, channels)
+    check_scale(data.scale, channels)
     if data.scaled_decoding:
         raise ConfigError("data.scaled_decoding", True, "is for JPEG images, and data.scale is for stored values")
     for key, words in (("nodata", (None,)), ("fill", (MEAN,))):
@@ -58,7 +58,12 @@ def check_values(config: Config) -> None:
             raise ConfigError(f"data.{key}", value, hint)
 
 
-def _check_scale(scale: Any, channels: int) -> None:
+def check_scale(scale: Any, channels: int) -> None:
+    """Check the form of `data.scale`.
+
+    Raises:
+        ConfigError: for anything but numbers of that many channels, or percentiles.
+    """
     examples = "null, [low,high], a list of such pairs, or percentiles of the dataset card such as p1-p99"
     if isinstance(scale, str):
         found = percentiles(scale)

@@ -82,14 +82,25 @@ def decode(data: bytes, channels: int | None = None, options: DecodeOptions | No
     """
     options = options or DecodeOptions()
     pixels = read_pixels(data, options.max_pixels)
+    if pixels.stored and options.values is None:
+        raise BrokenSample(f"{sniff(data)}: {_unscaled(pixels)}")
+    return adapted(pixels, channels, options)
+
+
+def adapted(pixels: Pixels, channels: int | None, options: DecodeOptions) -> Tensor:
+    """Return decoded pixels as `decode` returns them. Raises BrokenSample."""
     if options.values is not None:
         return unit_values(pixels, channels, options.values, options.background)
     if pixels.stored:
-        raise BrokenSample(
-            f"{sniff(data)}: its samples are {pixels.stored}: convert to 8 or 16 bit unsigned integers, or set "
-            "data.scale to the range of the values"
-        )
+        raise BrokenSample(_unscaled(pixels))
     return opaque(pixels, channels, options.background)
+
+
+def _unscaled(pixels: Pixels) -> str:
+    return (
+        f"its samples are {pixels.stored}: convert to 8 or 16 bit unsigned integers, or set data.scale to the range of "
+        "the values"
+    )
 
 
 @contextlib.contextmanager

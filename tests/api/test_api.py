@@ -137,7 +137,14 @@ def test_a_rotated_photograph_is_upright_from_any_form(model: Model, tmp_path: P
     [
         ("/nowhere.jpg", r"image /nowhere\.jpg: it cannot be read"),
         ([b"\xff\xd8\xff"], "image 0: "),
-        (np.zeros((4, 4, 3)), r"image 0: it is \(3, 4, 4\) torch.float64; pass \(C, H, W\) uint8"),
+        (
+            np.zeros((4, 4, 3)),
+            r"image 0: its samples are float64: .*, as in load\(path, 'data.scale=\[0,1\]'\)",
+        ),
+        (torch.zeros(3, 4, 4), "image 0: its samples are float32: convert to 8 or 16 bit"),
+        (np.zeros((4, 0, 3), np.uint8), r"image 0: its shape is \(4, 0, 3\)"),
+        (Image.new("F", (4, 4)), "image 0: its samples are float32"),
+        (Image.new("I", (4, 4)), "image 0: its samples are int32"),
         (np.zeros((4, 4, 5), np.uint8), "image 0: it has 5 channels, not 3"),
         ([], "there are no images"),
     ],
@@ -147,6 +154,64 @@ def test_images_that_cannot_be_used_are_named(model: Model, images: Any, message
         model.features(images)
     with pytest.raises(DataError, match=message):
         model.preprocess(images)
+
+
+def test_stored_values_are_scaled_in_any_form(folder: Path, tmp_path: Path) -> None:
+    model = swinv2_train.load(folder / "runs" / "classes", "data.scale=[0,10000]", device="cpu")
+    array = np.random.default_rng(0).integers(0, 10000, (40, 40, 3)).astype(np.uint16)
+    np.save(tmp_path / "a.npy", array)
+    expected = model.preprocess(tmp_path / "a.npy")
+    assert expected.abs().max() <= 2
+    forms = {
+        "uint16": array,
+        "float32": array.astype(np.float32),
+        "int32": array.astype(np.int32),
+        "tensor": torch.from_numpy(array.astype(np.int16)).permute(2, 0, 1),
+    }
+    for name, image in forms.items():
+        assert torch.equal(model.preprocess(image), expected), name
+    gray = np.repeat(array[..., :1], 3, axis=2)
+    plain = {
+        "I": Image.fromarray(array[..., 0].astype(np.int32)),
+        "F": Image.fromarray(array[..., 0].astype(np.float32)),
+        "I;16": Image.fromarray(array[..., 0]),
+    }
+    for name, picture in plain.items():
+        assert torch.equal(model.preprocess(picture), model.preprocess(gray)), name
+
+
+def test_pictures_of_sixteen_bits_keep_them(model: Model, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 1600).reshape(40, 40).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    expected = model.preprocess(tmp_path / "a.png")
+    assert torch.equal(model.preprocess(Image.fromarray(ramp)), expected)
+    Image.frombytes("I;16B", (40, 40), ramp.astype(">u2").tobytes()).save(tmp_path / "a.tif")
+    assert torch.equal(model.preprocess(Image.open(tmp_path / "a.tif")), expected)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, path: model.features(path, batch=0), "batch=0: must be an integer of at least 1"),
+        (lambda model, path: swinv2_train.load(path, device="tpu"), "device=tpu: must be one of auto, cuda, cpu"),
+        (lambda model, path: swinv2_train.evaluate(path, "a.tar", precision="int8"), "precision=int8: must be one of"),
+        (lambda model, path: swinv2_train.evaluate(path, "a.tar", batch=0), "batch=0: must be an integer"),
+        (lambda model, path: swinv2_train.evaluate(path, "a.tar", foo=1), "unknown option foo; use one of which"),
+        (lambda model, path: swinv2_train.open_shards("a.tar", scale="p1-p99"), "scale=p1-p99: must be numbers"),
+        (lambda model, path: swinv2_train.open_shards("a.tar", scale=[2, 1]), "the first number must be below"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(model: Model, folder: Path, call: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call(model, folder / "runs" / "classes")
+    assert message in str(caught.value)
+
+
+def test_training_needs_the_main_thread() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError, match="needs the main thread"):
+        pool.submit(swinv2_train.train, None).result()
 
 
 def test_a_model_is_that_of_its_weights(model: Model, folder: Path) -> None:
@@ -176,6 +241,8 @@ def test_shards_are_a_sequence(folder: Path, tmp_path: Path) -> None:
         shards[3]
     unlabeled = swinv2_train.open_shards(folder / "shards" / "eval-*.tar")
     assert unlabeled[0].labels == ()
+    scaled = swinv2_train.open_shards(folder / "shards" / "eval-*.tar", scale=[0, 510])
+    assert torch.allclose(scaled[0].image, unlabeled[0].image / 510, atol=1e-6)
     with pytest.raises(DataError, match="nowhere"):
         swinv2_train.open_shards(tmp_path / "nowhere.tar")
 
