@@ -259,7 +259,6 @@ def run(config: Config, stop: StopRequest | None, *, launched: bool) -> int:
     if joined():
         return _run_rank(config, stop, launched=launched, begins=not (launched or again))
     samples = _check(config)
-    loading("swinv2-train", f"{config.run.name} in {directory}")
     with _only_start(config):
         code = _launch(config, samples)
         if code is not None:
