@@ -67,7 +67,11 @@ def test_the_jump_of_a_changed_schedule_is_named(tmp_path: Path) -> None:
 def test_a_finished_run_names_the_ways_to_continue() -> None:
     for config, option in ((made(20), "optim.steps above 20"), (made(None), "optim.epochs above 4")):
         config.run.dir = "runs/a"
-        first, longer, new = finished_lines(config, make_plan(config, 1, 100))
-        assert first.startswith("the run in runs/a is finished: step ")
+        plan = make_plan(config, 1, 100)
+        first, longer, new = finished_lines(config, plan, plan.total_steps, None)
+        assert first == f"the run in runs/a is finished: step {plan.total_steps} of {plan.total_steps}; nothing to do"
         assert option in longer
         assert "init_from=runs/a" in new
+        first, longer, _ = finished_lines(config, plan, 2, "eval/loss has not improved")
+        assert first.endswith(f"step 2 of {plan.total_steps}, because eval/loss has not improved; nothing to do")
+        assert "eval.early_stopping.patience" in longer
