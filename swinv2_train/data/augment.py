@@ -16,8 +16,6 @@ from swinv2_train.data.geometry import draw_crop, fixed_crop
 from swinv2_train.data.pixels import largest_value
 from swinv2_train.data.sample import Sample
 
-_DTYPES = (torch.uint8, torch.uint16, torch.float32)
-
 
 def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Tensor:
     """Return the training image of a sample, (C, *size): `random_crop`, or the user's own transform.
@@ -31,9 +29,11 @@ def train_image(sample: Sample, size: tuple[int, int], config: AugmentConfig, rn
     if config.transform is None:
         return random_crop(sample, size, config, rng)
     image = own_parts.function_of(own_parts.parts("transforms")[config.transform])(sample, size, config, rng)
-    if not isinstance(image, Tensor) or image.dtype not in _DTYPES or image.ndim != 3 or image.shape[1:] != size:
+    dtypes = (torch.float32,) if sample.scaled else (torch.uint8, torch.uint16)
+    if not isinstance(image, Tensor) or image.dtype not in dtypes or image.ndim != 3 or image.shape[1:] != size:
         found = f"{tuple(image.shape)} {image.dtype}" if isinstance(image, Tensor) else type(image).__name__
-        expected = f"a uint8, uint16, or float32 tensor (C, {size[0]}, {size[1]})"
+        kind = "float32" if sample.scaled else "uint8 or uint16"
+        expected = f"a {kind} tensor (C, {size[0]}, {size[1]})"
         raise ValueError(f"data.augment.transform={config.transform} returned {found}, not {expected}")
     return image
 

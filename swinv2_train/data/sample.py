@@ -53,8 +53,13 @@ class Sample:
         return self.raw.key
 
     @property
+    def scaled(self) -> bool:
+        """True if the image is float32 in [0, 1], by `data.scale`."""
+        return self._decoding.values is not None
+
+    @property
     def image(self) -> Tensor:
-        """(C, H, W) uint8, or uint16 for 16 bit images, upright."""
+        """(C, H, W) uint8, or uint16 for 16 bit images, or float32 if it is `scaled`; upright."""
         # Not through `_once`: the reasons of broken images stay as they are in the lists of earlier versions.
         place = (IMAGE, IMAGE)
         if place not in self._decoded:

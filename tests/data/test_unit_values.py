@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.data.augment import eval_crop, normalise, random_erase, resolve_statistics, train_image
+from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_image
 from swinv2_train.data.batch import collate
+from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.decode import DecodeOptions, decode, image_facts, read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.mix import Mix, blend
