@@ -216,6 +216,8 @@ def test_unknown_names_and_functions_are_rejected(folder: Path, monkeypatch: pyt
 class Plain:
     """A sample of one color image, as far as a crop needs it."""
 
+    scaled = False
+
     image = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(3, 8, 8)
     size = (8, 8)
 
