@@ -30,7 +30,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
     from swinv2_train.cli.train import load
 
     place = Path(config_dir) if config_dir is not None else None
-    return load(Namespace(overrides=list(overrides), config_dir=place, resolved=None))
+    return load(Namespace(overrides=list(overrides), config_dir=place, resolved=None, cfg=None, info=False))
 
 
 def train(config: Config) -> Path:
