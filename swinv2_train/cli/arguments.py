@@ -105,15 +105,14 @@ class Parser(argparse.ArgumentParser):
             self.epilog = before
 
     def named(self) -> dict[str, argparse.Action]:
-        """Return the arguments that have a public name, by name; a positional one may have two."""
+        """Return the arguments that have a public name, by name; some have two."""
         found: dict[str, argparse.Action] = {}
         for action in self._actions:
             hidden = action.help == argparse.SUPPRESS or action.dest in ("help", "version") or action.metavar == ITEM
             if hidden or isinstance(action, argparse._SubParsersAction):
                 continue
             found[action.dest] = action
-            if not action.option_strings:
-                found.setdefault(_alias(action), action)
+            found.setdefault(_alias(action), action)
         return found
 
     def _note(self) -> str:
@@ -304,7 +303,9 @@ def _collecting(action: argparse.Action) -> bool:
 
 
 def _alias(action: argparse.Action) -> str:
-    """Return the second name of a positional argument: that in the usage line, such as `shards` for SHARDS."""
+    """Return the second name of an argument: `shards`, which the usage line calls SHARDS, or `import` of `--import`."""
+    if action.option_strings:
+        return _long(action).lstrip("-").replace("-", "_")
     word = str(action.metavar or action.dest).lower()
     return word if word.isidentifier() else action.dest
 

@@ -19,6 +19,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.cli.completion import offer, pipeline_words
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.unknown_options import RunParser
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/pipeline, DIR/experiment)"
     )
+    add_imports(parser, "tasks, transforms, attention backends, and decoders, for every stage")
     parser.add_argument("--json", action="store_true", help="status: for scripts")
     offer(parser, pipeline_words)
     parser.line = argv
@@ -79,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     work = show_status if arguments.items[:1] == ["status"] else run
     end(run_command("swinv2-pipeline", lambda: work(arguments)))
+
+
+def pipeline_of(arguments: argparse.Namespace) -> Pipeline:
+    """Return the pipeline of a command line, with its changes.
+
+    Raises:
+        ConfigError: if there is no such pipeline, or its file or a change is wrong.
+    """
+    return _pipeline(arguments, [*arguments.items, *as_overrides(arguments)])
 
 
 def _pipeline(arguments: argparse.Namespace, items: Sequence[str]) -> Pipeline:
@@ -99,6 +110,8 @@ def show_status(arguments: argparse.Namespace) -> int:
 
     if arguments.redo or arguments.redo_changed:
         raise ConfigError("", "", "status runs nothing: omit --redo and --redo-changed")
+    if arguments.imports:
+        raise ConfigError("", "", "status runs nothing: omit --import")
     items = arguments.items[1:]
     if len(items) == 1 and ("=" not in items[0] or Path(items[0]).is_dir()):
         directory = Path(items[0])
@@ -137,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "", "", "start swinv2-pipeline once, without torchrun or deepspeed; use launcher=... for those"
         )
-    pipeline = _pipeline(arguments, arguments.items)
+    pipeline = pipeline_of(arguments)
     planned = plan(pipeline, arguments.config_dir)
     for name in arguments.redo:
         if name not in [item.name for item in planned]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from swinv2_train.config.plugins import KEY, import_installed, import_plugins
+from swinv2_train.config.plugins import as_override, import_installed, import_plugins, modules_in
 
 
 def add_imports(parser: argparse.ArgumentParser, parts: str = "image decoders, and tasks of weights") -> None:
@@ -30,9 +30,13 @@ def use_imports(arguments: argparse.Namespace) -> None:
         ConfigError: naming the module that cannot be imported.
     """
     import_installed()
-    import_plugins(arguments.imports)
+    import_plugins(_modules(arguments))
 
 
 def as_overrides(arguments: argparse.Namespace) -> list[str]:
     """Return the override that stands for the option."""
-    return [f"{KEY}=[{','.join(arguments.imports)}]"] if arguments.imports else []
+    return as_override(_modules(arguments))
+
+
+def _modules(arguments: argparse.Namespace) -> list[str]:
+    return [name for text in arguments.imports for name in modules_in(text)]

@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.cfg:
         raise ConfigError("", "", "--cfg shows the config of one run: omit -m, or use launch.dry_run=true")
+    if arguments.info:
+        raise ConfigError("", "", "--info shows the origin of the config of one run: omit -m")
     if arguments.config_dir and not arguments.config_dir.is_dir():
         raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: no such directory")
     if joined():

@@ -139,12 +139,13 @@ def load(arguments: argparse.Namespace) -> Config:
         )
         if of_sweep and config.sweep.job is None:
             raise ConfigError("", of_sweep, f"{of_sweep} applies to several runs: add -m")
+    only_show = bool(arguments.cfg or arguments.info or config.launch.dry_run)
     if config.images is not None:
         from swinv2_train.cli.images import use_images
 
-        use_images(config, arguments.overrides, only_show=arguments.cfg is not None or config.launch.dry_run)
+        use_images(config, arguments.overrides, only_show=only_show)
     validate(config)
-    check_directory("run.dir", config.run.dir, written=not (config.launch.dry_run or arguments.cfg))
+    check_directory("run.dir", config.run.dir, written=not only_show)
     if config.launch.env_file:
         read_env_file(Path(config.launch.env_file))  # report errors here, and not on every rank
     return config

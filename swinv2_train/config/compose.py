@@ -14,11 +14,11 @@ from typing import Any
 
 from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.explain import conf_dir, explain, no_such_key, options_of, wrong_type
+from swinv2_train.config.explain import conf_dir, explain, must_be_list, no_such_key, options_of, wrong_type
 from swinv2_train.config.model_name import refuse_other_size, true_name
 from swinv2_train.config.override_text import in_grammar, search_path, values_of
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
-from swinv2_train.config.plugins import import_installed, import_plugins, imports_of
+from swinv2_train.config.plugins import import_installed, import_plugins, without_imports
 from swinv2_train.config.schema import Config, ResumeConfig
 from swinv2_train.config.task_module import chosen_section, store_schemas
 from swinv2_train.config.tasks import TaskConfig, module_of, task_section
@@ -79,17 +79,18 @@ def _resume_section(plain: dict[str, Any], own: Sequence[str]) -> dict[str, Any]
     merged = OmegaConf.merge({"resume": section}, _changes(own))
     section = plain["resume"] = OmegaConf.to_container(merged)["resume"]
     if isinstance(section.get("allow"), str):
-        raise ConfigError("resume.allow", section["allow"], f"is a list: write resume.allow=[{section['allow']}]")
+        raise ConfigError("resume.allow", section["allow"], must_be_list("resume.allow", section["allow"]))
     return section
 
 
 def _changes(overrides: Sequence[str]) -> Any:
-    """Return `key=value` overrides as a config."""
+    """Return `key=value` overrides as a config; `resume=auto` sets only the mode, and no other key of the section."""
     from omegaconf import OmegaConf
 
     changes = OmegaConf.create({})
     for key, value in values_of(overrides):
-        OmegaConf.update(changes, key, value)
+        only_mode = key == "resume" and not isinstance(value, dict)
+        OmegaConf.update(changes, "resume.mode" if only_mode else key, value)
     return changes
 
 
@@ -191,17 +192,18 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    items = in_grammar(overrides, config_dir)
+    modules, items = without_imports(overrides)
+    items = in_grammar(items, config_dir)
     own = [item.lstrip("+") for item in items if item.lstrip("+").startswith("resume.")]
     others = [item for item in items if not item.lstrip("+").startswith("resume.")]
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             installed = import_installed()
-            import_plugins(imports_of(others))
+            import_plugins(modules)
             store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search_path(config_dir)])
             config = _typed(composed, own)
-            config.imports = list(dict.fromkeys([*config.imports, *installed]))
+            config.imports = list(dict.fromkeys([*config.imports, *modules, *installed]))
     except yaml.YAMLError as error:
         raise ConfigError("", "", not_yaml(error, config_dir)) from error
     except ConfigError:
@@ -310,7 +312,10 @@ def override(text: str, overrides: Sequence[str]) -> Config:
         wrong = next((item for item in overrides if "=" not in item or item[0] in "+~"), None)
         if wrong:
             raise ConfigError("", wrong, f"cannot read the override {wrong!r}: only key=value is allowed here")
-        config = _typed(OmegaConf.merge(OmegaConf.create(text), _changes(overrides)))
+        modules, others = without_imports(overrides)
+        import_plugins(modules)
+        config = _typed(OmegaConf.merge(OmegaConf.create(text), _changes(others)))
+        config.imports = list(dict.fromkeys([*config.imports, *modules]))
         _refuse_other_size(config, overrides)
         return config
     except ConfigError:
@@ -334,12 +339,14 @@ def applied_files(overrides: Sequence[str], config_dir: Path | None = None) -> l
     from hydra.types import RunMode
 
     GlobalHydra.instance().clear()
-    others = [item for item in overrides if not item.lstrip("+").startswith("resume.")]
-    search = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    _, items = without_imports([item for item in overrides if not item.startswith("replay=")])
+    others = [item for item in in_grammar(items, config_dir) if not item.lstrip("+").startswith("resume.")]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
         loader = GlobalHydra.instance().config_loader()
-        found = loader.compute_defaults_list("config", [*_in_effect(others, config_dir), *search], RunMode.RUN)
+        found = loader.compute_defaults_list(
+            "config", [*_in_effect(others, config_dir), *search_path(config_dir)], RunMode.RUN
+        )
     files = [(entry.config_path, entry.package) for entry in found.defaults]
     return [
         f"{path}.yaml -> {package or 'the config'}"

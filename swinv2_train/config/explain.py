@@ -15,12 +15,13 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TASK_SECTIONS
 from swinv2_train.config.yaml_lines import at_line, has_keys
 
+_LIST = "must be a list: write [value, value]"
 _TYPES = (
     (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Integer", "must be an integer, in digits"),
     (r"Value '(?P<value>.*)' of type '\w+' could not be converted to Float", "must be a number"),
     (r"Value '(?P<value>.*)' is not a valid bool", "must be true or false"),
-    (r"[Ff]ield '.*' is not Optional", "cannot be null; omit the key to keep its default"),
-    (r"Invalid value assigned: \w+ is not a ListConfig", "must be a list: write [value, value]"),
+    (r"[Ff]ield '.*' is not Optional|Incompatible value 'None'", "cannot be null; omit the key to keep its default"),
+    (r"Invalid value assigned: \w+ is not a ListConfig", _LIST),
     (r"Cannot (?:convert|assign) .* to (?:\w+ )?string", "must be a string, not a list or a section"),
     (r"is not a subclass of (?!MISSING)\w+", "is a section; set one of its keys instead"),
 )
@@ -37,6 +38,11 @@ def wrong_type(text: str) -> tuple[str, str | None] | None:
         if found:
             return fix, found.groupdict().get("value")
     return None
+
+
+def must_be_list(key: str, value: str) -> str:
+    """Return the fix of a value of a key that must be a list."""
+    return f"must be a list: write {key}=[{value}]" if re.fullmatch(r"[^][{}()]+", value) else _LIST
 
 
 def conf_dir() -> Path:
@@ -93,7 +99,8 @@ def no_such_key(key: str) -> str:
 
 def _given(key: str, overrides: Sequence[str]) -> str:
     """Return the value of a key on the command line; the last one wins, as in Hydra."""
-    given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(f"{key}="))
+    names = (f"{key}=", "resume=") if key == "resume.mode" else (f"{key}=",)
+    given = (item.split("=", 1)[1] for item in reversed(overrides) if item.lstrip("+~").startswith(names))
     return next(given, "?")
 
 
@@ -192,7 +199,7 @@ def _not_there(key: str, value: str, config_dir: Path | None) -> ConfigError:
         return ConfigError(key, value, unknown_choice(key, value, config_dir))
     if is_group(key, config_dir):
         return ConfigError(key, value, f"choose from this group with a plus: +{key}={value}")
-    if key in schema_keys() and not key.startswith("task."):  # those depend on the task
+    if any(other.startswith(f"{key}.") for other in schema_keys()):
         return ConfigError(key, value, "contains a key that does not exist; set its keys one by one")
     return ConfigError(key, value, no_such_key(key))
 
@@ -216,6 +223,8 @@ def _of_key(key: str, text: str, file: Path | None, overrides: Sequence[str]) ->
     given = _given(key, overrides)
     value = wrong[1] if given == "?" and wrong and wrong[1] is not None else given
     fix = wrong[0] if wrong else no_such_key(key) if unknown else _reason(text)
+    if fix == _LIST and value != "?":
+        fix = must_be_list(key, value)
     task = _given("task", overrides)
     if file and task != "?" and key.startswith("task."):
         fix = f"{file} sets {key}, which task={task} does not have; choose an experiment for task={task}"

@@ -19,6 +19,7 @@ from swinv2_train.config.explain import (
     has_default,
     is_choice,
     is_group,
+    must_be_list,
     no_such_key,
     options_of,
     schema_fields,
@@ -31,7 +32,6 @@ _MUST = {
     "int": "must be an integer, in digits",
     "float": "must be a number",
     "bool": "must be true or false",
-    "list": "must be a list: write [value, value]",
     "dict": "must be keys and values in braces, such as {key: value}",
 }
 """Requirements by the type of a key."""
@@ -188,6 +188,8 @@ def _requirement(key: str, text: str) -> str:
         return f"{_MUST[base]}, or null" if kind.endswith("| None") else _MUST[base]
     if not _is_closed(text):
         return "its brackets do not match"
+    if base == "list":
+        return must_be_list(key, text)
     return _MUST.get(base, "must be a number, a word, a list in brackets, or keys and values in braces")
 
 

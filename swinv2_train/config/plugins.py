@@ -68,7 +68,22 @@ def import_recorded(modules: object) -> list[str]:
     return missing
 
 
-def imports_of(overrides: Sequence[str]) -> list[str]:
-    """Return the value of `imports` among the overrides of a command line."""
-    text = next((item.partition("=")[2] for item in overrides if item.lstrip("+").startswith(f"{KEY}=")), "")
-    return [part.strip(" '\"") for part in text.strip(" []").split(",") if part.strip()]
+def modules_in(text: str) -> list[str]:
+    """Return the modules that a text names: one, several in brackets with commas between them, or none: null, []."""
+    names = [part.strip(" '\"") for part in text.strip(" []").split(",")]
+    return [name for name in names if name not in ("", "null")]
+
+
+def as_override(modules: Sequence[str]) -> list[str]:
+    """Return the override of `imports` that adds modules; none if there are none."""
+    return [f"{KEY}=[{','.join(dict.fromkeys(modules))}]"] if modules else []
+
+
+def without_imports(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return (the modules that overrides of `imports` name, the other overrides).
+
+    An override adds to the modules of config files, where any other list would replace the one of the file.
+    """
+    own = [item for item in overrides if item.lstrip("+").startswith(f"{KEY}=")]
+    modules = [name for item in own for name in modules_in(item.partition("=")[2])]
+    return list(dict.fromkeys(modules)), [item for item in overrides if item not in own]

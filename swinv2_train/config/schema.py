@@ -273,7 +273,7 @@ class TrackingConfig(Section):
     wandb: str = "disabled"
     """Weights & Biases: disabled, offline or online."""
     wandb_project: str | None = None
-    """W&B project; null: that of the environment variable WANDB_PROJECT, or swinv2-train if it is not set."""
+    """W&B project; null: that of the last start, else that of the variable WANDB_PROJECT, else swinv2-train."""
     wandb_entity: str | None = None
     """W&B entity (team or user)."""
     wandb_group: str | None = None

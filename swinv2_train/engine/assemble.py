@@ -75,6 +75,8 @@ class Start:
     new_place: bool = False
     """True if the run continues from a checkpoint of another directory or with another global batch, so that no
     checkpoint of the run has this state."""
+    source: Path | None = None
+    """Directory of the other run that this one continues; None if it continues none."""
     warnings: list[str] = field(default_factory=list)
     """Lines about this, for the log."""
 

@@ -115,11 +115,15 @@ class Trainer:
     def _run(self) -> int:
         at_start = self.state.step == 0 and self.config.eval.at_start
         first = due(self.config, 0, last=False) & {"evaluate", "probe"} if at_start else set()
+        ended = self.stopping()
         self.evaluate(self.missed | first)
+        if not ended and self.state.step < self.plan.total_steps and (ended := self.stopping()):
+            # A repeated evaluation ends the run here, so everything else that is due after the last step is due now.
+            self.evaluate(due(self.config, self.state.step, last=True) - due(self.config, self.state.step, last=False))
         if self.save_first or (self.state.step == 0 and self.config.guard.policy == "rollback"):
             self.save()  # a checkpoint for rollbacks
         self.phase.watchdog.now("start", self.state.step)
-        save_due, first, ended = False, self.state.step + 1, self.stopping()
+        save_due, first = False, self.state.step + 1
         while self.state.step < self.plan.total_steps and not ended:
             outcome = self.train_step(self.take())
             if outcome is StepOutcome.STOP:

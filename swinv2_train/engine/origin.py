@@ -10,6 +10,7 @@ from swinv2_train.checkpoint.layout import list_checkpoints, step_of
 from swinv2_train.checkpoint.survey import examine
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.reading import put_aside
 
 METRICS = "metrics.jsonl"
 _MOST_SHOWN = 5
@@ -85,12 +86,22 @@ def _check_source(config: Config, place: Origin) -> None:
         raise ConfigError("resume.source", source, hint)
 
 
-def copy_records(place: Origin, run_dir: Path) -> None:
+def copy_records(place: Origin, run_dir: Path) -> list[str]:
     """Give a new run directory the metrics of the run that it continues; those past its first step are dropped later.
+
+    Metrics that are already there belong to a start that saved no checkpoint. They are put aside.
+
+    Returns:
+        a line about these, for the log.
 
     Raises:
         OSError: if they cannot be copied.
     """
     there, here = place.run_dir / METRICS, run_dir / METRICS
-    if place.branches and there.is_file() and not here.exists():
+    lines = []
+    if here.exists():
+        aside = put_aside(here)
+        lines = [f"{METRICS} of an earlier start that saved no checkpoint is now {aside.name}"]
+    if there.is_file():
         shutil.copyfile(there, here)
+    return lines

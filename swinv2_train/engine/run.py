@@ -236,8 +236,9 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> tuple[Start, Parts]:
             "or use another run.dir"
         )
         raise ConfigError(key, config.optim.epochs if config.optim.steps is None else config.optim.steps, hint)
-    if start.new_place:
-        on_main(ranks, lambda: copy_records(place, directory))
+    if place.branches and found.state is not None:
+        start.source = place.run_dir
+        start.lines.extend(on_main(ranks, lambda: copy_records(place, directory)) or [])
     if state.step:
         last = state.step == total or bool(stopping_reason(state, config.eval.early_stopping))
         start.missed = ranks.broadcast(missed_evaluation(directory, config, state.step, last=last))
@@ -260,8 +261,9 @@ def _train_from(start: Start, parts: Parts, engine: Engine, preflight_lines: lis
     def describe_start() -> list[str]:
         lines = []
         if state.step:
-            lines += changed_since(directory / "resolved.yaml", config)
-            lines += rate_change(directory / "resolved.yaml", config, plan, state.step)
+            resolved = (start.source or directory) / "resolved.yaml"
+            lines += changed_since(resolved, config, start.source)
+            lines += rate_change(resolved, config, plan, state)
         lines += damaged_records(directory)
         write_text(directory / "resolved.yaml", redact(to_yaml(config)))
         append_environment(directory, state.step)

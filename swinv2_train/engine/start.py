@@ -14,6 +14,7 @@ from swinv2_train.config.section import flat
 from swinv2_train.data import jpeg_part
 from swinv2_train.data.card import Card
 from swinv2_train.data.value_range import numbers_of
+from swinv2_train.engine.batch_change import continued
 from swinv2_train.engine.evaluation import due
 from swinv2_train.engine.incidents import FOLDER, read_incident
 from swinv2_train.engine.schedule import learning_rate
@@ -23,6 +24,7 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import read_status
 from swinv2_train.reading import UnreadableError, read_json
 from swinv2_train.redact import redacted
+from swinv2_train.tracking.sinks import DEFAULT_PROJECT
 
 
 def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool) -> set[str]:
@@ -49,22 +51,31 @@ def missed_evaluation(directory: Path, config: Config, step: int, *, last: bool)
     return {name for name in due(config, step, last=last) if not done[name]}
 
 
-def changed_since(resolved: Path, config: Config) -> list[str]:
-    """Return a line for every config value that differs from the last start."""
+def changed_since(resolved: Path, config: Config, source: Path | None = None) -> list[str]:
+    """Return a line for every config value that differs from the last start.
+
+    Args:
+        resolved: config of that start.
+        source: the run that it belongs to, if this is another one, which goes on from there.
+    """
+    since = f"those of {source}" if source else "the last start"
     if not resolved.exists():
         return []
     try:
         before = redacted(flat(from_yaml(resolved, only_read=True)))
     except ConfigError as error:
-        return [f"cannot determine what changed since the last start: {error}"]
+        return [f"cannot determine what changed since {since}: {error}"]
     now = redacted(flat(config))
-    changed = {key: value for key, value in now.items() if before.get(key) != value and key != "run.dir"}
+    own = ("run.", "resume.") if source else ("run.dir",)  # another run has a name, a directory, and an origin
+    changed = {key: value for key, value in now.items() if before.get(key) != value and not key.startswith(own)}
     for key in ("data.order", "data.lanes", "data.block_samples", "data.connections"):  # earlier versions stored none
         if before.get(key) is None:
             changed.pop(key, None)
     for key in ("checkpoint.best_mode", "sweep.direction"):  # earlier versions always stored a value
         if now[key] is None:  # it follows from the metric
             changed.pop(key, None)
+    if before.get("tracking.wandb_project") == DEFAULT_PROJECT and now["tracking.wandb_project"] is None:
+        del changed["tracking.wandb_project"]  # the default of earlier versions, which the run keeps
     lines = []
     if before.get("data.background") is None and changed.get("data.background") == EARLIER_BACKGROUND:
         del changed["data.background"]
@@ -73,20 +84,21 @@ def changed_since(resolved: Path, config: Config) -> list[str]:
         )
     return [
         *lines,
-        *(f"changed since the last start: {key} {before.get(key)} -> {value}" for key, value in changed.items()),
+        *(f"changed since {since}: {key} {before.get(key)} -> {value}" for key, value in changed.items()),
     ]
 
 
-def rate_change(resolved: Path, config: Config, plan: Plan, step: int) -> list[str]:
+def rate_change(resolved: Path, config: Config, plan: Plan, state: TrainState) -> list[str]:
     """Return a line if the schedule has changed since the last start so that the learning rate jumps at the next step.
 
     Args:
         resolved: config of the last start, which still has the schedule of the steps so far.
-        step: number of finished steps; at least 1.
+        state: with at least 1 finished step.
     """
+    step = state.step
     try:
         before = from_yaml(resolved, only_read=True)
-        old_plan = make_plan(before, plan.world_size, plan.num_samples)
+        old_plan = continued(make_plan(before, plan.world_size, plan.num_samples), before.optim, state)
     except (OSError, ConfigError):  # `changed_since` reports an unreadable config
         return []
     planned = learning_rate(step, before.optim, old_plan)
@@ -108,11 +120,12 @@ def finished_lines(config: Config, plan: Plan, step: int, early: str | None) -> 
     """
     optim, directory = config.optim, config.run.dir
     key, value = ("steps", optim.steps) if optim.steps is not None else ("epochs", optim.epochs)
+    length = value if key == "steps" else f"{value:g}"
     rate = learning_rate(step - 1, optim, plan)
     longer = (
         "to train it longer, repeat the command with a larger eval.early_stopping.patience"
         if early
-        else f"to train it longer, repeat the command with optim.{key} above {value:g} (its last learning rate was "
+        else f"to train it longer, repeat the command with optim.{key} above {length} (its last learning rate was "
         f"{rate:.3g}; a longer schedule may continue with a higher one)"
     )
     because = f", because {early}" if early else ""

@@ -34,6 +34,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
 from swinv2_train.config.override_text import plain_text
 from swinv2_train.config.overrides import last_of_each, refuse_hydra_keys, refuse_repeated
+from swinv2_train.config.plugins import as_override, without_imports
 from swinv2_train.reading import read_text
 
 PIPELINE_KEYS = ("name", "dir", "experiment", "launcher", "stages")
@@ -248,7 +249,7 @@ def _stage(entry: Any, earlier: dict[str, Stage], experiment: str | None, path: 
     return Stage(
         name=name,
         experiment=chosen,
-        overrides=tuple(last_of_each([*(base.overrides if base else ()), *overrides])),
+        overrides=_merged([*(base.overrides if base else ()), *overrides]),
         source=source,
         random=source is None and (base is not None or "init_from" in entry),
         weights=entry.get("weights", "newest"),
@@ -265,4 +266,10 @@ def _changed(stage: Stage, changes: Changes) -> Stage:
         start = f"the weights of {stage.source}" if stage.source else "random weights"
         hint = f"init_from: stage {stage.name} starts from {start}, as set in the pipeline's file; change it there"
         raise ConfigError("", added, hint)
-    return replace(stage, overrides=tuple(last_of_each([*stage.overrides, *added])))
+    return replace(stage, overrides=_merged([*stage.overrides, *added]))
+
+
+def _merged(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the last override of every key; those of `imports` add up, as in a run."""
+    modules, others = without_imports(overrides)
+    return (*last_of_each(others), *as_override(modules))

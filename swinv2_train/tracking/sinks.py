@@ -27,7 +27,9 @@ from swinv2_train.config.section import flat
 from swinv2_train.reading import UnreadableError, put_aside, read_text
 from swinv2_train.redact import redact, redacted
 
-_PROJECT = "swinv2-train"
+DEFAULT_PROJECT = "swinv2-train"
+"""W&B project if neither the config nor WANDB_PROJECT names one."""
+ID_FILE, PROJECT_FILE = "wandb_id.txt", "wandb_project.txt"
 """W&B project if neither the config nor the environment names one."""
 _HYPERPARAMETERS = ("seed", "model", "task", "data", "optim", "engine", "guard")
 """Sections of the config that TensorBoard compares runs by."""
@@ -119,7 +121,7 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 
 class WandbSink:
-    """A Weights & Biases run that keeps its id, in `<run>/wandb_id.txt`, across resumes.
+    """A Weights & Biases run that keeps its id and its project, in `<run>/wandb_*.txt`, across resumes.
 
     Raises:
         ConfigError: if W&B cannot be reached, or the user is not logged in.
@@ -131,6 +133,7 @@ class WandbSink:
         import wandb
 
         tracking = config.tracking
+        project = _project(run_dir, tracking.wandb_project)
         sys.argv[:] = map(redact, sys.argv)  # W&B records the command line
         try:
             self.run = wandb.init(
@@ -138,7 +141,7 @@ class WandbSink:
                 resume="allow",
                 mode=tracking.wandb,
                 name=config.run.name,
-                project=tracking.wandb_project or os.environ.get("WANDB_PROJECT") or _PROJECT,
+                project=project,
                 entity=tracking.wandb_entity,
                 group=tracking.wandb_group,
                 tags=tracking.wandb_tags or None,  # None: WANDB_TAGS
@@ -155,6 +158,8 @@ class WandbSink:
         if tracking.wandb == "online" and (self.run.disabled or self.run.offline):
             self.run.finish()
             raise _unreachable(tracking.wandb, "not logged in")
+        if redact(project) == project:  # not if it is secret
+            (run_dir / PROJECT_FILE).write_text(project + "\n", encoding="utf-8")
         # Use our own x axis: W&B's counter rejects the steps that a resume repeats.
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
@@ -187,8 +192,25 @@ class WandbSink:
         self.run.finish(exit_code=0 if exit_status == "finished" else 1)
 
 
+def _project(run_dir: Path, configured: str | None) -> str:
+    """Return the project of a run: that of the config, else that of its last start, else that of WANDB_PROJECT.
+
+    Called before the run has an id. Earlier versions stored an id and no project, which was the default.
+    """
+    path = run_dir / PROJECT_FILE
+    stored = DEFAULT_PROJECT if (run_dir / ID_FILE).exists() else ""
+    try:
+        stored = read_text(path).strip()
+    except FileNotFoundError:
+        if not stored:
+            path.touch()  # a start that W&B then refuses leaves an id, and is of this version nevertheless
+    except UnreadableError:
+        put_aside(path)
+    return configured or stored or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+
+
 def _stored_wandb_id(run_dir: Path) -> str:
-    path = run_dir / "wandb_id.txt"
+    path = run_dir / ID_FILE
     with contextlib.suppress(FileNotFoundError, UnreadableError):
         stored = read_text(path).strip()
         if re.fullmatch(r"[\w-]{1,64}", stored, re.ASCII):

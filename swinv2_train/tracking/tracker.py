@@ -1,6 +1,6 @@
 """Tracker of a run: every number and figure goes through it to the run directory, the console, and W&B.
 
-Run directory: metrics.jsonl (the record), tb/, figures/, log.txt, wandb/, and wandb_id.txt. Only the main rank writes;
+Run directory: metrics.jsonl (the record), tb/, figures/, log.txt, wandb/, and wandb_*.txt. Only the main rank writes;
 on the others every method does nothing, except that warnings go to stderr with the rank.
 """
 

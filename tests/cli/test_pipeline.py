@@ -55,6 +55,8 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
         (["status"], "name the directory of a pipeline"),
         (["status", "/no/such"], "there is no pipeline.json in /no/such"),
         (["status", "/no/such", "--redo", "task"], "status runs nothing"),
+        (["status", "/no/such", "--import", "own"], "status runs nothing: omit --import"),
+        (["pipeline=demo", "import=no.such"], "imports=no.such: "),
     ],
 )
 def test_usage_errors_are_one_sentence(

@@ -12,7 +12,7 @@ from swinv2_train.cli import train
 from swinv2_train.config.compose import experiments
 from swinv2_train.exit_codes import FINISHED, STOPPED, WRONG_USE
 from swinv2_train.launch.status import write_status
-from tests.runs import environment, run_here, tiny_run
+from tests.runs import environment, make_images, run_here, tiny_run
 
 WITHOUT_TORCH = """
 import sys
@@ -86,12 +86,24 @@ def test_hydras_own_options_work_or_name_what_replaces_them(capsys: pytest.Captu
     assert files.index("config.yaml") < files.index("experiment/simmim_tiny.yaml") < files.index("experiment/mine.yaml")
     assert files[-1] == "model/swinv2_large.yaml"  # merged last, so that it wins over the experiment
     assert run_here(["--info", "+experiment=min"]) == WRONG_USE
-    capsys.readouterr()
+    assert run_here(["-m", "--info", "+experiment=mine", "seed=0,1"]) == WRONG_USE
+    assert "--info shows the origin of the config of one run: omit -m" in capsys.readouterr().err
     assert run_here(["--hydra-help"]) == FINISHED
     output = capsys.readouterr().out
     assert all(
         f"--{name} " in output for name in ("cfg", "info", "multirun,", "config-dir", "run", "experimental-rerun")
     )
+
+
+def test_info_reads_paths_and_packs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    configs, images = tmp_path / "cf (1)", tmp_path / "a=b"
+    (configs / "experiment").mkdir(parents=True)
+    (configs / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults: [simmim_demo]\n")
+    make_images(images, 4, 0)
+    run = [f"run.dir={tmp_path}/r1/c=d", f"images={images}", "resume.allow=[data]", "+experiment=mine"]
+    assert run_here(["--info", "--config-dir", str(configs), *run]) == FINISHED
+    assert "experiment/mine.yaml -> " in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a=b", "cf (1)"]
 
 
 def test_help_lists_the_experiments_of_the_user(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

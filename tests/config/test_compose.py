@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
+from swinv2_train.config.compose import compose, experiments, from_yaml, override, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, schema_keys
 from swinv2_train.config.schema import Config
@@ -61,7 +61,9 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         (["model.windw=3"], ["model.windw=3", "unknown key", "model.window"]),
         (["+model.foo=1"], ["model.foo=1", "unknown key"]),
         (["model=swinv3"], ["model=swinv3", "swinv2_base"]),
-        (["model.depths=abc"], ["model.depths=abc: must be a list: write [value, value]"]),
+        (["tracking.wandb_tags=a"], ["tracking.wandb_tags=a: must be a list: write tracking.wandb_tags=[a]"]),
+        (["resume=null"], ["resume.mode=null: cannot be null; omit the key"]),
+        (["model.depths=abc"], ["model.depths=abc: must be a list: write model.depths=[abc]"]),
         (["optim.global_batch=1.5"], ["optim.global_batch=1.5: must be an integer, in digits"]),
         (["data.max_pixels=200M"], ["data.max_pixels=200M: must be an integer, in digits"]),
         (["resume=[a]"], ["resume.mode", "must be a string"]),
@@ -189,5 +191,15 @@ def test_resume_is_a_mode_or_a_section(overrides: list[str], mode: str, allow: l
 
 
 def test_a_list_in_resume_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"resume.allow=data: is a list: write resume.allow=\[data\]"):
+    with pytest.raises(ConfigError, match=r"resume.allow=data: must be a list: write resume.allow=\[data\]"):
         compose(["+experiment=simmim_demo", "resume.allow=data"])
+
+
+def test_a_bare_mode_keeps_the_other_keys_of_resume() -> None:
+    section = "resume:\n  mode: auto\n  source: runs/a\n  allow: [data]\n"
+    for text, given in (
+        (section, ["resume=step:3"]),
+        ("resume: never\n", ["resume.source=runs/a", "resume.allow=[data]", "resume=step:3"]),
+    ):
+        resume = override(text, given).resume
+        assert (resume.mode, resume.source, resume.allow) == ("step:3", "runs/a", ["data"])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
@@ -14,7 +18,8 @@ from swinv2_train.config.stopping import EarlyStoppingConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.engine.early_stopping import observe, stopping_reason
 from swinv2_train.engine.state import TrainState
-from swinv2_train.exit_codes import FINISHED
+from swinv2_train.exit_codes import FINISHED, STOPPED
+from swinv2_train.tasks.simmim import SimMIM
 from tests.runs import comparable, metrics, run_here, tiny_run
 
 NAN = math.nan
@@ -84,7 +89,7 @@ def test_impossible_settings_are_rejected(overrides: list[str], parts: list[str]
 
 @pytest.mark.slow
 def test_a_run_ends_early_and_goes_on_with_more_patience(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     fixed = ["data.num_workers=0", "eval.every_steps=2", "eval.early_stopping.metric=eval/loss", "eval.at_start=false"]
@@ -103,6 +108,22 @@ def test_a_run_ends_early_and_goes_on_with_more_patience(
     output = capsys.readouterr().out
     assert "is finished: step 6 of 8, because eval/loss has not improved" in output
     assert (run / "metrics.jsonl").read_bytes() == before
+
+    # If the evaluation that ends the run is interrupted, its repetition ends the run, with everything else that is due.
+    real, calls = SimMIM.evaluate, []
+
+    def watched(self: SimMIM, model: torch.nn.Module, held_out: Any) -> dict[str, float]:
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, held_out)
+
+    monkeypatch.setattr(SimMIM, "evaluate", watched)
+    again = tiny_run(shards, tmp_path / "again", *fixed, "eval.early_stopping.patience=1")
+    assert run_here(again) == STOPPED
+    assert run_here(again) == FINISHED
+    assert "the run ends early, after step 4 of 8" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "again" / "figures").iterdir()] == ["simmim-step-00000004.png"]
 
     more = tiny_run(shards, run, *fixed, "eval.early_stopping.patience=3")
     assert run_here(more) == FINISHED

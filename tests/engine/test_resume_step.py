@@ -58,8 +58,13 @@ def test_a_branch_is_bitwise_the_run_that_it_leaves(
 ) -> None:
     before, branch = files_of(whole), tmp_path / "branch"
     source = ["resume=step:4", f"resume.source={whole}"]
-    assert run_here(command(shards, branch, *source)) == FINISHED
-    assert "resuming from" in capsys.readouterr().out
+    branch.mkdir()
+    (branch / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n')  # of a start that saved no checkpoint
+    assert run_here(command(shards, branch, *source, "tracking.log_every_steps=3")) == FINISHED
+    output = " ".join(capsys.readouterr().out.split())
+    assert "resuming from" in output
+    assert "metrics.jsonl of an earlier start that saved no checkpoint is now metrics.jsonl.unreadable" in output
+    assert "tracking.log_every_steps 2 -> 3" in output
     assert comparable(branch) == comparable(whole)
     assert [path.name[-1] for path in list_checkpoints(branch / "checkpoints")] == ["8", "6", "4"]
     first, then = (read_manifest(one / "checkpoints" / "step-00000004") for one in (whole, branch))

@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from swinv2_train.checkpoint.layout import read_manifest
-from swinv2_train.cli import data, evaluate, export, predict
+from swinv2_train.cli import data, evaluate, export, pipeline, predict, train
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.config import own_parts, plugins
-from swinv2_train.config.compose import compose, from_yaml
+from swinv2_train.config.compose import compose, from_yaml, override, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, attention_backends
 from swinv2_train.config.schema import AugmentConfig
@@ -27,6 +29,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop
 from swinv2_train.data.image_header import sniff
 from swinv2_train.exit_codes import FINISHED, WRONG_USE
+from swinv2_train.pipeline.plan import plan
 from swinv2_train.planner.activations import activations
 from tests.documents import forget_parts, own_tasks, python_files
 from tests.runs import comparable, losses, make_images, metrics, run_here, tiny_run
@@ -150,6 +153,44 @@ def test_a_config_file_may_import(folder: Path, tmp_path: Path) -> None:
     config = compose(["+experiment=mine", *more], tmp_path)
     validate(config)
     assert (config.task.name, config.imports) == ("light", ["my_tasks.light", "my_parts"])
+
+
+SPELLINGS = (
+    ["--import", "my_parts"], ["--import=my_parts"], ["imports=[my_parts]"], ["imports=my_parts"], ["import=my_parts"],
+    ["imports=['my_parts', my_tasks.light]", "--import", "my_parts"],
+)  # fmt: skip
+
+
+def test_every_spelling_adds_modules(folder: Path, tmp_path: Path) -> None:
+    """A run adds them to those of its config files; the jobs of sweeps get them as `imports=[...]`."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nimports: [my_tasks.light]\n")
+    run = ["+experiment=mine", "optim.steps=1", "data.shards=x", f"run.dir={tmp_path}/r", "--config-dir", str(tmp_path)]
+    other = Parser(prog="of-weights")
+    add_imports(other)
+    for line in SPELLINGS:
+        (item,) = [item for item in train.parse([*run, *line]).overrides if item.startswith("imports=")]
+        assert plugins.modules_in(item.partition("=")[2])[0] == "my_parts", line
+        forget_parts("my_parts")
+        use_imports(other.parse_args(line))
+        assert own_parts.is_known("my_parts"), line
+    assert not any(item.startswith("imports") for item in train.parse([*run, "imports=null"]).overrides)
+    for line in (["imports=[]"], ["imports=[my_parts]"]):
+        config = train.load(train.parse([*run, *line]))
+        assert config.imports == ["my_tasks.light", "my_parts"][: 1 if line == ["imports=[]"] else 2]
+    changed = override(to_yaml(config), ["imports=my_tasks.light", "seed=3"])
+    assert (changed.imports, changed.seed) == (["my_tasks.light", "my_parts"], 3)
+
+
+def test_a_pipeline_gives_them_to_every_stage(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    stages = "[{name: a, overrides: ['imports=[my_tasks.light]', seed=1]}, {name: b, init_from: a}]"
+    (tmp_path / "pipeline" / "own.yaml").write_text(f"name: own\nexperiment: simmim_demo\nstages: {stages}\n")
+    arguments = pipeline.parse(["pipeline=own", f"dir={tmp_path}/d", "--config-dir", str(tmp_path), *IMPORT])
+    planned = plan(pipeline.pipeline_of(arguments), tmp_path)
+    assert [stage.config.imports for stage in planned] == [["my_tasks.light", "my_parts"], ["my_parts"]]
+    command = planned[0].arguments(None)
+    assert train.load(train.parse([*command, "data.shards=x"])).imports == ["my_tasks.light", "my_parts"]
 
 
 def test_an_installed_package_needs_no_option(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

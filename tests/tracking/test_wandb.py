@@ -14,6 +14,7 @@ from rich.console import Console
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, RunConfig, TrackingConfig
+from swinv2_train.tracking.sinks import ID_FILE, PROJECT_FILE, _project
 from swinv2_train.tracking.tracker import Tracker
 from tests.runs import until
 
@@ -104,7 +105,7 @@ def test_offline_run_keeps_its_id_over_a_resume(tmp_path: Path, monkeypatch: pyt
 
     until(lambda: contents(new)[0])  # W&B's own process writes it
     second_id, config, history = contents(new)
-    assert config["project"] == "of-the-environment"
+    assert config["project"] == "swinv2-train", "a run keeps its project"
     assert second_id == stored
     assert [(row["step"], row.get("train/loss"), row.get("eval/loss")) for row in history] == [
         (3, 7.0, None),
@@ -143,3 +144,17 @@ def test_a_login_that_nobody_answers_is_refused_not_switched_off(
     monkeypatch.setattr(wandb, "init", lambda **options: init(**options | {"mode": "disabled"}))
     with pytest.raises(ConfigError, match=r"tracking\.wandb=online: .*not logged in.* tracking\.wandb=offline"):
         tracker(tmp_path / "run", "online")
+
+
+def test_a_run_keeps_its_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "environment")
+    stored = tmp_path / PROJECT_FILE
+    assert _project(tmp_path, None) == "environment"
+    (tmp_path / ID_FILE).write_text("abcd1234\n")
+    assert _project(tmp_path, None) == "environment", "W&B refused the first start, so the run has no project yet"
+    stored.unlink()
+    assert _project(tmp_path, None) == "swinv2-train", "an earlier version began the run"
+    stored.write_text("first\n")
+    assert (_project(tmp_path, None), _project(tmp_path, "config")) == ("first", "config")
+    stored.write_bytes(b"\xff\xfe")
+    assert _project(tmp_path, None) == "swinv2-train"
