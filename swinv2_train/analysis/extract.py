@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,6 +17,14 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.analysis.evaluate import Progress, check_alive
+from swinv2_train.analysis.feature_outputs import (
+    REQUEST,
+    check_outputs,
+    check_parts,
+    find_inputs,
+    remove_parts,
+    work_directory,
+)
 from swinv2_train.analysis.feature_table import BROKEN, join, read_part, write_part
 from swinv2_train.analysis.features import POOLED, AnyImages, features_of, stage_name
 from swinv2_train.config.checks import resolution
@@ -31,7 +38,6 @@ from swinv2_train.data.loader import SampleSource, Share, fixed_batches
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.errors import RunError
-from swinv2_train.interop.images import find_images
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import begun, from_main, on_main, together
@@ -44,7 +50,6 @@ from swinv2_train.writing import write_bytes
 
 PART_SAMPLES = 256
 """Samples of a part, unless a batch has more."""
-_REQUEST = "request.json"
 Samples = ShardSet | FileSet
 
 
@@ -67,6 +72,8 @@ class FeatureOptions:
     """Images per rank in one forward pass."""
     precision: str = "fp32"
     max_samples: int | None = None
+    sheet: Path | None = None
+    """Picture that the caller draws afterward; an earlier one is not among the images."""
     workers: int = 4
     cache_dir: str = "~/.cache/swinv2_train/shards"
     cache_gib: float = 50.0
@@ -91,26 +98,22 @@ class Extracted:
     """Shape of the features of one image, by name."""
 
 
-def work_directory(out: Path) -> Path:
-    """Return the directory with the parts of an unfinished table."""
-    return out.with_name(f"{out.name}.parts")
-
-
 def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress | None = None) -> Extracted:
     """Write the features of all samples to a table, in their order. A collective.
 
     Args:
-        out: .npz or .parquet; an existing file is replaced at the end.
+        out: .npz or .parquet; an existing table is replaced at the end.
         progress: called on the main rank with its batches.
 
     Raises:
-        ConfigError: if the options contradict each other, or the parts next to `out` belong to another extraction.
+        ConfigError: if the options contradict each other, an output is a file of the user, or the parts next to `out`
+            belong to another extraction.
         DataError: if the images cannot be used.
         CheckpointError: if the weights cannot be read.
         RunError: if one of these occurred only on another rank, an output is not finite, or a part is damaged.
     """
     loaded = together(ranks, lambda: _load(options, ranks))
-    samples, notes, lost = from_main(ranks, lambda: _open(options, loaded.config))
+    samples, notes, lost = from_main(ranks, lambda: _open(options, loaded.config, out))
     count = min(options.max_samples or samples.num_samples, samples.num_samples)
     size = max(PART_SAMPLES, options.batch)
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
@@ -139,12 +142,13 @@ def _load(options: FeatureOptions, ranks: Ranks) -> LoadedModel:
     return loaded
 
 
-def _open(options: FeatureOptions, config: Config) -> tuple[Samples, list[str], bool]:
+def _open(options: FeatureOptions, config: Config, out: Path) -> tuple[Samples, list[str], bool]:
     """Return the samples, lines about what is not read, and whether that may be images."""
+    check_outputs(out, options.sheet)
     if options.shards is not None:
         shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=config.data.image)
         return shards, [], False
-    found = find_images(options.images)
+    found = find_inputs(options.images, out, options.sheet)
     return FileSet(found.files), found.notes, found.lost
 
 
@@ -221,13 +225,14 @@ def _prepare(place: Path, request: Mapping[str, Any]) -> set[str]:
     """
     text = json.dumps(request, indent=1, sort_keys=True)
     try:
-        before = parse_json(read_text(place / _REQUEST))
+        before = parse_json(read_text(place / REQUEST))
     except FileNotFoundError:
+        check_parts(place)
         place.mkdir(exist_ok=True)
-        write_bytes(place / _REQUEST, text.encode())
+        write_bytes(place / REQUEST, text.encode())
         return set()
     except UnreadableError as error:
-        raise ConfigError("", place, f"{place / _REQUEST} is damaged ({error}); remove {place}") from error
+        raise ConfigError("", place, f"{place / REQUEST} is damaged ({error}); remove {place}") from error
     now = json.loads(text)
     if before != now:
         known = before if isinstance(before, dict) else {}
@@ -241,7 +246,7 @@ def _finish(paths: Sequence[Path], out: Path, about: Mapping[str, Any]) -> tuple
     """Join the parts and remove them; return the number of rows, and the samples that could not be used."""
     broken = [(str(name), str(reason)) for path in paths for name, reason in read_part(path, BROKEN)[BROKEN]]
     rows = join(paths, out, {**about, "broken": broken})
-    shutil.rmtree(work_directory(out))
+    remove_parts(work_directory(out))
     return rows, broken
 
 

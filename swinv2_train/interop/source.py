@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.interop import sidecar
 from swinv2_train.interop.arrange import Arrangement
 from swinv2_train.interop.metadata import (
@@ -157,7 +158,7 @@ def open_source(
         ConfigError: if there are no Swin Transformer V2 weights, or if the checkpoint or average does not exist.
         CheckpointError: if the content is damaged.
     """
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if which not in ("newest", "best"):
         raise ConfigError("", which, f"{which!r} is neither newest nor best")
     if not path.exists():
