@@ -30,10 +30,11 @@ from swinv2_train.analysis.features import POOLED, AnyImages, features_of, stage
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
-from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.errors import DataError
 from swinv2_train.data.file_set import FileSet
+from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.loader import SampleSource, Share, fixed_batches
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
@@ -113,12 +114,12 @@ def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress
         RunError: if one of these occurred only on another rank, an output is not finite, or a part is damaged.
     """
     loaded = together(ranks, lambda: _load(options, ranks))
-    samples, notes, lost = from_main(ranks, lambda: _open(options, loaded.config, out))
+    samples, notes, lost, names = from_main(ranks, lambda: _open(options, loaded, out))
     count = min(options.max_samples or samples.num_samples, samples.num_samples)
     size = max(PART_SAMPLES, options.batch)
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     place = work_directory(out)
-    about = _about(options, loaded, count)
+    about = _about(options, loaded, count, names)
     done = from_main(ranks, lambda: _prepare(place, about | _identity(options, samples, loaded)))
     paths = [place / f"part-{number:06d}.npz" for number in range(len(parts))]
     todo = [number for number in range(len(parts)) if paths[number].name not in done]
@@ -126,6 +127,7 @@ def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress
     own = todo[ranks.rank * share : (ranks.rank + 1) * share]
     with begun():
         work = _Work(options, loaded, samples, ranks, progress)
+        work.class_names = names
         together(ranks, lambda: work.compute({paths[number]: parts[number] for number in own}))
         result = on_main(ranks, lambda: _finish(paths, out, about))
     rows, broken = ranks.broadcast(result)
@@ -142,21 +144,32 @@ def _load(options: FeatureOptions, ranks: Ranks) -> LoadedModel:
     return loaded
 
 
-def _open(options: FeatureOptions, config: Config, out: Path) -> tuple[Samples, list[str], bool]:
-    """Return the samples, lines about what is not read, and whether that may be images."""
+def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samples, list[str], bool, list[str] | None]:
+    """Return the samples, lines about what is not read, whether that may be images, and the names of the classes."""
     check_outputs(out, options.sheet)
-    if options.shards is not None:
-        shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=config.data.image)
-        return shards, [], False
-    found = find_inputs(options.images, out, options.sheet)
-    return FileSet(found.files), found.notes, found.lost
+    if options.shards is None:
+        found = find_inputs(options.images, out, options.sheet)
+        return FileSet(found.files), found.notes, found.lost, None
+    data = loaded.config.data
+    shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=data.image)
+    notes = []
+    try:
+        shards = with_classes(shards, data.label, loaded.class_names)
+    except DataError as error:
+        if any(item.startswith("data.label=") for item in options.overrides):
+            raise
+        notes.append(str(error))  # of the training data; features need no label
+    card = shards.card
+    return shards, notes, False, loaded.class_names or (card.class_names if card else None)
 
 
-def _about(options: FeatureOptions, loaded: LoadedModel, count: int) -> dict[str, Any]:
-    """Describe the table: the weights, the input, and the shapes of the maps."""
+def _about(options: FeatureOptions, loaded: LoadedModel, count: int, names: Sequence[str] | None) -> dict[str, Any]:
+    """Describe the table: the weights, the input, the labels, and the shapes of the maps."""
     config, source = loaded.config, loaded.source
     data = config.data
+    labels = {"label": data.label, "classes": names} if data.label is not None else {}
     return redacted({
+        **labels,
         "format": 1,
         "checkpoint": str(source.path.resolve()),
         "step": source.step,
@@ -262,6 +275,7 @@ class _Work:
         progress: Progress | None,
     ) -> None:
         self.options, self.loaded, self.samples, self.ranks = options, loaded, samples, ranks
+        self.class_names: Sequence[str] | None = None
         self.progress: Callable[[int, int], None] = (ranks.is_main and progress) or (lambda done, total: None)
 
     def compute(self, parts: Mapping[Path, range]) -> None:
@@ -278,7 +292,9 @@ class _Work:
         batches = [batch for listed in cut.values() for batch in listed]
         config = self.loaded.config
         decoding = DecodeOptions.of(config.data, self.loaded.mean)
-        source = SampleSource(self.samples, AnyImages(config), config.model.in_channels, seed=0, decoding=decoding)
+        source = SampleSource(
+            self.samples, AnyImages(config, self.class_names), config.model.in_channels, seed=0, decoding=decoding
+        )
         share = Share(step, local_ranks=local_ranks(), connections=config.data.connections)
         workers = Workers(self.options.workers, config.data.prefetch_batches)
         finished = 0

@@ -197,19 +197,8 @@ def _checked_sheet(options: Mapping[str, Any]) -> Path | None:
 def _request(source: Mapping[str, Any], options: Mapping[str, Any]) -> FeatureOptions:
     from swinv2_train.analysis.extract import FeatureOptions
 
-    names = (
-        "which",
-        "ema",
-        "batch",
-        "precision",
-        "max_samples",
-        "workers",
-        "cache_dir",
-        "cache_gib",
-        "stages",
-        "sheet",
-    )
-    chosen = {name: options[name] for name in names if name in options}
+    names = ("which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir", "cache_gib", "stages")
+    chosen = {name: options[name] for name in (*names, "sheet") if name in options}
     return FeatureOptions(options["checkpoint"], overrides=tuple(options["changes"]), **source, **chosen)
 
 
