@@ -25,7 +25,7 @@ from swinv2_train.interop.metadata import (
     windows_from_buffers,
     windows_from_name,
 )
-from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located, has_buffers
 from swinv2_train.interop.recognize import Recognized, recognize
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
@@ -364,6 +364,12 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         "classes": None,
     }
     files = sidecar.read(file.parent)
+    notes = list(storage.notes)
+    if layout == "official" and not has_buffers(recognized.names.values()):
+        notes.append(
+            f"{path.name} has the names of the official code but not its buffers, so it may be of this package; "
+            "model.window_rule=per-axis computes it as this package does by default"
+        )
     source = WeightSource(
         path=path,
         format=layout,
@@ -371,7 +377,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         metadata=metadata,
         dropped=[*located.dropped, *recognized.outside],
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
-        notes=list(storage.notes),
+        notes=notes,
         peer_config=files.config,
         _storage=storage,
         _parts=located.parts,
