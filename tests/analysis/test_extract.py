@@ -177,7 +177,7 @@ def test_labels_are_read_from_the_place_that_is_named(folder: Path, tmp_path: Pa
         (folder / "encoder.safetensors", (own,), [1, 0, -1, 1]),  # numbered by the data, in the order of the names
         (folder / "encoder.safetensors", (), [-1] * 4),
         (named, (own,), error),
-        (with_label(named, "species"), (), [-1, 2, -1, -1]),  # the labels of the training are no demand
+        (with_label(named, "species"), (), [-1, 2, -1, -1]),  # shards without the labels of the training are fine
     ):
         request = FeatureOptions(str(model), str(tmp_path / "shards"), overrides=overrides, workers=0)
         if isinstance(labels, str):

@@ -215,7 +215,7 @@ def test_no_file_of_the_user_is_replaced_or_removed(
 
 
 def test_outputs_in_the_folder_of_the_images_are_not_images(folder: Path, tmp_path: Path) -> None:
-    """Also: what a killed process left is removed, and bytes of a name that are not UTF-8 are no obstacle."""
+    """Also: what a killed process left is removed, and the bytes of a name need not be UTF-8."""
     images = Path(os.fsdecode(os.fsencode(tmp_path) + b"/im\xe4ges"))
     shutil.copytree(folder / "images", images)
     out, tables = images / "a.npz", []
