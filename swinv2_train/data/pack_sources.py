@@ -168,7 +168,7 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
     tars = any(path.glob("*.tar"))
     if tars and not inside and any(path.glob(f"*{MANIFEST_SUFFIX}")):
         return None
-    scan = scan_folder(path, skip=() if inside else (out,))
+    scan = scan_folder(path, skip=() if inside or out is None else (out,))
     for suffix in ("tar", "json", "jsonl") if inside else ():
         scan.unread.pop(suffix, None)
     if scan.unreadable:
