@@ -97,10 +97,11 @@ def test_an_interrupted_extraction_continues_to_the_same_bytes(folder: Path, who
             raise Killed
 
     out = tmp_path / "table.npz"
-    out.write_bytes(b"an older table")
+    np.savez(out, about=json.dumps({"checkpoint": "older"}))
+    older = out.read_bytes()
     with pytest.raises(Killed):
         extracted(options(folder), out, progress=stop)
-    assert out.read_bytes() == b"an older table"
+    assert out.read_bytes() == older
     parts = sorted(path.name for path in (tmp_path / "table.npz.parts").iterdir())
     assert parts == ["part-000000.npz", "part-000001.npz", "request.json"]
 
