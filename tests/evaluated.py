@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -27,6 +28,16 @@ def labelled_shards(folder: Path, count: int, num_classes: int, *, broken: tuple
         data = b"\xff\xd8\xff broken" if number in broken else jpeg(seed + number)
         members += [(f"img{number:05d}.jpg", data), (f"img{number:05d}.cls", str(number % num_classes).encode())]
     return write_tar(folder / "val-000000.tar", members)
+
+
+def with_label(path: Path, label: Any) -> Path:
+    """Set the `data.label` that a file of weights records."""
+    with safe_open(path, "pt") as file:
+        geometry = json.loads(file.metadata()["geometry"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    geometry["data"]["label"] = label
+    save_file(tensors, path, metadata={"geometry": json.dumps(geometry)})
+    return path
 
 
 def lively(model: nn.Module, seed: int = 0) -> nn.Module:

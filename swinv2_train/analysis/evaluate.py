@@ -195,7 +195,8 @@ class _Bench:
         """Open the shards to evaluate on."""
         options, image = self.options, self.loaded.config.data.image
         shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image)
-        return with_classes(shards, self.loaded.config.data.label)
+        own = options.label_map is not None  # then the shards number classes of their own
+        return with_classes(shards, self.loaded.config.data.label, None if own else self.loaded.class_names)
 
     def prepare(self, shards: ShardSet) -> None:
         """Build the task for these shards, and move the model to its device."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -18,20 +17,28 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.analysis.evaluate import Progress, check_alive
+from swinv2_train.analysis.feature_outputs import (
+    REQUEST,
+    check_outputs,
+    check_parts,
+    find_inputs,
+    remove_parts,
+    work_directory,
+)
 from swinv2_train.analysis.feature_table import BROKEN, join, read_part, write_part
 from swinv2_train.analysis.features import POOLED, AnyImages, features_of, stage_name
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
-from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.errors import DataError
 from swinv2_train.data.file_set import FileSet
+from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.loader import SampleSource, Share, fixed_batches
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.errors import RunError
-from swinv2_train.interop.images import find_images
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import begun, from_main, on_main, together
@@ -44,7 +51,6 @@ from swinv2_train.writing import write_bytes
 
 PART_SAMPLES = 256
 """Samples of a part, unless a batch has more."""
-_REQUEST = "request.json"
 Samples = ShardSet | FileSet
 
 
@@ -67,6 +73,8 @@ class FeatureOptions:
     """Images per rank in one forward pass."""
     precision: str = "fp32"
     max_samples: int | None = None
+    sheet: Path | None = None
+    """Picture that the caller draws afterward; an earlier one is not among the images."""
     workers: int = 4
     cache_dir: str = "~/.cache/swinv2_train/shards"
     cache_gib: float = 50.0
@@ -91,31 +99,27 @@ class Extracted:
     """Shape of the features of one image, by name."""
 
 
-def work_directory(out: Path) -> Path:
-    """Return the directory with the parts of an unfinished table."""
-    return out.with_name(f"{out.name}.parts")
-
-
 def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress | None = None) -> Extracted:
     """Write the features of all samples to a table, in their order. A collective.
 
     Args:
-        out: .npz or .parquet; an existing file is replaced at the end.
+        out: .npz or .parquet; an existing table is replaced at the end.
         progress: called on the main rank with its batches.
 
     Raises:
-        ConfigError: if the options contradict each other, or the parts next to `out` belong to another extraction.
+        ConfigError: if the options contradict each other, an output is a file of the user, or the parts next to `out`
+            belong to another extraction.
         DataError: if the images cannot be used.
         CheckpointError: if the weights cannot be read.
         RunError: if one of these occurred only on another rank, an output is not finite, or a part is damaged.
     """
     loaded = together(ranks, lambda: _load(options, ranks))
-    samples, notes, lost = from_main(ranks, lambda: _open(options, loaded.config))
+    samples, notes, lost, names = from_main(ranks, lambda: _open(options, loaded, out))
     count = min(options.max_samples or samples.num_samples, samples.num_samples)
     size = max(PART_SAMPLES, options.batch)
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     place = work_directory(out)
-    about = _about(options, loaded, count)
+    about = _about(options, loaded, count, names)
     done = from_main(ranks, lambda: _prepare(place, about | _identity(options, samples, loaded)))
     paths = [place / f"part-{number:06d}.npz" for number in range(len(parts))]
     todo = [number for number in range(len(parts)) if paths[number].name not in done]
@@ -123,6 +127,7 @@ def extract(options: FeatureOptions, out: Path, ranks: Ranks, progress: Progress
     own = todo[ranks.rank * share : (ranks.rank + 1) * share]
     with begun():
         work = _Work(options, loaded, samples, ranks, progress)
+        work.class_names = names
         together(ranks, lambda: work.compute({paths[number]: parts[number] for number in own}))
         result = on_main(ranks, lambda: _finish(paths, out, about))
     rows, broken = ranks.broadcast(result)
@@ -139,20 +144,32 @@ def _load(options: FeatureOptions, ranks: Ranks) -> LoadedModel:
     return loaded
 
 
-def _open(options: FeatureOptions, config: Config) -> tuple[Samples, list[str], bool]:
-    """Return the samples, lines about what is not read, and whether that may be images."""
-    if options.shards is not None:
-        shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=config.data.image)
-        return shards, [], False
-    found = find_images(options.images)
-    return FileSet(found.files), found.notes, found.lost
+def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samples, list[str], bool, list[str] | None]:
+    """Return the samples, lines about what is not read, whether that may be images, and the names of the classes."""
+    check_outputs(out, options.sheet)
+    if options.shards is None:
+        found = find_inputs(options.images, out, options.sheet)
+        return FileSet(found.files), found.notes, found.lost, None
+    data = loaded.config.data
+    shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=data.image)
+    notes = []
+    try:
+        shards = with_classes(shards, data.label, loaded.class_names)
+    except DataError as error:
+        if any(item.startswith("data.label=") for item in options.overrides):
+            raise
+        notes.append(str(error))  # of the training data; features need no label
+    card = shards.card
+    return shards, notes, False, loaded.class_names or (card.class_names if card else None)
 
 
-def _about(options: FeatureOptions, loaded: LoadedModel, count: int) -> dict[str, Any]:
-    """Describe the table: the weights, the input, and the shapes of the maps."""
+def _about(options: FeatureOptions, loaded: LoadedModel, count: int, names: Sequence[str] | None) -> dict[str, Any]:
+    """Describe the table: the weights, the input, the labels, and the shapes of the maps."""
     config, source = loaded.config, loaded.source
     data = config.data
+    labels = {"label": data.label, "classes": names} if data.label is not None else {}
     return redacted({
+        **labels,
         "format": 1,
         "checkpoint": str(source.path.resolve()),
         "step": source.step,
@@ -221,13 +238,14 @@ def _prepare(place: Path, request: Mapping[str, Any]) -> set[str]:
     """
     text = json.dumps(request, indent=1, sort_keys=True)
     try:
-        before = parse_json(read_text(place / _REQUEST))
+        before = parse_json(read_text(place / REQUEST))
     except FileNotFoundError:
+        check_parts(place)
         place.mkdir(exist_ok=True)
-        write_bytes(place / _REQUEST, text.encode())
+        write_bytes(place / REQUEST, text.encode())
         return set()
     except UnreadableError as error:
-        raise ConfigError("", place, f"{place / _REQUEST} is damaged ({error}); remove {place}") from error
+        raise ConfigError("", place, f"{place / REQUEST} is damaged ({error}); remove {place}") from error
     now = json.loads(text)
     if before != now:
         known = before if isinstance(before, dict) else {}
@@ -241,7 +259,7 @@ def _finish(paths: Sequence[Path], out: Path, about: Mapping[str, Any]) -> tuple
     """Join the parts and remove them; return the number of rows, and the samples that could not be used."""
     broken = [(str(name), str(reason)) for path in paths for name, reason in read_part(path, BROKEN)[BROKEN]]
     rows = join(paths, out, {**about, "broken": broken})
-    shutil.rmtree(work_directory(out))
+    remove_parts(work_directory(out))
     return rows, broken
 
 
@@ -257,6 +275,7 @@ class _Work:
         progress: Progress | None,
     ) -> None:
         self.options, self.loaded, self.samples, self.ranks = options, loaded, samples, ranks
+        self.class_names: Sequence[str] | None = None
         self.progress: Callable[[int, int], None] = (ranks.is_main and progress) or (lambda done, total: None)
 
     def compute(self, parts: Mapping[Path, range]) -> None:
@@ -273,7 +292,9 @@ class _Work:
         batches = [batch for listed in cut.values() for batch in listed]
         config = self.loaded.config
         decoding = DecodeOptions.of(config.data, self.loaded.mean)
-        source = SampleSource(self.samples, AnyImages(config), config.model.in_channels, seed=0, decoding=decoding)
+        source = SampleSource(
+            self.samples, AnyImages(config, self.class_names), config.model.in_channels, seed=0, decoding=decoding
+        )
         share = Share(step, local_ranks=local_ranks(), connections=config.data.connections)
         workers = Workers(self.options.workers, config.data.prefetch_batches)
         finished = 0

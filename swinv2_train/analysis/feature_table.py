@@ -24,6 +24,7 @@ import numpy as np
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.errors import RunError
+from swinv2_train.reading import UnreadableError, parse_json
 from swinv2_train.writing import write_bytes
 
 SUFFIXES = (".npz", ".parquet")
@@ -48,6 +49,26 @@ def check_table(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         wrong = f"{path} is a directory" if path.is_dir() else f"{path.parent} is not a directory"
         raise ConfigError("", path, f"{wrong}, so the features cannot be written")
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file is a table that `join` has written."""
+    if path.suffix not in SUFFIXES:
+        return False
+    try:
+        about = parse_json(_read_about(path))
+    except (OSError, ImportError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, UnreadableError):
+        return False
+    return isinstance(about, dict) and "checkpoint" in about
+
+
+def _read_about(path: Path) -> str:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as content:
+            return str(content["about"])
+    import pyarrow.parquet as pq
+
+    return (pq.read_schema(path).metadata or {})[METADATA].decode()
 
 
 def write_part(path: Path, columns: Columns, broken: Sequence[tuple[str, str]]) -> None:
@@ -89,8 +110,9 @@ def join(parts: Sequence[Path], out: Path, about: Mapping[str, Any]) -> int:
     if not rows:
         raise RunError("none of the images could be used, so there are no features")
     text = json.dumps(about, ensure_ascii=False, sort_keys=True)
+    text = text.encode("utf-8", "backslashreplace").decode()  # bytes of a path that are not UTF-8 become JSON escapes
     write = _write_npz if out.suffix == ".npz" else _write_parquet
-    with _replaced(out) as temporary:
+    with _replaced(out, parts[0].parent) as temporary:
         write(temporary, parts, layout, text)
     return rows
 
@@ -109,9 +131,9 @@ def _layout(parts: Sequence[Path]) -> dict[str, tuple[np.dtype, tuple[int, ...]]
 
 
 @contextmanager
-def _replaced(out: Path) -> Iterator[Path]:
-    """Yield a temporary path, which replaces `out` at the end if all went well."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+def _replaced(out: Path, place: Path) -> Iterator[Path]:
+    """Yield a temporary path among the parts, which replaces `out` at the end if all went well."""
+    temporary = place / f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
     try:
         yield temporary
         os.replace(temporary, out)

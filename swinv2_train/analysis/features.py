@@ -19,7 +19,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.labels import read_labels
+from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.backbone import backbone_of
@@ -46,13 +46,20 @@ class EvalImages(Transform):
 
 
 class AnyImages(EvalImages):
-    """Evaluation crop, labeled or not: the entries `image` and `label` int64, which is `NO_LABEL` without one class."""
+    """Evaluation crop, labeled or not: the entries `image` and `label` int64, which is `NO_LABEL` without one class.
 
-    members = ("image", "cls", "json")
+    Args:
+        names: names of the classes, in the order of their numbers, for a `data.label` with names.
+    """
+
+    def __init__(self, config: Config, names: Sequence[str] | None = None) -> None:
+        super().__init__(config)
+        self.labels = LabelSource.of(config.data.label, names)
+        self.members = ("image", *self.labels.members)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Tensor]:
         try:
-            labels = read_labels(sample.raw)
+            labels = self.labels.read(sample.raw)
         except BrokenSample:
             labels = ()
         entries = super().__call__(sample, rng)

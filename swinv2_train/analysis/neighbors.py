@@ -12,10 +12,12 @@ from swinv2_train.analysis.features import nearest
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.file_set import FileSet
+from swinv2_train.data.pixels import largest_value
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.interop.load import LoadedModel
 from swinv2_train.lettering import fitted, font
+from swinv2_train.redact import redact
 from swinv2_train.tracking.figures import image_grid, to_pil
 
 _SIDE = 160
@@ -75,12 +77,11 @@ def neighbor_sheet(
 
 
 def _footer(loaded: LoadedModel) -> str:
-    return f"nearest by cosine similarity of the pooled features of {loaded.source.path}"
+    return redact(f"nearest by cosine similarity of the pooled features of {loaded.source.path}")
 
 
 def _thumbnail(image: torch.Tensor) -> Image.Image:
-    largest = 65535.0 if image.element_size() == 2 else 255.0
-    picture = to_pil(image.numpy() / largest).convert("RGB")
+    picture = to_pil(image.numpy() / largest_value(image)).convert("RGB")
     factor = min(_SIDE / picture.width, _SIDE / picture.height)
     sides = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(sides, Image.Resampling.LANCZOS)

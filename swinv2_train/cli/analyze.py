@@ -21,7 +21,7 @@ from swinv2_train.cli.evaluate import batches_shown, choose_device, eval_options
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import whole, wholes
+from swinv2_train.cli.values import file_path, whole, wholes
 from swinv2_train.cli.weight_arguments import (
     add_cache,
     add_choice,
@@ -35,6 +35,7 @@ from swinv2_train.cli.weight_arguments import (
     writable,
 )
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # these import torch
@@ -130,7 +131,7 @@ def _add_signal(commands: Any) -> None:
     add("--seed", type=whole(0), default=0, metavar="N", help="seed of the random images (default: %(default)s)")
     add_precision(command)
     add_device(command)
-    add("--out", type=Path, metavar="DIR", help=f"default: {_OUT}")
+    add("--out", type=file_path, metavar="DIR", help=f"default: {_OUT}")
     add_cache(command)
     command.set_defaults(run=_signal, known=tuple(command.named()))
 
@@ -162,7 +163,7 @@ def _names_a_model(item: str) -> bool:
 
 
 def _exists(path: str) -> bool:
-    return Path(path).expanduser().exists()
+    return user_path(path).exists()
 
 
 def _place(models: Sequence[tuple[str | None, str]], out: Path | None) -> Path:

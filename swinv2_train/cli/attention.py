@@ -14,6 +14,7 @@ from swinv2_train.cli.evaluate import choose_device
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports
+from swinv2_train.cli.values import file_path
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
@@ -63,7 +64,7 @@ def add_command(commands: Any, status: str) -> None:
     add_checkpoint(command)
     add = command.add_argument
     add("images", metavar="IMAGES", nargs="+", help=f"files, folders, and patterns; at most {_MOST_IMAGES} images")
-    add("out", metavar="OUT.png", type=Path, help="the figure: a row per image, a column per stage")
+    add("out", metavar="OUT.png", type=file_path, help="the figure: a row per image, a column per stage")
     add_choice(command)
     add(
         "--at",

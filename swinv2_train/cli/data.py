@@ -19,7 +19,7 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import background, fraction, numbers, part, size, whole
+from swinv2_train.cli.values import background, file_path, fraction, numbers, part, size, whole
 from swinv2_train.cli.weight_arguments import add_cache, writable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _add_pack(commands: Any) -> None:
         help="a folder (searched to any depth), a list (.csv, .tsv, .jsonl with path and label; labels for several, "
         "a;b), or shards",
     )
-    add("out", metavar="OUT", type=Path, help="directory for the shards")
+    add("out", metavar="OUT", type=file_path, help="directory for the shards")
     add("--max-size", type=size, default="256MiB", metavar="SIZE", help="upper bound of a shard (default: %(default)s)")
     add(
         "--max-count",
@@ -106,7 +106,7 @@ def _add_pack(commands: Any) -> None:
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
     add(
         "--class-names",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of an earlier split, "
         "or the manifest.json of a checkpoint (default: in alphabetical order, numbers by value)",
@@ -146,7 +146,7 @@ def _add_inspect(commands: Any) -> None:
     _add_shards(inspect)
     add(
         "--sheet",
-        type=Path,
+        type=file_path,
         metavar="FILE.png",
         help="also draw randomly chosen samples into this image file "
         "(Chinese, Japanese, and Korean names appear as boxes)",

@@ -21,7 +21,7 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import switch, whole
+from swinv2_train.cli.values import file_path, switch, whole
 from swinv2_train.cli.weight_arguments import (
     add_checkpoint,
     add_choice,
@@ -94,7 +94,7 @@ def _parser() -> Parser:
     add("--label-map", metavar="MAP", help="a FILE, names, or numbers: see below")
     add(
         "--real-labels",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="ReaL labels: a list of lists; an image may have several correct classes, or none (skipped)",
     )

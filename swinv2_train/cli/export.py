@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
@@ -17,7 +16,7 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import whole
+from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, check_weights
 from swinv2_train.exit_codes import FINISHED
 
@@ -69,7 +68,7 @@ def _parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoint(parser)
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new directory; its parents are created")
+    parser.add_argument("out", metavar="OUT", type=file_path, help="a new directory; its parents are created")
     add_choice(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="see below")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """`swinv2-features`: write the features of images or shards to an .npz or .parquet, on any number of ranks.
 
-Exit status: 0 done; 1 failed, or some images could not be read (they are named); 2 usage error; 130 interrupted. After
-1 and 130, the same command continues with what is missing.
+Exit status: 0 done; 1 failed, or some images could not be read (they are named, and OUT has the others); 2 usage error;
+130 interrupted. After a failure or an interruption, the same command continues with what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from swinv2_train.cli.evaluate import batches_shown, joined, ranks_of, start_if_
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import listed, whole, wholes
+from swinv2_train.cli.values import file_path, listed, whole, wholes
 from swinv2_train.cli.weight_arguments import (
     add_checkpoint,
     add_choice,
@@ -31,6 +31,7 @@ from swinv2_train.cli.weight_arguments import (
 )
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import NUM_STAGES
+from swinv2_train.config.paths import user_path
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.redact import redact
 
@@ -43,8 +44,8 @@ _HELP = """\
 The rows are in the order of the samples in their shards, or of the sorted file names. OUT has the columns index (number
 of the sample), name, features, and stage1 to stage4 if requested; of shards also shard, and label (-1 without exactly
 one class). Read an .npz with numpy.load(OUT)["features"]; its entry "about" describes the model. Until OUT is complete,
-its parts are in OUT.parts, and the same command continues from them. An existing OUT is replaced at the end. Of a
-SimMIM model, the encoder is used, without a mask.
+its parts are in OUT.parts, and the same command continues from them. An existing table is replaced at the end, and no
+other file. Of a SimMIM model, the encoder is used, without a mask.
 
 examples:
   swinv2-features outputs/in1k_tiny_256 my-images embeddings.npz --sheet neighbors.png
@@ -87,7 +88,7 @@ def _parser() -> Parser:
         nargs="+",
         help="image files, folders, and patterns; or shards: tars, folders of tars, patterns, URLs",
     )
-    add("out", metavar="OUT", type=Path, help='a name in .npz or .parquet (pip install "swinv2-train[parquet]")')
+    add("out", metavar="OUT", type=file_path, help='a name in .npz or .parquet (pip install "swinv2-train[parquet]")')
     add_choice(parser)
     add_ranks(parser)
     add(
@@ -96,7 +97,7 @@ def _parser() -> Parser:
         metavar="N,N,...",
         help="also store the maps of these stages, (C, H, W) each; by default only the pooled features",
     )
-    add("--sheet", type=Path, metavar="FILE.png", help="draw nearest neighbors, a row per query")
+    add("--sheet", type=file_path, metavar="FILE.png", help="draw nearest neighbors, a row per query")
     add("--queries", type=whole(1), metavar="N", help="rows of that picture (default: 8)")
     add("--neighbors", type=whole(1), metavar="N", help="columns of that picture (default: 6)")
     add_imports(parser)
@@ -107,7 +108,7 @@ def _run(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     use_imports(arguments)
     options = given_options(arguments)
     sheet, out = _checked_sheet(options), arguments.out
-    source = data_options(arguments.data)
+    source = data_options(arguments.data, out, sheet)
     if not joined():
         _check(arguments, source)
     started = start_if_alone(MODULE, given, options)
@@ -132,30 +133,33 @@ def _check(arguments: argparse.Namespace, source: Mapping[str, Any]) -> None:
     Raises:
         ConfigError, DataError, CheckpointError: naming the argument.
     """
-    from swinv2_train.analysis.feature_table import check_table
-    from swinv2_train.interop.images import find_images
+    from swinv2_train.analysis.feature_outputs import check_outputs, find_inputs
     from swinv2_train.launch.local_ranks import choose_ranks
 
-    check_table(arguments.out)
-    if arguments.sheet is not None and not arguments.sheet.parent.is_dir():
-        raise ConfigError("sheet", arguments.sheet, f"{arguments.sheet.parent} is not a directory")
+    check_outputs(arguments.out, arguments.sheet)
     check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
     if "shards" in source:
         check_shards(source["shards"])
     else:
-        find_images(source["images"])
+        find_inputs(source["images"], arguments.out, arguments.sheet)
     _, weights = check_weights(arguments)
     loading("swinv2-features", f"{weights.path} and {arguments.data[0]}")
 
 
-def data_options(data: Sequence[str]) -> dict[str, Any]:
+def data_options(data: Sequence[str], out: Path, sheet: Path | None = None) -> dict[str, Any]:
     """Return the field of `FeatureOptions` that the data is for: shards or images.
+
+    Args:
+        out, sheet: outputs, which may be among the shards.
 
     Raises:
         ConfigError: if there are both.
     """
+    from swinv2_train.analysis.feature_outputs import own_outputs
+
     items = [part for item in data for part in listed(item)]
-    tars = [item for item in items if _is_shards(item)]
+    own = own_outputs(out, sheet)
+    tars = [item for item in items if _is_shards(item, own)]
     if not tars:
         return {"images": tuple(items)}
     if len(tars) < len(items):
@@ -164,11 +168,20 @@ def data_options(data: Sequence[str]) -> dict[str, Any]:
     return {"shards": shards(tars)}
 
 
-def _is_shards(item: str) -> bool:
+def _is_shards(item: str, own: Sequence[Path]) -> bool:
+    """Return whether an item is shards; a folder with images too is refused, because it may be meant as either."""
+    from swinv2_train.data.image_files import extension, is_array, scan_folder
+
     if "://" in item or item.endswith((".tar", ".tar}")):
         return True
-    path = Path(item).expanduser()
-    return path.is_dir() and any(entry.suffix == ".tar" for entry in path.iterdir())
+    path = user_path(item)
+    if not path.is_dir() or not any(entry.suffix == ".tar" for entry in path.iterdir()):
+        return False
+    image = next((name for name in scan_folder(path, own).images if not is_array(extension(name))), None)
+    if image is not None:
+        forms = f"name the shards by '{path}/*.tar', or the images by a pattern such as '{path}/*.{extension(image)}'"
+        raise ConfigError("", item, f"{item} holds tars and images, such as {image}; {forms}")
+    return True
 
 
 def _checked_sheet(options: Mapping[str, Any]) -> Path | None:
@@ -185,7 +198,7 @@ def _request(source: Mapping[str, Any], options: Mapping[str, Any]) -> FeatureOp
     from swinv2_train.analysis.extract import FeatureOptions
 
     names = ("which", "ema", "batch", "precision", "max_samples", "workers", "cache_dir", "cache_gib", "stages")
-    chosen = {name: options[name] for name in names if name in options}
+    chosen = {name: options[name] for name in (*names, "sheet") if name in options}
     return FeatureOptions(options["checkpoint"], overrides=tuple(options["changes"]), **source, **chosen)
 
 
@@ -210,6 +223,9 @@ def _report(found: Extracted, out: Path) -> None:
 def _draw(found: Extracted, out: Path, sheet: Path, options: Mapping[str, Any]) -> None:
     import io
 
+    from PIL.PngImagePlugin import PngInfo
+
+    from swinv2_train.analysis.feature_outputs import SHEET_MARK
     from swinv2_train.analysis.feature_table import read_columns
     from swinv2_train.analysis.features import POOLED
     from swinv2_train.analysis.neighbors import neighbor_rows, neighbor_sheet
@@ -220,8 +236,9 @@ def _draw(found: Extracted, out: Path, sheet: Path, options: Mapping[str, Any]) 
         raise ConfigError("sheet", sheet, f"{out} has one row, so there are no neighbors")
     rows = neighbor_rows(columns[POOLED], options.get("queries", 8), options.get("neighbors", 6))
     picture = neighbor_sheet(rows, columns["name"], columns["index"].tolist(), found.samples, found.loaded)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    stream, mark = io.BytesIO(), PngInfo()
+    mark.add_text(*SHEET_MARK)
+    picture.save(stream, "PNG", pnginfo=mark)
     write_bytes(sheet, stream.getvalue())
     print(f"{sheet}: {len(rows)} queries and their nearest neighbors")
 

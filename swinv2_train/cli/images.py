@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import key_of
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.imports import lean_imports
@@ -99,7 +100,7 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
     if joined():
         hint = "is packed before the ranks start, and a launcher has started this one; pack it with"
         raise ConfigError("images", name, f"{hint} swinv2-data pack {name} shards, and set data.shards")
-    place = Path(name).expanduser()
+    place = user_path(name)
     if not place.exists():
         fix = f"does not exist; to resume the run in {config.run.dir} without it, set data.shards to its shards"
         raise ConfigError("images", name, fix)
@@ -114,7 +115,7 @@ def _find(config: Config, name: str) -> Folder:
     from swinv2_train.data.pack_sources import open_source
 
     root = Path(config.run.dir).parent / "shards"
-    place = str(Path(name).expanduser())
+    place = str(user_path(name))
     source = open_source(place, classes=False, seed=0, out=root)
     if source.shards is not None:
         raise ConfigError("images", name, f"has shards and no images; set data.shards='{name}/*.tar'")
@@ -239,7 +240,7 @@ def _pack(config: Config, folder: Folder) -> dict[str, Any]:
     from swinv2_train.data.errors import NoHeldOutImages
     from swinv2_train.data.parallel import available_cores
 
-    source = str(Path(folder.name).expanduser())
+    source = str(user_path(folder.name))
     count = len(folder.source.entries)
     with Progress() as progress:
         shown = {"progress": progress.show} if count >= _MANY else {}

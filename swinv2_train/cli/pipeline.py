@@ -21,7 +21,9 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.unknown_options import RunParser
+from swinv2_train.cli.values import file_path
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.pipeline.spec import Pipeline, load_pipeline, pipelines, split_arguments
 from swinv2_train.reading import UnreadableError
@@ -67,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--redo-changed", action="store_true", help="rerun changed stages, and those that started from replaced weights"
     )
     parser.add_argument(
-        "--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/pipeline, DIR/experiment)"
+        "--config-dir", type=file_path, metavar="DIR", help="your own configs (DIR/pipeline, DIR/experiment)"
     )
     add_imports(parser, "tasks, transforms, attention backends, and decoders, for every stage")
     parser.add_argument("--json", action="store_true", help="status: for scripts")
@@ -192,7 +194,7 @@ def _check_start(item: PlannedStage, *, required: bool) -> None:
         samples = count_samples(config, required=required)
         make_plan(config, config.launch.nproc_per_node or 1, samples.count)
         start = config.init_from if item.stage.source is None and not is_begun(item.run_dir) else None
-        if required and start and not Path(start).expanduser().exists():
+        if required and start and not user_path(start).exists():
             raise ConfigError("init_from", start, "no run, checkpoint, or file exists at this path")
         label_map = config.init.label_map
         if required and label_map and not is_begun(item.run_dir) and not Path(label_map).is_file():

@@ -23,7 +23,7 @@ from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.prediction import Prediction
 from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, page_paths, write_pages
-from swinv2_train.cli.values import whole
+from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights, writable
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
@@ -87,10 +87,10 @@ def _parser() -> Parser:
     add_choice(parser)
     add("--top", type=whole(1), default=5, metavar="N", help="classes per image (default: %(default)s)")
     add("--batch", type=whole(1), default=16, metavar="N", help="images per forward pass (default: %(default)s)")
-    add("--labels", type=Path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
-    add("--csv", type=Path, metavar="FILE", help="write a line per image and class")
-    add("--jsonl", type=Path, metavar="FILE", help="write a JSON object per image")
-    add("--sheet", type=Path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
+    add("--labels", type=file_path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
+    add("--csv", type=file_path, metavar="FILE", help="write a line per image and class")
+    add("--jsonl", type=file_path, metavar="FILE", help="write a JSON object per image")
+    add("--sheet", type=file_path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
     add(
         "--pages",
         type=whole(1),
@@ -98,7 +98,7 @@ def _parser() -> Parser:
         metavar="N",
         help="pages of a sheet at most (default: %(default)s)",
     )
-    add("--out", type=Path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
+    add("--out", type=file_path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
     add_device(parser)
     add_imports(parser)
     return parser

@@ -40,19 +40,19 @@ def count_samples(config: Config, *, required: bool) -> Samples:
         ConfigError: if there are no shards, and `required` or no expected number.
         DataError: if the shards cannot be used.
     """
-    from swinv2_train.data.configured import open_held_out, open_training
+    from swinv2_train.data.configured import open_held_out, open_shards
     from swinv2_train.data.overlap import overlap_warning
 
     if config.images is not None:
         hint = "applies to a single run of swinv2-train; pack it with swinv2-data pack"
         raise ConfigError("images", config.images, f"{hint} {config.images} shards, and set data.shards")
-    held_out = open_held_out(config.data)
     if config.data.shards:
-        shards = open_training(config.data)
+        shards, held_out = open_shards(config.data)
         shared = overlap_warning("data.eval_shards", held_out, "data.shards", shards) if held_out else []
         return Samples(shards.num_samples, "counted in data.shards", shards, held_out, shared)
     if required or config.data.expected_samples is None:
         require_shards(config)
+    held_out = open_held_out(config.data)
     return Samples(config.data.expected_samples, "data.expected_samples; data.shards is not set", None, held_out)
 
 

@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 
 from swinv2_train.cli.arguments import Parser
 from swinv2_train.cli.completion import offer
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.manual import manual
+from swinv2_train.cli.values import file_path
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.exit_codes import FINISHED
@@ -40,7 +40,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("what", choices=("status", "report"), help="the jobs, or a comparison of the swept values")
-    parser.add_argument("dir", type=Path, metavar="DIR", help="the directory of the sweep")
+    parser.add_argument("dir", type=file_path, metavar="DIR", help="the directory of the sweep")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("--metric", metavar="NAME", help="report another metric than the sweep's own")
     parser.add_argument("--direction", choices=("minimize", "maximize"), help="the better direction")

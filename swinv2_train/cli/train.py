@@ -21,12 +21,14 @@ from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, as_overrides
 from swinv2_train.cli.samples import Samples, count_samples, require_shards
 from swinv2_train.cli.unknown_options import RunParser
+from swinv2_train.cli.values import file_path
 from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose, experiments, from_yaml, to_yaml
 from swinv2_train.config.doubts import doubts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.override_text import plain_text
 from swinv2_train.config.overrides import refuse_hydra_keys, refuse_no_experiment, refuse_repeated
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.validate import validate
@@ -79,7 +81,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, and +experiment=NAME")
     parser.add_argument("--cfg", choices=["job"], help="print the complete config and the derived values, and exit")
-    parser.add_argument("--config-dir", type=Path, metavar="DIR", help="your own configs (DIR/experiment/*.yaml)")
+    parser.add_argument("--config-dir", type=file_path, metavar="DIR", help="your own configs (DIR/experiment/*.yaml)")
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a sweep: one run for each of the values in KEY=A,B,..."
     )
@@ -87,7 +89,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--info", action="store_true", help="print the origin of the config, and exit")
     parser.add_argument("--hydra-help", action=HydraHelp, help="print what replaces Hydra's options, and exit")
     parser.add_argument("--version", action="version", version=_version())
-    parser.add_argument("--resolved", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--resolved", type=file_path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     offer(parser, run_words)
     parser.line = argv
@@ -130,7 +132,7 @@ def load(arguments: argparse.Namespace) -> Config:
             hint = "a replay uses the config of its run; omit --config-dir"
             raise ConfigError("", arguments.config_dir, f"--config-dir {arguments.config_dir}: {hint}")
         others = [item for item in arguments.overrides if not item.startswith("replay=")]
-        config = replay_config(Path(plain_text(incident[-1])).expanduser(), others)
+        config = replay_config(user_path(plain_text(incident[-1])), others)
     else:
         config = compose(arguments.overrides, arguments.config_dir)
         refuse_no_experiment(arguments.overrides, config.optim)

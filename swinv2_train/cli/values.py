@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.override_text import plain_text, split_list
+from swinv2_train.config.paths import user_path
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"([\d.]+)\s*([kmg]?i?)b?")
@@ -76,6 +79,14 @@ def size(text: str) -> int:
     if found < 1:
         raise ValueError("must be above 0")
     return found
+
+
+def file_path(text: str) -> Path:
+    """Convert a path, with its ~ expanded: shells do not expand it after name=."""
+    try:
+        return user_path(text)
+    except ConfigError as error:
+        raise ValueError(error.hint.removeprefix(f"{text}: ")) from None
 
 
 def switch(text: str) -> bool:

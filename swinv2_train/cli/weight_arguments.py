@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import ITEM
-from swinv2_train.cli.values import above_zero, whole
+from swinv2_train.cli.values import above_zero, file_path, whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.shortage import remedied
 
@@ -75,7 +75,7 @@ def add_ranks(parser: argparse.ArgumentParser, out: str | None = None) -> None:
     add("--workers", type=whole(0), default=4, metavar="N", help="decoding processes of a rank (default: 4)")
     add("--max-samples", type=whole(1), metavar="N", help="only the first N samples")
     if out is not None:
-        add("--out", type=Path, metavar="DIR", help=f"default: {out}")
+        add("--out", type=file_path, metavar="DIR", help=f"default: {out}")
     add_cache(parser)
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 

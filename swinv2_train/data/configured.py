@@ -13,16 +13,21 @@ OpenedSets = tuple[ShardSet, ShardSet | None]
 """Training shards, and held-out ones if there are any."""
 
 
-def open_held_out(data: DataConfig) -> ShardSet | None:
+def open_held_out(data: DataConfig, training: ShardSet | None = None) -> ShardSet | None:
     """Open `data.eval_shards`; None without any.
+
+    Args:
+        training: the opened training shards, whose classes number those of the held-out ones; None: opened for that
+            if `data.label` is set.
 
     Raises:
         DataError: naming the key, if they cannot be used.
     """
     if not data.eval_shards:
         return None
+    names = _names(data, training)
     try:
-        return open_set(data, data.eval_shards, _names(data))
+        return open_set(data, data.eval_shards, names)
     except DataError as error:
         fix = "; data.eval_shards=null trains without evaluation" if str(error).endswith(" does not exist") else ""
         error.args = (f"data.eval_shards={data.eval_shards}: {error}{fix}",)
@@ -44,20 +49,24 @@ def open_training(data: DataConfig) -> ShardSet:
 
 def open_shards(data: DataConfig) -> OpenedSets:
     """Open the training shards and the held-out ones; errors as for `open_training`."""
-    held_out = open_held_out(data)
-    return open_training(data), held_out
+    if data.label is None:  # the held-out shards first: they are few, so an error there is found early
+        held_out = open_held_out(data)
+        return open_training(data), held_out
+    training = open_training(data)
+    return training, open_held_out(data, training)
 
 
 def open_set(data: DataConfig, spec: object, names: Sequence[str] | None = None, *, warn: bool = True) -> ShardSet:
     """Open shards as a config reads them, with the classes that `data.label` names on their card.
 
     Args:
-        names, warn: as for `with_classes`.
+        names: as for `with_classes`.
+        warn: log what is wrong with single shards and samples.
 
     Raises:
         DataError: if they cannot be used.
     """
-    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image)
+    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image, warn=warn)
     return with_classes(shards, data.label, names, warn=warn)
 
 
@@ -69,9 +78,9 @@ def open_probe_sets(data: DataConfig, probe: ProbeConfig) -> dict[str, ShardSet 
     return {"probe.shards": first, "probe.eval_shards": second}
 
 
-def _names(data: DataConfig) -> list[str] | None:
+def _names(data: DataConfig, training: ShardSet | None) -> list[str] | None:
     """Return the names of the training classes that number those of the held-out shards; None if nothing is counted."""
     if data.label is None or not data.shards:
         return None
-    card = open_set(data, data.shards, warn=False).card
+    card = (training or open_set(data, data.shards, warn=False)).card
     return card.class_names if card is not None else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,17 +81,17 @@ def is_array(extension: str) -> bool:
     return extension.rpartition(".")[2] in ARRAY_EXTENSIONS
 
 
-def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
+def scan_folder(root: str | Path, skip: Collection[Path] = ()) -> FolderScan:
     """Find the images in a folder, to any depth; if it has none, its arrays of NumPy.
 
     Links to files and folders are followed, except to a folder that contains the link. Hidden files and folders and
     those that systems create (`@eaDir`, `__MACOSX`, `.thumbnails`, `Thumbs.db`, ...) are ignored.
 
     Args:
-        skip: a folder that is not searched, such as the output folder.
+        skip: files and folders that do not count, such as those of the output.
     """
     found, arrays = FolderScan(str(root)), []
-    skipped = os.path.realpath(skip) if skip is not None else None
+    skipped = {os.path.realpath(path): os.path.basename(path) for path in skip}
     read = frozenset(image_extensions())
     for path, is_file in _walk(str(root), frozenset(), skipped, found):
         suffix = extension(path)
@@ -110,18 +110,21 @@ def scan_folder(root: str | Path, skip: Path | None = None) -> FolderScan:
     found.images.sort()
     with contextlib.suppress(OSError), os.scandir(root) as listing:
         folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]
-        found.subfolders = sorted(entry.name for entry in folders if os.path.realpath(entry.path) != skipped)
+        found.subfolders = sorted(entry.name for entry in folders if os.path.realpath(entry.path) not in skipped)
     return found
 
 
-def _walk(folder: str, above: frozenset[str], skipped: str | None, found: FolderScan) -> Iterator[tuple[str, bool]]:
+def _walk(
+    folder: str, above: frozenset[str], skipped: Mapping[str, str], found: FolderScan
+) -> Iterator[tuple[str, bool]]:
     """Yield (path, true if it is a regular file or a link to nothing) of all files below a folder.
 
     Args:
         above: real paths of the folders on the way here; a link to one of them would be followed forever.
+        skipped: real paths of what does not count, each with its name.
     """
     place = os.path.realpath(folder)
-    if place in above or place == skipped:
+    if place in above or place in skipped:
         return
     try:
         with os.scandir(folder) as listing:
@@ -129,12 +132,13 @@ def _walk(folder: str, above: frozenset[str], skipped: str | None, found: Folder
     except OSError as error:
         found.unreadable.append((folder, error.strerror or str(error)))
         return
+    names = set(skipped.values())
     for entry in entries:
         if _ignored(entry.name):
             continue
         if _is_folder(entry):
             yield from _walk(entry.path, above | {place}, skipped, found)
-        else:
+        elif entry.name not in names or os.path.realpath(entry.path) not in skipped:
             yield entry.path, _is_file(entry)
 
 

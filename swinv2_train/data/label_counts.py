@@ -78,7 +78,8 @@ def with_classes(
         number, name = next(iter(counts.numbers)), next(iter(counts.names))
         raise DataError(f"data.label={label} has numbers ({number}) and names ({name!r:.60}): use one of both")
     if not counts.numbers and not counts.names:
-        raise DataError(f"data.label={label}: no sample has this label (first: {counts.first})")
+        fix = "set data.label to where it is, or data.label=null for the members cls and json"
+        raise DataError(f"data.label={label}: no sample has this label (first: {counts.first}); {fix}")
     if counts.unusable and warn:
         logger.warning(
             "data.label=%s: %s of %s samples have no label that can be used (first: %s)",
@@ -87,16 +88,26 @@ def with_classes(
             f"{shards.num_samples:,}",
             counts.first,
         )
-    found = _numbered(counts, names)
     card = shards.card or Card(num_samples=shards.num_samples)
+    found = _numbered(counts, names, card.class_names)
     shards.card = replace(card, class_names=found[0], class_counts=found[1], class_lists_differ=False)
     return shards
 
 
-def _numbered(counts: LabelCounts, names: Sequence[str] | None) -> tuple[list[str] | None, Counter[int]]:
-    """Return the names of the classes, None for numbers, and the samples per class. Raises DataError."""
+def _numbered(
+    counts: LabelCounts, names: Sequence[str] | None, packed: list[str] | None
+) -> tuple[list[str] | None, Counter[int]]:
+    """Return the names of the classes, if they have any, and the samples per class.
+
+    Args:
+        packed: names of the classes that the shards were packed with, which apply to numbers below their count.
+
+    Raises:
+        DataError: if a class is not among `names`.
+    """
     if counts.numbers:
-        return None, Counter({int(number): count for number, count in counts.numbers.items()})
+        numbers = Counter({int(number): count for number, count in counts.numbers.items()})
+        return packed if packed and max(numbers) < len(packed) else None, numbers
     ordered = in_order(counts.names) if names is None else list(names)
     known = {name: number for number, name in enumerate(ordered)}
     unknown = next((name for name in in_order(counts.names) if name not in known), None)
@@ -169,4 +180,4 @@ def _digest(state: dict[str, Any], counts: Any) -> str:
 
 
 def _short(label: str) -> str:
-    return hashlib.sha256(label.encode()).hexdigest()[:8]
+    return hashlib.sha256(label.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinv2_train.config.image_formats import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
+from swinv2_train.config.paths import user_path
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import (
@@ -117,7 +118,7 @@ def open_source(
     Raises:
         DataError: if there are none or the source is not understood.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     names = read_class_names(class_names) if class_names is not None else None
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
@@ -167,7 +168,7 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
     tars = any(path.glob("*.tar"))
     if tars and not inside and any(path.glob(f"*{MANIFEST_SUFFIX}")):
         return None
-    scan = scan_folder(path, skip=None if inside else out)
+    scan = scan_folder(path, skip=() if inside or out is None else (out,))
     for suffix in ("tar", "json", "jsonl") if inside else ():
         scan.unread.pop(suffix, None)
     if scan.unreadable:

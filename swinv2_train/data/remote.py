@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import DataError, UnreachableData
 from swinv2_train.data.parts import PartReader, ReplacedError, filesystem, is_web_page, version_of
 from swinv2_train.data.remote_file import RemoteFile, server_of
@@ -55,7 +56,7 @@ class ShardCache:
 
     def __init__(self, directory: Path, max_bytes: int, *, retries: int = 7, backoff: float = 0.5) -> None:
         self._stated, self.max_bytes = directory, max_bytes
-        self.directory = directory.expanduser()
+        self.directory = user_path(directory)
         self.retries, self.backoff = retries, backoff
         self._parts: dict[str, bool] = {}
         """By server, once it is known: whether it sends parts of files."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from swinv2_train.checkpoint.layout import list_checkpoints, step_of
 from swinv2_train.checkpoint.survey import examine
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
 from swinv2_train.reading import put_aside
 
@@ -43,7 +44,7 @@ def origin_of(config: Config) -> Origin:
         return Origin(own, resume.step, branches=False)
     if list_checkpoints(own / "checkpoints"):
         return Origin(own, None, branches=False)
-    source = Path(resume.source).expanduser()
+    source = user_path(resume.source)
     return Origin(source.parent if source.name == "checkpoints" else source, resume.step, branches=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swinv2_train.config.checks import resolution
+from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import image_extensions, scan_folder
 
@@ -32,20 +33,25 @@ class FoundImages:
     """True if these may contain images."""
 
 
-def find_images(paths: Sequence[str]) -> FoundImages:
+def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
     """Find the image files named by files, folders (at any depth), and patterns.
 
     In folders, only files with an image extension are used; a file that is named explicitly may have any name.
 
+    Args:
+        skip: files and folders that folders and patterns do not find, such as outputs of the caller.
+
     Raises:
+        ConfigError: as `user_path`.
         DataError: if one of them matches nothing.
     """
     found = FoundImages()
     files: dict[Path, None] = {}
+    left_out = {each.resolve() for each in skip}
     for text in paths:
-        path = Path(text).expanduser()
+        path = user_path(text)
         if path.is_dir():
-            scan = scan_folder(path)
+            scan = scan_folder(path, skip)
             matches = [Path(image) for image in scan.images]
             found.notes += scan.notes()
             found.lost |= scan.lost
@@ -53,7 +59,7 @@ def find_images(paths: Sequence[str]) -> FoundImages:
             matches = [path]
         else:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            matches = [match for match in matches if match.is_file()]
+            matches = [match for match in matches if match.is_file() and match.resolve() not in left_out]
             if not matches and not glob.has_magic(str(path)):
                 raise DataError(f"{text} does not exist")
         if not matches:

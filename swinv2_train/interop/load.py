@@ -107,6 +107,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     for key in VALUE_KEYS:
         if crop.get(key) is not None:
             setattr(config.data, key, crop[key])
+    config.data.label = _label(data.get("label"), source.path)
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {
@@ -224,6 +225,9 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
         validate_model(config.model)
         stage_geometry(config.model, *resolution(config))
         validate_data(config)
+        if isinstance(config.data.scale, str):
+            hint = "percentiles are measured on training shards, and none are read here; set numbers, data.scale=[0,1]"
+            raise ConfigError("data.scale", config.data.scale, hint)
         _statistics(config)
     except ConfigError as error:
         if error.key in given:
@@ -241,6 +245,13 @@ def _task(values: Mapping[str, Any], path: Path) -> TaskConfig:
         return from_object(section, values)
     except UnreadableError as error:
         raise CheckpointError(f"{path} is damaged: of its task, {error}") from error
+
+
+def _label(value: Any, path: Path) -> str | None:
+    """Return where the shards of the training have their labels."""
+    if value is not None and not isinstance(value, str):
+        raise CheckpointError(f"{path} is damaged: its data.label is {reprlib.repr(value)}")
+    return value
 
 
 def _numbers(value: Any) -> list[float] | None:

@@ -271,7 +271,10 @@ def windows_from_name(name: str) -> Windows | None:
     timm and Hugging Face use too, or from that of a release of mmpretrain or torchvision."""
     match = re.search(r"window(\d+)(?:to(\d+))?[_-](\d{2,4})(?:to(\d+))?", name)
     if other := re.search(r"swinv2-\w+-w(?P<window>\d+)_.*-(?P<side>\d{2,4})px", name):
-        return _uniform(int(other["window"]), int(other["side"]), name)
+        found = _uniform(int(other["window"]), int(other["side"]), name)
+        if "_in21k-pre_" in name:  # all of these were trained at 192 pixels with windows of 12 first
+            found.pretrained = _clamped([(12, 12)] * NUM_STAGES, (192, 192))
+        return found
     if _TORCHVISION.fullmatch(name):
         return _uniform(8, 256, name)
     if not match:

@@ -38,6 +38,13 @@ _NO_SIMMIM = ("timm", "torchvision")
 HOLD_ANY = ("swinv2-train", "onnx", "torch-export")
 """Export formats that support every model."""
 _BUFFERS = ("relative_coords_table", "relative_position_index", "attn_mask", "k_bias")
+
+
+def has_buffers(names: Iterable[str]) -> bool:
+    """Return whether tensors of the official code include those that it computes, which its files hold."""
+    return any(name.rpartition(".")[2] in _BUFFERS for name in names)
+
+
 _NOT_PLAIN = (
     "extra_norm_period", "extra_norm_stage", "norm_placement", "similarity", "position_bias", "absolute_position",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.interop import sidecar
 from swinv2_train.interop.arrange import Arrangement
 from swinv2_train.interop.metadata import (
@@ -24,7 +25,7 @@ from swinv2_train.interop.metadata import (
     windows_from_buffers,
     windows_from_name,
 )
-from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located
+from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located, has_buffers
 from swinv2_train.interop.recognize import Recognized, recognize
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
 from swinv2_train.interop.torch_file import TorchStorage
@@ -157,7 +158,7 @@ def open_source(
         ConfigError: if there are no Swin Transformer V2 weights, or if the checkpoint or average does not exist.
         CheckpointError: if the content is damaged.
     """
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if which not in ("newest", "best"):
         raise ConfigError("", which, f"{which!r} is neither newest nor best")
     if not path.exists():
@@ -363,6 +364,12 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         "classes": None,
     }
     files = sidecar.read(file.parent)
+    notes = list(storage.notes)
+    if layout == "official" and not has_buffers(recognized.names.values()):
+        notes.append(
+            f"{path.name} has the names of the official code but not its buffers, so it may be of this package; "
+            "model.window_rule=per-axis computes it as this package does by default"
+        )
     source = WeightSource(
         path=path,
         format=layout,
@@ -370,7 +377,7 @@ def _foreign(path: Path, file: Path, storage: Storage, training_config: Any) -> 
         metadata=metadata,
         dropped=[*located.dropped, *recognized.outside],
         renamed={name: keys[0] for name, keys in located.parts.items() if keys != (name,)},
-        notes=list(storage.notes),
+        notes=notes,
         peer_config=files.config,
         _storage=storage,
         _parts=located.parts,

@@ -34,6 +34,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir
 from swinv2_train.config.override_text import plain_text
 from swinv2_train.config.overrides import last_of_each, refuse_hydra_keys, refuse_repeated
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.plugins import as_override, without_imports
 from swinv2_train.reading import read_text
 
@@ -179,9 +180,7 @@ def load_pipeline(name: str, changes: Changes, config_dir: Path | None = None) -
     except ValueError as error:
         raise ConfigError("launcher", launcher, f"cannot be read as a command ({error})") from error
     directory = plain_text(changes.settings.get("dir", "")) or values.get("dir") or f"outputs/{name}"
-    return Pipeline(
-        name, Path(directory).expanduser(), tuple(_changed(stage, changes) for stage in stages.values()), prefix
-    )
+    return Pipeline(name, user_path(directory), tuple(_changed(stage, changes) for stage in stages.values()), prefix)
 
 
 def _read(path: Path) -> dict[str, Any]:

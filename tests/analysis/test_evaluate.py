@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate
 from swinv2_train.analysis.window_transfer import resolution_for, window_curve
+from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import ClassificationConfig
 from swinv2_train.data.augment import eval_crop, normalise
@@ -26,7 +27,7 @@ from swinv2_train.launch.failures import together
 from swinv2_train.tasks.class_report import worst_classes
 from tests.data.samples import jpeg, write_shards, write_tar
 from tests.engine.threads import on_ranks
-from tests.evaluated import SIZE, classifier, encoder, labelled_shards, save_weights
+from tests.evaluated import SIZE, classifier, encoder, labelled_shards, save_weights, with_label
 from tests.interop.files import official_simmim_file
 
 NAMES = ["cat", "dog", "elk"]
@@ -348,3 +349,23 @@ def test_numbered_folders_find_the_classes_of_a_model_with_names(tmp_path: Path)
 def label_file(folder: Path, text: str) -> Path:
     (folder / "map.txt").write_text(text)
     return folder / "map.txt"
+
+
+def test_the_label_of_the_training_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    with_label(classifier(tmp_path / "model.safetensors", 3, NAMES), "species")
+    members = []
+    for number, name in enumerate(["elk", "dog", "elk"]):  # no cat
+        members += [(f"{number}.jpg", jpeg(number)), (f"{number}.json", json.dumps({"species": name}).encode())]
+    write_tar(tmp_path / "val" / "0.tar", members)
+    found = one(options(tmp_path))
+    loaded = load_model(tmp_path / "model.safetensors")
+    assert (found.samples, found.class_names, loaded.config.data.label) == (3, NAMES, "species")
+    images = [eval_crop(decode(jpeg(number), 3), (SIZE, SIZE), 0.875, "center", "bilinear") for number in range(3)]
+    logits = loaded.model(normalise(torch.stack(images), loaded.mean, loaded.std))
+    assert found.metrics["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor([2, 1, 2])).item(), rel=1e-4)
+    assert one(options(tmp_path, label_map="names")).metrics["loss"] != found.metrics["loss"]  # dog and elk alone
+    with pytest.raises(ConfigError, match=r"data\.scale=p1-p99: percentiles are measured on training shards"):
+        load_model(tmp_path / "model.safetensors", ["data.scale=p1-p99"])
+    with_label(tmp_path / "model.safetensors", 3)
+    with pytest.raises(CheckpointError, match=r"is damaged: its data\.label is 3"):
+        load_model(tmp_path / "model.safetensors")

@@ -16,11 +16,13 @@ from swinv2_train.analysis import extract as module
 from swinv2_train.analysis.extract import Extracted, FeatureOptions, extract
 from swinv2_train.analysis.features import features_of
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.errors import DataError
 from swinv2_train.errors import RunError
 from swinv2_train.interop.images import prepare, read_image
 from swinv2_train.interop.load import load_model
+from tests.data.samples import jpeg, write_tar
 from tests.engine.threads import on_ranks
-from tests.evaluated import classifier, encoder, labelled_shards
+from tests.evaluated import classifier, encoder, labelled_shards, with_label
 from tests.runs import make_images
 
 COUNT = 11
@@ -95,10 +97,11 @@ def test_an_interrupted_extraction_continues_to_the_same_bytes(folder: Path, who
             raise Killed
 
     out = tmp_path / "table.npz"
-    out.write_bytes(b"an older table")
+    np.savez(out, about=json.dumps({"checkpoint": "older"}))
+    older = out.read_bytes()
     with pytest.raises(Killed):
         extracted(options(folder), out, progress=stop)
-    assert out.read_bytes() == b"an older table"
+    assert out.read_bytes() == older
     parts = sorted(path.name for path in (tmp_path / "table.npz.parts").iterdir())
     assert parts == ["part-000000.npz", "part-000001.npz", "request.json"]
 
@@ -160,3 +163,34 @@ def test_broken_weights_leave_no_table(folder: Path, tmp_path: Path) -> None:
             FeatureOptions(str(tmp_path / "nan.safetensors"), str(folder / "shards"), workers=0), tmp_path / "t.npz"
         )
     assert not (tmp_path / "t.npz").exists()
+
+
+def test_labels_are_read_from_the_place_that_is_named(folder: Path, tmp_path: Path) -> None:
+    members = []
+    for number, label in enumerate(["owl", "cat", None, "owl"]):
+        members += [(f"{number}.jpg", jpeg(number)), (f"{number}.json", json.dumps({"species": label}).encode())]
+    write_tar(tmp_path / "shards" / "0.tar", members)
+    named = classifier(tmp_path / "named.safetensors", 3, ["ant", "bee", "cat"])
+    recorded = with_label(classifier(tmp_path / "recorded.safetensors", 2, ["cat", "owl"]), "species")
+    own, error = "data.label=species", "the class 'owl' is not among the 3 classes"
+    for model, overrides, labels in (
+        (recorded, (), [1, 0, -1, 1]),
+        (folder / "encoder.safetensors", (own,), [1, 0, -1, 1]),  # numbered by the data, in the order of the names
+        (folder / "encoder.safetensors", (), [-1] * 4),
+        (named, (own,), error),
+        (with_label(named, "species"), (), [-1, 2, -1, -1]),  # shards without the labels of the training are fine
+    ):
+        request = FeatureOptions(str(model), str(tmp_path / "shards"), overrides=overrides, workers=0)
+        if isinstance(labels, str):
+            with pytest.raises(DataError, match=labels):
+                extracted(request, tmp_path / "t.npz")
+            continue
+        found = extracted(request, tmp_path / "t.npz")
+        with np.load(tmp_path / "t.npz") as table:
+            assert table["label"].tolist() == labels
+            about = json.loads(str(table["about"]))
+        assert any(error in note for note in found.notes) == (model == named)
+        if overrides or model == recorded:
+            assert (about["label"], about["classes"]) == ("species", ["cat", "owl"])
+        else:
+            assert ("label" in about) == (model == named)

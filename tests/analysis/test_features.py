@@ -8,7 +8,7 @@ import torch
 
 from swinv2_train.analysis import features
 from swinv2_train.analysis.features import features_of, nearest
-from swinv2_train.analysis.neighbors import neighbor_rows
+from swinv2_train.analysis.neighbors import _thumbnail, neighbor_rows
 from swinv2_train.config.model import ModelConfig
 from swinv2_train.models import ImageClassifier, MaskedImageModel
 from tests.evaluated import SIZE, TINY, lively
@@ -54,3 +54,10 @@ def test_a_twin_of_the_query_is_its_neighbor_and_the_query_itself_is_not() -> No
     for (query, _), *others in neighbor_rows(vectors, queries=3, neighbors=2):
         assert sorted([query, *(number for number, _ in others)]) == [0, 1, 2]
     assert len(neighbor_rows(vectors, queries=99, neighbors=99)[0]) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_thumbnails_show_images_of_any_type(dtype: torch.dtype) -> None:
+    largest = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}[dtype]
+    image = torch.full((3, 8, 8), 0.6 * largest, dtype=torch.float32).to(dtype)
+    assert set(_thumbnail(image).getdata()) == {(153, 153, 153)}

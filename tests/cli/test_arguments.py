@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.values import file_path
 from tests.data.samples import write_folder, write_shards
 from tests.evaluated import classifier, encoder
 from tests.runs import environment
@@ -195,3 +196,17 @@ def test_paths_values_and_room_are_checked_before_torch(tmp_path: Path) -> None:
     assert "global batch" in train[2]
     assert not train[3], "the dry run has imported torch"
     assert not out.exists()
+
+
+def test_every_path_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells do not expand ~ after `name=`."""
+    monkeypatch.setenv("HOME", "/home/me")
+    parsers: list[Parser] = []
+    for command in (*COMMANDS, "features"):
+        parser = importlib.import_module(f"swinv2_train.cli.{command}")._parser()
+        commands = [list(action.choices.values()) for action in parser._actions if isinstance(action.choices, dict)]
+        parsers += commands[0] if commands else [parser]
+    types = {action.type for parser in parsers for action in parser._actions}
+    assert file_path in types
+    assert Path not in types
+    assert parsed("evaluate", "run shards out=~/zz")["out"] == Path("/home/me/zz")

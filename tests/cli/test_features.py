@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 
 from swinv2_train.cli.analyze import main as analyze
 from swinv2_train.cli.features import data_options, main
+from swinv2_train.config.errors import ConfigError
 from tests.evaluated import classifier, encoder, labelled_shards
 from tests.runs import make_images
 
@@ -113,6 +117,17 @@ def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.Captur
         (main, ["{model}", "nowhere", "a.npz"], "nowhere does not exist"),
         (main, ["nowhere", "{images}", "a.npz"], "nowhere does not exist"),
         (main, ["{model}", "{images}", "a.npz", "precision=fp16", "device=cpu"], "precision=fp16: needs a GPU"),
+        (
+            main,
+            ["{model}", "~nobody7/x", "a.npz"],
+            "~nobody7/x: ~nobody7 is not the home of a user; write ./~nobody7/x",
+        ),
+        (main, ["{model}", "{images}", "out=~nobody7/a.npz"], "out=~nobody7/a.npz: ~nobody7 is not the home of a user"),
+        (main, ["~nobody7/x", "{images}", "a.npz"], "~nobody7/x: ~nobody7 is not the home of a user"),
+        (main, ["{model}", "x" * 300, "a.npz"], "xxx... is too long for a path (300 characters)"),
+        (main, ["{model}", "{images}", "x" * 300 + ".npz"], "xxx... is too long for a path (304 characters)"),
+        (main, ["{model}", "{images}", "a.npz", "data.scale=p1-p99"], "data.scale=p1-p99: percentiles are measured on"),
+        (analyze, ["attention", "{model}", "~nobody7/x", "a.png"], "~nobody7 is not the home of a user"),
         (analyze, ["attention", "{model}", "a.png"], "IMAGES (or images=) is missing: files, folders, and patterns"),
         (analyze, ["attention", "{model}", "{images}", "a.jpg"], "a.jpg: the last path is the figure"),
         (analyze, ["attention", "{model}", "{images}", "a.png", "at=2,0"], "at=2,0: must be two numbers from 0 to 1"),
@@ -152,8 +167,64 @@ def test_parquet_without_pyarrow_names_the_package(
     assert "Parquet needs the package pyarrow; pip install 'swinv2-train[parquet]'" in capsys.readouterr().err
 
 
-def test_shards_and_images_are_told_apart(folder: Path) -> None:
-    assert data_options([str(folder / "images"), "*.jpg"]) == {"images": (str(folder / "images"), "*.jpg")}
-    assert data_options([str(folder / "shards")]) == {"shards": str(folder / "shards")}
-    assert data_options(["a.tar", "[b.tar,c.tar]"]) == {"shards": ["a.tar", "b.tar", "c.tar"]}
-    assert data_options(["https://host/a.tar?sig=1"]) == {"shards": "https://host/a.tar?sig=1"}
+def test_shards_and_images_are_told_apart(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    for given, expected in (
+        ([str(folder / "images"), "*.jpg"], {"images": (str(folder / "images"), "*.jpg")}),
+        ([str(folder / "shards")], {"shards": str(folder / "shards")}),
+        (["a.tar", "[b.tar,c.tar]"], {"shards": ["a.tar", "b.tar", "c.tar"]}),
+        (["https://host/a.tar?sig=1"], {"shards": "https://host/a.tar?sig=1"}),
+    ):
+        assert data_options(given, out) == expected
+    make_images(tmp_path, 1, 0)
+    (tmp_path / "backup.tar").touch()
+    with pytest.raises(ConfigError, match=r" holds tars and images, such as .*; name the shards by '.*/\*\.tar', or"):
+        data_options([str(tmp_path)], out)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_no_file_of_the_user_is_replaced_or_removed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    a, b, c = (tmp_path / f"{name}.npz" for name in "abc")
+    for path in (a, b, c):
+        np.savez(path, image=np.zeros((3, 8, 8), np.uint8))
+    first = (images / "0000.jpg").rename(images / "0000.png")
+    foreign = tmp_path / "d.npz.parts"
+    foreign.mkdir()
+    (foreign / "mine.txt").touch()
+    (tmp_path / "e.npz.parts").touch()
+    before = contents(tmp_path)
+    for items, message in (
+        ((a, b, c), f"{c} exists and is not a table of features"),
+        ((images, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the images and would be overwritten"),
+        ((first, tmp_path / "o.npz", f"sheet={first}"), f"{first} is one of the images and would be overwritten"),
+        ((images, tmp_path / "d.npz"), f"{foreign} holds files that are not parts of a table, such as mine.txt"),
+        ((images, tmp_path / "e.npz"), "e.npz.parts is a file"),
+        ((images, tmp_path / "o.npz", f"sheet={images}.png/x.png"), f"{images}.png is not a directory"),
+    ):
+        assert run(folder / "model.safetensors", *items, "workers=0") == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+def test_outputs_in_the_folder_of_the_images_are_not_images(folder: Path, tmp_path: Path) -> None:
+    """Also: what a killed process left is removed, and the bytes of a name need not be UTF-8."""
+    images = Path(os.fsdecode(os.fsencode(tmp_path) + b"/im\xe4ges"))
+    shutil.copytree(folder / "images", images)
+    out, tables = images / "a.npz", []
+    for _ in range(2):
+        (images / "a.npz.parts").mkdir()
+        (images / "a.npz.parts" / ".a.npz.1-2.partial").touch()
+        assert run(folder / "model.safetensors", images, out, "workers=0", f"sheet={images / 'nb.png'}") == 0
+        tables.append(out.read_bytes())
+    assert tables[0] == tables[1]
+    assert len(np.load(out)["name"]) == 4
+    assert json.loads(str(np.load(out)["about"]))["data"] == [str(images)]
+    assert sorted(path.suffix for path in images.iterdir()) == [".jpg"] * 4 + [".npz", ".png"]

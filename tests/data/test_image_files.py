@@ -100,7 +100,7 @@ def test_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: py
 
 def test_the_folder_for_the_results_is_not_searched(tmp_path: Path) -> None:
     touch(tmp_path, "cat/a.jpg", "out/sheet.png", "out/train-000000.tar")
-    scan = scan_folder(tmp_path, skip=tmp_path / "out")
+    scan = scan_folder(tmp_path, skip=[tmp_path / "out"])
     assert (scan.images, scan.unread, scan.subfolders) == ([f"{tmp_path}/cat/a.jpg"], {}, ["cat"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from swinv2_train.config.schema import DataConfig, ProbeConfig
 from swinv2_train.data.card import Card
-from swinv2_train.data.configured import open_held_out, open_probe_sets, open_set, open_training
+from swinv2_train.data.configured import open_held_out, open_probe_sets, open_set, open_shards, open_training
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.shards import ShardSet
@@ -125,10 +127,33 @@ def test_held_out_classes_have_the_numbers_of_the_training_classes(tmp_path: Pat
         open_held_out(data)
 
 
+def test_training_shards_are_opened_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = write_set(tmp_path / "t.tar", ["a", "b", None, "a"])
+    held_out = write_set(tmp_path / "e.tar", ["b"])
+    with tarfile.open(train) as tar:
+        cut = tar.getmember("003.jpg").offset_data + 10
+    (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:cut])
+    data = DataConfig(shards=train, eval_shards=held_out, label="species", cache_dir=str(tmp_path / "cache"))
+    lines = ("1 of 3 samples have no label that can be used", "t.tar is cut off")
+    for opened, times in ((open_shards, 1), (open_held_out, 0)):
+        caplog.clear()
+        opened(data)
+        assert [caplog.text.count(line) for line in lines] == [times] * 2
+
+
+def test_numbers_keep_the_names_of_packed_classes(tmp_path: Path) -> None:
+    for label, names in ((1, ["cat", "dog"]), (2, None)):
+        shards = ShardSet.open(write_set(tmp_path / f"{label}.tar", [0, label]))
+        shards.card = Card(num_samples=2, class_names=["cat", "dog"])
+        card = counted(with_classes(shards, "species"))
+        assert (card.class_names, card.class_counts) == (names, {0: 1, label: 1})
+
+
 def test_numbers_keep_their_value_and_a_label_that_no_sample_has_is_refused(tmp_path: Path) -> None:
     tar = write_set(tmp_path / "n.tar", [4, "2", 4.0, [2, 0]])
     data = DataConfig(shards=tar, label="species", cache_dir=str(tmp_path / "cache"))
     card = counted(open_training(data))
     assert (card.class_names, card.class_counts, card.num_classes) == (None, {4: 2, 2: 2, 0: 1}, 5)
-    with pytest.raises(DataError, match=r"data\.label=genus: no sample has this label \(first: n\.tar/000: .*no genus"):
+    remedy = "; set data.label to where it is, or data.label=null for the members cls and json$"
+    with pytest.raises(DataError, match=rf"label=genus: no sample has this .*first: n\.tar/000: .*no genus.*{remedy}"):
         open_training(DataConfig(shards=tar, label="genus", cache_dir=str(tmp_path / "cache")))

@@ -130,6 +130,14 @@ def test_mmpretrain_is_read_as_it_was(tmp_path: Path, prefix: str) -> None:
         assert all(torch.equal(source.tensor(name), tensor) for name, tensor in weights.items())
         key = "layers.1.downsample.reduction.weight"
         assert torch.equal(source.elements(key, 50, 300), weights[key].flatten()[50:300])
+    for name, windows, before in (
+        ("swinv2-base-w16_in21k-pre_3rdparty_in1k-256px", 16, [12, 12, 12, 6]),
+        ("swinv2-large-w24_in21k-pre_3rdparty_in1k-384px", 24, [12, 12, 12, 6]),
+        ("swinv2-small-w16_3rdparty_in1k-256px", 16, None),
+    ):
+        with open_source(path.rename(path := tmp_path / f"{name}.pth")) as source:
+            found = source.metadata["model"]
+            assert (found["window"], found.get("pretrained_window")) == (windows, before)
     with pytest.raises(ConfigError, match="the layout of mmpretrain is only read"):
         FORMATS["mmpretrain"].write(weights, golden_config())
 

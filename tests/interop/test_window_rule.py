@@ -84,6 +84,7 @@ def test_a_run_that_starts_from_weights_of_another_rule_is_warned(
 ) -> None:
     model = golden_config(**{**FIELDS, "window": 2 if size == (128, 192) else 4, "window_rule": ours})
     with open_source(foreign(tmp_path / "weights", "official")) as source:
+        assert "model.window_rule=per-axis computes it as this package does" in source.notes[0]
         shapes = {name: tuple(value.shape) for name, value in classifier(**FIELDS).named_parameters()}
         lines = plan_transfer(source, shapes, model, resolution=size).lines()
     expected = (
