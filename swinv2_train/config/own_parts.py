@@ -33,7 +33,8 @@ class Decoder:
     read: str
     """`module:function` that converts the bytes of a file to an array (H, W) or (H, W, C) of real numbers, upright.
 
-    Values other than uint8 and uint16 need `data.scale`. Whatever it raises breaks the sample, with the message as the reason.
+    Values other than uint8 and uint16 need `data.scale`. Whatever it raises breaks the sample, with the message as the
+    reason.
     """
     offset: int = 0
 

@@ -1,8 +1,8 @@
 """Remarks of image decoders that do not break an image, such as an unknown tag: counted by kind, not printed per image.
 
-Pillow warns, and imagecodecs and tifffile log: both are counted in every process. libjpeg and libtiff print from C, to the
-stderr of the process. These lines are counted only in processes that do nothing but decode, one image at a time, because
-stderr has to be redirected for it. Decoding processes pass their counts on with their results.
+Pillow warns, and imagecodecs and tifffile log: both are counted in every process. libjpeg and libtiff print from C.
+These lines are counted only in processes that do nothing but decode, one image at a time, because stderr has to be
+redirected for it. Decoding processes pass their counts on with their results.
 """
 
 from __future__ import annotations

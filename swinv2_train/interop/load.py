@@ -17,7 +17,7 @@ from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
-from swinv2_train.config.values import VALUE_KEYS
+from swinv2_train.config.values import VALUE_KEYS, percentiles
 from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -224,6 +224,9 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
         validate_model(config.model)
         stage_geometry(config.model, *resolution(config))
         validate_data(config)
+        if percentiles(config.data.scale) is not None:
+            hint = "finished weights come without a dataset card, so set numbers [low,high]"
+            raise ConfigError("data.scale", config.data.scale, hint)
         _statistics(config)
     except ConfigError as error:
         if error.key in given:
