@@ -179,7 +179,7 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     # A recipe may be inspected before its weights exist.
     finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
     check_held_out_classes(config, samples.card)
-    if config.data.shards:
+    if samples.shards is not None:
         from swinv2_train.data.channel_statistics import resolve_statistics
 
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
