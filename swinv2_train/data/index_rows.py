@@ -31,7 +31,7 @@ _HEAD = struct.Struct("<8sIIIIqqqq")
 _ROW = struct.Struct("<IIq")
 _IS_VIDEO, _ALL_MEMBERS, _TRUNCATED, _CHECKSUMS = 1, 2, 4, 8
 _MARK_FROM = 1 << 4
-"""The bits of the flags from here on identify the decoders of the user that were known."""
+"""This bit of the flags, and all above it, identify the decoders of the user that were known."""
 _FIRST_READ = 4096
 """Bytes of the first read, which nearly always contain the entire head."""
 
