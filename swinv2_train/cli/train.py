@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.checks import check_memory, finish
+from swinv2_train.cli.checks import batch_doubts, check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.hydra_help import HydraHelp, info
@@ -194,7 +194,9 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         _show(config, plan, samples, device, overrides)
         unused = [] if config.task.classes is None else unused_classes(config.task.classes, samples.card)
         too_large = check_fit(config, plan, _gpu(config.launch, device, num_ranks), selection(config).frozen)
-        for line in [*too_large, *doubts(config, plan), *unused, *samples.warnings]:
+        place = origin_of(config)
+        changed = batch_doubts(config, saved_metadata(place.run_dir, config, place.step))
+        for line in [*too_large, *changed, *doubts(config, plan), *unused, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))
