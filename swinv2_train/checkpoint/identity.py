@@ -257,7 +257,7 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return whether the metadata of two checkpoints belongs to the same run, ignoring the data."""
     name = _value(one.get("task"), "name", None)
     free = {"task": TASK_SECTIONS.get(str(name), TaskConfig).FREE, "order": (SHARDS, CONTENT)}
-    if {_batch(one), *earlier_batches(one)} & {_batch(other), *earlier_batches(other)}:
+    if {global_batch_of(one), *earlier_batches(one)} & {global_batch_of(other), *earlier_batches(other)}:
         free["order"] = (SHARDS, CONTENT, GLOBAL_BATCH)
     for section in COMPARED:
         values = one.get(section)
@@ -267,7 +267,8 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return True
 
 
-def _batch(metadata: Mapping[str, Any]) -> Any:
+def global_batch_of(metadata: Mapping[str, Any]) -> Any:
+    """Return the global batch in the metadata of a checkpoint; None if it has none."""
     return _value(metadata.get("order"), GLOBAL_BATCH, None)
 
 

@@ -22,6 +22,7 @@ from swinv2_train.config.overrides import key_of
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.validate import validate
+from swinv2_train.config.values import percentiles
 from swinv2_train.imports import lean_imports
 from swinv2_train.launch.environment import joined
 from swinv2_train.reading import UnreadableError, is_count, read_object
@@ -63,7 +64,8 @@ def use_images(config: Config, overrides: Sequence[str], *, only_show: bool) -> 
     Args:
         config: not frozen, and not checked yet; it is checked before anything is packed.
         overrides: those of the command line, which must not set the shards as well.
-        only_show: pack nothing. If there are no shards yet, set the expected number of samples instead.
+        only_show: pack nothing. If there are no shards yet, the config names the future ones and the expected number of
+            samples, and keeps `images`.
 
     Raises:
         ConfigError, DataError: if the folder cannot be used, or has changed since the run began.
@@ -107,6 +109,10 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
     run = Path(config.run.dir).resolve()
     if place.is_dir() and run.is_relative_to(place.resolve()):
         hint = f"is inside of images={name}, so the figures of the run would be packed; use a directory elsewhere"
+        raise ConfigError("run.dir", config.run.dir, hint)
+    if place.is_dir() and (run.parent / "shards").is_relative_to(place.resolve()):
+        inside = f"{run.parent / 'shards'}, inside of images={name}"
+        hint = f"the shards would be packed into {inside}; use a directory elsewhere"
         raise ConfigError("run.dir", config.run.dir, hint)
 
 
@@ -200,10 +206,10 @@ def _expect(config: Config, folder: Folder) -> None:
     """Set the numbers that a dry run needs of a folder that is not packed yet."""
     count = len(folder.source.entries)
     _say(f"{count:,} images of {folder.name} would first be packed into {folder.directory}")
-    if config.checkpoint.keep_best:
-        hint = "a dry run packs nothing, so there are no held-out images to rate checkpoints with; set it to 0 here"
-        raise ConfigError("checkpoint.keep_best", config.checkpoint.keep_best, hint)
-    config.data.shards, config.data.eval_shards = "", ""
+    if percentiles(config.data.scale) is not None:
+        hint = "a dry run packs nothing, so there is no dataset card with percentiles; set numbers [low,high] here"
+        raise ConfigError("data.scale", config.data.scale, hint)
+    config.images, config.not_packed = folder.name, True
     config.data.expected_samples = max(1, count - round(HELD_OUT * count))
     if config.task.classes == 0 and folder.source.class_names:
         config.task.num_classes = len(folder.source.class_names)

@@ -22,7 +22,7 @@ from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.prediction import Prediction
-from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, page_paths, write_pages
+from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, earlier_pages, page_paths, write_pages
 from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights, writable
 from swinv2_train.config.errors import ConfigError
@@ -333,10 +333,15 @@ def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedMode
         # A lone surrogate becomes a JSON escape.
         write_bytes(path, jsonl_text(done.found).encode(errors="backslashreplace"))
         written.append(path)
+    earlier = []
     for path in targets["sheet"]:
-        written += write_pages(path, done.pictures, str(loaded.source.path), len(done.found), pages)
+        shown = write_pages(path, done.pictures, str(loaded.source.path), len(done.found), pages)
+        written += shown
+        earlier += earlier_pages(path, shown)
     if written:
         print(f"written: {', '.join(map(str, written))}")
+    if earlier:
+        print(f"not part of this sheet, probably of an earlier one: {', '.join(map(str, earlier))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def count_samples(config: Config, *, required: bool) -> Samples:
     from swinv2_train.data.configured import open_held_out, open_shards
     from swinv2_train.data.overlap import overlap_warning
 
+    if config.not_packed and not required:
+        source = f"the images of {config.images}, which are not packed yet"
+        return Samples(config.data.expected_samples or 0, source, None, None)
     if config.images is not None:
         hint = "applies to a single run of swinv2-train; pack it with swinv2-data pack"
         raise ConfigError("images", config.images, f"{hint} {config.images} shards, and set data.shards")

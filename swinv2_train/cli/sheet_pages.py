@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,22 @@ def page_paths(path: Path, images: int, most: int) -> list[Path]:
     """
     count = min(most, max(1, math.ceil(images / ON_PAGE[path.suffix])))
     return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, count + 1))]
+
+
+def earlier_pages(path: Path, written: Sequence[Path]) -> list[Path]:
+    """Return the pages of an earlier, longer sheet that are still next to the one that was written, in order.
+
+    Args:
+        path: the first page.
+        written: all pages of the sheet.
+    """
+    found = []
+    for number in itertools.count(len(written) + 1 if written else 2):
+        page = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not page.is_file():
+            return found
+        found.append(page)
+    raise AssertionError("unreachable")
 
 
 def write_pages(path: Path, entries: Sequence[Entry], model: str, total: int, most: int) -> list[Path]:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swinv2_train.cli.checks import check_memory, finish
+from swinv2_train.cli.checks import batch_doubts, check_memory, finish
 from swinv2_train.cli.completion import offer, run_words
 from swinv2_train.cli.ending import end, end_of_bug, prepare_output
 from swinv2_train.cli.hydra_help import HydraHelp, info
@@ -181,8 +181,9 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     samples = count_samples(config, required=False)
     # A recipe may be inspected before its weights exist.
     finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
-    check_held_out_classes(config, samples.card)
-    if config.data.shards:
+    if not config.not_packed:
+        check_held_out_classes(config, samples.card)
+    if samples.shards is not None:
         from swinv2_train.data.channel_statistics import resolve_statistics
 
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
@@ -197,7 +198,9 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
         _show(config, plan, samples, device, overrides)
         unused = [] if config.task.classes is None else unused_classes(config.task.classes, samples.card)
         too_large = check_fit(config, plan, _gpu(config.launch, device, num_ranks), selection(config).frozen)
-        for line in [*too_large, *doubts(config, plan), *unused, *samples.warnings]:
+        place = origin_of(config)
+        changed = batch_doubts(config, saved_metadata(place.run_dir, config, place.step))
+        for line in [*too_large, *changed, *doubts(config, plan), *unused, *samples.warnings]:
             print(redact(f"warning        {line}"))
         for line in _init_lines(config, samples.card):
             print(redact(f"init_from      {line}"))

@@ -21,7 +21,7 @@ ATTENTION_BACKENDS = ("reference", "sdpa", "sequential")
 _NAME = re.compile(r"[A-Za-z]\w*")
 _EXTENSION = re.compile(r"[a-z][a-z0-9]*")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
-_TAKEN_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls", "txt", "json", "tar", "npy")
+_TAKEN_EXTENSIONS = (*IMAGE_EXTENSIONS, "cls", "txt", "json", "tar", "npy", "npz")
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ class Decoder:
     magic: bytes
     """Bytes at `offset` in every file of the format. They decide, not the name of the file."""
     read: str
-    """`module:function` that converts the bytes of a file to an array (H, W) or (H, W, C) of uint8 or uint16, upright.
+    """`module:function` that converts the bytes of a file to an array (H, W) or (H, W, C) of real numbers, upright.
 
-    Whatever it raises breaks the sample, with the message as the reason.
+    Values other than uint8 and uint16 need `data.scale`. Whatever it raises breaks the sample, with the message as the
+    reason.
     """
     offset: int = 0
 
@@ -43,7 +44,10 @@ class Plugin:
     """Parts that a module adds, by name. Functions are given as `module:function`."""
 
     transforms: Mapping[str, str] = field(default_factory=dict)
-    """For `data.augment.transform`: (sample, size, augment, rng) -> (C, *size) uint8 or uint16, instead of the crop."""
+    """For `data.augment.transform`: (sample, size, augment, rng) -> (C, *size), instead of the crop.
+
+    The result has the type of the sample: uint8 or uint16, or float32 in [0, 1] with `data.scale`.
+    """
     attention: Mapping[str, str] = field(default_factory=dict)
     """For `model.attention`: functions with the signature of `models.attention.contract`."""
     decoders: Mapping[str, Decoder] = field(default_factory=dict)

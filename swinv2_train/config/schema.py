@@ -328,6 +328,8 @@ class LaunchConfig(Section):
 class Config(Section):
     """One run, whole."""
 
+    not_packed = False  # no setting: true in a dry run whose `images` would first be packed into `data.shards`
+
     run: RunConfig = field(default_factory=RunConfig)
     resume: Any = field(default_factory=ResumeConfig)
     init_from: str | None = None

@@ -179,6 +179,17 @@ class Card:
                 total.add(stats.repeated(channels))
         return total if total.images else None
 
+    def partial_values(self, channels: int) -> str:
+        """Return a line if `values_of` describes only some of the images that are read with `channels` channels."""
+        stats = self.values_of(channels)
+        total = self.channels[channels] + (self.channels[1] if channels == 3 else 0)
+        if stats is None or stats.images >= total:
+            return ""
+        return (
+            f"the dataset card has the values of only {stats.images:,} of {total:,} {channels}-channel images, because "
+            "the others have 8 bits or inverted samples"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` restores the same card."""
         values = {str(c): stats.to_json() for c, stats in sorted(self.values.items())}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.data.image_files import own_extensions
 from swinv2_train.data.remote import ShardCache
 from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import LeftOut, Scope
@@ -80,7 +81,8 @@ def write_catalog(path: Path, counted: Iterable[Counted]) -> None:
 
 def catalog_path(urls: Sequence[str], cache: ShardCache, scope: Scope) -> Path:
     """Return the place of the catalog of a set."""
-    digest = hashlib.sha256(json.dumps([scope.main, scope.all_members, _FORMAT]).encode())
+    # The decoders of the user decide what is an image.
+    digest = hashlib.sha256(json.dumps([scope.main, scope.all_members, _FORMAT, *own_extensions()]).encode())
     for url in urls:
         digest.update(os.fsencode(place_of(url)) + b"\0")
     return cache.directory / "opened" / f"{digest.hexdigest()[:20]}.json"

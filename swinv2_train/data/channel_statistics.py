@@ -45,6 +45,9 @@ def _of_card(config: DataConfig, card: Card | None, channels: int) -> tuple[list
         found, why = card.statistics(channels), f"the card knows no {channels}-channel images"
     else:
         stats = card.values_of(channels)
+        if partial := card.partial_values(channels):
+            hint = f"{partial}: set a list of {channels} numbers"
+            raise ConfigError(f"data.{key}", "dataset", hint)
         pairs = scale_pairs(config.scale)
         found = stats.scaled(pairs if len(pairs) == channels else pairs * channels) if stats is not None else None
         why = f"the card has no values of {channels}-channel images with more than 8 bits"

@@ -199,9 +199,13 @@ def image_facts(data: bytes, image: Tensor, pixels: Pixels, nodata: Nodata = Non
 
 
 def _value_stats(image: Tensor, pixels: Pixels, nodata: Nodata) -> ValueStats | None:
-    """Return the statistics of the stored values of an image; None for 8 bits, whose card has what a run needs."""
-    if image.dtype == torch.uint8:
+    """Return the statistics of the stored values of an image; None for 8 bits, and for those that are not stored so."""
+    if image.dtype == torch.uint8 or pixels.inverted:
         return None
+    if pixels.raw is not None:
+        if pixels.alpha or len(pixels.raw) not in (1, len(image)):
+            return None
+        image = pixels.raw.expand(len(image), -1, -1)
     planes = image.numpy()
     return ValueStats.of(planes, missing_of(pixels, planes, nodata), pixels.stored or str(planes.dtype))
 

@@ -71,6 +71,11 @@ def image_extensions() -> tuple[str, ...]:
     return (*IMAGE_EXTENSIONS, *own_parts.parts("decoders"))
 
 
+def own_extensions() -> list[str]:
+    """Return the extensions of own decoders, sorted."""
+    return sorted(own_parts.parts("decoders"))
+
+
 def extension(name: str) -> str:
     """Return the part of a file name after its last dot, in lower case; "" if there is none."""
     return os.path.splitext(name)[1][1:].lower()

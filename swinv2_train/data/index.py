@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import ARRAY_EXTENSIONS
+from swinv2_train.data.image_files import ARRAY_EXTENSIONS, own_extensions
 from swinv2_train.data.samples import IMAGE, VIDEO, LeftOut, SampleGroups, Scope
 from swinv2_train.data.tar import BLOCK, DamagedError, checksum_fits, members, number, short_name
 from swinv2_train.reading import UnreadableError, is_count, parse_json
@@ -69,6 +69,9 @@ class ShardIndex:
     """Samples and members that it has."""
     checksums: np.ndarray | None = None
     """(extensions, samples) int64: CRC-32 of the member's data, as packed; None if the packer did not record it."""
+    decoders: list[str] = field(default_factory=list)
+    """Extensions of own decoders that were known when it was built, which are those of images too. Not stored for
+    packed shards, because the packer leaves nothing out."""
 
     @property
     def num_samples(self) -> int:
@@ -123,6 +126,7 @@ class ShardIndex:
             "extra": self.extra,
             "left_out": self.left_out.to_json() if self.left_out is not None else None,
             **_scope_to_json(self.scope),
+            **({"decoders": self.decoders} if self.decoders and "pack" not in self.extra else {}),
         }
 
 
@@ -169,6 +173,7 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None, scope: 
         extra=extra or {},
         left_out=groups.left_out,
         scope=scope,
+        decoders=own_extensions(),
     )
 
 
@@ -347,6 +352,8 @@ def _checked_header(line: bytes) -> dict[str, Any] | None:
         raise UnreadableError("its header has an impossible entry truncated")
     if header.get("main", IMAGE) not in (IMAGE, VIDEO) or header.get("members", "all") != "all":
         raise UnreadableError("its header has an impossible entry main or members")
+    if not isinstance(header.get("decoders", []), list):
+        raise UnreadableError("its header has an impossible entry decoders")
     return header
 
 
@@ -394,6 +401,7 @@ def _checked_index(header: dict[str, Any], line: bytes) -> ShardIndex:
         proven=stated is not None,
         scope=scope,
         checksums=sums,
+        decoders=header.get("decoders", []),
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from swinv2_train.data.image_files import own_extensions
 from swinv2_train.data.index import ShardIndex
 from swinv2_train.data.samples import IMAGE, VIDEO, Scope
 from swinv2_train.reading import UnreadableError
@@ -29,6 +30,8 @@ _MAGIC = b"SWINROW1"
 _HEAD = struct.Struct("<8sIIIIqqqq")
 _ROW = struct.Struct("<IIq")
 _IS_VIDEO, _ALL_MEMBERS, _TRUNCATED, _CHECKSUMS = 1, 2, 4, 8
+_MARK_FROM = 1 << 4
+"""This bit of the flags, and all above it, identify the decoders of the user that were known."""
 _FIRST_READ = 4096
 """Bytes of the first read, which nearly always contain the entire head."""
 
@@ -48,7 +51,7 @@ def rows_of(index: ShardIndex) -> bytes:
     rows["key_at"] = ends - rows["key_bytes"]
     rows["places"][..., 0], rows["places"][..., 1] = index.offsets.T, index.sizes.T
     flags = _IS_VIDEO * (index.scope.main == VIDEO) | _ALL_MEMBERS * index.scope.all_members
-    flags |= _TRUNCATED * (index.truncated is not None)
+    flags |= _TRUNCATED * (index.truncated is not None) | _decoders_mark()
     if index.checksums is not None:
         flags |= _CHECKSUMS
         rows["checksums"] = index.checksums.T
@@ -94,6 +97,8 @@ class IndexRows:
         self.scope = Scope(VIDEO if flags & _IS_VIDEO else IMAGE, bool(flags & _ALL_MEMBERS))
         self.truncated = bool(flags & _TRUNCATED)
         """True if the tar ends early."""
+        self.of_known_images = flags - flags % _MARK_FROM == _decoders_mark()
+        """True if they were made with the decoders of the user that are known now, which decide what is an image."""
         places = f"{_ROW.format}{2 * count}q"
         self._row = struct.Struct(places + (f"{count}I" if flags & _CHECKSUMS else ""))
         self._columns = [(3 + 2 * number, name) for number, name in enumerate(self.extensions)]
@@ -154,6 +159,12 @@ class IndexRows:
         if isinstance(self._source, bytes):
             return self._source[start : start + size]
         return os.pread(self._source, size, start)
+
+
+def _decoders_mark() -> int:
+    """Return the flags for the decoders of the user that are known now; 0 without any."""
+    own = own_extensions()
+    return zlib.crc32("/".join(own).encode()) // _MARK_FROM * _MARK_FROM if own else 0
 
 
 def _row_crc(row: bytes, key: bytes, number: int, head_crc: int) -> int:

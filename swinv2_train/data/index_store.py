@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config import own_parts
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.image_files import extension
+from swinv2_train.data.image_files import own_extensions
 from swinv2_train.data.index import (
     INDEX_SUFFIX,
     ShardIndex,
@@ -36,7 +35,7 @@ from swinv2_train.data.index import (
 from swinv2_train.data.index_rows import ROWS_SUFFIX, IndexRows, rows_of, write_rows
 from swinv2_train.data.remote import ShardCache
 from swinv2_train.data.remote_file import RemoteFile
-from swinv2_train.data.samples import IMAGE, LeftOut, Scope
+from swinv2_train.data.samples import IMAGE, Scope
 from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
@@ -107,7 +106,7 @@ def _fresh_rows(
         rows = _read_rows(path)
         if rows is None:
             continue
-        fresh = rows.tar_size == file.size if file is not None else _same_time(rows, tar)
+        fresh = rows.tar_size == file.size if file is not None else _same_time(rows, tar) and rows.of_known_images
         if fresh and rows.scope.main == scope.main and (rows.scope.all_members or not scope.all_members):
             return rows
         rows.close()
@@ -259,19 +258,17 @@ def _closing(fd: int) -> Iterator[int]:
 def _complete(header: dict[str, Any], file: RemoteFile | None, scope: Scope) -> bool:
     """Return whether an index has the members that are asked for, and counts those that are not read if it must.
 
-    Earlier versions did not count them, nor did they read as many formats; nor does an index made without the decoders
-    of the user. A local tar is indexed again, which is cheap; the packer leaves nothing out, and a remote tar would
-    have to be fetched.
+    Earlier versions did not count them, nor did they read as many formats; and an index made with other decoders of the
+    user has other images. A local tar is indexed again, which is cheap; the packer leaves nothing out, and a remote tar
+    would have to be fetched.
     """
     found = scope_of(header)
     if found.main != scope.main or (scope.all_members and not found.all_members):
         return False
-    if file is None and (own := own_parts.parts("decoders")):
-        left_out = LeftOut.from_json(header.get("left_out")) or LeftOut()
-        name = left_out.counts.get("no image", (0, ""))[1]
-        if extension(name) in own:
-            return False
-    return file is not None or header.get("left_out") is not None or "pack" in header["extra"]
+    if file is not None or "pack" in header["extra"]:
+        return True
+    same = scope.main != IMAGE or header.get("decoders", []) == own_extensions()
+    return same and header.get("left_out") is not None
 
 
 def _local_index(path: str, cache: ShardCache, old: ShardIndex | None, scope: Scope) -> ShardIndex:

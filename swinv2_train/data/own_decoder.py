@@ -8,22 +8,22 @@ import numpy as np
 
 from swinv2_train.config import own_parts
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.pixels import Pixels, check_size, from_numpy
+from swinv2_train.data.pixels import Pixels, check_size, from_values
 
 
 def own_decoder(kind: str) -> Callable[[bytes, int], Pixels]:
     """Return the decoder of a format of `own_parts`: (bytes of a file, largest number of pixels) -> pixels.
 
-    It raises BrokenSample if the function returns anything but an image of integers.
+    It raises BrokenSample if the function returns anything but an image of real numbers.
     """
     read = own_parts.function_of(own_parts.parts("decoders")[kind].read)
 
     def decode(data: bytes, max_pixels: int) -> Pixels:
         array = np.array(read(data))  # a copy, as torch wants writable memory
-        if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
-            shape = "x".join(map(str, array.shape))
-            raise BrokenSample(f"its decoder returned {shape} {array.dtype}, not (H, W[, C]) of uint8 or uint16")
-        check_size(*array.shape[:2], max_pixels=max_pixels)
-        return Pixels(from_numpy(array if array.ndim == 3 else array[..., None]))
+        if array.ndim not in (2, 3):
+            shape = "x".join(map(str, array.shape)) or "a single number"
+            raise BrokenSample(f"its decoder returned {shape}, not an array (H, W) or (H, W, C)")
+        check_size(*array.shape, max_pixels=max_pixels)
+        return from_values(array if array.ndim == 3 else array[..., None])
 
     return decode

@@ -96,6 +96,7 @@ def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any, plug
         started.value += 1
     global _task
     _task = task
+    remarks.only_decodes()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends its workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))  # the server has them blocked

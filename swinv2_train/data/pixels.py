@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,24 @@ class Pixels:
     """Type of the stored values, such as int16, if it is neither uint8 nor uint16."""
     nodata: float | None = None
     """Stored value of pixels without data, if the file names one."""
+    raw: Tensor | None = None
+    """The stored samples, (C, H, W), if `image` has them scaled to the full range of 8 or 16 bits or inverted."""
+    inverted: bool = False
+    """True if 0 is stored for white, so that `image` is inverted."""
+
+    def as_stored(self) -> Pixels:
+        """Return the pixels with the stored samples as the image.
+
+        Raises:
+            BrokenSample: if they have another order than the intensities, or an alpha channel of fewer bits.
+        """
+        if self.inverted:
+            raise BrokenSample("its samples are inverted (MINISWHITE), and data.scale is set: convert to MINISBLACK")
+        if self.raw is None:
+            return self
+        if self.alpha:
+            raise BrokenSample("it has alpha of less than 8 or 16 bits, and data.scale is set: convert to 8 or 16 bits")
+        return replace(self, image=self.raw, raw=None)
 
     @property
     def transparent(self) -> bool:

@@ -1,7 +1,8 @@
 """Remarks of image decoders that do not break an image, such as an unknown tag: counted by kind, not printed per image.
 
-Pillow warns, imagecodecs and tifffile log, and libjpeg and libtiff print from C. All of them are collected while an
-image is decoded. Decoding processes pass their counts on with their results.
+Pillow warns, and imagecodecs and tifffile log: both are counted in every process. libjpeg and libtiff print from C.
+These lines are counted only in processes that do nothing but decode, one image at a time, because stderr has to be
+redirected for it. Decoding processes pass their counts on with their results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 import threading
 import warnings
@@ -23,13 +25,16 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("imagecodecs", "tifffile")
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+")
 _OF_DECODERS = re.compile(
-    rb"(Corrupt JPEG data|Premature end of JPEG|Inconsistent|Invalid|Warning|TIFF|LZW|Fax|ZIP|lib\w+)"
+    rb"Corrupt JPEG data: |Premature end of JPEG file$|Inconsistent progression sequence for component "
+    rb"|Invalid SOS parameters for sequential JPEG$|Unknown Adobe color transform code |Warning: unknown JFIF revision "
+    rb"|Application transferred too many scanlines$|libpng (?:warning|error): "
+    rb"|_?(?:TIFF|JPEG|OJPEG|LZW|ZIP|Fax|PackBits|Pixar|LogLuv|LZMA|ZSTD|WebP|LERC)\w*: .*\.$",
+    re.MULTILINE,
 )
-"""Beginnings of the lines that libjpeg, libpng, and libtiff print. Others are passed on to stderr."""
+"""Lines of libjpeg (the warnings in its jerror.h), libpng, and libtiff. Others are passed on to stderr."""
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
-_inside = 0
-_stderr = -1
+_redirects = False
 _held = -1
 
 
@@ -68,50 +73,58 @@ def lines() -> list[str]:
     return [f"image decoders reported {count:,} times: {kind}" for kind, count in _counts.most_common() if count > 1]
 
 
+def only_decodes() -> None:
+    """Declare that this process does nothing but decode, one image at a time, so that its stderr can be redirected.
+
+    What Python prints still gets to stderr at once, from every thread, even if the process ends while it decodes.
+    """
+    global _redirects
+    if not _redirects:
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+        _redirects = True
+
+
 @contextlib.contextmanager
 def collected() -> Iterator[None]:
-    """Count what decoders print inside this block, unless it ends with an error, which has a message of its own."""
-    _begin()
+    """Count the remarks of decoders inside this block; lines from C only if it ends without an error.
+
+    An error has a message of its own.
+    """
+    with _lock:
+        _hook()
+    before = _redirect() if _redirects else None
     failed = True
     try:
         yield
         failed = False
     finally:
-        _end(failed=failed)
+        if before is not None:
+            _restore(before, failed=failed)
 
 
-def _begin() -> None:
-    """Redirect stderr, once for all threads that decode."""
-    global _inside, _stderr, _held
-    with _lock:
-        _inside += 1
-        if _inside > 1:
-            return
-        _hook()
-        try:
-            if _held < 0:
-                _held, name = tempfile.mkstemp()  # it stays open for the life of the process
-                os.unlink(name)
-            _stderr = os.dup(2)
-            os.dup2(_held, 2)
-        except OSError:  # no room or no descriptors: decoding matters more
-            _stderr = -1
+def _redirect() -> int | None:
+    """Send stderr to a file; return a descriptor of the stderr before, or None if that is impossible."""
+    global _held
+    try:
+        if _held < 0:
+            _held, name = tempfile.mkstemp()  # it stays open for the life of the process
+            os.unlink(name)
+        before = os.dup(2)
+        os.dup2(_held, 2)
+    except OSError:  # no room or no descriptors: decoding matters more
+        return None
+    return before
 
 
-def _end(*, failed: bool) -> None:
-    global _inside, _stderr
-    with _lock:
-        _inside -= 1
-        if _inside or _stderr < 0:
-            return
-        os.dup2(_stderr, 2)
-        os.close(_stderr)
-        _stderr = -1
-        size = os.fstat(_held).st_size
-        printed = os.pread(_held, size, 0) if size else b""
-        if size:
-            os.ftruncate(_held, 0)
-            os.lseek(_held, 0, os.SEEK_SET)
+def _restore(before: int, *, failed: bool) -> None:
+    os.dup2(before, 2)
+    os.close(before)
+    size = os.fstat(_held).st_size
+    if not size:
+        return
+    printed = os.pread(_held, size, 0)
+    os.ftruncate(_held, 0)
+    os.lseek(_held, 0, os.SEEK_SET)
     for line in printed.splitlines(keepends=True):
         if not _OF_DECODERS.match(line):
             with contextlib.suppress(OSError):

@@ -30,7 +30,8 @@ _OTHER_COLORS = ("CIELAB", "ICCLAB", "ITULAB", "LOGL", "LOGLUV")
 def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     """Decode the first full-resolution image of a TIFF.
 
-    Unsigned values up to 16 bits are scaled to the full range of 8 or 16 bits; others stay as they are stored.
+    Unsigned values up to 16 bits are scaled to the full range of 8 or 16 bits; `Pixels.raw` has them as stored. Others
+    stay as they are.
 
     Pages of the same shape are channels. Thumbnails (reduced-resolution pages) and masks are skipped. Palettes, CMYK,
     and YCbCr become RGB.
@@ -67,10 +68,19 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
                 raise BrokenSample(f"its samples are {array.dtype} and inverted (MINISWHITE): convert to MINISBLACK")
             pixels = from_values(_channels_last(array, series.axes), nodata)
             return replace(pixels, image=upright(pixels.image, orientation))
-        array = _channels_last(_full_range(array, page, white_is_zero=white_is_zero), series.axes)
+        stored = array
+        array = _full_range(stored, page, white_is_zero=white_is_zero)
+        raw = None if array is stored else from_numpy(_channels_last(stored.astype(array.dtype), series.axes))
+        array = _channels_last(array, series.axes)
     alpha = extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,)) and array.shape[-1] > 1
-    image = upright(from_numpy(array), orientation)
-    return Pixels(image, alpha, premultiplied=extra[-1:] == (_ASSOCIATED,), nodata=nodata)
+    return Pixels(
+        upright(from_numpy(array), orientation),
+        alpha,
+        premultiplied=extra[-1:] == (_ASSOCIATED,),
+        nodata=nodata,
+        raw=None if raw is None else upright(raw, orientation),
+        inverted=white_is_zero,
+    )
 
 
 def _nodata(page: tifffile.TiffPage) -> float | None:

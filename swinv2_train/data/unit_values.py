@@ -20,8 +20,9 @@ def unit_values(pixels: Pixels, channels: int | None, scale: ValueRange, backgro
     Channels are adapted to `channels` as in `decode.decode`. A luma of which one channel is missing is missing.
 
     Raises:
-        BrokenSample: if the image cannot have this number of channels, or no pixel has data.
+        BrokenSample: if the image cannot have this number of channels, no pixel has data, or its samples are inverted.
     """
+    pixels = pixels.as_stored()
     image = pixels.image
     if pixels.alpha and image.shape[0] != channels:
         image = flatten(image, background, premultiplied=pixels.premultiplied)

@@ -97,6 +97,8 @@ def fill_in_scale(data: DataConfig, card: Card | None, channels: int) -> None:
         if card is not None:
             why = f"the dataset card has no values of {channels}-channel images with more than 8 bits"
         raise ConfigError("data.scale", data.scale, f"{why}: pack them with swinv2-data, or set numbers [low,high]")
+    if partial := card.partial_values(channels):
+        raise ConfigError("data.scale", data.scale, f"{partial}: set numbers [low,high]")
     pairs = [[each.percentile(percent) for percent in wanted] if each.count else [0.0, 1.0] for each in found.channels]
     flat = next((number for number, (low, high) in enumerate(pairs) if not low < high), None)
     if flat is not None:

@@ -279,6 +279,7 @@ def _end_worker(error: Exception, _batch: Any) -> None:
 def _start_worker(_worker: int) -> None:
     """Runs in a new worker, before its first batch."""
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)
+    remarks.only_decodes()
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)

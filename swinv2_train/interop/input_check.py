@@ -155,7 +155,10 @@ def prepared(loaded: LoadedModel, pictures: Sequence[bytes]) -> tuple[list[Tenso
     ours = torch.stack([prepare(image, loaded.config, loaded.mean, loaded.std) for image in decoded])
     if options.values is None:
         return decoded, ours
-    stored = [opaque(read_pixels(picture, options.max_pixels), channels, options.background) for picture in pictures]
+    stored = [
+        opaque(read_pixels(picture, options.max_pixels).as_stored(), channels, options.background)
+        for picture in pictures
+    ]
     return stored, ours
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from swinv2_train.cli.images import use_images
 from swinv2_train.cli.samples import count_samples
-from swinv2_train.cli.train import load, main, parse
+from swinv2_train.cli.train import load, main, parse, show
 from swinv2_train.config.compose import compose, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
@@ -143,6 +143,23 @@ def test_a_few_images_are_trained_on_without_evaluation(tmp_path: Path, capsys: 
     assert loaded(tmp_path / "few", tmp_path / "run").data == config.data
 
 
+def test_a_dry_run_knows_that_images_will_be_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_images(tmp_path / "mine", 6, 0)
+    more = [
+        "eval.early_stopping.metric=eval/loss", "eval.signal_every_steps=200", "checkpoint.keep_best=1",
+        "checkpoint.every_steps=0", "eval.every_steps=5", "data.mean=dataset", "optim.epochs=20", "launch.device=cpu",
+    ]  # fmt: skip
+    given = ["+experiment=own_simmim", f"images={tmp_path}/mine", f"run.dir={tmp_path}/run", *more]
+    config = load(parse([*given, "--cfg", "job"]))
+    assert show(config, [], print_config=True) == 0
+    shown = capsys.readouterr()
+    assert "6 images of" in shown.err
+    assert f"images: {tmp_path}/mine" in shown.out
+    assert f"eval_shards: {tmp_path}/shards/mine-" in shown.out
+    assert "which are not packed yet" in shown.out
+    assert not (tmp_path / "shards").exists()
+
+
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Config]:
     return {name: compose([f"+experiment={name}"]) for name in ("own_simmim", "own_classes")}
@@ -157,6 +174,8 @@ def recipes() -> dict[str, Config]:
         ("tars", {}, "has shards and no images; set data.shards="),
         ("one", {"given": "data.shards=x.tar"}, "replace data.shards; set only one of the two"),
         ("one", {"dir": "one/run"}, "is inside of images="),
+        ("one/shards", {"dir": "one/run"}, "one/shards, inside of images="),
+        ("one", {"scale": "p1-p99", "only_show": True}, "a dry run packs nothing, so there is no dataset card"),
         ("one", {"recipe": "own_classes"}, "at least two classes, and all images are in cats"),
         ("one", {"resolution": -1}, "data.resolution=-1"),
         ("one", {"replay": "x"}, "omit images"),
@@ -166,15 +185,17 @@ def test_usage_errors_come_before_anything_is_packed(
     images: str, more: dict[str, Any], says: str, recipes: dict[str, Config], tmp_path: Path
 ) -> None:
     make_images(tmp_path / "one" / "cats", 1, 0)
+    make_images(tmp_path / "one" / "shards", 1, 0) if images == "one/shards" else None
     for name in ("empty", "tars"):
         (tmp_path / name).mkdir()
     make_shard(tmp_path / "tars" / "a.tar", 1, 0)
     config = deepcopy(recipes[more.get("recipe", "own_simmim")])
     config.images = images and str(tmp_path / images)
     config.run.dir = str(tmp_path / more.get("dir", "runs/x"))
+    config.data.scale, config.data.scaled_decoding = more.get("scale"), False
     config.data.resolution, config.replay = more.get("resolution", 128), more.get("replay")
     with pytest.raises((ConfigError, DataError)) as error:
-        use_images(config, [more.get("given", "seed=0")], only_show=False)
+        use_images(config, [more.get("given", "seed=0")], only_show=more.get("only_show", False))
     assert says in str(error.value)
     assert not (tmp_path / "runs").exists()
 

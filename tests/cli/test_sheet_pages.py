@@ -11,7 +11,7 @@ from PIL import Image
 
 from swinv2_train.cli.predict import _keep_inputs
 from swinv2_train.cli.sheet import Entry
-from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, page_paths, write_pages
+from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, earlier_pages, page_paths, write_pages
 from swinv2_train.config.errors import ConfigError
 
 
@@ -43,6 +43,10 @@ def test_a_limit_of_pages_is_reported_on_the_last(entries: list[Entry], tmp_path
     assert len(written) == 2
     assert "(and 5 more images)" in written[1].read_text()
     assert "more images" not in written[0].read_text()
+    assert earlier_pages(tmp_path / "sheet.html", written) == []
+    shorter = write_pages(tmp_path / "sheet.html", entries[:2], "model", 2, MOST_PAGES)
+    assert earlier_pages(tmp_path / "sheet.html", shorter) == [written[1]]
+    assert earlier_pages(tmp_path / "sheet.png", []) == []
     (single,) = write_pages(tmp_path / "one.html", entries[:2], "model", 2, MOST_PAGES)
     assert "page" not in re.sub(r"(?s)<style>.*</style>", "", single.read_text())
     assert write_pages(tmp_path / "none.png", [], "model", 0, MOST_PAGES) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.config import own_parts
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.remote_file import RemoteFile
@@ -21,7 +22,7 @@ from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
 from tests.data.http_server import FlakyServer
 from tests.data.operations import operations
-from tests.data.samples import jpeg, write_folder, write_shards
+from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 COUNT = 12
 
@@ -241,3 +242,33 @@ def test_a_shard_of_another_size_is_noticed_at_first_use(packed: Path, tmp_path:
     with pytest.raises(DataError, match=r"train-000001\.tar holds 1 samples where 2 were counted before"):
         opened.read(2)
     assert opened.read(0).data
+
+
+def test_own_decoders_decide_what_is_a_sample_of_a_local_tar(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.zzz", "c.ffi", "d.ffi"]
+    write_tar(tmp_path / "d" / "x.tar", [(name, jpeg(number)) for number, name in enumerate(names)])
+    write_tar(tmp_path / "d" / "y.tar", [("a.jpg", jpeg(0))])
+    packed = write_folder(tmp_path / "src", 2)
+    pack(str(packed), tmp_path / "packed", PackOptions())
+    index = tmp_path / "packed" / "train-000000.tar.index.jsonl"
+    before = index.read_bytes()
+
+    def keys() -> list[str]:
+        opened = ShardSet.open(str(tmp_path / "d"), tmp_path / "cache")
+        assert opened.num_samples == sum(opened.shard_sizes)
+        for number in range(opened.num_samples):
+            assert opened.read(number).data.startswith(b"\xff\xd8")
+        assert len(ShardSet.open(str(tmp_path / "packed"), tmp_path / "cache").read(1).data) > 0
+        return [opened.key(number) for number in range(opened.num_samples)]
+
+    plain, more = ["a", "a"], ["a", "c", "d", "a"]
+    assert keys() == plain
+    for _ in range(2):
+        own_parts.register("own", (own_parts.Plugin(decoders={"ffi": own_parts.Decoder(b"F", "a:b")}),))
+        try:
+            assert keys() == more
+            assert keys() == more, "from the catalog"
+        finally:
+            del own_parts._plugins["own"]
+        assert keys() == plain
+    assert index.read_bytes() == before, "the packer leaves nothing out"

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
 from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_image
 from swinv2_train.data.batch import collate
 from swinv2_train.data.channel_statistics import resolve_statistics
-from swinv2_train.data.decode import DecodeOptions, decode, image_facts, read_pixels
+from swinv2_train.data.decode import _DECODERS, DecodeOptions, decode, image_facts, read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.mix import Mix, blend
 from swinv2_train.data.raw_sample import RawSample
@@ -218,3 +219,81 @@ def test_statistics_of_the_card_are_those_of_what_a_run_sees() -> None:
     ends = DataConfig(scale="p0-p100")
     fill_in_scale(ends, card, 2)
     assert ends.scale == [[row.min(), row.max()] for row in (each[~np.isnan(each)] for each in stacked)]
+
+
+@pytest.mark.parametrize("bits", [4, 9, 12, 15])
+def test_depths_below_those_of_the_type_are_scaled_from_the_stored_values(bits: int) -> None:
+    top = 2**bits - 1
+    planes = np.linspace(0, top, 2 * 20 * 30).reshape(2, 20, 30).astype(np.uint8 if bits <= 8 else np.uint16)
+    planes[:, 0, 0] = 3
+    data = geotiff(planes, "3", bitspersample=bits)
+    found = read_pixels(data)
+    expected = unit(planes, 0, top)
+    absent = planes == 3
+    scaled = decode(data, 2, options([0, top], fill=0)).numpy()
+    assert (scaled == np.where(absent, 0, expected)).all()
+    facts = image_facts(data, decode(data), found)
+    assert facts.means == pytest.approx([float(plane.mean()) / top for plane in planes], abs=0.1 / bits)
+    if bits > 8:
+        assert facts.values is not None
+        assert [(each.high, each.missing) for each in facts.values.channels] == [
+            (float(plane[plane != 3].max()), int((plane == 3).sum())) for plane in planes
+        ]
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_inverted_samples_have_no_stored_values(bits: int) -> None:
+    import tifffile
+
+    planes = values(0, 1, "uint8" if bits == 8 else "uint16")[0] >> (-bits % 8)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, planes, photometric="miniswhite", bitspersample=bits, metadata=None)
+    data = buffer.getvalue()
+    assert image_facts(data, decode(data), read_pixels(data)).values is None
+    with pytest.raises(BrokenSample, match=r"inverted \(MINISWHITE\), and data.scale is set: convert to MINISBLACK"):
+        decode(data, 1, options([0, 255]))
+
+
+def test_a_card_that_knows_the_values_of_some_images_only_gives_no_statistics() -> None:
+    from swinv2_train.data.card import Card
+    from swinv2_train.data.value_range import fill_in_scale
+
+    card = Card()
+    for kind in ("uint16", "uint8", "uint8"):
+        data = geotiff(values(0, 1, kind))
+        card.add_image(image_facts(data, decode(data), read_pixels(data)), len(data), None)
+    card = Card.from_json(card.to_json())
+    for channels in (1, 3):
+        sentence = f"has the values of only 1 of 3 {channels}-channel images"
+        with pytest.raises(ConfigError, match=f"data.scale=p1-p99: .*{sentence}"):
+            fill_in_scale(DataConfig(scale="p1-p99"), card, channels)
+        with pytest.raises(ConfigError, match=f"data.std=dataset: .*{sentence}"):
+            resolve_statistics(DataConfig(scale=[0, 9], mean=[0.5] * channels, std="dataset"), card, channels)
+    assert card.statistics(1) is not None
+
+
+def test_own_decoders_return_any_real_numbers() -> None:
+    from swinv2_train.config import own_parts
+
+    own_parts.register(
+        "own_values", (own_parts.Plugin(decoders={"ffi": own_parts.Decoder(b"FFI", f"{__name__}:read_ffi")}),)
+    )
+    try:
+        for dtype in ("int16", "float32", "uint16"):
+            planes = values(1, 2, dtype)
+            data = b"FFI" + npy(np.moveaxis(planes, 0, -1))
+            assert (decode(data, 2, options([-20, 20])).numpy() == unit(planes, -20, 20)).all()
+            if dtype != "uint16":
+                with pytest.raises(BrokenSample, match=f"ffi: its samples are {dtype}: .* data.scale"):
+                    decode(data, 2)
+        for wrong, reason in ((np.zeros(3), "returned 3, not an array"), (np.zeros((2, 2), complex), "complex128")):
+            with pytest.raises(BrokenSample, match=reason):
+                decode(b"FFI" + npy(wrong), 2)
+        assert set(_DECODERS) <= set(own_parts._TAKEN_EXTENSIONS)  # a decoder of such a name would never be used
+    finally:
+        del own_parts._plugins["own_values"]
+        own_parts.function_of.cache_clear()
+
+
+def read_ffi(data: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(data[3:]))

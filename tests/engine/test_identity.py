@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.checkpoint.identity import EARLIER
 from swinv2_train.checkpoint.layout import list_checkpoints, manifest_text, read_manifest, step_name
+from swinv2_train.cli.checks import batch_doubts
 from swinv2_train.config.compose import compose
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.shards import ShardSet
@@ -261,3 +263,14 @@ def test_a_dry_run_tells_what_happens_to_the_head(
     config.model.pretrained_window = [4, 4, 4, 2]
     lines = preview(config, names)
     assert any(sentence in line for line in lines)
+
+
+def test_a_dry_run_says_that_its_plan_is_not_that_of_a_run_with_another_batch_before() -> None:
+    config = compose(["+experiment=simmim_demo", "optim.epochs=3", "optim.steps=null", "optim.global_batch=8"])
+    (line,) = batch_doubts(config, {"order": {"optim.global_batch": 4}})
+    assert "those of a new run with optim.global_batch=8" in line
+    assert batch_doubts(config, {"order": {"optim.global_batch": 8}, EARLIER: {"optim.global_batch": [4]}}) == [line]
+    for saved in (None, {}, {"order": {"optim.global_batch": 8}}):
+        assert batch_doubts(config, saved) == []
+    config.optim.epochs, config.optim.steps, config.optim.warmup_steps = None, 5, 0
+    assert batch_doubts(config, {"order": {"optim.global_batch": 4}}) == []

@@ -61,3 +61,9 @@ def test_exports_record_the_range_and_are_read_back_with_it(loaded: LoadedModel,
     assert image.amax((1, 2)).tolist() == pytest.approx([0.5, 1.0, 0.0])
     with pytest.raises(ConfigError, match="takes stored values of any type"):
         export(loaded, tmp_path / "other", layout, bits=16)
+
+
+def test_percentiles_need_the_card_that_finished_weights_do_not_have(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"data\.scale=p1-p99: finished weights come without .* set numbers"):
+        load_model(source, ["data.scale=p1-p99"])

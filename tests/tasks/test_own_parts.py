@@ -279,7 +279,7 @@ def test_a_transform_makes_the_training_image(folder: Path, monkeypatch: pytest.
         gray += own[0].equal(own[1]) and own[0].equal(own[2])
         assert own.equal(crop) or own.float().mean(dim=0).sub(crop.float().mean(dim=0)).abs().max() <= 0.5
     assert 4 < gray < 16
-    for wrong, found in ((torch.zeros(3, 8, 8), r"\(3, 8, 8\) torch.float32"), (None, "NoneType")):
+    for wrong, found in ((torch.zeros(3, 8, 8).double(), r"\(3, 8, 8\) torch.float64"), (None, "NoneType")):
         monkeypatch.setattr("my_parts.images.sometimes_gray", lambda *_, wrong=wrong: wrong)
         own_parts.function_of.cache_clear()
         with pytest.raises(ValueError, match=rf"data.augment.transform=sometimes_gray returned {found}, not a uint8"):
