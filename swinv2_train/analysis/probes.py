@@ -207,7 +207,7 @@ def knn_accuracy(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], neig
 
     Args:
         train, test: features (N, D) and classes (N,).
-        neighbours: number of votes; limited to the number of training samples.
+        neighbors: number of votes; limited to the number of training samples.
     """
     (features, labels), (queries, targets) = train, test
     classes, votes_for = labels.unique(return_inverse=True)

@@ -48,7 +48,8 @@ def train(config: Config) -> Path:
         ConfigError, DataError, CheckpointError: if the run cannot start.
         RunError: if it did not finish; its `exit_code` is that of the command, 75 after a stop with a checkpoint.
     """
-    from swinv2_train.cli.train import run, show
+    from swinv2_train.cli.dry_run import show
+    from swinv2_train.cli.train import run
     from swinv2_train.config.validate import validate
 
     check_main_thread()

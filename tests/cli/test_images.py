@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swinv2_train.cli.dry_run import show
 from swinv2_train.cli.images import use_images
 from swinv2_train.cli.samples import count_samples
-from swinv2_train.cli.train import load, main, parse, show
+from swinv2_train.cli.train import load, main, parse
 from swinv2_train.config.compose import compose, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config

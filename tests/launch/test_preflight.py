@@ -94,7 +94,7 @@ def start(rank: int, port: int, overrides: list[str], **more: str) -> subprocess
 
 
 def messages(output: str) -> list[str]:
-    """What the command says, except that it loads."""
+    """Return the lines of the command, without the one that it loads."""
     own = [line for line in output.splitlines() if line.startswith("swinv2-train:")]
     return [line for line in own if not line.startswith("swinv2-train: loading ")]
 
