@@ -62,14 +62,16 @@ def own_tasks(directory: Path) -> Iterator[None]:
         # Second, as an entry of PYTHONPATH is: in front, it would count as the working directory.
         patch.setattr(sys, "path", [*sys.path[:1], str(directory), *sys.path[1:]])
         importlib.invalidate_caches()
-        yield
-    TASK_SECTIONS.clear()
-    TASK_SECTIONS.update(sections)
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(f"{directory}/"):
-            forget_parts(name)
-            del sys.modules[name]
-            sys.modules.pop(name.partition(".")[0], None)
+        try:
+            yield
+        finally:
+            TASK_SECTIONS.clear()
+            TASK_SECTIONS.update(sections)
+            for name, module in list(sys.modules.items()):
+                if str(getattr(module, "__file__", None)).startswith(f"{directory}/"):
+                    forget_parts(name)
+                    del sys.modules[name]
+                    sys.modules.pop(name.partition(".")[0], None)
 
 
 def forget_parts(module: str) -> None:
