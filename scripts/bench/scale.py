@@ -62,7 +62,8 @@ def start_up(axes: Axes) -> None:
     rows = read("index-scale.json")["results"]
     for ranks in ("1", "64", "512"):
         counts = [row["start_up"]["ranks"][ranks]["operations"] for row in rows]
-        axes.plot([row["shards"] for row in rows], counts, "o-", label=f"{ranks} ranks together")
+        label = "1 rank" if ranks == "1" else f"{ranks} ranks together"
+        axes.plot([row["shards"] for row in rows], counts, "o-", label=label)
     axes.set_yscale("log")
     axes.legend(fontsize=8)
     logarithmic(axes, "file operations to open the data set", "shards", "operations of all ranks")
@@ -74,8 +75,8 @@ def loads(axes: Axes) -> None:
         found = row["loads"]
         label = f"{row['shards']:,} shards, {sum(load['index_loads_per_sample'] for load in found):.0f} indexes parsed"
         axes.plot([load["ranks"] for load in found], [load["cpu_us_per_sample"] for load in found], "o-", label=label)
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize=8)
+    axes.set_ylim(0, 1.6 * axes.get_ylim()[1])  # room for the legend above the lines
+    axes.legend(fontsize=8, loc="upper center")
     logarithmic(axes, "finding a sample, in one of 8 workers of a rank", "ranks", "CPU time in µs")
 
 

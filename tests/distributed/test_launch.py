@@ -76,7 +76,7 @@ def start_and_wait(command: list[str], run_dir: Path, step: int = 3, cwd: Path |
 
 
 def saved_and_ended(process: subprocess.Popen[str], run_dir: Path, code: int) -> int:
-    """Wait for the end of ranks that are left alone; returns the step that they saved."""
+    """Wait for the end of ranks that were interrupted; returns the step that they saved."""
     # The ranks hold the other end of the pipe: it closes with the last of them.
     output, _ = process.communicate(timeout=200)
     assert process.returncode == code, output
@@ -85,6 +85,13 @@ def saved_and_ended(process: subprocess.Popen[str], run_dir: Path, code: int) ->
     assert 3 <= status["step"] < 24
     assert (run_dir / "checkpoints" / f"step-{status['step']:08d}").is_dir()
     return status["step"]
+
+
+def test_a_signal_to_a_rank_stops_them_all(shards: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start_and_wait(ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["own"], run_dir)
+    ranks_of(process)[1].send_signal(signal.SIGUSR1)
+    saved_and_ended(process, run_dir, STOPPED)
 
 
 def test_ranks_that_are_left_alone_save_and_end_and_the_same_command_goes_on(
