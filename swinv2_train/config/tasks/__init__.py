@@ -6,6 +6,7 @@ A section is the torch-free interface of its task: everything that other code ne
 from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig
 from swinv2_train.config.tasks.classification import ClassificationConfig
 from swinv2_train.config.tasks.registry import TASK_SECTIONS, module_of, sections_of, task_section
+from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ClassificationConfig",
     "Description",
     "Metric",
+    "SegmentationConfig",
     "SimMIMConfig",
     "TaskConfig",
     "module_of",

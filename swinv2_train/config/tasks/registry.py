@@ -15,9 +15,14 @@ from swinv2_train.config import own_parts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks.base import TaskConfig
 from swinv2_train.config.tasks.classification import ClassificationConfig
+from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
-TASK_SECTIONS: dict[str, type[TaskConfig]] = {"simmim": SimMIMConfig, "classification": ClassificationConfig}
+TASK_SECTIONS: dict[str, type[TaskConfig]] = {
+    "simmim": SimMIMConfig,
+    "classification": ClassificationConfig,
+    "segmentation": SegmentationConfig,
+}
 """Section of each task by name. `import_parts` adds those of imported modules."""
 _OURS = frozenset(TASK_SECTIONS)
 _MODULES: dict[str, str] = {}
