@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from swinv2_train.config.tasks.base import LOSS, Metric, TaskConfig
+from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Metric, TaskConfig
 
 
 @dataclass
@@ -20,8 +20,13 @@ class SegmentationConfig(TaskConfig):
         "dice": Metric("max", "mean Dice", share=True),
         LOSS: Metric("min", "loss"),
     }
-    HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")
-    OUTPUT = "pixel_logits"
+    HEAD = (
+        "decoder.classifier.weight",
+        "decoder.classifier.bias",
+        "auxiliary.classifier.weight",
+        "auxiliary.classifier.bias",
+    )
+    OUTPUT = PIXEL_LOGITS
     TITLE = "semantic segmentation"
     PURPOSE = "for semantic segmentation"
     EXTRA_PARTS = "the decoder"
