@@ -24,7 +24,9 @@ from swinv2_train.data.batch import SIZE, Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
+from swinv2_train.tasks.class_predictor import ClassPredictor
 from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.prediction import Predictor
 from swinv2_train.tasks.report import Report
 from swinv2_train.tracking.figures import image_grid, to_pil
 
@@ -76,6 +78,8 @@ class Task(abc.ABC):
 
     REPORT: ClassVar[type[Report]] = Report
     """Output of swinv2-eval in addition to the metrics."""
+    PREDICTOR: ClassVar[type[Predictor]] = ClassPredictor
+    """Predictor of swinv2-predict; the default is for a model that returns one logit per class."""
     train_transform: Transform
     eval_transform: Transform
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Metric, TaskConfig
+
+SLIDE = "slide"
+INFERENCES = ("whole", SLIDE)
 
 
 @dataclass
@@ -30,6 +35,10 @@ class SegmentationConfig(TaskConfig):
     TITLE = "semantic segmentation"
     PURPOSE = "for semantic segmentation"
     EXTRA_PARTS = "the decoder"
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
+        "inference": "inference", "overlap": "overlap", "scales": "test_scales", "flip": "test_flip",
+    }  # fmt: skip
+    PREDICT_FOLDERS = ("labels", "overlays")
 
     name: str = "segmentation"
     """Name of the task."""
@@ -77,3 +86,13 @@ class SegmentationConfig(TaskConfig):
     """Factors of the image size in evaluation and prediction; the probabilities of several are averaged."""
     test_flip: bool = False
     """Average the probabilities with those of the mirrored image in evaluation and prediction."""
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        if self.inference not in INFERENCES:
+            raise ConfigError("task.inference", self.inference, f"must be one of {', '.join(INFERENCES)}")
+        if not 0 <= self.overlap < 1:
+            raise ConfigError("task.overlap", self.overlap, "must be a fraction of a window, from 0 to below 1")
+        if not self.test_scales or not all(scale > 0 for scale in self.test_scales):
+            raise ConfigError("task.test_scales", self.test_scales, "must be one or more numbers above 0, such as [1]")
+        if "overlap" in given and self.inference != SLIDE:
+            raise ConfigError("overlap", self.overlap, "applies to sliding windows only: add inference=slide")
