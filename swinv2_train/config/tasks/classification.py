@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from swinv2_train.config.checks import at_least, check_class_weights, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry
-from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.base import LOGITS, LOSS, Description, Metric, TaskConfig
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -43,7 +43,7 @@ class ClassificationConfig(TaskConfig):
         LOSS: Metric("min", "loss"),
     }
     HEAD = ("head.weight", "head.bias")
-    OUTPUT = "logits"
+    OUTPUT = LOGITS
     PURPOSE = "for image classification"
 
     name: str = "classification"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,12 +12,13 @@ from swinv2_train.config.choices import check_choice
 from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, pretrained_windows, stage_geometry
-from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
 from swinv2_train.config.tasks.segmentation_head import head_bytes, head_macs, head_parameters
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
 
+SLIDE = "slide"
 CROSS_ENTROPY, AUXILIARY, DICE = "cross_entropy", "auxiliary", "dice"
 """Names of the terms of the loss."""
 HIGHEST_BYTE = 255
@@ -40,11 +41,20 @@ class SegmentationConfig(TaskConfig):
         "dice": Metric("max", "mean Dice", share=True),
         LOSS: Metric("min", "loss"),
     }
-    HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")
-    OUTPUT = "pixel_logits"
+    HEAD = (
+        "decoder.classifier.weight",
+        "decoder.classifier.bias",
+        "auxiliary.classifier.weight",
+        "auxiliary.classifier.bias",
+    )
+    OUTPUT = PIXEL_LOGITS
     TITLE = "semantic segmentation"
     PURPOSE = "for semantic segmentation"
     EXTRA_PARTS = "the decoder"
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
+        "inference": "inference", "overlap": "overlap", "scales": "test_scales", "flip": "test_flip",
+    }  # fmt: skip
+    PREDICT_FOLDERS = ("labels", "overlays")
 
     name: str = "segmentation"
     """Name of the task."""
@@ -105,12 +115,18 @@ class SegmentationConfig(TaskConfig):
         self._validate_decoder()
         self._validate_loss()
         self._validate_augmentation(config)
+        self.check_prediction()
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""
         check_choice("task.inference", self.inference)
         if not 0 <= self.overlap < 1:
-            fix = f"must be a fraction from 0 to below 1{percent(self.overlap)}"
+            fix = f"must be a fraction of a window, from 0 to below 1{percent(self.overlap)}"
             raise ConfigError("task.overlap", self.overlap, fix)
         if not self.test_scales or not all(scale > 0 for scale in self.test_scales):
             raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
+        if "overlap" in given and self.inference != SLIDE:
+            raise ConfigError("overlap", self.overlap, "applies to sliding windows only: add inference=slide")
 
     def _validate_labels(self, data: DataConfig) -> None:
         at_least("task.num_classes", self.num_classes, 0)
@@ -175,7 +191,7 @@ class SegmentationConfig(TaskConfig):
                 f"task.ignore_index={self.ignore_index} is one of the {self.num_classes} classes, which is then never "
                 "learned or counted"
             )
-        if config.engine.compile and self.inference == "whole" and config.data.eval_shards:
+        if config.engine.compile and self.inference != SLIDE and config.data.eval_shards:
             lines.append(
                 "engine.compile=true compiles the blocks again for every size of image in an evaluation, for minutes; "
                 "task.inference=slide evaluates in windows of one size"
@@ -202,7 +218,7 @@ class SegmentationConfig(TaskConfig):
         A window is clamped to a small map, and without a pretraining window, the offsets are divided by that of the
         clamped window.
         """
-        if self.inference == "slide" or config.init_from:  # windows of one size; the source knows its own windows
+        if self.inference == SLIDE or config.init_from:  # windows of one size; the source knows its own windows
             return []
         size, model = resolution(config), config.model
         trained = stage_geometry(model, *size)
@@ -242,7 +258,7 @@ class SegmentationConfig(TaskConfig):
         parts.append(f"{reference} scaled by {self.scale[0]:g} to {self.scale[1]:g}")
         if self.photometric:
             parts.append("photometric distortion")
-        parts.append("whole images" if self.inference == "whole" else f"windows that share {self.overlap:.0%}")
+        parts.append("whole images" if self.inference != SLIDE else f"windows that share {self.overlap:.0%}")
         parts[-1] += " in evaluation"
         size = resolution(config)
         head = head_parameters(stage_geometry(config.model, *size), self)
