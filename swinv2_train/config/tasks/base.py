@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,6 +68,10 @@ class TaskConfig(Section):
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""
     """Purpose of the weights, as stated in a model card."""
+    PREDICT_OPTIONS: ClassVar[Mapping[str, str]] = {}
+    """Options of swinv2-predict for this task in particular, each with the field that it sets."""
+    PREDICT_FOLDERS: ClassVar[tuple[str, ...]] = ()
+    """Folders in the output directory of swinv2-predict that get a file for every image."""
     EXTRA_PARTS: ClassVar[str] = "the head"
     """Parts of the model that an export as a feature extractor omits."""
 
@@ -161,6 +165,16 @@ class TaskConfig(Section):
             classes: number of classes that the model chooses from; None for a task without classes.
         """
         return self
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        """Check the settings that swinv2-predict and evaluations of finished weights use.
+
+        Args:
+            given: options of swinv2-predict, among `PREDICT_OPTIONS`, that the user has set.
+
+        Raises:
+            ConfigError: for the first error.
+        """
 
     def label_options(self) -> tuple[str, ...]:
         """Return which options of swinv2-eval apply: `label_map`, `real_labels`."""
