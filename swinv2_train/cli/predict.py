@@ -80,7 +80,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
-        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment them.",
+        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
