@@ -34,12 +34,17 @@ NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
 
 
+def sample_seeds(config: Config, positions: torch.Tensor) -> torch.Tensor:
+    """Return the seeds of what a model draws for samples at `positions` (B,): int64 (B,)."""
+    # Consecutive positions yield independent noise; the seed separates runs.
+    return positions + (config.seed % 2**19 << 44)
+
+
 def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> torch.Tensor | None:
     """Return the random numbers of stochastic depth for samples at `positions` (B,); None for a model in eval mode."""
     if not model.training:
         return None
-    # Consecutive positions yield independent noise; the seed separates runs.
-    return drop_path_noise(positions + (config.seed % 2**19 << 44), sum(config.model.depths))
+    return drop_path_noise(sample_seeds(config, positions), sum(config.model.depths))
 
 
 @dataclass(frozen=True)

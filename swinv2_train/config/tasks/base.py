@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 """Name of the only term of a loss with one term."""
+LOGITS, PIXEL_LOGITS, FEATURES = "logits", "pixel_logits", "features"
+"""Values of `TaskConfig.OUTPUT`."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class TaskConfig(Section):
     """Metrics of an evaluation other than the number of samples, in display order."""
     HEAD: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters with one row per class; `init_from` copies their rows by class."""
-    OUTPUT: ClassVar[str] = "features"
-    """Output of an exported model: `logits`, one per class, or the pooled `features` of the backbone."""
+    OUTPUT: ClassVar[str] = FEATURES
+    """Output of an exported model: `logits`, one per class; `pixel_logits`, one per class and pixel, which the model's
+    method `scores` returns; or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
     TITLE: ClassVar[str] = ""
