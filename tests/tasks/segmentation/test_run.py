@@ -88,9 +88,7 @@ def test_two_ranks_follow_one(nursery: Nursery, run: Path, shards: Path, tmp_pat
     two = FaultyRun(tmp_path / "two", command(run, shards, tmp_path / "two", "engine.micro_batch=2"), nursery)
     assert two.go(2) == FINISHED, two.jobs[0].output
     assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=1e-6)
-    ours, twin = (
-        [row for row in metrics(path) if "eval/miou" in row] for path in (tmp_path / "two", run)
-    )
+    ours, twin = ([row for row in metrics(path) if "eval/miou" in row] for path in (tmp_path / "two", run))
     for one, other in zip(ours, twin, strict=True):
         for name in ("miou", "mean_accuracy", "pixel_accuracy", "dice", "loss"):
             assert one[f"eval/{name}"] == pytest.approx(other[f"eval/{name}"], rel=1e-4), name
