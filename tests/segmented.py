@@ -39,16 +39,25 @@ def png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def make_segmented_shard(path: Path, count: int, seed: int, channels: int = 3) -> None:
-    """A plain WebDataset tar of scenes of 50 to 80 pixels a side with `seg.png`."""
+def make_segmented_shard(
+    path: Path, count: int, seed: int, channels: int = 3, numbers: tuple[int, ...] = (0, 1, 2)
+) -> None:
+    """A plain WebDataset tar of scenes of 50 to 80 pixels a side with `seg.png`.
+
+    Args:
+        numbers: of the classes in the label maps.
+    """
     import webdataset
+
+    table = np.full(IGNORE + 1, IGNORE, np.uint8)
+    table[: len(numbers)] = numbers
 
     rng = np.random.default_rng(seed)
     with webdataset.TarWriter(str(path)) as writer:
         for index in range(count):
             size = (int(rng.integers(50, 80)), int(rng.integers(50, 80)))
             image, labels = make_scene(rng, size, channels)
-            writer.write({"__key__": f"{path.stem}-{index:04d}", "png": png(image), "seg.png": png(labels)})
+            writer.write({"__key__": f"{path.stem}-{index:04d}", "png": png(image), "seg.png": png(table[labels])})
 
 
 def make_segmented_data(directory: Path, channels: int = 3) -> Path:

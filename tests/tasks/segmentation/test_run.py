@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from swinv2_train.analysis.evaluate import EvalOptions, evaluate
+from swinv2_train.cli.evaluate import main as evaluate_command
 from swinv2_train.config.tasks import SimMIMConfig
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.tasks.segmentation.task import Segmentation
@@ -22,7 +23,7 @@ from tests.evaluated import save_weights
 from tests.faults.job import FaultyRun
 from tests.faults.nursery import Nursery
 from tests.runs import comparable, losses, metrics, run_here
-from tests.segmented import make_segmented_data, tiny_segmentation
+from tests.segmented import make_segmented_data, make_segmented_shard, tiny_segmentation
 
 LAST = "step-00000004"
 
@@ -127,3 +128,34 @@ def test_any_number_of_ranks_evaluates_the_same_pixels(run: Path, shards: Path) 
     for name, value in sums[0].items():
         if name != "total":  # added up in another order
             assert all(np.array_equal(other[name], value) for other in sums), name
+
+
+@pytest.mark.slow
+def test_swinv2_eval_shows_classes_and_takes_other_numberings(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_segmented_shard(tmp_path / "eval-0.tar", 5, 2, numbers=(2, 1, 0))
+    (tmp_path / "map.txt").write_text("2\n1\n0\n")
+    results = []
+    for data, options in (
+        (shards, ()),
+        (tmp_path, ("label_map=" + str(tmp_path / "map.txt"),)),
+        (shards, ("task.inference=slide", "task.overlap=0.5", "task.test_flip=true")),
+    ):
+        out = tmp_path / f"out-{len(results)}"
+        arguments = [f"checkpoint={run}", f"data={data}/eval-*.tar", f"out={out}", "workers=0", "device=cpu", *options]
+        with pytest.raises(SystemExit) as caught:
+            evaluate_command(arguments)
+        assert caught.value.code == 0
+        results.append(json.loads((out / "results.json").read_text()))
+        assert {"per_class.csv", "confusion.png", "confusion.pdf"} <= {path.name for path in out.iterdir()}
+    plain, renumbered, slide = results
+    output = capsys.readouterr().out
+    assert "mean IoU" in output
+    assert "share of the pixels" in output
+    assert "short side 32 pixels, longer side at most 128, whole images, window 4" in output
+    assert "windows of 64 x 32 pixels that share 50%, with mirrored images" in output
+    assert renumbered["metrics"] == pytest.approx(plain["metrics"], rel=1e-6)
+    assert renumbered["pixels"] == plain["pixels"]
+    assert slide["metrics"] != plain["metrics"]
+    assert slide["input"]["inference"] == "slide"
