@@ -138,9 +138,7 @@ class Classification(Task):
         super().__init__(config, mean, std)
         self.task = config.task
         self.class_names = class_names
-        self.class_weights = class_weights(
-            config.task.class_weights, class_counts, config.task.num_classes, _NO_COUNTS
-        )
+        self.class_weights = class_weights(config.task.class_weights, class_counts, config.task.num_classes, _NO_COUNTS)
         self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True, names=class_names)
         self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False, names=class_names)
 

@@ -1,4 +1,4 @@
-"""Figures of a segmenter: image, truth, prediction, and errors in a row for each image, with a legend of the classes."""
+"""Figures of a segmenter: image, truth, prediction, and errors in a row for each image, and a legend of the classes."""
 
 from __future__ import annotations
 
