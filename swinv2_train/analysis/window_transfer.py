@@ -10,7 +10,7 @@ from swinv2_train.analysis.evaluate import EvalOptions, Progress, evaluate
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.model import table_windows, total_stride
 from swinv2_train.config.schema import Config
-from swinv2_train.config.window_scale import TEST_WINDOW, largest_window
+from swinv2_train.config.window_scale import largest_window, scaled_windows
 from swinv2_train.interop.load import source_config
 from swinv2_train.interop.metadata import plain_windows
 from swinv2_train.interop.source import open_source
@@ -87,7 +87,8 @@ def window_curve(
     before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
     points = []
     for window, (height, width) in zip(test_windows, sizes, strict=True):
-        overrides = [*options.overrides, before, f"{TEST_WINDOW}={window}", f"data.resolution=[{height},{width}]"]
+        chosen = f"model.window={scaled_windows(config.model, window)}"
+        overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]"]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
         points.append(Point(window, (height, width), found.metrics, found.images_per_second, found.samples))
     return Curve(config, found.source, found.step, points)

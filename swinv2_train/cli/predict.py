@@ -80,7 +80,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
-        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment them.",
+        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -142,7 +142,7 @@ def class_names(config: Config, source: WeightSource, labels: Path | None) -> li
         hint = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
         path = source.path
         raise ConfigError("", path, f"{path} is a {config.task.name} model, which has no classes to name; {hint}")
-    count = source.num_classes
+    count = source.num_classes or config.task.classes or 0
     if labels is None:
         return source.class_names or [f"class {number}" for number in range(count)]
     try:

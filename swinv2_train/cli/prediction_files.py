@@ -60,13 +60,15 @@ def image_files(paths: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Pa
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
     common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
     places = {path: full.relative_to(common) for path, full in absolute.items()}
-    counts = Counter(place.with_suffix("") for place in places.values())
-    files = {path: place if counts[place.with_suffix("")] > 1 else place.with_suffix("") for path, place in places.items()}
+    bare = {path: place.with_suffix("") for path, place in places.items()}
+    counts = Counter(bare.values())
+    files = {path: places[path] if counts[place] > 1 else place for path, place in bare.items()}
     for folder in folders:
         if folder.exists() and not folder.is_dir():
             raise ConfigError("out", folder.parent, f"{folder} is not a directory")
         known = {str(folder / place) for place in files.values()}
-        others = [path for path in sorted(folder.rglob("*")) if path.is_file() and str(path.with_suffix("")) not in known]
+        present = sorted(path for path in folder.rglob("*") if path.is_file())
+        others = [path for path in present if str(path.with_suffix("")) not in known]
         if others:
             named = ", ".join(path.name for path in others[:_SHOWN])
             more = f" and {len(others) - _SHOWN:,} more" if len(others) > _SHOWN else ""
@@ -146,4 +148,5 @@ class Targets:
         if written:
             print(f"written: {', '.join(map(str, written))}")
         if earlier:
-            print(f"not part of this sheet, probably of an earlier one: {', '.join(map(str, earlier))}", file=sys.stderr)
+            names = ", ".join(map(str, earlier))
+            print(f"not part of this sheet, probably of an earlier one: {names}", file=sys.stderr)

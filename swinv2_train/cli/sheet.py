@@ -45,7 +45,8 @@ nav a{color:var(--first)}
 main+nav{margin:22px 0 0}
 .row b{font-weight:400;font-variant-numeric:tabular-nums}
 .row i{grid-column:1/3;height:4px;border-radius:2px;background:var(--track);overflow:hidden}
-.row i::after{content:"";display:block;height:100%;width:var(--share);background:var(--own,var(--bar));border-radius:2px}
+.row i::after{content:"";display:block;height:100%;width:var(--share);border-radius:2px;
+background:var(--own,var(--bar))}
 .row.first span,.row.first b{font-weight:600}
 .row.first i::after{background:var(--own,var(--first))}"""
 

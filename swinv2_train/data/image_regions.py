@@ -84,6 +84,7 @@ def _opened(path: Path, channels: int, options: DecodeOptions, stack: ExitStack)
         content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise BrokenSample(f"it cannot be read ({error.strerror})") from error
+    file.seek(0)
     with decoding("tiff"):
         tiff = TiffRegions(file, content)
         stack.callback(tiff.close)

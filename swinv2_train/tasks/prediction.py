@@ -43,7 +43,9 @@ class Prediction:
 
     def record(self) -> dict[str, Any]:
         """Return its JSON object."""
-        classes = [{"number": number, "name": name, "probability": round(share, 6)} for number, name, share in self.classes]
+        classes = [
+            {"number": number, "name": name, "probability": round(share, 6)} for number, name, share in self.classes
+        ]
         return {"image": str(self.path), "classes": classes}
 
     def colors(self) -> list[str] | None:
@@ -95,7 +97,9 @@ class Predictor(abc.ABC):
 
     PREDICTION: ClassVar[type[Prediction]] = Prediction
 
-    def __init__(self, model: FinishedModel, options: PredictOptions, progress: Callable[[str, int, int], None]) -> None:
+    def __init__(
+        self, model: FinishedModel, options: PredictOptions, progress: Callable[[str, int, int], None]
+    ) -> None:
         """Take a model.
 
         Args:

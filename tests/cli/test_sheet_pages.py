@@ -58,7 +58,7 @@ def test_further_pages_do_not_replace_images_or_folders(entries: list[Entry], tm
     assert page_paths(targets["sheet"][0], 3, 20) == [tmp_path / "sheet.png", tmp_path / "sheet-2.png"]
     with pytest.raises(ConfigError, match=r"sheet-2\.png is one of the images and would be overwritten"):
         Targets(targets, MOST_PAGES).check(inputs)
-    _keep_inputs(inputs, targets, 1)
+    Targets(targets, 1).check(inputs)
     (tmp_path / "sheet-2.png").mkdir()
     with pytest.raises(ConfigError, match=r"sheet-2\.png is a directory"):
-        _keep_inputs(inputs[:2] + inputs[:1], targets, MOST_PAGES)
+        Targets(targets, MOST_PAGES).check(inputs[:2] + inputs[:1])

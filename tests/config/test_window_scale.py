@@ -29,17 +29,18 @@ def test_windows_keep_their_proportions(trained: object, window: int, expected: 
 
 
 def test_a_list_is_used_as_it_is() -> None:
-    assert with_test_window(ModelConfig(), ["a=1", "test_window=[56,56,56,28]"]) == ["a=1", "model.window=[56,56,56,28]"]
+    found = with_test_window(ModelConfig(), ["a=1", "test_window=[56,56,56,28]"])
+    assert found == ["a=1", "model.window=[56,56,56,28]"]
     assert with_test_window(ModelConfig(), ["model.window=9"]) == ["model.window=9"]
 
 
 @pytest.mark.parametrize("text", ["0", "-4", "8.5", "big", "[8,8]", "[8,8,8,0]", ""])
 def test_other_values_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="test_window.*such as"):
+    with pytest.raises(ConfigError, match=r"test_window.*such as"):
         parse_test_window(text)
 
 
 def test_one_way_to_set_the_window() -> None:
     for items in (["test_window=8", "model.window=9"], ["test_window=8", "test_window=9"]):
-        with pytest.raises(ConfigError, match="set one of them|set it once"):
+        with pytest.raises(ConfigError, match=r"set one of them|set it once"):
             with_test_window(ModelConfig(), items)

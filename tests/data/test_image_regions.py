@@ -103,7 +103,8 @@ def test_other_files_are_decoded_entirely(tmp_path: Path, name: str) -> None:
         assert torch.equal(regions.read(3, 4, 20, 30).image, whole[:, 3:23, 4:34])
         assert regions.geo is None
         assert not regions.has_nodata
-    with pytest.raises(BrokenSample, match="above the limit of 100 pixels"), open_regions(path, 3, DecodeOptions(max_pixels=100)):
+    few = DecodeOptions(max_pixels=100)
+    with pytest.raises(BrokenSample, match="above the limit of 100 pixels"), open_regions(path, 3, few):
         pass
 
 
@@ -116,5 +117,5 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             pass
     with open_regions(cut, 4, DecodeOptions()) as regions, pytest.raises(BrokenSample, match="has 3 channels, not 4"):
         regions.read(0, 0, 8, 8)
-    with pytest.raises(ZeroDivisionError), open_regions(cut, 3, DecodeOptions()):  # errors of the caller stay as they are
+    with pytest.raises(ZeroDivisionError), open_regions(cut, 3, DecodeOptions()):  # as it is
         raise ZeroDivisionError

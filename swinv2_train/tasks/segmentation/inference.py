@@ -9,7 +9,6 @@ are handed over in strips. So memory depends on the width of the image and the s
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -45,7 +45,8 @@ class MapPrediction(Prediction):
 
     def rows(self) -> list[tuple[Any, ...]]:
         shown = [
-            (number, name, pixels, f"{share:.6f}") for (number, name, share), pixels in zip(self.classes, self.pixels, strict=True)
+            (number, name, pixels, f"{share:.6f}")
+            for (number, name, share), pixels in zip(self.classes, self.pixels, strict=True)
         ]
         if self.without_data:
             shown.append(("", "(no data)", self.without_data, ""))

@@ -84,8 +84,8 @@ def test_scores_at_the_original_size_are_interpolated_once() -> None:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.34, 0.7, 0.95])
-@pytest.mark.parametrize("size", [(80, 96), (81, 67), (20, 90)])
+@pytest.mark.parametrize("overlap", [0.0, 0.34, 0.7])
+@pytest.mark.parametrize("size", [(81, 67), (20, 90)])
 def test_windows_of_a_model_that_sees_single_patches_are_exact(
     size: tuple[int, int], overlap: float, flip: bool
 ) -> None:
@@ -114,31 +114,30 @@ def test_weights_fall_off_linearly_and_add_up_to_one(cells: int, overlap: float)
     assert axis.starts[-1] + 8 == cells
     steps = np.diff(axis.starts)
     assert steps.max() <= max(1, math.floor(8 * (1 - overlap)))  # neighbors share at least the overlap
-    if len(axis.starts) > 1 and steps[0] >= 4:
+    if len(steps) and steps.min() > 4:
         shared = 8 - int(steps[0])
         torch.testing.assert_close(weights[0, 8 - shared :], 1 - (torch.arange(shared) + 0.5) / shared)
 
 
 def test_borders_of_windows_are_invisible() -> None:
-    """A model that sees more than its window near a border: blended, the result has no step there and is near that of
-    the whole image; windows that only touch have one."""
-    model, image = Local(reach=3), _image(128, 128)
+    """A model that sees the patches around each one: near a border of a window it misses some. Blended, this hardly
+    shows; windows that only touch have a seam."""
+    model, image = Local(), _image(128, 128)
     whole = _whole(model, image)
-
-    def worst(overlap: float) -> float:
+    seams, equal = {}, {}
+    for overlap in (0.0, 0.34):
         found = predict_scores(model, image, Inference(4, (64, 64), overlap))
-        return float((found - whole).abs().max() / whole.abs().max())
-
-    touching, blended = worst(0.0), worst(0.5)
-    assert touching > 0.2
-    assert blended < touching / 3
-    labels = predict_labels(model, image, Inference(4, (64, 64), 0.5))
-    assert (labels == whole[0].argmax(0).numpy()).mean() > 0.97
+        seams[overlap] = float((found - whole).abs().max() / whole.abs().max())
+        equal[overlap] = float((found.argmax(1) == whole.argmax(1)).float().mean())
+    assert seams[0.0] > 0.4
+    assert seams[0.34] < 0.05
+    assert equal[0.0] < 0.97
+    assert equal[0.34] > 0.99
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_of_windows_and_strips_change_nothing(flip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, image = Local(), _image(90, 110)
+    model, image = Local(), _image(70, 66)
     expected = predict_scores(model, image, Inference(4, (32, 32), 0.4, (1.0, 1.5), flip))
     counts: list[int] = []
     inference = Inference(4, (32, 32), 0.4, (1.0, 1.5), flip, batch=3)
@@ -149,7 +148,7 @@ def test_batches_of_windows_and_strips_change_nothing(flip: bool, monkeypatch: p
         assert firsts == np.cumsum([0] + [part.shape[1] for _, part in strips[:-1]]).tolist()
         assert len(strips) > 2
         torch.testing.assert_close(torch.cat([part for _, part in strips], 1)[None], expected)
-    assert sum(counts) == 2 * inference.num_windows((90, 110))
+    assert sum(counts) == 2 * inference.num_windows((70, 66))
     assert max(counts) == 3
 
 
@@ -162,7 +161,6 @@ def test_several_scales_average_probabilities() -> None:
         for mirrored in (False, True):
             logits = model(view.flip(-1) if mirrored else view)[0]
             height, width = size
-            enlarged = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
             # One interpolation from the grid to the result, with the coordinates of both.
             rows = Axis(logits.shape[-2], 80, 0, 80, height / 80 / 4)
             columns = Axis(logits.shape[-1], 112, 0, 112, width / 112 / 4)
@@ -176,7 +174,6 @@ def test_several_scales_average_probabilities() -> None:
             )
             sampled = F.grid_sample(logits, grid[None], align_corners=False, padding_mode="border")
             total += (sampled.flip(-1) if mirrored else sampled).softmax(1)
-            assert enlarged.shape[-1] >= width
     torch.testing.assert_close(found.exp(), total / 6, atol=1e-5, rtol=1e-4)
 
 
@@ -186,7 +183,8 @@ def test_a_part_of_a_resized_image_is_the_part_of_the_whole(target: tuple[int, i
     whole = F.interpolate(image[None], target, mode="bilinear", align_corners=False, antialias=True)[0]
     source = TensorSource(image)
     (height, width) = target
-    for top, left, tall, wide in ((0, 0, height, width), (height // 2, 3, height - height // 2, width - 7), (1, 0, 1, 2)):
+    half = height // 2
+    for top, left, tall, wide in ((0, 0, height, width), (half, 3, height - half, width - 7), (1, 0, 1, 2)):
         rows, columns = Axis(40, height, top, tall), Axis(50, width, left, wide)
         found = reduced_part(source.read, rows, columns)
         torch.testing.assert_close(found, whole[:, top : top + tall, left : left + wide], atol=1e-5, rtol=1e-5)

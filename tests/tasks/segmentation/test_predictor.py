@@ -1,4 +1,4 @@
-"""Label maps of image files: the classes that the model finds, written with colors and georeference, and their areas."""
+"""Label maps of image files: the classes that the model finds, with their colors, georeference, and areas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.tasks.prediction import FinishedModel, PredictOptions, Unreadable
 from swinv2_train.tasks.segmentation import label_files, overlay
-from swinv2_train.tasks.segmentation.colors import IGNORED, palette
+from swinv2_train.tasks.segmentation.colors import IGNORED, color_code, palette
 from swinv2_train.tasks.segmentation.label_files import LabelFile, bands
 from swinv2_train.tasks.segmentation.predictor import LabelMapPredictor, MapPrediction
 from tests.data.test_image_regions import METERS, geo_tiff
@@ -50,7 +50,8 @@ def _predictor(
     config.model.in_channels = channels
     config.data.resolution = 16
     config.data.background = "white"
-    model = FinishedModel(Brightness(len(names)), config, [0.0] * channels, [1.0] * channels, names, torch.device("cpu"))
+    mean, std, device = [0.0] * channels, [1.0] * channels, torch.device("cpu")
+    model = FinishedModel(Brightness(len(names)), config, mean, std, names, device)
     options = PredictOptions(pictures=1, files=places if out else None, directory=out)
     return LabelMapPredictor(model, options, lambda *_: None)
 
@@ -95,7 +96,7 @@ def test_a_photograph_becomes_a_palette_png_and_an_overlay(tmp_path: Path, infer
         (name, int((labels == NAMES.index(name)).sum()), "") for _, name, _ in found.classes
     ]
     assert f'"label_map": "{written}"' in jsonl_text([found])
-    assert found.colors() == [f"#{'%02X%02X%02X' % tuple(palette(3)[number])}" for number, _, _ in found.classes]
+    assert found.colors() == [color_code(number) for number, _, _ in found.classes]
 
 
 def test_a_geotiff_keeps_its_georeference_and_its_pixels_without_data(tmp_path: Path) -> None:
