@@ -13,10 +13,11 @@ from PIL import Image
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
-from swinv2_train.models import ImageClassifier, MaskedImageModel
+from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
 
 CLASSES = [f"kind {number}" for number in range(6)]
+MEAN, STD = [0.4, 0.45, 0.5, 0.55], [0.2, 0.25, 0.3, 0.35]
 SMALL: dict[str, Any] = {
     "name": "small",
     "embed_dim": 8,
@@ -27,23 +28,32 @@ SMALL: dict[str, Any] = {
 
 
 def write_model(
-    path: Path, *, simmim: bool = False, size: int | tuple[int, int] = 64, seed: int = 0, **model: Any
+    path: Path,
+    *,
+    simmim: bool = False,
+    segmentation: SegmentationConfig | None = None,
+    size: int | tuple[int, int] = 64,
+    seed: int = 0,
+    **model: Any,
 ) -> Path:
     """A model whose every parameter is random, so that none can be lost unseen; returns the path."""
     torch.manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
     config = ModelConfig(**{**SMALL, **model})
+    task: TaskConfig = SimMIMConfig() if simmim else segmentation or ClassificationConfig(num_classes=len(CLASSES))
     built: torch.nn.Module = MaskedImageModel(config, sides) if simmim else ImageClassifier(config, len(CLASSES), sides)
+    if segmentation is not None:
+        segmentation.num_classes = len(CLASSES)
+        built = Segmenter(config, segmentation, len(CLASSES), sides)
     tensors = {}
     for name, parameter in built.named_parameters():
         noise = torch.randn_like(parameter)
         values = parameter.detach() + 0.3 * noise if parameter.ndim < 2 else 0.15 * noise
         tensors[name] = (noise * 0.5 + 2.0 if name.endswith("logit_scale") else values).contiguous()
-    task: TaskConfig = SimMIMConfig() if simmim else ClassificationConfig(num_classes=len(CLASSES))
     metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
-        "data": {"resolution": list(sides), "mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
+        "data": {"resolution": list(sides), "mean": MEAN[: config.in_channels], "std": STD[: config.in_channels]},
         "classes": None if simmim else CLASSES,
         "preprocess": {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
     }
