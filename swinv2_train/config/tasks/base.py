@@ -176,6 +176,14 @@ class TaskConfig(Section):
             ConfigError: for the first error.
         """
 
+    def preparation(self, config: Config) -> str | None:
+        """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""
+        return None
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return the fields of this section that the results of finished weights depend on, for results.json."""
+        return {}
+
     def label_options(self) -> tuple[str, ...]:
         """Return which options of swinv2-eval apply: `label_map`, `real_labels`."""
         return ()
