@@ -13,7 +13,7 @@ from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, pretrained_windows, stage_geometry
 from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
-from swinv2_train.config.tasks.segmentation_head import head_bytes, head_macs, head_parameters
+from swinv2_train.config.tasks.segmentation_head import STRIP_BYTES, head_bytes, head_macs, head_parameters
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -280,6 +280,15 @@ class SegmentationConfig(TaskConfig):
         height, width = resolution(config)
         label = 1 if (self.ignore_index or 0) <= HIGHEST_BYTE else 4
         return head_bytes(stage_geometry(config.model, height, width), self, element) + label * height * width
+
+    def head_transient(self, config: Config, element: int, images: int) -> int:
+        """Return those of the loss, which enlarges the logits in strips."""
+        height, width = resolution(config)
+        first = stage_geometry(config.model, height, width)[0]
+        strip = min(STRIP_BYTES, 4 * images * self.num_classes * height * width)
+        wide = 4 * images * self.num_classes * first.height * first.width
+        # A strip, its logarithms, and a gradient; the gradient of all logits, and their fp32 copy.
+        return 3 * strip + wide * (2 if element < 4 else 1)
 
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides."""
