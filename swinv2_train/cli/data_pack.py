@@ -58,7 +58,7 @@ def add_pack(commands: Any) -> None:
         "--quality",
         type=whole(1, 100),
         metavar="Q",
-        help="JPEG quality of the images that --resize shrinks (default: 92)",
+        help="JPEG quality of the images that --resize shrinks, and of the tiles of a JPEG (default: 92)",
     )
     add("--channels", type=whole(1), metavar="C", help="skip images that cannot be read with C channels")
     add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
@@ -139,7 +139,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
     if arguments.quality and not (arguments.resize or arguments.tile):
-        raise DataError("--quality applies to images that --resize shrinks: add --resize PIXELS")
+        raise DataError("--quality applies to images that --resize shrinks or --tile cuts: add one of the two")
     tiling = _tiling(arguments)
     labels = _label_maps(arguments)
     found = open_source(
@@ -193,18 +193,19 @@ def _pack(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
         print(line, file=sys.stderr)
-    if found.labels is not None:
-        for line in broken_lines([(one["path"], one["reason"]) for one in report.broken]):
+    if found.labels is not None:  # images without a label map are listed by a warning
+        for line in broken_lines([(one["path"], one["reason"]) for one in report.broken[len(found.refused) :]]):
             print(line, file=sys.stderr)
     if report.broken:
-        where = arguments.out / BROKEN_FILE
-        broken = (
-            "1 image is broken and was"
-            if len(report.broken) == 1
-            else f"{len(report.broken)} images are broken and were"
-        )
-        print(f"{broken} skipped: see {where}", file=sys.stderr)
+        print(_skipped(len(report.broken), found, arguments.out / BROKEN_FILE), file=sys.stderr)
     return 0 if report.complete else 1
+
+
+def _skipped(count: int, found: Source, where: Path) -> str:
+    if found.labels is not None:
+        return f"{count:,} {'image was' if count == 1 else 'images were'} skipped: see {where}"
+    broken = "1 image is broken and was" if count == 1 else f"{count} images are broken and were"
+    return f"{broken} skipped: see {where}"
 
 
 def _tiling(arguments: argparse.Namespace) -> Tiling | None:
