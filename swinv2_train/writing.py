@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -22,18 +22,36 @@ def write_bytes(path: Path, data: bytes | Iterable[bytes], *, flush: bool = Fals
         OSError: naming `path`, if it cannot be written; the old content is still there.
     """
     parts = [data] if isinstance(data, bytes) else data
+    if path.exists() and not path.is_file():
+        try:
+            with path.open("wb") as file:
+                file.writelines(parts)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        return
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.writelines(parts)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file next to `path`, which replaces it at the end of the block; a link is followed.
+
+    After an exception, the new file is removed and the old one is still there.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
     target = path.resolve() if path.is_symlink() else path
     # Ranks, and hosts that share a disk, may write at the same time. Do not use tempfile: its files are private.
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
-    special = path.exists() and not path.is_file()
     try:
-        with path.open("wb") if special else temporary.open("xb") as file:
-            file.writelines(parts)
-            if flush and not special:
-                file.flush()
-                os.fsync(file.fileno())
-        if not special:
-            os.replace(temporary, target)
+        yield temporary
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
-from swinv2_train.models import ImageClassifier, MaskedImageModel
 from tests.data.samples import jpeg, write_tar
 
 SIZE = 32
@@ -53,14 +53,15 @@ def lively(model: nn.Module, seed: int = 0) -> nn.Module:
 def save_weights(path: Path, task: TaskConfig, names: list[str] | None = None, seed: int = 0, **model: Any) -> Path:
     """A safetensors file as the package writes it, of a tiny model with random weights."""
     config = ModelConfig(**{**TINY, **model})
-    simmim = isinstance(task, SimMIMConfig)
-    built = (
-        MaskedImageModel(config, (SIZE, SIZE)) if simmim else ImageClassifier(config, task.num_classes, (SIZE, SIZE))
-    )
+    built = task.implementation().model_of(Config(model=config, task=task), (SIZE, SIZE))
     metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
-        "data": {"resolution": [SIZE, SIZE], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "data": {
+            "resolution": [SIZE, SIZE],
+            "mean": [0.5] * config.in_channels,
+            "std": [0.25] * config.in_channels,
+        },
         "preprocess": {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bilinear"},
         "classes": names,
     }

@@ -13,7 +13,6 @@ from PIL import Image
 
 from swinv2_train import redact as module
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.cli.prediction import Prediction
 from swinv2_train.cli.sheet import Entry, csv_text, html_sheet, jsonl_text, png_sheet
 from swinv2_train.config.compose import compose, from_yaml, to_yaml
 from swinv2_train.config.errors import ConfigError
@@ -24,6 +23,7 @@ from swinv2_train.errors import RunError
 from swinv2_train.interop.model_card import _table
 from swinv2_train.redact import hide, redact, redacted
 from swinv2_train.sweep.job import make_job, new_record, write_job
+from swinv2_train.tasks.prediction import Prediction
 from swinv2_train.text import as_html, as_label, as_markdown, printable
 from swinv2_train.tracking.charts import Series, line_chart
 from swinv2_train.tracking.confusion import confusion_chart

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from swinv2_train.analysis.features import evaluating
 from swinv2_train.models.activations import BlockActivations, record_activations
 from swinv2_train.models.heads import pooled_features
+from swinv2_train.models.state import evaluating
 from swinv2_train.tracking.charts import Chart, Series, line_chart
 
 

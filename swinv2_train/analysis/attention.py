@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from swinv2_train.analysis.features import evaluating
 from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.block import SwinBlock
 from swinv2_train.models.geometry import Window, from_windows, to_windows
+from swinv2_train.models.state import evaluating
 from swinv2_train.tracking.figures import image_grid, to_pil
 
 _SIDE = 192

@@ -24,6 +24,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import TaskConfig
 from swinv2_train.data.batch import Batch
+from swinv2_train.data.card import Card
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -119,7 +120,7 @@ class Evaluated:
 
 
 class ChosenClasses(nn.Module):
-    """A classifier that chooses among some of its classes.
+    """A model that chooses among some of its classes.
 
     Args:
         columns: the model's numbers of these classes, in the order of their new numbers.
@@ -130,9 +131,12 @@ class ChosenClasses(nn.Module):
         self.model = model
         self.columns = list(columns)
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) -> logits (B, len(columns))."""
-        return self.model(images, noise=noise)[:, self.columns]
+    def forward(self, images: Tensor, **random: Tensor | None) -> Any:
+        """Return the logits of the model, of which there may be several, for these classes: (B, len(columns), ...)."""
+        found = self.model(images, **random)
+        if isinstance(found, tuple):
+            return tuple(None if logits is None else logits[:, self.columns] for logits in found)
+        return found[:, self.columns]
 
 
 @torch.no_grad()
@@ -226,7 +230,8 @@ class _Bench:
         card = self.shards.card
         if card is not None and card.class_lists_differ:
             raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate each alone")
-        names, known_labels = (card.class_names, bool(card.class_counts)) if card else (None, True)
+        names, highest = (card.class_names, _highest_label(card)) if card else (None, None)
+        known_labels = card is None or highest is not None
         spec = self.options.label_map
         if spec == NAMES:
             columns = match_names(names, self.class_names, classes)
@@ -244,10 +249,10 @@ class _Bench:
             if spec is None and known_labels and bool(names) != bool(self.class_names):
                 self.warnings.append(_unnamed(self.options.data, names))
             self.class_names = self.class_names or (names if names and len(names) == classes else None)
-        most, known = classes if columns is None else len(columns), card.class_counts if card else {}
-        if known and max(known) >= most:
+        most = classes if columns is None else len(columns)
+        if highest is not None and highest >= most:
             what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
-            raise DataError(f"the shards have labels up to {max(known)}, but {what} (0 to {most - 1})")
+            raise DataError(f"the shards have labels up to {highest}, but {what} (0 to {most - 1})")
         return columns
 
     def _config(self, task: TaskConfig) -> Config:
@@ -304,6 +309,11 @@ class _Bench:
         options = {"mean": self.loaded.mean, "std": self.loaded.std, "micro_batch": self.options.batch}
         probe = Probe(self.config, self.ranks, warn=self.warnings.append, check=check_alive, **options)
         return probe.measure(self.model, self.loaded.source.step)
+
+
+def _highest_label(card: Card) -> int | None:
+    """Return the highest class number in labels and label maps; None without any."""
+    return max([*card.class_counts, *(card.label_maps.pixels if card.label_maps else ())], default=None)
 
 
 def _unnamed(data: Any, names: Sequence[str] | None) -> str:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -92,17 +91,6 @@ def features_of(model: nn.Module, images: Tensor, stages: Sequence[int] = ()) ->
     found = {POOLED: mean_of_tokens(maps[-1])}
     found.update({stage_name(stage): maps[stage - 1].permute(0, 3, 1, 2) for stage in stages})
     return {name: value.float().cpu().contiguous() for name, value in found.items()}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Set the model to eval mode, and restore its mode afterward."""
-    before = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def nearest(features: Tensor, queries: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_train.analysis.features import POOLED, EvalImages, evaluating, features_of, nearest
+from swinv2_train.analysis.features import POOLED, EvalImages, features_of, nearest
 from swinv2_train.config.schema import Config
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.configured import open_probe_sets
@@ -35,6 +35,7 @@ from swinv2_train.data.workers import Workers
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import from_main
 from swinv2_train.launch.ranks import Ranks
+from swinv2_train.models.state import evaluating
 from swinv2_train.tasks.classes import check_same_numbers, unnamed_classes
 
 TEMPERATURE = 0.07

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from swinv2_train.analysis.evaluate import EvalOptions, Progress, evaluate
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import table_windows, total_stride, windows
+from swinv2_train.config.model import table_windows, total_stride
 from swinv2_train.config.schema import Config
+from swinv2_train.config.window_scale import largest_window, scaled_windows
 from swinv2_train.interop.load import source_config
 from swinv2_train.interop.metadata import plain_windows
 from swinv2_train.interop.source import open_source
@@ -23,6 +23,7 @@ class Point:
     """One evaluation of a curve."""
 
     window: int
+    """Longest side over all stages; the windows of the stages are in proportion to those of the training."""
     resolution: tuple[int, int]
     """(height, width) in pixels."""
     metrics: dict[str, float]
@@ -46,15 +47,8 @@ def resolution_for(config: Config, window: int) -> tuple[int, int]:
     """Return the input (height, width) with the same number of windows as in training, as in the paper.
 
     A side that is not an integer number of pixels is rounded to whole tokens of the last stage.
-
-    Raises:
-        ConfigError: if the model does not have one square window for all stages.
     """
-    trained = {side for pair in windows(config.model) for side in pair}
-    if len(trained) > 1:
-        hint = "there is not one window to scale the resolution from; set resolutions=, one for each of windows="
-        raise ConfigError("model.window", config.model.window, hint)
-    stride, (own,) = total_stride(config.model), trained
+    stride, own = total_stride(config.model), largest_window(config.model)
 
     def scaled(side: int) -> int:
         whole, rest = divmod(side * window, own)
@@ -93,7 +87,8 @@ def window_curve(
     before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
     points = []
     for window, (height, width) in zip(test_windows, sizes, strict=True):
-        overrides = [*options.overrides, before, f"model.window={window}", f"data.resolution=[{height},{width}]"]
+        chosen = f"model.window={scaled_windows(config.model, window)}"
+        overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]"]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
         points.append(Point(window, (height, width), found.metrics, found.images_per_second, found.samples))
     return Curve(config, found.source, found.step, points)

@@ -20,9 +20,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.data.decode import DecodeOptions, adapted, decode
 from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.image_input import prepare, read_image
 from swinv2_train.data.pixels import from_values
 from swinv2_train.data.sample import Sample
-from swinv2_train.interop.images import prepare, read_image
 from swinv2_train.interop.load import LoadedModel, load_model
 from swinv2_train.launch.local_ranks import choose_ranks
 from swinv2_train.models.backbone import SwinTransformerV2, backbone_of

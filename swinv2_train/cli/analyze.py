@@ -28,6 +28,7 @@ from swinv2_train.cli.weight_arguments import (
     add_device,
     add_precision,
     add_ranks,
+    changes_of,
     check_precision,
     check_shards,
     check_weights,
@@ -234,7 +235,7 @@ def _signal(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     found: list[list[BlockActivations]] = []
     facts, kinds, sources = [], [], []
     for _, path in models:
-        loaded = load_model(path, arguments.changes, which=arguments.which, ema=arguments.ema)
+        loaded = load_model(path, changes_of(arguments), which=arguments.which, ema=arguments.ema)
         found.append(_measured(loaded, arguments))
         source, model = loaded.source, loaded.config.model
         sources.append(source.path)

@@ -123,12 +123,12 @@ def windows_chart(curves: Mapping[str, Curve]) -> Chart:
     )
 
 
-def _trained_window(curve: Curve) -> tuple[float, str] | None:
-    """Return position and name of the mark of a model's training window; None if it had several."""
-    from swinv2_train.config.model import windows
+def _trained_window(curve: Curve) -> tuple[float, str]:
+    """Return position and name of the mark of a model's training window, the longest of its stages."""
+    from swinv2_train.config.window_scale import largest_window
 
-    sides = {side for pair in windows(curve.config.model) for side in pair}
-    return (min(sides), f"trained window: {min(sides)}") if len(sides) == 1 else None
+    window = largest_window(curve.config.model)
+    return window, f"trained window: {window}"
 
 
 def _samples_text(curves: Mapping[str, Curve]) -> str:

@@ -15,7 +15,7 @@ from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports
 from swinv2_train.cli.values import file_path
-from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, changes_of, check_weights
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.redact import redact
@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     from swinv2_train.interop.load import load_model
 
     device = choose_device(arguments.device)
-    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
+    loaded = load_model(arguments.checkpoint, changes_of(arguments), which=arguments.which, ema=arguments.ema)
     loaded.model.to(device)
     broken, names, pictures, maps = 0, [], [], []
     for path in paths:
@@ -134,7 +134,7 @@ def _crop(path: Path, loaded: LoadedModel) -> Tensor | None:
     from swinv2_train.data.augment import eval_crop
     from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.errors import BrokenSample
-    from swinv2_train.interop.images import read_image
+    from swinv2_train.data.image_input import read_image
 
     data = loaded.config.data
     try:

@@ -10,28 +10,24 @@ import argparse
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.arguments import Parser, shards
 from swinv2_train.cli.completion import offer
+from swinv2_train.cli.data_arguments import STATUS, add_image, add_reading, add_shards
+from swinv2_train.cli.data_pack import add_pack
 from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.values import background, file_path, fraction, numbers, part, size, whole
-from swinv2_train.cli.weight_arguments import add_cache, writable
+from swinv2_train.cli.values import file_path, part, whole
+from swinv2_train.cli.weight_arguments import writable
 
 if TYPE_CHECKING:
-    from swinv2_train.data.pack_sources import Source
     from swinv2_train.data.shards import ShardSet
 
 # Modules that import torch are imported where they are used, to keep --help fast.
-_STATUS = (
-    "exit status: 0 all is well; 1 done, but some images or labels were skipped or cannot be used, or it failed; "
-    "2 usage error; 130 interrupted"
-)
-_QUALITY, _SHEET_SAMPLES = 92, 48
+_SHEET_SAMPLES = 48
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,82 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="swinv2-data",
         description="Make data sets of WebDataset shards, check them, and measure how fast this host reads them.",
-        epilog=manual("data", _STATUS),
+        epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="{pack,inspect,bench}")
-    _add_pack(commands)
+    add_pack(commands)
     _add_inspect(commands)
     _add_bench(commands)
     for command in commands.choices.values():
         add_imports(command, "image decoders")
     return parser
-
-
-def _add_pack(commands: Any) -> None:
-    pack = commands.add_parser(
-        "pack",
-        help="pack images into shards",
-        description=filled(
-            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images, or arrays of NumPy "
-            "(npy, npz), into OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a "
-            "dataset card. Files are copied unchanged; each is decoded once, and what does not decode is skipped and "
-            "listed in OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the "
-            "same seed. If the command is interrupted, rerun it to resume."
-        ),
-        epilog=manual("data", _STATUS),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = pack.add_argument
-    add(
-        "source",
-        metavar="SRC",
-        help="a folder (searched to any depth), a list (.csv, .tsv, .jsonl with path and label; labels for several, "
-        "a;b), or shards",
-    )
-    add("out", metavar="OUT", type=file_path, help="directory for the shards")
-    add("--max-size", type=size, default="256MiB", metavar="SIZE", help="upper bound of a shard (default: %(default)s)")
-    add(
-        "--max-count",
-        type=whole(1),
-        default=10_000,
-        metavar="N",
-        help="maximum number of samples in a shard (default: %(default)s)",
-    )
-    add("--resize", type=whole(1), metavar="PIXELS", help="shrink images whose longer side is above this")
-    add(
-        "--quality",
-        type=whole(1, 100),
-        metavar="Q",
-        help="JPEG quality of the images that --resize shrinks (default: 92)",
-    )
-    add("--channels", type=whole(1), metavar="C", help="skip images that cannot be read with C channels")
-    _add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
-    add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
-    add(
-        "--class-names",
-        type=file_path,
-        metavar="FILE",
-        help="number the classes as in FILE: a name per line, or the TRAIN.dataset.json of an earlier split, "
-        "or the manifest.json of a checkpoint (default: in alphabetical order, numbers by value)",
-    )
-    add(
-        "--split",
-        default="train",
-        metavar="NAME",
-        help="name of the shards: OUT/NAME-000000.tar (default: %(default)s)",
-    )
-    add(
-        "--eval-share",
-        type=fraction,
-        default=0.0,
-        metavar="SHARE",
-        help="put this fraction of the images into OUT/eval-*.tar",
-    )
-    add("--seed", type=whole(), default=0, help="determines the order and the split (default: %(default)s)")
-    add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
-    add("--overwrite", action="store_true", help="replace shards in OUT that were packed from another source")
-    pack.set_defaults(run=_pack)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -139,11 +69,11 @@ def _add_inspect(commands: Any) -> None:
             "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
             "WebDataset tars."
         ),
-        epilog=manual("data", _STATUS),
+        epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = inspect.add_argument
-    _add_shards(inspect)
+    add_shards(inspect)
     add(
         "--sheet",
         type=file_path,
@@ -154,7 +84,7 @@ def _add_inspect(commands: Any) -> None:
     add("--samples", type=whole(1), metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=whole(), help="selects the samples of the sheet (default: 0)")
     add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
-    _add_reading(add, "and for the sheet")
+    add_reading(add, "and for the sheet")
     inspect.set_defaults(run=_inspect)
 
 
@@ -167,11 +97,11 @@ def _add_bench(commands: Any) -> None:
             "core of each stage, by CPU time. The storage is not measured: samples are read once before. From this "
             "and the FLOPs of each model, estimate how many GPUs the cores of this host can feed."
         ),
-        epilog=manual("data", _STATUS),
+        epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = bench.add_argument
-    _add_shards(bench)
+    add_shards(bench)
     add("--samples", type=whole(1), default=512, metavar="N", help="samples to measure (default: %(default)s)")
     add("--batch", type=whole(1), default=64, metavar="N", help="samples of a micro-batch (default: %(default)s)")
     add("--resolution", type=whole(1), default=192, metavar="N", help="side of the crops (default: %(default)s)")
@@ -186,141 +116,8 @@ def _add_bench(commands: Any) -> None:
     add("--entire", action="store_true", help="decode entire images, as with data.crop_decoding=false")
     add("--scaled", action="store_true", help="decode large images at a fraction, as with data.scaled_decoding=true")
     add("--seed", type=whole(), default=0, help="selects the samples (default: %(default)s)")
-    _add_image(add)
+    add_image(add)
     bench.set_defaults(run=_bench)
-
-
-def _add_shards(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that names shards, and the options of their cache."""
-    parser.add_argument(
-        "shards",
-        metavar="SHARDS",
-        nargs="+",
-        help="a tar, a directory, a pattern such as 'x-{000000..000012}.tar', a URL",
-    )
-    add_cache(parser)
-
-
-def _add_reading(add: Any, purpose: str) -> None:
-    """Add options for reading images."""
-    add(
-        "--background",
-        type=background,
-        default="white",
-        metavar="COLOR",
-        help="color behind transparent pixels, as data.background, for mean and standard deviation "
-        f"{purpose}: white, black, drop (ignore alpha), or numbers from 0 to 1 such as 0.5,0.5,0.5 "
-        "(default: %(default)s)",
-    )
-    add(
-        "--nodata",
-        type=numbers,
-        metavar="VALUE",
-        help="stored value of pixels without data, as data.nodata, or one per channel such as 0,0,-9999; NaN always is "
-        "(default: the tag GDAL_NODATA of a GeoTIFF)",
-    )
-    _add_image(add)
-
-
-def _add_image(add: Any) -> None:
-    """Add options that select the image of a sample."""
-    add(
-        "--image",
-        metavar="KEY",
-        help="for samples with several images in shards, read this member, such as left.png "
-        "(default: the alphabetically first one without a dot)",
-    )
-    add(
-        "--max-pixels",
-        type=whole(1),
-        default=200_000_000,
-        metavar="N",
-        help="larger images are broken (default: %(default)s)",
-    )
-
-
-def _pack(arguments: argparse.Namespace) -> int:
-    from swinv2_train.cli.data_display import Progress, label_lines, print_table
-    from swinv2_train.data.errors import DataError
-    from swinv2_train.data.pack_sources import open_source
-
-    if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
-        raise DataError(f"--split {arguments.split!r} cannot be the start of a file name")
-    if arguments.eval_share and arguments.split == "eval":
-        raise DataError("--split eval and --eval-share would write the same shards")
-    if arguments.quality and not arguments.resize:
-        raise DataError("--quality applies to images that --resize shrinks: add --resize PIXELS")
-    found = open_source(
-        arguments.source,
-        classes=arguments.classes,
-        class_names=arguments.class_names,
-        seed=arguments.seed,
-        out=arguments.out,
-        image=arguments.image,
-    )
-    if not arguments.resize:
-        _check_room(found, arguments.out)
-    writable("OUT", arguments.out)
-    loading("swinv2-data", f"the decoders for {len(found.entries):,} images")
-
-    from swinv2_train.data.pack import BROKEN_FILE, PackOptions, PackRun, pack
-    from swinv2_train.data.parallel import available_cores
-
-    options = PackOptions(
-        max_bytes=arguments.max_size,
-        max_count=arguments.max_count,
-        resize=arguments.resize,
-        quality=arguments.quality or _QUALITY,
-        channels=arguments.channels,
-        seed=arguments.seed,
-        background=arguments.background,
-        max_pixels=arguments.max_pixels,
-        image=arguments.image,
-        nodata=arguments.nodata,
-    )
-    with Progress() as progress:
-        report = pack(
-            found,
-            arguments.out,
-            options,
-            split=arguments.split,
-            eval_share=arguments.eval_share,
-            how=PackRun(
-                workers=available_cores() if arguments.workers is None else arguments.workers,
-                overwrite=arguments.overwrite,
-                progress=progress.show,
-            ),
-        )
-    for card in report.cards.values():
-        print_table(card.rows())
-    reused = f", {report.num_reused} of them finished before" if report.num_reused else ""
-    print(f"{report.num_shards} {'shard' if report.num_shards == 1 else 'shards'} in {arguments.out}{reused}")
-    for warning in (*report.warnings, *report.notes):
-        print(f"warning: {warning}", file=sys.stderr)
-    for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
-        print(line, file=sys.stderr)
-    if report.broken:
-        where = arguments.out / BROKEN_FILE
-        broken = (
-            "1 image is broken and was"
-            if len(report.broken) == 1
-            else f"{len(report.broken)} images are broken and were"
-        )
-        print(f"{broken} skipped: see {where}", file=sys.stderr)
-    return 0 if report.complete else 1
-
-
-def _check_room(found: Source, out: Path) -> None:
-    """Check that the images fit onto the disk, as far as an earlier command has not packed them.
-
-    Raises:
-        CheckpointError: if they do not.
-    """
-    from swinv2_train.checkpoint.disk import check_space
-
-    held = sum(path.stat().st_size for path in out.glob("*.tar"))
-    hint = "remove other files on this disk, choose another OUT, or shrink the images with --resize"
-    check_space(out, max(0, found.num_bytes - held), hint)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -108,6 +108,13 @@ def label_lines(problems: Sequence[tuple[str, str]]) -> list[str]:
     return lines + ([f"label: and {more:,} more"] if more > 0 else [])
 
 
+def broken_lines(broken: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the first images that were skipped, with the reasons."""
+    lines = [f"skipped: {path}: {reason}" for path, reason in broken[:_SHOWN]]
+    more = len(broken) - _SHOWN
+    return lines + ([f"skipped: and {more:,} more"] if more > 0 else [])
+
+
 def inspection_lines(found: Inspection) -> list[str]:
     """Return a line for everything in a set of shards that is not read or cannot be used."""
     lines = [f"cut off: {shard}: {why}" for shard, why in found.truncated]

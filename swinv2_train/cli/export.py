@@ -17,7 +17,7 @@ from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.values import file_path, whole
-from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, check_weights
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, changes_of, check_weights
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from swinv2_train.interop.images import encoded_images
     from swinv2_train.interop.load import load_model
 
-    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
+    loaded = load_model(arguments.checkpoint, changes_of(arguments), which=arguments.which, ema=arguments.ema)
     done = export(
         loaded,
         arguments.out,

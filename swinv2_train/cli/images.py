@@ -32,7 +32,7 @@ from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # these import numpy or torch
     from swinv2_train.data.pack import PackOptions, PackReport
-    from swinv2_train.data.pack_sources import Source
+    from swinv2_train.data.pack_entries import Source
 
 HELD_OUT = 0.2
 """Fraction of the images that is held out."""
@@ -134,7 +134,10 @@ def _find(config: Config, name: str) -> Folder:
         hint = f"task={config.task.name} needs a subfolder for each of at least two classes, and {found}"
         raise ConfigError("images", name, f"{hint}; a list of paths and labels (.csv) works as well")
     files = [(entry.key, entry.version, entry.label) for entry in source.entries]
-    decides = [_VERSION, HELD_OUT, source.root, source.class_names, asdict(_options(config)), files]
+    options = asdict(_options(config))
+    for later in ("labels", "tile"):  # no run sets them, and earlier versions named the directory without them
+        del options[later]
+    decides = [_VERSION, HELD_OUT, source.root, source.class_names, options, files]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     safe = re.sub(r"[^\w.-]", "_", Path(source.root).name)
     return Folder(name, source, classes, root / f"{safe}-{digest[:8]}")

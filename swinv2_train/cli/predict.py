@@ -1,4 +1,4 @@
-"""`swinv2-predict`: predict the classes of image files, as a table, CSV, JSON lines, or a contact sheet.
+"""`swinv2-predict`: predict image files: their classes, or with a segmenter the class of every pixel.
 
 Exit status: 0 done; 1 failed, or some images could not be read (they are named); 2 usage error (missing path, a model
 without classes, a wrong list of names); 130 interrupted.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,27 +21,29 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.prediction import Prediction
-from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, earlier_pages, page_paths, write_pages
+from swinv2_train.cli.prediction_files import Targets, add_outputs, image_files
+from swinv2_train.cli.sheet_pages import ON_PAGE
+from swinv2_train.cli.task_options import add_task_options, with_task_options
 from swinv2_train.cli.values import file_path, whole
-from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, check_weights, writable
+from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, add_device, changes_of, check_weights
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
+from swinv2_train.tasks.prediction import FinishedModel, Prediction, PredictOptions, Unreadable
 from swinv2_train.text import printable
-from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # imports torch
-    from torch import Tensor
-
     from swinv2_train.cli.sheet import Entry
     from swinv2_train.config.schema import Config
     from swinv2_train.interop.load import LoadedModel
     from swinv2_train.interop.source import WeightSource
 
-_READERS = 4
 _HELP = f"""\
 Folders are searched to any depth, like by swinv2-data pack. Output files replace existing ones of the same name.
+
+A segmenter writes DIR/labels/NAME.png, the class number of every pixel (8 bits with the colors of the classes, or 16
+bits above 255 classes; of a TIFF a TIFF with its georeference), and DIR/overlays/NAME.jpg; the tables have the pixels
+of every class, and their area if the image has a map scale. With --inference slide, images of any size fit into memory.
 
 A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
 the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
@@ -50,6 +52,7 @@ examples:
   swinv2-predict outputs/in1k_tiny_256 holiday/*.jpg
   swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
   swinv2-predict checkpoint=swinv2_tiny_window8.pth images=my-images labels=names.txt top=3 sheet=sheet.png
+  swinv2-predict outputs/segment_tiles scenes/*.tif --out maps --inference slide --overlap 0.25
 
 exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
 
@@ -59,10 +62,10 @@ class Predictions:
     """Predictions for all files, in their order."""
 
     found: list[Prediction] = field(default_factory=list)
-    broken: list[tuple[Path, str]] = field(default_factory=list)
-    """Unreadable files, each with the reason."""
-    pictures: list[Entry] = field(default_factory=list)
+    broken: list[Unreadable] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     """Entries of the sheet."""
+    kind: type[Prediction] = Prediction
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,7 +80,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
-        description="Classify images with any classifier: this package's, official, timm, Hugging Face.",
+        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,19 +89,10 @@ def _parser() -> Parser:
     add("images", metavar="IMAGES", nargs="+", help="image files, folders, or patterns")
     add_choice(parser)
     add("--top", type=whole(1), default=5, metavar="N", help="classes per image (default: %(default)s)")
-    add("--batch", type=whole(1), default=16, metavar="N", help="images per forward pass (default: %(default)s)")
+    add("--batch", type=whole(1), metavar="N", help="images per forward pass (default: 16), or windows (default: 1)")
     add("--labels", type=file_path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
-    add("--csv", type=file_path, metavar="FILE", help="write a line per image and class")
-    add("--jsonl", type=file_path, metavar="FILE", help="write a JSON object per image")
-    add("--sheet", type=file_path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
-    add(
-        "--pages",
-        type=whole(1),
-        default=MOST_PAGES,
-        metavar="N",
-        help="pages of a sheet at most (default: %(default)s)",
-    )
-    add("--out", type=file_path, metavar="DIR", help="write predictions.csv, predictions.jsonl and sheet.html into DIR")
+    add_task_options(parser)
+    add_outputs(parser)
     add_device(parser)
     add_imports(parser)
     return parser
@@ -111,61 +105,31 @@ def _run(arguments: argparse.Namespace) -> int:
     use_imports(arguments)
     choose_ranks(arguments.device, 1)
     images = find_images(arguments.images)
-    paths = images.files
-    config, source = check_weights(arguments)
+    config, source = with_task_options(arguments, check_weights)
     names = class_names(config, source, arguments.labels)
-    targets = _targets(arguments)
-    _keep_inputs(paths, targets, arguments.pages)
+    folders = [arguments.out / name for name in config.task.PREDICT_FOLDERS] if arguments.out else []
+    if folders:  # those of an earlier call may be in a folder of IMAGES
+        images = find_images(arguments.images, skip=folders)
+    paths = images.files
+    targets = Targets.of(arguments)
+    targets.check(paths)
+    files = image_files(paths, folders)
     loading("swinv2-predict", f"{source.path} for {len(paths):,} images")
 
     from swinv2_train.interop.load import load_model
 
-    loaded = load_model(arguments.checkpoint, arguments.changes, which=arguments.which, ema=arguments.ema)
+    loaded = load_model(arguments.checkpoint, changes_of(arguments), which=arguments.which, ema=arguments.ema)
     for note in loaded.source.notes:
         print(f"swinv2-predict: {note}", file=sys.stderr)
-    most = max((arguments.pages * ON_PAGE[path.suffix] for path in targets["sheet"]), default=0)
-    done = predict(
-        loaded, paths, names, top=arguments.top, batch=arguments.batch, device=arguments.device, pictures=most
-    )
-    for line in (*(f"{path}: {reason}" for path, reason in done.broken), *images.notes):
+    options = PredictOptions(arguments.top, arguments.batch, targets.most_pictures, files, arguments.out)
+    done = predict(loaded, paths, names, options, arguments.device)
+    for line in (*(f"{one.path}: {one.reason}" for one in done.broken), *images.notes):
         print(f"swinv2-predict: {line}", file=sys.stderr)
-    print_predictions(done.found)
-    _write(done, targets, loaded, arguments.pages)
+    print_predictions(done.found, arguments.top)
+    targets.write(done.found, done.kind, done.entries, str(loaded.source.path))
     if done.broken:
         print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
     return FAILED if done.broken or images.lost else FINISHED
-
-
-def _targets(arguments: argparse.Namespace) -> dict[str, list[Path]]:
-    """Return the files to write, by kind; create their folders.
-
-    Raises:
-        ConfigError: if one cannot be written.
-    """
-    targets = {kind: [path] if (path := getattr(arguments, kind)) else [] for kind in ("csv", "jsonl", "sheet")}
-    for path in targets["sheet"]:
-        if path.suffix not in ON_PAGE:
-            raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(ON_PAGE)}")
-    if arguments.out:
-        writable("--out", arguments.out)
-        for kind, name in (("csv", "predictions.csv"), ("jsonl", "predictions.jsonl"), ("sheet", "sheet.html")):
-            targets[kind].append(arguments.out / name)
-    for path in (path for paths in targets.values() for path in paths):
-        if not path.parent.is_dir():
-            raise ConfigError("", path, f"{path.parent} is not a directory, so {path} cannot be written")
-    return targets
-
-
-def _keep_inputs(paths: Sequence[Path], targets: dict[str, list[Path]], pages: int) -> None:
-    """Check that no output, including the further pages of a sheet, is one of the images or a directory."""
-    inputs = {path.resolve() for path in paths}
-    outputs = [path for kind in ("csv", "jsonl") for path in targets[kind]]
-    outputs += [page for path in targets["sheet"] for page in page_paths(path, len(paths), pages)]
-    for target in outputs:
-        if target.resolve() in inputs:
-            raise ConfigError("", target, f"{target} is one of the images and would be overwritten")
-        if target.is_dir():
-            raise ConfigError("", target, f"{target} is a directory, so it cannot be written")
 
 
 def class_names(config: Config, source: WeightSource, labels: Path | None) -> list[str]:
@@ -174,7 +138,7 @@ def class_names(config: Config, source: WeightSource, labels: Path | None) -> li
     Raises:
         ConfigError: if the model has no classes, or the file does not have one line for each.
     """
-    if config.task.OUTPUT != "logits":
+    if config.task.OUTPUT == "features":
         hint = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
         path = source.path
         raise ConfigError("", path, f"{path} is a {config.task.name} model, which has no classes to name; {hint}")
@@ -204,101 +168,55 @@ def predict(
     loaded: LoadedModel,
     paths: Sequence[Path],
     names: Sequence[str],
-    *,
-    top: int = 5,
-    batch: int = 16,
+    options: PredictOptions | None = None,
     device: str = "auto",
-    pictures: int = 0,
 ) -> Predictions:
-    """Return the most likely classes of image files; unreadable files are skipped and named.
+    """Return the predictions for image files; unreadable files are skipped and named.
 
     Args:
         names: one for each class.
-        pictures: keep thumbnails of the first N images.
 
     Raises:
+        CheckpointError: if the outputs of the model are not finite.
         ConfigError: if the device does not exist.
     """
     import torch
 
     from swinv2_train.cli.data_display import Progress
     from swinv2_train.cli.evaluate import choose_device
+    from swinv2_train.cli.sheet import Entry
 
-    place = choose_device(device)
-    model = loaded.model.to(place)
-    several = loaded.config.task.multi_label
-    done = Predictions()
+    place, options = choose_device(device), options or PredictOptions()
+    model = FinishedModel(loaded.model.to(place), loaded.config, loaded.mean, loaded.std, names, place)
     with Progress() as progress, torch.inference_mode():
-        for number, (readable, images) in enumerate(_batches(loaded, paths, batch, done, pictures), 1):
-            if readable:
-                logits = model(torch.stack(images).to(place)).float().cpu()
-                if not logits.isfinite().all():
-                    raise CheckpointError(f"the outputs of {loaded.source.path} are not finite: its weights are broken")
-                shares = logits.sigmoid() if several else logits.softmax(dim=1)
-                done.found.extend(_best(path, row, names, top) for path, row in zip(readable, shares, strict=True))
-            progress.show("images", min(number * batch, len(paths)), len(paths))
-    by_path = {prediction.path: prediction for prediction in done.found}
-    for entry in done.pictures:
-        entry.bars = [(name, share) for _, name, share in by_path[entry.path].classes]
+        predictor = loaded.config.task.implementation().PREDICTOR(model, options, progress.show)
+        done = Predictions(kind=predictor.PREDICTION)
+        try:
+            for one in predictor.predict(paths):
+                if isinstance(one, Unreadable):
+                    done.broken.append(one)
+                    continue
+                done.found.append(one)
+                if one.picture is not None:
+                    entry = Entry.of(one.path, one.picture)
+                    entry.bars = [(name, share) for _, name, share in one.classes[: options.top]]
+                    entry.colors = one.colors()
+                    done.entries.append(entry)
+                    one.picture = None  # thousands of them would fill the memory
+        except FloatingPointError as error:
+            broken = f"the outputs of {loaded.source.path} are not finite: its weights are broken"
+            raise CheckpointError(broken) from error
     return done
 
 
-def _batches(
-    loaded: LoadedModel, paths: Sequence[Path], batch: int, done: Predictions, pictures: int
-) -> Iterator[tuple[list[Path], list[Tensor]]]:
-    """Yield readable files and their images, in groups of `batch` files."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(paths), batch):
-            group = paths[start : start + batch]
-            left = max(0, pictures - len(done.pictures))
-            wanted = [index < left for index in range(len(group))]
-            readable, images = [], []
-            for path, outcome in zip(group, pool.map(_read, group, [loaded] * len(group), wanted), strict=True):
-                if isinstance(outcome, str):
-                    done.broken.append((path, outcome))
-                    continue
-                image, entry = outcome
-                readable.append(path)
-                images.append(image)
-                if entry is not None:
-                    done.pictures.append(entry)
-            yield readable, images
-
-
-def _read(path: Path, loaded: LoadedModel, wanted: bool) -> tuple[Tensor, Entry | None] | str:
-    """Return the input of the model and, if requested, a thumbnail; or the reason why the file cannot be used."""
-    from swinv2_train.cli.sheet import Entry
-    from swinv2_train.data.decode import DecodeOptions
-    from swinv2_train.data.errors import BrokenSample
-    from swinv2_train.data.pixels import largest_value
-    from swinv2_train.interop.images import prepare, read_image
-    from swinv2_train.tracking.figures import to_pil
-
-    try:
-        options = DecodeOptions.of(loaded.config.data, loaded.mean)
-        image = read_image(path, loaded.config.model.in_channels, options)
-    except BrokenSample as error:
-        return str(error)
-    entry = None
-    if wanted:
-        entry = Entry.of(path, to_pil(image.numpy() / largest_value(image)))
-    return prepare(image, loaded.config, loaded.mean, loaded.std), entry
-
-
-def _best(path: Path, shares: Tensor, names: Sequence[str], top: int) -> Prediction:
-    values, numbers = shares.topk(min(top, len(shares)))
-    pairs = zip(numbers.tolist(), values.tolist(), strict=True)
-    return Prediction(path, [(number, names[number], value) for number, value in pairs])
-
-
-def print_predictions(found: Sequence[Prediction]) -> None:
-    """Print a table: drawn on a terminal, aligned columns elsewhere."""
+def print_predictions(found: Sequence[Prediction], top: int) -> None:
+    """Print a table of the first classes: drawn on a terminal, aligned columns elsewhere."""
     if not found:
         return
-    rows = [(str(one.path), *(f"{name} {share:.1%}" for _, name, share in one.classes)) for one in found]
-    titles = ("image", *(f"{rank}." for rank in range(1, len(rows[0]))))
+    rows = [(str(one.path), *(f"{name} {share:.1%}" for _, name, share in one.classes[:top])) for one in found]
+    columns = max(map(len, rows))
+    rows = [(*row, *[""] * (columns - len(row))) for row in rows]
+    titles = ("image", *(f"{rank}." for rank in range(1, columns)))
     if not sys.stdout.isatty():
         from swinv2_train.cli.checkpoint_display import table
 
@@ -320,28 +238,6 @@ def _plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(printable(text))
-
-
-def _write(done: Predictions, targets: dict[str, list[Path]], loaded: LoadedModel, pages: int) -> None:
-    from swinv2_train.cli.sheet import csv_text, jsonl_text
-
-    written = []
-    for path in targets["csv"]:
-        write_bytes(path, csv_text(done.found).encode(errors="surrogateescape"))
-        written.append(path)
-    for path in targets["jsonl"]:
-        # A lone surrogate becomes a JSON escape.
-        write_bytes(path, jsonl_text(done.found).encode(errors="backslashreplace"))
-        written.append(path)
-    earlier = []
-    for path in targets["sheet"]:
-        shown = write_pages(path, done.pictures, str(loaded.source.path), len(done.found), pages)
-        written += shown
-        earlier += earlier_pages(path, shown)
-    if written:
-        print(f"written: {', '.join(map(str, written))}")
-    if earlier:
-        print(f"not part of this sheet, probably of an earlier one: {', '.join(map(str, earlier))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 from PIL import Image, ImageDraw, ImageFont
 
-from swinv2_train.cli.prediction import Prediction
 from swinv2_train.lettering import fitted, font, wrapped
+from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction
 from swinv2_train.text import as_html
 
 _COLUMNS = 4
@@ -23,7 +23,6 @@ _CELL, _PAD, _GAP = 300, 14, 18
 _PICTURE_HEIGHT = 200
 _ROW, _LINE = 24, 17
 _MOST_LINES = 4
-_THUMBNAIL = 320
 _PAPER, _CARD, _INK, _DIM = "#F3F4F6", "#FFFFFF", "#111827", "#6B7280"
 _BAR, _FIRST_BAR, _TRACK = "#9DB7D5", "#0072B2", "#EEF0F3"
 _STYLE = """\
@@ -46,9 +45,10 @@ nav a{color:var(--first)}
 main+nav{margin:22px 0 0}
 .row b{font-weight:400;font-variant-numeric:tabular-nums}
 .row i{grid-column:1/3;height:4px;border-radius:2px;background:var(--track);overflow:hidden}
-.row i::after{content:"";display:block;height:100%;width:var(--share);background:var(--bar);border-radius:2px}
+.row i::after{content:"";display:block;height:100%;width:var(--share);border-radius:2px;
+background:var(--own,var(--bar))}
 .row.first span,.row.first b{font-weight:600}
-.row.first i::after{background:var(--first)}"""
+.row.first i::after{background:var(--own,var(--first))}"""
 
 
 @dataclass
@@ -59,41 +59,33 @@ class Entry:
     jpeg: bytes
     """A thumbnail. Thousands of them are in memory before the sheets are drawn, so they are compressed."""
     bars: list[tuple[str, float]] = field(default_factory=list)
-    """Class and probability, best first."""
+    """Class and probability or share, best first."""
+    colors: list[str] | None = None
+    """Color of every bar, #RRGGBB; None: those of a ranking."""
 
     @staticmethod
     def of(path: Path, picture: Image.Image) -> Entry:
         """Return the entry of an image, which is shrunk to a thumbnail."""
         small = picture.convert("RGB")
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        small.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         stream = io.BytesIO()
         small.save(stream, "JPEG", quality=85)
         return Entry(path, stream.getvalue())
 
 
-def csv_text(found: Sequence[Prediction]) -> str:
-    """Return a line per image and class: image, rank, class number, class, probability."""
+def csv_text(found: Sequence[Prediction], kind: type[Prediction] = Prediction) -> str:
+    """Return a table with the columns of a kind of predictions."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("image", "rank", "class_number", "class", "probability"))
+    writer.writerow(kind.COLUMNS)
     for one in found:
-        for rank, (number, name, share) in enumerate(one.classes, 1):
-            writer.writerow((one.path, rank, number, name, f"{share:.6f}"))
+        writer.writerows(one.rows())
     return stream.getvalue()
 
 
 def jsonl_text(found: Sequence[Prediction]) -> str:
     """Return a JSON object per image."""
-    lines = (
-        {
-            "image": str(one.path),
-            "classes": [
-                {"number": number, "name": name, "probability": round(share, 6)} for number, name, share in one.classes
-            ],
-        }
-        for one in found
-    )
-    return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    return "".join(f"{json.dumps(one.record(), ensure_ascii=False)}\n" for one in found)
 
 
 def html_sheet(entries: Sequence[Entry], line: str, links: Sequence[tuple[str, str]] = ()) -> str:
@@ -129,13 +121,17 @@ def _card(entry: Entry) -> str:
     rows = "".join(
         f'<div class="row{" first" if rank == 0 else ""}">'
         f'<span title="{as_html(label)}">{as_html(label)}</span>'
-        f'<b>{share:.1%}</b><i style="--share:{share:.2%}"></i></div>'
+        f'<b>{share:.1%}</b><i style="--share:{share:.2%}{_html_color(entry, rank)}"></i></div>'
         for rank, (label, share) in enumerate(entry.bars)
     )
     return (
         f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}">'
         f'<figcaption><div class="name" title="{place}">{name}</div>{rows}</figcaption></figure>'
     )
+
+
+def _html_color(entry: Entry, rank: int) -> str:
+    return f";--own:{entry.colors[rank]}" if entry.colors else ""
 
 
 def png_sheet(entries: Sequence[Entry], line: str) -> Image.Image:
@@ -210,5 +206,6 @@ def _draw_rows(draw: ImageDraw.ImageDraw, entry: Entry, rows: Sequence[_Row], le
         draw.rectangle((left + _PAD, below, right, below + 3), _TRACK)
         if round(width * row.share) > 0:
             end = left + _PAD + round(width * row.share)
-            draw.rectangle((left + _PAD, below, end, below + 3), _FIRST_BAR if rank == 0 else _BAR)
+            color = entry.colors[rank] if entry.colors else _FIRST_BAR if rank == 0 else _BAR
+            draw.rectangle((left + _PAD, below, end, below + 3), color)
         y += _row_height(row)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.cli.arguments import ITEM
 from swinv2_train.cli.values import above_zero, file_path, whole
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.window_scale import TEST_WINDOW
 from swinv2_train.shortage import remedied
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ def add_choice(parser: argparse.ArgumentParser) -> None:
     """Add the options that select weights of a run, and the changes to the model."""
     parser.add_argument("changes", metavar=ITEM, nargs="*", help=CHANGES_HELP)
     add = parser.add_argument
+    add(
+        "--test-window",
+        metavar="N",
+        help="attention window of stage 1, with those of the other stages in proportion to the training, or [N,N,N,N]; "
+        "the position bias keeps the windows of the training",
+    )
     add("--which", choices=["newest", "best"], default="newest", help="checkpoint of a run (default: %(default)s)")
     add("--ema", action="store_true", help="use the moving average instead of the weights")
 
@@ -80,6 +87,12 @@ def add_ranks(parser: argparse.ArgumentParser, out: str | None = None) -> None:
     add("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
+def changes_of(arguments: argparse.Namespace) -> list[str]:
+    """Return the changes to the model, among them the test window."""
+    window = getattr(arguments, "test_window", None)
+    return [*arguments.changes, *([] if window is None else [f"{TEST_WINDOW}={window}"])]
+
+
 def check_weights(arguments: argparse.Namespace, checkpoint: str | None = None) -> tuple[Config, WeightSource]:
     """Return the config for using weights, and their description; only a file of torch needs torch.
 
@@ -93,7 +106,7 @@ def check_weights(arguments: argparse.Namespace, checkpoint: str | None = None) 
     from swinv2_train.interop.source import open_source
 
     with open_source(checkpoint or arguments.checkpoint, which=arguments.which, ema=arguments.ema) as source:
-        return source_config(source, arguments.changes), source
+        return source_config(source, changes_of(arguments)), source
 
 
 def check_shards(spec: str | Sequence[str]) -> None:
@@ -136,5 +149,6 @@ def writable(key: str, directory: Path) -> None:
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that have a value."""
-    return {key: value for key, value in vars(arguments).items() if value is not None}
+    """Return the arguments that have a value; the test window is among the changes to the model."""
+    given = {key: value for key, value in vars(arguments).items() if value is not None and key != "test_window"}
+    return given | ({"changes": changes_of(arguments)} if "changes" in given else {})

@@ -45,6 +45,33 @@ def share(key: str, value: float) -> None:
         raise ConfigError(key, value, f"must be a fraction from 0 to 1{percent(value)}")
 
 
+def check_class_weights(weights: Any, num_classes: int) -> None:
+    """Check `task.class_weights`: null, balanced, or a list of one number per class.
+
+    Args:
+        num_classes: 0 while it is unknown.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if weights is None or weights == "balanced":
+        return
+    numbers = isinstance(weights, (list, tuple)) and all(
+        isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in weights
+    )
+    if not numbers:
+        fix = "must be null, balanced, or a list with one number per class"
+        raise ConfigError("task.class_weights", weights, fix)
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ConfigError("task.class_weights", weights, "must be numbers of at least 0, and not all 0")
+    if num_classes and len(weights) != num_classes:
+        raise ConfigError(
+            "task.class_weights",
+            weights,
+            f"has {len(weights)} numbers for task.num_classes={num_classes}; set one for each class",
+        )
+
+
 def check_statistics(key: str, values: Sequence[float]) -> None:
     """Check per-channel means or standard deviations of images whose values are in [0, 1].
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swinv2_train.config import own_parts
 from swinv2_train.config.schema import AugmentConfig
-from swinv2_train.data.geometry import draw_crop, fixed_crop
+from swinv2_train.data.geometry import Crop, draw_crop, fixed_crop
 from swinv2_train.data.pixels import largest_value
 from swinv2_train.data.sample import Sample
 
@@ -43,8 +43,20 @@ def random_crop(sample: Sample, size: tuple[int, int], config: AugmentConfig, rn
 
     Raises BrokenSample.
     """
-    part, crop = sample.part(sample.aligned(draw_crop(sample.size, size, config, rng)))
-    return _in_range(crop.image(part, config.interpolation))
+    return cropped(sample, sample.aligned(draw_crop(sample.size, size, config, rng)), config.interpolation)
+
+
+def cropped(sample: Sample, crop: Crop, interpolation: str) -> Tensor:
+    """Return a part of a sample's image, (C, *crop.size), decoding no more than it needs.
+
+    Args:
+        crop: drawn for `sample.size`, and `sample.aligned`.
+
+    Raises:
+        BrokenSample: if the image cannot be decoded.
+    """
+    part, crop = sample.part(crop)
+    return in_range(crop.image(part, interpolation))
 
 
 def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: str, interpolation: str) -> Tensor:
@@ -54,10 +66,10 @@ def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: 
         ConfigError: if `crop_mode` is neither center nor squash.
     """
     crop = fixed_crop((image.shape[-2], image.shape[-1]), size, crop_pct, crop_mode)
-    return _in_range(crop.image(image, interpolation))
+    return in_range(crop.image(image, interpolation))
 
 
-def _in_range(image: Tensor) -> Tensor:
+def in_range(image: Tensor) -> Tensor:
     """Clip scaled values, which bicubic filters overshoot; integers are clipped where they are rounded."""
     return image.clamp_(0, 1) if image.is_floating_point() else image
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.value_stats import ValueStats
 from swinv2_train.reading import is_count
 
@@ -95,8 +96,16 @@ class Card:
     """Stored values that were counted as missing, as `data.nodata`; None: those that the files name."""
     class_lists_differ: bool = False
     """True if merged cards assign the same number to different classes; not stored."""
+    label_maps: LabelMapFacts | None = None
+    """Counts over the label maps, whose classes `class_names` are; None if the images have none."""
 
-    def add_image(self, facts: ImageFacts, num_bytes: int, labels: Sequence[int] | None) -> None:
+    def add_image(
+        self,
+        facts: ImageFacts,
+        num_bytes: int,
+        labels: Sequence[int] | None,
+        label_map: LabelMapFacts | None = None,
+    ) -> None:
         self.num_samples += 1
         self.bytes += num_bytes
         self.formats[facts.format] += 1
@@ -112,9 +121,10 @@ class Card:
             self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
         if facts.values is not None:
             self.values.setdefault(facts.channels, ValueStats()).add(facts.values)
+        self._add_label_maps(label_map)
 
     def add(self, other: Card) -> None:
-        """Count another card in."""
+        """Count another card in. Raises DataError if their label maps cannot be read together."""
         self.num_samples += other.num_samples
         self.bytes += other.bytes
         self.broken += other.broken
@@ -128,6 +138,7 @@ class Card:
             self._add_moments(channels, moments)
         for channels, stats in other.values.items():
             self.values.setdefault(channels, ValueStats()).add(stats)
+        self._add_label_maps(other.label_maps)
         self.nodata = self.nodata if self.nodata is not None else other.nodata
         self.split = self.split or other.split
         self.class_lists_differ |= other.class_lists_differ
@@ -147,6 +158,8 @@ class Card:
         """Number of classes: that of the names, or implied by the highest number; None if there are no labels."""
         if self.class_names:
             return len(self.class_names)
+        if self.label_maps is not None:
+            return self.label_maps.num_classes
         return max(self.class_counts) + 1 if self.class_counts else None
 
     def statistics(self, channels: int) -> tuple[list[float], list[float]] | None:
@@ -193,7 +206,8 @@ class Card:
     def to_json(self) -> dict[str, Any]:
         """Return plain values; `from_json` restores the same card."""
         values = {str(c): stats.to_json() for c, stats in sorted(self.values.items())}
-        return {
+        label_maps = {} if self.label_maps is None else {"label_maps": self.label_maps.to_json()}
+        content = {
             "num_samples": self.num_samples,
             "bytes": self.bytes,
             "broken": self.broken,
@@ -209,7 +223,8 @@ class Card:
             "statistics": {
                 str(c): dict(zip(("mean", "std"), self.statistics(c) or (), strict=False)) for c in sorted(self.moments)
             },
-        } | ({"values": values, "nodata": self.nodata} if values else {})
+        }
+        return content | ({"values": values, "nodata": self.nodata} if values else {}) | label_maps
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
@@ -240,6 +255,7 @@ class Card:
             background=_entry(alpha, "background", (str, list), None),
             values={_key(c, "values"): _values(c, v) for c, v in _entry(content, "values", dict, {}).items()},
             nodata=_entry(content, "nodata", list, None),
+            label_maps=_label_maps(_entry(content, "label_maps", dict, None)),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -270,9 +286,17 @@ class Card:
             rows.append(("classes", text))
             if sum(counts) > self.num_samples:
                 rows.append(("classes per sample", f"{sum(counts) / self.num_samples:.2f}"))
+        if self.label_maps is not None:
+            rows += self.label_maps.rows(self.class_names)
         if self.split:
             rows.insert(0, ("split", self.split))
         return rows
+
+    def _add_label_maps(self, other: LabelMapFacts | None) -> None:
+        if self.label_maps is None:
+            self.label_maps = None if other is None else other.copy()
+        elif other is not None:
+            self.label_maps.add(other)
 
     def _add_moments(self, channels: int, moments: Moments) -> None:
         if channels in self.moments:
@@ -328,6 +352,13 @@ def _values(channels: str, content: Any) -> ValueStats:
     if len(stats.channels) != int(channels):
         raise ValueError(f"the values of {channels} channels have {len(stats.channels)}")
     return stats
+
+
+def _label_maps(content: Any) -> LabelMapFacts | None:
+    try:
+        return None if content is None else LabelMapFacts.from_json(content)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"label_maps cannot be read ({error})") from error
 
 
 def _listed(counter: Counter[Any]) -> str:

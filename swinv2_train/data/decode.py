@@ -87,10 +87,17 @@ def decode(data: bytes, channels: int | None = None, options: DecodeOptions | No
     return adapted(pixels, channels, options)
 
 
-def adapted(pixels: Pixels, channels: int | None, options: DecodeOptions) -> Tensor:
-    """Return decoded pixels as `decode` returns them. Raises BrokenSample."""
+def adapted(pixels: Pixels, channels: int | None, options: DecodeOptions, *, part: bool = False) -> Tensor:
+    """Return decoded pixels as `decode` returns them.
+
+    Args:
+        part: the pixels are a part of an image, so all of them may be without data.
+
+    Raises:
+        BrokenSample: as `decode`.
+    """
     if options.values is not None:
-        return unit_values(pixels, channels, options.values, options.background)
+        return unit_values(pixels, channels, options.values, options.background, part=part)
     if pixels.stored:
         raise BrokenSample(_unscaled(pixels))
     return opaque(pixels, channels, options.background)

@@ -11,40 +11,28 @@ import contextlib
 import errno
 import fcntl
 import functools
-import io
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from swinv2_train.data.array_image import ARRAY_KINDS
-from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card import Card
-from swinv2_train.data.decode import image_facts, opaque, read_pixels
-from swinv2_train.data.errors import BrokenSample, DataError, NoHeldOutImages, UnwritableData
-from swinv2_train.data.geometry import resize
-from swinv2_train.data.image_header import sniff
-from swinv2_train.data.labels import known_labels
+from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
-from swinv2_train.data.pack_sources import Entry, Source, fraction, open_source
+from swinv2_train.data.pack_entries import Entry, Source, fraction
+from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
-from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
-from swinv2_train.data.parallel import ParallelMap
-from swinv2_train.data.pixels import Pixels
-from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.unit_values import sources
-from swinv2_train.data.value_range import numbers_of
+from swinv2_train.data.pack_tiles import tiled
+from swinv2_train.data.pack_writer import FinishedShard, PackOptions, SplitWriter
+from swinv2_train.data.parallel import CHUNK, ParallelMap
 from swinv2_train.writing import write_bytes
 
-_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
-"""Extension of the members in a shard, for formats that are not called like their extension."""
 BROKEN_FILE = "broken.jsonl"
+_TILE_BYTES = 32 << 20
+"""Of the tiles that one process gets at a time, if a pixel has 8 bytes."""
 
 
 def _no_progress(_split: str, _done: int, _total: int) -> None:
@@ -79,6 +67,8 @@ class PackReport:
     """Contents of the source that were not read, one line each."""
     lost: bool = False
     """True if these contents may include images or labels."""
+    empty: int = 0
+    """Tiles that were left out, because all of their pixels are without data or without a class."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -88,6 +78,7 @@ class PackReport:
         self.broken.extend(shard.broken)
         self.label_problems.extend(shard.label_problems)
         self.unlabeled += shard.unlabeled
+        self.empty += shard.empty
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
@@ -108,6 +99,8 @@ class PackReport:
         lines = []
         if self._partly_labeled:
             lines.append(f"{self.unlabeled:,} images have no label, while others have one")
+        if self.empty:
+            lines.append(f"{self.empty:,} tiles left out, because all of their pixels are without data or a class")
         channels = sorted(Card.merged(self.cards.values()).channels)
         if len(channels) > 1 and channels != [1, 3]:
             counts = ", ".join(
@@ -128,100 +121,15 @@ class PackReport:
         if len(self.cards) == 2:
             trained, held_out = self.cards.values()
             names = trained.class_names or []
-            only = sorted(set(held_out.class_counts) - set(trained.class_counts))
+            only = sorted(_classes(held_out) - _classes(trained))
             if only:
                 shown = ", ".join(str(names[k]) if k < len(names) else str(k) for k in only[:5])
                 lines.append(f"{len(only)} classes have no training image: {shown}{', ...' if only[5:] else ''}")
         return lines
 
 
-class _Prepare:
-    """Runs in the worker processes: read, decode, check, shrink."""
-
-    def __init__(self, source: Source, options: PackOptions) -> None:
-        self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
-        self._background = background_color(options.background, ())
-
-    def __call__(self, entry: Entry) -> Packed:
-        try:
-            data, texts = self._source.read(entry)
-            self._check_kind(sniff(data))
-            pixels, image = self._decoded(data)
-            limit = self._options.resize
-            if limit is not None and max(image.shape[1:]) > limit:
-                if pixels.stored or self._source.arrays:
-                    kind = pixels.stored or "an array"
-                    raise BrokenSample(f"--resize is for image files of 8 or 16 bits, and it is {kind}")
-                pixels = _shrink(pixels, image, limit, keep_alpha=self._background is not None)
-                image = opaque(pixels, self._options.channels, self._background)
-                data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
-            facts = image_facts(data, image, pixels, numbers_of(self._options.nodata))
-        except OSError as error:
-            return Packed(entry, broken=error.strerror or str(error))
-        except BrokenSample as error:
-            return Packed(entry, broken=error.reason)
-        labels, problem = known_labels(RawSample(entry.key, facts.format, texts))
-        members = {_EXTENSIONS.get(facts.format, facts.format): data} | texts
-        return Packed(entry, members, facts, labels, label_problem=problem)
-
-    def _check_kind(self, kind: str | None) -> None:
-        """Reject an image among arrays and an array among images, because a shard has samples of one kind only."""
-        if kind is not None and (kind in ARRAY_KINDS) != self._source.arrays:
-            raise BrokenSample(f"it is {kind}, and the source has {'arrays' if self._source.arrays else 'images'}")
-
-    def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
-        """Return the image as stored, and as read with the requested channels; types other than unsigned 8 and 16 bit
-        integers keep those that they have. Raises BrokenSample."""
-        pixels = read_pixels(data, self._options.max_pixels)
-        if pixels.stored:
-            sources(len(pixels.image), self._options.channels)
-            return pixels, pixels.image
-        return pixels, opaque(pixels, self._options.channels, self._background)
-
-
-def _shrink(pixels: Pixels, image: Tensor, limit: int, *, keep_alpha: bool) -> Pixels:
-    """Shrink an image to a longer side of `limit`; transparent ones keep their alpha channel.
-
-    Args:
-        image: as it is read, without alpha or with it as one of the wanted channels.
-        keep_alpha: False: colors of transparent pixels are as good as others, and alpha is dropped.
-    """
-    height, width = image.shape[1:]
-    scale = limit / max(height, width)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    if image.shape[0] == pixels.image.shape[0]:
-        return Pixels(resize(image, size, "bicubic"), alpha=pixels.alpha)
-    if not (pixels.transparent and keep_alpha):
-        return Pixels(resize(image, size, "bicubic"))
-    return Pixels(resize_transparent(pixels.image, size, premultiplied=pixels.premultiplied), alpha=True)
-
-
-def encode(image: Tensor, quality: int, *, alpha: bool = False) -> bytes:
-    """Encode a shrunk image: JPEG for 8 bit with 1 or 3 channels, deflated TIFF for all others.
-
-    With alpha as the last channel: PNG for gray and RGB.
-    """
-    if alpha and image.shape[0] in (2, 4):
-        import imagecodecs
-
-        return imagecodecs.png_encode(image.permute(1, 2, 0).contiguous().numpy())
-    buffer = io.BytesIO()
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    if image.dtype == torch.uint8 and image.shape[0] in (1, 3):
-        from PIL import Image
-
-        Image.fromarray(array if image.shape[0] == 3 else array[..., 0]).save(buffer, "JPEG", quality=quality)
-    else:
-        import tifffile
-
-        if image.shape[0] == 1:
-            tifffile.imwrite(buffer, array[..., 0], photometric="minisblack", compression="zlib")
-        else:
-            kind: dict[str, Any] = {"photometric": "rgb" if image.shape[0] == 3 else "minisblack"}
-            if alpha:
-                kind["extrasamples"] = ["unspecified"] * (image.shape[0] - 2) + ["unassalpha"]
-            tifffile.imwrite(buffer, array, **kind, planarconfig="contig", compression="zlib")
-    return buffer.getvalue()
+def _classes(card: Card) -> set[int]:
+    return set(card.class_counts) | set(card.label_maps.pixels if card.label_maps else ())
 
 
 def pack(
@@ -255,6 +163,7 @@ def pack(
             source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
         )
     )
+    options = replace(options, labels=found.labels)
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
     report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
     names = (split, "eval") if eval_share else (split,)
@@ -266,7 +175,9 @@ def pack(
             if not how.overwrite:
                 _refuse_overlap(out, known, found.root, names)
                 rule = _recorded_rule(out, known, found.root, names, rule)
-            splits = _split(found, names, rule, report, how.progress)
+            divided = _split(found, names, rule, report, how.progress)
+            measured = functools.partial(how.progress, "sizes")
+            splits = {name: tiled(found, entries, options, measured) for name, entries in divided.items()}
             record = rule.to_json()
             writers = {
                 name: SplitWriter(out, name, replace(found, entries=entries), options, record)
@@ -276,7 +187,8 @@ def pack(
                 writer.check(known, how.overwrite)
             if not all(writer.is_finished() for writer in writers.values()):
                 _remove_moved(out, known, writers, splits, may_differ=how.overwrite or rule.rule == RULE)
-            prepare = ParallelMap(_Prepare(found, options), how.workers, name=lambda entry: entry.path)
+            task = Prepare(found, options)
+            prepare = ParallelMap(task, how.workers, name=lambda entry: entry.path, chunk=_chunk(options))
             try:
                 for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(how.progress, name)):
@@ -293,8 +205,18 @@ def pack(
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
-        raise DataError(f"none of the {len(report.broken)} images of {found.root} can be read: see {out / BROKEN_FILE}")
+        first = f"; the first: {report.broken[0]['path']}: {report.broken[0]['reason']}" if report.broken else ""
+        raise DataError(
+            f"none of the {len(report.broken)} images of {found.root} can be read: see {out / BROKEN_FILE}{first}"
+        )
     return report
+
+
+def _chunk(options: PackOptions) -> int:
+    """Return the images that a process gets at a time: fewer tiles, because many finished ones wait in memory."""
+    if options.tile is None:
+        return CHUNK
+    return max(1, min(CHUNK, _TILE_BYTES // (8 * options.tile.side**2)))
 
 
 def _split(

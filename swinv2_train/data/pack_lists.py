@@ -54,6 +54,8 @@ class Row:
     """Path as written."""
     label: Label
     """Class; a tuple if the list has several for each image."""
+    label_map: str | None = None
+    """Path of its label map as written."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,22 @@ class ImageList:
     """Contents that are not read, one line each."""
 
 
-def read_list(path: Path) -> ImageList:
+def read_list(path: Path, label_maps: str | None = None) -> ImageList:
     """Read a list of images.
 
     CSV: columns separated by comma, tab, semicolon or bar, with a header (`path` or `file`, `filename`, `image`, ...;
     `label` or `class`, `category`, ...; `labels` for several, `a;b`) or as path[,label] without one. JSON lines:
     objects with the same names.
 
+    Args:
+        label_maps: column of the paths of label maps; labels are then not read.
+
     Raises:
         DataError: naming line and column of what is not understood.
     """
     text = _text(path)
-    found = _from_json_lines(path, text) if path.suffix.lower() == ".jsonl" else _from_csv(path, text)
+    from_lines = path.suffix.lower() == ".jsonl"
+    found = _from_json_lines(path, text, label_maps) if from_lines else _from_csv(path, text, label_maps)
     for kind, what in ((tuple, "list of labels"), (str, "label")):
         count = sum(isinstance(row.label, kind) for row in found.rows)
         if 0 < count < len(found.rows):
@@ -161,12 +167,14 @@ def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
             yield begins, cells
 
 
-def _from_csv(path: Path, text: str) -> ImageList:
+def _from_csv(path: Path, text: str, label_maps: str | None) -> ImageList:
     directive = re.match(r"\s*sep=(.)[ \t]*(\r\n|\r|\n)", text)  # Excel's own way to name the separator
     body, above = (text[directive.end() :], 1) if directive else (text, 0)
     try:
         separator, header = _layout(path, body, [directive[1]] if directive else _SEPARATORS)
         rows = ((line + above, cells) for line, cells in _cells(body, separator))
+        if label_maps is not None:
+            return _with_label_maps(path, rows, header, label_maps)
         if header is None:
             return ImageList(path, list(_plain_rows(path, rows)), "2")
         return _table(path, rows, header)
@@ -255,6 +263,33 @@ def _table(path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str])
     return ImageList(path, found, column, [f"{path}: columns that are not read: {', '.join(others)}"] if others else [])
 
 
+def _with_label_maps(
+    path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str] | None, column: str
+) -> ImageList:
+    """Rows with the path of an image and that of its label map."""
+    name = column.lower()
+    if header is None or name not in header:
+        found = f"its columns are {', '.join(header)}" if header else "it has no header with names of columns"
+        raise DataError(f"{path}: --labels {column} is not a column of this list, and {found}")
+    place = _column(path, header, [one for one in _PATH_NAMES if one != name])
+    if place is None:
+        raise DataError(f"{path}, line 1: no column names the images; call it image or path")
+    label_map = header.index(name)
+    next(rows)
+    found_rows = []
+    for line, cells in rows:
+        cells += [""] * (len(header) - len(cells))
+        if len(cells) > len(header) or not cells[place]:
+            raise DataError(
+                f"{path}, line {line}: expected a path in the column {header[place]}, and {len(header)} columns as in "
+                f"the header; found {','.join(cells)!r:.80}"
+            )
+        found_rows.append(Row(line, cells[place], None, cells[label_map] or None))
+    others = [one for i, one in enumerate(header) if i not in (place, label_map) and not _UNNAMED.fullmatch(one)]
+    notes = [f"{path}: columns that are not read: {', '.join(others)}"] if others else []
+    return ImageList(path, found_rows, header[label_map], notes)
+
+
 def _column(path: Path, header: list[str], names: Sequence[str]) -> int | None:
     """Return the place of the only column with one of these names; None if there is none."""
     places = [i for i, name in enumerate(header) if name in names]
@@ -285,22 +320,23 @@ def _check_separated(path: Path, rows: list[Row], column: str) -> None:
                 )
 
 
-def _from_json_lines(path: Path, text: str) -> ImageList:
+def _from_json_lines(path: Path, text: str, label_maps: str | None) -> ImageList:
+    """Rows of JSON objects."""
     rows, unread, columns = [], dict[str, None](), dict[str, None]()
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
         if not line.strip():
             continue
         try:
             content = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse)
-            rows.append(_json_row(number, content))
+            rows.append(_json_row(number, content, label_maps))
         except (ValueError, RecursionError) as error:
             detail = f" ({error})" if type(error) is ValueError else ""
-            raise DataError(
-                f'{path}, line {number}: expected {{"path": ..., "label": ...}} or {{"path": ..., "labels": '
-                f"[...]}}{detail}"
-            ) from None
+            forms = '{"path": ..., "label": ...} or {"path": ..., "labels": [...]}'
+            if label_maps is not None:
+                forms = f'{{"image": ..., "{label_maps}": ...}}'
+            raise DataError(f"{path}, line {number}: expected {forms}{detail}") from None
         columns.update(dict.fromkeys(key for key in content if key in (*_LABEL_NAMES, *_SEVERAL_NAMES)))
-        unread.update(dict.fromkeys(key for key in content if not _is_known(key)))
+        unread.update(dict.fromkeys(key for key in content if not _is_known(key) and key != label_maps))
     notes = [f"{path}: keys that are not read: {', '.join(unread)}"] if unread else []
     return ImageList(path, rows, next(iter(columns), "label"), notes)
 
@@ -316,11 +352,11 @@ def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is a missing value")
 
 
-def _json_row(line: int, content: Any) -> Row:
-    """Raises ValueError, with the reason, for anything but a path and classes."""
+def _json_row(line: int, content: Any, label_maps: str | None) -> Row:
+    """Raises ValueError, with the reason, for anything but a path and classes, or a path and that of a label map."""
     if not isinstance(content, dict):
         raise ValueError(f"found {content!r:.60}")
-    paths = [key for key in content if key in _PATH_NAMES]
+    paths = [key for key in content if key in _PATH_NAMES and key != label_maps]
     given = [key for key in content if key in (*_LABEL_NAMES, *_SEVERAL_NAMES) and content[key] is not None]
     if len(paths) != 1 or len(given) > 1:
         found = ", ".join(map(str, given if len(given) > 1 else content)) or "nothing"
@@ -328,6 +364,11 @@ def _json_row(line: int, content: Any) -> Row:
     name = content[paths[0]]
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{paths[0]} is {name!r:.60}")
+    if label_maps is not None:
+        file = content.get(label_maps)
+        if file is not None and not (isinstance(file, str) and file.strip()):
+            raise ValueError(f"{label_maps} is {file!r:.60}")
+        return Row(line, name, None, file)
     if not given:
         return Row(line, name, None)
     key, value = given[0], content[given[0]]

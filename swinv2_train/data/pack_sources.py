@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from swinv2_train.config.image_formats import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
 from swinv2_train.config.paths import user_path
+from swinv2_train.data.card_label_maps import MEMBER
+from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.class_order import in_order, is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import (
@@ -23,14 +22,14 @@ from swinv2_train.data.image_files import (
     is_array,
     scan_folder,
 )
+from swinv2_train.data.label_pairs import LabelMaps, pair_folder
+from swinv2_train.data.label_rules import packed_rules
+from swinv2_train.data.pack_entries import Entry, Source, fraction
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
 from swinv2_train.data.samples import LeftOut
-from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
-from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
-from swinv2_train.reading import UnreadableError, decode_text, parse_json
+from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.sources import MANIFEST_SUFFIX
 
-CHECKPOINT_MANIFEST = "manifest.json"
-"""Name of the file in a checkpoint whose metadata names the classes of its run."""
 _NOT_LISTS = {
     ".txt": "name it .csv or .tsv",
     ".json": "write one object per line into a .jsonl file",
@@ -41,65 +40,6 @@ _NOT_LISTS = {
 """Other files that users name, and what to do with them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image to pack."""
-
-    path: str
-    """Its origin: a file, or shard and key."""
-    key: str
-    """Its name in the new shard; its place in the order depends only on this."""
-    version: str
-    """Changes when the image does: size and time of its file."""
-    label: int | tuple[int, ...] | None = None
-    """Its class; a tuple if the source has a list of classes for every image."""
-    index: int | None = None
-    """Sample index, if the source is a set of shards."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """All entries of a source, and how to read them."""
-
-    root: str
-    entries: list[Entry]
-    class_names: list[str] | None = None
-    shards: ShardSet | None = None
-    refused: tuple[tuple[str, str], ...] = ()
-    """(path, reason) of entries that were named as images and cannot be: missing files and repeated rows of a list."""
-    notes: tuple[str, ...] = ()
-    """Contents of the source that are not read, one line each."""
-    lost: bool = False
-    """True if these contents may include images or labels."""
-    arrays: bool = False
-    """True if the images are arrays of NumPy (npy, npz)."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the files or shards, as far as they can be read."""
-        if self.shards is not None:
-            return sum(shard.size for shard in self.shards.shards)
-        sizes = (entry.version.partition("-")[0] for entry in self.entries)
-        return sum(int(size) for size in sizes if size.isdecimal())
-
-    def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
-        """Return the image's bytes, and the text members that belong to it. Raises OSError or BrokenSample."""
-        if self.shards is None:
-            return Path(entry.path).read_bytes(), _label_member(entry.label)
-        assert entry.index is not None
-        raw = self.shards.read(entry.index, IMAGE_AND_TEXTS)
-        return raw.data, raw.texts
-
-
-def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
-    """Return the text member that contains a label: `cls`, which webdataset reads as a number, or for a list `json`."""
-    if label is None:
-        return {}
-    if isinstance(label, tuple):
-        return {"json": json.dumps({"labels": label}).encode()}
-    return {"cls": str(label).encode()}
-
-
 def open_source(
     source: str,
     *,
@@ -108,26 +48,31 @@ def open_source(
     class_names: Path | None = None,
     out: Path | None = None,
     image: str | None = None,
+    labels: LabelMaps | None = None,
 ) -> Source:
     """Find the images.
 
     Args:
         out: folder that the shards go to; it is not searched.
         image: member to pack of samples with several images, if the source is shards.
+        labels: their label maps. Shards that the packer wrote have them with their meaning, if any.
 
     Raises:
         DataError: if there are none or the source is not understood.
     """
     path = user_path(source)
     names = read_class_names(class_names) if class_names is not None else None
+    if labels is not None and classes:
+        raise DataError("--classes has a class for each image, and --labels one for each pixel: use one of the two")
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
             raise DataError("--classes is for folders: a list brings its own labels")
-        found = _from_list(path, names)
-    elif (scan := _scan(path, out)) is not None:
+        found = _from_list(path, names, labels)
+    elif (scan := _scan(path, out, labels)) is not None:
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
         found = _from_folder(scan, classes, names)
+        found = found if labels is None else _labeled(found, path, labels)
     elif path.suffix.lower() in _NOT_LISTS and path.is_file():
         raise DataError(f"{source} is not a list that can be read: {_NOT_LISTS[path.suffix.lower()]}")
     else:
@@ -135,7 +80,7 @@ def open_source(
             raise DataError("--classes is for folders: shards bring their own labels")
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
-        found = _with_loose_images(_from_shards(source, image), path)
+        found = _with_loose_images(_from_shards(source, image, labels), path)
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
@@ -157,7 +102,7 @@ def _has_arrays(found: Source) -> bool:
     return True in kinds
 
 
-def _scan(path: Path, out: Path | None) -> FolderScan | None:
+def _scan(path: Path, out: Path | None, labels: LabelMaps | None) -> FolderScan | None:
     """Search a folder of images; None if the path is not one, but a shard, a pattern or a folder of shards.
 
     A folder that has both is one of images, unless the packer wrote it.
@@ -168,7 +113,8 @@ def _scan(path: Path, out: Path | None) -> FolderScan | None:
     tars = any(path.glob("*.tar"))
     if tars and not inside and any(path.glob(f"*{MANIFEST_SUFFIX}")):
         return None
-    scan = scan_folder(path, skip=() if inside or out is None else (out,))
+    skip = () if inside or out is None else (out,)
+    scan = scan_folder(path, skip=skip if labels is None else (*skip, labels.folder(path)))
     for suffix in ("tar", "json", "jsonl") if inside else ():
         scan.unread.pop(suffix, None)
     if scan.unreadable:
@@ -187,47 +133,6 @@ def _with_loose_images(found: Source, path: Path) -> Source:
         "move the shards to another folder"
     )
     return replace(found, notes=(*found.notes, note), lost=True)
-
-
-def read_class_names(path: Path) -> list[str]:
-    """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
-    (*.dataset.json) or of a checkpoint (manifest.json).
-
-    Raises DataError where there are none, or one stands there twice.
-    """
-    try:
-        text = decode_text(path.read_bytes())
-    except (OSError, UnreadableError) as error:
-        raise DataError(f"the class names {path} cannot be read ({error})") from None
-    if path.name.endswith(MANIFEST_SUFFIX):
-        names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")
-        if not names:
-            raise DataError(f"{path} knows no names of classes: its split was packed without --classes")
-        return list(names)
-    if path.name == CHECKPOINT_MANIFEST:
-        return _names_of_checkpoint(text, path)
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names:
-        raise DataError(f"the class names {path} are empty: write a name per line, in the order of the numbers")
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise DataError(f"the class names {path} have {twice[0]!r} twice")
-    return names
-
-
-def _names_of_checkpoint(text: str, path: Path) -> list[str]:
-    try:
-        names = parse_json(text)["geometry"]["classes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the class names {path} are not the manifest of a checkpoint ({error})") from None
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{path} has no names of classes: its run has none")
-    return list(map(str, names))
-
-
-def fraction(text: str) -> float:
-    """Return a number in [0, 1) that looks random and depends only on the text."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:7], "big") / 2**56
 
 
 def _from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None) -> Source:
@@ -266,9 +171,30 @@ def _relative(path: str, root: Path) -> str:
     return os.path.relpath(path, root)
 
 
-def _from_list(path: Path, class_names: list[str] | None) -> Source:
-    found = read_list(path)
+def _labeled(found: Source, root: Path, labels: LabelMaps) -> Source:
+    """Add the label maps of a folder to the images of another."""
+    pairs = pair_folder({entry.path: _relative(entry.path, root) for entry in found.entries}, labels.folder(root))
+    kept = [
+        replace(entry, label_map=file, version=f"{entry.version}/{_version(file)}")
+        for entry in found.entries
+        if (file := pairs.files.get(entry.path)) is not None
+    ]
+    return replace(
+        found,
+        entries=kept,
+        class_names=list(labels.rules.names),
+        refused=(*found.refused, *pairs.refused),
+        notes=(*found.notes, *pairs.notes),
+        lost=found.lost or pairs.lost,
+        labels=labels.rules,
+    )
+
+
+def _from_list(path: Path, class_names: list[str] | None, labels: LabelMaps | None) -> Source:
+    found = read_list(path, None if labels is None else labels.place)
     rows, refused = _present(found)
+    if labels is not None:
+        return _list_of_label_maps(found, rows, refused, labels)
     labels = class_labels(found, [row for row, _ in rows])
     texts = {text for label in labels for text in (label if isinstance(label, tuple) else (label,)) if text is not None}
     names, numbers = _class_numbers(texts, class_names, str(path))
@@ -283,6 +209,39 @@ def _from_list(path: Path, class_names: list[str] | None) -> Source:
             f"taken relative to {path.parent.resolve()}"
         )
     return Source(str(path.resolve()), _with_keys(files), names, refused=tuple(refused), notes=tuple(found.notes))
+
+
+def _list_of_label_maps(
+    found: ImageList, rows: list[tuple[Row, str]], refused: list[tuple[str, str]], labels: LabelMaps
+) -> Source:
+    """Return the images of a list that has a column of label maps."""
+    files, maps = [], {}
+    for row, place in rows:
+        if row.label_map is None:
+            reason: str | None = f"it has no label map (line {row.line} of {found.source.name})"
+        else:
+            maps[place] = located(found.source.parent, row.label_map)
+            why = _no_file(maps[place])
+            reason = None if why is None else f"its label map {maps[place]}: {why} (line {row.line})"
+        if reason is not None:
+            refused.append((place, reason))
+        else:
+            files.append((place, row.path, None))
+    if not files:
+        first = f" ({refused[0][0]}: {refused[0][1]})" if refused else ""
+        raise DataError(f"{found.source}: none of its {len(found.rows)} images has a label map{first}")
+    entries = [
+        replace(entry, label_map=maps[entry.path], version=f"{entry.version}/{_version(maps[entry.path])}")
+        for entry in _with_keys(files)
+    ]
+    return Source(
+        str(found.source.resolve()),
+        entries,
+        list(labels.rules.names),
+        refused=tuple(refused),
+        notes=tuple(found.notes),
+        labels=labels.rules,
+    )
 
 
 def _present(found: ImageList) -> tuple[list[tuple[Row, str]], list[tuple[str, str]]]:
@@ -341,37 +300,55 @@ def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tu
     return names, numbers
 
 
-def _from_shards(spec: str, image: str | None) -> Source:
+def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Source:
     shards = ShardSet.open(spec, warn=False, image=image)
     names = shards.card.class_names if shards.card else None
+    packed = shards.card.label_maps if shards.card else None
+    if packed is not None and labels is not None:
+        raise DataError(
+            f"the label maps of {spec} are packed already, with {packed.ignore} for pixels without a class: omit "
+            "--labels and its options"
+        )
+    rules, member = None, None
+    if packed is not None:
+        rules, member = packed_rules(names, packed.num_classes, packed.ignore), MEMBER
+    elif labels is not None:
+        rules, member, names = labels.rules, labels.place, list(labels.rules.names)
     entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):
         name, key = shards.name(index), _unused(shards.key(index), taken)
         shard = shards.shards[shards.locate(index)[0]]
-        entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, f"{shard.size}/{name}", index=index))
+        version = f"{shard.size}/{name}"
+        entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, version, index=index, label_map=member))
     for number, shard in enumerate(shards.shards):
         left_out.merge(shards.left_out(number), shard.name)
+    if member is not None:
+        left_out.remove(member)
     notes = [*shards.choices(), *(f"not read: {line}" for line in left_out.lines())]
     notes += [f"{shard.url} is cut off ({shard.truncated})" for shard in shards.shards if shard.truncated]
     notes += [str(shard.empty) for shard in shards.empty]
     lost = left_out.lost or bool(shards.empty) or any(shard.truncated for shard in shards.shards)
     root = ", ".join(shard.url for shard in shards.shards)
-    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost)
+    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost, labels=rules)
 
 
 def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) -> list[Entry]:
     """Entries for (path, relative path, label); files of the formats that every version read get their keys first."""
     entries, taken = [], set()
     for path, relative, label in sorted(rows, key=lambda row: extension(row[0]) not in FIRST_EXTENSIONS):
-        try:
-            found = os.stat(path)
-            version = f"{found.st_size}-{found.st_mtime_ns}"
-        except OSError:
-            version = "unreadable"  # for example, a dangling link: reading it will fail
+        version = _version(path)
         stem = os.path.splitext(relative)[0]
         key = _unused("/".join(part.replace(".", "_") for part in Path(stem).parts if part not in ("/", "..")), taken)
         entries.append(Entry(path, key, version, label))
     return entries
+
+
+def _version(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "unreadable"  # for example, a dangling link: reading it will fail
+    return f"{found.st_size}-{found.st_mtime_ns}"
 
 
 def _unused(key: str, taken: set[str]) -> str:

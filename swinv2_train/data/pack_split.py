@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.labels import known_labels
-from swinv2_train.data.pack_sources import Entry, Source, fraction
+from swinv2_train.data.pack_entries import Entry, Source, fraction
 from swinv2_train.data.samples import TEXT_EXTENSIONS
 
 RULE = 2

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from swinv2_train.data.card import Card, ImageFacts
+from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, checksums, read_header, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, remove_index, rows_path
 from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest
-from swinv2_train.data.pack_sources import Entry, Source
+from swinv2_train.data.pack_entries import Entry, Source
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 from swinv2_train.data.value_range import numbers_of
@@ -28,6 +29,9 @@ from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:
     from webdataset import TarWriter
+
+    from swinv2_train.data.label_rules import LabelRules
+    from swinv2_train.data.tiling import Tiling
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
 _BLOCK = 512
@@ -58,6 +62,10 @@ class PackOptions:
     """Member to pack of samples with several images, if the source is shards."""
     nodata: Any = None
     """Stored value of pixels without data, for the statistics of the card, as `data.nodata`."""
+    labels: LabelRules | None = None
+    """Meaning of the values of label maps; None: images have none."""
+    tile: Tiling | None = None
+    """Cut larger images into tiles."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,10 @@ class Packed:
     broken: str | None = None
     label_problem: str | None = None
     """Why the label that it has cannot be used."""
+    label_map: LabelMapFacts | None = None
+    """Contribution of its label map to the card."""
+    empty: bool = False
+    """True for a tile that is left out because all of its pixels are without data, or without a class."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +103,13 @@ class FinishedShard:
     """Hash of the bytes of the tar; empty if an earlier version packed it."""
     unlabeled: int = 0
     """Images without a label."""
+    empty: int = 0
+    """Tiles that were left out because they are empty."""
 
 
-_LATER = {name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image", "nodata")}
+_LATER = {
+    name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image", "nodata", "labels", "tile")
+}
 """Options that the fingerprints of earlier versions do not contain, with the defaults that leave these as they are."""
 
 
@@ -222,10 +238,11 @@ class SplitWriter:
             reused=True,
             sha256=str(record.get("sha256", "")),
             unlabeled=int(record.get("unlabeled", 0)),
+            empty=int(record.get("empty", 0)),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
-        card, stop, unlabeled = Card(background=self._options.background, nodata=self._nodata), start, 0
+        card, stop, unlabeled, empty = Card(background=self._options.background, nodata=self._nodata), start, 0, 0
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         temporary = self._out / f".{name}.tmp"
@@ -235,12 +252,15 @@ class SplitWriter:
                     for packed in ahead:
                         if packed.broken is not None:
                             broken.append({"path": packed.entry.path, "reason": packed.broken})
+                        elif packed.empty:
+                            empty += 1
                         elif card.num_samples and self._full(tar.tarstream.offset, card.num_samples, packed):
                             ahead.give_back(packed)
                             break
                         else:
                             _add(tar, packed, card)
-                            unlabeled += packed.labels is None and packed.label_problem is None
+                            known = packed.labels is not None or packed.label_map is not None
+                            unlabeled += not known and packed.label_problem is None
                             if packed.label_problem:
                                 label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
                         stop += 1
@@ -262,6 +282,7 @@ class SplitWriter:
                 reused=False,
                 sha256=sha256,
                 unlabeled=unlabeled,
+                empty=empty,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -280,6 +301,7 @@ class SplitWriter:
             "broken": shard.broken,
             "label_problems": shard.label_problems,
             "unlabeled": shard.unlabeled,
+            "empty": shard.empty,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:
@@ -339,7 +361,7 @@ def _add(tar: TarWriter, packed: Packed, card: Card) -> None:
         # One by one, because the writer sorts the members that it gets together, and the image comes first here.
         tar.write({"__key__": packed.entry.key, extension: data})
     image = next(iter(packed.members.values()))
-    card.add_image(packed.facts, len(image), packed.labels)
+    card.add_image(packed.facts, len(image), packed.labels, packed.label_map)
 
 
 def _member_bytes(key: str, extension: str, data: bytes) -> int:

@@ -21,7 +21,8 @@ from swinv2_train.data.workers import end_with_parent, start_server
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_CHUNK = 16
+CHUNK = 16
+"""Items that a process gets at a time."""
 _NAMED = 8
 _CHUNKS_PER_WORKER = 3
 _task: Callable[[Any], Any]
@@ -38,8 +39,14 @@ class ParallelMap:
     `task` is sent to each process once. Raises UnreachableData if a process dies.
     """
 
-    def __init__(self, task: Callable[[Item], Result], workers: int, name: Callable[[Item], str] = str) -> None:
-        self._task, self._workers, self._name = task, workers, name
+    def __init__(
+        self,
+        task: Callable[[Item], Result],
+        workers: int,
+        name: Callable[[Item], str] = str,
+        chunk: int = CHUNK,
+    ) -> None:
+        self._task, self._workers, self._name, self._chunk = task, workers, name, chunk
         self._pool: ProcessPoolExecutor | None = None
         if workers:
             start_server()
@@ -55,10 +62,10 @@ class ParallelMap:
             yield from map(self._task, items)
             return
         rest = iter(items)
-        chunks = iter(lambda: list(itertools.islice(rest, _CHUNK)), [])
+        chunks = iter(lambda: list(itertools.islice(rest, self._chunk)), [])
         waiting: deque[tuple[int, list[Item], Future[Any]]] = deque()
         try:
-            for number, chunk in zip(itertools.count(0, _CHUNK), chunks, strict=False):
+            for number, chunk in zip(itertools.count(0, self._chunk), chunks, strict=False):
                 waiting.append((number, chunk, self._pool.submit(_run, number, chunk)))
                 if len(waiting) >= self._workers * _CHUNKS_PER_WORKER:
                     yield from _received(waiting[0][2])

@@ -52,6 +52,10 @@ class LeftOut:
         before, first = self.counts.get(kind, (0, name))
         self.counts[kind] = (before + count, first)
 
+    def remove(self, member: str) -> None:
+        """Forget the members of a type, such as seg.png, that a task or command reads after all."""
+        self.counts.pop(f"{_OTHER_TYPE}:{member}", None)
+
     def merge(self, other: LeftOut, where: str) -> None:
         """Add the counts of another tar; `where` is prepended to the names in it."""
         for kind, (count, first) in other.counts.items():

@@ -45,7 +45,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     check_pages(data)
     kinds = tifffile.PHOTOMETRIC
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        series = _full_resolution(file)
+        series = full_resolution(file)
         page = series.keyframe
         photometric = kinds(page.photometric)
         own_colors = tifffile.COMPRESSION(page.compression).name.startswith(_OWN_COLORS)
@@ -62,7 +62,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         extra = tuple(int(sample) for sample in page.extrasamples)
         tag = page.tags.get(ORIENTATION)
         orientation = int(tag.value) if tag is not None else 1
-        white_is_zero, nodata = photometric == kinds.MINISWHITE, _nodata(page)
+        white_is_zero, nodata = photometric == kinds.MINISWHITE, nodata_of(page)
         if array.dtype not in (bool, np.uint8, np.uint16):
             if white_is_zero:
                 raise BrokenSample(f"its samples are {array.dtype} and inverted (MINISWHITE): convert to MINISBLACK")
@@ -83,7 +83,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
     )
 
 
-def _nodata(page: tifffile.TiffPage) -> float | None:
+def nodata_of(page: tifffile.TiffPage) -> float | None:
     """Return the value that a GeoTIFF gives to pixels without data; None without one."""
     tag = page.tags.get(_NODATA)
     try:
@@ -119,7 +119,7 @@ def check_segments(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> None:
         raise BrokenSample(f"page {page.index} has {len(page.dataoffsets)} of {expected} strips or tiles")
 
 
-def _full_resolution(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+def full_resolution(file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     """Return the first series that is neither a thumbnail nor a mask; a single page is used whatever its type."""
     for series in file.series:
         page = series.keyframe

@@ -14,10 +14,15 @@ from swinv2_train.data.value_range import Nodata, ValueRange, missing_pixels
 ALL_MISSING = "all of its pixels are missing (nodata, NaN, or infinite)"
 
 
-def unit_values(pixels: Pixels, channels: int | None, scale: ValueRange, background: Background) -> Tensor:
+def unit_values(
+    pixels: Pixels, channels: int | None, scale: ValueRange, background: Background, *, part: bool = False
+) -> Tensor:
     """Return (C, H, W) float32 in [0, 1]: scaled in float64, clipped, and with pixels without data filled.
 
     Channels are adapted to `channels` as in `decode.decode`. A luma of which one channel is missing is missing.
+
+    Args:
+        part: the pixels are a part of an image, so all of them may be without data.
 
     Raises:
         BrokenSample: if the image cannot have this number of channels, no pixel has data, or its samples are inverted.
@@ -28,7 +33,7 @@ def unit_values(pixels: Pixels, channels: int | None, scale: ValueRange, backgro
         image = flatten(image, background, premultiplied=pixels.premultiplied)
     planes = image.numpy()
     missing = missing_of(pixels, planes, scale.nodata)
-    if missing.all():
+    if missing.all() and not part:
         raise BrokenSample(ALL_MISSING)
     made_of = sources(len(planes), channels)
     unit = np.empty((len(made_of), *planes.shape[1:]), np.float32)

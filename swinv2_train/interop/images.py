@@ -1,4 +1,4 @@
-"""Image files as input of a model, and synthetic images to compare two models on."""
+"""Image files that a user names, and synthetic images to compare two models on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from swinv2_train.data.image_files import image_extensions, scan_folder
 if TYPE_CHECKING:  # finding images does without torch
     from torch import Tensor
 
-    from swinv2_train.config.schema import Config
-    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.interop.load import LoadedModel
 
 
@@ -71,30 +69,6 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
     return found
 
 
-def read_image(path: Path, channels: int, options: DecodeOptions) -> Tensor:
-    """Read a file as (channels, H, W) uint8 or uint16.
-
-    Raises:
-        BrokenSample: if it cannot be read or decoded.
-    """
-    from swinv2_train.data.decode import decode
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BrokenSample(f"it cannot be read ({error.strerror})") from error
-    return decode(data, channels, options)
-
-
-def prepare(image: Tensor, config: Config, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(C, H, W) uint8 or uint16 -> (C, h, w) float32: the crop and the normalization of an evaluation."""
-    from swinv2_train.data.augment import eval_crop, normalise
-
-    data = config.data
-    cropped = eval_crop(image, resolution(config), data.crop_pct, data.crop_mode, data.augment.interpolation)
-    return normalise(cropped, mean, std)
-
-
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     """Return synthetic images, normalized (count, C, H, W) float32, with photo-like statistics: shapes, detail, grain.
 
@@ -132,6 +106,7 @@ def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:
 
 def _decoded(path: Path, loaded: LoadedModel) -> Tensor:
     from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.image_input import read_image
 
     try:
         options = DecodeOptions.of(loaded.config.data, loaded.mean)

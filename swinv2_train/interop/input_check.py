@@ -19,9 +19,9 @@ from torch import Tensor
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import resolution
 from swinv2_train.data.decode import DecodeOptions, decode, opaque, read_pixels
+from swinv2_train.data.image_input import prepare
 from swinv2_train.data.value_range import ValueRange
 from swinv2_train.interop import peers
-from swinv2_train.interop.images import prepare
 from swinv2_train.interop.input_code import input_code, run_code
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
 from swinv2_train.config.values import VALUE_KEYS
+from swinv2_train.config.window_scale import TEST_WINDOW, with_test_window
 from swinv2_train.interop.metadata import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -58,8 +59,9 @@ def load_model(
 
     Args:
         spec, which, ema: see `open_source`; the hashes of a checkpoint are compared.
-        overrides: `key=value` over the values of the source, such as `model.window=24` or `data.resolution=384`. With
-            another window, the position bias still uses the windows of the training.
+        overrides: `key=value` over the values of the source, such as `model.window=24` or `data.resolution=384`, and
+            `test_window=N`, see `source_config`. With another window, the position bias still uses the windows of the
+            training.
 
     Raises:
         ConfigError: on a wrong override, or if the source is not a complete model or does not describe all of it.
@@ -85,6 +87,9 @@ def load_model(
 def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config:
     """Return the config for using weights: that of the source, changed by `key=value` overrides.
 
+    Among them may be `test_window=N` (see `config.window_scale`): other attention windows, in proportion to those of
+    the training in every stage.
+
     Raises:
         ConfigError: on a wrong override, or if neither the source nor an override specifies a required value.
     """
@@ -93,6 +98,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     source.notes += import_recorded(metadata.get("imports"))
     values = {**metadata.get("task", {}), **({"module": module} if module else {})}
     config = Config(task=_task(values, source.path), model=model_config(metadata))
+    overrides = with_test_window(config.model, overrides)
     trained = trained_windows(metadata)
     data, crop = metadata["data"], metadata.get("preprocess", {})
     for section, key in ((config.data.augment, "interpolation"), (config.data, "crop_pct"), (config.data, "crop_mode")):
@@ -157,7 +163,7 @@ def check_peer(source: WeightSource, config: Config, overrides: Sequence[str] = 
         )
         return
     given = {item.partition("=")[0] for item in overrides}
-    changed = not given.isdisjoint(("model.window", "data.resolution", "model.pretrained_window"))
+    changed = not given.isdisjoint((TEST_WINDOW, "model.window", "data.resolution", "model.pretrained_window"))
     reason = disagreement(layout, model, size, theirs, own_windows=changed)
     if not reason:
         return

@@ -6,6 +6,7 @@ from swinv2_train.models.drop_path import drop_path_noise
 from swinv2_train.models.heads import ImageClassifier, MaskedImageModel, pooled_features
 from swinv2_train.models.init import init_weights
 from swinv2_train.models.layers import InputError
+from swinv2_train.models.segmenter import Segmenter
 
 __all__ = [
     "ActivationStatistics",
@@ -13,6 +14,7 @@ __all__ = [
     "ImageClassifier",
     "InputError",
     "MaskedImageModel",
+    "Segmenter",
     "SwinTransformerV2",
     "backbone_of",
     "drop_path_noise",

@@ -28,20 +28,30 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)  # int64 shifts copy the sign bit; clear the copies
 
 
-def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
-    """Return uniform numbers for the branches of every block, as a function of only the sample's seed.
+def uniform_noise(sample_seeds: Tensor, first: int, count: int) -> Tensor:
+    """Return uniform numbers as a function of only the sample's seed and the number of the counter.
 
     Integer arithmetic only, so CPU and GPU give the same bits.
 
     Args:
         sample_seeds: (B,) int64, any values; consecutive ones are fine.
+        first: number of the first counter; other counters give independent numbers.
+
+    Returns:
+        (B, count) float32 in [0, 1).
+    """
+    counters = torch.arange(first, first + count, device=sample_seeds.device) * _GAMMA
+    bits = _mix(_mix(sample_seeds.long() * _GAMMA)[:, None] + counters)
+    return _shift_right(bits, 40).float() * 2.0**-24
+
+
+def drop_path_noise(sample_seeds: Tensor, num_blocks: int) -> Tensor:
+    """Return uniform numbers for the branches of every block, see `uniform_noise`.
 
     Returns:
         (B, num_blocks, 2) float32 in [0, 1): attention and MLP branch of every block.
     """
-    counters = torch.arange(1, 2 * num_blocks + 1, device=sample_seeds.device) * _GAMMA
-    bits = _mix(_mix(sample_seeds.long() * _GAMMA)[:, None] + counters)
-    return (_shift_right(bits, 40).float() * 2.0**-24).view(-1, num_blocks, 2)
+    return uniform_noise(sample_seeds, 1, 2 * num_blocks).view(-1, num_blocks, 2)
 
 
 def branch_scales(noise: Tensor, rates: Sequence[float], dtype: torch.dtype) -> Tensor:

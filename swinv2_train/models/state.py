@@ -1,8 +1,9 @@
-"""State of a model: its parameters and persistent buffers."""
+"""State of a model: its parameters and persistent buffers, and its mode."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -24,3 +25,14 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return shapes by name, including parameters that ZeRO-3 has partitioned."""
     return {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in named_state(model)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Set the model to eval mode, and restore its mode afterward."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)

@@ -10,7 +10,7 @@ import numpy as np
 
 from swinv2_train.tasks.measured import Sums
 from swinv2_train.tasks.metrics import average_precisions
-from swinv2_train.tasks.report import Report
+from swinv2_train.tasks.report import ClassesReport
 
 if TYPE_CHECKING:
     from swinv2_train.tracking.charts import Chart
@@ -20,7 +20,7 @@ _SINGLE_COLUMNS = ("accuracy", "most_confused_with", "most_confused_name", "most
 _SEVERAL_COLUMNS = ("predicted", "average_precision")
 
 
-class ClassReport(Report):
+class ClassReport(ClassesReport):
     """See `Report`."""
 
     def tables(self) -> list[list[tuple[str, ...]]]:
@@ -30,10 +30,10 @@ class ClassReport(Report):
         samples, correct = (np.asarray(self.sums[name]) for name in ("class_samples", "class_correct"))
         rows = [("worst classes", "accuracy", "samples", "taken for")]
         for number in worst_classes(self.sums, _WORST):
-            other = self._most_confused(number)
+            other = self.most_confused(number)
             accuracy = f"{100 * correct[number] / samples[number]:.1f} %"
             rows.append(
-                (self._name(number), accuracy, f"{samples[number]:,.0f}", "" if other is None else self._name(other))
+                (self.name(number), accuracy, f"{samples[number]:,.0f}", "" if other is None else self.name(other))
             )
         return [rows] if len(rows) > 1 else []
 
@@ -71,28 +71,9 @@ class ClassReport(Report):
                 predicted = np.asarray(self.sums["class_predicted"])[number]
                 more = [f"{predicted:.0f}", f"{precisions[number]:.6f}" if count else ""]
             else:
-                more = [f"{correct[number] / count:.6f}" if count else "", *self._confusion_cells(number)]
+                more = [f"{correct[number] / count:.6f}" if count else "", *self.confusion_cells(number)]
             writer.writerow([number, name, f"{count:.0f}", f"{correct[number]:.0f}", *more])
         return stream.getvalue()
-
-    def _confusion_cells(self, number: int) -> list[str]:
-        """Return number and name of the class that a class is most often taken for, and how many times."""
-        other = self._most_confused(number)
-        if other is None:
-            return ["", "", ""]
-        name = self.class_names[other] if self.class_names else ""
-        return [str(other), name, f"{np.asarray(self.sums['confusion'])[number, other]:.0f}"]
-
-    def _name(self, number: int) -> str:
-        return self.class_names[number] if self.class_names else f"class {number}"
-
-    def _most_confused(self, number: int) -> int | None:
-        """Return the most frequent wrong prediction for a class; None if there is none, or no matrix."""
-        if "confusion" not in self.sums:
-            return None
-        row = np.asarray(self.sums["confusion"])[number].copy()
-        row[number] = 0
-        return int(row.argmax()) if row.any() else None
 
 
 def worst_classes(sums: Sums, count: int) -> list[int]:

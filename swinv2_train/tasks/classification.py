@@ -30,10 +30,16 @@ from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import ImageClassifier
 from swinv2_train.tasks.class_report import ClassReport
+from swinv2_train.tasks.class_weights import class_weights
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_metrics, classification_sums
 from swinv2_train.tasks.pictures import prediction_sheet
 from swinv2_train.tasks.task import Losses, Task
+
+_NO_COUNTS = (
+    "the shards have no dataset card with class counts: pack them with swinv2-data, let data.label=cls count them, or "
+    "set a list"
+)
 
 
 class ClassificationTransform(Transform):
@@ -107,15 +113,6 @@ def unpack_labels(packed: torch.Tensor, num_classes: int) -> torch.Tensor:
     return bits.flatten(1)[:, :num_classes].float()
 
 
-def balanced_weights(counts: Mapping[int, int], num_classes: int) -> list[float]:
-    """Return weights inversely proportional to the number of images of a class; their mean over all images is 1.
-
-    A class without images gets 0.
-    """
-    total, present = sum(counts.values()), sum(count > 0 for count in counts.values())
-    return [total / (present * counts[k]) if counts.get(k) else 0.0 for k in range(num_classes)]
-
-
 class Classification(Task):
     """The classification task.
 
@@ -141,8 +138,7 @@ class Classification(Task):
         super().__init__(config, mean, std)
         self.task = config.task
         self.class_names = class_names
-        weights = _class_weights(config.task, class_counts)
-        self.class_weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+        self.class_weights = class_weights(config.task.class_weights, class_counts, config.task.num_classes, _NO_COUNTS)
         self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True, names=class_names)
         self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False, names=class_names)
 
@@ -291,24 +287,3 @@ class Classification(Task):
 def _named(row: torch.Tensor) -> dict[int, float]:
     """Return the nonzero entries of a (K,) tensor by class number."""
     return {int(label): float(row[label]) for label in row.nonzero()[:, 0]}
-
-
-def _class_weights(task: ClassificationConfig, counts: Mapping[int, int] | None) -> list[float] | None:
-    if task.class_weights is None:
-        return None
-    if task.class_weights == "balanced":
-        if not counts:
-            raise ConfigError(
-                "task.class_weights",
-                "balanced",
-                "the shards have no dataset card with class counts: pack them with swinv2-data, let "
-                "data.label=cls count them, or set a list",
-            )
-        return balanced_weights(counts, task.num_classes)
-    if len(task.class_weights) != task.num_classes:
-        raise ConfigError(
-            "task.class_weights",
-            f"[{len(task.class_weights)} numbers]",
-            f"there are {task.num_classes} classes: set one number for each",
-        )
-    return [float(weight) for weight in task.class_weights]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from swinv2_train.tasks.measured import Measured
 
 if TYPE_CHECKING:
@@ -40,3 +42,27 @@ class Report:
     def details(self) -> dict[str, Any]:
         """Return additional entries of results.json."""
         return {}
+
+
+class ClassesReport(Report):
+    """Base of the reports of tasks with classes, whose sums may have `confusion` (K, K), rows true."""
+
+    def name(self, number: int) -> str:
+        """Return the name of a class, for display."""
+        return self.class_names[number] if self.class_names else f"class {number}"
+
+    def most_confused(self, number: int) -> int | None:
+        """Return the most frequent wrong prediction for a class; None if there is none, or no matrix."""
+        if "confusion" not in self.sums:
+            return None
+        row = np.asarray(self.sums["confusion"])[number].copy()
+        row[number] = 0
+        return int(row.argmax()) if row.any() else None
+
+    def confusion_cells(self, number: int) -> list[str]:
+        """Return number and name of the class that a class is most often taken for, and how many times."""
+        other = self.most_confused(number)
+        if other is None:
+            return ["", "", ""]
+        name = self.class_names[other] if self.class_names else ""
+        return [str(other), name, f"{np.asarray(self.sums['confusion'])[number, other]:.0f}"]

@@ -24,7 +24,9 @@ from swinv2_train.data.batch import SIZE, Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
+from swinv2_train.tasks.class_predictor import ClassPredictor
 from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.prediction import Predictor
 from swinv2_train.tasks.report import Report
 from swinv2_train.tracking.figures import image_grid, to_pil
 
@@ -32,12 +34,17 @@ NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
 
 
+def sample_seeds(config: Config, positions: torch.Tensor) -> torch.Tensor:
+    """Return the seeds of what a model draws for samples at `positions` (B,): int64 (B,)."""
+    # Consecutive positions yield independent noise; the seed separates runs.
+    return positions + (config.seed % 2**19 << 44)
+
+
 def depth_noise(config: Config, model: nn.Module, positions: torch.Tensor) -> torch.Tensor | None:
     """Return the random numbers of stochastic depth for samples at `positions` (B,); None for a model in eval mode."""
     if not model.training:
         return None
-    # Consecutive positions yield independent noise; the seed separates runs.
-    return drop_path_noise(positions + (config.seed % 2**19 << 44), sum(config.model.depths))
+    return drop_path_noise(sample_seeds(config, positions), sum(config.model.depths))
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Task(abc.ABC):
 
     REPORT: ClassVar[type[Report]] = Report
     """Output of swinv2-eval in addition to the metrics."""
+    PREDICTOR: ClassVar[type[Predictor]] = ClassPredictor
+    """Predictor of swinv2-predict; the default is for a model that returns one logit per class."""
     train_transform: Transform
     eval_transform: Transform
 

@@ -23,7 +23,7 @@ _LONGEST_NAME = 120
 """A longer name would leave no room for the matrix; the number of the class replaces it."""
 
 
-def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> Chart:
+def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None, *, unit: str = "images") -> Chart:
     """Plot a confusion matrix: true classes down, predicted ones across, in percent of the images of each true class.
 
     With up to 20 classes the cells show the percentages. With up to 100, the axes show the full names, and the number
@@ -34,6 +34,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> C
     Args:
         matrix: (K, K) counts, rows true.
         names: of the classes; their numbers if it is None.
+        unit: what is counted, in the plural.
 
     Raises:
         ValueError: if the matrix is not square, or the number of names differs.
@@ -52,14 +53,14 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None) -> C
         axes.grid(False)
         drawn = _draw_cells(axes, percent)
         if named:
-            _name_rows(axes, texts, totals)
+            _name_rows(axes, texts, totals, unit)
         if num_classes <= _WITH_NUMBERS:
             _write_cells(axes, percent)
         axes.set_xlabel("predicted class" if named else "predicted class (number, as in per_class.csv)")
         axes.set_ylabel("true class" if named else "true class (number, as in per_class.csv)")
-        axes.set_title(f"{totals.sum():,.0f} images")
+        axes.set_title(f"{totals.sum():,.0f} {unit}")
         bar = figure.colorbar(drawn, cax=beside, format="%g")
-        bar.set_label("% of the images of the true class")
+        bar.set_label(f"% of the {unit} of the true class")
         bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     return Chart(figure)
 
@@ -126,8 +127,8 @@ def _draw_cells(axes: Any, percent: np.ndarray) -> Any:
     return axes.imshow(shown, cmap=colors, norm=scale, interpolation="nearest", extent=(-0.5, end, end, -0.5))
 
 
-def _name_rows(axes: Any, texts: Sequence[str], totals: np.ndarray) -> None:
-    """Write the names of the classes left and below, and the number of images of each row on the right."""
+def _name_rows(axes: Any, texts: Sequence[str], totals: np.ndarray, unit: str) -> None:
+    """Write the names of the classes left and below, and the number of images or pixels of each row on the right."""
     labels = [as_label(text) for text in texts]
     places, points = range(len(labels)), _points(len(labels))
     axes.set_xticks(places, labels, rotation=90 if _rotated(texts) else 0)
@@ -136,7 +137,7 @@ def _name_rows(axes: Any, texts: Sequence[str], totals: np.ndarray) -> None:
     counts = axes.secondary_yaxis("right")
     counts.set_yticks(places, [f"{total:,.0f}" for total in totals])
     counts.tick_params(length=0, labelsize=points)
-    counts.set_ylabel("images of the true class")
+    counts.set_ylabel(f"{unit} of the true class")
     counts.spines["right"].set_visible(False)
 
 

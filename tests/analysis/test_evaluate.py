@@ -280,9 +280,8 @@ def test_a_window_changes_the_resolution_in_proportion(folder: Path) -> None:
     assert resolution_for(config, 5) == (40, 40)
     config.model.window = 7
     assert resolution_for(config, 5) == (32, 32)  # 22.86 pixels are not an integer: rounded to whole tokens
-    config.model.window = [4, 4, 4, 2]
-    with pytest.raises(ConfigError, match="set resolutions="):
-        resolution_for(config, 8)
+    config.model.window = [4, 4, 4, 2]  # the longest one decides
+    assert resolution_for(config, 8) == (64, 64)
 
 
 @pytest.mark.slow
@@ -292,6 +291,7 @@ def test_a_curve_holds_the_evaluations_that_it_is_made_of(folder: Path) -> None:
     assert curve.points[0].metrics == one(options(folder)).metrics
     changed = one(options(folder, overrides=["model.window=8", "data.resolution=64"]))
     assert curve.points[1].metrics == changed.metrics
+    assert one(options(folder, overrides=["test_window=8", "data.resolution=64"])).metrics == changed.metrics
     assert changed.metrics["loss"] != curve.points[0].metrics["loss"]
     assert curve.config.model.window == 4
 

@@ -115,9 +115,9 @@ def test_values_of_keys_that_accept_only_a_few(offered: Offered) -> None:
 
 def test_every_key_with_choices_exists_and_is_checked() -> None:
     assert set(CHOICES) <= set(schema_keys())
-    made = compose(["+experiment=simmim_demo"])
+    demo, segmentation = compose(["+experiment=simmim_demo"]), compose(["task=segmentation", "optim.epochs=1"])
     for key, values in CHOICES.items():
-        config = copy.deepcopy(made)
+        config = copy.deepcopy(segmentation if key.startswith("task.") else demo)
         section, _, name = key.rpartition(".")
         owner = functools.reduce(getattr, section.split("."), config)
         setattr(owner, name, "none of them" if isinstance(values[-1], str) else 99)
@@ -155,7 +155,7 @@ def test_options_subcommands_and_their_choices(offered: Offered) -> None:
 
 
 def test_pipelines(offered: Offered) -> None:
-    assert offered("swinv2-pipeline pipeline=g") == ["pipeline=giant"]
+    assert offered("swinv2-pipeline pipeline=g") == ["pipeline=giant", "pipeline=giant_ade20k"]
     assert offered("swinv2-pipeline st") == ["status"]
     assert offered("swinv2-pipeline status sh") == ["shards/"]
     assert offered("swinv2-pipeline pipeline=demo stages.simmim.optim.warmup_s") == [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from swinv2_train.cli.predict import _keep_inputs
+from swinv2_train.cli.prediction_files import Targets
 from swinv2_train.cli.sheet import Entry
 from swinv2_train.cli.sheet_pages import MOST_PAGES, ON_PAGE, earlier_pages, page_paths, write_pages
 from swinv2_train.config.errors import ConfigError
@@ -57,8 +57,8 @@ def test_further_pages_do_not_replace_images_or_folders(entries: list[Entry], tm
     targets = {"csv": [], "jsonl": [], "sheet": [tmp_path / "sheet.png"]}
     assert page_paths(targets["sheet"][0], 3, 20) == [tmp_path / "sheet.png", tmp_path / "sheet-2.png"]
     with pytest.raises(ConfigError, match=r"sheet-2\.png is one of the images and would be overwritten"):
-        _keep_inputs(inputs, targets, MOST_PAGES)
-    _keep_inputs(inputs, targets, 1)
+        Targets(targets, MOST_PAGES).check(inputs)
+    Targets(targets, 1).check(inputs)
     (tmp_path / "sheet-2.png").mkdir()
     with pytest.raises(ConfigError, match=r"sheet-2\.png is a directory"):
-        _keep_inputs(inputs[:2] + inputs[:1], targets, MOST_PAGES)
+        Targets(targets, MOST_PAGES).check(inputs[:2] + inputs[:1])

@@ -13,7 +13,7 @@ from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.model import pretrained_windows, stage_geometry
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig
 from swinv2_train.config.validate import resolution, validate
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
 
@@ -21,6 +21,8 @@ NAMES = [name for name, _ in experiments()]
 IN1K, IN22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
 SMALL = {name for name in NAMES if name.endswith("_demo") or name.startswith("own_")}
 """Recipes of this project, for a CPU."""
+OWN = SMALL | {"segment_tiles"}
+"""Recipes of this project."""
 
 
 def header(name: str) -> dict[str, str]:
@@ -51,7 +53,7 @@ def recipes() -> dict[str, Config]:
 def test_an_experiment_opens_with_its_contract(name: str, recipes: dict[str, Config]) -> None:
     parts = header(name)
     assert {"Recipe", "Expected", "Hardware", "Command", "Chosen"} <= parts.keys()
-    if name not in SMALL:
+    if name not in OWN:
         assert {"Official", "Paper"} & parts.keys()
         assert "Derived" in parts
         assert re.search(r"not published|was published|Not reproduced|[Nn]othing", parts["Expected"])
@@ -91,7 +93,7 @@ NUMBERS = {
 
 
 def test_every_recipe_with_labels_is_listed() -> None:
-    assert NUMBERS.keys() == set(NAMES) - SMALL - {
+    assert NUMBERS.keys() | SEGMENTED.keys() == set(NAMES) - OWN - {
         f"simmim_{size}" for size in ("tiny", "small", "base", "large", "huge", "giant")
     }
 
@@ -122,6 +124,48 @@ def test_a_recipe_has_the_numbers_of_its_source(name: str, recipes: dict[str, Co
     chosen = header(name)["Chosen"]
     assert ("Mixing is drawn per sample (official: per batch)" in chosen) is not giant  # the giant has none
     assert "noise of erasing is clipped" in chosen
+
+
+# name: crop, batch, peak rate, warm-up steps, steps, clip, drop path, layer decay, windows, windows of the pretraining
+ABLATION = (512, 16, 4e-5, 1500, 160_000, 5, 0.3, 0.95, [16, 16, 16, 8], [8, 8, 8, 8])
+SYSTEM = (640, 64, 6e-5, 375, 40_000, 5, 0.3, 1, [40, 40, 40, 20], [12, 12, 12, 6])
+SEGMENTED = {
+    "ade20k_tiny_512": ABLATION,
+    "ade20k_small_512": ABLATION,
+    "ade20k_base_512": ABLATION,
+    "ade20k_base_640": SYSTEM,
+    "ade20k_large_640": SYSTEM,
+    "ade20k_giant": (640, 32, 4e-5, 750, 80_000, 100, 0.4, 1, [40, 40, 40, 20], [12, 12, 12, 6]),
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTED)
+def test_a_recipe_of_segmentation_has_the_numbers_of_its_source(name: str, recipes: dict[str, Config]) -> None:
+    config = recipes[name]
+    size, batch, peak, warmup, steps, clip, drop, layers, used, trained = SEGMENTED[name]
+    plan = make_plan(config, 16, 20_210)
+    assert (config.data.expected_samples, resolution(config)) == (20_210, (size, size))
+    assert (plan.global_batch, plan.warmup_steps, plan.total_steps) == (batch, warmup, steps)
+    assert plan.epochs == pytest.approx(126.7, abs=0.05)
+    assert (plan.peak_lr, plan.min_lr) == pytest.approx((peak, 0))
+    assert plan.warmup_lr < peak / 900
+    optim = config.optim
+    assert (optim.weight_decay, optim.clip_norm, optim.schedule, optim.layer_decay) == (0.05, clip, "linear", layers)
+    assert config.model.drop_path == drop
+    assert [stage.window[0] for stage in stage_geometry(config.model, size, size)] == used
+    assert [side[0] for side in pretrained_windows(config.model)] == trained
+    task = config.task
+    assert isinstance(task, SegmentationConfig)
+    assert task == SegmentationConfig(num_classes=150, inference="slide" if size == 640 else "whole")
+    assert (task.scale, task.max_class_share, task.auxiliary_weight, task.dropout) == ([0.5, 2.0], 0.75, 0.4, 0.1)
+    assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/miou", "max")
+
+
+def test_the_recipe_of_tiles_takes_any_channels(recipes: dict[str, Config]) -> None:
+    config = recipes["segment_tiles"]
+    assert (config.model.in_channels, config.data.augment.vflip, config.data.mean) == (4, 0.5, "dataset")
+    validate(compose(["+experiment=segment_tiles", "model.in_channels=13"]))
+    validate(compose(["+experiment=segment_tiles", "model.in_channels=3", "task.photometric=true"]))
 
 
 @pytest.mark.parametrize(

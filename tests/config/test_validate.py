@@ -134,6 +134,75 @@ def test_supervised_runs_are_refused_in_the_same_way(overrides: list[str], parts
         assert part in message
 
 
+SEGMENTED = ["task=segmentation", "task.num_classes=10", "optim.epochs=1", "data.resolution=256"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["task.num_classes=-1"], ["task.num_classes=-1", "at least 0"]),
+        (["task.num_classes=1"], ["task.num_classes=1", "use 2, the second for the rest"]),
+        (["task.num_classes=70000"], ["task.num_classes=70000", "at most 65535 classes"]),
+        (["task.label=seg"], ["task.label=seg", "such as seg.png"]),
+        (["task.label=''"], ["task.label=", "such as seg.png"]),
+        (["task.label=a/b.png"], ["task.label=a/b.png"]),
+        (["task.label=mask.png", "data.image=mask.png"], ["task.label=mask.png", "data.image"]),
+        (["task.ignore_index=-1"], ["task.ignore_index=-1", "from 0 to 65535, or null"]),
+        (["task.ignore_index=65536"], ["task.ignore_index=65536"]),
+        (["data.label=cls"], ["data.label=cls", "task.label names the member"]),
+        (["task.decoder=segformer"], ["task.decoder=segformer", "upernet, fpn, linear"]),
+        (["task.channels=0"], ["task.channels=0", "at least 1"]),
+        (["task.auxiliary_channels=0"], ["task.auxiliary_channels=0", "at least 1"]),
+        (["task.pool_sizes=[]"], ["task.pool_sizes=[]", "such as [1,2,3,6]"]),
+        (["task.pool_sizes=[0,1]"], ["task.pool_sizes=[0, 1]", "at least 1"]),
+        (["task.dropout=1"], ["task.dropout=1", "from 0 to below 1"]),
+        (["task.dropout=10"], ["task.dropout=10", "10% is 0.1"]),
+        (["task.auxiliary_weight=-0.4"], ["task.auxiliary_weight=-0.4", "at least 0"]),
+        (["task.focal_gamma=-1"], ["task.focal_gamma=-1", "at least 0"]),
+        (["task.dice_weight=-1"], ["task.dice_weight=-1", "at least 0"]),
+        (["task.dice_weight=inf"], ["task.dice_weight=inf", "finite"]),
+        (["task.class_weights=equal"], ["task.class_weights=equal", "balanced"]),
+        (["task.class_weights=[1,2]"], ["2 numbers for task.num_classes=10"]),
+        (["task.resize=long"], ["task.resize=long", "short, native"]),
+        (["task.scale=[0.5]"], ["task.scale=[0.5]", "a pair [low, high]"]),
+        (["task.scale=[2,0.5]"], ["task.scale=[2.0, 0.5]", "a pair [low, high]"]),
+        (["task.scale=[0,1]"], ["task.scale=[0.0, 1.0]", "above 0"]),
+        (["task.max_aspect=0.5"], ["task.max_aspect=0.5", "at least 1"]),
+        (["task.max_class_share=75"], ["task.max_class_share=75", "75% is 0.75"]),
+        (["task.max_class_share=0"], ["task.max_class_share=0", "use 1 for no limit"]),
+        (["model.in_channels=4", "data.mean=dataset", "data.std=dataset"], ["task.photometric=True", "in_channels=4"]),
+        (["data.scale=[0,1]"], ["task.photometric=True", "data.scale", "set task.photometric=false"]),
+        (["data.augment.transform=mine"], ["data.augment.transform=mine", "label map", "transform=null"]),
+        (["task.inference=tiles"], ["task.inference=tiles", "whole, slide"]),
+        (["task.overlap=1"], ["task.overlap=1", "from 0 to below 1"]),
+        (["task.test_scales=[]"], ["task.test_scales=[]", "such as [0.75,1.0,1.25]"]),
+        (["task.test_scales=[1,0]"], ["task.test_scales=[1.0, 0.0]", "above 0"]),
+    ],
+)
+def test_segmentation_is_refused_in_the_same_way(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(quickly(SEGMENTED, overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["task.num_classes=0", "task.class_weights=balanced"],
+        ["task.decoder=linear", "task.auxiliary_weight=0", "task.dropout=0", "task.label=tif"],
+        ["model.in_channels=7", "data.mean=dataset", "data.std=dataset", "task.photometric=false"],
+        ["task.ignore_index=0", "task.test_scales=[0.5,1.5]", "task.inference=slide", "task.overlap=0"],
+        ["data.resolution=[250,333]", "init_from=runs/x", "init.label_map=names"],
+    ],
+)
+def test_segmentation_that_can_be_run_is_not_refused(overrides: list[str]) -> None:
+    validate(quickly(SEGMENTED, overrides))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -36,6 +36,7 @@ def test_the_giant_is_the_chain_of_the_paper() -> None:
     assert [item.stage.experiment for item in stages] == ["simmim_giant", "supervised_giant", "in1k_giant_640"]
     assert [item.stage.source for item in stages] == [None, "simmim", "supervised"]
     assert all(item.config.model.extra_norm_period == 6 for item in stages)
+    assert [item.stage.experiment for item in plan(load("giant_ade20k"))][2:] == ["ade20k_giant"]
 
 
 def test_the_demo_compares_the_same_task_with_and_without_pretraining() -> None:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
-from swinv2_train.tasks.classification import Classification, balanced_weights, pack_labels, unpack_labels
+from swinv2_train.tasks.class_weights import balanced_weights
+from swinv2_train.tasks.classification import Classification, pack_labels, unpack_labels
 from swinv2_train.tasks.pictures import RIGHT, WRONG, prediction_sheet
 from tests.runs import (
     comparable,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 """Name of the only term of a loss with one term."""
+LOGITS, PIXEL_LOGITS, FEATURES = "logits", "pixel_logits", "features"
+"""Values of `TaskConfig.OUTPUT`."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,19 @@ class TaskConfig(Section):
     """Metrics of an evaluation other than the number of samples, in display order."""
     HEAD: ClassVar[tuple[str, ...]] = ()
     """Names of the parameters with one row per class; `init_from` copies their rows by class."""
-    OUTPUT: ClassVar[str] = "features"
-    """Output of an exported model: `logits`, one per class, or the pooled `features` of the backbone."""
+    OUTPUT: ClassVar[str] = FEATURES
+    """Output of an exported model: `logits`, one per class; `pixel_logits`, one per class and pixel, which the model's
+    method `scores` returns; or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
     TITLE: ClassVar[str] = ""
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""
     """Purpose of the weights, as stated in a model card."""
+    PREDICT_OPTIONS: ClassVar[Mapping[str, str]] = {}
+    """Options of swinv2-predict for this task in particular, each with the field that it sets."""
+    PREDICT_FOLDERS: ClassVar[tuple[str, ...]] = ()
+    """Folders in the output directory of swinv2-predict that get a file for every image."""
     EXTRA_PARTS: ClassVar[str] = "the head"
     """Parts of the model that an export as a feature extractor omits."""
 
@@ -158,6 +165,16 @@ class TaskConfig(Section):
             classes: number of classes that the model chooses from; None for a task without classes.
         """
         return self
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        """Check the settings that swinv2-predict and evaluations of finished weights use.
+
+        Args:
+            given: options of swinv2-predict, among `PREDICT_OPTIONS`, that the user has set.
+
+        Raises:
+            ConfigError: for the first error.
+        """
 
     def label_options(self) -> tuple[str, ...]:
         """Return which options of swinv2-eval apply: `label_map`, `real_labels`."""

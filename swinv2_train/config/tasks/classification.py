@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from swinv2_train.config.checks import at_least, resolution, share
+from swinv2_train.config.checks import at_least, check_class_weights, resolution, share
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry
-from swinv2_train.config.tasks.base import LOSS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.base import LOGITS, LOSS, Description, Metric, TaskConfig
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -43,7 +43,7 @@ class ClassificationConfig(TaskConfig):
         LOSS: Metric("min", "loss"),
     }
     HEAD = ("head.weight", "head.bias")
-    OUTPUT = "logits"
+    OUTPUT = LOGITS
     PURPOSE = "for image classification"
 
     name: str = "classification"
@@ -115,7 +115,7 @@ class ClassificationConfig(TaskConfig):
         for key in ("mix_prob", "mix_switch_prob", "erase_prob"):
             share(f"task.{key}", getattr(self, key))
         self._validate_colors(config.model.in_channels, scaled=config.data.scale is not None)
-        self._validate_class_weights()
+        check_class_weights(self.class_weights, self.num_classes)
         self._validate_pairs(config.optim.global_batch)
 
     def _validate_colors(self, channels: int, *, scaled: bool) -> None:
@@ -135,25 +135,6 @@ class ClassificationConfig(TaskConfig):
                 f"task.{key}",
                 getattr(self, key),
                 f"requires {needs}, but {found}: set task.auto_augment=null task.color_jitter=0",
-            )
-
-    def _validate_class_weights(self) -> None:
-        weights = self.class_weights
-        if weights is None or weights == "balanced":
-            return
-        numbers = isinstance(weights, (list, tuple)) and all(
-            isinstance(weight, (int, float)) and not isinstance(weight, bool) for weight in weights
-        )
-        if not numbers:
-            fix = "must be null, balanced, or a list with one number per class"
-            raise ConfigError("task.class_weights", weights, fix)
-        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
-            raise ConfigError("task.class_weights", weights, "must be numbers of at least 0, and not all 0")
-        if self.num_classes and len(weights) != self.num_classes:
-            raise ConfigError(
-                "task.class_weights",
-                weights,
-                f"has {len(weights)} numbers for task.num_classes={self.num_classes}; set one for each class",
             )
 
     def _validate_pairs(self, global_batch: int) -> None:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from swinv2_train.config.tasks.base import LOSS, Metric, TaskConfig
+from swinv2_train.config.checks import at_least, check_class_weights, resolution, share
+from swinv2_train.config.choices import check_choice
+from swinv2_train.config.data import AugmentConfig, DataConfig
+from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.model import count_parameters, pretrained_windows, stage_geometry
+from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.segmentation_head import head_bytes, head_macs, head_parameters
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+
+SLIDE = "slide"
+CROSS_ENTROPY, AUXILIARY, DICE = "cross_entropy", "auxiliary", "dice"
+"""Names of the terms of the loss."""
+HIGHEST_BYTE = 255
+"""Value of ignored pixels in label maps of 8 bits."""
+HIGHEST_VALUE = 65535
+"""The same in label maps of 16 bits."""
+_FAR_ABOVE = 10
+_LABEL = r"([\w-]+\.)*(png|tif|tiff)"
 
 
 @dataclass
@@ -20,11 +41,20 @@ class SegmentationConfig(TaskConfig):
         "dice": Metric("max", "mean Dice", share=True),
         LOSS: Metric("min", "loss"),
     }
-    HEAD = ("decoder.classifier.weight", "decoder.classifier.bias")
-    OUTPUT = "pixel_logits"
+    HEAD = (
+        "decoder.classifier.weight",
+        "decoder.classifier.bias",
+        "auxiliary.classifier.weight",
+        "auxiliary.classifier.bias",
+    )
+    OUTPUT = PIXEL_LOGITS
     TITLE = "semantic segmentation"
     PURPOSE = "for semantic segmentation"
     EXTRA_PARTS = "the decoder"
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
+        "inference": "inference", "overlap": "overlap", "scales": "test_scales", "flip": "test_flip",
+    }  # fmt: skip
+    PREDICT_FOLDERS = ("labels", "overlays")
 
     name: str = "segmentation"
     """Name of the task."""
@@ -33,7 +63,8 @@ class SegmentationConfig(TaskConfig):
     label: str = "seg.png"
     """Member with the label map of a sample, a PNG or TIFF of class numbers."""
     ignore_index: int | None = None
-    """Value of pixels without a class, which do not count; null: that of the dataset card, or 255 without one."""
+    """Value of pixels without a class, which do not count; null: that of the dataset card, or without one the highest
+    of 8 bits, 255, or with more classes that of 16 bits, 65535."""
     decoder: str = "upernet"
     """What turns features into classes: upernet (arXiv 1807.10221), fpn (a feature pyramid and its sum, for small
     data), or linear (one linear layer on the resized features of all stages, a probe of dense features)."""
@@ -63,7 +94,7 @@ class SegmentationConfig(TaskConfig):
     max_class_share: float = 0.75
     """A training crop with a larger fraction of one class is drawn again, up to ten times; 1: never."""
     photometric: bool = True
-    """Random brightness, contrast, saturation, and hue in training; for 8-bit images of 3 channels."""
+    """Random brightness, contrast, saturation, and hue in training; for images of 3 channels, of 8 or 16 bits."""
     inference: str = "whole"
     """Evaluation and prediction: whole (the entire image at once) or slide (windows of `data.resolution`)."""
     overlap: float = 0.34
@@ -72,3 +103,200 @@ class SegmentationConfig(TaskConfig):
     """Factors of the image size in evaluation and prediction; the probabilities of several are averaged."""
     test_flip: bool = False
     """Average the probabilities with those of the mirrored image in evaluation and prediction."""
+
+    def terms(self) -> dict[str, float]:
+        """Return the terms of the loss by name, each with its factor in the sum."""
+        factors = {CROSS_ENTROPY: 1.0, AUXILIARY: self.auxiliary_weight, DICE: self.dice_weight}
+        return {name: factor for name, factor in factors.items() if factor > 0}
+
+    def validate(self, config: Config) -> None:
+        """Check classes, label maps, decoder, loss, augmentation, and inference."""
+        self._validate_labels(config.data)
+        self._validate_decoder()
+        self._validate_loss()
+        self._validate_augmentation(config)
+        self.check_prediction()
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""
+        check_choice("task.inference", self.inference)
+        if not 0 <= self.overlap < 1:
+            fix = f"must be a fraction of a window, from 0 to below 1{percent(self.overlap)}"
+            raise ConfigError("task.overlap", self.overlap, fix)
+        if not self.test_scales or not all(scale > 0 for scale in self.test_scales):
+            raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
+        if "overlap" in given and self.inference != SLIDE:
+            raise ConfigError("overlap", self.overlap, "applies to sliding windows only: add inference=slide")
+
+    def _validate_labels(self, data: DataConfig) -> None:
+        at_least("task.num_classes", self.num_classes, 0)
+        if self.num_classes == 1:
+            raise ConfigError("task.num_classes", 1, "a single class is always right; use 2, the second for the rest")
+        if self.num_classes > HIGHEST_VALUE:
+            hint = f"label maps have at most 16 bits, so at most {HIGHEST_VALUE} classes"
+            raise ConfigError("task.num_classes", self.num_classes, hint)
+        if not re.fullmatch(_LABEL, self.label):
+            hint = "must be a member with a label map, such as seg.png, mask.png, or label.tif"
+            raise ConfigError("task.label", self.label, hint)
+        if self.label == data.image:
+            raise ConfigError("task.label", self.label, "is data.image as well; name the member of the label map")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= HIGHEST_VALUE:
+            hint = f"must be a value of label maps, from 0 to {HIGHEST_VALUE}, or null"
+            raise ConfigError("task.ignore_index", self.ignore_index, hint)
+        if data.label is not None:
+            hint = "is for classes of entire images; task.label names the member with the label map"
+            raise ConfigError("data.label", data.label, hint)
+
+    def _validate_decoder(self) -> None:
+        check_choice("task.decoder", self.decoder)
+        for key in ("channels", "auxiliary_channels"):
+            at_least(f"task.{key}", getattr(self, key), 1)
+        if not self.pool_sizes or not all(size >= 1 for size in self.pool_sizes):
+            raise ConfigError("task.pool_sizes", self.pool_sizes, "must be sides of at least 1, such as [1,2,3,6]")
+        if not 0 <= self.dropout < 1:
+            fix = f"must be a fraction from 0 to below 1{percent(self.dropout)}"
+            raise ConfigError("task.dropout", self.dropout, fix)
+
+    def _validate_loss(self) -> None:
+        for key in ("auxiliary_weight", "focal_gamma", "dice_weight"):
+            at_least(f"task.{key}", getattr(self, key), 0)
+        check_class_weights(self.class_weights, self.num_classes)
+
+    def _validate_augmentation(self, config: Config) -> None:
+        data, channels = config.data, config.model.in_channels
+        check_choice("task.resize", self.resize)
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ConfigError("task.scale", self.scale, "must be a pair [low, high] above 0, such as [0.5,2.0]")
+        at_least("task.max_aspect", self.max_aspect, 1)
+        share("task.max_class_share", self.max_class_share)
+        if self.max_class_share == 0:
+            raise ConfigError("task.max_class_share", 0.0, "no crop has less of every class; use 1 for no limit")
+        if self.photometric and (data.scale is not None or channels != 3):
+            found = f"model.in_channels={channels}" if data.scale is None else "data.scale makes them measured values"
+            hint = f"changes the colors of images of 3 channels, but {found}: set task.photometric=false"
+            raise ConfigError("task.photometric", True, hint)
+        if data.augment.transform is not None:
+            hint = "makes an image whose geometry the label map cannot follow: set data.augment.transform=null"
+            raise ConfigError("data.augment.transform", data.augment.transform, hint)
+
+    def doubts(self, config: Config) -> list[str]:
+        """Return a warning for every setting that was probably not intended."""
+        lines = [*self._without_effect(config.data), *self._windows(config)]
+        for key, usual in (("auxiliary_weight", 0.4), ("dice_weight", 1), ("focal_gamma", 2)):
+            value = getattr(self, key)
+            if value > _FAR_ABOVE:
+                lines.append(f"task.{key}={value:g} is far above what is usual, {usual:g}")
+        if self.ignore_index is not None and self.ignore_index < self.num_classes:
+            lines.append(
+                f"task.ignore_index={self.ignore_index} is one of the {self.num_classes} classes, which is then never "
+                "learned or counted"
+            )
+        if config.engine.compile and self.inference != SLIDE and config.data.eval_shards:
+            lines.append(
+                "engine.compile=true compiles the blocks again for every size of image in an evaluation, for minutes; "
+                "task.inference=slide evaluates in windows of one size"
+            )
+        return lines
+
+    def _without_effect(self, data: DataConfig) -> list[str]:
+        default, usual = AugmentConfig(), DataConfig()
+        lines = [
+            f"data.augment.{key}={getattr(data.augment, key)} has no effect in segmentation; task.scale sets the size "
+            "of training crops"
+            for key in ("scale", "ratio")
+            if getattr(data.augment, key) != getattr(default, key)
+        ]
+        for key in ("crop_pct", "crop_mode"):
+            if getattr(data, key) != getattr(usual, key):
+                value = getattr(data, key)
+                lines.append(f"data.{key}={value} has no effect in segmentation, which evaluates entire images")
+        return lines
+
+    def _windows(self, config: Config) -> list[str]:
+        """Return a warning if a window in evaluation would scale its position bias otherwise than in training.
+
+        A window is clamped to a small map, and without a pretraining window, the offsets are divided by that of the
+        clamped window.
+        """
+        if self.inference == SLIDE or config.init_from:  # windows of one size; the source knows its own windows
+            return []
+        size, model = resolution(config), config.model
+        trained = stage_geometry(model, *size)
+        for height, width in self._test_sizes(size):
+            for number, (before, now) in enumerate(zip(trained, stage_geometry(model, height, width), strict=True)):
+                own = pretrained_windows(model)[number]
+                if before.window != now.window and not all(own):
+                    used = str([list(stage.window) for stage in trained]).replace(" ", "")
+                    return [
+                        f"stage {number + 1} has a window of {_size(before.window)} in training and of "
+                        f"{_size(now.window)} in the evaluation of an image of {width} x {height}, which changes its "
+                        f"position bias; set model.window={used} model.pretrained_window={used}"
+                    ]
+        return []
+
+    def _test_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return height and width of some images as an evaluation resizes them: square, wide, and tall."""
+        found = []
+        for scale in self.test_scales:
+            short = max(1, round(min(size) * scale))
+            long = max(1, round(min(size) * self.max_aspect * scale))
+            found += [(short, short), (short, long), (long, short)]
+        return found
+
+    def describe(self, config: Config) -> Description:
+        """Return classes, decoder, and augmentation, and the parameters with decoder and auxiliary decoder."""
+        parts = [f"{self.num_classes} classes" if self.num_classes else "number of classes from the data"]
+        width = "" if self.decoder == "linear" else f" of {self.channels} channels"
+        parts.append(f"decoder {self.decoder}{width}")
+        if self.auxiliary_weight:
+            parts.append(f"auxiliary loss times {self.auxiliary_weight:g}")
+        if self.dice_weight:
+            parts.append(f"Dice times {self.dice_weight:g}")
+        if self.focal_gamma:
+            parts.append(f"focal loss {self.focal_gamma:g}")
+        reference = "the short side" if self.resize == "short" else "the pixels"
+        parts.append(f"{reference} scaled by {self.scale[0]:g} to {self.scale[1]:g}")
+        if self.photometric:
+            parts.append("photometric distortion")
+        parts.append("whole images" if self.inference != SLIDE else f"windows that share {self.overlap:.0%}")
+        parts[-1] += " in evaluation"
+        size = resolution(config)
+        head = head_parameters(stage_geometry(config.model, *size), self)
+        return Description(", ".join(parts), "the decoder", count_parameters(config.model, size) + head)
+
+    def head_macs(self, config: Config) -> int:
+        """Return those of the decoder and the auxiliary decoder."""
+        return head_macs(stage_geometry(config.model, *resolution(config)), self)
+
+    def head_bytes(self, config: Config, element: int) -> int:
+        """Return those of the decoder, the auxiliary decoder, and the loss, with the label map."""
+        height, width = resolution(config)
+        label = 1 if (self.ignore_index or 0) <= HIGHEST_BYTE else 4
+        return head_bytes(stage_geometry(config.model, height, width), self, element) + label * height * width
+
+    def open_fields(self) -> tuple[str, ...]:
+        """Return the fields that the data still decides."""
+        return (*super().open_fields(), *(("ignore_index",) if self.ignore_index is None else ()))
+
+    def complete(self, saved: Mapping[str, Any], card: Any) -> None:
+        """Set the number of classes and the value of ignored pixels."""
+        super().complete(saved, card)
+        if self.ignore_index is not None:
+            return
+        # The card counts the label maps that swinv2-data packs, not those of another member.
+        maps = card.label_maps if card is not None and self.label == SegmentationConfig.label else None
+        stored = saved.get("ignore_index") if maps is None else maps.ignore
+        usual = HIGHEST_BYTE if self.num_classes <= HIGHEST_BYTE else HIGHEST_VALUE
+        self.ignore_index = usual if stored is None else stored
+
+    def for_evaluation(self, classes: int | None) -> SegmentationConfig:
+        """Return this section with this number of classes and without class weights, which need the training data."""
+        return replace(self, num_classes=self.num_classes if classes is None else classes, class_weights=None)
+
+    def worker_modules(self) -> list[str]:
+        """Return the module of the transforms, which does not import the model."""
+        return ["swinv2_train.tasks.segmentation.transform"]
+
+
+def _size(window: tuple[int, ...]) -> str:
+    return f"{window[0]}x{window[1]}"

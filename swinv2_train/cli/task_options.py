@@ -1,0 +1,69 @@
+"""Options of `swinv2-predict` that set fields of the task section, for the tasks that have them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swinv2_train.cli.arguments import Parser
+from swinv2_train.cli.values import numbers
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.overrides import refuse_repeated
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+    from swinv2_train.interop.source import WeightSource
+
+_OPTIONS = ("inference", "overlap", "scales", "flip")
+
+
+def add_task_options(parser: Parser) -> None:
+    """Add the options; without one, the value of the training applies."""
+    group = parser.add_argument_group("options for segmenters", "the defaults are those of the training")
+    add = group.add_argument
+    add("--inference", choices=["whole", "slide"], help="the entire image at once, or sliding windows")
+    add("--overlap", type=_overlap, metavar="SHARE", help="fraction of a sliding window that neighbors share: 0.34")
+    add("--scales", type=_scales, metavar="X,X,...", help="factors of the image size, averaged: 0.75,1,1.25")
+    add("--flip", action="store_true", default=None, help="average with the mirrored image")
+
+
+def _overlap(text: str) -> str:
+    if not 0 <= numbers(text)[0] < 1:
+        raise ValueError("must be at least 0 and below 1")
+    return text
+
+
+def _scales(text: str) -> str:
+    found = numbers(text)
+    if not all(scale > 0 for scale in found):
+        raise ValueError("must be numbers above 0")
+    return f"[{','.join(map(str, found))}]"
+
+
+def with_task_options(
+    arguments: argparse.Namespace, check: Callable[[argparse.Namespace], tuple[Config, WeightSource]]
+) -> tuple[Config, WeightSource]:
+    """Return the config for using weights with these options, which become changes among `arguments.changes`.
+
+    Args:
+        check: returns the config for `arguments.changes`.
+
+    Raises:
+        ConfigError: if the task does not have an option, or it is set twice.
+    """
+    given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
+    config, source = check(arguments)
+    if not given:
+        config.task.check_prediction()
+        return config, source
+    keys = config.task.PREDICT_OPTIONS
+    for name, value in given.items():
+        if name not in keys:
+            raise ConfigError(name, value, f"requires a segmenter, and {source.path} is a {config.task.name} model")
+    added = [f"task.{keys[name]}={str(value).lower()}" for name, value in given.items()]
+    refuse_repeated([*arguments.changes, *added])
+    arguments.changes = [*arguments.changes, *added]
+    config, source = check(arguments)
+    config.task.check_prediction(given)
+    return config, source

@@ -1,0 +1,49 @@
+"""Names of classes in files: a name per line, or the manifest of shards or of a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.sources import MANIFEST_SUFFIX, parse_manifest
+from swinv2_train.reading import UnreadableError, decode_text, parse_json
+
+CHECKPOINT_MANIFEST = "manifest.json"
+"""Name of the file in a checkpoint whose metadata names the classes of its run."""
+
+
+def read_class_names(path: Path) -> list[str]:
+    """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
+    (*.dataset.json) or of a checkpoint (manifest.json).
+
+    Raises DataError where there are none, or one stands there twice.
+    """
+    try:
+        text = decode_text(path.read_bytes())
+    except (OSError, UnreadableError) as error:
+        raise DataError(f"the class names {path} cannot be read ({error})") from None
+    if path.name.endswith(MANIFEST_SUFFIX):
+        names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")
+        if not names:
+            raise DataError(f"{path} knows no names of classes: its split was packed without --classes")
+        return list(names)
+    if path.name == CHECKPOINT_MANIFEST:
+        return _names_of_checkpoint(text, path)
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"the class names {path} are empty: write a name per line, in the order of the numbers")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"the class names {path} have {twice[0]!r} twice")
+    return names
+
+
+def _names_of_checkpoint(text: str, path: Path) -> list[str]:
+    try:
+        names = parse_json(text)["geometry"]["classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"the class names {path} are not the manifest of a checkpoint ({error})") from None
+    if not isinstance(names, list) or not names:
+        raise DataError(f"{path} has no names of classes: its run has none")
+    return list(map(str, names))

@@ -1,0 +1,107 @@
+"""Images to pack, and how they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from swinv2_train.data.label_rules import LabelRules
+from swinv2_train.data.samples import TEXT_EXTENSIONS
+from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image to pack."""
+
+    path: str
+    """Its origin: a file, or shard and key."""
+    key: str
+    """Its name in the new shard; its place in the order depends only on this."""
+    version: str
+    """Changes when the image does: size and time of its file."""
+    label: int | tuple[int, ...] | None = None
+    """Its class; a tuple if the source has a list of classes for every image."""
+    index: int | None = None
+    """Sample index, if the source is a set of shards."""
+    label_map: str | None = None
+    """Its label map: a file, or a member of its sample."""
+    tile: tuple[int, int, int, int] | None = None
+    """Top, left, height, and width of the part to pack; None: the entire image."""
+    scene: tuple[int, int] | None = None
+    """Height and width of the entire image, if a part of it is packed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """All entries of a source, and how to read them."""
+
+    root: str
+    entries: list[Entry]
+    class_names: list[str] | None = None
+    shards: ShardSet | None = None
+    refused: tuple[tuple[str, str], ...] = ()
+    """(path, reason) of entries that were named as images and cannot be: missing files and repeated rows of a list."""
+    notes: tuple[str, ...] = ()
+    """Contents of the source that are not read, one line each."""
+    lost: bool = False
+    """True if these contents may include images or labels."""
+    arrays: bool = False
+    """True if the images are arrays of NumPy (npy, npz)."""
+    labels: LabelRules | None = None
+    """Meaning of the values of the label maps; None: images have none."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files or shards, as far as they can be read."""
+        if self.shards is not None:
+            return sum(shard.size for shard in self.shards.shards)
+        sizes = (entry.version.partition("-")[0] for entry in self.entries)
+        return sum(int(size) for size in sizes if size.isdecimal())
+
+    def read(self, entry: Entry) -> tuple[bytes, dict[str, bytes]]:
+        """Return the image's bytes, and the text members that belong to it. Raises OSError or BrokenSample."""
+        if self.shards is None:
+            return Path(entry.path).read_bytes(), _label_member(entry.label)
+        assert entry.index is not None
+        raw = self.shards.read(entry.index, IMAGE_AND_TEXTS)
+        return raw.data, raw.texts
+
+    def content(self, entry: Entry) -> Path | bytes:
+        """Return the file of an image, or its bytes in a shard. Raises BrokenSample."""
+        if self.shards is None:
+            return Path(entry.path)
+        assert entry.index is not None
+        return self.shards.read(entry.index).data
+
+    def texts(self, entry: Entry) -> dict[str, bytes]:
+        """Return the text members that belong to an image. Raises BrokenSample."""
+        if self.shards is None:
+            return _label_member(entry.label)
+        assert entry.index is not None
+        return self.shards.read(entry.index, TEXT_EXTENSIONS).texts
+
+    def label_content(self, entry: Entry) -> Path | bytes:
+        """Return the file of the label map of an image, or its bytes in a shard. Raises BrokenSample."""
+        assert entry.label_map is not None
+        if self.shards is None:
+            return Path(entry.label_map)
+        assert entry.index is not None
+        return self.shards.read(entry.index, (entry.label_map,)).member(entry.label_map)
+
+
+def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
+    """Return the text member that contains a label: `cls`, which webdataset reads as a number, or for a list `json`."""
+    if label is None:
+        return {}
+    if isinstance(label, tuple):
+        return {"json": json.dumps({"labels": label}).encode()}
+    return {"cls": str(label).encode()}
+
+
+def fraction(text: str) -> float:
+    """Return a number in [0, 1) that looks random and depends only on the text."""
+    return int.from_bytes(hashlib.sha256(os.fsencode(text)).digest()[:7], "big") / 2**56

@@ -1,0 +1,229 @@
+"""One image made ready for a shard: read, checked, and if wanted shrunk or cut, with its label map."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swinv2_train.data.array_image import ARRAY_KINDS
+from swinv2_train.data.background import background_color, resize_transparent
+from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.decode import image_facts, opaque, read_pixels
+from swinv2_train.data.encode import encode, png_bytes
+from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.geometry import Crop, resize
+from swinv2_train.data.image_header import header_size, orientation, sniff
+from swinv2_train.data.labels import known_labels
+from swinv2_train.data.pack_entries import Entry, Source
+from swinv2_train.data.pack_writer import Packed, PackOptions
+from swinv2_train.data.pixels import Pixels, upright
+from swinv2_train.data.raw_sample import RawSample
+from swinv2_train.data.scene import LabelScene, Scene, stored_labels
+from swinv2_train.data.unit_values import missing_of, sources
+from swinv2_train.data.value_range import numbers_of
+
+_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
+"""Extension of the members in a shard, for formats that are not called like their extension."""
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
+
+
+class _Closed(Protocol):
+    def close(self) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=_Closed)
+
+
+class _Last(Generic[Kept]):
+    """The scene that was opened last, or the reason why it could not be: tiles of one scene follow each other."""
+
+    def __init__(self) -> None:
+        self._name: str | None = None
+        self._open: Kept | None = None
+        self._error: OSError | BrokenSample | None = None
+
+    def get(self, name: str, opening: Callable[[], Kept]) -> Kept:
+        """Return the scene of this name. Raises OSError or BrokenSample."""
+        if name != self._name:
+            if self._open is not None:
+                self._open.close()
+            self._name, self._open, self._error = name, None, None
+            try:
+                self._open = opening()
+            except (OSError, BrokenSample) as error:
+                self._error = error
+        if self._open is None:
+            assert self._error is not None
+            raise self._error
+        return self._open
+
+
+class Prepare:
+    """Runs in the worker processes: read, decode, check, shrink, cut."""
+
+    def __init__(self, source: Source, options: PackOptions) -> None:
+        self._source, self._options = replace(source, entries=[], refused=(), notes=()), options
+        self._background = background_color(options.background, ())
+        self._nodata = numbers_of(options.nodata)
+        self._scene: _Last[Scene] = _Last()
+        self._labels: _Last[LabelScene] = _Last()
+
+    def __call__(self, entry: Entry) -> Packed:
+        try:
+            return self._whole(entry) if entry.tile is None else self._tile(entry)
+        except OSError as error:
+            return Packed(entry, broken=error.strerror or str(error))
+        except BrokenSample as error:
+            return Packed(entry, broken=error.reason)
+
+    def _whole(self, entry: Entry) -> Packed:
+        data, texts = self._source.read(entry)
+        self._check_kind(sniff(data))
+        pixels, image = self._decoded(data)
+        labels = self._label_map(entry, data, image)
+        limit = self._options.resize
+        if limit is not None and max(image.shape[1:]) > limit:
+            if pixels.stored or self._source.arrays:
+                kind = pixels.stored or "an array"
+                raise BrokenSample(f"--resize is for image files of 8 or 16 bits, and it is {kind}")
+            before = tuple(image.shape[1:])
+            pixels = _shrink(pixels, image, limit, keep_alpha=self._background is not None)
+            image = opaque(pixels, self._options.channels, self._background)
+            data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
+            labels = None if labels is None else _shrunk_labels(labels, before, tuple(image.shape[1:]))
+        return self._packed(entry, data, texts, pixels, image, labels)
+
+    def _tile(self, entry: Entry) -> Packed:
+        assert entry.tile is not None
+        options = self._options
+        scene = self._scene.get(
+            entry.path, lambda: Scene(self._source.content(entry), options.max_pixels, options.quality)
+        )
+        data = scene.tile(entry.tile)
+        self._check_kind(sniff(data))
+        pixels, image = self._decoded(data)
+        labels = self._tile_of_labels(entry)
+        missing = missing_of(pixels, image.numpy(), self._nodata)
+        if missing.all() or (labels is not None and (labels == self._ignore).all()):
+            return Packed(entry, empty=True)
+        texts = self._source.texts(entry)
+        return self._packed(entry, data, texts, pixels, image, labels)
+
+    def _packed(
+        self,
+        entry: Entry,
+        data: bytes,
+        texts: dict[str, bytes],
+        pixels: Pixels,
+        image: Tensor,
+        labels: np.ndarray | None,
+    ) -> Packed:
+        """Return the members of a sample, and its facts for the card."""
+        facts = image_facts(data, image, pixels, self._nodata)
+        numbers, problem = known_labels(RawSample(entry.key, facts.format, texts))
+        members = {_EXTENSIONS.get(facts.format, facts.format): data}
+        counted = None
+        if labels is not None:
+            members[MEMBER] = png_bytes(labels)
+            counted = LabelMapFacts.of(labels, self._ignore)
+        return Packed(entry, members | texts, facts, numbers, label_problem=problem, label_map=counted)
+
+    @property
+    def _ignore(self) -> int:
+        assert self._options.labels is not None
+        return self._options.labels.packed_ignore
+
+    def _label_map(self, entry: Entry, data: bytes, image: Tensor) -> np.ndarray | None:
+        """Return the label map of an image as it is packed, upright; None if images have none here."""
+        rules = self._options.labels
+        if rules is None or entry.label_map is None:
+            return None
+        with _naming(entry):
+            content = self._source.label_content(entry)
+            encoded = content.read_bytes() if isinstance(content, Path) else content
+            labels = rules.packed(stored_labels(encoded, rules, self._options.max_pixels))
+            size = tuple(image.shape[1:])
+            if labels.shape != size and labels.shape == size[::-1] and (turned := _orientation(data)) in _TURNED:
+                labels = upright(torch.from_numpy(labels)[None], turned)[0].numpy()
+            _check_size(labels.shape, size)
+        return labels
+
+    def _tile_of_labels(self, entry: Entry) -> np.ndarray | None:
+        """Return the part of a label map that belongs to a tile."""
+        rules = self._options.labels
+        if rules is None or entry.label_map is None or entry.tile is None:
+            return None
+        with _naming(entry):
+            found = self._labels.get(
+                entry.path, lambda: LabelScene(self._source.label_content(entry), rules, self._options.max_pixels)
+            )
+            _check_size(found.size, entry.scene)
+            return found.tile(entry.tile)
+
+    def _check_kind(self, kind: str | None) -> None:
+        """Reject an image among arrays and an array among images, because a shard has samples of one kind only."""
+        if kind is not None and (kind in ARRAY_KINDS) != self._source.arrays:
+            raise BrokenSample(f"it is {kind}, and the source has {'arrays' if self._source.arrays else 'images'}")
+
+    def _decoded(self, data: bytes) -> tuple[Pixels, Tensor]:
+        """Return the image as stored, and as read with the requested channels; types other than unsigned 8 and 16 bit
+        integers keep those that they have. Raises BrokenSample."""
+        pixels = read_pixels(data, self._options.max_pixels)
+        if pixels.stored:
+            sources(len(pixels.image), self._options.channels)
+            return pixels, pixels.image
+        return pixels, opaque(pixels, self._options.channels, self._background)
+
+
+@contextlib.contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """Name the label map in every error inside this block, which is then the reason why its image is skipped."""
+    try:
+        yield
+    except OSError as error:
+        raise BrokenSample(f"its label map {entry.label_map} cannot be read ({error.strerror or error})") from None
+    except BrokenSample as error:
+        raise BrokenSample(f"its label map {entry.label_map}: {error.reason}") from None
+
+
+def _check_size(labels: tuple[int, ...], image: tuple[int, ...] | None) -> None:
+    if image is not None and tuple(labels) != tuple(image):
+        raise BrokenSample(
+            f"it is {labels[1]} x {labels[0]}, and the image is {image[1]} x {image[0]}: both must have the same size"
+        )
+
+
+def _orientation(data: bytes) -> int:
+    """Return the orientation that the pixels of an image were turned upright by; 1 for formats that have none here."""
+    kind = sniff(data)
+    return orientation(data, kind) if kind is not None and header_size(data, kind) is not None else 1
+
+
+def _shrunk_labels(labels: np.ndarray, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:
+    """Shrink a label map together with its image: each pixel is one of the source."""
+    crop = Crop((before[0], before[1]), (0, 0, before[0], before[1]), (after[0], after[1]), (after[0], after[1]))
+    return crop.label_map(torch.from_numpy(labels)).numpy()
+
+
+def _shrink(pixels: Pixels, image: Tensor, limit: int, *, keep_alpha: bool) -> Pixels:
+    """Shrink an image to a longer side of `limit`; transparent ones keep their alpha channel.
+
+    Args:
+        image: as it is read, without alpha or with it as one of the wanted channels.
+        keep_alpha: False: colors of transparent pixels are as good as others, and alpha is dropped.
+    """
+    height, width = image.shape[1:]
+    scale = limit / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    if image.shape[0] == pixels.image.shape[0]:
+        return Pixels(resize(image, size, "bicubic"), alpha=pixels.alpha)
+    if not (pixels.transparent and keep_alpha):
+        return Pixels(resize(image, size, "bicubic"))
+    return Pixels(resize_transparent(pixels.image, size, premultiplied=pixels.premultiplied), alpha=True)

@@ -1,0 +1,181 @@
+"""Very large images and their label maps, of which parts ("tiles") are packed as samples of their own.
+
+A TIFF is read part by part, whatever its size. Other formats, and TIFFs whose stored values need a conversion, have to
+be decoded whole: `max_pixels` bounds them, and the last one is kept, because its tiles follow each other.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swinv2_train.data.array_image import ARRAY_KINDS
+from swinv2_train.data.decode import decoding, read_pixels
+from swinv2_train.data.encode import encode, npy_bytes, tiff_bytes
+from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.image_header import header_size, orientation, sniff, unknown_format
+from swinv2_train.data.label_image import check_tiff, decode_color_map, decode_label_map
+from swinv2_train.data.pixels import Pixels, check_size
+from swinv2_train.data.tiff import nodata_of
+from swinv2_train.data.tiff_region import Box, TiffRegions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from swinv2_train.data.label_rules import LabelRules
+
+Content = Path | bytes
+"""A file, or the bytes of a member of a shard."""
+
+
+class Scene:
+    """An open image that gives tiles as encoded files."""
+
+    def __init__(self, content: Content, max_pixels: int, quality: int) -> None:
+        """Open an image, or decode it if it cannot be read in parts.
+
+        Args:
+            max_pixels: limit of images that are decoded whole.
+            quality: JPEG quality of the tiles of a JPEG; those of all other formats keep every value.
+
+        Raises:
+            OSError, BrokenSample: if it cannot be read.
+        """
+        self._max_pixels, self._quality = max_pixels, quality
+        self._regions: TiffRegions | None = None
+        with mapped(content) as data:
+            self._kind = sniff(data)
+            if self._kind == "tiff":
+                self._regions = _streamed(content, data)
+            self._pixels = None if self._regions is not None else read_pixels(bytes(data), max_pixels)
+
+    def tile(self, box: Box) -> bytes:
+        """Return an encoded tile: JPEG of a JPEG, TIFF with the values as stored of a TIFF, npy of an array, else PNG.
+
+        Raises:
+            BrokenSample: if its part of the image is damaged.
+        """
+        if self._regions is None:
+            assert self._pixels is not None
+            return self._cut(self._pixels, box)
+        with decoding("tiff"):
+            array = self._regions.read(box)
+            check_size(*array.shape, max_pixels=self._max_pixels)
+            return tiff_bytes(array, self._regions.page, nodata_of(self._regions.page))
+
+    def _cut(self, pixels: Pixels, box: Box) -> bytes:
+        top, left, height, width = box
+        part = pixels.image[:, top : top + height, left : left + width].contiguous()
+        if self._kind in ARRAY_KINDS:
+            return npy_bytes(part, pixels.stored)
+        if self._kind == "jpeg":
+            return encode(part, self._quality)
+        return encode(part, None, alpha=pixels.alpha)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._regions is not None:
+            self._regions.close()
+
+
+class LabelScene:
+    """An open label map that gives tiles of class numbers."""
+
+    def __init__(self, content: Content, rules: LabelRules, max_pixels: int) -> None:
+        """Open a label map; see `Scene`. Raises OSError or BrokenSample."""
+        self._rules, self._max_pixels = rules, max_pixels
+        self._regions: TiffRegions | None = None
+        self._stored: np.ndarray | None = None
+        with mapped(content) as data:
+            if sniff(data) == "tiff":
+                self._regions = _streamed(content, data)
+            if self._regions is None or self._regions.pages > 1:
+                self.close()
+                self._stored = stored_labels(bytes(data), rules, max_pixels)
+                self.size: tuple[int, ...] = self._stored.shape[:2]
+            else:
+                self.size = self._regions.size
+                with decoding("tiff"):
+                    check_tiff(self._regions.page, colors=rules.colors)
+
+    def tile(self, box: Box) -> np.ndarray:
+        """Return (height, width) class numbers as they are packed. Raises BrokenSample."""
+        top, left, height, width = box
+        if self._stored is not None:
+            return self._rules.packed(self._stored[top : top + height, left : left + width])
+        assert self._regions is not None
+        with decoding("tiff"):
+            stored = self._regions.read(box)
+        return self._rules.packed(stored if self._rules.colors else stored[..., 0])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._regions is not None:
+            self._regions.close()
+
+
+def stored_labels(data: bytes, rules: LabelRules, max_pixels: int) -> np.ndarray:
+    """Decode a label map: (H, W) values, or (H, W, 3) colors if the rules are for colors. Raises BrokenSample."""
+    if rules.colors:
+        return decode_color_map(data, max_pixels).permute(1, 2, 0).numpy()
+    return decode_label_map(data, max_pixels).numpy()
+
+
+def scene_size(content: Content, max_pixels: int) -> tuple[int, int]:
+    """Return height and width of an upright image, from its header if the format allows.
+
+    Raises:
+        OSError, BrokenSample: if it cannot be read.
+    """
+    with mapped(content) as data:
+        kind = sniff(data)
+        if kind is None:
+            raise BrokenSample(unknown_format(bytes(data[:4096])))
+        if kind == "tiff":
+            with decoding(kind), opened(content) as file:
+                regions = TiffRegions(file, data)
+                height, width = regions.size
+                turned = regions.orientation
+                regions.close()
+        elif (found := header_size(data, kind)) is not None:
+            (height, width), turned = found, orientation(data, kind)
+        else:
+            (height, width), turned = read_pixels(bytes(data), max_pixels).image.shape[1:], 1
+    return (width, height) if turned >= 5 else (height, width)
+
+
+def opened(content: Content) -> io.BufferedIOBase:
+    """Open a file, or bytes as one."""
+    return content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+
+
+def mapped(content: Content) -> AbstractContextManager[bytes]:
+    """Return the bytes of a file without reading it, as a memory map, which has slices like bytes."""
+    return nullcontext(content) if isinstance(content, bytes) else _map(content)
+
+
+@contextmanager
+def _map(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            yield b""
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content  # type: ignore[misc]
+
+
+def _streamed(content: Content, data: bytes) -> TiffRegions | None:
+    """Open a TIFF in order to read parts of it; None if its values need a conversion as a whole."""
+    file = opened(content)
+    with decoding("tiff"):
+        regions = TiffRegions(file, data)
+    if regions.as_stored:
+        return regions
+    regions.close()
+    file.close()
+    return None

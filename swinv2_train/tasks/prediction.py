@@ -1,0 +1,117 @@
+"""Prediction of image files: what `swinv2-predict` asks of a task, and what it gets for every file. Torch-free."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:  # these import torch and PIL
+    import torch
+    from PIL import Image
+    from torch import nn
+
+    from swinv2_train.config.schema import Config
+
+
+PICTURE_SIDE = 320
+"""Longer side of a picture on a sheet, in pixels."""
+
+
+@dataclass
+class Prediction:
+    """Prediction for one file, as every output of `swinv2-predict` shows it: the classes of an image.
+
+    Other kinds of predictions are subclasses, with their own columns and records.
+    """
+
+    COLUMNS: ClassVar[tuple[str, ...]] = ("image", "rank", "class_number", "class", "probability")
+    """Titles of the CSV table."""
+
+    path: Path
+    classes: list[tuple[int, str, float]]
+    """Number, name, and probability or share of the most likely or largest classes, best first."""
+    picture: Image.Image | None = field(default=None, compare=False)
+    """Picture for the sheet, if it was requested."""
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        """Return its lines of the CSV table."""
+        numbered = enumerate(self.classes, 1)
+        return [(self.path, rank, number, name, f"{share:.6f}") for rank, (number, name, share) in numbered]
+
+    def record(self) -> dict[str, Any]:
+        """Return its JSON object."""
+        classes = [
+            {"number": number, "name": name, "probability": round(share, 6)} for number, name, share in self.classes
+        ]
+        return {"image": str(self.path), "classes": classes}
+
+    def colors(self) -> list[str] | None:
+        """Return the color of every class in `classes` as #RRGGBB, if the picture shows the classes in colors."""
+        return None
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file that cannot be read."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What a user requests."""
+
+    top: int = 5
+    """Classes per image in tables and on the sheet."""
+    batch: int | None = None
+    """Images or windows in one forward pass; None: the task's own number."""
+    pictures: int = 0
+    """Number of images, from the first, whose predictions need a picture."""
+    files: Mapping[Path, Path] | None = None
+    """Of tasks that write a file per image: where, below each folder of `TaskConfig.PREDICT_FOLDERS`, without a suffix,
+    for each image; None: write none."""
+    directory: Path | None = None
+    """Directory of these folders."""
+
+
+@dataclass(frozen=True)
+class FinishedModel:
+    """A trained model and what its inputs need."""
+
+    module: nn.Module
+    """In evaluation mode, on its device."""
+    config: Config
+    mean: Sequence[float]
+    std: Sequence[float]
+    names: Sequence[str]
+    """One for each class."""
+    device: torch.device
+
+
+class Predictor(abc.ABC):
+    """Prediction of image files by the model of a task."""
+
+    PREDICTION: ClassVar[type[Prediction]] = Prediction
+
+    def __init__(
+        self, model: FinishedModel, options: PredictOptions, progress: Callable[[str, int, int], None]
+    ) -> None:
+        """Take a model.
+
+        Args:
+            progress: called with the name of a unit, how many are done, and the total.
+        """
+        self.model, self.options, self.progress = model, options, progress
+
+    @abc.abstractmethod
+    def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
+        """Yield the prediction for every file, in their order; inside `torch.inference_mode`.
+
+        Raises:
+            FloatingPointError: if the outputs of the model are not finite.
+            OSError: if a file cannot be written.
+        """
