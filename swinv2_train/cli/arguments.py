@@ -105,14 +105,15 @@ class Parser(argparse.ArgumentParser):
             self.epilog = before
 
     def named(self) -> dict[str, argparse.Action]:
-        """Return the arguments that have a public name, by name; some have two."""
+        """Return the arguments that have a public name, by name; some have several."""
         found: dict[str, argparse.Action] = {}
         for action in self._actions:
             hidden = action.help == argparse.SUPPRESS or action.dest in ("help", "version") or action.metavar == ITEM
             if hidden or isinstance(action, argparse._SubParsersAction):
                 continue
             found[action.dest] = action
-            found.setdefault(_alias(action), action)
+            for name in _aliases(action):
+                found.setdefault(name, action)
         return found
 
     def _note(self) -> str:
@@ -302,12 +303,13 @@ def _collecting(action: argparse.Action) -> bool:
     return isinstance(action, argparse._AppendAction)
 
 
-def _alias(action: argparse.Action) -> str:
-    """Return the second name of an argument: `shards`, which the usage line calls SHARDS, or `import` of `--import`."""
+def _aliases(action: argparse.Action) -> list[str]:
+    """Return other names of an argument: `shards`, which the usage line calls SHARDS, or `import` of `--import`."""
     if action.option_strings:
-        return _long(action).lstrip("-").replace("-", "_")
+        spelled = [word for word in action.option_strings if word.startswith("--")] or action.option_strings[:1]
+        return [word.lstrip("-").replace("-", "_") for word in spelled]
     word = str(action.metavar or action.dest).lower()
-    return word if word.isidentifier() else action.dest
+    return [word if word.isidentifier() else action.dest]
 
 
 def _shown(action: argparse.Action) -> str:

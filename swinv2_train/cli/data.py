@@ -24,6 +24,8 @@ from swinv2_train.cli.values import file_path, part, whole
 from swinv2_train.cli.weight_arguments import writable
 
 if TYPE_CHECKING:
+    from swinv2_train.data.contact_sheet import Overlay
+    from swinv2_train.data.inspect import Inspection
     from swinv2_train.data.shards import ShardSet
 
 # Modules that import torch are imported where they are used, to keep --help fast.
@@ -65,9 +67,9 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         help="check shards and show their contents",
         description=filled(
-            "Decode every sample and print the dataset card. List the samples that are broken, the members of "
-            "the tars that are not read, labels that cannot be used, and images that are in two splits. Reads any "
-            "WebDataset tars."
+            "Decode every sample, with its label map, and print the dataset card. List the samples that are broken, "
+            "the members of the tars that are not read, labels that cannot be used, and images that are in two "
+            "splits. Reads any WebDataset tars."
         ),
         epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,6 +82,11 @@ def _add_inspect(commands: Any) -> None:
         metavar="FILE.png",
         help="also draw randomly chosen samples into this image file "
         "(Chinese, Japanese, and Korean names appear as boxes)",
+    )
+    add(
+        "--labels",
+        metavar="MEMBER",
+        help="check and draw the label maps in this member, such as mask.png (default: those that pack wrote)",
     )
     add("--samples", type=whole(1), metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=whole(), help="selects the samples of the sheet (default: 0)")
@@ -135,15 +142,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
     opened = _open(arguments)
 
     from swinv2_train.data.background import background_color
+    from swinv2_train.data.contact_sheet import contact_sheet
     from swinv2_train.data.decode import DecodeOptions
-    from swinv2_train.data.inspect import contact_sheet, inspect
+    from swinv2_train.data.inspect import inspect
     from swinv2_train.data.parallel import available_cores
 
     reading = {name: getattr(arguments, name) for name in ("background", "max_pixels", "nodata")}
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
         shown = functools.partial(progress.show, "samples")
-        found = inspect(opened, workers=workers, progress=shown, **reading)
+        found = inspect(opened, workers=workers, progress=shown, labels=arguments.labels, **reading)
     rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
     print_table([("shards", f"{len(opened.shards):,}"), *found.card.rows(), *rows])
     for line in inspection_lines(found):
@@ -152,9 +160,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
         options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
         nodata = numbers_of(arguments.nodata)
-        drawn = contact_sheet(opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata)
+        overlay = _overlay(opened, found, arguments.labels)
+        drawn = contact_sheet(
+            opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlay=overlay
+        )
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
+
+
+def _overlay(opened: ShardSet, found: Inspection, member: str | None) -> Overlay | None:
+    """Return how label maps are drawn; None without them."""
+    from swinv2_train.data.contact_sheet import Overlay
+    from swinv2_train.data.inspect import LabelMapCheck
+
+    label_maps = LabelMapCheck.of(opened, member)
+    if label_maps is None:
+        return None
+
+    from swinv2_train.tasks.segmentation.colors import painted
+
+    classes = found.card.num_classes or 1
+    paint = functools.partial(painted, classes=classes)
+    return Overlay(label_maps.member, label_maps.ignore, paint, found.card.class_names)
 
 
 def _open(arguments: argparse.Namespace) -> ShardSet:

@@ -15,7 +15,6 @@ from swinv2_train.cli.weight_arguments import writable
 
 if TYPE_CHECKING:
     from swinv2_train.data.label_pairs import LabelMaps
-    from swinv2_train.data.pack import PackReport
     from swinv2_train.data.pack_entries import Source
     from swinv2_train.data.tiling import Tiling
 

@@ -142,7 +142,7 @@ def class_names(config: Config, source: WeightSource, labels: Path | None) -> li
         hint = "train a classifier from it with init_from, or see its features with swinv2-eval probe=SHARDS"
         path = source.path
         raise ConfigError("", path, f"{path} is a {config.task.name} model, which has no classes to name; {hint}")
-    count = source.num_classes
+    count = source.num_classes or config.task.classes or 0
     if labels is None:
         return source.class_names or [f"class {number}" for number in range(count)]
     try:

@@ -55,7 +55,6 @@ def with_task_options(
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     config, source = check(arguments)
     if not given:
-        config.task.check_prediction()
         return config, source
     keys = config.task.PREDICT_OPTIONS
     for name, value in given.items():

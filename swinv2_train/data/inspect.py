@@ -1,38 +1,29 @@
-"""Check every sample of a set of shards, count its card, draw a contact sheet."""
+"""Check every sample of a set of shards, and count its card."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
-from swinv2_train.data.decode import MAX_PIXELS, DecodeOptions, image_facts, opaque, read_pixels
-from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.geometry import resize
-from swinv2_train.data.image_files import picture_format
+from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.decode import MAX_PIXELS, image_facts, opaque, read_pixels
+from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_place
-from swinv2_train.data.unit_values import missing_of
 from swinv2_train.data.value_range import Nodata, numbers_of
-from swinv2_train.lettering import fitted, font
-from swinv2_train.writing import write_bytes
 
-_TILE = 160
-_CAPTION = 28
-_TEXT = 11
-_COLUMNS = 8
+_SHOWN = 3
 
 
 @dataclass
@@ -70,6 +61,8 @@ class Inspection:
 
     def labels_row(self) -> str:
         """Return how many samples have labels, and the range of their numbers."""
+        if self.card.label_maps is not None:
+            return f"{self.labeled:,} of {self.card.num_samples:,} samples have a label map"
         if not self.card.class_counts:
             return f"{self.labeled:,} samples" if self.labeled else "none"
         numbers = self.card.class_counts
@@ -84,22 +77,96 @@ class _Checked:
     label_problem: str | None = None
     broken: str | None = None
     digest: int = 0
+    label_map: LabelMapFacts | None = None
+
+
+@dataclass(frozen=True)
+class LabelMapCheck:
+    """Expected content of the label maps of a set."""
+
+    member: str
+    ignore: int = 255
+    """Value of pixels without a class."""
+    num_classes: int | None = None
+    """Numbers of classes are below; None: unknown."""
+
+    @classmethod
+    def of(cls, shards: ShardSet, member: str | None) -> LabelMapCheck | None:
+        """Return the check for the shards of the packer, or for a member of others; None if they have no label maps.
+
+        Args:
+            member: as the user names it; None: that of the packer.
+
+        Raises:
+            DataError: if the packer wrote another member.
+        """
+        card = shards.card
+        if card is None or card.label_maps is None:
+            return None if member is None else cls(member)
+        if member not in (None, MEMBER):
+            raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
+        return cls(MEMBER, card.label_maps.ignore, card.num_classes)
+
+    def facts(self, raw: RawSample, size: tuple[int, int], max_pixels: int) -> LabelMapFacts:
+        """Return what the label map of a sample adds to the card.
+
+        Args:
+            size: height and width of the image.
+
+        Raises:
+            BrokenSample: if it is missing or damaged, or has another size than the image or values that are not
+                classes.
+        """
+        if self.member not in raw.members:
+            raise BrokenSample(f"it has no label map {self.member}")
+        try:
+            labels = decode_label_map(raw.members[self.member], max_pixels).numpy()
+        except BrokenSample as error:
+            raise BrokenSample(f"{self.member}: {error.reason}") from None
+        if labels.shape != size:
+            raise BrokenSample(
+                f"{self.member} is {labels.shape[1]} x {labels.shape[0]}, and the image is {size[1]} x {size[0]}"
+            )
+        values, counts = np.unique(labels, return_counts=True)
+        wrong = (values != self.ignore) & (values >= (self.num_classes or values.max() + 1))
+        if wrong.any():
+            listed = ", ".join(
+                f"{value} ({count:,} pixels)"
+                for value, count in zip(values[wrong][:_SHOWN], counts[wrong][:_SHOWN], strict=True)
+            )
+            raise BrokenSample(f"{self.member} has values that are not classes: {listed}")
+        return LabelMapFacts.of(labels, self.ignore)
 
 
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
-    def __init__(self, shards: ShardSet, background: Background, max_pixels: int, nodata: Nodata) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        background: Background,
+        max_pixels: int,
+        nodata: Nodata,
+        label_maps: LabelMapCheck | None,
+    ) -> None:
         self._shards, self._background, self._max_pixels, self._nodata = shards, background, max_pixels, nodata
+        self._label_maps = label_maps
+        self._members = IMAGE_AND_TEXTS if label_maps is None else (*IMAGE_AND_TEXTS, label_maps.member)
 
     def __call__(self, index: int) -> _Checked:
         try:
-            raw = self._shards.read(index, IMAGE_AND_TEXTS)
+            raw = self._shards.read(index, self._members)
             pixels = read_pixels(raw.data, self._max_pixels)
             facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels, self._nodata)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
-            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
+            label_map = None
+            if self._label_maps is not None:
+                try:
+                    label_map = self._label_maps.facts(raw, (facts.height, facts.width), self._max_pixels)
+                except BrokenSample as error:
+                    problem = error.reason
+            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest), label_map=label_map)
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -112,17 +179,23 @@ def inspect(
     background: Any = "white",
     max_pixels: int = MAX_PIXELS,
     nodata: Any = None,
+    labels: str | None = None,
 ) -> Inspection:
-    """Decode every sample.
+    """Decode every sample, with its label map if the packer wrote one.
 
     Args:
+        labels: member with the label map, for shards of other programs.
         progress: gets the samples done and their number.
         background, max_pixels, nodata: as in the section `data` of a config.
     """
     missing = numbers_of(nodata)
     found = Inspection(Card(background=background, nodata=None if missing is None else list(missing)))
     digests = np.zeros(shards.num_samples, np.uint64)
-    check = _Check(shards, background_color(background, ()), max_pixels, missing)
+    label_maps = LabelMapCheck.of(shards, labels)
+    shards.label_member = label_maps.member if label_maps is not None else None
+    if label_maps is not None and shards.card is not None:
+        found.card.class_names = shards.card.class_names
+    check = _Check(shards, background_color(background, ()), max_pixels, missing, label_maps)
     checked_samples = ParallelMap(check, workers, name=shards.name)
     try:
         for index, checked in enumerate(checked_samples(range(shards.num_samples))):
@@ -167,90 +240,11 @@ def _split_of(shards: ShardSet, index: int) -> str:
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
-    found.card.add_image(facts, checked.num_bytes, checked.labels)
+    found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map)
     if checked.label_problem is not None:
         found.label_problems.append((shards.name(index), checked.label_problem))
-    elif checked.labels is not None:
+    elif checked.labels is not None or checked.label_map is not None:
         found.labeled += 1
     else:
         found.unlabeled += 1
         found.first_unlabeled = found.first_unlabeled or shards.name(index)
-
-
-def contact_sheet(
-    shards: ShardSet,
-    path: Path,
-    *,
-    num_samples: int,
-    seed: int = 0,
-    options: DecodeOptions | None = None,
-    nodata: Nodata = None,
-) -> int:
-    """Draw randomly chosen samples, with key and size, into one image; return the number of available samples.
-
-    Of images with more than three channels the first three are shown; images with more than 8 bits are stretched to
-    their own range.
-
-    Raises:
-        DataError: if the file's suffix is not that of an image format.
-        OSError: if the file cannot be written.
-    """
-    from PIL import Image, ImageDraw
-
-    options = options or DecodeOptions()
-    chosen = np.random.default_rng(seed).permutation(shards.num_samples)[:num_samples]
-    columns = min(_COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, rows * (_TILE + _CAPTION + 8) + 8), "white")
-    draw, letters = ImageDraw.Draw(sheet), font(_TEXT)
-    for place, index in enumerate(sorted(int(index) for index in chosen)):
-        left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
-        try:
-            pixels = read_pixels(shards.read(index).data, options.max_pixels)
-            image = opaque(pixels, None, options.background)
-            tile = _tile(image, missing_of(pixels, image.numpy(), nodata))
-            sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
-            bits = f", {pixels.stored}" if pixels.stored else ", 16 bit" if image.dtype == torch.uint16 else ""
-            text = f"{image.shape[2]} x {image.shape[1]} x {image.shape[0]}{bits}"
-        except BrokenSample as error:
-            draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
-            text = f"broken: {error.reason}"
-        draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
-        draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
-    stream = io.BytesIO()
-    sheet.save(stream, picture_format(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, stream.getvalue())
-    return len(chosen)
-
-
-def _stretched(image: Tensor, missing: Tensor) -> Tensor:
-    """Stretch stored values to 8 bits; pixels without data become 0.
-
-    Args:
-        missing: bool, of the same shape as the image.
-    """
-    values = image.to(torch.float64)
-    present = values[~missing]
-    low, high = (present.min(), present.max()) if present.numel() else (values.new_zeros(()), values.new_ones(()))
-    extent = (high - low).clamp_min(1.0 if image.dtype == torch.uint16 else torch.finfo(torch.float32).tiny)
-    stretched = ((values - low) / extent * 255).round()
-    return stretched.masked_fill(missing, 0).clamp(0, 255).to(torch.uint8)
-
-
-def _tile(image: Tensor, missing: np.ndarray) -> object:
-    """Return a PIL image that fits into a tile.
-
-    Args:
-        missing: (C, H, W) bool: True for pixels without data, which are shown black.
-    """
-    from PIL import Image
-
-    image = image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
-    if image.dtype != torch.uint8:
-        shown = missing[:3] if len(missing) >= 3 else missing[:1]
-        image = _stretched(image, torch.from_numpy(shown).expand(image.shape))
-    height, width = image.shape[1:]
-    scale = _TILE / max(height, width)
-    image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

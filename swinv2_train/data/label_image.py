@@ -110,9 +110,7 @@ def _tiff(data: bytes, max_pixels: int, colors: bool) -> Tensor:
         array = array.astype(np.uint8)
     if colors and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         array = np.moveaxis(array, 0, -1)
-    return _oriented(
-        array.reshape(page.imagelength, page.imagewidth, -1), int(tag.value) if tag is not None else 1
-    )
+    return _oriented(array.reshape(page.imagelength, page.imagewidth, -1), int(tag.value) if tag is not None else 1)
 
 
 def check_tiff(page: tifffile.TiffPage, *, colors: bool) -> None:

@@ -121,6 +121,8 @@ def _endings(images: Iterable[str], maps: Iterable[str]) -> tuple[str, str]:
 
 def _common_ending(stems: set[str]) -> str:
     """Return the ending that all names share, from its first separator; empty if there is none."""
-    reverse = os.path.commonprefix([os.path.basename(stem)[::-1] for stem in stems])
-    found = _ENDING.search(reverse[::-1])
+    names = [os.path.basename(stem) for stem in stems]
+    shortest = min(names, key=len)
+    starts = (place for place in range(len(shortest)) if all(name.endswith(shortest[place:]) for name in names))
+    found = _ENDING.search(shortest[next(starts, len(shortest)) :])
     return found[0] if found else ""

@@ -120,13 +120,13 @@ class LabelRules:
                 "or lossy compression: resize label maps with nearest neighbor and save them as PNG"
             )
         most = np.argsort(-counts, kind="stable")[:_SHOWN]
-        listed = ", ".join(f"{self._shown(int(keys[i]))} ({int(counts[i]):,} pixels)" for i in most)
+        listed = ", ".join(f"{self._shown(int(keys[i]))} ({_pixels(int(counts[i]))})" for i in most)
         more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
         first = int(self.zero_is_ignore)
         known = (
             f"the {len(self._known[0])} {what} in the table of --colors"
             if self.table is not None
-            else f"the {len(self.names)} classes {first} to {len(self.names) - 1 + first}"
+            else f"the classes {first} to {len(self.names) - 1 + first}"
         )
         which = (what if len(keys) > 1 else what[:-1]) + f" {listed}{more}"
         return f"{which} not among {known}{self._advice(set(keys.tolist()), stored)}"
@@ -147,6 +147,10 @@ class LabelRules:
         if wrong == {count} and not self.zero_is_ignore:
             return "; if 0 means no class and the classes are numbered from 1, add --zero-is-ignore"
         return ""
+
+
+def _pixels(count: int) -> str:
+    return f"{count:,} pixel{'' if count == 1 else 's'}"
 
 
 def _codes(colors: np.ndarray) -> np.ndarray:
@@ -185,4 +189,3 @@ def packed_rules(names: Sequence[str] | None, num_classes: int | None, ignore: i
     """
     known = tuple(names) if names else tuple(str(number) for number in range(num_classes or 1))
     return LabelRules(known, ignore)
-

@@ -109,7 +109,9 @@ def _class(where: str, text: str, names: list[str], *, fixed: bool) -> int:
     if text.lower() == _IGNORE:
         return _NO_CLASS
     if not fixed and is_number(text):
-        raise DataError(f"{where}: class {text} has no name; add --classes-file FILE, or write names instead of numbers")
+        raise DataError(
+            f"{where}: class {text} has no name; add --classes-file FILE, or write names instead of numbers"
+        )
     if not fixed:
         names.append(text)
         return len(names) - 1

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.pack_entries import Entry, Source, fraction
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
-from swinv2_train.data.pack_entries import Entry, Source, fraction
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_tiles import tiled

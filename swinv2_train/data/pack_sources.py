@@ -314,6 +314,7 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
         rules, member = packed_rules(names, packed.num_classes, packed.ignore), MEMBER
     elif labels is not None:
         rules, member, names = labels.rules, labels.place, list(labels.rules.names)
+    shards.label_member = member
     entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):
         name, key = shards.name(index), _unused(shards.key(index), taken)
@@ -322,8 +323,6 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
         entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, version, index=index, label_map=member))
     for number, shard in enumerate(shards.shards):
         left_out.merge(shards.left_out(number), shard.name)
-    if member is not None:
-        left_out.remove(member)
     notes = [*shards.choices(), *(f"not read: {line}" for line in left_out.lines())]
     notes += [f"{shard.url} is cut off ({shard.truncated})" for shard in shards.shards if shard.truncated]
     notes += [str(shard.empty) for shard in shards.empty]

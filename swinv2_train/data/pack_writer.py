@@ -20,8 +20,8 @@ from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, checksums, read_header, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, remove_index, rows_path
-from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest
 from swinv2_train.data.pack_entries import Entry, Source
+from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 from swinv2_train.data.value_range import numbers_of

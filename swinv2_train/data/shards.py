@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.card import Card
+from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import is_array
 from swinv2_train.data.index import build_index, misplaced_member
@@ -61,6 +62,8 @@ class ShardSet:
         self.empty = [shard for shard in shards if not shard.num_samples]
         """Shards without samples; they are not part of `shards`."""
         self.card, self.cache = card, cache
+        self.label_member = MEMBER if card is not None and card.label_maps is not None else None
+        """Member that is a label map, and therefore not one of several images; None: unknown."""
         self.parts = ShardParts(self.shards)
         """Samples of remote shards that are fetched together."""
         self.num_samples = int(self.shards.num_samples.sum())
@@ -145,11 +148,19 @@ class ShardSet:
         counted = LeftOut(dict(counted.counts)) if counted else LeftOut()
         if self.image is not None:
             counted.counts.pop("shared key", None)
+        if self.label_member is not None:
+            counted.remove(self.label_member)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
-        """Count the samples of a shard with several {scope.main}s (or videos), by the extensions of these."""
-        return self._files.index(shard).several_mains()
+        """Count the samples of a shard with several images (or videos), by the extensions of these."""
+        found = self._files.index(shard).several_mains()
+        if self.label_member is None:
+            return found
+        images: Counter[tuple[str, ...]] = Counter()
+        for extensions, count in found.items():
+            images[tuple(one for one in extensions if one != self.label_member)] += count
+        return Counter({extensions: count for extensions, count in images.items() if len(extensions) > 1})
 
     @property
     def of_arrays(self) -> bool:

@@ -164,9 +164,8 @@ def _copy(out: np.ndarray, segment: np.ndarray, corner: tuple[int, int], place: 
         place: top and left of the segment.
     """
     first = [max(a, b) for a, b in zip(corner, place, strict=True)]
-    stop = [
-        min(a + n, b + m)
-        for a, n, b, m in zip(corner, out.shape[:2], place, segment.shape[:2], strict=True)
-    ]
-    here, there = ([slice(a - o, b - o) for a, b, o in zip(first, stop, origin, strict=True)] for origin in (corner, place))
+    stop = [min(a + n, b + m) for a, n, b, m in zip(corner, out.shape[:2], place, segment.shape[:2], strict=True)]
+    here, there = (
+        [slice(a - o, b - o) for a, b, o in zip(first, stop, origin, strict=True)] for origin in (corner, place)
+    )
     out[tuple(here)] = segment[tuple(there)]

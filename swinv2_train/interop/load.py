@@ -231,6 +231,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
         validate_model(config.model)
         stage_geometry(config.model, *resolution(config))
         validate_data(config)
+        config.task.check_prediction()
         if isinstance(config.data.scale, str):
             hint = "percentiles are measured on training shards, and none are read here; set numbers, data.scale=[0,1]"
             raise ConfigError("data.scale", config.data.scale, hint)

@@ -12,10 +12,11 @@ import pytest
 
 from swinv2_train.config.schema import DataConfig
 from swinv2_train.data.card import Card
+from swinv2_train.data.contact_sheet import contact_sheet
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import scan_folder
-from swinv2_train.data.inspect import contact_sheet, inspect
+from swinv2_train.data.inspect import inspect
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import ShardSet

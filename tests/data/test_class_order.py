@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.class_order import in_order, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.pack import PackRun, pack
-from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set
 from tests.data.samples import write_folder

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from swinv2_train.data.contact_sheet import contact_sheet
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.inspect import contact_sheet, inspect
+from swinv2_train.data.inspect import inspect
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.lettering import fitted, font

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.labels import read_labels
 from swinv2_train.data.pack import pack
-from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.shards import IMAGE_AND_TEXTS
 from tests.data.packed import SMALL, open_set
 from tests.data.packed import folder as folder

@@ -116,6 +116,12 @@ class SegmentationConfig(TaskConfig):
         self._validate_loss()
         self._validate_augmentation(config)
         self.check_prediction()
+        if self.inference == SLIDE and config.engine.zero_stage == 3 and config.data.eval_shards:
+            hint = (
+                "images of different sizes have different numbers of windows, and under engine.zero_stage=3 every rank "
+                "needs the same number of forward passes: evaluate with task.inference=whole, or use a lower stage"
+            )
+            raise ConfigError("task.inference", SLIDE, hint)
 
     def check_prediction(self, given: Collection[str] = ()) -> None:
         """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""

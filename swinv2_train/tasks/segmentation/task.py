@@ -27,6 +27,7 @@ from swinv2_train.tasks.segmentation.inference import Inference, TensorSource, s
 from swinv2_train.tasks.segmentation.loss import PixelLoss
 from swinv2_train.tasks.segmentation.metrics import PixelCounts, segmentation_metrics, summed_cross_entropy
 from swinv2_train.tasks.segmentation.pictures import Segmented, segmentation_sheet
+from swinv2_train.tasks.segmentation.predictor import LabelMapPredictor
 from swinv2_train.tasks.segmentation.report import SegmentationReport, percent_text
 from swinv2_train.tasks.segmentation.transform import SegmentationTransform, label_type
 from swinv2_train.tasks.task import Losses, Task, sample_seeds
@@ -53,6 +54,7 @@ class Segmentation(Task):
     """
 
     REPORT = SegmentationReport
+    PREDICTOR = LabelMapPredictor
 
     def __init__(
         self,
