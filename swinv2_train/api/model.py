@@ -18,6 +18,7 @@ from swinv2_train.api.checks import at_least, check_device
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import LOGITS, PIXEL_LOGITS
 from swinv2_train.data.decode import DecodeOptions, adapted, decode
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_input import prepare, read_image
@@ -98,16 +99,20 @@ class Model:
 
     @torch.no_grad()
     def probabilities(self, images: ImageLike | Iterable[ImageLike], *, batch: int = 32) -> Tensor:
-        """Return the probability of every class, (N, classes) float32 on the CPU; arguments as for `features`.
+        """Return the probability of every class, float32 on the CPU; arguments as for `features`.
+
+        Returns:
+            (N, classes); of a segmenter (N, classes, H, W), one for every pixel of the preprocessed images.
 
         Raises:
             ConfigError: if the model has no classes.
         """
         task = self.config.task
-        if task.OUTPUT != "logits":
+        if task.OUTPUT not in (LOGITS, PIXEL_LOGITS):
             hint = f"{self.source} is a {task.name} model, which has no classes; use features() or maps()"
             raise ConfigError("", self.source, hint)
-        logits = torch.cat([self.module(each).float().cpu() for each in self._batches(images, batch)])
+        compute = self.module.scores if task.OUTPUT == PIXEL_LOGITS else self.module
+        logits = torch.cat([compute(each).float().cpu() for each in self._batches(images, batch)])
         return logits.sigmoid() if task.multi_label else logits.softmax(dim=1)
 
     def __repr__(self) -> str:

@@ -41,7 +41,8 @@ side cannot create the same input, the command and the README report the size of
 it, and the README contains Python code that creates the correct input.
 
 The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
-extractor (in the swinv2-train format it stays complete).
+extractor, and so does a segmenter for timm and huggingface (in the swinv2-train format both stay complete). Programs of
+a segmenter return a score for every class and pixel.
 
 examples:
   swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best
@@ -130,12 +131,14 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     for name, size in done.files.items():
         print(f"  {name:<{width}}  {size_text(size)}")
     print(
-        f"checked with {compared.by}: the {compared.output} of {compared.images} images differ by at most "
+        f"checked with {compared.by}: the {compared.outputs} of {compared.images} images differ by at most "
         f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
     )
-    print(f"input {'checked on' if compared.input.agrees else 'differs on'} {compared.input.sentence(compared.output)}")
+    print(
+        f"input {'checked on' if compared.input.agrees else 'differs on'} {compared.input.sentence(compared.outputs)}"
+    )
     if compared.rounding is not None:
-        print(f"rounding the weights moved the {compared.output} by at most {compared.rounding:.2g}")
+        print(f"rounding the weights moved the {compared.outputs} by at most {compared.rounding:.2g}")
     for note in (*loaded.source.notes, *done.notes):
         print(f"note: {note}")
 

@@ -24,7 +24,7 @@ from swinv2_train.engine.identity import saved_metadata
 from swinv2_train.engine.origin import check_origin, origin_of
 from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
-from swinv2_train.interop.transfer import check_structure
+from swinv2_train.interop.transfer import check_structure, shares_head
 from swinv2_train.tasks.classes import names_of_classes
 
 
@@ -95,6 +95,11 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
         return None
     if not source.num_classes:
         raise ConfigError("init.label_map", path, f"{source.path} has no classes whose rows could be used")
+    if not shares_head(source, config.task):
+        hint = (
+            f"{source.path} is of task={source.metadata['task']['name']}, whose head task={config.task.name} cannot use"
+        )
+        raise ConfigError("init.label_map", path, f"{hint}; set it to null")
     if path == NAMES:
         try:
             return match_names(class_names, source.class_names, source.num_classes)

@@ -19,7 +19,7 @@ from swinv2_train.engine.deepspeed import Engine
 from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop.load import meta_model, start_note
 from swinv2_train.interop.source import WeightSource, open_source
-from swinv2_train.interop.transfer import Transfer, plan_transfer
+from swinv2_train.interop.transfer import Transfer, plan_transfer, shares_head
 from swinv2_train.launch.failures import together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import write_text
@@ -88,7 +88,7 @@ def preview(config: Config, class_names: Sequence[str] | None = None) -> list[st
 
 def _warnings(config: Config, source: WeightSource, class_names: Sequence[str] | None) -> list[str]:
     """Return a warning if the rows of the head are matched by number although one side names its classes."""
-    taken = source.num_classes and source.num_classes == config.task.classes
+    taken = shares_head(source, config.task) and source.num_classes and source.num_classes == config.task.classes
     if not taken or config.init.label_map is not None or bool(class_names) == bool(source.class_names):
         return []
     named, other = ("data.shards", source.path) if class_names else (source.path, "data.shards")

@@ -25,6 +25,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import value_settings
 from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.agreement import disagreement, is_installed
@@ -152,7 +153,15 @@ def export(
         CheckpointError: if the outputs differ, the other side cannot load it, or it cannot be written.
     """
     check_request(loaded, out, layout, dtype)
-    inference = onnx.Inference(loaded.model, loaded.config.task.OUTPUT).eval()
+    output = loaded.config.task.OUTPUT
+    if output == PIXEL_LOGITS and layout in (TIMM, HUGGINGFACE):  # they have classifiers of images only
+        output = FEATURES
+    if layout in PROGRAM_FILES:
+        for part in getattr(loaded.model, "TRAINING_ONLY", ()):
+            setattr(loaded.model, part, None)
+    inference = onnx.Inference(loaded.model, output).eval()
+    whole = loaded.model if layout == OWN else inference
+    parameters = sum(parameter.numel() for parameter in whole.parameters())
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -184,6 +193,7 @@ def export(
             largest=float(expected.abs().max()),
             rounding=float((expected - original).abs().max()) if rounding else None,
             output=inference.output,
+            parameters=parameters,
             input=check_input(loaded, partial, layout, pixels, images[:encoded], expected[:encoded]),
         )
         notes = _notes(loaded, layout, compared, depths if scaled or bits or recorded else None)
@@ -240,10 +250,10 @@ def canonical(model: torch.nn.Module, output: str) -> dict[str, Tensor]:
     """Return the weights of a model that other libraries support, under canonical names (see `names.py`).
 
     Args:
-        output: `logits`: the backbone and the classification head; `features`: only the backbone.
+        output: `LOGITS`: the backbone and the classification head; others: only the backbone.
     """
     tensors = FORMATS[OWN].read({name: tensor.detach() for name, tensor in named_state(model)})
-    head = HEAD if output == "logits" else ()
+    head = HEAD if output == LOGITS else ()
     return {name: tensor for name, tensor in tensors.items() if in_backbone(name) or name in head}
 
 
@@ -321,7 +331,7 @@ def _write_foreign(job: _Job, layout: str) -> None:
 
 def _num_classes(loaded: LoadedModel) -> int:
     task = loaded.config.task
-    return (task.classes or 0) if task.OUTPUT == "logits" else 0
+    return (task.classes or 0) if task.OUTPUT == LOGITS else 0
 
 
 def _write_onnx(job: _Job) -> None:
@@ -331,7 +341,7 @@ def _write_onnx(job: _Job) -> None:
     if job.loaded.class_names:
         facts["classes"] = job.loaded.class_names
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    onnx.write_onnx(_program(job), job.directory / PROGRAM_FILES[ONNX], job.inference.output, metadata)
+    onnx.write_onnx(_program(job), job.directory / PROGRAM_FILES[ONNX], job.inference.name, metadata)
 
 
 def _write_program(job: _Job) -> None:
@@ -408,7 +418,7 @@ def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[in
         bits: depths of the images that the model is for; None if they were assumed.
     """
     notes = []
-    if compared.output == "features" and layout != OWN:
+    if compared.output == FEATURES and layout != OWN:
         task = loaded.config.task
         why = "has no classes" if task.classes is None else "has no plain classification head"
         notes.append(f"a {task.title} model {why}: exported as a feature extractor, without {task.EXTRA_PARTS}")

@@ -16,10 +16,10 @@ from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     ModelConfig,
-    count_parameters,
     extra_norm_text,
     stage_geometry,
 )
+from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.input_code import input_code
 from swinv2_train.interop.peers import earlier_windows, version_of
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PAPER = "https://arxiv.org/abs/2111.09883"
 _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
+_PIPELINES = {LOGITS: "image-classification", PIXEL_LOGITS: "image-segmentation"}
 _SHOWN_CLASSES = 20
 _EARLIER_INPUT = {"window_rule": "per-axis", "background": "drop"}
 """Input of evaluations by earlier versions, which had no choice and recorded none."""
@@ -56,9 +57,16 @@ class Comparison:
     rounding: float | None
     """Largest change of the outputs by rounding to half precision; None for fp32."""
     output: str
-    """`logits` or `features`."""
+    """A value of `TaskConfig.OUTPUT`."""
+    parameters: int
+    """Parameters of the exported model."""
     input: InputCheck
     """Comparison from an encoded image to the input."""
+
+    @property
+    def outputs(self) -> str:
+        """Name of the outputs in a sentence."""
+        return FEATURES if self.output == FEATURES else LOGITS
 
 
 def model_card(
@@ -82,7 +90,7 @@ def model_card(
     run = run_directory(loaded.source.path)
     trained = _resolved(run)
     sections = [
-        ("Model", _table(_model_rows(loaded, layout, dtype, weights))),
+        ("Model", _table(_model_rows(loaded, compared.parameters, dtype, weights))),
         ("Use", _usage(loaded, layout, name, compared)),
         ("Input", f"{_table(_input_rows(loaded, compared.input))}\n\n```python\n{input_code(loaded)}```"),
         ("Classes", _classes(loaded)),
@@ -101,7 +109,7 @@ def model_card(
 def _front_matter(layout: str, output: str) -> str:
     """Return the header that model hubs read."""
     lines = [f"library_name: {_LIBRARIES[layout]}"] if layout in _LIBRARIES else []
-    task = "image-classification" if output == "logits" else "image-feature-extraction"
+    task = _PIPELINES.get(output, "image-feature-extraction")
     lines += [f"pipeline_tag: {task}", "tags:", "- swinv2", f"- {task}"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
@@ -111,19 +119,10 @@ def _summary(loaded: LoadedModel) -> str:
     return f"A Swin Transformer V2 ([paper]({PAPER})) {task.PURPOSE or f'for the task {task.title}'}."
 
 
-def _parameters(loaded: LoadedModel, layout: str) -> int:
-    """Count the parameters of the export; other formats keep only a classification head."""
-    config = loaded.config
-    if layout == "swinv2-train":
-        return config.task.describe(config).parameters
-    classes = config.task.classes if config.task.OUTPUT == "logits" else 0
-    return count_parameters(config.model, resolution(config), classes or 0)
-
-
-def _model_rows(loaded: LoadedModel, layout: str, dtype: str, weights: str) -> Rows:
+def _model_rows(loaded: LoadedModel, parameters: int, dtype: str, weights: str) -> Rows:
     model, size = loaded.config.model, resolution(loaded.config)
     rows = [
-        ("parameters", f"{_parameters(loaded, layout):,}"),
+        ("parameters", f"{parameters:,}"),
         ("channels per stage", _listed(model.embed_dim * 2**stage for stage in range(len(model.depths)))),
         ("blocks per stage", _listed(model.depths)),
         ("heads per stage", _listed(model.num_heads)),
@@ -348,13 +347,13 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
         ("made with", ", ".join(map(version_of, ("swinv2-train", "torch")))),
         (
             "checked with",
-            f"{compared.by}: on {compared.images} images the {compared.output} differ by at most "
+            f"{compared.by}: on {compared.images} images the {compared.outputs} differ by at most "
             f"{compared.difference:.2g} from those of the original model (the largest is {compared.largest:.3g})",
         ),
-        ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.output)),
+        ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.outputs)),
     ]
     if compared.rounding is not None:
-        moved = f"moved the {compared.output} by at most {compared.rounding:.2g} on those images; compared separately"
+        moved = f"moved the {compared.outputs} by at most {compared.rounding:.2g} on those images; compared separately"
         rows.append(("rounding of the weights", moved))
     rows += [("note", note) for note in notes]
     return rows
@@ -362,11 +361,12 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
 
 def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) -> str:
     """Return code that loads this format; `images` is the batch that "Input" describes."""
-    output = compared.output
+    output = compared.outputs
     name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
     code = {
-        "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model',
+        "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model'
+        + ("\nlogits = model.scores(images)" if compared.output == PIXEL_LOGITS else ""),
         "timm": f'import timm\n\nmodel = timm.create_model("local-dir:{name}", pretrained=True).eval()\n'
         f"{output} = model(images)",
         "huggingface": _huggingface_code(name, output, compared.input, loaded.config.model.in_channels),
@@ -376,6 +376,11 @@ def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) ->
         f"{output} = model(images)",
     }[layout]
     given = f"`images`: (batch, {shape}) float32, each made by `prepare` below."
+    if compared.output == PIXEL_LOGITS:
+        given += (
+            " `logits`: (batch, classes, height, width), a score for every class and pixel. For a larger image, cut "
+            "windows of this size, or use swinv2-predict with the original weights."
+        )
     return f"```python\n{code}\n```\n\n{given}"
 
 

@@ -5,7 +5,8 @@ does for inference (section 3.3). The network that generates them is not exporte
 every runtime supports.
 
 Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation. Output:
-`logits` (batch, classes), or `features` (batch, 8C), the mean over the last stage's tokens, for a model without a head.
+`logits` (batch, classes) of a classifier or (batch, classes, height, width) of a segmenter; or `features` (batch, 8C),
+the mean over the last stage's tokens, for a model without a head.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_train.config.model import ModelConfig, stage_geometry
+from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.heads import pooled_features
 
@@ -29,20 +31,27 @@ _LARGEST_FILE = 1_500_000_000
 
 
 class Inference(nn.Module):
-    """The exported part of a model: the logits of a classifier, or the pooled features of any other model.
+    """The exported part of a model: its logits, or the pooled features of the backbone.
 
     Args:
-        output: `TaskConfig.OUTPUT` of the model's task.
+        output: `TaskConfig.OUTPUT` of the model's task; `FEATURES` fits every model.
     """
 
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
-        self.model = model if output == "logits" else backbone_of(model)
+        self.model = model if output in (LOGITS, PIXEL_LOGITS) else backbone_of(model)
         self.output = output
 
+    @property
+    def name(self) -> str:
+        """Name of the output, for people and programs."""
+        return FEATURES if self.output == FEATURES else LOGITS
+
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, num_classes) logits or (B, 8C) features."""
-        return self.model(images) if self.output == "logits" else pooled_features(self.model, images)
+        """(B, in_channels, H, W) -> logits (B, num_classes) or (B, num_classes, H, W), or features (B, 8C)."""
+        if self.output == PIXEL_LOGITS:
+            return self.model.scores(images)
+        return self.model(images) if self.output == LOGITS else pooled_features(self.model, images)
 
 
 def trace(inference: Inference, config: ModelConfig, images: Tensor) -> torch.export.ExportedProgram:

@@ -11,6 +11,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.layout import KIND_OF, Manifest
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.paths import user_path
+from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.interop import sidecar
 from swinv2_train.interop.arrange import Arrangement
 from swinv2_train.interop.metadata import (
@@ -128,12 +129,23 @@ class WeightSource:
         return set(self._storage.shapes) if self._storage is not None else set()
 
     @property
+    def head(self) -> tuple[str, ...]:
+        """Canonical names that parameters with one row per class have in this task; the first decides their number."""
+        return head_names(self.metadata)
+
+    @property
     def num_classes(self) -> int:
-        """Rows of the classification head; 0 without one."""
+        """Rows of the head; 0 without one."""
         task = self.metadata.get("task") or {}
         if task and "num_classes" not in task:  # a head of this name may belong to another task
             return 0
-        return self.shapes[HEAD[0]][0] if HEAD[0] in self.shapes else 0
+        return self.shapes.get(self.head[0], (0,))[0]
+
+
+def head_names(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the parameters with one row per class by the task that metadata records."""
+    section = TASK_SECTIONS.get(str((metadata.get("task") or {}).get("name")), TaskConfig)
+    return section.HEAD or HEAD
 
 
 def open_source(
@@ -272,7 +284,7 @@ def _own(
     except UnreadableError as error:
         storage.close()
         raise CheckpointError(f"{path} does not specify its model: {error}") from error
-    named, rows = len(known["classes"] or ()), shapes.get(HEAD[0], (0,))[0]
+    named, rows = len(known["classes"] or ()), shapes.get(head_names(known)[0], (0,))[0]
     if named and rows and named != rows:
         notes = [*notes, f"its list of {named} class names is ignored, because its head has {rows} classes"]
         known["classes"] = None

@@ -159,16 +159,21 @@ def plan_transfer(
     _refuse_incomplete(source, wanted)
     if note := _other_rule(source, model, resolution):
         source.notes.append(note)
-    transfer = Transfer(source, _shapes=wanted, same_head=_same_head(source, task))
+    transfer = Transfer(source, _shapes=wanted, same_head=shares_head(source, task))
+    there, here = (shapes.get(source.head[0]) for shapes in (source.shapes, wanted))
+    rows_fit = transfer.same_head and there is not None and here is not None and there[1:] == here[1:]
+    if label_map is not None and not rows_fit:
+        hint = f"{source.head[0]} is {there} in {source.path} and {here} in the model, so no row fits; set it to null"
+        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", hint)
     if label_map is not None:
         transfer.head = HeadRows(list(label_map), "by the label map", class_names)
-    elif transfer.same_head and HEAD[0] in source.shapes and HEAD[0] in wanted:
+    elif rows_fit:
         transfer.head = rows_by_name(class_names, source.class_names)
     for key, shape in wanted.items():
         transfer.rows.append(_row(transfer, key, shape, model, resolution))
     for key in source.shapes:
         if key not in wanted or not (transfer.same_head or in_backbone(key)):
-            transfer.rows.append(Row(key, "dropped", _why_left(source, key)))
+            transfer.rows.append(Row(key, "dropped", _why_left(source, key, task)))
     transfer.rows.extend(Row(key, "dropped", why) for key, why in source.dropped)
     return transfer
 
@@ -195,7 +200,8 @@ def canonical_names(names: Iterable[str], task: TaskConfig | None) -> dict[str, 
     return keys
 
 
-def _same_head(source: WeightSource, task: TaskConfig | None) -> bool:
+def shares_head(source: WeightSource, task: TaskConfig | None) -> bool:
+    """Return whether parameters outside of the backbone have the same meaning in source and task when names match."""
     there = (source.metadata.get("task") or {}).get("name")
     if task is None or there in (None, task.name):
         return True
@@ -232,7 +238,8 @@ def _row(
     there = source.shapes.get(key)
     if there is not None and not transfer.same_head and not in_backbone(key):
         return Row(key, "new", f"initial value; {key} in the source is of task={source.metadata['task']['name']}")
-    if key in HEAD and there is not None and (transfer.head is not None or there != shape) and source.num_classes:
+    rows_fit = key in source.head and there is not None and there[1:] == shape[1:] and source.num_classes
+    if rows_fit and (transfer.head is not None or there != shape):
         return _head(transfer, key, shape)
     if there is None and not in_backbone(key):
         return Row(key, "new", "initial value; the source has none")
@@ -340,7 +347,7 @@ def _resize_position(embedding: Tensor, before: tuple[int, int], after: tuple[in
     return position_embedding(embedding, before, *after).flatten(1, 2)
 
 
-def _why_left(source: WeightSource, key: str) -> str:
+def _why_left(source: WeightSource, key: str, task: TaskConfig | None) -> str:
     """Return why a tensor of the source has no counterpart in the model.
 
     Raises:
@@ -348,10 +355,11 @@ def _why_left(source: WeightSource, key: str) -> str:
     """
     if key in SIMMIM_ONLY:
         return "of SimMIM pretraining only"
-    if key in HEAD and source.num_classes:
-        return "this task has no classes"
+    there = (source.metadata.get("task") or {}).get("name")
+    if key in source.head and source.num_classes:
+        return "this task has no classes" if task is None or task.classes is None else f"of task={there} only"
     if source.format == OWN and not in_backbone(key):
-        return f"of task={(source.metadata.get('task') or {}).get('name')} only"
+        return f"of task={there} only"
     shape = source.shapes[key]
     hint = f"{source.path} holds {key} of shape {shape}, which has no counterpart in the model; use other weights"
     raise ConfigError("init_from", source.path, hint)

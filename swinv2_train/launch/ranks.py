@@ -294,6 +294,7 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
                 "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
             )
         torch.cuda.set_device(torch_device)
+        torch.backends.cudnn.deterministic = True  # some kernels add up the gradient of a convolution in any order
     if launched:
         allow_open_files(int(os.environ["WORLD_SIZE"]), device, local_rank)
     try:

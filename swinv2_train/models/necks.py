@@ -53,9 +53,9 @@ class ConvNormAct(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """Feature pyramid (arXiv 1612.03144): 1x1 laterals, sums from the top down, and a 3x3 convolution on all but the top.
+    """Feature pyramid (arXiv 1612.03144): 1x1 laterals, sums from the top down, 3x3 convolutions on all but the top.
 
-    Each map has half the size of the one before, rounded up; the larger part of a map that was rounded up is cut off.
+    Each map has half the size of the one before, rounded up; what a map that was rounded up has in excess is cut off.
 
     Args:
         dims: channels of the maps below the top, from the largest map on.
@@ -99,7 +99,6 @@ class PyramidPooling(nn.Module):
         """(B, dim, H, W) -> (B, channels, H, W)."""
         size = (x.shape[2], x.shape[3])
         pooled = [
-            resize(branch(adaptive_pool(x, side)), size)
-            for side, branch in zip(self.sides, self.branches, strict=True)
+            resize(branch(adaptive_pool(x, side)), size) for side, branch in zip(self.sides, self.branches, strict=True)
         ]
         return self.fusion(torch.cat([x, *pooled], dim=1))

@@ -8,8 +8,10 @@ from torch import nn
 
 from swinv2_train.config.model import variant
 from swinv2_train.config.schema import OptimConfig
+from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.engine.param_groups import is_decayed, layer_index, parameter_groups
 from swinv2_train.models.heads import ImageClassifier, MaskedImageModel
+from swinv2_train.models.segmenter import Segmenter
 
 DEPTHS = [2, 2, 18, 2]
 
@@ -100,3 +102,18 @@ def test_every_parameter_is_in_one_group(simmim: nn.Module) -> None:
     groups = parameter_groups(simmim, OptimConfig(layer_decay=0.9), DEPTHS)
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, _ in simmim.named_parameters())
+
+
+def test_the_decoder_and_norms_of_a_segmenter_are_last_and_its_norms_are_not_decayed() -> None:
+    with torch.device("meta"):
+        model = Segmenter(variant("swinv2_base"), SegmentationConfig(), 150)
+    optim = OptimConfig(layer_decay=0.9, weight_decay=0.05, lr_scales={"backbone": 0.1})
+    groups = parameter_groups(model, optim, DEPTHS)
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    assert scale["backbone.norm.weight"] == pytest.approx(0.1)
+    assert scale["backbone.layers.3.blocks.1.mlp.fc1.weight"] == pytest.approx(0.9 * 0.1)
+    assert {scale[name] for name in scale if not name.startswith("backbone.")} == {1.0}
+    for name, parameter in model.named_parameters():
+        if not name.startswith("backbone."):
+            assert bool(decay[name]) == (parameter.ndim == 4), name

@@ -13,8 +13,8 @@ from PIL import Image
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
-from swinv2_train.models import ImageClassifier, MaskedImageModel
+from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
 
 CLASSES = [f"kind {number}" for number in range(6)]
 SMALL: dict[str, Any] = {
@@ -27,19 +27,28 @@ SMALL: dict[str, Any] = {
 
 
 def write_model(
-    path: Path, *, simmim: bool = False, size: int | tuple[int, int] = 64, seed: int = 0, **model: Any
+    path: Path,
+    *,
+    simmim: bool = False,
+    segmentation: SegmentationConfig | None = None,
+    size: int | tuple[int, int] = 64,
+    seed: int = 0,
+    **model: Any,
 ) -> Path:
     """A model whose every parameter is random, so that none can be lost unseen; returns the path."""
     torch.manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
     config = ModelConfig(**{**SMALL, **model})
+    task: TaskConfig = SimMIMConfig() if simmim else segmentation or ClassificationConfig(num_classes=len(CLASSES))
     built: torch.nn.Module = MaskedImageModel(config, sides) if simmim else ImageClassifier(config, len(CLASSES), sides)
+    if segmentation is not None:
+        segmentation.num_classes = len(CLASSES)
+        built = Segmenter(config, segmentation, len(CLASSES), sides)
     tensors = {}
     for name, parameter in built.named_parameters():
         noise = torch.randn_like(parameter)
         values = parameter.detach() + 0.3 * noise if parameter.ndim < 2 else 0.15 * noise
         tensors[name] = (noise * 0.5 + 2.0 if name.endswith("logit_scale") else values).contiguous()
-    task: TaskConfig = SimMIMConfig() if simmim else ClassificationConfig(num_classes=len(CLASSES))
     metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
