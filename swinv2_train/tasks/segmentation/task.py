@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import SegmentationConfig
+from swinv2_train.config.tasks.segmentation import AUXILIARY, CROSS_ENTROPY, DICE
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.batch import SIZE, Batch, Ragged
 from swinv2_train.data.card import Card
-from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts, ignore_value
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.channel_dropout import channel_noise
 from swinv2_train.models.segmenter import Segmenter
@@ -34,8 +35,6 @@ from swinv2_train.tasks.task import Losses, Task, sample_seeds
 
 _AUXILIARY_STRIDE = 4
 """Cells of the logits per cell of the auxiliary ones, along each side: stage 3 against stage 1."""
-_IGNORE = 255
-"""Ignored value of label maps without a dataset card, as in Pascal VOC, Cityscapes, and mmsegmentation."""
 _NO_COUNTS = (
     "the shards have no dataset card that counts the pixels of the classes: pack them with swinv2-data pack --labels, "
     "or set a list"
@@ -99,9 +98,9 @@ class Segmentation(Task):
         return Segmenter(config.model, config.task, max(1, config.task.num_classes), size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """Return the pixels of the label maps, ignored ones and padding included; for `dice`, the samples."""
+        """Return the pixels of the label maps, ignored ones and padding included; for the Dice term, the samples."""
         samples, pixels = float(len(batch["label"])), float(batch["label"].numel())
-        return {name: samples if name == "dice" else pixels for name in self.task.terms()}
+        return {name: samples if name == DICE else pixels for name in self.task.terms()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         labels, stride = batch["label"], self.config.model.patch_size
@@ -111,13 +110,13 @@ class Segmentation(Task):
         loss = self.pixel_loss
         if loss.class_weights is not None:
             loss = replace(loss, class_weights=loss.class_weights.to(logits.device))
-        terms = {}
         if self.task.dice_weight:
-            terms["cross_entropy"], terms["dice"] = loss.cross_entropy_and_dice(logits, labels, stride)
+            cross_entropy, dice = loss.cross_entropy_and_dice(logits, labels, stride)
+            terms = {CROSS_ENTROPY: cross_entropy, DICE: dice}
         else:
-            terms["cross_entropy"] = loss.cross_entropy(logits, labels, stride)
+            terms = {CROSS_ENTROPY: loss.cross_entropy(logits, labels, stride)}
         if auxiliary is not None:
-            terms["auxiliary"] = loss.cross_entropy(auxiliary, labels, _AUXILIARY_STRIDE * stride)
+            terms[AUXILIARY] = loss.cross_entropy(auxiliary, labels, _AUXILIARY_STRIDE * stride)
         return Losses(terms)
 
     def _dropout(self, model: nn.Module, positions: Tensor) -> Tensor | None:
@@ -205,7 +204,7 @@ def ignored_value(task: SegmentationConfig, facts: LabelMapFacts | None) -> int:
         ConfigError: if the config contradicts the label maps.
     """
     if facts is None:
-        return _IGNORE if task.ignore_index is None else task.ignore_index
+        return ignore_value(task.num_classes) if task.ignore_index is None else task.ignore_index
     if task.ignore_index not in (None, facts.ignore):
         fix = f"the packed label maps have {facts.ignore} for pixels without a class; set null"
         raise ConfigError("task.ignore_index", task.ignore_index, fix)
