@@ -40,6 +40,7 @@ def main() -> None:
     add("--width", type=int, default=8000)
     add("--classes", type=int, default=20)
     add("--model", default="small", help="small, or a size of the paper")
+    add("--decoder", default="upernet")
     add("--channels", type=int, default=64, help="channels of the decoder")
     add("--window", type=int, default=8)
     add("--resolution", type=int, default=512, help="side of a sliding window")
@@ -89,7 +90,11 @@ def write_segmenter(path: Path, arguments: argparse.Namespace) -> Path:
     shape = SMALL if arguments.model == "small" else VARIANTS[arguments.model]
     model = ModelConfig(name=arguments.model, in_channels=CHANNELS, window=arguments.window, **shape)
     task = SegmentationConfig(
-        num_classes=arguments.classes, channels=arguments.channels, resize="native", photometric=False
+        num_classes=arguments.classes,
+        decoder=arguments.decoder,
+        channels=arguments.channels,
+        resize="native",
+        photometric=False,
     )
     sides = (arguments.resolution, arguments.resolution)
     torch.manual_seed(0)

@@ -31,6 +31,7 @@ from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.label_map import (
     NAMES,
     NUMBERS,
+    check_label_options,
     check_same_classes,
     match_names,
     read_label_map,
@@ -208,10 +209,7 @@ class _Bench:
         self.shards = shards
         task = self.loaded.config.task
         self.class_names = self.loaded.class_names
-        for key in ("label_map", "real_labels"):
-            if getattr(options, key) and key not in task.label_options():
-                hint = "requires a classifier" + (" with one class per image" if key == "real_labels" else "")
-                raise ConfigError(key, getattr(options, key), hint)
+        check_label_options(vars(options), task.label_options())
         self.columns = self._columns(task.classes) if task.classes is not None else None
         self.real_labels = read_real_labels(options.real_labels) if options.real_labels else {}
         self.config = self._config(task)

@@ -144,7 +144,7 @@ def _check(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError, DataError, CheckpointError: naming the argument.
     """
-    from swinv2_train.data.label_map import NAMES, NUMBERS, read_label_map, read_real_labels
+    from swinv2_train.data.label_map import NAMES, NUMBERS, check_label_options, read_label_map, read_real_labels
     from swinv2_train.launch.local_ranks import choose_ranks
 
     check_precision(arguments, choose_ranks(arguments.device, arguments.ranks)[0])
@@ -152,10 +152,7 @@ def _check(arguments: argparse.Namespace, options: Mapping[str, Any]) -> None:
     check_shards(options["data"])
     if options.get("probe"):
         check_shards(options["probe"])
-    for key in ("label_map", "real_labels"):
-        if options.get(key) and key not in config.task.label_options():
-            hint = "requires a classifier" + (" with one class per image" if key == "real_labels" else "")
-            raise ConfigError(key, options[key], hint)
+    check_label_options(options, config.task.label_options())
     if arguments.label_map not in (None, NAMES, NUMBERS):
         read_label_map(Path(arguments.label_map), source.num_classes)
     if arguments.real_labels:

@@ -53,12 +53,13 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     data, step = found.config.data, "" if found.step is None else f", step {found.step}"
     height, width = resolution(found.config)
     crop = "squashed" if data.crop_mode == "squash" else f"center crop {data.crop_pct:g}"
+    shown = found.config.task.preparation(found.config) or f"{height} x {width} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
     return [
         ("weights", f"{found.source}{step}{', moving average' if options.ema else ''}"),
         ("data", f"{options.data}: {found.samples:,} samples{broken}"),
-        ("input", f"{height} x {width} pixels, {crop}, window {found.config.model.window}"),
+        ("input", f"{shown}, window {found.config.model.window}"),
         (
             "computed",
             f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s including reading and decoding",

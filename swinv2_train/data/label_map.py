@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.class_order import is_number, is_text_order_of_numbers
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text, is_count, parse_json
@@ -31,7 +32,27 @@ NAMES = "names"
 """Replaces a file: classes of data and model correspond by name."""
 NUMBERS = "numbers"
 """Replaces a file: classes of data and model correspond by number; their names may differ."""
+_REQUIRED = {
+    "label_map": "requires a classifier or a segmenter",
+    "real_labels": "requires a classifier with one class per image",
+}
+"""Label options of swinv2-eval, with the models that they are for."""
 _NUMBERED = re.compile(r"ILSVRC2012_val_\d{8}")
+
+
+def check_label_options(given: Mapping[str, Any], offered: Collection[str]) -> None:
+    """Reject a label option that does not apply to a model.
+
+    Args:
+        given: values of the label options, and of any other options.
+        offered: those that apply, see `TaskConfig.label_options`.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for key, required in _REQUIRED.items():
+        if given.get(key) and key not in offered:
+            raise ConfigError(key, given[key], required)
 
 
 def read_label_map(path: Path, num_classes: int) -> list[int]:

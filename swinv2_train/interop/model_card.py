@@ -154,7 +154,9 @@ def _model_rows(loaded: LoadedModel, parameters: int, dtype: str, weights: str) 
 def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     data = loaded.config.data
     height, width = resolution(loaded.config)
-    if data.crop_mode == "squash":
+    if own := loaded.config.task.preparation(loaded.config):
+        crop = own
+    elif data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
     else:
         crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
@@ -315,6 +317,7 @@ def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict
         "mean": mean,
         "std": std,
         **value_settings(data),
+        **config.task.evaluation_settings(),
     }
 
 

@@ -273,4 +273,5 @@ def activations(config: Config, images: int, *, gpu: bool) -> list[Reached]:
     last = stages[-1]
     saved += images * last.height * last.width * (kernels.norm * last.dim + 8)
     head = images * config.task.head_bytes(config, kernels.element)
-    return [*found, Reached(NUM_STAGES, 0, saved + head, 0.0, head)]
+    transient = config.task.head_transient(config, kernels.element, images)
+    return [*found, Reached(NUM_STAGES, 0, saved + head, 0.0, transient)]

@@ -63,7 +63,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What a user requests."""
+    """Requests of the user."""
 
     top: int = 5
     """Classes per image in tables and on the sheet."""

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from swinv2_train.analysis.evaluate import EvalOptions, evaluate
 from swinv2_train.cli import analyze
 from swinv2_train.cli.analyze import main, split_models
 from swinv2_train.cli.analyze_display import labels, model_name
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.errors import MainRankError
 from tests.engine.threads import on_ranks
-from tests.evaluated import classifier, encoder, labelled_shards
+from tests.evaluated import classifier, encoder, labelled_shards, save_weights
+from tests.segmented import make_segmented_shard
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,29 @@ def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: p
     content = json.loads((tmp_path / "new" / "windows.json").read_text())
     assert [model["trained_window"] for model in content["models"]] == [4, 4]
     assert float(rows[3]["top1"]) == content["models"][1]["points"][1]["metrics"]["top1"]
+
+
+@pytest.mark.slow
+def test_windows_of_a_segmenter_keep_their_proportions(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_segmented_shard(tmp_path / "eval-0.tar", 3, 0)
+    task = SegmentationConfig(num_classes=3, channels=8, decoder="fpn", auxiliary_weight=0)
+    save_weights(tmp_path / "stages.safetensors", task, window=[4, 4, 4, 2])
+    rest = [f"data={tmp_path}/eval-0.tar", "workers=0", "device=cpu"]
+    assert run("windows", f"{tmp_path}/stages.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["mean", "IoU", "(%)", "W4", "I32", "W8", "I64"]
+    (model,) = json.loads((tmp_path / "new" / "windows.json").read_text())["models"]
+    wide = EvalOptions(
+        f"{tmp_path}/stages.safetensors",
+        f"{tmp_path}/eval-0.tar",
+        ["model.window=[8,8,8,4]", "data.resolution=64"],
+        workers=0,
+    )
+    (found,) = on_ranks(1, lambda ranks: evaluate(wide, ranks))
+    assert model["points"][1]["metrics"] == found.metrics
+    assert model["points"][0]["metrics"]["loss"] != found.metrics["loss"]
 
 
 @pytest.mark.slow

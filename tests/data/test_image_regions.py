@@ -78,7 +78,7 @@ def test_scaled_values_and_pixels_without_data(tmp_path: Path) -> None:
     with open_regions(path, 2, options) as regions:
         assert regions.has_nodata
         assert regions.geo is not None
-        assert regions.geo.pixel_area is None  # square degrees are no area
+        assert regions.geo.pixel_area is None  # square degrees say nothing about an area
         part = regions.read(12, 6, 4, 9)  # without any data, which is no reason to refuse a part
         assert part.missing is not None
         assert part.missing.all()

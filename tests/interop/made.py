@@ -17,6 +17,7 @@ from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, 
 from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
 
 CLASSES = [f"kind {number}" for number in range(6)]
+MEAN, STD = [0.4, 0.45, 0.5, 0.55], [0.2, 0.25, 0.3, 0.35]
 SMALL: dict[str, Any] = {
     "name": "small",
     "embed_dim": 8,
@@ -52,7 +53,7 @@ def write_model(
     metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
-        "data": {"resolution": list(sides), "mean": [0.4, 0.45, 0.5], "std": [0.2, 0.25, 0.3]},
+        "data": {"resolution": list(sides), "mean": MEAN[: config.in_channels], "std": STD[: config.in_channels]},
         "classes": None if simmim else CLASSES,
         "preprocess": {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
     }

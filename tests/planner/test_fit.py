@@ -19,7 +19,6 @@ RANKS = {
     **dict.fromkeys(("simmim_giant", "supervised_giant", "in1k_giant_640"), 64),
     **dict.fromkeys(("simmim_base", "simmim_large", "simmim_huge", "simmim_finetune_base_224"), 16),
     **dict.fromkeys(("simmim_tiny", "simmim_demo", "classify_demo", "segment_tiles"), 1),
-    **dict.fromkeys(("ade20k_base_640", "ade20k_large_640"), 16),
     "ade20k_giant": 32,
 }
 """Least number of GPUs that the header of a recipe states; 8 for all others."""

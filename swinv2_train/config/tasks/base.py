@@ -136,6 +136,16 @@ class TaskConfig(Section):
         """
         return 0
 
+    def head_transient(self, config: Config, element: int, images: int) -> int:
+        """Return the bytes that backward of head and loss creates at its peak, for a micro-batch; by default those that
+        they saved.
+
+        Args:
+            element: as for `head_bytes`.
+            images: samples of the micro-batch.
+        """
+        return images * self.head_bytes(config, element)
+
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides; they are not compared with anything until `complete`."""
         return ("num_classes",) if self.classes == 0 else ()
@@ -175,6 +185,14 @@ class TaskConfig(Section):
         Raises:
             ConfigError: for the first error.
         """
+
+    def preparation(self, config: Config) -> str | None:
+        """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""
+        return None
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return the fields of this section that the results of finished weights depend on, for results.json."""
+        return {}
 
     def label_options(self) -> tuple[str, ...]:
         """Return which options of swinv2-eval apply: `label_map`, `real_labels`."""

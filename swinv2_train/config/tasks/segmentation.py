@@ -13,7 +13,7 @@ from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, pretrained_windows, stage_geometry
 from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
-from swinv2_train.config.tasks.segmentation_head import head_bytes, head_macs, head_parameters
+from swinv2_train.config.tasks.segmentation_head import STRIP_BYTES, head_bytes, head_macs, head_parameters
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -55,6 +55,7 @@ class SegmentationConfig(TaskConfig):
         "inference": "inference", "overlap": "overlap", "scales": "test_scales", "flip": "test_flip",
     }  # fmt: skip
     PREDICT_FOLDERS = ("labels", "overlays")
+    FREE = ("module", "inference", "overlap", "test_scales", "test_flip")
 
     name: str = "segmentation"
     """Name of the task."""
@@ -280,6 +281,15 @@ class SegmentationConfig(TaskConfig):
         label = 1 if (self.ignore_index or 0) <= HIGHEST_BYTE else 4
         return head_bytes(stage_geometry(config.model, height, width), self, element) + label * height * width
 
+    def head_transient(self, config: Config, element: int, images: int) -> int:
+        """Return those of the loss, which enlarges the logits in strips."""
+        height, width = resolution(config)
+        first = stage_geometry(config.model, height, width)[0]
+        strip = min(STRIP_BYTES, 4 * images * self.num_classes * height * width)
+        wide = 4 * images * self.num_classes * first.height * first.width
+        # A strip, its logarithms, and a gradient; the gradient of all logits, and their fp32 copy.
+        return 3 * strip + wide * (2 if element < 4 else 1)
+
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides."""
         return (*super().open_fields(), *(("ignore_index",) if self.ignore_index is None else ()))
@@ -296,8 +306,39 @@ class SegmentationConfig(TaskConfig):
         self.ignore_index = usual if stored is None else stored
 
     def for_evaluation(self, classes: int | None) -> SegmentationConfig:
-        """Return this section with this number of classes and without class weights, which need the training data."""
-        return replace(self, num_classes=self.num_classes if classes is None else classes, class_weights=None)
+        """Return this section with this number of classes and without class weights, which need the training data.
+
+        Other classes have label maps of their own, so their ignored value is that of their card.
+        """
+        same = classes in (None, self.num_classes)
+        classes, ignored = (self.num_classes, self.ignore_index) if same else (classes, None)
+        return replace(self, num_classes=classes, ignore_index=ignored, class_weights=None)
+
+    def preparation(self, config: Config) -> str:
+        """Return the size of an image, and the windows, scales, and flips that are averaged."""
+        size = resolution(config)
+        short = min(size)
+        parts = ["in its own size"]
+        if self.resize == "short":
+            parts = [f"short side {short} pixels, longer side at most {round(self.max_aspect * short)}"]
+        if self.inference == SLIDE:
+            parts.append(f"windows of {size[0]} x {size[1]} pixels that share {self.overlap:.0%}")
+        else:
+            parts.append("whole images")
+        if self.test_scales != [1.0]:
+            parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.test_scales)}")
+        if self.test_flip:
+            parts.append("with mirrored images")
+        return ", ".join(parts)
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return the size of the images and the kind of inference."""
+        names = ("resize", "max_aspect", "inference", "overlap", "test_scales", "test_flip")
+        return {name: getattr(self, name) for name in names}
+
+    def label_options(self) -> tuple[str, ...]:
+        """Return the label options of swinv2-eval that apply."""
+        return ("label_map",)
 
     def worker_modules(self) -> list[str]:
         """Return the module of the transforms, which does not import the model."""

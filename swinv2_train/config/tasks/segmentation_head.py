@@ -13,6 +13,8 @@ from swinv2_train.config.model import StageGeometry
 if TYPE_CHECKING:
     from swinv2_train.config.tasks.segmentation import SegmentationConfig
 
+STRIP_BYTES = 64 << 20
+"""Bytes of the enlarged logits that the loss computes at a time."""
 _WIDE = 4
 """Bytes of an element that a GroupNorm saves: its input in fp32."""
 

@@ -60,7 +60,7 @@ class TensorSource:
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image is predicted."""
+    """Settings for the prediction of an image."""
 
     stride: int
     """Pixels per cell of the scores: the patch size of the model."""

@@ -22,7 +22,7 @@ _BIG = 1 << 31
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a file of a label map must hold."""
+    """Facts about a label map that its file records."""
 
     size: tuple[int, int]
     """Height and width."""

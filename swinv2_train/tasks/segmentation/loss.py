@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swinv2_train.config.tasks.segmentation_head import STRIP_BYTES
 from swinv2_train.models.geometry import Span
 from swinv2_train.models.precision import at_least_float32
 from swinv2_train.models.resizing import enlarge_logits
 
-_STRIP_BYTES = 64 << 20
 _SMALLEST = 1e-12
 """Least base of the focal factor, whose derivative is infinite at 0 for a gamma below 1."""
 
@@ -34,7 +34,7 @@ class PixelLoss:
     """(K,) float32: factor of a pixel's cross-entropy by its class; None: 1."""
     focal_gamma: float = 0.0
     """The cross-entropy is multiplied by (1 - probability of the class) to this power (arXiv 1708.02002)."""
-    strip_bytes: int = _STRIP_BYTES
+    strip_bytes: int = STRIP_BYTES
     """Bytes of the enlarged logits that exist at a time; a strip has at least one row."""
 
     def cross_entropy(self, logits: Tensor, labels: Tensor, stride: int) -> Tensor:

@@ -160,7 +160,7 @@ class _FileSource:
 
 
 class _Collected:
-    """What is gathered about a label map while its strips go to a file."""
+    """Counts and overlay of a label map, gathered while its strips go to a file."""
 
     def __init__(self, regions: ImageRegions, classes: int, *, drawn: bool) -> None:
         self._regions, self._drawn = regions, drawn

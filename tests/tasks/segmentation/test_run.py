@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from swinv2_train.analysis.evaluate import EvalOptions, evaluate
+from swinv2_train.cli.evaluate import main as evaluate_command
 from swinv2_train.config.tasks import SimMIMConfig
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.tasks.segmentation.task import Segmentation
@@ -22,9 +23,9 @@ from tests.evaluated import save_weights
 from tests.faults.job import FaultyRun
 from tests.faults.nursery import Nursery
 from tests.runs import comparable, losses, metrics, run_here
-from tests.segmented import make_segmented_data, tiny_segmentation
+from tests.segmented import make_segmented_data, make_segmented_shard, tiny_segmentation
 
-STEPS, LAST, MIDDLE = 6, "step-00000006", "step-00000003"
+LAST = "step-00000004"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_run_from_simmim_measures_and_draws(run: Path) -> None:
     for row in steps:
         assert row["loss"] == pytest.approx(sum(row[f"loss/{name}"] for name in factors), rel=1e-6)
     scores = [row for row in metrics(run) if "eval/miou" in row]
-    assert [row["step"] for row in scores] == [3, 6]
+    assert [row["step"] for row in scores] == [2, 4]
     assert scores[0]["eval/samples"] == 5
     assert {"eval/mean_accuracy", "eval/pixel_accuracy", "eval/dice", "eval/loss"} <= scores[0].keys()
     assert (run / "figures" / f"segmentation-{LAST}.png").is_file()
@@ -101,29 +102,60 @@ def test_a_refused_step_is_replayed(run: Path, shards: Path, tmp_path: Path, mon
 
     def poisoned(self: Segmentation, model: torch.nn.Module, batch: dict[str, Any]) -> Losses:
         terms = real(self, model, batch).terms
-        bad = float("nan") if 37 in batch["position"].tolist() else 1.0
+        bad = float("nan") if 21 in batch["position"].tolist() else 1.0
         return Losses({**terms, "dice": terms["dice"] * bad})
 
     monkeypatch.setattr(Segmentation, "loss", poisoned)
-    assert run_here(command(run, shards, tmp_path / "half", "guard.policy=skip", "optim.steps=5")) == FINISHED
+    assert run_here(command(run, shards, tmp_path / "half", "guard.policy=skip", "optim.steps=3")) == FINISHED
     (incident,) = (tmp_path / "half" / "incidents").glob("*.json")
     assert run_here([f"replay={incident}"]) == FINISHED
     report = json.loads((incident.with_suffix("") / "replay.json").read_text())
     assert report["same_to_the_bit"]
-    assert report["worst_samples"][0]["position"] == 37
+    assert report["worst_samples"][0]["position"] == 21
     assert list(incident.with_suffix("").rglob("*worst-samples-*.png"))
 
 
 @pytest.mark.slow
 def test_any_number_of_ranks_evaluates_the_same_pixels(run: Path, shards: Path) -> None:
     options = EvalOptions(str(run), f"{shards}/eval-*.tar", workers=0, batch=2)
-    (alone,) = on_ranks(1, lambda ranks: evaluate(options, ranks))
     trained = [row for row in metrics(run) if "eval/miou" in row][-1]
-    for name in ("miou", "mean_accuracy", "pixel_accuracy", "dice", "loss", "samples"):
-        assert alone.metrics[name] == pytest.approx(trained[f"eval/{name}"], rel=1e-6), name
+    sums = []
     for world_size in (2, 3):
         for found in on_ranks(world_size, lambda ranks: evaluate(options, ranks)):
-            for name, value in alone.sums.items():
-                if name != "total":  # added up in another order
-                    np.testing.assert_array_equal(found.sums[name], value)
-            assert found.metrics == pytest.approx(alone.metrics, rel=1e-12)
+            sums.append(found.sums)
+            for name, value in found.metrics.items():  # those of training came from one rank
+                assert value == pytest.approx(trained[f"eval/{name}"], rel=1e-12), name
+    for name, value in sums[0].items():
+        if name != "total":  # added up in another order
+            assert all(np.array_equal(other[name], value) for other in sums), name
+
+
+@pytest.mark.slow
+def test_swinv2_eval_shows_classes_and_takes_other_numberings(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_segmented_shard(tmp_path / "eval-0.tar", 5, 2, numbers=(2, 1, 0))
+    (tmp_path / "map.txt").write_text("2\n1\n0\n")
+    results = []
+    for data, options in (
+        (shards, ()),
+        (tmp_path, ("label_map=" + str(tmp_path / "map.txt"),)),
+        (shards, ("task.inference=slide", "task.overlap=0.5", "task.test_flip=true")),
+    ):
+        out = tmp_path / f"out-{len(results)}"
+        arguments = [f"checkpoint={run}", f"data={data}/eval-*.tar", f"out={out}", "workers=0", "device=cpu", *options]
+        with pytest.raises(SystemExit) as caught:
+            evaluate_command(arguments)
+        assert caught.value.code == 0
+        results.append(json.loads((out / "results.json").read_text()))
+        assert {"per_class.csv", "confusion.png", "confusion.pdf"} <= {path.name for path in out.iterdir()}
+    plain, renumbered, slide = results
+    output = capsys.readouterr().out
+    assert "mean IoU" in output
+    assert "share of the pixels" in output
+    assert "short side 32 pixels, longer side at most 128, whole images, window 4" in output
+    assert "windows of 64 x 32 pixels that share 50%, with mirrored images" in output
+    assert renumbered["metrics"] == pytest.approx(plain["metrics"], rel=1e-6)
+    assert renumbered["pixels"] == plain["pixels"]
+    assert slide["metrics"] != plain["metrics"]
+    assert slide["input"]["inference"] == "slide"

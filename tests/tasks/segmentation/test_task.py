@@ -101,6 +101,7 @@ class Painted(nn.Module):
         return torch.stack([-4 * red, 2 * blue, 2 * red - 3 * blue], dim=1) + 0 * self.anything, None
 
 
+@torch.no_grad()
 def test_predictions_are_compared_at_the_size_of_the_label_map() -> None:
     task = make({"patch_size": 1})
     batch = held_out([(40, 60), (64, 50), (30, 30)], factor=2)
@@ -124,6 +125,7 @@ def test_predictions_are_compared_at_the_size_of_the_label_map() -> None:
     assert set(metrics) == {*task.config.task.metrics(), "samples"}
 
 
+@torch.no_grad()
 def test_an_image_without_a_labeled_pixel_does_not_count_as_a_sample() -> None:
     task, batch = make(), held_out([(32, 32), (40, 32)])
     batch["label"] = Ragged([batch["label"][0], torch.full((40, 32), IGNORE, dtype=torch.uint8)])
