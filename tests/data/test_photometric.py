@@ -58,7 +58,7 @@ def test_every_pixel_is_that_of_colorsys(drawn: Photometric) -> None:
         assert error.max() < 0.51 if largest == 255 else 0.6
 
 
-def test_nothing_drawn_is_no_change_and_the_original_is_never_written_to() -> None:
+def test_without_a_change_the_image_is_returned_and_it_is_never_written_to() -> None:
     image = colors()
     assert Photometric(contrast_last=True)(image) is image
     before = image.clone()

@@ -17,25 +17,30 @@ from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.status import read_status
 from tests.engine.apart import Apart
 from tests.runs import losses, make_labelled_data
+from tests.segmented import make_segmented_data
 
 pytestmark = pytest.mark.distributed
 NAMES = [name for name, _ in experiments()]
 SMALL = (
-    "model.embed_dim=8", "model.depths=[1,1,2,1]", "model.num_heads=[1,1,2,2]", "model.window=2",
+    "model.in_channels=3", "model.embed_dim=8", "model.depths=[1,1,2,1]", "model.num_heads=[1,1,2,2]", "model.window=2",
     "model.pretrained_window=0", "data.resolution=64", "data.num_workers=1", "optim.global_batch=8", "optim.steps=2",
     "engine.micro_batch=2", "init_from=null", "eval.every_steps=2", "eval.figure_every_steps=0", "launch.device=cpu",
     "tracking.tensorboard=false",
 )  # fmt: skip
 """Overrides of the recipe."""
-EVALUATED = ("simmim_tiny", "in1k_tiny_256")
+SEGMENTED = ("task.channels=8", "task.auxiliary_channels=8", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]")
+"""More overrides of a recipe of segmentation."""
+EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512")
 """One of each task: held-out samples go to other workers, which take time to start."""
 
 
-def small(name: str, shards: Path, run_dir: Path) -> Config:
-    """The complete config of an experiment at small sizes."""
+def small(name: str, folder: Path) -> Config:
+    """The complete config of an experiment at small sizes, with the shards for its task."""
+    segmented = name.startswith(("ade20k_", "segment_"))
+    shards, more = (folder / "scenes", SEGMENTED) if segmented else (folder / "shards", ())
     held_out = [f"data.eval_shards={shards}/eval-*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
-    config = compose([f"+experiment={name}", *SMALL, f"data.shards={shards}/train-*.tar", *held_out])
-    config.run.dir = str(run_dir)
+    config = compose([f"+experiment={name}", *SMALL, *more, f"data.shards={shards}/train-*.tar", *held_out])
+    config.run.dir = str(folder / name)
     config.optim.epochs = config.optim.warmup_epochs = None
     config.optim.warmup_steps = 1
     if hasattr(config.task, "num_classes"):
@@ -66,8 +71,9 @@ def run_all(configs: list[Config], ports: list[int], server: str) -> None:
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The folder of all runs, and what the two ranks printed."""
     folder = tmp_path_factory.mktemp("recipes")
-    shards = make_labelled_data(folder / "shards")
-    configs = [small(name, shards, folder / name) for name in NAMES]
+    make_labelled_data(folder / "shards")
+    make_segmented_data(folder / "scenes")
+    configs = [small(name, folder) for name in NAMES]
     multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
     with Apart(folder) as ranks:
         modules = ["deepspeed", "torch._dynamo", "swinv2_train.engine.run", "timm.data.auto_augment", __name__]

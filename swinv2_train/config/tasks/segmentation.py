@@ -67,7 +67,7 @@ class SegmentationConfig(TaskConfig):
     """Value of pixels without a class, which do not count; null: that of the dataset card, or without one the highest
     of 8 bits, 255, or with more classes that of 16 bits, 65535."""
     decoder: str = "upernet"
-    """What turns features into classes: upernet (arXiv 1807.10221), fpn (a feature pyramid and its sum, for small
+    """Decoder of the features: upernet (arXiv 1807.10221), fpn (a feature pyramid and its sum, for small
     data), or linear (one linear layer on the resized features of all stages, a probe of dense features)."""
     channels: int = 512
     """Channels of the decoders upernet and fpn."""

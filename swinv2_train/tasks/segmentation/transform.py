@@ -97,7 +97,7 @@ class SegmentationTransform(Transform):
         return 0 < counts.max() <= self.task.max_class_share * counts.sum()
 
     def _checked(self, label: Tensor) -> Tensor:
-        """Return a label map in the type of the batch; a value that is no class breaks the sample."""
+        """Return a label map in the type of the batch; a value that is not a class breaks the sample."""
         values = label.numpy()
         wrong = (values >= self.task.num_classes) & (values != self.ignore)
         if wrong.any():
