@@ -94,6 +94,11 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
     """Check that the folder can be packed here, for this run."""
     if not name:
         raise ConfigError("images", "''", "set a folder of images, such as images=my-images")
+    if config.task.OUTPUT == "pixel_logits":
+        hint = (
+            f"task={config.task.name} needs a label map of every image; pack them with swinv2-data pack {name} shards"
+        )
+        raise ConfigError("images", name, f"{hint} --labels LABELS --classes-file FILE, and set data.shards")
     given = next((key_of(item) for item in overrides if key_of(item) in _SHARD_KEYS), None)
     if given:
         raise ConfigError("images", name, f"is packed into shards that replace {given}; set only one of the two")

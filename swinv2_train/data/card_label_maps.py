@@ -98,7 +98,9 @@ class LabelMapFacts:
         total = self.pixels.total()
         every = total + self.ignored
         classes = range(len(names)) if names else range(self.num_classes or 0)
-        rows = [("pixels", f"{every:,}, {_share(self.ignored, every)} of them without a class ({self.ignore})")]
+        rows = [
+            ("label maps", f"{every:,} pixels, {_share(self.ignored, every)} of them without a class ({self.ignore})")
+        ]
         shown = sorted(sorted(classes, key=lambda k: -self.pixels[k])[:_SHOWN])
         for k in shown:
             name = f"class {k}" + (f", {names[k]}" if names else "")

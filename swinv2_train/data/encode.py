@@ -81,7 +81,7 @@ def tiff_bytes(array: np.ndarray, page: tifffile.TiffPage, nodata: float | None)
     if extra:
         kind["extrasamples"] = extra
     tags = [] if nodata is None else [(_GDAL_NODATA, "s", 0, str(nodata), True)]
-    buffer = io.BytesIO()
     data = array if channels > 1 else array[..., 0]
-    tifffile.imwrite(buffer, data, **kind, compression="zlib", extratags=tags, metadata=None)
-    return buffer.getvalue()
+    with io.BytesIO() as buffer:  # closed, because tifffile's objects keep it until the garbage collector runs
+        tifffile.imwrite(buffer, data, **kind, compression="zlib", extratags=tags, metadata=None)
+        return buffer.getvalue()

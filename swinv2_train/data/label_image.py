@@ -96,7 +96,7 @@ def _tiff(data: bytes, max_pixels: int, colors: bool) -> Tensor:
     from swinv2_train.data.tiff import ORIENTATION, check_pages, check_segments
 
     check_pages(data)
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with io.BytesIO(data) as stream, tifffile.TiffFile(stream) as file:
         pages = [page for page in file.pages if not page.is_reduced] or [file.pages.first]  # without overviews
         if len(pages) > 1:
             raise BrokenSample(f"it has {len(pages)} pages, and a label map has one")

@@ -44,7 +44,8 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
 
     check_pages(data)
     kinds = tifffile.PHOTOMETRIC
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    # Closing the stream frees the bytes: tifffile's objects refer to each other, and wait for the garbage collector.
+    with io.BytesIO(data) as stream, tifffile.TiffFile(stream) as file:
         series = full_resolution(file)
         page = series.keyframe
         photometric = kinds(page.photometric)

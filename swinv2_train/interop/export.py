@@ -153,13 +153,7 @@ def export(
         CheckpointError: if the outputs differ, the other side cannot load it, or it cannot be written.
     """
     check_request(loaded, out, layout, dtype)
-    output = loaded.config.task.OUTPUT
-    if output == PIXEL_LOGITS and layout in (TIMM, HUGGINGFACE):  # they have classifiers of images only
-        output = FEATURES
-    if layout in PROGRAM_FILES:
-        for part in getattr(loaded.model, "TRAINING_ONLY", ()):
-            setattr(loaded.model, part, None)
-    inference = onnx.Inference(loaded.model, output).eval()
+    inference = exported_part(loaded, layout)
     whole = loaded.model if layout == OWN else inference
     parameters = sum(parameter.numel() for parameter in whole.parameters())
     try:
@@ -210,6 +204,17 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(out, files, compared, notes)
+
+
+def exported_part(loaded: LoadedModel, layout: str) -> onnx.Inference:
+    """Return the part of a model that a format can hold. For a program, the model loses what only training uses."""
+    output = loaded.config.task.OUTPUT
+    if output == PIXEL_LOGITS and layout in (TIMM, HUGGINGFACE):  # they have classifiers of images only
+        output = FEATURES
+    if layout in PROGRAM_FILES:
+        for part in getattr(loaded.model, "TRAINING_ONLY", ()):
+            setattr(loaded.model, part, None)
+    return onnx.Inference(loaded.model, output).eval()
 
 
 def _outputs(inference: onnx.Inference, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 from swinv2_train.cli.data import main
 from swinv2_train.cli.data_display import rounded
 from swinv2_train.cli.values import size
+from tests.data.label_maps import labels, names_file, png, write_pairs
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
@@ -32,8 +33,8 @@ def test_help_names_every_option_and_imports_nothing_slow(arguments: list[str]) 
     assert result.stderr == ""
     wanted = {
         "--help": ["pack", "inspect", "bench"],
-        "pack": ["--max-size", "--eval-share", "--overwrite", "broken.jsonl"],
-        "inspect": ["--sheet", "--samples"],
+        "pack": ["--max-size", "--eval-share", "--overwrite", "broken.jsonl", "--labels", "--classes-file", "--tile"],
+        "inspect": ["--sheet", "--samples", "--labels"],
         "bench": ["--resolution", "--least-area", "--scaled"],
     }[arguments[0]]
     assert all(word in result.stdout for word in [*wanted, "exit status: 0 all is well"])
@@ -96,6 +97,31 @@ def test_what_is_not_taken_is_printed_by_both_commands(tmp_path: Path, capsys: p
     assert "labels            1 of 3 samples, numbers 1 to 1" in run(capsys, "inspect", other, "--workers", 0)[1]
 
 
+def test_label_maps_from_packing_to_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ADE20K's convention, a bad label map, both spellings of options, and packing again, where 0 is a class."""
+    images, maps = write_pairs(tmp_path, 4)
+    for path in sorted((maps / "a").iterdir()):
+        path.write_bytes(png(labels(int(path.stem)) + 1))
+    names, out = names_file(tmp_path), tmp_path / "out"
+    command = ["pack", images, out, "--labels", maps, f"classes_file={names}", "--zero-is-ignore", "--workers", 0]
+    code, shown, err = run(capsys, *command)
+    assert (code, "warning" in err) == (0, False)
+    assert re.search(r"label maps +3,072 pixels, 0.00% of them without a class \(255\)", shown)
+    assert re.search(r"class 2, town +\d\d\.\d\d% of the labeled pixels, in 4 images", shown)
+    code, shown, _ = run(capsys, "inspect", out, "--workers", 0, "--sheet", tmp_path / "s.png")
+    assert code == 0
+    assert re.search(r"labels +4 of 4 samples have a label map", shown)
+    assert re.search(r"class 1, land +\d", shown)
+    code, _, err = run(capsys, "pack", out, tmp_path / "again", "--labels", "seg.png", *command[5:])
+    assert (code, err.count("\n")) == (2, 1)
+    assert "are packed already, with 255 for pixels without a class: omit --labels and its options" in err
+    (maps / "a" / "2.png").write_bytes(png(labels(2) + 2))
+    code, _, err = run(capsys, *command, "--overwrite")
+    assert code == 1
+    assert f"skipped: {images}/a/2.png: its label map {maps}/a/2.png: value 4 (" in err
+    assert "1 image is broken and was skipped: see" in err
+
+
 def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_folder(tmp_path / "src", 4)
     (source / "notes.txt").write_text("x")
@@ -126,6 +152,20 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
         (["pack", "{tmp}", "{tmp}/out", "eval_share=a"], "eval_share=a: must be a number"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "a/b"], "cannot be the start of a file name"),
         (["pack", "{tmp}", "{tmp}/out", "--split", "eval", "--eval-share", "0.1"], "would write the same shards"),
+        (
+            ["pack", "{tmp}", "{tmp}/out", "--labels", "{tmp}"],
+            "--labels needs the names of the classes: add --classes-",
+        ),
+        (["pack", "{tmp}", "{tmp}/out", "--ignore", "255"], "--ignore is for label maps: add --labels LABELS"),
+        (["pack", "{tmp}", "{tmp}/out", "zero_is_ignore=true"], "--zero-is-ignore is for label maps"),
+        (["pack", "{tmp}", "{tmp}/out", "--colours", "{tmp}/t.csv"], "--colors is for label maps"),
+        (["pack", "{tmp}", "{tmp}/out", "--ignore", "70000"], "--ignore 70000: must be an integer from 0 to 65535"),
+        (["pack", "{tmp}", "{tmp}/out", "--overlap", "8"], "--overlap is that of tiles: add --tile PIXELS"),
+        (
+            ["pack", "{tmp}", "{tmp}/out", "--tile", "64", "--overlap", "40"],
+            "--overlap 40 must be at most half of --tile",
+        ),
+        (["pack", "{tmp}", "{tmp}/out", "--tile", "64", "--resize", "32"], "--tile keeps the size of pixels"),
         (["inspect", "{tmp}"], "{tmp} is a directory without shards"),
         (["inspect", "{tmp}/x.tar"], "{tmp}/x.tar does not exist"),
         (["inspect", "{tmp}/x.tar", "--cache-gib", "-1"], "--cache-gib -1: must be a number above 0"),

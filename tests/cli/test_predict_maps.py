@@ -16,9 +16,10 @@ from swinv2_train.cli.predict import main
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.interop.load import load_model
-from swinv2_train.tasks.segmentation.inference import Inference, predict_labels
+from swinv2_train.tasks.segmentation.inference import Inference
 from tests.evaluated import classifier, save_weights
 from tests.interop.made import make_picture
+from tests.tasks.segmentation.scores import predict_labels
 
 NAMES = ["ground", "wall", "sky"]
 

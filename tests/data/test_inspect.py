@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from swinv2_train.data.contact_sheet import contact_sheet
+from swinv2_train.data.card_label_maps import LabelMapFacts
+from swinv2_train.data.contact_sheet import Overlay, contact_sheet
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import inspect
+from swinv2_train.data.label_pairs import LabelMaps
+from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions, pack
+from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.lettering import fitted, font
+from tests.data.label_maps import NAMES, labels, png, write_pairs
 from tests.data.samples import jpeg, pixels, write_folder, write_shards, write_tar
 
 
@@ -91,3 +96,60 @@ def test_the_font_of_names_has_the_letters_of_most_alphabets() -> None:
         assert letters.getlength(short) <= 80
         assert short.strip("…") in "größe/" * 20
         assert short.startswith("…") == keep_end
+
+
+def test_label_maps_of_others_are_checked_and_drawn(tmp_path: Path) -> None:
+    """By the name of their member: each must be there, be readable, and have the size of its image."""
+    members = [
+        (f"{n}.{kind}", data) for n in range(4) for kind, data in (("jpg", jpeg(n)), ("mask.png", png(labels(n))))
+    ]
+    members[3] = ("1.mask.png", png(labels(0)[:20]))
+    members[5] = ("2.mask.png", png(pixels(0)))
+    shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", [*members[:6], members[6]])), tmp_path / "cache")
+    found = inspect(shards, labels="mask.png")
+    assert [(name[-1], reason) for name, reason in found.label_problems] == [
+        ("1", "mask.png is 32 x 20, and the image is 32 x 24"),
+        ("2", found.label_problems[1][1]),
+        ("3", "it has no label map mask.png"),
+    ]
+    assert found.label_problems[1][1].startswith("mask.png: png: it is RGB")
+    assert not found.complete
+    assert (found.choices, found.left_out.counts) == ([], {})
+    assert found.labels_row() == "1 of 4 samples have a label map"
+    assert found.card.label_maps is not None
+    assert found.card.label_maps.pixels == LabelMapFacts.of(labels(0), 255).pixels
+    assert inspect(shards).card.label_maps is None
+    colors = {0: (200, 0, 0), 1: (0, 200, 0), 2: (0, 0, 200)}
+    paint = (
+        np.vectorize(lambda k: colors[k][0]),
+        np.vectorize(lambda k: colors[k][1]),
+        np.vectorize(lambda k: colors[k][2]),
+    )
+    overlay = Overlay("mask.png", 255, lambda array: np.dstack([one(array) for one in paint]).astype(np.uint8), ["sea"])
+    contact_sheet(shards, tmp_path / "plain.png", num_samples=4)
+    contact_sheet(shards, tmp_path / "drawn.png", num_samples=4, overlay=overlay)
+    plain, drawn = (np.array(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "drawn"))
+    assert overlay.drawn == {0, 1, 2}
+    assert drawn.shape[0] > plain.shape[0]
+    top, left = 8 + 20 + 6 * 5, 8 + 12 * 5  # the square of class 1, shrunk with the image, which is centered in height
+    corner = drawn[8 + 20 + 5 * 20, 8 + 2] - plain[8 + 20 + 5 * 20, 8 + 2] * 0.45
+    assert np.abs(corner - 0.55 * np.array(colors[0])).max() < 2
+    square = drawn[top, left] - plain[top, left] * 0.45
+    assert np.abs(square - 0.55 * np.array(colors[1])).max() < 2
+
+
+def test_packed_label_maps_are_compared_with_the_card(tmp_path: Path) -> None:
+    """Of two sets that were packed with other lists of classes, the card of the other does not hide a wrong value."""
+    images, maps = write_pairs(tmp_path, 3)
+    rules = LabelRules(NAMES, 255)
+    source = open_source(str(images), classes=False, seed=0, labels=LabelMaps(str(maps), rules))
+    pack(source, tmp_path / "out", PackOptions())
+    shards = ShardSet.open(str(tmp_path / "out"), tmp_path / "cache")
+    assert shards.card is not None
+    assert inspect(shards).complete
+    shards.card.class_names = ["sea", "land"]
+    found = inspect(shards)
+    assert len(found.label_problems) == 3
+    assert "seg.png has values that are not classes: 2 (" in found.label_problems[0][1]
+    with pytest.raises(DataError, match=r"--labels mask.png: the label maps of these shards are their members seg.png"):
+        inspect(shards, labels="mask.png")

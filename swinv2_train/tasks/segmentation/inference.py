@@ -194,14 +194,6 @@ def _mean(scores: Tensor, others: Iterator[Tensor], views: int) -> Tensor:
     return (total / views).clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def predict_scores(
-    model: nn.Module, image: Tensor, inference: Inference, size: tuple[int, int] | None = None
-) -> Tensor:
-    """Return the scores of an image at once, (1, C, h, w) normalized -> (1, K, H, W) fp32; see `score_strips`."""
-    strips = [strip for _, strip in score_strips(model, TensorSource(image[0]), inference, size)]
-    return torch.cat(strips, dim=1)[None]
-
-
 def label_strips(
     model: nn.Module,
     source: Source,
@@ -226,13 +218,6 @@ def label_strips(
 def label_type(classes: int) -> np.dtype:
     """Return the type of label maps with this many classes."""
     return np.dtype(np.uint8 if classes <= _BYTE_CLASSES else np.uint16)
-
-
-def predict_labels(
-    model: nn.Module, image: Tensor, inference: Inference, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Return the most likely class of every pixel at once, (1, C, h, w) normalized -> (H, W); see `label_strips`."""
-    return np.concatenate([strip for _, strip in label_strips(model, TensorSource(image[0]), inference, size)])
 
 
 class _Grid:

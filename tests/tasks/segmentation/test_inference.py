@@ -16,12 +16,11 @@ from swinv2_train.tasks.segmentation.inference import (
     TensorSource,
     label_strips,
     label_type,
-    predict_labels,
-    predict_scores,
     score_strips,
 )
 from swinv2_train.tasks.segmentation.resampling import Axis, reduced_part
 from swinv2_train.tasks.segmentation.windows import AxisWindows
+from tests.tasks.segmentation.scores import predict_labels, predict_scores
 
 K = 5
 

@@ -191,6 +191,18 @@ def test_only_the_part_under_the_crop_is_decoded_with_the_same_result() -> None:
         assert all(torch.equal(whole[name], part[name]) for name in whole)
 
 
+def test_an_image_that_is_decoded_at_a_fraction_of_its_size_stays_under_its_label_map() -> None:
+    labels = blocks().repeat(8, 0).repeat(8, 1)[:477, :715]  # sides that are no multiples of the fraction
+    image = (labels[..., None].repeat(3, axis=2) * 30).astype(np.uint8)
+    raw = RawSample("a", "jpg", {"image": encoded(image, quality=95), "seg.png": png(labels)})
+    made = transform(scale=[1.0, 2.0])
+    for seed in range(6):
+        found = entries(made, seed, Sample(raw, 3, DecodeOptions(scaled=True)))
+        height, width = found["size"].tolist()
+        shown = (found["image"][0, :height, :width].float() / 30).round()
+        assert (shown == found["label"][:height, :width]).float().mean() > 0.85
+
+
 def test_evaluation_resizes_the_image_and_keeps_the_label_map() -> None:
     for task, size in (
         ({"resize": "short"}, (32, 48)),
