@@ -193,18 +193,19 @@ def _pack(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
         print(line, file=sys.stderr)
-    if found.labels is not None:
-        for line in broken_lines([(one["path"], one["reason"]) for one in report.broken]):
+    if found.labels is not None:  # images without a label map are listed by a warning
+        for line in broken_lines([(one["path"], one["reason"]) for one in report.broken[len(found.refused) :]]):
             print(line, file=sys.stderr)
     if report.broken:
-        where = arguments.out / BROKEN_FILE
-        broken = (
-            "1 image is broken and was"
-            if len(report.broken) == 1
-            else f"{len(report.broken)} images are broken and were"
-        )
-        print(f"{broken} skipped: see {where}", file=sys.stderr)
+        print(_skipped(len(report.broken), found, arguments.out / BROKEN_FILE), file=sys.stderr)
     return 0 if report.complete else 1
+
+
+def _skipped(count: int, found: Source, where: Path) -> str:
+    if found.labels is not None:
+        return f"{count:,} {'image was' if count == 1 else 'images were'} skipped: see {where}"
+    broken = "1 image is broken and was" if count == 1 else f"{count} images are broken and were"
+    return f"{broken} skipped: see {where}"
 
 
 def _tiling(arguments: argparse.Namespace) -> Tiling | None:

@@ -112,7 +112,7 @@ class LabelMapFacts:
         empty = [k for k in classes if not self.pixels[k]]
         if empty:
             listed = ", ".join(str(names[k]) if names else str(k) for k in empty[:10])
-            rows.append(("without a pixel", f"{len(empty):,} classes: {listed}{', ...' if empty[10:] else ''}"))
+            rows.append(("classes without a pixel", f"{len(empty):,}: {listed}{', ...' if empty[10:] else ''}"))
         return rows
 
 

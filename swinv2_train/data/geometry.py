@@ -67,8 +67,8 @@ class Crop:
         """
         self._check(labels, "label map or mask")
         rows, columns = self._source_pixels()
-        taken = labels.numpy()[..., rows[:, None], columns]  # numpy, because torch indexes uint16 only on some devices
-        return torch.from_numpy(np.ascontiguousarray(taken))
+        # numpy, because torch indexes uint16 only on some devices. Rows first: they are copied whole.
+        return torch.from_numpy(labels.numpy().take(rows, axis=-2).take(columns, axis=-1))
 
     def boxes(self, boxes: Tensor, min_size: float = 1.0) -> tuple[Tensor, Tensor]:
         """Apply it to boxes, which are cut at the border of the result.

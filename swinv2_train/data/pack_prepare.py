@@ -19,6 +19,7 @@ from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.encode import encode, png_bytes
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop, resize
+from swinv2_train.data.heap import return_large_blocks
 from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_entries import Entry, Source
@@ -102,6 +103,7 @@ class Prepare:
 
     def _tile(self, entry: Entry) -> Packed:
         assert entry.tile is not None
+        return_large_blocks()
         options = self._options
         scene = self._scene.get(
             entry.path, lambda: Scene(self._source.content(entry), options.max_pixels, options.quality)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,7 +21,6 @@ _KEPT_BYTES = 96 << 20
 """Decoded strips and tiles that are kept: neighboring parts share them. A row of parts of 1024 pixels in a scene of 8
 channels of 8 bits and 10,000 pixels needs 78 MiB."""
 _LARGEST_SEGMENT = 1 << 30
-_SMALL = 1 << 16
 
 
 class TiffRegions:
@@ -142,7 +140,7 @@ class TiffRegions:
         decoded, _, shape = key.decode(data, index, **options)
         if decoded is None:  # a sparse file leaves out segments without data
             decoded = np.full(shape, key.nodata, key.dtype)
-        segment = _kept_apart(decoded.reshape(decoded.shape[-3:]))
+        segment = decoded.reshape(decoded.shape[-3:])
         self._kept[place] = segment
         self._kept_bytes += segment.nbytes
         while self._kept_bytes > _KEPT_BYTES and len(self._kept) > 1:
@@ -156,19 +154,6 @@ class TiffRegions:
         if len(data) < length:
             raise BrokenSample(f"it ends {length - len(data)} bytes too early")
         return data
-
-
-def _kept_apart(segment: np.ndarray) -> np.ndarray:
-    """Return a large array in memory of its own.
-
-    In the heap, arrays that stay would lie between the large ones of each tile that are freed, and their space would
-    hardly be used again: 24 MiB more per tile of 1024 pixels (glibc 2.36).
-    """
-    if segment.nbytes < _SMALL:
-        return segment
-    copied = np.frombuffer(mmap.mmap(-1, segment.nbytes), segment.dtype).reshape(segment.shape)
-    copied[...] = segment
-    return copied
 
 
 def _copy(out: np.ndarray, segment: np.ndarray, corner: tuple[int, int], place: tuple[int, int]) -> None:

@@ -154,9 +154,7 @@ def _model_rows(loaded: LoadedModel, parameters: int, dtype: str, weights: str) 
 def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     data = loaded.config.data
     height, width = resolution(loaded.config)
-    if own := loaded.config.task.preparation(loaded.config):
-        crop = own
-    elif data.crop_mode == "squash":
+    if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
     else:
         crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
@@ -169,6 +167,7 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     return [
         ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
+        *([("evaluated with", own)] if (own := loaded.config.task.preparation(loaded.config)) else []),
         ("transparency", _transparency(data.background)),
         ("values", f"{range_text or f'divided by {largest}'}, minus mean, divided by standard deviation"),
         ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),

@@ -114,11 +114,14 @@ class Transfer:
 
 
 _QUIET = ("loaded", "renamed", "dropped")
+_ONLY_OF = "of task="
+"""Beginning of the reason for dropping a part of another task or of another head."""
 
 
 def _short(row: Row) -> str:
     """Return a tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
-    if row.key in (*HEAD, *SIMMIM_ONLY) or (row.action == "new" and not in_backbone(row.key)):
+    of_task = row.action == "new" or (row.action == "dropped" and row.detail.startswith(_ONLY_OF))
+    if row.key in (*HEAD, *SIMMIM_ONLY) or (of_task and not in_backbone(row.key)):
         return row.key.partition(".")[0]
     return row.key.rpartition(".")[2] if row.action == "dropped" else row.key
 
@@ -238,6 +241,10 @@ def _row(
     there = source.shapes.get(key)
     if there is not None and not transfer.same_head and not in_backbone(key):
         return Row(key, "new", f"initial value; {key} in the source is of task={source.metadata['task']['name']}")
+    place, _, part = key.rpartition(".")
+    weights = [shapes.get(f"{place}.weight", ())[1:] for shapes in (source.shapes, transfer._shapes)]
+    if part == "bias" and there is not None and not in_backbone(key) and weights[0] != weights[1]:
+        return Row(key, "new", "initial value; its weight in the source does not fit")
     rows_fit = key in source.head and there is not None and there[1:] == shape[1:] and source.num_classes
     if rows_fit and (transfer.head is not None or there != shape):
         return _head(transfer, key, shape)
@@ -357,9 +364,9 @@ def _why_left(source: WeightSource, key: str, task: TaskConfig | None) -> str:
         return "of SimMIM pretraining only"
     there = (source.metadata.get("task") or {}).get("name")
     if key in source.head and source.num_classes:
-        return "this task has no classes" if task is None or task.classes is None else f"of task={there} only"
+        return "this task has no classes" if task is None or task.classes is None else f"{_ONLY_OF}{there} only"
     if source.format == OWN and not in_backbone(key):
-        return f"of task={there} only"
+        return f"{_ONLY_OF}{there} only"
     shape = source.shapes[key]
     hint = f"{source.path} holds {key} of shape {shape}, which has no counterpart in the model; use other weights"
     raise ConfigError("init_from", source.path, hint)

@@ -163,7 +163,8 @@ def test_a_dry_run_knows_that_images_will_be_held_out(tmp_path: Path, capsys: py
 
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Config]:
-    return {name: compose([f"+experiment={name}"]) for name in ("own_simmim", "own_classes")}
+    found = {name: compose([f"+experiment={name}"]) for name in ("own_simmim", "own_classes")}
+    return found | {"segments": compose(["task=segmentation"])}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,11 @@ def recipes() -> dict[str, Config]:
         ("one", {"recipe": "own_classes"}, "at least two classes, and all images are in cats"),
         ("one", {"resolution": -1}, "data.resolution=-1"),
         ("one", {"replay": "x"}, "omit images"),
+        (
+            "one",
+            {"recipe": "segments"},
+            "task=segmentation needs a label map of every image; pack them with swinv2-data",
+        ),
     ],
 )
 def test_usage_errors_come_before_anything_is_packed(

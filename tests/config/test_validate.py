@@ -175,6 +175,10 @@ SEGMENTED = ["task=segmentation", "task.num_classes=10", "optim.epochs=1", "data
         (["data.augment.transform=mine"], ["data.augment.transform=mine", "label map", "transform=null"]),
         (["task.inference=tiles"], ["task.inference=tiles", "whole, slide"]),
         (["task.overlap=1"], ["task.overlap=1", "from 0 to below 1"]),
+        (
+            ["task.inference=slide", "engine.zero_stage=3", "data.eval_shards=e.tar"],
+            ["task.inference=slide", "engine.zero_stage=3", "task.inference=whole"],
+        ),
         (["task.test_scales=[]"], ["task.test_scales=[]", "such as [0.75,1.0,1.25]"]),
         (["task.test_scales=[1,0]"], ["task.test_scales=[1.0, 0.0]", "above 0"]),
     ],

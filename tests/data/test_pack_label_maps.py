@@ -17,6 +17,7 @@ import tifffile
 from PIL import Image
 
 from swinv2_train.data.card import Card
+from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import inspect
 from swinv2_train.data.label_image import decode_label_map
@@ -182,6 +183,10 @@ def test_files_without_a_partner_are_counted_and_named(tmp_path: Path) -> None:
     assert [(Path(line["path"]).name, line["reason"]) for line in report.broken] == [
         ("1.png", f"it has no label map (expected {maps}/a/1.png or .tif)")
     ]
+    broken = packed(images, maps, tmp_path / "out").broken
+    assert broken == report.broken
+    with pytest.raises(DataError, match=r"; the first: .*/0.png: its label map"):
+        packed(images, maps, tmp_path / "none", rules=LabelRules(("only",)))
     assert report.notes == [
         f"images without a label map: 1, {images}/a/1.png",
         f"label maps without an image: 2, {maps}/a/7.png, {maps}/b.png",
@@ -346,6 +351,17 @@ def test_maps_with_many_classes_have_16_bits(tmp_path: Path) -> None:
     few = packed(*write_pairs(tmp_path / "few", 1), tmp_path / "few-out").cards["train"]
     with pytest.raises(DataError, match=r"with 65535 and with 255 .* cannot be read together"):
         Card.merged([Card(label_maps=facts), few])
+
+
+def test_damaged_counts_of_a_card_are_refused() -> None:
+    whole = Card(label_maps=LabelMapFacts.of(GOOD, 255)).to_json()
+    for damage in ({"ignore": "x"}, {"pixels": {"a": 1}}, {"images": [1]}, {"ignored": -1}):
+        with pytest.raises(ValueError, match="label_maps cannot be read"):
+            Card.from_json(whole | {"label_maps": whole["label_maps"] | damage})
+    many = Card(class_names=[f"c{number}" for number in range(40)], label_maps=LabelMapFacts.of(GOOD, 255))
+    rows = dict(many.rows())
+    assert rows["10 other classes"] == "0.00% of the labeled pixels"
+    assert rows["classes without a pixel"] == "37: c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, ..."
 
 
 def test_tiff_overviews_are_not_pages(tmp_path: Path) -> None:

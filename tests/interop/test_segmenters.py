@@ -91,8 +91,9 @@ def test_another_number_of_classes_without_names_and_another_decoder_start_new(s
     transfer = into(sources / "fpn.safetensors", None, 4, decoder="fpn")
     assert not transfer.tensor("decoder.classifier.weight").any()
     transfer = into(sources / "fpn.safetensors", CLASSES, decoder="linear")
-    assert transfer.tensor("decoder.classifier.weight") is None
+    assert transfer.tensor("decoder.classifier.weight") is transfer.tensor("decoder.classifier.bias") is None
     assert transfer.tensor("auxiliary.classifier.weight") is not None
+    assert transfer.lines()[0].endswith("2 new (decoder), 21 dropped (decoder)")
     assert any("in the source does not fit" in row.detail for row in transfer.of("new"))
     assert "head row" not in transfer.table()
     with pytest.raises(ConfigError, match=r"init\.label_map=.*no row fits") as caught:
@@ -152,7 +153,7 @@ def test_whole_or_as_a_feature_extractor(sources: Path, tmp_path: Path, layout: 
 
 @pytest.mark.slow
 def test_programs_score_every_pixel(sources: Path) -> None:
-    """At a size that is no multiple of 32 and not square. Only traced: writing either format takes far longer."""
+    """At a size that 32 does not divide and not square. Only traced: writing either format takes far longer."""
     path, overrides = sources / "upernet.safetensors", ["data.resolution=[44,64]"]
     expected, loaded = load_model(path, overrides).model, load_model(path, overrides)
     inference = exported_part(loaded, "onnx")

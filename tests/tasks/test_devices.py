@@ -32,6 +32,10 @@ OPTIONS = {
         ["task.num_classes=5", "task.class_weights=[1,2,3,4,5]"],
         ["task.num_classes=9", "task.multi_label=true", "task.class_weights=[1,2,3,4,5,6,7,8,9]"],
     ],
+    "segmentation": [
+        ["task.num_classes=3", "task.class_weights=[1,2,3]", "task.dice_weight=1", "task.focal_gamma=2"],
+        ["task.num_classes=300", "task.decoder=fpn", "task.auxiliary_weight=0"],
+    ],
 }
 """By task; those after the first are tried with one backend."""
 CASES = [

@@ -71,7 +71,7 @@ class PixelLoss:
         log_probabilities = logits.log_softmax(dim=1)
         probabilities = log_probabilities.exp()
         classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-        own = labels[:, None] == classes  # the ignored value is no class
+        own = labels[:, None] == classes  # false everywhere for the ignored value
         counted = (labels != self.ignore)[:, None]
         overlap = torch.where(own, probabilities, 0).sum(dim=(2, 3))
         squares = torch.where(counted, probabilities, 0).square().sum(dim=(2, 3))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn import metrics
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.tasks.measured import Measured, Sums, add_sums
@@ -20,10 +21,9 @@ from swinv2_train.tasks.segmentation.metrics import (
     segmentation_metrics,
     summed_cross_entropy,
 )
-from swinv2_train.tasks.segmentation.report import SegmentationReport
+from swinv2_train.tasks.segmentation.report import SegmentationReport, percent_text
 
 IGNORE = 255
-METRICS = pytest.importorskip("sklearn.metrics")
 
 
 def images(num_classes: int, count: int = 5, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -55,17 +55,17 @@ def test_the_numbers_are_those_of_scikit_learn() -> None:
     pairs = images(7)
     sums, (truth, predicted) = counted(pairs, 7), pixels(pairs)
     assert truth.max() < 5 <= predicted.max() == 5  # one class is only predicted, one is nowhere
-    np.testing.assert_array_equal(sums["confusion"], METRICS.confusion_matrix(truth, predicted, labels=range(7)))
+    np.testing.assert_array_equal(sums["confusion"], metrics.confusion_matrix(truth, predicted, labels=range(7)))
     assert sums["ignored"] == sum(int((pair[0] == IGNORE).sum()) for pair in pairs) > 0
     found = segmentation_metrics(sums)
     labels = range(6)
-    assert found["miou"] == pytest.approx(METRICS.jaccard_score(truth, predicted, labels=labels, average="macro"))
-    assert found["dice"] == pytest.approx(METRICS.f1_score(truth, predicted, labels=labels, average="macro"))
-    recalls = METRICS.recall_score(truth, predicted, labels=range(5), average="macro")
+    assert found["miou"] == pytest.approx(metrics.jaccard_score(truth, predicted, labels=labels, average="macro"))
+    assert found["dice"] == pytest.approx(metrics.f1_score(truth, predicted, labels=labels, average="macro"))
+    recalls = metrics.recall_score(truth, predicted, labels=range(5), average="macro")
     assert found["mean_accuracy"] == pytest.approx(recalls)
-    assert found["pixel_accuracy"] == pytest.approx(METRICS.accuracy_score(truth, predicted))
+    assert found["pixel_accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
     scores = ClassScores.of(sums)
-    np.testing.assert_allclose(scores.iou[:6], METRICS.jaccard_score(truth, predicted, labels=labels, average=None))
+    np.testing.assert_allclose(scores.iou[:6], metrics.jaccard_score(truth, predicted, labels=labels, average=None))
     assert np.isnan(scores.iou[6])
     assert np.isnan(scores.accuracy[5])
 
@@ -89,7 +89,7 @@ def test_with_very_many_classes_the_same_metrics_come_without_a_matrix() -> None
     assert segmentation_metrics(dense) | {"loss": 0} == segmentation_metrics(plain) | {"loss": 0}
 
 
-def test_a_value_that_is_no_class_is_an_error() -> None:
+def test_a_value_beyond_the_classes_is_an_error() -> None:
     with pytest.raises(DataError, match="value 7, but the classes are 0 to 6, and pixels that do not count have 255"):
         counted([(torch.tensor([[0, 7]]), torch.tensor([[0, 0]]))], 7)
 
@@ -122,8 +122,8 @@ def test_the_report_has_a_line_per_class() -> None:
     scores = ClassScores.of(shown.sums)
     (rows,) = shown.tables()
     assert [row[0] for row in rows] == ["classes", *NAMES[:6]]  # without the kite, which is nowhere
-    assert rows[1][1] == f"{100 * scores.iou[0]:.1f} %"
-    assert rows[6][1:5] == ("0.0 %", "", "0.0 %", "0.0 %")
+    assert rows[1][1] == percent_text(scores.iou[0])
+    assert rows[6][1:5] == (percent_text(0.0), "", percent_text(0.0), percent_text(0.0))
     lines = list(csv.DictReader(io.StringIO(shown.files()["per_class.csv"])))
     assert [line["name"] for line in lines] == NAMES
     row = np.asarray(shown.sums["confusion"])[0].copy()

@@ -38,9 +38,9 @@ def test_every_number_of_channels(channels: int) -> None:
 def test_many_classes_long_names_and_sizes_that_differ() -> None:
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 150, (40, 300))
-    odd = Segmented(rng.random((3, 20, 150)), truth, np.flip(truth, 1), "mIoU\n1.0 %")
+    odd = Segmented(rng.random((3, 20, 150)), truth, np.flip(truth, 1), "mIoU\n0.010")
     names = [f"a class whose name is longer than the figure has room for, number {k}" for k in range(150)]
-    plain = segmentation_sheet([example(title="mIoU\n50.0 %"), odd], 150, IGNORE, names, "word " * 100)
+    plain = segmentation_sheet([example(title="mIoU\n0.500"), odd], 150, IGNORE, names, "word " * 100)
     assert plain.width < 1400
     assert segmentation_sheet([example()], 150, IGNORE, names).height < plain.height
 
