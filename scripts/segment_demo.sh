@@ -11,7 +11,7 @@ scenes=demo-data/scenes
 echo "== scenes =="
 [ -d $scenes ] || { python scripts/scenes.py $scenes.partial && mv $scenes.partial $scenes; }
 echo "== shards =="
-labels=(--classes-file $scenes/classes.txt --ignore 255)
+labels=(--classes-file "$scenes/classes.txt" --ignore 255)
 swinv2-data pack $scenes/train/images demo-data/scenes-train --labels $scenes/train/labels "${labels[@]}"
 swinv2-data pack $scenes/heldout/images demo-data/scenes-eval --labels $scenes/heldout/labels "${labels[@]}"
 echo "== training =="
