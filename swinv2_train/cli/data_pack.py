@@ -58,7 +58,7 @@ def add_pack(commands: Any) -> None:
         "--quality",
         type=whole(1, 100),
         metavar="Q",
-        help="JPEG quality of the images that --resize shrinks (default: 92)",
+        help="JPEG quality of the images that --resize shrinks, and of the tiles of a JPEG (default: 92)",
     )
     add("--channels", type=whole(1), metavar="C", help="skip images that cannot be read with C channels")
     add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
@@ -139,7 +139,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
     if arguments.quality and not (arguments.resize or arguments.tile):
-        raise DataError("--quality applies to images that --resize shrinks: add --resize PIXELS")
+        raise DataError("--quality applies to images that --resize shrinks or --tile cuts: add one of the two")
     tiling = _tiling(arguments)
     labels = _label_maps(arguments)
     found = open_source(

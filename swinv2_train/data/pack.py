@@ -205,7 +205,7 @@ def pack(
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
-        tried = report.broken[len(refused) :] or report.broken  # those that are missing explain less
+        tried = report.broken[len(found.refused) :] or report.broken  # those that are missing explain less
         first = f"; the first: {tried[0]['path']}: {tried[0]['reason']}" if tried else ""
         raise DataError(
             f"none of the {len(report.broken)} images of {found.root} can be read: see {out / BROKEN_FILE}{first}"

@@ -16,8 +16,8 @@ def tiled(
 ) -> list[Entry]:
     """Return the entries of the tiles of images, in the order of the images; of each, row by row.
 
-    An image that is no larger than a tile keeps its entry, and one that cannot be read, too: packing reports it. The
-    key of a tile has its place in pixels: `scene_y01792_x00896`.
+    Images up to the size of a tile keep their entry. So do those that cannot be read, which packing reports. The key of
+    a tile has its place in pixels: `scene_y01792_x00896`.
     """
     if options.tile is None:
         return list(entries)

@@ -17,8 +17,8 @@ from swinv2_train.analysis.extract import Extracted, FeatureOptions, extract
 from swinv2_train.analysis.features import features_of
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.image_input import prepare, read_image
 from swinv2_train.errors import RunError
-from swinv2_train.interop.images import prepare, read_image
 from swinv2_train.interop.load import load_model
 from tests.data.samples import jpeg, write_tar
 from tests.engine.threads import on_ranks

@@ -17,10 +17,10 @@ from PIL import Image
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.image_input import prepare, read_image
 from swinv2_train.interop import export as exporting
 from swinv2_train.interop import peers
 from swinv2_train.interop.export import Exported, check_request, export
-from swinv2_train.interop.images import prepare, read_image
 from swinv2_train.interop.load import load_model
 from swinv2_train.interop.names import SIMMIM_ONLY
 from swinv2_train.interop.source import open_source

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from swinv2_train.data.decode import decode
+from swinv2_train.data.image_input import prepare
 from swinv2_train.interop import export as exporting
 from swinv2_train.interop import peers, sidecar
 from swinv2_train.interop.export import Exported, export
-from swinv2_train.interop.images import prepare
 from swinv2_train.interop.input_check import made_pictures
 from swinv2_train.interop.input_code import input_code, run_code
 from swinv2_train.interop.load import LoadedModel, load_model

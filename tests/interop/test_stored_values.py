@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.data.image_input import read_image
 from swinv2_train.interop.export import export
-from swinv2_train.interop.images import read_image
 from swinv2_train.interop.input_check import made_pictures, prepared
 from swinv2_train.interop.input_code import input_code, run_code
 from swinv2_train.interop.load import LoadedModel, load_model
