@@ -87,20 +87,25 @@ def scene(digit: np.ndarray, grounds: list[Image.Image], rng: np.random.Generato
     """Return one digit (28, 28) on a random square of a random photograph."""
     image = np.asarray(ground(grounds[rng.integers(len(grounds))], rng)) * rng.uniform(*DARKENED)
     side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
-    turned = Image.fromarray(digit).rotate(rng.uniform(-SLANT, SLANT), Image.Resampling.BICUBIC)
-    stroke = np.asarray(turned.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)[..., None] / 255
+    drawn = stroke(digit, side, rng)[..., None]
     top, left = rng.integers(0, SIDE - side + 1, 2)
     patch = image[top : top + side, left : left + side]
-    patch[:] = (1 - stroke) * patch + stroke * color(rng)
+    patch[:] = (1 - drawn) * patch + drawn * color(rng)
     return Image.fromarray(image.round().astype(np.uint8))
 
 
-def ground(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+def stroke(digit: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the opacity (side, side) of a digit (28, 28), randomly slanted: float32, 1 is the stroke."""
+    turned = Image.fromarray(digit).rotate(rng.uniform(-SLANT, SLANT), Image.Resampling.BICUBIC)
+    return np.asarray(turned.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+
+
+def ground(photograph: Image.Image, rng: np.random.Generator, size: int = SIDE) -> Image.Image:
     """Return a random square of a photograph, resized; its area is at least the result's and at most a quarter."""
-    largest = max(SIDE, min(photograph.size) // 2)
-    side = round(math.exp(rng.uniform(math.log(SIDE), math.log(largest))))
+    largest = max(size, min(photograph.size) // 2)
+    side = round(math.exp(rng.uniform(math.log(size), math.log(largest))))
     left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
-    return photograph.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return photograph.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def color(rng: np.random.Generator) -> np.ndarray:

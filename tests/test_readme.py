@@ -14,7 +14,7 @@ from tests.runs import losses, make_images
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = blocks(ROOT / "README.md")
-PACKAGE_PAGES = sorted(ROOT.glob("swinv2_train/*/README.md"))
+PACKAGE_PAGES = sorted(ROOT.glob("swinv2_train/*/*.md"))
 
 
 def test_the_first_block_names_the_two_commands() -> None:
