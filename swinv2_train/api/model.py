@@ -17,6 +17,7 @@ from swinv2_train.analysis.features import POOLED, features_of, stage_name
 from swinv2_train.api.checks import at_least, check_device
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOGITS, PIXEL_LOGITS
 from swinv2_train.data.decode import DecodeOptions, adapted, decode
@@ -144,7 +145,7 @@ class Model:
         """Return (C, H, W) with the channels of the model: uint8, uint16, or with `data.scale` float32 in [0, 1]."""
         channels, options = self.config.model.in_channels, DecodeOptions.of(self.config.data, self.mean)
         if isinstance(image, (str, Path)):
-            return read_image(Path(image).expanduser(), channels, options)
+            return read_image(user_path(image), channels, options)
         if isinstance(image, Sample):
             return decode(image.data("image"), channels, options)
         if isinstance(image, bytes):

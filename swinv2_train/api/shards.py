@@ -11,7 +11,9 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.values import check_scale, scale_pairs
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.labels import read_labels
+from swinv2_train.data.label_counts import with_classes
+from swinv2_train.data.label_source import LabelSource
+from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 
@@ -24,11 +26,17 @@ class LabeledSample(Sample):
     A missing or damaged member raises BrokenSample when it is used.
     """
 
+    def __init__(
+        self, raw: RawSample, channels: int | None, decoding: DecodeOptions | None, source: LabelSource
+    ) -> None:
+        super().__init__(raw, channels, decoding)
+        self._source = source
+
     @property
     def labels(self) -> tuple[int, ...]:
         """Class numbers; empty without any."""
         try:
-            return read_labels(self.raw)
+            return self._source.read(self.raw)
         except BrokenSample:
             return ()
 
@@ -40,19 +48,26 @@ class Shards(Sequence[LabeledSample]):
         channels: number of channels of the images; None: as they are stored.
         members: members to read, in addition to the image and the texts.
         decoding: how images are decoded.
+        label: where the labels are, as `data.label`.
     """
 
     def __init__(
-        self, shards: ShardSet, channels: int | None, members: Sequence[str], decoding: DecodeOptions | None = None
+        self,
+        shards: ShardSet,
+        channels: int | None,
+        members: Sequence[str],
+        decoding: DecodeOptions | None = None,
+        label: str | None = None,
     ) -> None:
         self.shard_set = shards
         self.decoding = decoding
         self.channels = channels
-        self.members = tuple(dict.fromkeys((*IMAGE_AND_TEXTS, *members)))
+        self._source = LabelSource.of(label, self.class_names)
+        self.members = tuple(dict.fromkeys((*IMAGE_AND_TEXTS, *members, *self._source.members)))
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, if `swinv2-data pack --classes` recorded them."""
+        """Names of the classes, if `swinv2-data pack --classes` recorded them, or the labels are names."""
         names = self.shard_set.card.class_names if self.shard_set.card else None
         return list(names) if names else None
 
@@ -70,7 +85,7 @@ class Shards(Sequence[LabeledSample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
         raw = self.shard_set.read(position, self.members)  # IndexError ends an iteration
-        return LabeledSample(raw, self.channels, self.decoding)
+        return LabeledSample(raw, self.channels, self.decoding, self._source)
 
     def __iter__(self) -> Iterator[LabeledSample]:
         return (self[index] for index in range(len(self)))
@@ -84,6 +99,7 @@ def open_shards(
     *,
     channels: int | None = None,
     members: Sequence[str] = (),
+    label: str | None = None,
     scale: Sequence[float] | Sequence[Sequence[float]] | None = None,
     cache_dir: str | Path = "~/.cache/swinv2_train/shards",
     cache_gib: float = 50.0,
@@ -93,12 +109,14 @@ def open_shards(
     Args:
         spec: a path, a directory, a pattern such as `shards/train-*.tar`, a URL, or a list of these.
         channels, members: see `Shards`; a member is named by its extension, such as seg.png.
+        label: where the labels are, as `data.label`: a member such as label.cls, or a field of the member json. All of
+            them are read once and counted, and the result is kept.
         scale: range of the stored values that becomes 0 to 1, as `data.scale`: [low, high], or one per channel. Images
             of other types than uint8 and uint16 need it. Pixels without data become 0.
         cache_dir, cache_gib: cache of remote shards.
 
     Raises:
-        DataError: if a shard is missing or is not a tar, or no shard has a sample.
+        DataError: if a shard is missing or is not a tar, or no shard has a sample, or none has a label.
         ConfigError: if `scale` is not made of such numbers.
     """
     places = str(spec) if isinstance(spec, (str, Path)) else [str(item) for item in spec]
@@ -108,4 +126,5 @@ def open_shards(
             raise ConfigError("scale", scale, "must be numbers: [low, high], or a list of such pairs")
         check_scale(list(scale), channels or len(scale_pairs(list(scale))))
         decoding = DecodeOptions.of(DataConfig(scale=list(scale)), [0.0])
-    return Shards(ShardSet.open(places, cache_dir, cache_gib), channels, members, decoding)
+    found = with_classes(ShardSet.open(places, cache_dir, cache_gib), label)
+    return Shards(found, channels, members, decoding, label)

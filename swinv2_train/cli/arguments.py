@@ -94,6 +94,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Exit with one sentence instead of the complete usage."""
+        if missing := re.fullmatch(r"the following arguments are required: (?:.*/)?--([\w-]+).*", message):
+            message = f"--{missing[1]} (or {missing[1].replace('-', '_')}=) is missing"
         self.exit(WRONG_USE, f"{self.prog}: {redact(message)}; see {self.prog} --help\n")
 
     def format_help(self) -> str:
@@ -158,11 +160,14 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(None, f"{self._as_given(action, text)}: {error}") from None
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is None or isinstance(action, argparse._SubParsersAction):
-            super()._check_value(action, value)
-        elif value not in action.choices:
-            words = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(None, f"{self._as_given(action, value)}: must be one of {words}")
+        if action.choices is None or value in action.choices:
+            return
+        words = ", ".join(map(str, action.choices))
+        if isinstance(action, argparse._SubParsersAction):
+            match = difflib.get_close_matches(str(value), list(action.choices), n=1, cutoff=0.4)
+            hint = f"did you mean {match[0]}?" if match else f"use one of {words}"
+            raise argparse.ArgumentError(None, f"{value} is not a command of {self.prog}; {hint}")
+        raise argparse.ArgumentError(None, f"{self._as_given(action, value)}: must be one of {words}")
 
     def _as_given(self, action: argparse.Action, value: Any) -> str:
         default = f"{_long(action)} " if action.option_strings else f"{_shown(action)} "

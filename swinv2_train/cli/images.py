@@ -23,6 +23,7 @@ from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.validate import validate
 from swinv2_train.config.values import percentiles
+from swinv2_train.data.errors import DataError
 from swinv2_train.imports import lean_imports
 from swinv2_train.launch.environment import joined
 from swinv2_train.reading import UnreadableError, is_count, read_object
@@ -109,7 +110,9 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
         raise ConfigError("images", name, f"{hint} swinv2-data pack {name} shards, and set data.shards")
     place = user_path(name)
     if not place.exists():
-        fix = f"does not exist; to resume the run in {config.run.dir} without it, set data.shards to its shards"
+        fix = "does not exist"
+        if Path(config.run.dir).exists():
+            fix += f"; to resume the run in {config.run.dir} without it, set data.shards to its shards"
         raise ConfigError("images", name, fix)
     run = Path(config.run.dir).resolve()
     if place.is_dir() and run.is_relative_to(place.resolve()):
@@ -127,7 +130,13 @@ def _find(config: Config, name: str) -> Folder:
 
     root = Path(config.run.dir).parent / "shards"
     place = str(user_path(name))
-    source = open_source(place, classes=False, seed=0, out=root)
+    try:
+        source = open_source(place, classes=False, seed=0, out=root)
+    except DataError as error:
+        if not Path(place).is_file():
+            raise
+        hint = "is a file; set a folder of images, or a list of images (.csv, .jsonl)"
+        raise ConfigError("images", name, f"{hint} ({error})") from error
     if source.shards is not None:
         raise ConfigError("images", name, f"has shards and no images; set data.shards='{name}/*.tar'")
     loose, subfolders = _layout(place, source)

@@ -102,6 +102,7 @@ class DataConfig(Section):
     """Decode training crops of JPEGs at 1/2, 1/4, or 1/8 of their size if at least twice the input size remains.
 
     Faster for images that are much larger than the input, with slightly other pixels than PIL's. Needs `crop_decoding`.
+    It has no effect on stored values (`scale`).
     """
     max_broken_share: float = 0.01
     """Stop the run if more than this fraction of the samples read so far (counted as at least 1000) was broken."""

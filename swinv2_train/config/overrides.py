@@ -74,7 +74,9 @@ def refuse_hydra_keys(items: Iterable[str]) -> None:
     for item in items:
         key = key_of(item)
         if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
-            hint = "is for several runs (-m) and has no effect on a single one, whose directory is run.dir=DIR"
+            hint = "is for several runs (-m) and has no effect on a single one"
+            if key.startswith(("hydra.run", "hydra.sweep")):
+                hint += ", whose directory is run.dir=DIR"
             raise ConfigError(key, item.partition("=")[2], hint)
 
 

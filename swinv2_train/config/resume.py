@@ -24,7 +24,8 @@ class ResumeConfig(Section):
     """auto: continue from the newest valid checkpoint of the run directory; without one, start from the beginning.
 
     never: reject a used directory. step:N: continue from the checkpoint of step N, such as step:12000. In a directory
-    with newer checkpoints, which would be lost, this is rejected: set `resume.source` and a new `run.dir`.
+    with newer checkpoints, which would be lost, this is rejected: set `resume.source` and a new `run.dir`. The same
+    command continues from the newest checkpoint when it is repeated.
     """
     source: str | None = None
     """Run whose checkpoint a new run directory continues from: the newest valid one, or that of `resume=step:N`.

@@ -48,8 +48,6 @@ def check_values(config: Config) -> None:
                 raise ConfigError(f"data.{key}", getattr(data, key), hint)
         return
     check_scale(data.scale, channels)
-    if data.scaled_decoding:
-        raise ConfigError("data.scaled_decoding", True, "is for JPEG images, and data.scale is for stored values")
     for key, words in (("nodata", (None,)), ("fill", (MEAN,))):
         value = getattr(data, key)
         numbers = value if isinstance(value, (list, tuple)) else [value]

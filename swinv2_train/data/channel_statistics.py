@@ -31,6 +31,24 @@ def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> 
     return mean, std
 
 
+def check_channels(card: Card | None, channels: int) -> None:
+    """Check that a model of this many channels reads any of the images on the dataset card.
+
+    Raises:
+        ConfigError: if not, with the number of channels that most images have.
+    """
+    if card is None or not card.channels:
+        return
+    readable = {channels, *{3: (1,), 1: (3,)}.get(channels, ()), *([channels - 1] if card.alpha else [])}
+    if readable.isdisjoint(card.channels):
+        have = card.channels.most_common(1)[0][0]
+        count = f"{have} channel{'' if have == 1 else 's'}"
+        hint = (
+            f"the images in data.shards have {count}: set model.in_channels={have} data.mean=dataset data.std=dataset"
+        )
+        raise ConfigError("model.in_channels", channels, hint)
+
+
 def _of_card(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]] | None:
     """Return mean and standard deviation of the images on the dataset card; None if they are not needed.
 

@@ -65,7 +65,7 @@ class DecodeOptions:
         background = background_color(config.background, mean)
         values = ValueRange.of(config, mean)
         parts = config.crop_decoding and repeats == 1 and values is None
-        return cls(background, config.max_pixels, parts, config.scaled_decoding, values)
+        return cls(background, config.max_pixels, parts, config.scaled_decoding and values is None, values)
 
 
 def decode(data: bytes, channels: int | None = None, options: DecodeOptions | None = None) -> Tensor:

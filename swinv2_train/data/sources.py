@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swinv2_train.config.paths import user_path
+from swinv2_train.config.paths import expanded
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.parts import filesystem
@@ -147,7 +147,7 @@ def expand(spec: Any, cache: ShardCache, *, check: bool = True) -> list[str]:
 def _expand_text(spec: str, cache: ShardCache, *, check: bool) -> list[str]:
     spec = spec.removeprefix("file://")
     if not is_remote(spec):
-        spec = str(user_path(spec))
+        spec = str(expanded(spec))
         if not check and spec.endswith(".tar") and "{" not in spec and not glob.has_magic(spec):
             return [spec]
         mode = _mode(spec)

@@ -17,6 +17,7 @@ from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.order import fill_in_order
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
+from swinv2_train.data.channel_statistics import check_channels
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_map
 from swinv2_train.data.value_range import fill_in_scale
@@ -41,7 +42,8 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
         The config.
 
     Raises:
-        ConfigError: if a value remains unknown, or if the weights of `init_from` belong to another model.
+        ConfigError: if a value remains unknown, if the model reads none of the images, or if the weights of `init_from`
+            belong to another model.
         CheckpointError, DataError: if the weights or the label map cannot be read.
     """
     check_origin(config)
@@ -52,6 +54,8 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     begun_scale = _saved(begun, "data", "scale")
     if isinstance(config.data.scale, str) and begun_scale is not None:
         config.data.scale = begun_scale
+    if config.data.image is None:  # the card describes the first image of each sample
+        check_channels(card, config.model.in_channels)
     fill_in_scale(config.data, card, config.model.in_channels)
     fill_in_order(config, None if begun is None else begun.get("order", {}))
     config.task.complete((begun or {}).get("task", {}), card)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from swinv2_train.checkpoint.layout import list_checkpoints, step_of
 from swinv2_train.checkpoint.survey import examine
+from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
@@ -37,15 +38,30 @@ class Origin:
 def origin_of(config: Config) -> Origin:
     """Return the origin of the next start of a run.
 
-    A run that has checkpoints of its own continues from these: `resume.source` applies only to its first start.
+    A run that has checkpoints of its own continues from these: `resume.source` applies only to its first start, and
+    `resume=step:N` only until it was started with it.
     """
     own, resume = Path(config.run.dir), config.resume
     if resume.source is None or config.replay:
-        return Origin(own, resume.step, branches=False)
+        return Origin(own, None if _is_applied(config) else resume.step, branches=False)
     if list_checkpoints(own / "checkpoints"):
         return Origin(own, None, branches=False)
     source = user_path(resume.source)
     return Origin(source.parent if source.name == "checkpoints" else source, resume.step, branches=True)
+
+
+def _is_applied(config: Config) -> bool:
+    """True if the last start of the run had the same `resume=step:N`, so that newer checkpoints continue from it.
+
+    That start was rejected if there were newer ones. A scheduler that repeats its command gets here.
+    """
+    if config.resume.step is None or config.replay:
+        return False
+    try:
+        before = from_yaml(Path(config.run.dir) / "resolved.yaml", only_read=True)
+    except ConfigError:  # there is none, or it cannot be read
+        return False
+    return before.resume.mode == config.resume.mode
 
 
 def check_origin(config: Config) -> None:

@@ -221,6 +221,8 @@ def _resume_or_begin(parts: Parts, engine: Engine) -> tuple[Start, Parts]:
         lines.append(f"init_from={config.init_from} applies only to a new run; this one resumes from {whose}")
     if config.resume.source and not place.branches and not config.replay:
         lines.append(f"resume.source={config.resume.source} applied to the first start of this run")
+    elif config.resume.step is not None and place.step is None and not config.replay:
+        lines.append(f"resume={config.resume.mode} applied to an earlier start of this run")
     plan = continued(parts.plan, config.optim, state)
     warnings = []
     if found.batch_before is not None:

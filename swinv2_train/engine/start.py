@@ -212,7 +212,8 @@ def decoder_line(config: Config) -> str:
         reason = "data.scale is for stored values"
     else:
         reason = jpeg_part.prepare()
-    scale = ", at a fraction of their size if twice the input size remains" if config.data.scaled_decoding else ""
+    scaled = config.data.scaled_decoding and config.data.scale is None
+    scale = ", at a fraction of their size if twice the input size remains" if scaled else ""
     if not reason:
         return f"JPEG decoder: libjpeg-turbo, only the parts that crops need{scale}"
     if scale:

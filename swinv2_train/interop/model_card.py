@@ -19,6 +19,7 @@ from swinv2_train.config.model import (
     extra_norm_text,
     stage_geometry,
 )
+from swinv2_train.config.paths import user_path
 from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.input_code import input_code
@@ -238,7 +239,10 @@ def _chain(config: Config | None, run: Path | None) -> str:
     lines: list[str] = []
     seen = {run}
     while config is not None and config.init_from and len(lines) < _LONGEST_CHAIN:
-        place = Path(str(config.init_from)).expanduser()
+        try:
+            place = user_path(config.init_from)
+        except ConfigError:  # it was written on a machine with other users
+            place = Path(config.init_from)
         run = run_directory(place)
         config = _resolved(run)
         if config is None or run in seen:

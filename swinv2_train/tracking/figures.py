@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from swinv2_train.lettering import wrapped
+from swinv2_train.lettering import font, wrapped
 
 MARGIN = 12
 GAP = 6
@@ -72,7 +72,7 @@ def image_grid(
     for titles, count, what in ((column_titles, num_columns, "columns"), (row_titles, len(rows), "rows")):
         if titles and len(titles) != count:
             raise ValueError(f"{len(titles)} titles for {count} {what}")
-    title_font, footer_font = ImageFont.load_default(size=TITLE_SIZE), ImageFont.load_default(size=FOOTER_SIZE)
+    title_font, footer_font = font(TITLE_SIZE), font(FOOTER_SIZE)
     cells = [[_enlarged(image) for image in row] for row in rows]
 
     widths = [max(row[i].width for row in cells if i < len(row)) for i in range(num_columns)]
@@ -107,7 +107,7 @@ def image_grid(
 
 def with_heading(image: Image.Image, text: str) -> Image.Image:
     """Return a figure with a line of text above it."""
-    letters = ImageFont.load_default(size=TITLE_SIZE)
+    letters = font(TITLE_SIZE)
     width, height = _size(text, letters)
     top = MARGIN + height
     canvas = Image.new("RGB", (max(image.width, width + 2 * MARGIN), top + image.height), BACKGROUND)
@@ -137,8 +137,8 @@ def _enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-def _size(text: str, font: Any) -> tuple[int, int]:
+def _size(text: str, letters: Any) -> tuple[int, int]:
     """Return the width and height of a text of one or more lines, in whole pixels."""
     draw = ImageDraw.Draw(Image.new("L", (1, 1)))
-    x0, _, x1, y1 = draw.multiline_textbbox((0, 0), text, font)
+    x0, _, x1, y1 = draw.multiline_textbbox((0, 0), text, letters)
     return int(np.ceil(x1 - x0)), int(np.ceil(y1))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,23 @@ def test_shards_are_a_sequence(folder: Path, tmp_path: Path) -> None:
     assert torch.allclose(scaled[0].image, unlabeled[0].image / 510, atol=1e-6)
     with pytest.raises(DataError, match="nowhere"):
         swinv2_train.open_shards(tmp_path / "nowhere.tar")
+    with pytest.raises(DataError, match="no sample has this label"):
+        swinv2_train.open_shards(folder / "shards" / "eval-*.tar", label="species")
+
+
+def test_labels_may_be_names_in_another_place(tmp_path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(encoded, "PNG")
+    with tarfile.open(tmp_path / "birds.tar", "w") as tar:
+        for key, species in (("a", "wren"), ("b", "crow"), ("c", "wren"), ("d", None)):
+            text = json.dumps({"species": species}).encode()
+            for name, data in ((f"{key}.png", encoded.getvalue()), (f"{key}.json", text)):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    birds = swinv2_train.open_shards(tmp_path / "birds.tar", label="species")
+    assert birds.class_names == ["crow", "wren"]
+    assert [sample.labels for sample in birds] == [(1,), (0,), (1,), ()]
 
 
 def test_configs_are_those_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,8 +145,8 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
     ("items", "sentence"),
     [
         (["windows", "data=x", "windows=4"], "[NAME=]PATH (or models=) is missing"),
-        (["windows", "{log}", "windows=4"], "the following arguments are required: --data"),
-        (["windows", "{log}", "data=x"], "the following arguments are required: --windows"),
+        (["windows", "{log}", "windows=4"], "--data (or data=) is missing"),
+        (["windows", "{log}", "data=x"], "--windows (or windows=) is missing"),
         (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be an integer"),
         (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),

@@ -220,7 +220,7 @@ STEP = "{run}/checkpoints/step-00000040"
     ("arguments", "code", "message"),
     [
         ([], WRONG_USE, "the following arguments are required"),
-        (["nonsense"], WRONG_USE, "invalid choice"),
+        (["nonsense"], WRONG_USE, "nonsense is not a command of swinv2-"),
         *[(arguments, WRONG_USE, "{tmp}/none does not exist") for arguments, _, _ in _use("{tmp}/none")],
         *[(arguments, WRONG_USE, "{tmp} is neither a run directory") for arguments, _, _ in _use("{tmp}")],
         *[
@@ -228,7 +228,7 @@ STEP = "{run}/checkpoints/step-00000040"
             for arguments, _, _ in _use("{tmp}/empty")
             if arguments[0] not in ("ls", "prune")
         ],
-        (["prune", "{run}"], WRONG_USE, "the following arguments are required: --keep-last"),
+        (["prune", "{run}"], WRONG_USE, "--keep-last (or keep_last=) is missing"),
         (["prune", "{run}", "--keep-last", "0"], WRONG_USE, "--keep-last 0: must be an integer of at least 1"),
         (["prune", "{run}", "--keep-last", "x"], WRONG_USE, "--keep-last x: must be an integer of at least 1"),
         (["prune", STEP, "--keep-last", "1"], WRONG_USE, "step-00000040 is one checkpoint; use a run directory"),
@@ -239,7 +239,7 @@ STEP = "{run}/checkpoints/step-00000040"
         ),
         (["reshape", STEP, "{run}/checkpoints", "--ranks", "2"], WRONG_USE, "step-00000040 already exists"),
         (["reshape", STEP, "{tmp}/file/out", "--ranks", "2"], FAILED, "cannot be created (Not a directory)"),
-        (["reshape", STEP, "{tmp}/out"], WRONG_USE, "the following arguments are required: --ranks"),
+        (["reshape", STEP, "{tmp}/out"], WRONG_USE, "--ranks (or ranks=) is missing"),
         (["weights", STEP, "{tmp}/file.safetensors"], WRONG_USE, "file.safetensors already exists"),
         (["weights", STEP, "{tmp}/x.bin"], WRONG_USE, "must end in .safetensors"),
         (

@@ -173,7 +173,7 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
         (["pack", "out={tmp}/out", "{tmp}/none"], "{tmp}/none does not exist"),
         (["pack", "{tmp}", "{tmp}/out", "thing"], "unrecognized arguments: thing"),
         (["inspect", "{tmp}/x.tar", "sheat=a.png"], "sheat=a.png: unknown option; did you mean sheet?"),
-        (["nonsense"], "invalid choice"),
+        (["nonsense"], "nonsense is not a command of swinv2-"),
     ],
 )
 def test_usage_errors_are_one_sentence_and_status_2(

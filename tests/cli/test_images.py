@@ -170,7 +170,8 @@ def recipes() -> dict[str, Config]:
 @pytest.mark.parametrize(
     ("images", "more", "says"),
     [
-        ("nowhere", {}, "does not exist; to resume the run in"),
+        ("nowhere", {}, "does not exist"),
+        ("tars/../note.txt", {}, "is a file; set a folder of images, or a list of images"),
         ("", {}, "set a folder of images"),
         ("empty", {}, "holds no images"),
         ("tars", {}, "has shards and no images; set data.shards="),
@@ -196,10 +197,11 @@ def test_usage_errors_come_before_anything_is_packed(
     for name in ("empty", "tars"):
         (tmp_path / name).mkdir()
     make_shard(tmp_path / "tars" / "a.tar", 1, 0)
+    (tmp_path / "note.txt").write_text("no images\n")
     config = deepcopy(recipes[more.get("recipe", "own_simmim")])
     config.images = images and str(tmp_path / images)
     config.run.dir = str(tmp_path / more.get("dir", "runs/x"))
-    config.data.scale, config.data.scaled_decoding = more.get("scale"), False
+    config.data.scale = more.get("scale")
     config.data.resolution, config.replay = more.get("resolution", 128), more.get("replay")
     with pytest.raises((ConfigError, DataError)) as error:
         use_images(config, [more.get("given", "seed=0")], only_show=more.get("only_show", False))

@@ -56,7 +56,6 @@ def test_good_values_pass(data: dict[str, Any]) -> None:
         ({"scale": [0, 1], "nodata": "x"}, "must be null, a number, or one number per channel"),
         ({"scale": [0, 1], "nodata": [1, 2, 3]}, "one number per channel, model.in_channels=2"),
         ({"scale": [0, 1], "fill": "zero"}, "must be mean, a number, or one number per channel"),
-        ({"scale": [0, 1], "scaled_decoding": True}, r"data\.scaled_decoding=True: is for JPEG images"),
         *(({"label": text}, r"data\.label=.*must be a member such as label\.cls") for text in ("json:", ":x", ".", "")),
     ],
 )

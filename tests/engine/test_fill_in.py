@@ -13,6 +13,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
+from swinv2_train.data.channel_statistics import check_channels
 from swinv2_train.engine.fill_in import complete
 from tests.runs import TINY_MODEL, environment, tiny_run
 
@@ -32,6 +33,22 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
     for card in (None, Card()):
         with pytest.raises(ConfigError, match=r"task.num_classes=0: .* lists no classes"):
             complete(config(tmp_path), card)
+
+
+@pytest.mark.parametrize(
+    ("channels", "have", "alpha", "fits"),
+    [(3, {5: 4}, 0, False), (3, {5: 4, 3: 1}, 0, True), (3, {1: 2}, 0, True), (1, {3: 2}, 0, True), (4, {3: 2}, 0, False),
+     (4, {3: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True)],
+)  # fmt: skip
+def test_images_that_the_model_cannot_read_are_refused(
+    channels: int, have: dict[int, int], alpha: int, fits: bool
+) -> None:
+    card = Card(channels=Counter(have), alpha=alpha)
+    if fits:
+        check_channels(card, channels)
+        return
+    with pytest.raises(ConfigError, match=rf"model\.in_channels={channels}: the images .* set model\.in_channels="):
+        check_channels(card, channels)
 
 
 @pytest.mark.slow

@@ -84,13 +84,26 @@ def test_a_branch_is_bitwise_the_run_that_it_leaves(
 
 
 @pytest.mark.slow
-def test_a_step_is_chosen_in_the_same_directory_if_nothing_is_lost(whole: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_step_is_chosen_in_the_same_directory_if_nothing_is_lost(
+    whole: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for step in (6, 8):
         shutil.rmtree(run / "checkpoints" / f"step-0000000{step}")
     assert run_here(command(shards, run, "resume=step:4")) == FINISHED
     assert comparable(run) == comparable(whole)
+
+    # A scheduler repeats the command, here after the last checkpoint was lost: it resumes from what followed step 4.
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    capsys.readouterr()
+    assert run_here(command(shards, run, "resume=step:4")) == FINISHED
+    output = capsys.readouterr().out
+    assert f"resuming from {run / 'checkpoints' / 'step-00000006'}" in output
+    assert "resume=step:4 applied to an earlier start" in output
+    assert comparable(run) == comparable(whole)
+    # Another step is still rejected, because the checkpoints that followed would be lost.
+    assert run_here(command(shards, run, "resume=step:6")) == WRONG_USE
 
 
 def cut_short(run: Path) -> None:

@@ -30,6 +30,7 @@ def test_the_log_names_the_decoder_and_the_reason(tmp_path: Path, monkeypatch: p
     assert line() == parts
     assert line("data.scaled_decoding=true") == parts + scaled
     whole = "JPEG decoder: torchvision, entire images"
+    assert line("data.scaled_decoding=true", "data.scale=[0,1]") == f"{whole}: data.scale is for stored values"
     assert line("data.crop_decoding=false") == f"{whole}: data.crop_decoding=false"
     assert line("task=classification", "task.repeats=3") == f"{whole}: every image is cropped 3 times (task.repeats)"
     monkeypatch.setattr(jpeg_part, "CACHE", str(tmp_path))

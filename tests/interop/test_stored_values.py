@@ -65,5 +65,7 @@ def test_exports_record_the_range_and_are_read_back_with_it(loaded: LoadedModel,
 
 def test_percentiles_need_the_card_that_finished_weights_do_not_have(tmp_path: Path) -> None:
     source = write_model(tmp_path / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"data\.scale=p1-p99: finished weights come without .* set numbers"):
+    with pytest.raises(
+        ConfigError, match=r"data\.scale=p1-p99: percentiles are measured on training shards.* set numbers"
+    ):
         load_model(source, ["data.scale=p1-p99"])
