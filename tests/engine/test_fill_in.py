@@ -37,8 +37,10 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "have", "alpha", "fits"),
-    [(3, {5: 4}, 0, False), (3, {5: 4, 3: 1}, 0, True), (3, {1: 2}, 0, True), (1, {3: 2}, 0, True), (4, {3: 2}, 0, False),
-     (4, {3: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True)],
+    [
+        (3, {5: 4}, 0, False), (3, {5: 4, 3: 1}, 0, True), (3, {1: 2}, 0, True), (1, {3: 2}, 0, True),
+        (4, {3: 2}, 0, False), (4, {3: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True),
+    ],
 )  # fmt: skip
 def test_images_that_the_model_cannot_read_are_refused(
     channels: int, have: dict[int, int], alpha: int, fits: bool
