@@ -77,7 +77,7 @@ def schema_keys(section: type = Config, prefix: str = "") -> Iterator[str]:
 def closest_key(key: str) -> str | None:
     """Return the key that a misspelt one most likely means; None if none is similar."""
     keys = list(schema_keys())
-    if "." in key:  # a section is no remedy for a key that is not in it
+    if "." in key:  # a section does not replace a key that is not in it
         keys = [known for known in keys if not any(other.startswith(f"{known}.") for other in keys)]
     leaf = key.rsplit(".", 1)[-1]
     match = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
