@@ -124,7 +124,7 @@ PAIRS = (
 
 
 def small(task: TaskConfig, precision: str, size: tuple[int, int], window: int, backend: str, period: int) -> Config:
-    """A narrow model with blocks of every kind: shifted, and with an extra norm by position or at the end of a stage."""
+    """A narrow model with shifted blocks, and extra norms by position and at the end of a stage."""
     norms = {"extra_norm_period": 3, "extra_norm_stage": True}
     sides = {"embed_dim": 32, "num_heads": [1, 2, 4, 8], "depths": [2, 1, 3, 1]}
     model = variant("swinv2_tiny", window=window, attention=backend, checkpointing=period, **norms, **sides)
