@@ -43,9 +43,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished_run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an uninterrupted tiny run of one process, in fp32."""
+    """The directory of an uninterrupted tiny run of one process with a data worker, in fp32."""
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    assert run_here(tiny_run(shards, run_dir)) == 0
+    assert run_here(tiny_run(shards, run_dir, "data.num_workers=1")) == 0
     assert len(comparable(run_dir)) == 8 + 3
     return run_dir
 

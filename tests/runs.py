@@ -99,7 +99,7 @@ def tiny_run(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The overrides of a run of 8 steps over the shards that `make_data` makes; later overrides win."""
     return last_of_each([
         "+experiment=simmim_demo", *TINY_MODEL, f"data.shards={shards}/train-*.tar",
-        f"data.eval_shards={shards}/eval-*.tar", f"run.dir={run_dir}", "data.num_workers=1",
+        f"data.eval_shards={shards}/eval-*.tar", f"run.dir={run_dir}", "data.num_workers=0",
         "model.drop_path=0.2", "optim.global_batch=12", "optim.lr_reference_batch=12", "optim.steps=8",
         "optim.warmup_steps=2", "checkpoint.every_steps=4", "eval.every_steps=4", "eval.figure_every_steps=8",
         "eval.figure_samples=2", "tracking.log_every_steps=2", "tracking.tensorboard=false", "launch.device=cpu",

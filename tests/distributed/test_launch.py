@@ -19,8 +19,6 @@ from tests.faults.nursery import Nursery
 from tests.runs import comparable, losses, make_shard, run_command, run_here, start, tiny_run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.usefixtures("default_signals")]
-PLAIN = "data.num_workers=0"
-"""One start has workers; elsewhere they would only cost time."""
 LENGTH = ("optim.steps=24", "tracking.log_every_steps=1", "checkpoint.every_steps=8", "eval.every_steps=12")
 
 
@@ -44,7 +42,7 @@ def one_process(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_ranks(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of two ranks, from the start to the end of the deepspeed command."""
     run_dir = tmp_path_factory.mktemp("two") / "run"
-    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["deepspeed"])
+    code, output = run_command(ways(tiny_run(shards, run_dir, *LENGTH))["deepspeed"])
     assert code == FINISHED, output
     return run_dir
 
@@ -89,7 +87,7 @@ def saved_and_ended(process: subprocess.Popen[str], run_dir: Path, code: int) ->
 
 def test_a_signal_to_a_rank_stops_them_all(shards: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = start_and_wait(ways(tiny_run(shards, run_dir, *LENGTH, PLAIN))["own"], run_dir)
+    process = start_and_wait(ways(tiny_run(shards, run_dir, *LENGTH))["own"], run_dir)
     ranks_of(process)[1].send_signal(signal.SIGUSR1)
     saved_and_ended(process, run_dir, STOPPED)
 
@@ -99,7 +97,7 @@ def test_ranks_that_are_left_alone_save_and_end_and_the_same_command_goes_on(
 ) -> None:
     """In a directory whose files no process may import: command, launcher, ranks, and workers."""
     run_dir = tmp_path / "run"
-    command = ways(tiny_run(shards, run_dir, *LENGTH))["own"]
+    command = ways(tiny_run(shards, run_dir, *LENGTH, "data.num_workers=1"))["own"]
     process = start_and_wait(command, run_dir, cwd=hostile)
     process.kill()
     stopped = saved_and_ended(process, run_dir, -signal.SIGKILL)
@@ -114,7 +112,7 @@ def test_torchrun_goes_on_after_the_deepspeed_command_and_after_a_killed_rank(
 ) -> None:
     """A SIGTERM to the deepspeed command kills it, and leaves the ranks alone. torchrun starts killed ranks again."""
     run_dir = tmp_path / "run"
-    commands = ways(tiny_run(shards, run_dir, *LENGTH, PLAIN, "checkpoint.every_steps=2"))
+    commands = ways(tiny_run(shards, run_dir, *LENGTH, "checkpoint.every_steps=2"))
     process = start_and_wait(commands["deepspeed"], run_dir)
     process.terminate()
     stopped = saved_and_ended(process, run_dir, -signal.SIGTERM)
@@ -128,7 +126,7 @@ def test_torchrun_goes_on_after_the_deepspeed_command_and_after_a_killed_rank(
 
 
 def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path) -> None:
-    process = start(ways(tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000"))["own"])
+    process = start(ways(tiny_run(shards, tmp_path / "run", "optim.steps=2000"))["own"])
     while process.poll() is None and not (tmp_path / "run" / "status.json").exists():
         time.sleep(0.05)
     process.send_signal(signal.SIGHUP)
@@ -139,7 +137,7 @@ def test_a_signal_during_the_start_is_not_lost(shards: Path, tmp_path: Path) -> 
 
 def test_a_rank_that_stands_still_ends_the_command_with_the_others_stacks(shards: Path, tmp_path: Path) -> None:
     """The main rank, at that. It takes half a minute, which the command waits before it kills the suspended one."""
-    overrides = tiny_run(shards, tmp_path / "run", PLAIN, "optim.steps=2000", "tracking.log_every_steps=1")
+    overrides = tiny_run(shards, tmp_path / "run", "optim.steps=2000", "tracking.log_every_steps=1")
     process = start_and_wait(ways([*overrides, "watchdog.step_minutes=0.1"])["own"], tmp_path / "run")
     main = ranks_of(process)[0]
     main.suspend()
@@ -159,7 +157,7 @@ def test_a_checkpoint_of_two_ranks_continues_on_one(
     run_dir = tmp_path / "run"
     shutil.copytree(two_ranks, run_dir)
     shutil.rmtree(run_dir / "checkpoints" / "step-00000024")
-    assert run_here(tiny_run(shards, run_dir, *LENGTH, PLAIN)) == FINISHED
+    assert run_here(tiny_run(shards, run_dir, *LENGTH)) == FINISHED
     assert "saved by 2 ranks" in (run_dir / "log.txt").read_text()
     assert (run_dir / "checkpoints" / "step-00000024").is_dir()
     assert losses(run_dir)[:16] == losses(two_ranks)[:16]
@@ -179,7 +177,7 @@ def test_an_error_in_the_ranks_is_a_failure(nursery: Nursery, tmp_path: Path) ->
     """tests/launch/test_launcher.py holds what the command does when ranks have failed."""
     make_shard(tmp_path / "train-0.tar", 24, 0, broken=tuple(range(14)))
     make_shard(tmp_path / "eval-0.tar", 4, 2)
-    overrides = tiny_run(tmp_path, tmp_path / "run", PLAIN, "data.max_broken_share=0.005")
+    overrides = tiny_run(tmp_path, tmp_path / "run", "data.max_broken_share=0.005")
     run = FaultyRun(tmp_path / "run", overrides, nursery)
     assert run.go(2) == FAILED, run.jobs[0].output
     assert run.jobs[0].stuck == []

@@ -95,7 +95,7 @@ def test_stopping_and_going_on_is_bit_for_bit_the_whole_run(
 
     monkeypatch.setattr(loop.Trainer, "train_step", numbered)
     monkeypatch.setattr(loop, "forward_backward", compute_with_signal)
-    command = tiny_run(shards, tmp_path / "run")
+    command = tiny_run(shards, tmp_path / "run", "data.num_workers=1")
     assert run_here(command) == STOPPED
     assert json.loads((tmp_path / "run" / "status.json").read_text()) == {"status": "stopped", "step": 3}
     assert run_here(command) == STOPPED
@@ -197,7 +197,7 @@ def test_damaged_checkpoints_are_skipped_and_named(
 def test_broken_samples_are_replaced_counted_and_named(tmp_path: Path) -> None:
     make_shard(tmp_path / "train-0.tar", 24, 0, broken=(3, 17))
     make_shard(tmp_path / "eval-0.tar", 7, 2, broken=(5,))
-    assert run_here(tiny_run(tmp_path, tmp_path / "run", "optim.steps=4")) == FINISHED
+    assert run_here(tiny_run(tmp_path, tmp_path / "run", "optim.steps=4", "data.num_workers=1")) == FINISHED
     rows = [record for record in metrics(tmp_path / "run") if "loss" in record]
     assert rows[-1]["broken_samples"] == 4  # 48 samples are two epochs of 24
     log = (tmp_path / "run" / "log.txt").read_text()

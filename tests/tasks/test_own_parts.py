@@ -77,7 +77,7 @@ def test_own_parts_live_a_whole_life(
 ) -> None:
     run = tmp_path / "run"
     parts = ["data.augment.transform=sometimes_gray", "model.attention=[precise,sdpa,precise,sdpa]"]
-    assert run_here([*IMPORT, *own_run(scans, run, *parts)]) == FINISHED  # with a worker of its own
+    assert run_here([*IMPORT, *own_run(scans, run, *parts, "data.num_workers=1")]) == FINISHED
     assert all(row["broken_samples"] == 0 for row in metrics(run) if "lr" in row)
     config = from_yaml(run / "resolved.yaml")
     assert (config.imports, config.data.augment.transform) == (["my_parts"], "sometimes_gray")
