@@ -192,7 +192,7 @@ def test_only_the_part_under_the_crop_is_decoded_with_the_same_result() -> None:
 
 
 def test_an_image_that_is_decoded_at_a_fraction_of_its_size_stays_under_its_label_map() -> None:
-    labels = blocks().repeat(8, 0).repeat(8, 1)[:477, :715]  # not multiples of the fraction
+    labels = blocks().repeat(8, 0).repeat(8, 1)[:477, :715]  # sides that are not multiples of the fraction
     image = (labels[..., None].repeat(3, axis=2) * 30).astype(np.uint8)
     raw = RawSample("a", "jpg", {"image": encoded(image, quality=95), "seg.png": png(labels)})
     made = transform(scale=[1.0, 2.0])
