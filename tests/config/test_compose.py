@@ -74,11 +74,11 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         (["task=classification", "+task.mask_ratio=1"], ["task.mask_ratio=1", "is a key of task=simmim"]),
         (["task.mixup=1"], ["task.mixup=1", "is a key of task=classification"]),
         (["task=classification", "task.mixups=1"], ["task.mixups=1", "did you mean task.mixup?"]),
-        (["task.name=foo"], ["task.name=foo", "simmim, classification"]),
+        (["task.name=foo"], ["task.name=foo", "simmim, classification, segmentation"]),
         (["task.name=classification"], ["is a key of task=simmim", "task=NAME"]),
-        (["task=3"], ["task=3", "use one of classification, simmim"]),
-        (["task=null"], ["task=null", "use one of classification, simmim"]),
-        (["task=segmentation"], ["task=segmentation", "use one of classification, simmim"]),
+        (["task=3"], ["task=3", "use one of classification, segmentation, simmim"]),
+        (["task=null"], ["task=null", "use one of classification, segmentation, simmim"]),
+        (["task=segment"], ["task=segment", "did you mean segmentation"]),
     ],
 )
 def test_wrong_overrides_name_field_value_and_fix(overrides: list[str], parts: list[str]) -> None:

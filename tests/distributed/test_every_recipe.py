@@ -36,7 +36,7 @@ EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512")
 
 def small(name: str, folder: Path) -> Config:
     """The complete config of an experiment at small sizes, with the shards for its task."""
-    segmented = name.startswith(("ade20k_", "segment_"))
+    segmented = name.startswith(("ade20k_", "segment_")) or name == "own_segments"
     shards, more = (folder / "scenes", SEGMENTED) if segmented else (folder / "shards", ())
     held_out = [f"data.eval_shards={shards}/eval-*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
     config = compose([f"+experiment={name}", *SMALL, *more, f"data.shards={shards}/train-*.tar", *held_out])
