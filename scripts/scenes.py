@@ -8,7 +8,8 @@ The digits of `train` are those of the folder `train` of digits.py, each in seve
 none of its other folders, and their photographs are held out, too (`pip install "swinv2-train[demo]"`).
 
     python scripts/scenes.py scenes
-    swinv2-data pack scenes/train/images shards --labels scenes/train/labels --classes-file scenes/classes.txt
+    swinv2-data pack scenes/train/images shards --labels scenes/train/labels --classes-file scenes/classes.txt \\
+        --ignore 255
 """
 
 from __future__ import annotations

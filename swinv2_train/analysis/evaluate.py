@@ -22,7 +22,7 @@ from swinv2_train.analysis.features import EvalImages
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
-from swinv2_train.config.tasks import TaskConfig
+from swinv2_train.config.tasks import PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.device import on_device
@@ -228,7 +228,7 @@ class _Bench:
         card = self.shards.card
         if card is not None and card.class_lists_differ:
             raise DataError(f"the shards of {self.options.data} number their classes differently: evaluate each alone")
-        names, highest = (card.class_names, _highest_label(card)) if card else (None, None)
+        names, highest = (card.class_names, _highest_label(card, self.loaded.config.task)) if card else (None, None)
         known_labels = card is None or highest is not None
         spec = self.options.label_map
         if spec == NAMES:
@@ -309,9 +309,11 @@ class _Bench:
         return probe.measure(self.model, self.loaded.source.step)
 
 
-def _highest_label(card: Card) -> int | None:
-    """Return the highest class number in labels and label maps; None without any."""
-    return max([*card.class_counts, *(card.label_maps.pixels if card.label_maps else ())], default=None)
+def _highest_label(card: Card, task: TaskConfig) -> int | None:
+    """Return the highest class number in the labels, or for a task on pixels in the label maps; None without any."""
+    if task.OUTPUT == PIXEL_LOGITS:
+        return max(card.label_maps.pixels, default=None) if card.label_maps else None
+    return max(card.class_counts, default=None)
 
 
 def _unnamed(data: Any, names: Sequence[str] | None) -> str:

@@ -67,7 +67,17 @@ def image_files(paths: Sequence[Path], folders: Sequence[Path]) -> dict[Path, Pa
         if folder.exists() and not folder.is_dir():
             raise ConfigError("out", folder.parent, f"{folder} is not a directory")
         known = {str(folder / place) for place in files.values()}
-        present = sorted(path for path in folder.rglob("*") if path.is_file())
+        own = next((path for path, full in absolute.items() if full.is_relative_to(os.path.abspath(folder))), None)
+        if own is not None:
+            raise ConfigError(
+                "out", folder.parent, f"{own} is inside of {folder}, whose files are replaced: use another"
+            )
+        # Other programs put hidden files and .aux.xml files next to the images that they open.
+        present = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".xml"
+        )
         others = [path for path in present if str(path.with_suffix("")) not in known]
         if others:
             named = ", ".join(path.name for path in others[:_SHOWN])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def _overlap(text: str) -> str:
 
 def _scales(text: str) -> str:
     found = numbers(text)
-    if not all(scale > 0 for scale in found):
+    if not all(0 < scale < math.inf for scale in found):
         raise ValueError("must be numbers above 0")
     return f"[{','.join(map(str, found))}]"
 

@@ -12,6 +12,8 @@ from swinv2_train.data.card import Card
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_COLORS = 4
+"""Channels of an image in color with alpha."""
 
 
 def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
@@ -39,7 +41,8 @@ def check_channels(card: Card | None, channels: int) -> None:
     """
     if card is None or not card.channels:
         return
-    readable = {channels, *{3: (1,), 1: (3,)}.get(channels, ()), *([channels - 1] if card.alpha else [])}
+    # Gray, RGB, and alpha are converted; the decoder decides about these.
+    readable = set(range(1, _MOST_COLORS + 1)) | {channels} if channels <= _MOST_COLORS else {channels, channels - 1}
     if readable.isdisjoint(card.channels):
         have = card.channels.most_common(1)[0][0]
         count = f"{have} channel{'' if have == 1 else 's'}"

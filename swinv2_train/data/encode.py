@@ -61,6 +61,11 @@ def npy_bytes(image: Tensor, stored: str) -> bytes:
     return buffer.getvalue()
 
 
+def stored_tiff(array: np.ndarray, nodata: float | None) -> bytes:
+    """Encode measured values (H, W, C) of any type as a deflated TIFF; `nodata` as for `tiff_bytes`."""
+    return _deflated(array, {"photometric": "minisblack"}, nodata)
+
+
 def tiff_bytes(array: np.ndarray, page: tifffile.TiffPage, nodata: float | None) -> bytes:
     """Encode a part of a TIFF, (H, W, C), as a deflated TIFF with the same values, and the same meaning of them.
 
@@ -76,10 +81,18 @@ def tiff_bytes(array: np.ndarray, page: tifffile.TiffPage, nodata: float | None)
     stated = [int(sample) for sample in page.extrasamples]
     extra = stated if len(stated) == channels - colors else [0] * (channels - colors)
     kind: dict[str, Any] = {"photometric": "rgb" if rgb else "minisblack"}
-    if channels > 1:
-        kind["planarconfig"] = "contig"
     if extra:
         kind["extrasamples"] = extra
+    return _deflated(array, kind, nodata)
+
+
+def _deflated(array: np.ndarray, kind: dict[str, Any], nodata: float | None) -> bytes:
+    """Encode (H, W, C) as a deflated TIFF of a kind of colors."""
+    import tifffile
+
+    channels = array.shape[-1]
+    if channels > 1:
+        kind = kind | {"planarconfig": "contig"}
     tags = [] if nodata is None else [(_GDAL_NODATA, "s", 0, str(nodata), True)]
     data = array if channels > 1 else array[..., 0]
     with io.BytesIO() as buffer:  # closed, because tifffile's objects keep it until the garbage collector runs

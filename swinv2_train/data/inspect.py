@@ -128,7 +128,7 @@ class LabelMapCheck:
                 f"{self.member} is {labels.shape[1]} x {labels.shape[0]}, and the image is {size[1]} x {size[0]}"
             )
         values, counts = np.unique(labels, return_counts=True)
-        wrong = (values != self.ignore) & (values >= (self.num_classes or values.max() + 1))
+        wrong = (values != self.ignore) & (values.astype(np.int64) >= (self.num_classes or int(values.max()) + 1))
         if wrong.any():
             listed = ", ".join(
                 f"{value} ({count:,} pixels)"

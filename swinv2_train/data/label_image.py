@@ -21,6 +21,7 @@ from swinv2_train.data.pixels import check_size, from_numpy, upright
 if TYPE_CHECKING:
     import tifffile
 
+Image.MAX_IMAGE_PIXELS = None  # `data.max_pixels` is checked instead, as in pil_image
 _PNG_GRAY, _PNG_PALETTE, _PNG_GRAY_ALPHA = 0, 3, 4
 _PNG_COLORS = {2: "RGB", 4: "gray with alpha", 6: "RGBA"}
 _COLOR = (

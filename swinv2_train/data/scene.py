@@ -16,7 +16,7 @@ import numpy as np
 
 from swinv2_train.data.array_image import ARRAY_KINDS
 from swinv2_train.data.decode import decoding, read_pixels
-from swinv2_train.data.encode import encode, npy_bytes, tiff_bytes
+from swinv2_train.data.encode import encode, npy_bytes, stored_tiff, tiff_bytes
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import header_size, orientation, sniff, unknown_format
 from swinv2_train.data.label_image import check_tiff, decode_color_map, decode_label_map
@@ -75,6 +75,8 @@ class Scene:
             return npy_bytes(part, pixels.stored)
         if self._kind == "jpeg":
             return encode(part, self._quality)
+        if pixels.stored:
+            return stored_tiff(part.permute(1, 2, 0).numpy().astype(pixels.stored), pixels.nodata)
         return encode(part, None, alpha=pixels.alpha)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from swinv2_train.data.batch import Batch, select
 from swinv2_train.data.device import on_device
 from swinv2_train.data.loader import EvalLoader
 from swinv2_train.engine.deepspeed import Engine
+from swinv2_train.engine.drawing import same_number
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
@@ -116,15 +117,15 @@ class Evaluation:
         """Draw the task's figure of the first held-out samples, with the averaged weights if there are any."""
         self.watchdog.now("evaluation", step)
         samples = self.config.eval.figure_samples
-        # Every rank draws its own, because under ZeRO-3 a forward pass is a collective; only the main rank's is kept.
+        # Every rank draws as many as the main rank, whose figure is kept: under ZeRO-3, a forward pass is a collective.
         averaged = self.config.optim.ema_decay and self.config.eval.ema
         with (
             self.engine.averaged(Interrupted) if averaged else nullcontext(),
             self._batches(samples * self.ranks.world_size, samples) as batches,
         ):
             batch = next(iter(batches))
-            valid = batch["valid"]
-            figure = self.task.figure(self.engine.model, select(batch, valid) if valid.any() else batch)
+            shown = same_number(batch["valid"].nonzero()[:, 0].tolist(), len(batch["valid"]), self.ranks)
+            figure = self.task.figure(self.engine.model, select(batch, shown))
         weights = ", averaged weights" if averaged else ""
         self.tracker.log_figure(step, self.config.task.name, with_heading(figure, f"step {step:,}{weights}"))
 

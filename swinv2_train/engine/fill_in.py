@@ -12,8 +12,9 @@ from typing import Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
+from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import pretrained_windows
+from swinv2_train.config.model import pretrained_windows, table_windows
 from swinv2_train.config.order import fill_in_order
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
@@ -54,7 +55,7 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     begun_scale = _saved(begun, "data", "scale")
     if isinstance(config.data.scale, str) and begun_scale is not None:
         config.data.scale = begun_scale
-    if config.data.image is None:  # the card describes the first image of each sample
+    if begun is None and config.data.image is None:  # the card describes the first image of each sample
         check_channels(card, config.model.in_channels)
     fill_in_scale(config.data, card, config.model.in_channels)
     fill_in_order(config, None if begun is None else begun.get("order", {}))
@@ -68,6 +69,9 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
             check_structure(source, config.model)
             _take_windows(config, source)
             read_map(config, source, names_of_classes(config, card))
+    elif config.task.SIZES_DIFFER and not config.init_from and not all(map(all, pretrained_windows(config.model))):
+        # Windows that are clamped to the maps of training keep their position bias on the larger maps of an evaluation.
+        config.model.pretrained_window = plain_windows(table_windows(config.model, resolution(config)))
     return config
 
 

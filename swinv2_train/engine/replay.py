@@ -23,6 +23,7 @@ from swinv2_train.checkpoint.verify import verify
 from swinv2_train.data.batch import Batch, select, to_device
 from swinv2_train.engine.batch_change import continued
 from swinv2_train.engine.checkpoints import load
+from swinv2_train.engine.drawing import same_number
 from swinv2_train.engine.feed import StepInput
 from swinv2_train.engine.incidents import Incident, base_checkpoints, read_incident
 from swinv2_train.engine.init_from import start_from
@@ -210,7 +211,8 @@ def draw_worst(trainer: Trainer, batches: list[Batch], positions: list[int]) -> 
     for batch in batches:
         own = [index for index, position in enumerate(batch["position"].tolist()) if position in positions]
         # Every rank must run this, because under ZeRO-3 a forward pass is a collective.
-        shown = to_device(select(batch, own or [0]), trainer.ranks.device)
+        chosen = same_number(own, len(batch["position"]), trainer.ranks)
+        shown = to_device(select(batch, chosen), trainer.ranks.device)
         figure = trainer.task.figure(trainer.engine.model, shown)
         if own:
             step, name = trainer.state.step + 1, f"worst-samples-{int(shown['position'][0])}"

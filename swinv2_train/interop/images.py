@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
             matches = [path]
         else:
             matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-            matches = [match for match in matches if match.is_file() and match.resolve() not in left_out]
+            matches = [match for match in matches if match.is_file() and not _is_below(match, left_out)]
             if not matches and not glob.has_magic(str(path)):
                 raise DataError(f"{text} does not exist")
         if not matches:
@@ -91,6 +91,12 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     image += torch.from_numpy(rng.normal(0, 0.02, tuple(image.shape))).float()
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return normalise(pixels, loaded.mean, loaded.std)
+
+
+def _is_below(path: Path, places: Collection[Path]) -> bool:
+    """Return whether a file is one of some resolved places, or below one."""
+    resolved = path.resolve()
+    return any(place in places for place in (resolved, *resolved.parents))
 
 
 def encoded_images(paths: Sequence[Path], loaded: LoadedModel) -> list[bytes]:

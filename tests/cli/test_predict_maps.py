@@ -105,12 +105,17 @@ def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.
         (["{place}/segmenter.safetensors", "{picture}", "test_window=8", "model.window=8"], "set one of them"),
         (["{place}/segmenter.safetensors", "{picture}", "labels={place}/names.txt"], "has 2 lines, the model 3"),
         (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=True: requires a segmenter"),
+        (["{place}/segmenter.safetensors", "{place}/own/labels/a.png", "out={place}/own"], "a.png is inside of"),
+        (["{place}/segmenter.safetensors", "{picture}", "task.resize=nativ"], "task.resize=nativ"),
+        (["{place}/segmenter.safetensors", "{picture}", "scales=inf"], "must be numbers above 0"),
     ],
 )
 def test_usage_errors_are_one_sentence(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     (place / "names.txt").write_text("one\ntwo\n")
+    (place / "own" / "labels").mkdir(parents=True, exist_ok=True)
+    shutil.copy(place / "pictures" / "a.png", place / "own" / "labels" / "a.png")
     names = {"place": place, "picture": place / "pictures" / "a.png"}
     assert _run(*(argument.format(**names) for argument in arguments)) == 2
     message = capsys.readouterr().err.strip()

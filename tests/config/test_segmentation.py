@@ -31,13 +31,6 @@ def config(model: dict[str, Any] | None = None, *, data: dict[str, Any] | None =
         (config(data={"augment": AugmentConfig(ratio=[1.0, 1.0])}), "data.augment.ratio=[1.0, 1.0] has no effect"),
         (config(data={"crop_pct": 1.0}), "data.crop_pct=1.0 has no effect"),
         (config(data={"crop_mode": "squash"}), "data.crop_mode=squash has no effect"),
-        (
-            config({"window": 16}),
-            "stage 4 has a window of 8x8 in training and of 8x16 in the evaluation of an image of 1024 x 256, which "
-            "changes its position bias; set model.window=[[16,16],[16,16],[16,16],[8,8]] "
-            "model.pretrained_window=[[16,16],[16,16],[16,16],[8,8]]",
-        ),
-        (config({"window": 8}, test_scales=[0.5, 1.0]), "stage 4 has a window of 8x8 in training and of 4x4"),
     ],
 )
 def test_what_is_odd_is_warned_of(made: Config, sentence: str) -> None:
@@ -52,8 +45,7 @@ def test_what_is_odd_is_warned_of(made: Config, sentence: str) -> None:
         config(),
         config(ignore_index=10),
         config({"window": [16, 16, 16, 8]}),
-        config({"window": 16}, inference="slide"),
-        config({"window": 16, "pretrained_window": [8, 8, 8, 4]}),
+        config({"window": 16}),
     ],
 )
 def test_what_is_usual_is_not_warned_of(made: Config) -> None:

@@ -138,6 +138,16 @@ def test_label_maps_of_others_are_checked_and_drawn(tmp_path: Path) -> None:
     assert np.abs(square - 0.55 * np.array(colors[1])).max() < 2
 
 
+def test_pixels_without_a_class_are_not_an_error(tmp_path: Path) -> None:
+    marked = labels(0).copy()
+    marked[:3] = 255
+    members = [("0.jpg", jpeg(0)), ("0.mask.png", png(marked))]
+    found = inspect(ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache"), labels="mask.png")
+    assert found.label_problems == []
+    assert found.card.label_maps is not None
+    assert found.card.label_maps.ignored == marked[:3].size
+
+
 def test_packed_label_maps_are_compared_with_the_card(tmp_path: Path) -> None:
     """Of two sets that were packed with other lists of classes, the card of the other does not hide a wrong value."""
     images, maps = write_pairs(tmp_path, 3)

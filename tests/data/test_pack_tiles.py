@@ -100,12 +100,14 @@ def test_scenes_of_other_formats_are_cut_after_decoding(tmp_path: Path) -> None:
     rgba[:50, :, 3] = 7
     buffer = io.BytesIO()
     np.save(buffer, scene(90, 100, 3, np.float32))
+    turned = tiff(scene(90, 100, 1, np.float32)[..., 0], extratags=[(274, "H", 1, 3, True)])
     twelve = tiff(pixels(0, 90, 100, 1, np.uint16)[..., 0] >> 4, bitspersample=12)
     files = {
         "jpeg": encoded(pixels(0, 90, 100), quality=95),
         "png": png(rgba),
         "npy": buffer.getvalue(),
         "tiff": twelve,
+        "turned tiff": turned,
     }
     for kind, data in files.items():
         whole = read_pixels(data)

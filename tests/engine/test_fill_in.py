@@ -39,7 +39,7 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
     ("channels", "have", "alpha", "fits"),
     [
         (3, {5: 4}, 0, False), (3, {5: 4, 3: 1}, 0, True), (3, {1: 2}, 0, True), (1, {3: 2}, 0, True),
-        (4, {3: 2}, 0, False), (4, {3: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True),
+        (4, {3: 2}, 0, True), (3, {4: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True), (7, {3: 2}, 0, False),
     ],
 )  # fmt: skip
 def test_images_that_the_model_cannot_read_are_refused(
@@ -61,6 +61,13 @@ def test_the_source_tells_the_windows_it_was_trained_with(finished_run: Path, tm
     assert mixed.model.pretrained_window == [4, 4, 4, 2]
     untouched = complete(config(tmp_path, *given), None, weights=False)
     assert untouched.model.pretrained_window == 0
+
+
+def test_a_task_on_images_of_all_sizes_records_its_own_windows(tmp_path: Path) -> None:
+    made = ["task=segmentation", "task.num_classes=2", "model.window=8", "data.resolution=128", f"run.dir={tmp_path}"]
+    assert complete(compose(made), None).model.pretrained_window == [8, 8, 8, 4]
+    assert complete(compose(["task=classification", *made[1:]]), None).model.pretrained_window == 0
+    assert complete(compose([*made, "model.pretrained_window=[4,0,0,2]"]), None).model.pretrained_window == [4, 8, 8, 2]
 
 
 @pytest.mark.parametrize("windows", ["[6,6,6,3]", "4", "[4,0,0,4]"])

@@ -64,6 +64,9 @@ class TaskConfig(Section):
     method `scores` returns; or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
+    SIZES_DIFFER: ClassVar[bool] = False
+    """True if images differ in size in an evaluation. The windows of the training are then recorded as the pretrained
+    ones, because the position bias must not depend on the size."""
     TITLE: ClassVar[str] = ""
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""

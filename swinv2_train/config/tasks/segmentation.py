@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from swinv2_train.config.checks import at_least, check_class_weights, resolution
 from swinv2_train.config.choices import check_choice
 from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.errors import ConfigError, percent
-from swinv2_train.config.model import count_parameters, pretrained_windows, stage_geometry
+from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
 from swinv2_train.config.tasks.segmentation_head import STRIP_BYTES, head_bytes, head_macs, head_parameters
 
@@ -48,6 +49,7 @@ class SegmentationConfig(TaskConfig):
         "auxiliary.classifier.bias",
     )
     OUTPUT = PIXEL_LOGITS
+    SIZES_DIFFER = True
     TITLE = "semantic segmentation"
     PURPOSE = "for semantic segmentation"
     EXTRA_PARTS = "the decoder"
@@ -126,11 +128,19 @@ class SegmentationConfig(TaskConfig):
 
     def check_prediction(self, given: Collection[str] = ()) -> None:
         """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""
+        check_choice("task.resize", self.resize)
+        at_least("task.max_aspect", self.max_aspect, 1)
+        if not re.fullmatch(_LABEL, self.label):
+            hint = "must be a member with a label map, such as seg.png, mask.png, or label.tif"
+            raise ConfigError("task.label", self.label, hint)
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= HIGHEST_VALUE:
+            hint = f"must be a value of label maps, from 0 to {HIGHEST_VALUE}, or null"
+            raise ConfigError("task.ignore_index", self.ignore_index, hint)
         check_choice("task.inference", self.inference)
         if not 0 <= self.overlap < 1:
             fix = f"must be a fraction of a window, from 0 to below 1{percent(self.overlap)}"
             raise ConfigError("task.overlap", self.overlap, fix)
-        if not self.test_scales or not all(scale > 0 for scale in self.test_scales):
+        if not self.test_scales or not all(0 < scale < math.inf for scale in self.test_scales):
             raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
         if "overlap" in given and self.inference != SLIDE:
             raise ConfigError("overlap", self.overlap, "applies to sliding windows only: add inference=slide")
@@ -142,14 +152,8 @@ class SegmentationConfig(TaskConfig):
         if self.num_classes > HIGHEST_VALUE:
             hint = f"label maps have at most 16 bits, so at most {HIGHEST_VALUE} classes"
             raise ConfigError("task.num_classes", self.num_classes, hint)
-        if not re.fullmatch(_LABEL, self.label):
-            hint = "must be a member with a label map, such as seg.png, mask.png, or label.tif"
-            raise ConfigError("task.label", self.label, hint)
         if self.label == data.image:
             raise ConfigError("task.label", self.label, "is data.image as well; name the member of the label map")
-        if self.ignore_index is not None and not 0 <= self.ignore_index <= HIGHEST_VALUE:
-            hint = f"must be a value of label maps, from 0 to {HIGHEST_VALUE}, or null"
-            raise ConfigError("task.ignore_index", self.ignore_index, hint)
         if data.label is not None:
             hint = "is for classes of entire images; task.label names the member with the label map"
             raise ConfigError("data.label", data.label, hint)
@@ -171,10 +175,8 @@ class SegmentationConfig(TaskConfig):
 
     def _validate_augmentation(self, config: Config) -> None:
         data, channels = config.data, config.model.in_channels
-        check_choice("task.resize", self.resize)
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError("task.scale", self.scale, "must be a pair [low, high] above 0, such as [0.5,2.0]")
-        at_least("task.max_aspect", self.max_aspect, 1)
         share("task.max_class_share", self.max_class_share)
         if self.max_class_share == 0:
             raise ConfigError("task.max_class_share", 0.0, "no crop has less of every class; use 1 for no limit")
@@ -188,7 +190,7 @@ class SegmentationConfig(TaskConfig):
 
     def doubts(self, config: Config) -> list[str]:
         """Return a warning for every setting that was probably not intended."""
-        lines = [*self._without_effect(config.data), *self._windows(config)]
+        lines = self._without_effect(config.data)
         for key, usual in (("auxiliary_weight", 0.4), ("dice_weight", 1), ("focal_gamma", 2)):
             value = getattr(self, key)
             if value > _FAR_ABOVE:
@@ -219,37 +221,6 @@ class SegmentationConfig(TaskConfig):
                 lines.append(f"data.{key}={value} has no effect in segmentation, which evaluates entire images")
         return lines
 
-    def _windows(self, config: Config) -> list[str]:
-        """Return a warning if a window in evaluation would scale its position bias otherwise than in training.
-
-        A window is clamped to a small map, and without a pretraining window, the offsets are divided by that of the
-        clamped window.
-        """
-        if self.inference == SLIDE or config.init_from:  # windows of one size; the source knows its own windows
-            return []
-        size, model = resolution(config), config.model
-        trained = stage_geometry(model, *size)
-        for height, width in self._test_sizes(size):
-            for number, (before, now) in enumerate(zip(trained, stage_geometry(model, height, width), strict=True)):
-                own = pretrained_windows(model)[number]
-                if before.window != now.window and not all(own):
-                    used = str([list(stage.window) for stage in trained]).replace(" ", "")
-                    return [
-                        f"stage {number + 1} has a window of {_size(before.window)} in training and of "
-                        f"{_size(now.window)} in the evaluation of an image of {width} x {height}, which changes its "
-                        f"position bias; set model.window={used} model.pretrained_window={used}"
-                    ]
-        return []
-
-    def _test_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return height and width of some images as an evaluation resizes them: square, wide, and tall."""
-        found = []
-        for scale in self.test_scales:
-            short = max(1, round(min(size) * scale))
-            long = max(1, round(min(size) * self.max_aspect * scale))
-            found += [(short, short), (short, long), (long, short)]
-        return found
-
     def describe(self, config: Config) -> Description:
         """Return classes, decoder, and augmentation, and the parameters with decoder and auxiliary decoder."""
         parts = [f"{self.num_classes} classes" if self.num_classes else "number of classes from the data"]
@@ -278,7 +249,7 @@ class SegmentationConfig(TaskConfig):
     def head_bytes(self, config: Config, element: int) -> int:
         """Return those of the decoder, the auxiliary decoder, and the loss, with the label map."""
         height, width = resolution(config)
-        label = 1 if (self.ignore_index or 0) <= HIGHEST_BYTE else 4
+        label = 1 if max(self.ignore_index or 0, self.num_classes - 1) <= HIGHEST_BYTE else 4
         return head_bytes(stage_geometry(config.model, height, width), self, element) + label * height * width
 
     def head_transient(self, config: Config, element: int, images: int) -> int:
@@ -296,11 +267,12 @@ class SegmentationConfig(TaskConfig):
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the number of classes and the value of ignored pixels."""
+        if self.label != SegmentationConfig.label:
+            card = None  # it describes the label maps that swinv2-data packs, not another member
         super().complete(saved, card)
         if self.ignore_index is not None:
             return
-        # The card counts the label maps that swinv2-data packs, not those of another member.
-        maps = card.label_maps if card is not None and self.label == SegmentationConfig.label else None
+        maps = card.label_maps if card is not None else None
         stored = saved.get("ignore_index") if maps is None else maps.ignore
         usual = HIGHEST_BYTE if self.num_classes <= HIGHEST_BYTE else HIGHEST_VALUE
         self.ignore_index = usual if stored is None else stored
@@ -343,7 +315,3 @@ class SegmentationConfig(TaskConfig):
     def worker_modules(self) -> list[str]:
         """Return the module of the transforms, which does not import the model."""
         return ["swinv2_train.tasks.segmentation.transform"]
-
-
-def _size(window: tuple[int, ...]) -> str:
-    return f"{window[0]}x{window[1]}"

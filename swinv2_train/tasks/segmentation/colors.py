@@ -46,7 +46,7 @@ def palette(classes: int) -> np.ndarray:
 def painted(labels: np.ndarray, classes: int) -> np.ndarray:
     """Return a label map in the colors of its classes, (H, W) integers -> (H, W, 3) uint8; other values are gray."""
     table = np.concatenate([palette(classes), np.array([IGNORED], np.uint8)])
-    return table[np.minimum(labels, classes)]
+    return table[np.minimum(labels.astype(np.int64), classes)]
 
 
 def color_code(number: int) -> str:

@@ -71,8 +71,8 @@ class PixelLoss:
         log_probabilities = logits.log_softmax(dim=1)
         probabilities = log_probabilities.exp()
         classes = torch.arange(logits.shape[1], device=logits.device).view(-1, 1, 1)
-        own = labels[:, None] == classes  # false everywhere for the ignored value
         counted = (labels != self.ignore)[:, None]
+        own = (labels[:, None] == classes) & counted
         overlap = torch.where(own, probabilities, 0).sum(dim=(2, 3))
         squares = torch.where(counted, probabilities, 0).square().sum(dim=(2, 3))
         return self._picked(log_probabilities, labels).sum(), overlap, squares, own.sum(dim=(2, 3)).to(logits.dtype)

@@ -45,7 +45,7 @@ class Overlay:
             self._sums[:, target] += values[:, row]
             self._counts[target] += 1
             if (first + row) % factor == factor // 2:
-                self._labels[target] = labels[row, factor // 2 :: factor][:width]
+                self._labels[target] = labels[row, min(factor // 2, labels.shape[1] - 1) :: factor][:width]
 
     def draw(self) -> Image.Image:
         """Return the picture."""

@@ -90,7 +90,7 @@ class Segmentation(Task):
         if packed and card.label_maps is None and card.class_counts:
             fix = "the shards have classes of whole images and no label maps: pack them with swinv2-data pack --labels"
             raise ConfigError("task.label", MEMBER, fix)
-        return cls(config, mean, std, card.label_maps if packed else None, card.class_names)
+        return cls(config, mean, std, card.label_maps if packed else None, card.class_names if packed else None)
 
     @staticmethod
     def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
@@ -174,7 +174,7 @@ class Segmentation(Task):
         labels[:, : self.size[0] // 8] = self.ignore
         return super().example_batch(batch_size) | {
             SIZE: torch.tensor([self.size] * batch_size),
-            "label": torch.from_numpy(labels.astype(label_type(self.ignore))),
+            "label": torch.from_numpy(labels.astype(label_type(self.ignore, self.task.num_classes))),
         }
 
     def _counts(self, device: torch.device) -> PixelCounts:

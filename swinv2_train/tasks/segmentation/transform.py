@@ -72,6 +72,8 @@ class SegmentationTransform(Transform):
     def _labels(self, sample: Sample) -> Tensor:
         """Return the label map as stored, (H, W) uint8 or uint16, of the same size as the image."""
         labels = sample.label_map(self.task.label)
+        if sample.data("image") == sample.data(self.task.label):
+            raise BrokenSample(f"{self.task.label}: it is read as the image as well; set data.image to another member")
         (height, width), (tall, wide) = labels.shape, sample.size
         if (height, width) != (tall, wide):
             raise BrokenSample(f"{self.task.label}: it is {width} x {height}, and the image is {wide} x {tall}")
@@ -105,15 +107,15 @@ class SegmentationTransform(Transform):
                 f"{self.task.label}: the value {int(values[wrong][0])} is neither one of the {self.task.num_classes} "
                 f"classes, from 0, nor {self.ignore}, which is ignored"
             )
-        return torch.from_numpy(values.astype(label_type(self.ignore)))
+        return torch.from_numpy(values.astype(label_type(self.ignore, self.task.num_classes)))
 
 
-def label_type(ignore: int) -> type[np.generic]:
-    """Return the type of label maps in a batch: uint8 if the ignored value fits, else int32.
+def label_type(ignore: int, num_classes: int) -> type[np.generic]:
+    """Return the type of label maps in a batch: uint8 if the ignored value and all classes fit, else int32.
 
     int32, because torch has no arithmetic for uint16.
     """
-    return np.uint8 if ignore <= 255 else np.int32
+    return np.uint8 if max(ignore, num_classes - 1) <= 255 else np.int32
 
 
 def reference_factor(source: tuple[int, int], size: tuple[int, int], task: SegmentationConfig) -> float:

@@ -27,5 +27,6 @@ def test_a_label_map_is_painted_and_ignored_pixels_are_gray() -> None:
     assert image.dtype == np.uint8
     assert np.array_equal(image[0], palette(3)[:2])
     assert tuple(image[1, 1]) == IGNORED
+    assert tuple(painted(labels, 301)[1, 1]) == tuple(palette(301)[255]), "a map of 8 bits with more classes"
     assert color_code(0) == "#000000"
     assert color_code(1) == "#{:02X}{:02X}{:02X}".format(*palette(2)[1])

@@ -55,6 +55,7 @@ CASES = {
     "one row": ((1, 7), 4, {}),
     "weights": ((23, 20), 4, {"class_weights": torch.tensor([0.5, 2, 0, 1, 3.0])}),
     "focal": ((23, 20), 4, {"focal_gamma": 2.0}),
+    "an ignored class": ((23, 20), 4, {"ignore": 0}),
     "root focal": ((23, 20), 4, {"focal_gamma": 0.5, "class_weights": torch.arange(5.0)}),
 }
 
@@ -63,8 +64,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_the_formulas_at_full_size(name: str, rows: int) -> None:
     size, stride, settings = CASES[name]
-    rule = PixelLoss(IGNORE, **settings, strip_bytes=4 * 2 * K * size[1] * rows)
+    rule = PixelLoss(**{"ignore": IGNORE} | settings, strip_bytes=4 * 2 * K * size[1] * rows)
     labels, logits = labels_of(size), logits_of(size, stride)
+    labels[labels == IGNORE] = rule.ignore
     ours, plain = logits.clone().requires_grad_(), logits.double().requires_grad_()
     found = rule.cross_entropy_and_dice(ours, labels, stride)
     expected = by_definition(plain, labels, rule, stride)

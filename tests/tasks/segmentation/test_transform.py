@@ -173,6 +173,9 @@ def test_any_number_of_channels_and_any_depth() -> None:
     assert (found["image"].dtype, found["image"].shape) == (torch.uint16, (4, 32, 48))
     assert found["label"].dtype == torch.int32
     assert set(found["label"].unique().tolist()) <= {*range(0, 800, 100), 65535}
+    low = entries(transform(ignore=0, num_classes=800), 0, Sample(raw, 4))["label"]
+    assert set(low.unique().tolist()) <= set(range(0, 800, 100)), "values above 255 with a small ignored value"
+    assert low.max() > 255
     data = DataConfig(scale=[0, 30000])
     options = DecodeOptions(values=ValueRange.of(data, [0.5] * 4))
     scaled = entries(transform(ignore=65535, num_classes=800), 0, Sample(raw, 4, options))["image"]
@@ -256,3 +259,9 @@ def test_other_members_are_not_read() -> None:
         Config(model=ModelConfig(), task=SegmentationConfig(num_classes=8, label="mask.png")), training=True, ignore=255
     )
     assert made.members == ("image", "mask.png")
+
+
+def test_a_label_map_that_is_read_as_the_image_is_refused() -> None:
+    data = png(blocks())
+    with pytest.raises(BrokenSample, match=r"seg\.png: it is read as the image as well; set data\.image"):
+        entries(transform(), 0, Sample(RawSample("a", "png", {"image": data, "seg.png": data}), 3))
