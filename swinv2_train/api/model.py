@@ -65,7 +65,8 @@ class Model:
     def preprocess(self, images: ImageLike | Iterable[ImageLike]) -> Tensor:
         """Return the input of the model, (B, C, H, W) float32 on its device: decoded, resized, cropped, and normalized.
 
-        The result is that of an evaluation. A single image becomes a batch of one.
+        The result is that of an evaluation; the images of a segmenter are resized to `resolution`, whatever their
+        aspect. A single image becomes a batch of one.
 
         Raises:
             DataError: naming the first image that cannot be used.
