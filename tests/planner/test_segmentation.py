@@ -105,10 +105,12 @@ def test_in_half_precision_it_saves_less() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("images", "strip"), [(1, 1 << 20), (2, 1 << 18)])
-def test_the_loss_needs_three_strips_in_backward(monkeypatch: pytest.MonkeyPatch, images: int, strip: int) -> None:
+@pytest.mark.parametrize(("images", "strip", "dice"), [(1, 1 << 20, 0.0), (2, 1 << 18, 0.0), (1, 1 << 20, 1.0)])
+def test_the_loss_needs_some_strips_in_backward(
+    monkeypatch: pytest.MonkeyPatch, images: int, strip: int, dice: float
+) -> None:
     monkeypatch.setattr("swinv2_train.config.tasks.segmentation.STRIP_BYTES", strip)
-    config = made("bf16", (64, 64), decoder="linear", num_classes=150)
+    config = made("bf16", (64, 64), decoder="linear", num_classes=150, dice_weight=dice)
     task, model = built(config, strip)
     batch = task.example_batch(images)
 
