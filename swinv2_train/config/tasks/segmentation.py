@@ -258,8 +258,8 @@ class SegmentationConfig(TaskConfig):
         first = stage_geometry(config.model, height, width)[0]
         strip = min(STRIP_BYTES, 4 * images * self.num_classes * height * width)
         wide = 4 * images * self.num_classes * first.height * first.width
-        # A strip, its logarithms, and a gradient; for Dice the probabilities, those that count, and gradients of both; the
-        # gradient of all logits, and their fp32 copy.
+        # A strip, its logarithms, and a gradient; for Dice the probabilities, those that count, and gradients of both;
+        # the gradient of all logits, and their fp32 copy.
         return (7 if self.dice_weight else 3) * strip + wide * (2 if element < 4 else 1)
 
     def open_fields(self) -> tuple[str, ...]:
