@@ -43,7 +43,8 @@ Folders are searched to any depth, like by swinv2-data pack. Output files replac
 
 A segmenter writes DIR/labels/NAME.png, the class number of every pixel (8 bits with the colors of the classes, or 16
 bits above 255 classes; of a TIFF a TIFF with its georeference), and DIR/overlays/NAME.jpg; the tables have the pixels
-of every class, and their area if the image has a map scale. With --inference slide, images of any size fit into memory.
+of every class, and their area if the image has a map scale. With task.resize=native and --inference slide, TIFFs of any
+size fit into memory; other images have at most data.max_pixels.
 
 A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
 the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.

@@ -49,11 +49,6 @@ class ImageRegions(Protocol):
         """Height and width of the upright image."""
         ...
 
-    @property
-    def streamed(self) -> bool:
-        """True if only the parts that are requested are in memory."""
-        ...
-
     def read(self, top: int, left: int, height: int, width: int) -> Region:
         """Return a part that lies in the image. Raises BrokenSample."""
         ...
@@ -95,7 +90,7 @@ def _opened(path: Path, channels: int, options: DecodeOptions, stack: ExitStack)
 
 
 class _Streamed:
-    is_tiff = streamed = True
+    is_tiff = True
 
     def __init__(self, tiff: TiffRegions, channels: int, options: DecodeOptions, geo: GeoTags | None) -> None:
         self._tiff, self._channels, self._options, self.geo = tiff, channels, options, geo
@@ -123,7 +118,6 @@ class _Whole:
     missing: np.ndarray | None
     is_tiff: bool
     geo: GeoTags | None
-    streamed = False
 
     @classmethod
     def of(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -90,6 +91,15 @@ def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.
     (out / "predictions.csv").unlink()
     assert _run(place / "segmenter.safetensors", pictures, "--out", out) == 1
     assert (out / "predictions.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile.imwrite(tmp_path / "scene.tif", np.zeros((40, 50, 3), np.uint8), photometric="rgb")
+    arguments = [place / "segmenter.safetensors", tmp_path / "scene.tif", "data.max_pixels=1000"]
+    assert _run(*arguments) == 1
+    assert "50 x 40 is above the limit of 1,000 pixels" in capsys.readouterr().err
+    assert _run(*arguments, "task.resize=native", "inference=slide") == 0
 
 
 @pytest.mark.parametrize(

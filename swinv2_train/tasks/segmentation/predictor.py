@@ -15,6 +15,7 @@ from swinv2_train.data.augment import in_range, normalise
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_regions import ImageRegions, Region, open_regions
+from swinv2_train.data.pixels import check_size
 from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction, Predictor, Unreadable
 from swinv2_train.tasks.segmentation.colors import color_code
 from swinv2_train.tasks.segmentation.inference import Inference, Source, TensorSource, label_strips, label_type
@@ -111,6 +112,8 @@ class LabelMapPredictor(Predictor):
         config = self.model.config
         inference = Inference.of(config, self.options.batch or 1)
         crop = evaluation_crop(regions.size, resolution(config), config.task)
+        if crop.scaled != crop.source or inference.window is None:  # the image is read whole
+            check_size(*regions.size, max_pixels=config.data.max_pixels)
         source: Source = _FileSource(regions, self.model.mean, self.model.std)
         if crop.scaled != crop.source:
             image = in_range(crop.image(regions.read(0, 0, *regions.size).image, config.data.augment.interpolation))
