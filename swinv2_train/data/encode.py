@@ -12,7 +12,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     import tifffile
 
+    from swinv2_train.data.pixels import Pixels
+
 _GDAL_NODATA = 42113
+_ALPHA = {True: 1, False: 2}
+"""Kind of alpha in the tag ExtraSamples, by whether colors are multiplied by it."""
 
 
 def encode(image: Tensor, quality: int | None, *, alpha: bool = False) -> bytes:
@@ -61,9 +65,25 @@ def npy_bytes(image: Tensor, stored: str) -> bytes:
     return buffer.getvalue()
 
 
-def stored_tiff(array: np.ndarray, nodata: float | None) -> bytes:
-    """Encode measured values (H, W, C) of any type as a deflated TIFF; `nodata` as for `tiff_bytes`."""
-    return _deflated(array, {"photometric": "minisblack"}, nodata)
+def pixels_tiff(pixels: Pixels) -> bytes:
+    """Encode decoded pixels as a TIFF that decodes to the same: with the stored values, their depth, and their meaning.
+
+    It is deflated, except for depths such as 12 bits, which tifffile does not compress.
+    """
+    image = pixels.image if pixels.raw is None else pixels.raw
+    array = image.permute(1, 2, 0).contiguous().numpy()
+    if pixels.stored:
+        array = array.astype(pixels.stored)
+    plain = len(image) - pixels.alpha
+    rgb = plain == 3 and not pixels.inverted and not pixels.stored
+    extra = [0] * (plain - (3 if rgb else 1)) + [_ALPHA[pixels.premultiplied]] * pixels.alpha
+    kind: dict[str, Any] = {"photometric": "rgb" if rgb else "miniswhite" if pixels.inverted else "minisblack"}
+    if extra:
+        kind["extrasamples"] = extra
+    if pixels.depth % 8:
+        kind["bitspersample"] = pixels.depth
+        kind["compression"] = None
+    return _tiff(array, kind, pixels.nodata)
 
 
 def tiff_bytes(array: np.ndarray, page: tifffile.TiffPage, nodata: float | None) -> bytes:
@@ -83,11 +103,11 @@ def tiff_bytes(array: np.ndarray, page: tifffile.TiffPage, nodata: float | None)
     kind: dict[str, Any] = {"photometric": "rgb" if rgb else "minisblack"}
     if extra:
         kind["extrasamples"] = extra
-    return _deflated(array, kind, nodata)
+    return _tiff(array, kind, nodata)
 
 
-def _deflated(array: np.ndarray, kind: dict[str, Any], nodata: float | None) -> bytes:
-    """Encode (H, W, C) as a deflated TIFF of a kind of colors."""
+def _tiff(array: np.ndarray, kind: dict[str, Any], nodata: float | None) -> bytes:
+    """Encode (H, W, C) as a TIFF of a kind of colors, deflated unless the kind names another compression."""
     import tifffile
 
     channels = array.shape[-1]
@@ -96,5 +116,5 @@ def _deflated(array: np.ndarray, kind: dict[str, Any], nodata: float | None) -> 
     tags = [] if nodata is None else [(_GDAL_NODATA, "s", 0, str(nodata), True)]
     data = array if channels > 1 else array[..., 0]
     with io.BytesIO() as buffer:  # closed, because tifffile's objects keep it until the garbage collector runs
-        tifffile.imwrite(buffer, data, **kind, compression="zlib", extratags=tags, metadata=None)
+        tifffile.imwrite(buffer, data, **({"compression": "zlib"} | kind), extratags=tags, metadata=None)
         return buffer.getvalue()

@@ -20,19 +20,19 @@ from swinv2_train.data.encode import encode, png_bytes
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop, resize
 from swinv2_train.data.heap import return_large_blocks
-from swinv2_train.data.image_header import header_size, orientation, sniff
+from swinv2_train.data.image_header import sniff
+from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_entries import Entry, Source
 from swinv2_train.data.pack_writer import Packed, PackOptions
 from swinv2_train.data.pixels import Pixels, upright
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.scene import LabelScene, Scene, stored_labels
+from swinv2_train.data.scene import LabelScene, Scene, scene_orientation, stored_labels, turn_of_labels
 from swinv2_train.data.unit_values import missing_of, sources
 from swinv2_train.data.value_range import numbers_of
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif"}
 """Extension of the members in a shard, for formats that are not called like their extension."""
-_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 
 
 class _Closed(Protocol):
@@ -151,23 +151,22 @@ class Prepare:
             content = self._source.label_content(entry)
             encoded = content.read_bytes() if isinstance(content, Path) else content
             labels = rules.packed(stored_labels(encoded, rules, self._options.max_pixels))
-            size = tuple(image.shape[1:])
-            if labels.shape != size and labels.shape == size[::-1] and (turned := _orientation(data)) in _TURNED:
-                labels = upright(torch.from_numpy(labels)[None], turned)[0].numpy()
-            _check_size(labels.shape, size)
-        return labels
+            size = (labels.shape[0], labels.shape[1])
+            turned = turn_of_labels(size, (image.shape[1], image.shape[2]), scene_orientation(data))
+            return upright(torch.from_numpy(labels)[None], turned)[0].numpy()
 
     def _tile_of_labels(self, entry: Entry) -> np.ndarray | None:
         """Return the part of a label map that belongs to a tile."""
         rules = self._options.labels
-        if rules is None or entry.label_map is None or entry.tile is None:
+        if rules is None or entry.label_map is None:
             return None
         with _naming(entry):
-            found = self._labels.get(
-                entry.path, lambda: LabelScene(self._source.label_content(entry), rules, self._options.max_pixels)
-            )
-            _check_size(found.size, entry.scene)
-            return found.tile(entry.tile)
+            return self._labels.get(entry.path, lambda: self._label_scene(entry, rules)).tile(entry.tile)
+
+    def _label_scene(self, entry: Entry, rules: LabelRules) -> LabelScene:
+        assert entry.scene is not None
+        turned = scene_orientation(self._source.content(entry))
+        return LabelScene(self._source.label_content(entry), rules, self._options.max_pixels, entry.scene, turned)
 
     def _check_kind(self, kind: str | None) -> None:
         """Reject an image among arrays and an array among images, because a shard has samples of one kind only."""
@@ -193,19 +192,6 @@ def _naming(entry: Entry) -> Iterator[None]:
         raise BrokenSample(f"its label map {entry.label_map} cannot be read ({error.strerror or error})") from None
     except BrokenSample as error:
         raise BrokenSample(f"its label map {entry.label_map}: {error.reason}") from None
-
-
-def _check_size(labels: tuple[int, ...], image: tuple[int, ...] | None) -> None:
-    if image is not None and tuple(labels) != tuple(image):
-        raise BrokenSample(
-            f"it is {labels[1]} x {labels[0]}, and the image is {image[1]} x {image[0]}: both must have the same size"
-        )
-
-
-def _orientation(data: bytes) -> int:
-    """Return the orientation that the pixels of an image were turned upright by; 1 for formats that have none here."""
-    kind = sniff(data)
-    return orientation(data, kind) if kind is not None and header_size(data, kind) is not None else 1
 
 
 def _shrunk_labels(labels: np.ndarray, before: tuple[int, ...], after: tuple[int, ...]) -> np.ndarray:

@@ -34,6 +34,8 @@ class Pixels:
     """Stored value of pixels without data, if the file names one."""
     raw: Tensor | None = None
     """The stored samples, (C, H, W), if `image` has them scaled to the full range of 8 or 16 bits or inverted."""
+    depth: int = 0
+    """Bits of each sample in `raw`."""
     inverted: bool = False
     """True if 0 is stored for white, so that `image` is inverted."""
 
@@ -116,6 +118,24 @@ def upright(image: Tensor, orientation: int) -> Tensor:
     if orientation in (2, 3, 6, 7):
         array = array[:, :, ::-1]
     return torch.from_numpy(array.copy())  # not ascontiguousarray: it keeps negative strides of sides of one pixel
+
+
+def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], orientation: int) -> tuple[int, int, int, int]:
+    """Return the part of the stored pixels that `upright` makes a part of the upright image of.
+
+    Args:
+        box: top, left, height, and width in the upright image.
+        size: height and width as stored.
+    """
+    top, left, tall, wide = box
+    if orientation not in range(2, 9):
+        return box
+    height, width = size[::-1] if orientation >= 5 else size
+    if orientation in (3, 4, 7, 8):
+        top = height - top - tall
+    if orientation in (2, 3, 6, 7):
+        left = width - left - wide
+    return (left, top, wide, tall) if orientation >= 5 else (top, left, tall, wide)
 
 
 def same_depth(images: list[Tensor]) -> list[Tensor]:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import mmap
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from swinv2_train.data.array_image import ARRAY_KINDS
 from swinv2_train.data.decode import decoding, read_pixels
-from swinv2_train.data.encode import encode, npy_bytes, stored_tiff, tiff_bytes
+from swinv2_train.data.encode import encode, npy_bytes, pixels_tiff, tiff_bytes
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import header_size, orientation, sniff, unknown_format
 from swinv2_train.data.label_image import check_tiff, decode_color_map, decode_label_map
-from swinv2_train.data.pixels import Pixels, check_size
+from swinv2_train.data.pixels import Pixels, check_size, stored_box, upright
 from swinv2_train.data.tiff import nodata_of
 from swinv2_train.data.tiff_region import Box, TiffRegions
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from swinv2_train.data.label_rules import LabelRules
 
+_TURNED = (5, 6, 7, 8)  # orientations that exchange height and width
 Content = Path | bytes
 """A file, or the bytes of a member of a shard."""
 
@@ -75,8 +78,9 @@ class Scene:
             return npy_bytes(part, pixels.stored)
         if self._kind == "jpeg":
             return encode(part, self._quality)
-        if pixels.stored:
-            return stored_tiff(part.permute(1, 2, 0).numpy().astype(pixels.stored), pixels.nodata)
+        if self._kind == "tiff":
+            raw = None if pixels.raw is None else pixels.raw[:, top : top + height, left : left + width]
+            return pixels_tiff(replace(pixels, image=part, raw=raw))
         return encode(part, None, alpha=pixels.alpha)
 
     def close(self) -> None:
@@ -88,32 +92,52 @@ class Scene:
 class LabelScene:
     """An open label map that gives tiles of class numbers."""
 
-    def __init__(self, content: Content, rules: LabelRules, max_pixels: int) -> None:
-        """Open a label map; see `Scene`. Raises OSError or BrokenSample."""
-        self._rules, self._max_pixels = rules, max_pixels
+    def __init__(
+        self, content: Content, rules: LabelRules, max_pixels: int, image: tuple[int, int], turned: int
+    ) -> None:
+        """Open a label map; see `Scene`.
+
+        Args:
+            image: height and width of the upright image, which the label map must have.
+            turned: orientation of the image, which a label map of its stored pixels follows.
+
+        Raises:
+            OSError, BrokenSample: if it cannot be read, or has another size.
+        """
+        self._rules = rules
         self._regions: TiffRegions | None = None
         self._stored: np.ndarray | None = None
+        try:
+            self._size = self._open(content, max_pixels)
+            self._turned = turn_of_labels(self._size, image, turned)
+        except BrokenSample:
+            self.close()
+            raise
+
+    def _open(self, content: Content, max_pixels: int) -> tuple[int, int]:
+        """Open the parts of a TIFF, or decode a label map; return height and width."""
         with mapped(content) as data:
             if sniff(data) == "tiff":
                 self._regions = _streamed(content, data)
-            if self._regions is None or self._regions.pages > 1:
-                self.close()
-                self._stored = stored_labels(bytes(data), rules, max_pixels)
-                self.size: tuple[int, ...] = self._stored.shape[:2]
-            else:
-                self.size = self._regions.size
+            if self._regions is not None and self._regions.pages == 1:
                 with decoding("tiff"):
-                    check_tiff(self._regions.page, colors=rules.colors)
+                    check_tiff(self._regions.page, colors=self._rules.colors)
+                return self._regions.size
+            self._stored = stored_labels(bytes(data), self._rules, max_pixels)
+            return self._stored.shape[0], self._stored.shape[1]
 
     def tile(self, box: Box) -> np.ndarray:
         """Return (height, width) class numbers as they are packed. Raises BrokenSample."""
-        top, left, height, width = box
+        top, left, height, width = place = stored_box(box, self._size, self._turned)
         if self._stored is not None:
-            return self._rules.packed(self._stored[top : top + height, left : left + width])
+            return self._upright(self._stored[top : top + height, left : left + width])
         assert self._regions is not None
         with decoding("tiff"):
-            stored = self._regions.read(box)
-        return self._rules.packed(stored if self._rules.colors else stored[..., 0])
+            stored = self._regions.read(place)
+        return self._upright(stored if self._rules.colors else stored[..., 0])
+
+    def _upright(self, stored: np.ndarray) -> np.ndarray:
+        return upright(torch.from_numpy(self._rules.packed(stored))[None], self._turned)[0].numpy()
 
     def close(self) -> None:
         """Close the file."""
@@ -126,6 +150,37 @@ def stored_labels(data: bytes, rules: LabelRules, max_pixels: int) -> np.ndarray
     if rules.colors:
         return decode_color_map(data, max_pixels).permute(1, 2, 0).numpy()
     return decode_label_map(data, max_pixels).numpy()
+
+
+def turn_of_labels(labels: tuple[int, int], image: tuple[int, int], turned: int) -> int:
+    """Return the orientation that turns a label map onto its upright image: that of the image if its sides fit then.
+
+    Args:
+        labels, image: height and width.
+        turned: orientation of the image.
+
+    Raises:
+        BrokenSample: if the label map has another size.
+    """
+    if labels == image:
+        return 1
+    if labels == image[::-1] and turned in _TURNED:
+        return turned
+    raise BrokenSample(
+        f"it is {labels[1]} x {labels[0]}, and the image is {image[1]} x {image[0]}: both must have the same size"
+    )
+
+
+def scene_orientation(content: Content) -> int:
+    """Return the orientation by which the pixels of an image are turned upright; 1 without one. Raises OSError."""
+    with mapped(content) as data:
+        kind = sniff(data)
+        if kind == "tiff":
+            with decoding(kind), opened(content) as file:
+                regions = TiffRegions(file, data)
+                regions.close()
+                return regions.orientation
+        return orientation(data, kind) if kind is not None and header_size(data, kind) is not None else 1
 
 
 def scene_size(content: Content, max_pixels: int) -> tuple[int, int]:
@@ -148,7 +203,7 @@ def scene_size(content: Content, max_pixels: int) -> tuple[int, int]:
             (height, width), turned = found, orientation(data, kind)
         else:
             (height, width), turned = read_pixels(bytes(data), max_pixels).image.shape[1:], 1
-    return (width, height) if turned >= 5 else (height, width)
+    return (width, height) if turned in _TURNED else (height, width)
 
 
 def opened(content: Content) -> io.BufferedIOBase:

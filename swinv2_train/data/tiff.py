@@ -80,6 +80,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Pixels:
         premultiplied=extra[-1:] == (_ASSOCIATED,),
         nodata=nodata,
         raw=None if raw is None else upright(raw, orientation),
+        depth=0 if raw is None else _depth(page),
         inverted=white_is_zero,
     )
 
@@ -147,15 +148,20 @@ def _full_range(array: np.ndarray, page: tifffile.TiffPage, *, white_is_zero: bo
     """Return samples of any depth up to 16 bits as uint8 or uint16 over the full range of that type, black as zero."""
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    depths = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
-    if len(set(depths)) > 1:
-        raise BrokenSample(f"its channels have different depths ({', '.join(map(str, depths))} bits): convert it")
-    largest, full = (1 << depths[0]) - 1, np.iinfo(array.dtype).max
+    largest, full = (1 << _depth(page)) - 1, np.iinfo(array.dtype).max
     if white_is_zero:
         array = largest - array
     if largest == full:
         return array
     return ((array.astype(np.uint32) * full + largest // 2) // largest).astype(array.dtype)
+
+
+def _depth(page: tifffile.TiffPage) -> int:
+    """Return the bits of a stored sample. Raises BrokenSample if channels differ."""
+    depths = page.bitspersample if isinstance(page.bitspersample, tuple) else (page.bitspersample,)
+    if len(set(depths)) > 1:
+        raise BrokenSample(f"its channels have different depths ({', '.join(map(str, depths))} bits): convert it")
+    return int(depths[0])
 
 
 def _channels_last(array: np.ndarray, axes: str) -> np.ndarray:

@@ -26,6 +26,7 @@ from swinv2_train.data.label_rules import LabelRules, read_rules
 from swinv2_train.data.pack import PackOptions, PackReport, pack
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.shards import ShardSet
+from swinv2_train.data.tiling import Tiling
 from tests.data.label_maps import NAMES, labels, png, tiff, write_pairs
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.samples import encoded, pixels, write_tar
@@ -214,16 +215,25 @@ def turned(array: np.ndarray, orientation: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_maps_of_rotated_photographs_follow_the_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tile", [None, Tiling(20)])
+def test_maps_of_rotated_photographs_follow_the_image(tmp_path: Path, tile: Tiling | None) -> None:
     """A map in the orientation of the stored pixels is turned as they are; one that is upright stays."""
-    images, maps = write_pairs(tmp_path, 2)
+    images, maps = write_pairs(tmp_path, 3)
     stored = labels(3, 24, 32)
-    for number, array in enumerate((stored, np.rot90(stored, -1))):
+    upright = np.ascontiguousarray(np.rot90(stored, -1))
+    for number, array in enumerate((stored, upright, stored)):
         (images / "a" / f"{number}.png").write_bytes(turned(pixels(0, 24, 32), 6))
-        (maps / "a" / f"{number}.png").write_bytes(png(np.ascontiguousarray(array)))
-    assert packed(images, maps, tmp_path / "out").complete
+        (maps / "a" / f"{number}.png").write_bytes(png(array))
+    (images / "a" / "2.png").write_bytes(tiff(pixels(0, 24, 32)[..., 0], extratags=[(274, "H", 1, 6, True)]))
+    assert packed(images, maps, tmp_path / "out", replace(SMALL, tile=tile)).complete
     found = maps_of(open_set(tmp_path / "out"))
-    assert found["a/0"].tolist() == found["a/1"].tolist() == np.rot90(stored, -1).tolist()
+    if tile is None:
+        assert all(found[f"a/{n}"].tolist() == upright.tolist() for n in range(3))
+    else:
+        corners = {f"a/{n}_y{top:05d}_x{left:05d}": (top, left) for n in range(3) for top in (0, 12) for left in (0, 4)}
+        assert found.keys() == corners.keys()
+        for key, (top, left) in corners.items():
+            assert found[key].tolist() == upright[top : top + 20, left : left + 20].tolist()
 
 
 GOOD = labels(0)

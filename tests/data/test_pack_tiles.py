@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 
-from swinv2_train.data.decode import read_pixels
+from swinv2_train.data.decode import DecodeOptions, decode, read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
 from swinv2_train.data.pack_sources import open_source
-from swinv2_train.data.scene import Scene, scene_size
+from swinv2_train.data.pixels import upright
+from swinv2_train.data.scene import LabelScene, Scene, scene_orientation, scene_size
 from swinv2_train.data.tiff_region import TiffRegions
 from swinv2_train.data.tiling import Tiling
+from swinv2_train.data.value_range import ValueRange
 from tests.data.label_maps import NAMES, labels, png, tiff
 from tests.data.packed import open_set, tars
 from tests.data.samples import encoded, pixels
@@ -100,26 +103,81 @@ def test_scenes_of_other_formats_are_cut_after_decoding(tmp_path: Path) -> None:
     rgba[:50, :, 3] = 7
     buffer = io.BytesIO()
     np.save(buffer, scene(90, 100, 3, np.float32))
-    turned = tiff(scene(90, 100, 1, np.float32)[..., 0], extratags=[(274, "H", 1, 3, True)])
-    twelve = tiff(pixels(0, 90, 100, 1, np.uint16)[..., 0] >> 4, bitspersample=12)
+    turn, nodata = (274, "H", 1, 3, True), (42113, "s", 0, "7", True)
+    few = pixels(0, 90, 100, 4, np.uint16) >> 4
+    alpha = {"photometric": "rgb", "planarconfig": "contig", "extrasamples": ["assocalpha"]}
     files = {
         "jpeg": encoded(pixels(0, 90, 100), quality=95),
         "png": png(rgba),
         "npy": buffer.getvalue(),
-        "tiff": twelve,
-        "turned tiff": turned,
+        "tiff of floats": tiff(scene(90, 100, 1, np.float32)[..., 0], extratags=[turn]),
+        "tiff of 16 bits": tiff(few[..., 0], extratags=[turn, nodata]),
+        "tiff of 12 bits": tiff(few[..., 0], bitspersample=12, extratags=[nodata]),
+        "tiff of 12 bits, 4 bands": tiff(few, bitspersample=12, planarconfig="contig"),
+        "tiff of 12 bits, alpha": tiff(few, bitspersample=12, **alpha),
+        "tiff of 1 bit": tiff(few[..., 0] > 2000),
+        "inverted tiff": tiff(few[..., 0], photometric="miniswhite"),
+        "turned alpha": tiff(few, extratags=[turn], **alpha),
     }
+    kept = ("alpha", "premultiplied", "stored", "nodata", "depth", "inverted")
     for kind, data in files.items():
         whole = read_pixels(data)
         opened = Scene(data, 10**6, 95)
         found = read_pixels(opened.tile((26, 36, 64, 64)))
         expected = whole.image[:, 26:, 36:]
-        assert (found.alpha, found.stored, found.image.dtype) == (whole.alpha, whole.stored, whole.image.dtype), kind
+        assert found.image.dtype == whole.image.dtype
+        for name in kept:
+            assert getattr(found, name) == getattr(whole, name), (kind, name)
+        assert (found.raw is None) == (whole.raw is None)
+        if found.raw is not None and whole.raw is not None:
+            assert (found.raw.numpy() == whole.raw.numpy()[:, 26:, 36:]).all(), kind
         difference = found.image.double() - expected.double()
         assert difference.abs().max() <= (12 if kind == "jpeg" else 0), kind
         assert scene_size(data, 10**6) == (90, 100)
         with pytest.raises(BrokenSample, match="100 x 90 is above the limit of 100 pixels"):
             Scene(data, 100, 95)
+
+
+def test_tiles_have_the_values_of_the_entire_image_for_data_scale(tmp_path: Path) -> None:
+    """A camera with 12 bits: packed whole or as tiles, its card and its training images are the same."""
+    stored = scene(60, 100, 1, np.uint16)[..., 0] >> 4
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.tif").write_bytes(tiff(stored, bitspersample=12))
+    cards, images = [], []
+    for name, tiling in (("whole", None), ("tiles", Tiling(64))):
+        report = cut(tmp_path / "images", tmp_path / name, PackOptions(tile=tiling))
+        shards = open_set(tmp_path / name)
+        cards.append(report.cards["train"].values_of(1))
+        for options in (DecodeOptions(values=ValueRange(((100.0, 4095.0),), (0.0,))), DecodeOptions()):
+            parts = {shards.key(n): decode(shards.read(n).data, 1, options) for n in range(shards.num_samples)}
+            joined = np.zeros((1, 60, 100), np.float64)
+            for key, part in parts.items():
+                top, left = place(key) if tiling else (0, 0)
+                joined[:, top:, left : left + part.shape[2]] = part.numpy()
+            images.append(joined)
+    assert all((one == two).all() for one, two in zip(images[:2], images[2:], strict=True))
+    assert [max(each.high for each in card.channels) for card in cards if card] == [stored.max()] * 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_label_maps_follow_their_turned_scene(orientation: int) -> None:
+    """In the orientation of the stored pixels or upright, read in parts or decoded: as for images packed whole."""
+    stored = labels(3, 40, 70)
+    image = tiff(stored, extratags=[(274, "H", 1, orientation, True)])
+    assert scene_orientation(image) == orientation
+    size = scene_size(image, 10**6)
+    expected = upright(torch.from_numpy(stored)[None], orientation)[0].numpy()
+    if orientation < 5:
+        expected = stored  # of the same size, so it is taken to be upright
+    for array in (stored, expected):
+        for data in (tiff(array.copy(), tile=(16, 16)), png(array)):
+            opened = LabelScene(data, RULES, 10**6, size, orientation)
+            for box in ((0, 0, 16, 16), (5, 9, 30, 21)):
+                top, left, tall, wide = box
+                assert (opened.tile(box) == expected[top : top + tall, left : left + wide]).all()
+    for wrong in (stored[:-1], np.ascontiguousarray(stored.T) if orientation == 1 else stored[:, 1:]):
+        with pytest.raises(BrokenSample, match="both must have the same size"):
+            LabelScene(png(wrong), RULES, 10**6, size, orientation)
 
 
 @pytest.mark.slow
