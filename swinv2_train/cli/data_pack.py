@@ -132,6 +132,7 @@ def _add_label_maps(add: Any) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, broken_lines, label_lines, print_table
     from swinv2_train.data.errors import DataError
+    from swinv2_train.data.pack_entries import problem_name
     from swinv2_train.data.pack_sources import open_source
 
     if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
@@ -191,21 +192,23 @@ def _pack(arguments: argparse.Namespace) -> int:
     print(f"{report.num_shards} {'shard' if report.num_shards == 1 else 'shards'} in {arguments.out}{reused}")
     for warning in (*report.warnings, *report.notes):
         print(f"warning: {warning}", file=sys.stderr)
-    for line in label_lines([(problem["path"], problem["reason"]) for problem in report.label_problems]):
+    for line in label_lines([(problem_name(one), one["reason"]) for one in report.label_problems]):
         print(line, file=sys.stderr)
     if found.labels is not None:  # images without a label map are listed by a warning
-        for line in broken_lines([(one["path"], one["reason"]) for one in report.broken[len(found.refused) :]]):
+        for line in broken_lines([(problem_name(one), one["reason"]) for one in report.broken[len(found.refused) :]]):
             print(line, file=sys.stderr)
     if report.broken:
-        print(_skipped(len(report.broken), found, arguments.out / BROKEN_FILE), file=sys.stderr)
+        print(_skipped(report.broken, found, arguments.out / BROKEN_FILE), file=sys.stderr)
     return 0 if report.complete else 1
 
 
-def _skipped(count: int, found: Source, where: Path) -> str:
-    if found.labels is not None:
-        return f"{count:,} {'image was' if count == 1 else 'images were'} skipped: see {where}"
-    broken = "1 image is broken and was" if count == 1 else f"{count} images are broken and were"
-    return f"{broken} skipped: see {where}"
+def _skipped(broken: list[dict[str, str]], found: Source, where: Path) -> str:
+    from swinv2_train.data.pack_entries import counted
+
+    what, one = counted(broken), len(broken) == 1
+    if found.labels is None:
+        what += " is broken and" if one else " are broken and"
+    return f"{what} {'was' if one else 'were'} skipped: see {where}"
 
 
 def _tiling(arguments: argparse.Namespace) -> Tiling | None:

@@ -35,7 +35,7 @@ class LabelMapFacts:
     ignored: int = 0
     """Pixels without a class."""
     images: Counter[int] = field(default_factory=Counter)
-    """Images per class that they have a pixel of."""
+    """Samples per class that they have a pixel of."""
 
     @classmethod
     def of(cls, labels: np.ndarray, ignore: int) -> LabelMapFacts:
@@ -98,13 +98,12 @@ class LabelMapFacts:
         total = self.pixels.total()
         every = total + self.ignored
         classes = range(len(names)) if names else range(self.num_classes or 0)
-        rows = [
-            ("label maps", f"{every:,} pixels, {_share(self.ignored, every)} of them without a class ({self.ignore})")
-        ]
+        ignored = f", {_share(self.ignored, every)} of them without a class ({self.ignore})" if self.ignored else ""
+        rows = [("label maps", f"{every:,} pixels{ignored}")]
         shown = sorted(sorted(classes, key=lambda k: -self.pixels[k])[:_SHOWN])
         for k in shown:
             name = f"class {k}" + (f", {names[k]}" if names else "")
-            rows.append((name, f"{_share(self.pixels[k], total)} of the labeled pixels, in {self.images[k]:,} images"))
+            rows.append((name, f"{_share(self.pixels[k], total)} of the labeled pixels, in {self.images[k]:,} samples"))
         rest = [k for k in classes if k not in shown]
         if rest:
             share = _share(sum(self.pixels[k] for k in rest), total)

@@ -113,7 +113,9 @@ def _tiff(array: np.ndarray, kind: dict[str, Any], nodata: float | None) -> byte
     channels = array.shape[-1]
     if channels > 1:
         kind = kind | {"planarconfig": "contig"}
-    tags = [] if nodata is None else [(_GDAL_NODATA, "s", 0, str(nodata), True)]
+    # For integers without a decimal point, as GDAL writes it; tifffile understands only that.
+    text = f"{nodata:.0f}" if nodata is not None and nodata.is_integer() else str(nodata)
+    tags = [] if nodata is None else [(_GDAL_NODATA, "s", 0, text, True)]
     data = array if channels > 1 else array[..., 0]
     with io.BytesIO() as buffer:  # closed, because tifffile's objects keep it until the garbage collector runs
         tifffile.imwrite(buffer, data, **({"compression": "zlib"} | kind), extratags=tags, metadata=None)

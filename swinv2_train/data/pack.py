@@ -20,7 +20,7 @@ from pathlib import Path
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
-from swinv2_train.data.pack_entries import Entry, Source, fraction
+from swinv2_train.data.pack_entries import Entry, Source, counted, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import open_source
@@ -58,9 +58,9 @@ class PackReport:
     cards: dict[str, Card] = field(default_factory=dict)
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
-    """{"path", "reason"} of every image that was skipped."""
+    """`Entry.problem` of every image or tile that was skipped."""
     label_problems: list[dict[str, str]] = field(default_factory=list)
-    """{"path", "reason"} of every image that was packed with a label that cannot be used."""
+    """The same of every one that was packed with a label that cannot be used."""
     unlabeled: int = 0
     """Images that were packed without a label."""
     notes: list[str] = field(default_factory=list)
@@ -69,6 +69,8 @@ class PackReport:
     """True if these contents may include images or labels."""
     empty: int = 0
     """Tiles that were left out, because all of their pixels are without data or without a class."""
+    tiled: bool = False
+    """True if the samples can be tiles."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -96,18 +98,19 @@ class PackReport:
     @property
     def warnings(self) -> list[str]:
         """Warnings about a packing that succeeded."""
-        lines = []
+        samples, lines = "samples" if self.tiled else "images", []
         if self._partly_labeled:
-            lines.append(f"{self.unlabeled:,} images have no label, while others have one")
+            lines.append(f"{self.unlabeled:,} {samples} have no label, while others have one")
         if self.empty:
-            lines.append(f"{self.empty:,} tiles left out, because all of their pixels are without data or a class")
+            tiles = "1 tile is" if self.empty == 1 else f"{self.empty:,} tiles are"
+            lines.append(f"{tiles} left out: without data or without a class in every pixel")
         channels = sorted(Card.merged(self.cards.values()).channels)
         if len(channels) > 1 and channels != [1, 3]:
             counts = ", ".join(
                 f"{n} with {c}" for card in self.cards.values() for c, n in sorted(card.channels.items())
             )
             lines.append(
-                f"the images differ in their number of channels ({counts}), and no model reads them all: pack again "
+                f"the {samples} differ in their number of channels ({counts}), and no model reads them all: pack again "
                 "with --channels to keep one kind"
             )
         types = sum((stats.types for card in self.cards.values() for stats in card.values.values()), Counter())
@@ -115,8 +118,8 @@ class PackReport:
         if 0 < sum(others.values()) < sum(card.num_samples for card in self.cards.values()):
             counts = ", ".join(f"{count:,} are {kind}" for kind, count in others.items())
             lines.append(
-                f"the images have different types of values ({counts}, others unsigned of 8 or 16 bits): all are read "
-                "with one data.scale"
+                f"the {samples} have different types of values ({counts}, others unsigned of 8 or 16 bits): all are "
+                "read with one data.scale"
             )
         if len(self.cards) == 2:
             trained, held_out = self.cards.values()
@@ -124,7 +127,9 @@ class PackReport:
             only = sorted(_classes(held_out) - _classes(trained))
             if only:
                 shown = ", ".join(str(names[k]) if k < len(names) else str(k) for k in only[:5])
-                lines.append(f"{len(only)} classes have no training image: {shown}{', ...' if only[5:] else ''}")
+                lines.append(
+                    f"{len(only)} classes have no training {samples[:-1]}: {shown}{', ...' if only[5:] else ''}"
+                )
         return lines
 
 
@@ -165,7 +170,7 @@ def pack(
     )
     options = replace(options, labels=found.labels)
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
-    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
+    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost, tiled=options.tile is not None)
     names = (split, "eval") if eval_share else (split,)
     rule = SplitRule(eval_share, options.seed)
     try:
@@ -188,7 +193,7 @@ def pack(
             if not all(writer.is_finished() for writer in writers.values()):
                 _remove_moved(out, known, writers, splits, may_differ=how.overwrite or rule.rule == RULE)
             task = Prepare(found, options)
-            prepare = ParallelMap(task, how.workers, name=lambda entry: entry.path, chunk=_chunk(options))
+            prepare = ParallelMap(task, how.workers, name=lambda entry: entry.name, chunk=_chunk(options))
             try:
                 for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(how.progress, name)):
@@ -205,12 +210,32 @@ def pack(
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
-        tried = report.broken[len(found.refused) :] or report.broken  # those that are missing explain less
-        first = f"; the first: {tried[0]['path']}: {tried[0]['reason']}" if tried else ""
-        raise DataError(
-            f"none of the {len(report.broken)} images of {found.root} can be read: see {out / BROKEN_FILE}{first}"
-        )
+        raise DataError(_nothing_packed(report, found, out))
     return report
+
+
+def _nothing_packed(report: PackReport, found: Source, out: Path) -> str:
+    """Return why no sample was packed."""
+    if report.empty and not report.broken:
+        tiles = "the only tile" if report.empty == 1 else f"all {report.empty:,} tiles"
+        options = "--nodata, or the tag GDAL_NODATA of the files,"
+        if found.labels is not None:
+            options = "--nodata, --ignore, or --zero-is-ignore"
+        return (
+            f"{tiles} of {found.root} would be left out: without data or without a class in every pixel; check that "
+            f"{options} names the right value"
+        )
+    tried = report.broken[len(found.refused) :] or report.broken  # those that are missing explain less
+    count = counted(report.broken)
+    if report.empty:
+        summary = (
+            f"{found.root} has no tile to pack: {count} cannot be read, and {report.empty:,} are without data or class"
+        )
+    elif len(report.broken) == 1:
+        summary = f"the only {count.partition(' ')[2]} of {found.root} cannot be read"
+    else:
+        summary = f"none of the {count} of {found.root} can be read"
+    return f"{summary}: see {out / BROKEN_FILE}; the first: {problem_name(tried[0])}: {tried[0]['reason']}"
 
 
 def _chunk(options: PackOptions) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,28 @@ class Entry:
     """Top, left, height, and width of the part to pack; None: the entire image."""
     scene: tuple[int, int] | None = None
     """Height and width of the entire image, if a part of it is packed."""
+
+    @property
+    def name(self) -> str:
+        """Its path, and the key of its tile if it is one, for messages."""
+        return self.path if self.tile is None else f"{self.path}, tile {self.key}"
+
+    def problem(self, reason: str) -> dict[str, str]:
+        """Return a line of broken.jsonl: `path`, for a tile its key as `tile`, and `reason`."""
+        tile = {} if self.tile is None else {"tile": self.key}
+        return {"path": self.path, **tile, "reason": reason}
+
+
+def problem_name(problem: Mapping[str, str]) -> str:
+    """Return the name of the image or tile that a problem is about."""
+    return f"{problem['path']}, tile {problem['tile']}" if "tile" in problem else problem["path"]
+
+
+def counted(problems: Sequence[Mapping[str, str]]) -> str:
+    """Return the number of images and of tiles in a list of problems: `1 image and 4 tiles`."""
+    tiles = sum("tile" in problem for problem in problems)
+    parts = [(len(problems) - tiles, "image"), (tiles, "tile")]
+    return " and ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in parts if count) or "0 images"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from swinv2_train.data.tiling import Tiling
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
+_TILES_VERSION = 2  # the same of tiles: the first one scaled those of 12 bits
 _BLOCK = 512
 _LONG_NAME = 3 * _BLOCK  # minimum size of a PAX header for a long or non-ASCII name
 
@@ -97,7 +98,7 @@ class FinishedShard:
     card: Card
     broken: list[dict[str, str]]
     label_problems: list[dict[str, str]]
-    """{"path", "reason"} of images that are in the shard and whose label cannot be used."""
+    """`Entry.problem` of images that are in the shard and whose label cannot be used."""
     reused: bool
     sha256: str = ""
     """Hash of the bytes of the tar; empty if an earlier version packed it."""
@@ -251,7 +252,7 @@ class SplitWriter:
                 with _tar_writer(file) as tar:
                     for packed in ahead:
                         if packed.broken is not None:
-                            broken.append({"path": packed.entry.path, "reason": packed.broken})
+                            broken.append(packed.entry.problem(packed.broken))
                         elif packed.empty:
                             empty += 1
                         elif card.num_samples and self._full(tar.tarstream.offset, card.num_samples, packed):
@@ -262,7 +263,7 @@ class SplitWriter:
                             known = packed.labels is not None or packed.label_map is not None
                             unlabeled += not known and packed.label_problem is None
                             if packed.label_problem:
-                                label_problems.append({"path": packed.entry.path, "reason": packed.label_problem})
+                                label_problems.append(packed.entry.problem(packed.label_problem))
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
@@ -324,7 +325,8 @@ class SplitWriter:
     def _fingerprint(self, start: int, stop: int) -> str:
         """Hash everything that determines the bytes: options, the entries, and the next one, which no longer fit."""
         options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
-        digest = hashlib.sha256(json.dumps([_VERSION, options, self._split]).encode())
+        version = _VERSION if self._options.tile is None else _TILES_VERSION
+        digest = hashlib.sha256(json.dumps([version, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
             digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
         digest.update(b"end" if stop >= len(self._source.entries) else b"more")

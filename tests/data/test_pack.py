@@ -387,7 +387,7 @@ def test_usage_errors_are_one_sentence(folder: Path, tmp_path: Path) -> None:
     assert "--classes is for folders" in failing(paths[0], tmp_path, classes=True)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"x")
-    assert "none of the 1 images" in failing(str(tmp_path / "bad"), tmp_path)
+    assert "the only image of" in failing(str(tmp_path / "bad"), tmp_path)
     assert (tmp_path / "out" / "broken.jsonl").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):

@@ -84,7 +84,7 @@ def test_a_folder_of_label_maps_is_packed_in_one_form(tmp_path: Path) -> None:
     again = Card.from_json(json.loads(json.dumps(shards.card.to_json())))  # type: ignore[union-attr]
     assert again == shards.card
     rows = dict(again.rows())
-    assert rows["class 1, land"].endswith("% of the labeled pixels, in 6 images")
+    assert rows["class 1, land"].endswith("% of the labeled pixels, in 6 samples")
     assert "label_maps" not in Card().to_json()
 
 

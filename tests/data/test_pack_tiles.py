@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import tifffile
 import torch
 
 from swinv2_train.data.decode import DecodeOptions, decode, read_pixels
-from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
+from swinv2_train.data.pack_entries import counted, problem_name
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pixels import upright
 from swinv2_train.data.scene import LabelScene, Scene, scene_orientation, scene_size
@@ -237,12 +239,51 @@ def test_empty_tiles_are_left_out_and_bad_ones_are_named(tmp_path: Path) -> None
     for _ in range(2):  # the second time, from the finished shard
         report = cut(images, tmp_path / "out", options, maps)
         assert report.empty == 2
-        assert report.warnings == ["2 tiles left out, because all of their pixels are without data or a class"]
+        assert report.warnings == ["2 tiles are left out: without data or without a class in every pixel"]
         assert list(maps_of(open_set(tmp_path / "out"))) == ["a_y00064_x00000"]
+        written = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+        assert written == report.broken
+        assert {line["tile"] for line in written} == {
+            "a_y00000_x00064",
+            *(f"b_y{top:05d}_x{left:05d}" for top in (0, 64) for left in (0, 64)),
+        }
+        assert counted(written) == "5 tiles"
+        assert problem_name(written[0]) == f"{written[0]['path']}, tile {written[0]['tile']}"
         reasons = sorted(line["reason"] for line in report.broken)
         assert len(reasons) == 5
         assert "a.tif: value 9 (4,096 pixels) not among the classes" in reasons[0]
         assert all("b.tif: it is 128 x 100, and the image is 128 x 128" in reason for reason in reasons[1:])
+
+
+def test_a_source_without_a_tile_to_pack_says_why(tmp_path: Path) -> None:
+    """Tiles are not counted as images, and those that are empty not as damaged."""
+    images, maps = tmp_path / "images", tmp_path / "labels"
+    images.mkdir()
+    maps.mkdir()
+    (images / "a.png").write_bytes(png(pixels(0, 128, 64)))
+    (maps / "a.png").write_bytes(png(np.full((128, 64), 255, np.uint8)))
+    options = replace(TILED, tile=Tiling(64))
+    with pytest.raises(DataError, match=r"^all 2 tiles of .*images would be left out: .* --ignore, or --zero-is-ignor"):
+        cut(images, tmp_path / "out", options, maps)
+    (maps / "a.png").write_bytes(png(np.repeat(np.array([255, 9], np.uint8), 64)[:, None].repeat(64, 1)))
+    with pytest.raises(
+        DataError,
+        match=r"has no tile to pack: 1 tile cannot be read, and 1 are without data or class: see .*; the first: "
+        r".*a.png, tile a_y00064_x00000: its label map .*: value 9",
+    ):
+        cut(images, tmp_path / "out", options, maps)
+    blank = tiff(np.zeros((64, 100), np.uint16), extratags=[(42113, "s", 0, "0", True)])
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.tif").write_bytes(blank)
+    with pytest.raises(
+        DataError, match=r"^all 2 tiles of .*blank would be left out: .* GDAL_NODATA of the files, names"
+    ):
+        cut(tmp_path / "blank", tmp_path / "out", options)
+    (maps / "a.png").write_bytes(png(labels(0, 60, 64)))
+    with pytest.raises(
+        DataError, match=r"^none of the 2 tiles of .* can be read: see .*, tile a_y000.*: its label map"
+    ):
+        cut(images, tmp_path / "out", options, maps)
 
 
 def test_damaged_and_missing_parts_break_their_tiles(tmp_path: Path) -> None:
