@@ -201,9 +201,9 @@ def test_endings_of_all_names_are_left_out(tmp_path: Path) -> None:
             (tmp_path / folder / f"{name}{ending}.png").write_bytes(png(labels(0)))
     report = packed(tmp_path / "images", tmp_path / "labels", tmp_path / "out")
     assert set(maps_of(open_set(tmp_path / "out"))) == {"7_sat", "17_sat", "x_1_sat"}
-    assert report.notes == ["paired without the endings of names: _sat of the images and _mask of the label maps"]
-    (tmp_path / "labels" / "7_color.png").write_bytes(png(labels(0)))
-    with pytest.raises(DataError, match=r"none of the 3 images has a label map: .*pack a list \(.csv\)"):
+    assert report.notes == ["paired by parts of names: _mask instead of _sat at the end of images"]
+    (tmp_path / "images" / "8_sat.png").write_bytes(png(labels(0)))
+    with pytest.raises(DataError, match=r"which image: .*_sat.png and .*_mask.png, for example.* pack a list \(.csv\)"):
         packed(tmp_path / "images", tmp_path / "labels", tmp_path / "two")
 
 
@@ -335,6 +335,11 @@ def test_folders_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
     (maps / "a" / "1.tif").write_bytes(tiff(labels(1)))
     with pytest.raises(DataError, match=r"1.png has two label maps, .*1.png and .*1.tif: remove one of them"):
         packed(images, maps, tmp_path / "out")
+    (maps / "a" / "1.tif").unlink()
+    (images / "a" / "1.jpg").write_bytes(encoded(pixels(1, 24, 32)))
+    with pytest.raises(DataError, match=r"1.jpg and .*1.png have the same label map .*1.png: remove one of the images"):
+        packed(images, maps, tmp_path / "out")
+    (images / "a" / "1.jpg").unlink()
     with pytest.raises(DataError, match="--classes has a class for each image, and --labels one for each pixel"):
         open_source(str(images), classes=True, seed=0, labels=LabelMaps(str(maps), RULES))
     (images / "labels").mkdir()

@@ -1,0 +1,132 @@
+"""Constant parts by which the names of label maps differ from those of their images, such as `_mask`.
+
+A wrong pair is worse than an error. So a constant counts only if it gives every image a label map, if no other one does
+as well, and if it does not cut a number or a word in two: `img_1` never belongs to `img_11`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from swinv2_train.data.errors import DataError
+
+_RUN = re.compile(r"\d+|[^\W\d_]+|[\W_]")
+"""Numbers, words, and single separators, of which a name consists."""
+_SEPARATOR = re.compile(r"[\W_]+")
+_FIX = "pack a list (.csv) with the columns image and label_map"
+
+
+@dataclass(frozen=True)
+class Affix:
+    """Parts of all names of images, and what all names of label maps have instead."""
+
+    start: tuple[str, str]
+    """Beginning of the names of images, and of label maps."""
+    end: tuple[str, str]
+
+    def label(self, image: str) -> str:
+        """Return the path of the label map of an image; both without extension."""
+        folder, name = os.path.split(image)
+        core = name[len(self.start[0]) : len(name) - len(self.end[0])]
+        return os.path.join(folder, f"{self.start[1]}{core}{self.end[1]}")
+
+    def __str__(self) -> str:
+        parts = []
+        for place, (image, label) in (("beginning", self.start), ("end", self.end)):
+            if image == label:
+                continue
+            removed, added = f"{image} at the {place} of images", f"{label} at the {place} of label maps"
+            parts.append(f"{label} instead of {removed}" if image and label else added if label else removed)
+        return " and ".join(parts)
+
+
+def affix_of(images: Iterable[str], maps: Collection[str], example: str) -> Affix:
+    """Return the only constant difference that gives every image another label map.
+
+    Args:
+        images, maps: paths in their folders, without extensions.
+        example: an image and a label map, for the message.
+
+    Raises:
+        DataError: if there is none, or more than one.
+    """
+    ours = sorted(set(images))
+    found: list[Affix] = []
+    for affix in _candidates(ours, maps):
+        if not all(affix.label(image) in maps for image in ours):
+            continue
+        if not found:
+            found.append(affix)
+        elif any(affix.label(image) != found[0].label(image) for image in ours):
+            first, second = found[0].label(ours[0]), affix.label(ours[0])
+            raise DataError(
+                f"the image {ours[0]} can belong to {first} and to {second}, and all others likewise: move one kind of "
+                f"label maps to another folder, or {_FIX}"
+            )
+    if not found:
+        raise DataError(
+            f"the names do not show which label map belongs to which image: they differ ({example}, for example), and "
+            f"no single beginning or ending such as _mask gives every image a label map; rename them, or {_FIX}"
+        )
+    return found[0]
+
+
+def _candidates(images: list[str], maps: Collection[str]) -> Iterator[Affix]:
+    """Yield the differences between an image and each label map in a folder of the same path."""
+    names = [_RUN.findall(os.path.basename(image)) for image in images]
+    single = all(name == names[0] for name in names)
+    # Of a single name nothing is known to be constant, so its label map has to contain it, or the reverse.
+    start, end = (0, 0) if single else _common(names)
+    longest = max(range(len(names)), key=lambda number: len(names[number]))
+    folder = os.path.dirname(images[longest])
+    runs = names[longest]
+    core = runs[start : len(runs) - end]
+    for path in sorted(maps):
+        if os.path.dirname(path) != folder:
+            continue
+        label = _RUN.findall(os.path.basename(path))
+        if single and len(label) < len(runs):
+            pairs = (((runs[:at], []), (runs[at + len(label) :], [])) for at in _places(label, runs))
+        else:
+            own = runs[:start], runs[len(runs) - end :]
+            pairs = (((own[0], label[:at]), (own[1], label[at + len(core) :])) for at in _places(core, label))
+        for before, after in pairs:
+            if _is_plain(before, after):
+                yield Affix(("".join(before[0]), "".join(before[1])), ("".join(after[0]), "".join(after[1])))
+
+
+def _common(names: list[list[str]]) -> tuple[int, int]:
+    """Return the numbers of runs that all names share at the beginning, and at the end of the rest."""
+    least = min(map(len, names))
+    start = next((at for at in range(least) if len({name[at] for name in names}) > 1), least)
+    least -= start
+    end = next((at for at in range(least) if len({name[-1 - at] for name in names}) > 1), least)
+    return start, end
+
+
+def _places(part: list[str], runs: list[str]) -> Iterator[int]:
+    """Yield where the runs of a part are in others."""
+    for at in range(len(runs) - len(part) + 1):
+        if runs[at : at + len(part)] == part:
+            yield at
+
+
+def _is_plain(before: tuple[list[str], list[str]], after: tuple[list[str], list[str]]) -> bool:
+    """Return whether a difference adds or removes something, or replaces no number: 1_2 is not the label map of 1_3."""
+    removed, added = [], []
+    for (image, label), step in ((before, -1), (after, 1)):
+        # What is next to the varying part and equal in both is no difference.
+        inner, outer = image[::step], label[::step]
+        least = min(len(inner), len(outer))
+        same = next((at for at in range(least) if inner[at] != outer[at]), least)
+        removed += _parts(inner[same:][::step])
+        added += _parts(outer[same:][::step])
+    return not (removed and added) or not any(part.isdecimal() for part in removed + added)
+
+
+def _parts(runs: list[str]) -> list[str]:
+    """Return the texts between separators."""
+    return [part for part in _SEPARATOR.split("".join(runs)) if part]
