@@ -15,6 +15,7 @@ from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
 from swinv2_train.data.decode import MAX_PIXELS, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_image import decode_label_map
+from swinv2_train.data.label_smoothing import check_borders
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.raw_sample import RawSample
@@ -135,6 +136,11 @@ class LabelMapCheck:
                 for value, count in zip(values[wrong][:_SHOWN], counts[wrong][:_SHOWN], strict=True)
             )
             raise BrokenSample(f"{self.member} has values that are not classes: {listed}")
+        if self.num_classes is None:  # nothing has checked it before
+            try:
+                check_borders(labels, self.ignore)
+            except BrokenSample as error:
+                raise BrokenSample(f"{self.member}: {error.reason}") from None
         return LabelMapFacts.of(labels, self.ignore)
 
 

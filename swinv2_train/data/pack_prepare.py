@@ -22,6 +22,7 @@ from swinv2_train.data.geometry import Crop, resize
 from swinv2_train.data.heap import return_large_blocks
 from swinv2_train.data.image_header import sniff
 from swinv2_train.data.label_rules import LabelRules
+from swinv2_train.data.label_smoothing import check_borders
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.pack_entries import Entry, Source
 from swinv2_train.data.pack_writer import Packed, PackOptions
@@ -153,6 +154,7 @@ class Prepare:
             labels = rules.packed(stored_labels(encoded, rules, self._options.max_pixels))
             size = (labels.shape[0], labels.shape[1])
             turned = turn_of_labels(size, (image.shape[1], image.shape[2]), scene_orientation(data))
+            self._check_borders(rules, labels)
             return upright(torch.from_numpy(labels)[None], turned)[0].numpy()
 
     def _tile_of_labels(self, entry: Entry) -> np.ndarray | None:
@@ -161,7 +163,15 @@ class Prepare:
         if rules is None or entry.label_map is None:
             return None
         with _naming(entry):
-            return self._labels.get(entry.path, lambda: self._label_scene(entry, rules)).tile(entry.tile)
+            labels = self._labels.get(entry.path, lambda: self._label_scene(entry, rules)).tile(entry.tile)
+            self._check_borders(rules, labels)
+            return labels
+
+    def _check_borders(self, rules: LabelRules, labels: np.ndarray) -> None:
+        """Reject a label map that was interpolated, unless it is packed already or a table lists its values."""
+        card = None if self._source.shards is None else self._source.shards.card
+        if rules.table is None and (card is None or card.label_maps is None):
+            check_borders(labels, rules.packed_ignore)
 
     def _label_scene(self, entry: Entry, rules: LabelRules) -> LabelScene:
         assert entry.scene is not None

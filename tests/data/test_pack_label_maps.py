@@ -30,6 +30,7 @@ from swinv2_train.data.tiling import Tiling
 from tests.data.label_maps import NAMES, labels, png, tiff, write_pairs
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.samples import encoded, pixels, write_tar
+from tests.data.test_label_smoothing import digits, resized
 
 RULES = LabelRules(NAMES, 255)
 
@@ -315,6 +316,25 @@ def test_colors_are_read_by_a_table(tmp_path: Path) -> None:
     reasons = {Path(line["path"]).name: line["reason"] for line in report.broken}
     assert "it is gray or has 8 bits per channel, and --colors is for palettes and RGB" in reasons["4.png"]
     assert "it is transparent in parts" in reasons["5.png"]
+
+
+def test_interpolated_maps_are_refused_unless_a_table_lists_their_values(tmp_path: Path) -> None:
+    images, maps = write_pairs(tmp_path, 0)
+    smooth = np.minimum(resized(digits()[:, :120], 1.5, Image.Resampling.BILINEAR), 10)
+    (images / "0.png").write_bytes(png(pixels(0, *smooth.shape)))
+    (maps / "0.png").write_bytes(png(smooth))
+    names = tuple(f"c{number}" for number in range(11))
+    for tile in (None, Tiling(200)):
+        with pytest.raises(DataError, match=r"0.png: at \d+% of the borders between two classes .* a table that lists"):
+            packed(images, maps, tmp_path / "out", replace(SMALL, tile=tile), LabelRules(names))
+    (tmp_path / "table.csv").write_text("value,class\n" + "".join(f"{n},c{n}\n" for n in range(11)))
+    rules = read_rules(None, tmp_path / "table.csv", None, zero_is_ignore=False)
+    assert packed(images, maps, tmp_path / "out", rules=rules).complete
+    assert pack(str(tmp_path / "out"), tmp_path / "again", SMALL).complete
+    assert inspect(open_set(tmp_path / "again")).complete
+    tar = write_tar(tmp_path / "foreign.tar", [("0.jpg", encoded(pixels(0, *smooth.shape))), ("0.m.png", png(smooth))])
+    found = inspect(ShardSet.open(str(tar), tmp_path / "cache"), labels="m.png").label_problems
+    assert re.match(r"m.png: at \d+% of the borders", found[0][1])
 
 
 def test_folders_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
