@@ -198,8 +198,9 @@ class _Bench:
 
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
-        options, image = self.options, self.loaded.config.data.image
-        shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image)
+        options, config = self.options, self.loaded.config
+        image, label = config.data.image, config.task.label_member
+        shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
         own = options.label_map is not None  # then the shards number classes of their own
         return with_classes(shards, self.loaded.config.data.label, None if own else self.loaded.class_names)
 

@@ -150,8 +150,8 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
     if options.shards is None:
         found = find_inputs(options.images, out, options.sheet)
         return FileSet(found.files), found.notes, found.lost, None
-    data = loaded.config.data
-    shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=data.image)
+    data, label = loaded.config.data, loaded.config.task.label_member
+    shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=data.image, label_member=label)
     notes = []
     try:
         shards = with_classes(shards, data.label, loaded.class_names)

@@ -100,6 +100,7 @@ def open_shards(
     channels: int | None = None,
     members: Sequence[str] = (),
     label: str | None = None,
+    label_map: str | None = None,
     scale: Sequence[float] | Sequence[Sequence[float]] | None = None,
     cache_dir: str | Path = "~/.cache/swinv2_train/shards",
     cache_gib: float = 50.0,
@@ -111,6 +112,8 @@ def open_shards(
         channels, members: see `Shards`; a member is named by its extension, such as seg.png.
         label: where the labels are, as `data.label`: a member such as label.cls, or a field of the member json. All of
             them are read once and counted, and the result is kept.
+        label_map: member with the label map, as `task.label`, which is read and never is the image. Shards that
+            `swinv2-data pack` wrote name it themselves.
         scale: range of the stored values that becomes 0 to 1, as `data.scale`: [low, high], or one per channel. Images
             of other types than uint8 and uint16 need it. Pixels without data become 0.
         cache_dir, cache_gib: cache of remote shards.
@@ -126,5 +129,6 @@ def open_shards(
             raise ConfigError("scale", scale, "must be numbers: [low, high], or a list of such pairs")
         check_scale(list(scale), channels or len(scale_pairs(list(scale))))
         decoding = DecodeOptions.of(DataConfig(scale=list(scale)), [0.0])
-    found = with_classes(ShardSet.open(places, cache_dir, cache_gib), label)
-    return Shards(found, channels, members, decoding, label)
+    found = with_classes(ShardSet.open(places, cache_dir, cache_gib, label_member=label_map), label)
+    read = members if label_map is None else (*members, label_map)
+    return Shards(found, channels, read, decoding, label)

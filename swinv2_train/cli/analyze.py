@@ -273,7 +273,8 @@ def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
     from swinv2_train.data.shards import ShardSet
 
     spec = shards([arguments.data])
-    opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, image=config.data.image)
+    image, label = config.data.image, config.task.label_member
+    opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label)
     return normalise(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
 
 

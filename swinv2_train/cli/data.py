@@ -88,6 +88,12 @@ def _add_inspect(commands: Any) -> None:
         metavar="MEMBER",
         help="check and draw the label maps in this member, such as mask.png (default: those that pack wrote)",
     )
+    add(
+        "--ignore",
+        type=whole(0, 65535),
+        metavar="VALUE",
+        help="value of pixels without a class in the label maps of --labels (default: 255, with 16 bits 65535)",
+    )
     add("--samples", type=whole(1), metavar="N", help="samples on the sheet (default: 48)")
     add("--seed", type=whole(), help="selects the samples of the sheet (default: 0)")
     add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
@@ -151,8 +157,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     workers = available_cores() if arguments.workers is None else arguments.workers
     with Progress() as progress:
         shown = functools.partial(progress.show, "samples")
-        found = inspect(opened, workers=workers, progress=shown, labels=arguments.labels, **reading)
+        found = inspect(
+            opened, workers=workers, progress=shown, labels=arguments.labels, ignore=arguments.ignore, **reading
+        )
     rows = [("labels", found.labels_row()), ("exact copies", f"{found.copies:,}")]
+    if found.label_maps is not None and found.label_maps.assumed:
+        rows.insert(0, ("value without a class", f"{found.label_maps.ignore}, {found.label_maps.assumed}"))
     print_table([("shards", f"{len(opened.shards):,}"), *found.card.rows(), *rows])
     for line in inspection_lines(found):
         print(line)
@@ -160,7 +170,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
         nodata = numbers_of(arguments.nodata)
-        overlay = _overlay(opened, found, arguments.labels)
+        overlay = _overlay(found)
         drawn = contact_sheet(
             opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlay=overlay
         )
@@ -168,15 +178,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0 if found.complete else 1
 
 
-def _overlay(opened: ShardSet, found: Inspection, member: str | None) -> Overlay | None:
+def _overlay(found: Inspection) -> Overlay | None:
     """Return how label maps are drawn; None without them."""
-    from swinv2_train.data.contact_sheet import Overlay
-    from swinv2_train.data.inspect import LabelMapCheck
-
-    label_maps = LabelMapCheck.of(opened, member)
+    label_maps = found.label_maps
     if label_maps is None:
         return None
 
+    from swinv2_train.data.contact_sheet import Overlay
     from swinv2_train.tasks.segmentation.colors import painted
 
     classes = found.card.num_classes or 1

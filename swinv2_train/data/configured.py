@@ -13,12 +13,15 @@ OpenedSets = tuple[ShardSet, ShardSet | None]
 """Training shards, and held-out ones if there are any."""
 
 
-def open_held_out(data: DataConfig, training: ShardSet | None = None) -> ShardSet | None:
+def open_held_out(
+    data: DataConfig, training: ShardSet | None = None, *, label_member: str | None = None
+) -> ShardSet | None:
     """Open `data.eval_shards`; None without any.
 
     Args:
         training: the opened training shards, whose classes number those of the held-out ones; None: opened for that
             if `data.label` is set.
+        label_member: `TaskConfig.label_member`.
 
     Raises:
         DataError: naming the key, if they cannot be used.
@@ -27,46 +30,54 @@ def open_held_out(data: DataConfig, training: ShardSet | None = None) -> ShardSe
         return None
     names = _names(data, training)
     try:
-        return open_set(data, data.eval_shards, names)
+        return open_set(data, data.eval_shards, names, label_member=label_member)
     except DataError as error:
         fix = "; data.eval_shards=null trains without evaluation" if str(error).endswith(" does not exist") else ""
         error.args = (f"data.eval_shards={data.eval_shards}: {error}{fix}",)
         raise
 
 
-def open_training(data: DataConfig) -> ShardSet:
-    """Open `data.shards`.
+def open_training(data: DataConfig, *, label_member: str | None = None) -> ShardSet:
+    """Open `data.shards`; see `open_held_out`.
 
     Raises:
         DataError: naming the key, if they cannot be used.
     """
     try:
-        return open_set(data, data.shards)
+        return open_set(data, data.shards, label_member=label_member)
     except DataError as error:
         error.args = (f"data.shards={data.shards}: {error}",)
         raise
 
 
-def open_shards(data: DataConfig) -> OpenedSets:
-    """Open the training shards and the held-out ones; errors as for `open_training`."""
+def open_shards(data: DataConfig, *, label_member: str | None = None) -> OpenedSets:
+    """Open the training shards and the held-out ones; see `open_held_out`, and for errors `open_training`."""
     if data.label is None:  # the held-out shards first: they are few, so an error there is found early
-        held_out = open_held_out(data)
-        return open_training(data), held_out
+        held_out = open_held_out(data, label_member=label_member)
+        return open_training(data, label_member=label_member), held_out
     training = open_training(data)
     return training, open_held_out(data, training)
 
 
-def open_set(data: DataConfig, spec: object, names: Sequence[str] | None = None, *, warn: bool = True) -> ShardSet:
+def open_set(
+    data: DataConfig,
+    spec: object,
+    names: Sequence[str] | None = None,
+    *,
+    label_member: str | None = None,
+    warn: bool = True,
+) -> ShardSet:
     """Open shards as a config reads them, with the classes that `data.label` names on their card.
 
     Args:
+        label_member: `TaskConfig.label_member`.
         names: as for `with_classes`.
         warn: log what is wrong with single shards and samples.
 
     Raises:
         DataError: if they cannot be used.
     """
-    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image, warn=warn)
+    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
     return with_classes(shards, data.label, names, warn=warn)
 
 

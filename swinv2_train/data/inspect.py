@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from swinv2_train.data.sources import manifest_place
 from swinv2_train.data.value_range import Nodata, numbers_of
 
 _SHOWN = 3
+_TRIED = 100
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Inspection:
     """Samples whose image is, byte for byte, that of an earlier one."""
     across: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", "shard/key") of equal images in different splits, such as train and eval."""
+    label_maps: LabelMapCheck | None = None
+    """Expected content of the label maps; None without any."""
 
     @property
     def complete(self) -> bool:
@@ -90,23 +94,37 @@ class LabelMapCheck:
     """Value of pixels without a class."""
     num_classes: int | None = None
     """Numbers of classes are below; None: unknown."""
+    assumed: str = ""
+    """Reason for `ignore` if neither the card nor the user names it."""
 
     @classmethod
-    def of(cls, shards: ShardSet, member: str | None) -> LabelMapCheck | None:
+    def of(cls, shards: ShardSet, member: str | None, ignore: int | None) -> LabelMapCheck | None:
         """Return the check for the shards of the packer, or for a member of others; None if they have no label maps.
 
         Args:
             member: as the user names it; None: that of the packer.
+            ignore: value of pixels without a class, as the user names it; None: that of the card, or else the highest
+                one of the depth of the first label map.
 
         Raises:
-            DataError: if the packer wrote another member.
+            DataError: if the packer wrote another member or value, or there are no label maps for the value.
         """
         card = shards.card
-        if card is None or card.label_maps is None:
-            return None if member is None else cls(member)
-        if member not in (None, MEMBER):
-            raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
-        return cls(MEMBER, card.label_maps.ignore, card.num_classes)
+        if card is not None and card.label_maps is not None:
+            known = card.label_maps.ignore
+            if member not in (None, MEMBER):
+                raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
+            if ignore not in (None, known):
+                raise DataError(f"--ignore {ignore}: in the label maps of these shards {known} means no class")
+            return cls(MEMBER, known, card.num_classes)
+        if member is None:
+            if ignore is not None:
+                raise DataError(f"--ignore {ignore} is for label maps: add --labels MEMBER, such as --labels mask.png")
+            return None
+        if ignore is not None:
+            return cls(member, ignore)
+        bits = _bits(shards, member)
+        return cls(member, 2**bits - 1, assumed=f"assumed for label maps of {bits} bits; --ignore VALUE sets another")
 
     def facts(self, raw: RawSample, size: tuple[int, int], max_pixels: int) -> LabelMapFacts:
         """Return what the label map of a sample adds to the card.
@@ -142,6 +160,15 @@ class LabelMapCheck:
             except BrokenSample as error:
                 raise BrokenSample(f"{self.member}: {error.reason}") from None
         return LabelMapFacts.of(labels, self.ignore)
+
+
+def _bits(shards: ShardSet, member: str) -> int:
+    """Return the depth of the first label map that can be read, 8 or 16; 8 if none of the first samples has one."""
+    shards.label_member = member
+    for index in range(min(_TRIED, shards.num_samples)):
+        with contextlib.suppress(BrokenSample):
+            return 8 * decode_label_map(shards.read(index, (member,)).member(member)).element_size()
+    return 8
 
 
 class _Check:
@@ -186,18 +213,20 @@ def inspect(
     max_pixels: int = MAX_PIXELS,
     nodata: Any = None,
     labels: str | None = None,
+    ignore: int | None = None,
 ) -> Inspection:
     """Decode every sample, with its label map if the packer wrote one.
 
     Args:
         labels: member with the label map, for shards of other programs.
+        ignore: value of their pixels without a class; see `LabelMapCheck.of`.
         progress: gets the samples done and their number.
         background, max_pixels, nodata: as in the section `data` of a config.
     """
     missing = numbers_of(nodata)
     found = Inspection(Card(background=background, nodata=None if missing is None else list(missing)))
     digests = np.zeros(shards.num_samples, np.uint64)
-    label_maps = LabelMapCheck.of(shards, labels)
+    found.label_maps = label_maps = LabelMapCheck.of(shards, labels, ignore)
     shards.label_member = label_maps.member if label_maps is not None else None
     if label_maps is not None and shards.card is not None:
         found.card.class_names = shards.card.class_names

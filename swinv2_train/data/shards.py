@@ -63,7 +63,7 @@ class ShardSet:
         """Shards without samples; they are not part of `shards`."""
         self.card, self.cache = card, cache
         self.label_member = MEMBER if card is not None and card.label_maps is not None else None
-        """Member that is a label map, and therefore not one of several images; None: unknown."""
+        """Member that is a label map, and therefore never the image; None: unknown."""
         self.parts = ShardParts(self.shards)
         """Samples of remote shards that are fetched together."""
         self.num_samples = int(self.shards.num_samples.sum())
@@ -89,6 +89,7 @@ class ShardSet:
         backoff: float = 0.5,
         warn: bool = True,
         image: str | None = None,
+        label_member: str | None = None,
         main: str = IMAGE,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
@@ -101,6 +102,7 @@ class ShardSet:
             warn: log `warnings()`, for callers that do not report them.
             image: extension of the member to read of samples with several images, such as left.png; see
                 `Scope.main_extension`.
+            label_member: member with the label maps, such as mask.png; None: that of the packer, if the card has it.
             main: kind of member that makes a sample: image or video.
 
         Raises:
@@ -110,6 +112,7 @@ class ShardSet:
         scope = Scope(main, all_members=every)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         opened = cls(*find_shards(spec, cache, scope), cache, image, scope)
+        opened.label_member = label_member or opened.label_member
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened
@@ -133,9 +136,10 @@ class ShardSet:
             left_out.counts.pop("shared key", None)  # chosen, not lost
         for number, shard in enumerate(shards if unchosen else ()):
             if shard.left_out is not None and shard.left_out.images:
-                lines += [
-                    f"{shard.name}: {line}" for line in choice_lines(self.several_images(number), None, self.scope)
-                ]
+                several = self.several_images(number)
+                lines += [f"{shard.name}: {line}" for line in choice_lines(several, None, self.scope)]
+                if not several and self.label_member is not None:
+                    left_out.counts.pop("shared key", None)  # label maps, which are read
                 break  # one shard shows the choice; swinv2-data inspect counts all of them
         return lines + [f"not read: {line}" for line in left_out.lines(lost_only=True)]
 
@@ -150,6 +154,8 @@ class ShardSet:
             counted.counts.pop("shared key", None)
         if self.label_member is not None:
             counted.remove(self.label_member)
+            if not self.several_images(shard):
+                counted.counts.pop("shared key", None)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
@@ -286,7 +292,9 @@ class ShardSet:
         """Return the extension of the member that is read as the image. Raises BrokenSample if there is none, or the
         chosen one is missing."""
         if self.image is None:
-            extension = self.scope.main_extension(tuple(members))
+            extension = self.scope.main_extension(tuple(one for one in members if one != self.label_member))
+            if extension is None and self.label_member in members:
+                raise BrokenSample(f"it has no image, only the label map {self.label_member}")
             if extension is None:  # it was indexed with a decoder that is not here
                 raise BrokenSample(f"no decoder for {', '.join(members)}; --import the module that has it")
             return extension

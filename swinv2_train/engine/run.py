@@ -129,7 +129,12 @@ def _train(
             stack.callback(lock.release)
             stop.watch(directory / STOP_FILE)
         watchdog = stack.enter_context(Watchdog(config.watchdog, directory, ranks))
-        opened, everyone = preflight.compare(config, ranks, problem, lambda: data.opened or open_shards(config.data))
+        opened, everyone = preflight.compare(
+            config,
+            ranks,
+            problem,
+            lambda: data.opened or open_shards(config.data, label_member=config.task.label_member),
+        )
         shards, held_out = opened
         together(ranks, lambda: _complete(config, data, opened))
         plan = make_plan(config, ranks.world_size, shards.num_samples)

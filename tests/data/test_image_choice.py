@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import swinv2_train
 from swinv2_train.cli.data import main
+from swinv2_train.config.schema import DataConfig
+from swinv2_train.config.tasks.segmentation import SegmentationConfig
+from swinv2_train.data.configured import open_shards
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.shards import ShardSet
 from tests.data.samples import encoded, jpeg, pixels, write_tar
@@ -67,6 +71,47 @@ def test_opening_for_a_run_warns_only_if_nothing_was_chosen(
         caplog.clear()
         ShardSet.open(pairs, tmp_path / "cache", image="left.png")
         assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("members", "label", "image"),
+    [
+        (("jpg", "seg.png"), "seg.png", "jpg"),
+        (("jpg", "png"), "png", "jpg"),
+        (("png", "tif"), "png", "tif"),  # without a label map, the image would be png
+        (("mask.png", "rgb.png"), "mask.png", "rgb.png"),
+    ],
+)
+def test_a_label_map_is_never_the_image(
+    members: tuple[str, str], label: str, image: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor one of several images, in warnings and counts, for every way in which shards are opened."""
+    path = write_tar(tmp_path / "s.tar", [(f"a.{each}", png(seed)) for seed, each in enumerate(members)])
+    data = DataConfig(shards=str(path), eval_shards=str(path), cache_dir=str(tmp_path / "cache"))
+    member = SegmentationConfig(label=label).label_member
+    with caplog.at_level(logging.WARNING):
+        training, held_out = open_shards(data, label_member=member)
+        opened = swinv2_train.open_shards(path, label_map=label, cache_dir=tmp_path / "cache")
+    assert caplog.text == ""
+    assert held_out is not None
+    assert opened[0].raw.members.keys() >= {"image", label}
+    for shards in (training, held_out, opened.shard_set):
+        assert shards.read(0).extension == image
+        assert shards.image_size(0) == len(png(members.index(image)))
+        assert (shards.choices(), shards.left_out(0).counts) == ([], {})
+
+
+def test_a_sample_with_only_a_label_map_is_broken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_tar(
+        tmp_path / "s.tar", [("a.mask.png", png(0)), *((f"b.{n}.png", png(0)) for n in ("mask", "x", "y"))]
+    )
+    with caplog.at_level(logging.WARNING):
+        shards = ShardSet.open(str(path), tmp_path / "cache", label_member="mask.png")
+    with pytest.raises(BrokenSample, match=r"^it has no image, only the label map mask.png$"):
+        shards.read(0, ("image", "mask.png"))
+    assert shards.read(1).extension == "x.png"
+    assert shards.choices()[0].startswith("1 sample with several images (x.png, y.png): x.png is read")
+    assert "several images (x.png, y.png)" in caplog.text
 
 
 def test_inspect_reports_the_choice(pairs: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,27 @@ def test_pixels_without_a_class_are_not_an_error(tmp_path: Path) -> None:
     assert found.card.label_maps.ignored == marked[:3].size
 
 
+@pytest.mark.parametrize(("dtype", "assumed"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_the_value_without_a_class_of_label_maps_of_others_is_named_or_assumed(
+    tmp_path: Path, dtype: type, assumed: int
+) -> None:
+    stored = labels(0).astype(dtype)
+    stored[0, :7], stored[1, :5], stored[2, :3] = 255, np.iinfo(dtype).max, 9
+    members = [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1)), ("1.mask.png", png(stored))]
+    shards = ShardSet.open(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache")
+    for given, expected in ((None, assumed), (9, 9), (255, 255)):
+        found = inspect(shards, labels="mask.png", ignore=given)
+        facts = found.card.label_maps
+        assert facts is not None
+        assert found.label_maps is not None
+        assert (facts.ignore, facts.ignored) == (expected, int((stored == expected).sum()))
+        bits = np.dtype(dtype).itemsize * 8
+        text = f"assumed for label maps of {bits} bits; --ignore VALUE sets another"
+        assert found.label_maps.assumed == (text if given is None else "")
+    with pytest.raises(DataError, match=r"--ignore 9 is for label maps: add --labels MEMBER"):
+        inspect(shards, ignore=9)
+
+
 def test_packed_label_maps_are_compared_with_the_card(tmp_path: Path) -> None:
     """Of two sets that were packed with other lists of classes, the card of the other does not hide a wrong value."""
     images, maps = write_pairs(tmp_path, 3)
@@ -163,3 +184,5 @@ def test_packed_label_maps_are_compared_with_the_card(tmp_path: Path) -> None:
     assert "seg.png has values that are not classes: 2 (" in found.label_problems[0][1]
     with pytest.raises(DataError, match=r"--labels mask.png: the label maps of these shards are their members seg.png"):
         inspect(shards, labels="mask.png")
+    with pytest.raises(DataError, match=r"--ignore 7: in the label maps of these shards 255 means no class"):
+        inspect(shards, ignore=7)

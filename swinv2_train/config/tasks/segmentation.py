@@ -107,6 +107,11 @@ class SegmentationConfig(TaskConfig):
     test_flip: bool = False
     """Average the probabilities with those of the mirrored image in evaluation and prediction."""
 
+    @property
+    def label_member(self) -> str | None:
+        """Member with the label map, which is never the image."""
+        return self.label
+
     def terms(self) -> dict[str, float]:
         """Return the terms of the loss by name, each with its factor in the sum."""
         factors = {CROSS_ENTROPY: 1.0, AUXILIARY: self.auxiliary_weight, DICE: self.dice_weight}

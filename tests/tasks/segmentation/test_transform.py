@@ -259,9 +259,3 @@ def test_other_members_are_not_read() -> None:
         Config(model=ModelConfig(), task=SegmentationConfig(num_classes=8, label="mask.png")), training=True, ignore=255
     )
     assert made.members == ("image", "mask.png")
-
-
-def test_a_label_map_that_is_read_as_the_image_is_refused() -> None:
-    data = png(blocks())
-    with pytest.raises(BrokenSample, match=r"seg\.png: it is read as the image as well; set data\.image"):
-        entries(transform(), 0, Sample(RawSample("a", "png", {"image": data, "seg.png": data}), 3))
