@@ -132,7 +132,7 @@ def _add_label_maps(add: Any) -> None:
 def _pack(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, broken_lines, label_lines, print_table
     from swinv2_train.data.errors import DataError
-    from swinv2_train.data.pack_entries import problem_name
+    from swinv2_train.data.pack_entries import grouped, problem_name
     from swinv2_train.data.pack_sources import open_source
 
     if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
@@ -195,7 +195,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     for line in label_lines([(problem_name(one), one["reason"]) for one in report.label_problems]):
         print(line, file=sys.stderr)
     if found.labels is not None:  # images without a label map are listed by a warning
-        for line in broken_lines([(problem_name(one), one["reason"]) for one in report.broken[len(found.refused) :]]):
+        for line in broken_lines(grouped(report.broken[len(found.refused) :])):
             print(line, file=sys.stderr)
     if report.broken:
         print(_skipped(report.broken, found, arguments.out / BROKEN_FILE), file=sys.stderr)

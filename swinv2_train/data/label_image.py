@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swinv2_train.data.decode import MAX_PIXELS, decoding
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.image_header import check_png, orientation, sniff, unknown_format
+from swinv2_train.data.image_header import check_png, orientation, sniff
 from swinv2_train.data.pixels import check_size, from_numpy, upright
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _decoded(data: bytes, max_pixels: int, *, colors: bool) -> Tensor:
     """Return (1 or 3, H, W)."""
     kind = sniff(data)
     if kind is None:
-        raise BrokenSample(unknown_format(data))
+        raise BrokenSample("it is neither PNG nor TIFF, the formats of label maps" if data else "it is empty")
     if kind not in ("png", "tiff"):
         raise BrokenSample(f"{kind}: a label map must be PNG or TIFF, which store every index exactly")
     with decoding(kind):

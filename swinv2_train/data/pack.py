@@ -198,7 +198,14 @@ def pack(
                 for name, writer in writers.items():
                     for shard in writer.shards(prepare, functools.partial(how.progress, name)):
                         report.add(name, shard)
-                    writer.finish(report.cards[name])
+                    if report.cards[name].num_samples:
+                        writer.finish(report.cards[name])
+                # A split without a sample replaces an earlier one only if the other has some. With none at all, the
+                # options are wrong (the classes, for example), and what they packed before stays.
+                if any(card.num_samples for card in report.cards.values()):
+                    for name, writer in writers.items():
+                        if not report.cards[name].num_samples:
+                            writer.finish(report.cards[name])
             finally:
                 prepare.close()
             _write_broken(out, report.broken)

@@ -51,6 +51,15 @@ def problem_name(problem: Mapping[str, str]) -> str:
     return f"{problem['path']}, tile {problem['tile']}" if "tile" in problem else problem["path"]
 
 
+def grouped(problems: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Return (name, reason) of problems; tiles of an image with the same reason are one entry."""
+    found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for number, one in enumerate(problems):
+        found.setdefault((one["path"], one["reason"]) if "tile" in one else (str(number), ""), []).append(one)
+    names = (problem_name(ones[0]) + (f" and {len(ones) - 1:,} more" if ones[1:] else "") for ones in found.values())
+    return [(name, ones[0]["reason"]) for name, ones in zip(names, found.values(), strict=True)]
+
+
 def counted(problems: Sequence[Mapping[str, str]]) -> str:
     """Return the number of images and of tiles in a list of problems: `1 image and 4 tiles`."""
     tiles = sum("tile" in problem for problem in problems)

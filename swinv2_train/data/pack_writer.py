@@ -188,7 +188,6 @@ class SplitWriter:
             if shard is not None:
                 ahead = None
             else:
-                self._manifest.unlink(missing_ok=True)  # it describes the previous content
                 ahead = ahead or _Ahead(prepare(itertools.islice(self._source.entries, position, None)))
                 shard = self._write(name, position, ahead, progress)
             if shard.num_samples:
@@ -312,6 +311,7 @@ class SplitWriter:
             os.close(fd)
         if index.num_samples != shard.num_samples:
             raise DataError(f"{tar.name}: {shard.num_samples} samples were written, {index.num_samples} found again")
+        self._manifest.unlink(missing_ok=True)  # it describes the previous content
         # Write the index first: the next command would treat a tar without one as foreign.
         write_index(index, index_path(tar))
         write_rows(index, rows_path(tar))

@@ -106,7 +106,7 @@ REFUSED = {
     "int16": (tiff(RGB[..., 0].astype(np.int16)), "its samples are int16: convert to 8 or 16 bit unsigned"),
     "jpeg": (encoded(RGB[..., :1]), "^jpeg: a label map must be PNG or TIFF"),
     "nothing": (b"", "it is empty"),
-    "text": (b"12 classes", "it is not a JPEG, PNG"),
+    "text": (b"12 classes", "it is neither PNG nor TIFF"),
     "cut": (png(indices(255))[:60], "png: it ends"),
     "flipped bit": (png(indices(255)).replace(b"IDATx", b"IDATy"), "png: the checksum of a chunk IDAT is wrong"),
     "cut tiff": (tiff(indices(255))[:-50], "^tiff: "),

@@ -107,6 +107,22 @@ def test_shards_are_resumed_and_follow_changed_label_maps(tmp_path: Path) -> Non
     assert maps_of(open_set(tmp_path / "two"))["a/0"].tolist() == changed.tolist()
 
 
+@pytest.mark.parametrize("tile", [None, Tiling(16)])
+def test_a_command_that_packs_nothing_leaves_earlier_shards(tmp_path: Path, tile: Tiling | None) -> None:
+    """A wrong list of classes rejects every label map: the shards, their manifest, and their samples stay."""
+    images, maps = write_pairs(tmp_path, 4)
+    options = replace(SMALL, tile=tile)
+    first = packed(images, maps, tmp_path / "out", options, eval_share=0.4)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(DataError, match="none of the"):
+        packed(images, maps, tmp_path / "out", options, rules=LabelRules(("only",), 254), eval_share=0.4)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before | {
+        "broken.jsonl": (tmp_path / "out" / "broken.jsonl").read_bytes()
+    }
+    again = packed(images, maps, tmp_path / "out", options, eval_share=0.4)
+    assert again.num_reused == first.num_shards
+
+
 def test_copies_of_an_image_stay_on_one_side(tmp_path: Path) -> None:
     images, maps = write_pairs(tmp_path, 10)
     for number in range(5, 10):
@@ -263,7 +279,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cut off": (png(GOOD)[:-20], "png: it ends"),
     "damaged": (png(GOOD).replace(b"IDATx", b"IDATy"), "the checksum of a chunk IDAT is wrong"),
     "empty": (b"", "it is empty"),
-    "text": (b"0 0 1 1", "it is not a JPEG, PNG"),
+    "text": (b"0 0 1 1", "it is neither PNG nor TIFF"),
 }
 
 

@@ -19,7 +19,7 @@ from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
-from swinv2_train.data.pack_entries import counted, problem_name
+from swinv2_train.data.pack_entries import counted, grouped, problem_name
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pixels import upright
 from swinv2_train.data.scene import LabelScene, Scene, scene_orientation, scene_size
@@ -249,6 +249,11 @@ def test_empty_tiles_are_left_out_and_bad_ones_are_named(tmp_path: Path) -> None
         }
         assert counted(written) == "5 tiles"
         assert problem_name(written[0]) == f"{written[0]['path']}, tile {written[0]['tile']}"
+        groups = grouped(report.broken)
+        assert sorted(Path(name).name for name, _ in groups) == [
+            "a.tif, tile a_y00000_x00064",
+            "b.tif, tile b_y00000_x00000 and 3 more",
+        ]
         reasons = sorted(line["reason"] for line in report.broken)
         assert len(reasons) == 5
         assert "a.tif: value 9 (4,096 pixels) not among the classes" in reasons[0]
