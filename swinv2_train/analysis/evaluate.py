@@ -25,6 +25,7 @@ from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
+from swinv2_train.data.configured import open_labeled
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -200,7 +201,7 @@ class _Bench:
         """Open the shards to evaluate on."""
         options, config = self.options, self.loaded.config
         image, label = config.data.image, config.task.label_member
-        shards = ShardSet.open(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
+        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
         own = options.label_map is not None  # then the shards number classes of their own
         return with_classes(shards, self.loaded.config.data.label, None if own else self.loaded.class_names)
 

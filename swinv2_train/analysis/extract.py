@@ -31,6 +31,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
 from swinv2_train.data.augment import normalise
+from swinv2_train.data.configured import open_labeled
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.file_set import FileSet
@@ -151,7 +152,7 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
         found = find_inputs(options.images, out, options.sheet)
         return FileSet(found.files), found.notes, found.lost, None
     data, label = loaded.config.data, loaded.config.task.label_member
-    shards = ShardSet.open(options.shards, options.cache_dir, options.cache_gib, image=data.image, label_member=label)
+    shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, image=data.image, label_member=label)
     notes = []
     try:
         shards = with_classes(shards, data.label, loaded.class_names)

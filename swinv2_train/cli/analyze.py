@@ -270,11 +270,11 @@ def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
         return torch.randn(count, config.model.in_channels, *resolution(config), generator=generator)
     from swinv2_train.analysis.probes import first_images
     from swinv2_train.data.augment import normalise
-    from swinv2_train.data.shards import ShardSet
+    from swinv2_train.data.configured import open_labeled
 
     spec = shards([arguments.data])
     image, label = config.data.image, config.task.label_member
-    opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label)
+    opened = open_labeled(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label)
     return normalise(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
 
 

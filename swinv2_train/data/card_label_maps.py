@@ -103,7 +103,8 @@ class LabelMapFacts:
         shown = sorted(sorted(classes, key=lambda k: -self.pixels[k])[:_SHOWN])
         for k in shown:
             name = f"class {k}" + (f", {names[k]}" if names else "")
-            rows.append((name, f"{_share(self.pixels[k], total)} of the labeled pixels, in {self.images[k]:,} samples"))
+            samples = f"{self.images[k]:,} sample{'' if self.images[k] == 1 else 's'}"
+            rows.append((name, f"{_share(self.pixels[k], total)} of the labeled pixels, in {samples}"))
         rest = [k for k in classes if k not in shown]
         if rest:
             share = _share(sum(self.pixels[k] for k in rest), total)

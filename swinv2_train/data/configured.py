@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from swinv2_train.config.schema import DataConfig, ProbeConfig
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.shards import ShardSet
 
+logger = logging.getLogger(__name__)
 OpenedSets = tuple[ShardSet, ShardSet | None]
 """Training shards, and held-out ones if there are any."""
 
@@ -77,8 +80,31 @@ def open_set(
     Raises:
         DataError: if they cannot be used.
     """
-    shards = ShardSet.open(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
+    shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
     return with_classes(shards, data.label, names, warn=warn)
+
+
+def open_labeled(
+    spec: object,
+    cache_dir: str | Path,
+    cache_gib: float,
+    *,
+    image: str | None = None,
+    label_member: str | None = None,
+    warn: bool = True,
+) -> ShardSet:
+    """Open shards whose label maps are known: they are neither the image nor one of several.
+
+    Args:
+        label_member: member with the label maps, such as mask.png; None: that of the packer, if the card has it.
+
+    For the others, and for errors, see `ShardSet.open`.
+    """
+    shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False)
+    shards.label_member = label_member or shards.label_member
+    for line in shards.warnings() if warn else ():
+        logger.warning("%s", line)
+    return shards
 
 
 def open_probe_sets(data: DataConfig, probe: ProbeConfig) -> dict[str, ShardSet | None]:

@@ -118,7 +118,7 @@ def _is_plain(before: tuple[list[str], list[str]], after: tuple[list[str], list[
     """Return whether a difference adds or removes something, or replaces no number: 1_2 is not the label map of 1_3."""
     removed, added = [], []
     for (image, label), step in ((before, -1), (after, 1)):
-        # What is next to the varying part and equal in both is no difference.
+        # Parts next to the varying one that are equal in both make no difference.
         inner, outer = image[::step], label[::step]
         least = min(len(inner), len(outer))
         same = next((at for at in range(least) if inner[at] != outer[at]), least)

@@ -195,17 +195,7 @@ def pack(
             task = Prepare(found, options)
             prepare = ParallelMap(task, how.workers, name=lambda entry: entry.name, chunk=_chunk(options))
             try:
-                for name, writer in writers.items():
-                    for shard in writer.shards(prepare, functools.partial(how.progress, name)):
-                        report.add(name, shard)
-                    if report.cards[name].num_samples:
-                        writer.finish(report.cards[name])
-                # A split without a sample replaces an earlier one only if the other has some. With none at all, the
-                # options are wrong (the classes, for example), and what they packed before stays.
-                if any(card.num_samples for card in report.cards.values()):
-                    for name, writer in writers.items():
-                        if not report.cards[name].num_samples:
-                            writer.finish(report.cards[name])
+                _write_splits(writers, prepare, report, how.progress)
             finally:
                 prepare.close()
             _write_broken(out, report.broken)
@@ -219,6 +209,28 @@ def pack(
     if not any(card.num_samples for card in report.cards.values()):
         raise DataError(_nothing_packed(report, found, out))
     return report
+
+
+def _write_splits(
+    writers: dict[str, SplitWriter],
+    prepare: ParallelMap,
+    report: PackReport,
+    progress: Callable[[str, int, int], None],
+) -> None:
+    """Write the shards of all splits, and complete those with samples.
+
+    A split without a sample replaces an earlier one only if the other has some. With none at all, the options are wrong
+    (the classes, for example), and what was packed before stays.
+    """
+    for name, writer in writers.items():
+        for shard in writer.shards(prepare, functools.partial(progress, name)):
+            report.add(name, shard)
+        if report.cards[name].num_samples:
+            writer.finish(report.cards[name])
+    empty = [name for name in writers if not report.cards[name].num_samples]
+    if len(empty) < len(writers):
+        for name in empty:
+            writers[name].finish(report.cards[name])
 
 
 def _nothing_packed(report: PackReport, found: Source, out: Path) -> str:

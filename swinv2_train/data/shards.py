@@ -89,7 +89,6 @@ class ShardSet:
         backoff: float = 0.5,
         warn: bool = True,
         image: str | None = None,
-        label_member: str | None = None,
         main: str = IMAGE,
     ) -> ShardSet:
         """Find the shards that `spec` names and count their samples.
@@ -102,7 +101,6 @@ class ShardSet:
             warn: log `warnings()`, for callers that do not report them.
             image: extension of the member to read of samples with several images, such as left.png; see
                 `Scope.main_extension`.
-            label_member: member with the label maps, such as mask.png; None: that of the packer, if the card has it.
             main: kind of member that makes a sample: image or video.
 
         Raises:
@@ -112,7 +110,6 @@ class ShardSet:
         scope = Scope(main, all_members=every)  # earlier versions wrote no indexes of videos
         cache = ShardCache(Path(cache_dir), int(cache_gib * 2**30), retries=retries, backoff=backoff)
         opened = cls(*find_shards(spec, cache, scope), cache, image, scope)
-        opened.label_member = label_member or opened.label_member
         for line in opened.warnings() if warn else ():
             logger.warning("%s", line)
         return opened

@@ -11,7 +11,7 @@ import swinv2_train
 from swinv2_train.cli.data import main
 from swinv2_train.config.schema import DataConfig
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
-from swinv2_train.data.configured import open_shards
+from swinv2_train.data.configured import open_labeled, open_shards
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.shards import ShardSet
 from tests.data.samples import encoded, jpeg, pixels, write_tar
@@ -106,7 +106,7 @@ def test_a_sample_with_only_a_label_map_is_broken(tmp_path: Path, caplog: pytest
         tmp_path / "s.tar", [("a.mask.png", png(0)), *((f"b.{n}.png", png(0)) for n in ("mask", "x", "y"))]
     )
     with caplog.at_level(logging.WARNING):
-        shards = ShardSet.open(str(path), tmp_path / "cache", label_member="mask.png")
+        shards = open_labeled(str(path), tmp_path / "cache", 1.0, label_member="mask.png")
     with pytest.raises(BrokenSample, match=r"^it has no image, only the label map mask.png$"):
         shards.read(0, ("image", "mask.png"))
     assert shards.read(1).extension == "x.png"

@@ -53,7 +53,24 @@ def tiff(array: np.ndarray, **options: Any) -> bytes:
 
 
 COLORS = np.random.default_rng(0).integers(0, 65536, (3, 256), dtype=np.uint16)
+VOC = (*range(21), 255)
+"""Classes of Pascal VOC, and the outlines of objects, which have none."""
+
+
+def voc_palette() -> list[int]:
+    """The colors of Pascal VOC, which labelme and imgviz write as well: the bits of an index, dealt to r, g, and b."""
+    return [sum((n >> (3 * bit + c) & 1) << (7 - bit) for bit in range(3)) for n in range(256) for c in range(3)]
+
+
+def voc_png(array: np.ndarray) -> bytes:
+    picture, buffer = Image.fromarray(array), io.BytesIO()
+    picture.putpalette(voc_palette())
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 CASES = {
+    "palette of VOC": (np.array(VOC, np.uint8)[indices(21)], voc_png),
     **{f"palette, {bits} bits": (indices(2**bits - 1), lambda a, b=bits: png(a, "P", bits=b)) for bits in (1, 2, 4, 8)},
     **{f"gray, {bits} bits": (indices(2**bits - 1), lambda a, b=bits: gray_png(a, b)) for bits in (1, 2, 4)},
     "gray, 8 bits": (indices(255), png),
