@@ -98,8 +98,15 @@ def open_labeled(
     Args:
         label_member: member with the label maps, such as mask.png; None: that of the packer, if the card has it.
 
-    For the others, and for errors, see `ShardSet.open`.
+    For the others, see `ShardSet.open`.
+
+    Raises:
+        DataError: if it is the image as well, and as `ShardSet.open`.
     """
+    if image is not None and image.lower().lstrip(".") == label_member:
+        raise DataError(
+            f"{image} cannot be the image (data.image) and the label map (task.label): choose another image"
+        )
     shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False)
     shards.label_member = label_member or shards.label_member
     for line in shards.warnings() if warn else ():

@@ -121,6 +121,28 @@ def test_label_maps_from_packing_to_the_sheet(tmp_path: Path, capsys: pytest.Cap
     assert code == 1
     assert f"skipped: {images}/a/2.png: its label map {maps}/a/2.png: value 4 (" in err
     assert "1 image was skipped: see" in err
+    code, shown, err = run(capsys, *command, "--overwrite", "--tile", 20)
+    assert code == 1
+    assert re.search(r"samples +14$", shown, re.MULTILINE)
+    assert re.search(r"skipped: .*/2.png, tile a/2_y0000._x00012 and 1 more: its label map .*/2.png: value 4 ", err)
+    assert "2 tiles were skipped: see" in err
+
+
+def test_label_maps_of_others_show_the_assumed_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = labels(0).copy()
+    stored[:3] = 9
+    tar = write_tar(tmp_path / "s.tar", [("0.jpg", jpeg(0)), ("0.mask.png", png(stored))])
+    command = ["inspect", tar, "--labels", "mask.png", "--workers", 0, "--cache-dir", tmp_path / "cache"]
+    code, shown, _ = run(capsys, *command)
+    assert code == 0
+    assert re.search(r"value without a class +255, assumed for label maps of 8 bits; --ignore VALUE sets", shown)
+    code, shown, _ = run(capsys, *command, "--ignore", 9, "--sheet", tmp_path / "s.png")
+    assert code == 0
+    assert "assumed" not in shown
+    assert re.search(r"12.50% of them without a class \(9\)", shown)
+    code, _, err = run(capsys, "inspect", tar, "--ignore", 9, "--workers", 0)
+    assert (code, err.count("\n")) == (2, 2)
+    assert "--ignore 9 is for label maps: add --labels MEMBER, such as --labels mask.png" in err
 
 
 def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from swinv2_train.cli.data import main
 from swinv2_train.config.schema import DataConfig
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.data.configured import open_labeled, open_shards
-from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.shards import ShardSet
 from tests.data.samples import encoded, jpeg, pixels, write_tar
 
@@ -111,6 +111,8 @@ def test_a_sample_with_only_a_label_map_is_broken(tmp_path: Path, caplog: pytest
         shards.read(0, ("image", "mask.png"))
     assert shards.read(1).extension == "x.png"
     assert shards.choices()[0].startswith("1 sample with several images (x.png, y.png): x.png is read")
+    with pytest.raises(DataError, match=r"mask.png cannot be the image \(data.image\) and the label map"):
+        open_labeled(str(path), tmp_path / "cache", 1.0, image="mask.png", label_member="mask.png")
     assert "several images (x.png, y.png)" in caplog.text
 
 
