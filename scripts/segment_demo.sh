@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Semantic segmentation after demo.sh: write scenes of real digits on real photographs with a class for every pixel, pack
-# them, train a small UPerNet on them from the demo's weights and from random ones, and compare both on held-out scenes with
-# a constant guess. Runs demo.sh first if its weights are missing. Rerun it to resume where it stopped.
+# them, train a small segmenter on them from the demo's weights and from random ones, and compare both on held-out scenes
+# with a constant guess. Runs demo.sh first if its weights are missing. Rerun it to resume where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -d outputs/demo/supervised/checkpoints ] || scripts/demo.sh
