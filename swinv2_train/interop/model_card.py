@@ -157,6 +157,8 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
+    elif data.crop_mode == "native":
+        crop = "the center of the image in its own size; smaller ones are enlarged"
     else:
         crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
     range_text = ""
@@ -219,7 +221,7 @@ def _training_rows(config: Config) -> Rows:
         ("gradient clipping", f"{optim.clip_norm:g}" if optim.clip_norm else "none"),
         ("drop path", f"{config.model.drop_path:g}"),
         ("precision", f"{config.engine.precision}, ZeRO {config.engine.zero_stage}"),
-        ("random crop", f"area {_listed(augment.scale)}, aspect {_listed(f'{side:.4g}' for side in augment.ratio)}"),
+        *config.task.training_preparation(config),
         ("flips", f"horizontal {augment.hflip:g}, vertical {augment.vflip:g}"),
     ]
     if optim.layer_decay != 1:

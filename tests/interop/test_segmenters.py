@@ -5,15 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import swinv2_train
-from swinv2_train.analysis.features import features_of
+from swinv2_train.analysis.features import AnyImages, features_of, with_fixed_crop
 from swinv2_train.config.compose import compose
+from swinv2_train.config.data import DataConfig
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import SegmentationConfig
+from swinv2_train.data.augment import normalise
+from swinv2_train.data.decode import DecodeOptions
+from swinv2_train.data.file_set import FileSet
+from swinv2_train.data.geometry import resize
+from swinv2_train.data.sample import Sample
 from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.export import export, exported_part
@@ -128,6 +137,29 @@ def test_a_segmenter_is_loaded_whole(sources: Path) -> None:
     chances = model.probabilities(images)
     assert chances.shape == (2, 6, 45, 70)
     torch.testing.assert_close(chances, scores.softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("override", "source", "scaled"),
+    [("task.resize=short", (40, 100), (64, 160)), ("task.resize=native", (70, 100), (70, 100)),
+     ("task.resize=native", (32, 80), (64, 160)), ("data.crop_mode=squash", (40, 100), (64, 64))],
+)  # fmt: skip
+def test_inputs_of_one_size_are_the_center_at_the_scale_of_the_evaluation(
+    sources: Path, tmp_path: Path, override: str, source: tuple[int, int], scaled: tuple[int, int]
+) -> None:
+    """From Python, in swinv2-features, and in the probes of a training and of swinv2-eval."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8)
+    (top, left), image = ((side - 64) // 2 for side in scaled), torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = resize(image, scaled, "bicubic")[:, top : top + 64, left : left + 64]
+    model = swinv2_train.load(sources / "fpn.safetensors", override, device="cpu")
+    assert torch.equal(model.preprocess(pixels)[0], normalise(expected, model.mean, model.std))
+    trained = Config(model=model.config.model, data=DataConfig(resolution=64), task=model.config.task)
+    trained.data.augment.interpolation = "bicubic"
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    sample = FileSet([tmp_path / "a.png"]).read(0)
+    for config in (model.config, *([with_fixed_crop(trained)] if "task" in override else [])):
+        made = AnyImages(config)(Sample(sample, 3, DecodeOptions()), np.random.default_rng(0))
+        assert torch.equal(made["image"], expected)
 
 
 @pytest.mark.slow
