@@ -160,7 +160,8 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     elif data.crop_mode == "native":
         crop = "the center of the image in its own size; smaller ones are enlarged"
     else:
-        crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
+        part = "" if data.crop_pct == 1 else f"{data.crop_pct:.4g} of "
+        crop = f"resize so that the crop covers {part}the tighter side, then the center"
     range_text = ""
     if data.scale is not None:
         pairs = _listed(f"{low:.6g} to {high:.6g}" for low, high in scale_pairs(data.scale))

@@ -25,7 +25,7 @@ from swinv2_train.data.geometry import resize
 from swinv2_train.data.sample import Sample
 from swinv2_train.engine.fill_in import read_map
 from swinv2_train.interop import onnx, peers
-from swinv2_train.interop.export import export, exported_part
+from swinv2_train.interop.export import export
 from swinv2_train.interop.load import load_model
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
@@ -163,40 +163,63 @@ def test_inputs_of_one_size_are_the_center_at_the_scale_of_the_evaluation(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["swinv2-train", "timm"])
-def test_whole_or_as_a_feature_extractor(sources: Path, tmp_path: Path, layout: str) -> None:
-    done = export(load_model(sources / "fpn.safetensors"), tmp_path / "out", layout)
+@pytest.mark.parametrize(
+    ("layout", "resize"), [("swinv2-train", "short"), ("timm", "native"), ("huggingface", "short")]
+)
+def test_whole_or_as_a_feature_extractor(sources: Path, tmp_path: Path, layout: str, resize: str) -> None:
+    overrides = [f"task.resize={resize}"]
+    done = export(load_model(sources / "fpn.safetensors", overrides), tmp_path / "out", layout)
     card = (tmp_path / "out" / "README.md").read_text()
-    loaded, images = load_model(sources / "fpn.safetensors"), torch.randn(2, 3, 64, 64)
-    if layout == "timm":
-        assert any("has no plain classification head: exported as a feature extractor" in note for note in done.notes)
-        assert "without the decoder" in card
-        expected = features_of(loaded.model, images)["features"]
-        assert (peers.run_timm(tmp_path / "out", images) - expected).abs().max() < 1e-5
-        assert f"| parameters | {sum(each.numel() for each in loaded.model.backbone.parameters()):,} |" in card
+    loaded, images = load_model(sources / "fpn.safetensors", overrides), torch.randn(3, 3, 64, 64)
+    with open_source(tmp_path / "out") as source:
+        metadata = source.metadata["preprocess"]
+    assert metadata["crop_mode"] == ("native" if resize == "native" else "center")
+    assert metadata["crop_pct"] == 1
+    if layout == "swinv2-train":
+        with torch.no_grad():
+            assert torch.equal(load_model(tmp_path / "out").model.scores(images), loaded.model.scores(images))
+        assert "pipeline_tag: image-segmentation" in card
+        assert "logits = model.scores(images)" in card
+        assert f"| parameters | {sum(each.numel() for each in loaded.model.parameters()):,} |" in card
         return
-    again = load_model(tmp_path / "out")
-    with torch.no_grad():
-        assert torch.equal(again.model.scores(images), loaded.model.scores(images))
-    assert "pipeline_tag: image-segmentation" in card
-    assert "logits = model.scores(images)" in card
-    assert f"| parameters | {sum(each.numel() for each in loaded.model.parameters()):,} |" in card
+    assert any("has no plain classification head: exported as a feature extractor" in note for note in done.notes)
+    assert "without the decoder" in card
+    run = peers.run_timm if layout == "timm" else peers.run_huggingface
+    for given in (images, images[:1]):
+        expected = features_of(loaded.model, given)["features"]
+        assert (run(tmp_path / "out", given) - expected).abs().max() < 1e-5
+    assert f"| parameters | {sum(each.numel() for each in loaded.model.backbone.parameters()):,} |" in card
+    if resize == "native":
+        assert "the center of the image in its own size; smaller ones are enlarged" in card
+        assert "timm's transform resizes or crops differently" in card
 
 
 @pytest.mark.slow
-def test_programs_score_every_pixel(sources: Path) -> None:
-    """At a size that 32 does not divide and not square. Only traced: writing either format takes far longer."""
-    path, overrides = sources / "upernet.safetensors", ["data.resolution=[44,64]"]
-    expected, loaded = load_model(path, overrides).model, load_model(path, overrides)
-    inference = exported_part(loaded, "onnx")
-    assert (inference.name, inference.output) == ("logits", "pixel_logits")
-    program = onnx.trace(inference, loaded.config.model, torch.randn(2, 4, 44, 64))
-    for count in (1, 3):
-        images = torch.randn(count, 4, 44, 64)
-        with torch.no_grad():
-            computed, scores = program.module()(images), expected.scores(images)
-        assert computed.shape == (count, 6, 44, 64)
-        torch.testing.assert_close(computed, scores, rtol=0, atol=1e-5 * float(scores.abs().max()))
+def test_programs_score_every_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In files, traced once for both formats, at a size that 32 does not divide and not square."""
+    path = write_model(
+        tmp_path / "model.safetensors", segmentation=section(), attention="sequential", in_channels=4, depths=[1] * 4
+    )
+    overrides, traced, trace = ["data.resolution=[44,64]"], [], onnx.trace
+
+    def once(*given: Any) -> torch.export.ExportedProgram:
+        traced.append(traced[0] if traced else trace(*given))
+        return traced[0]
+
+    monkeypatch.setattr(onnx, "trace", once)
+    expected, batches = load_model(path, overrides).model, [torch.randn(count, 4, 44, 64) for count in (1, 3)]
+    with torch.no_grad():
+        scores = [expected.scores(images) for images in batches]
+    for layout, name, run in (("onnx", "model.onnx", onnx.run_onnx), ("torch-export", "model.pt2", onnx.run_program)):
+        done = export(load_model(path, overrides), tmp_path / layout, layout)
+        assert (done.compared.output, set(done.files)) == ("pixel_logits", {"README.md", name})
+        for computed, wanted in zip(run(tmp_path / layout / name, batches), scores, strict=True):
+            assert computed.shape == (len(wanted), 6, 44, 64)
+            torch.testing.assert_close(computed, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        other = torch.randn(1, 4, 64, 64)  # a program is for one size
+        with pytest.raises(Exception, match="44"):
+            run(tmp_path / layout / name, [other])
+    program = traced[0]
     kept = {name for name, _ in expected.named_parameters() if not name.startswith("auxiliary.")}
     assert {name for name in kept if "cpb_mlp" not in name} <= {
         name.removeprefix("model.") for name in program.state_dict
