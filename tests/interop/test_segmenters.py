@@ -77,6 +77,7 @@ def test_a_segmenter_takes_the_backbone_of_other_models(sources: Path, name: str
     new = {row.key for row in transfer.of("new")}
     assert {key.partition(".")[0] for key in new} == {"norms", "decoder", "auxiliary"}
     assert transfer.tensor("decoder.classifier.weight") is None, "the model keeps its initial value"
+    assert "norms, decoder, auxiliary: initial value; the source has none" in transfer.lines()
     found = {row.key: row.detail for row in transfer.of("dropped")}
     assert dropped.items() <= found.items()
     name = "layers.2.blocks.1.mlp.fc1.weight"
@@ -94,6 +95,8 @@ def test_rows_of_both_classifiers_go_by_class_name(sources: Path, names: list[st
         for number, row in enumerate(rows):
             assert torch.equal(here[number], torch.zeros_like(there[0]) if row is None else there[row]), part
     assert torch.equal(transfer.tensor("norms.1.weight"), transfer.source.tensor("norms.1.weight"))
+    assert transfer.lines()[0].endswith("147 loaded, 4 rows taken (decoder.classifier, auxiliary.classifier)")
+    assert transfer.lines()[1].startswith("decoder.classifier, auxiliary.classifier: ")
 
 
 def test_another_number_of_classes_without_names_and_another_decoder_start_new(sources: Path) -> None:
