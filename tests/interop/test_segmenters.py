@@ -95,8 +95,12 @@ def test_rows_of_both_classifiers_go_by_class_name(sources: Path, names: list[st
         for number, row in enumerate(rows):
             assert torch.equal(here[number], torch.zeros_like(there[0]) if row is None else there[row]), part
     assert torch.equal(transfer.tensor("norms.1.weight"), transfer.source.tensor("norms.1.weight"))
-    assert transfer.lines()[0].endswith("147 loaded, 4 rows taken (decoder.classifier, auxiliary.classifier)")
-    assert transfer.lines()[1].startswith("decoder.classifier, auxiliary.classifier: ")
+
+
+def test_the_report_names_both_classifiers(sources: Path) -> None:
+    lines = into(sources / "fpn.safetensors", ["kind 5", "sky", "kind 0"], 3, decoder="fpn").lines()
+    assert lines[0].endswith("147 loaded, 4 rows taken (decoder.classifier, auxiliary.classifier)")
+    assert lines[1] == "decoder.classifier, auxiliary.classifier: 2 of 6 rows by class name; 1 new, zeros (sky)"
 
 
 def test_another_number_of_classes_without_names_and_another_decoder_start_new(sources: Path) -> None:
