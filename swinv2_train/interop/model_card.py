@@ -39,6 +39,7 @@ _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _PIPELINES = {LOGITS: "image-classification", PIXEL_LOGITS: "image-segmentation"}
 _SHOWN_CLASSES = 20
+_CROP = ("crop_pct", "crop_mode")
 _EARLIER_INPUT = {"window_rule": "per-axis", "background": "drop"}
 """Input of evaluations by earlier versions, which had no choice and recorded none."""
 Rows = list[tuple[str, str]]
@@ -311,13 +312,13 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
 def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict[str, Any]:
     """Return the record of an evaluation's input in results.json: all inputs other than weights and data."""
     data, model = config.data, config.model
+    crop = {} if config.task.SIZES_DIFFER else {key: getattr(data, key) for key in _CROP}  # entire images
     return {
         "resolution": list(resolution(config)),
         "window": model.window,
         "pretrained_window": model.pretrained_window,
         "window_rule": model.window_rule,
-        "crop_pct": data.crop_pct,
-        "crop_mode": data.crop_mode,
+        **crop,
         "interpolation": data.augment.interpolation,
         "background": data.background,
         "mean": mean,
@@ -336,7 +337,9 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
         try:
             content = read_object(path)
             same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
-            same = same and content["ema"] == (weights == "ema") and {**_EARLIER_INPUT, **content["input"]} == own
+            given = {**_EARLIER_INPUT, **content["input"]}
+            given = {key: value for key, value in given.items() if key in own or key not in _CROP}
+            same = same and content["ema"] == (weights == "ema") and given == own
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content

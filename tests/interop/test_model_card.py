@@ -98,6 +98,21 @@ def test_a_segmenter_tells_its_own_preparation(
     assert "aspect 0.75" not in card
 
 
+def test_an_evaluation_of_entire_images_does_not_depend_on_the_crop(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", "maps", SegmentationConfig(num_classes=6))
+    source = replace(loaded.source, path=run / "checkpoints" / "step-00000040")
+    mine = replace(loaded, source=source, config=replace(loaded.config, task=SegmentationConfig(num_classes=6)))
+    own = json.loads(json.dumps(evaluated_input(mine.config, mine.mean, mine.std)))
+    found = {
+        "checkpoint": str(source.path), "ema": False, "data": "val.tar", "metrics": {"miou": 0.8125},
+        "input": own | {"crop_mode": "squash", "crop_pct": 0.875}, "label_map": None, "real_labels": None,
+        "max_samples": None,
+    }  # fmt: skip
+    (run / "evaluations" / "val").mkdir(parents=True)
+    (run / "evaluations" / "val" / "results.json").write_text(json.dumps(found))
+    assert "| miou | 0.8125 |" in _card(mine)
+
+
 def test_an_own_transform_is_named_instead_of_a_crop(loaded: LoadedModel, tmp_path: Path) -> None:
     data = DataConfig(augment=AugmentConfig(transform="mine"))
     run = _run(tmp_path / "run", "own", ClassificationConfig(), data=data)

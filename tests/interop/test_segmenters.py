@@ -151,7 +151,7 @@ def test_a_segmenter_is_loaded_whole(sources: Path) -> None:
     [("task.resize=short", (40, 100), (64, 160)), ("task.resize=native", (70, 100), (70, 100)),
      ("task.resize=native", (32, 80), (64, 160)), ("data.crop_mode=squash", (40, 100), (64, 64))],
 )  # fmt: skip
-def test_inputs_of_one_size_are_the_center_at_the_scale_of_the_evaluation(
+def test_inputs_of_one_size_are_the_center_with_its_aspect(
     sources: Path, tmp_path: Path, override: str, source: tuple[int, int], scaled: tuple[int, int]
 ) -> None:
     """From Python, in swinv2-features, and in the probes of a training and of swinv2-eval."""

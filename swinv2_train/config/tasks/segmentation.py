@@ -288,7 +288,7 @@ class SegmentationConfig(TaskConfig):
         return replace(self, num_classes=classes, ignore_index=ignored, class_weights=None)
 
     def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
-        """Return the crop of the center that keeps the scale of an evaluation."""
+        """Return the crop of the center that keeps the aspect, and if it is square the scale of an evaluation."""
         return 1.0, "native" if self.resize == "native" else "center"
 
     def training_preparation(self, config: Config) -> list[tuple[str, str]]:
