@@ -266,12 +266,14 @@ def _split_mappings(items: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     They replace the value of a recipe, like all other overrides; Hydra would add to it, and cannot empty it.
 
     Raises:
-        ConfigError: if another override sets a part of such a mapping.
+        ConfigError: if another override sets a part of such a mapping, or one empties a section.
     """
     kinds = {key: str(spec.type) for key, spec in schema_fields()}
     others, found = [], {}
     for item in items:
         key, _, text = item.partition("=")
+        if kinds.get(key, "").endswith("Config") and text.replace(" ", "") == "{}":
+            raise ConfigError(key, text, "is a section, whose keys cannot be removed; set one of them instead")
         if text.lstrip().startswith("{") and (kinds.get(key) == "Any" or kinds.get(key, "").startswith("dict")):
             ((_, found[key]),) = values_of([item])
         else:
