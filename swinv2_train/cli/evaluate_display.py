@@ -52,7 +52,8 @@ def result_text(found: Evaluated, options: EvalOptions) -> str:
 def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     data, step = found.config.data, "" if found.step is None else f", step {found.step}"
     height, width = resolution(found.config)
-    crop = "squashed" if data.crop_mode == "squash" else f"center crop {data.crop_pct:g}"
+    crops = {"squash": "squashed", "native": "center in its own size"}
+    crop = crops.get(data.crop_mode, f"center crop {data.crop_pct:g}")
     shown = found.config.task.preparation(found.config) or f"{height} x {width} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""

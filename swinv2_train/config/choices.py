@@ -14,7 +14,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.position_bias": POSITION_BIASES,
     "model.window_rule": WINDOW_RULES,
     "data.augment.interpolation": ("bilinear", "bicubic"),
-    "data.crop_mode": ("center", "squash"),
+    "data.crop_mode": ("center", "squash", "native"),
     "task.decoder": ("upernet", "fpn", "linear"),
     "task.resize": ("short", "native"),
     "task.inference": ("whole", "slide"),

@@ -8,13 +8,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swinv2_train.config.environment import remember, stored, without_missing
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.explain import conf_dir, explain, must_be_list, no_such_key, options_of, wrong_type
+from swinv2_train.config.explain import (
+    conf_dir,
+    explain,
+    must_be_list,
+    no_such_key,
+    options_of,
+    schema_fields,
+    wrong_type,
+)
 from swinv2_train.config.model_name import refuse_other_size, true_name
 from swinv2_train.config.override_text import in_grammar, search_path, values_of
 from swinv2_train.config.overrides import FIRST_GROUPS, in_order, key_of
@@ -195,13 +203,14 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     modules, items = without_imports(overrides)
     items = in_grammar(items, config_dir)
     own = [item.lstrip("+") for item in items if item.lstrip("+").startswith("resume.")]
-    others = [item for item in items if not item.lstrip("+").startswith("resume.")]
+    others, mappings = _split_mappings([item for item in items if not item.lstrip("+").startswith("resume.")])
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             installed = import_installed()
             import_plugins(modules)
             store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
             composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search_path(config_dir)])
+            _put(composed, mappings)
             config = _typed(composed, own)
             config.imports = list(dict.fromkeys([*config.imports, *modules, *installed]))
     except yaml.YAMLError as error:
@@ -249,6 +258,39 @@ def _refuse_other_unit(config: Config, overrides: Sequence[str]) -> None:
 def _refuse_other_size(config: Config, items: Sequence[str]) -> None:
     for _, value in values_of([item for item in items if key_of(item) == "model.name"]):
         refuse_other_size(value, config.model)
+
+
+def _split_mappings(items: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return overrides without those that set a mapping, such as `optim.lr_scales={backbone:0.1}`, and these by key.
+
+    They replace the value of a recipe, like all other overrides; Hydra would add to it, and cannot empty it.
+
+    Raises:
+        ConfigError: if another override sets a part of such a mapping, or one empties a section.
+    """
+    kinds = {key: str(spec.type) for key, spec in schema_fields()}
+    others, found = [], {}
+    for item in items:
+        key, _, text = item.partition("=")
+        if kinds.get(key, "").endswith("Config") and text.replace(" ", "") == "{}":
+            raise ConfigError(key, text, "is a section, whose keys cannot be removed; set one of them instead")
+        if text.lstrip().startswith("{") and (kinds.get(key) == "Any" or kinds.get(key, "").startswith("dict")):
+            ((_, found[key]),) = values_of([item])
+        else:
+            others.append(item)
+    for item in others:
+        key = next((key for key in found if key_of(item).startswith(f"{key}.")), None)
+        if key is not None:
+            raise ConfigError(key, found[key], f"replaces all of it, and {item} sets a part; set all of it in braces")
+    return others, found
+
+
+def _put(config: Any, mappings: Mapping[str, Any]) -> None:
+    """Replace values of a composed config."""
+    from omegaconf import OmegaConf
+
+    for key, value in mappings.items():
+        OmegaConf.update(config, key, value, merge=False)
 
 
 def _expand_home(section: Any, key: str) -> None:
@@ -314,7 +356,10 @@ def override(text: str, overrides: Sequence[str]) -> Config:
             raise ConfigError("", wrong, f"cannot read the override {wrong!r}: only key=value is allowed here")
         modules, others = without_imports(overrides)
         import_plugins(modules)
-        config = _typed(OmegaConf.merge(OmegaConf.create(text), _changes(others)))
+        others, mappings = _split_mappings(others)
+        changed = OmegaConf.merge(OmegaConf.create(text), _changes(others))
+        _put(changed, mappings)
+        config = _typed(changed)
         config.imports = list(dict.fromkeys([*config.imports, *modules]))
         _refuse_other_size(config, overrides)
         return config

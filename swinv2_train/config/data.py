@@ -117,4 +117,5 @@ class DataConfig(Section):
     crop_pct: float = 0.875
     """Evaluation: fraction of the resized image's side that the center crop covers (official: 224/256)."""
     crop_mode: str = "center"
-    """Evaluation: center (resize the short side, crop the center) or squash (resize to the input size, no crop)."""
+    """Evaluation: center (resize the short side, crop the center), squash (resize to the input size, no crop), or
+    native (crop the center of the image at its own size; smaller ones are enlarged to the input size)."""

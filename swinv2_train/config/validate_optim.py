@@ -67,7 +67,7 @@ def _validate_freeze(freeze: Any) -> None:
     if isinstance(freeze, Mapping):
         count = freeze.get("stages")
         if set(freeze) != {"stages"} or isinstance(count, bool) or not isinstance(count, int):
-            raise ConfigError("optim.freeze", freeze, "a mapping must be {stages: N}, the backbone's first N stages")
+            raise ConfigError("optim.freeze", freeze, "must be {stages: N}, the backbone's first N stages, or null")
         if not 0 <= count <= NUM_STAGES:
             raise ConfigError("optim.freeze.stages", count, f"must be from 0 to {NUM_STAGES}")
     elif not isinstance(freeze, list) or not all(isinstance(name, str) for name in freeze):

@@ -63,7 +63,7 @@ def eval_crop(image: Tensor, size: tuple[int, int], crop_pct: float, crop_mode: 
     """Return the input of an evaluation, (C, H, W) -> (C, *size), same dtype; see `geometry.fixed_crop`.
 
     Raises:
-        ConfigError: if `crop_mode` is neither center nor squash.
+        ConfigError: for an unknown `crop_mode`.
     """
     crop = fixed_crop((image.shape[-2], image.shape[-1]), size, crop_pct, crop_mode)
     return in_range(crop.image(image, interpolation))

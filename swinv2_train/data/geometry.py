@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.choices import check_choice
 from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.batch import SIZE
 from swinv2_train.data.errors import BrokenSample
@@ -152,18 +152,20 @@ def fixed_crop(source: tuple[int, int], size: tuple[int, int], crop_pct: float, 
         crop_pct: the fraction of the resized image's tighter side that a center crop covers.
         crop_mode: `center`: resize so that the crop covers that fraction, then take the center; for square sizes this
             is the official transform, Resize(int(S / 0.875)) and CenterCrop(S). `squash`: resize to `size`, whatever
-            the aspect, and ignore `crop_pct`, as the official 384-pixel models do.
+            the aspect, and ignore `crop_pct`, as the official 384-pixel models do. `native`: take the center of the
+            image as it is; smaller ones are enlarged as by `center` with a fraction of 1.
 
     Raises:
         ConfigError: for another `crop_mode`.
     """
     height, width = source
+    check_choice("data.crop_mode", crop_mode)
     if crop_mode == "squash":
         return Crop(source, (0, 0, height, width), size, size)
-    if crop_mode != "center":
-        raise ConfigError("data.crop_mode", crop_mode, "must be one of center, squash")
-    tall, wide = (int(side / crop_pct) for side in size)
-    if tall * width >= wide * height:
+    tall, wide = size if crop_mode == "native" else (int(side / crop_pct) for side in size)
+    if crop_mode == "native" and tall <= height and wide <= width:
+        tall, wide = height, width
+    elif tall * width >= wide * height:
         tall, wide = tall, width * tall // height
     else:
         tall, wide = height * wide // width, wide

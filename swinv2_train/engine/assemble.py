@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from swinv2_train.analysis.features import with_fixed_crop
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.checkpoint.identity import CONTENT, EARLIER, SHARDS, Identity, earlier_batches, run_metadata
 from swinv2_train.checkpoint.saver import Saver
@@ -175,7 +176,7 @@ def _probe(parts: Parts, tracker: Tracker) -> Probe | None:
     if not parts.config.probe.shards:
         return None
     return Probe(
-        parts.config,
+        with_fixed_crop(parts.config),
         parts.ranks,
         mean=parts.task.mean,
         std=parts.task.std,

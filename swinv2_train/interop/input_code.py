@@ -24,6 +24,15 @@ _CENTER = """\
     else:
         size = (height * {wide} // width, {wide})
 """
+_NATIVE = """\
+    height, width = pixels.shape[-2:]
+    if height >= {height} and width >= {width}:
+        size = (height, width)
+    elif {height} * width >= {width} * height:
+        size = ({height}, width * {height} // height)
+    else:
+        size = (height * {width} // width, {width})
+"""
 _CROP = """\
     top, left = round((size[0] - {height}) / 2), round((size[1] - {width}) / 2)
     pixels = pixels[..., top : top + {height}, left : left + {width}]
@@ -71,6 +80,8 @@ def input_code(loaded: LoadedModel) -> str:
     sides: dict[str, Any] = {"height": height, "width": width}
     if data.crop_mode == "squash":
         size, crop = _SQUASH.format(**sides), ""
+    elif data.crop_mode == "native":
+        size, crop = _NATIVE.format(**sides), _CROP.format(**sides)
     else:
         tall, wide = int(height / data.crop_pct), int(width / data.crop_pct)
         size, crop = _CENTER.format(tall=tall, wide=wide), _CROP.format(**sides)

@@ -39,6 +39,7 @@ _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 _PIPELINES = {LOGITS: "image-classification", PIXEL_LOGITS: "image-segmentation"}
 _SHOWN_CLASSES = 20
+_CROP = ("crop_pct", "crop_mode")
 _EARLIER_INPUT = {"window_rule": "per-axis", "background": "drop"}
 """Input of evaluations by earlier versions, which had no choice and recorded none."""
 Rows = list[tuple[str, str]]
@@ -157,8 +158,11 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
+    elif data.crop_mode == "native":
+        crop = "the center of the image in its own size; smaller ones are enlarged"
     else:
-        crop = f"resize so that the crop covers {data.crop_pct:.4g} of the tighter side, then the center"
+        part = "" if data.crop_pct == 1 else f"{data.crop_pct:.4g} of "
+        crop = f"resize so that the crop covers {part}the tighter side, then the center"
     range_text = ""
     if data.scale is not None:
         pairs = _listed(f"{low:.6g} to {high:.6g}" for low, high in scale_pairs(data.scale))
@@ -219,7 +223,7 @@ def _training_rows(config: Config) -> Rows:
         ("gradient clipping", f"{optim.clip_norm:g}" if optim.clip_norm else "none"),
         ("drop path", f"{config.model.drop_path:g}"),
         ("precision", f"{config.engine.precision}, ZeRO {config.engine.zero_stage}"),
-        ("random crop", f"area {_listed(augment.scale)}, aspect {_listed(f'{side:.4g}' for side in augment.ratio)}"),
+        *config.task.training_preparation(config),
         ("flips", f"horizontal {augment.hflip:g}, vertical {augment.vflip:g}"),
     ]
     if optim.layer_decay != 1:
@@ -308,13 +312,13 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
 def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict[str, Any]:
     """Return the record of an evaluation's input in results.json: all inputs other than weights and data."""
     data, model = config.data, config.model
+    crop = {} if config.task.SIZES_DIFFER else {key: getattr(data, key) for key in _CROP}  # entire images
     return {
         "resolution": list(resolution(config)),
         "window": model.window,
         "pretrained_window": model.pretrained_window,
         "window_rule": model.window_rule,
-        "crop_pct": data.crop_pct,
-        "crop_mode": data.crop_mode,
+        **crop,
         "interpolation": data.augment.interpolation,
         "background": data.background,
         "mean": mean,
@@ -333,7 +337,9 @@ def last_evaluation(loaded: LoadedModel, run: Path | None, weights: str) -> dict
         try:
             content = read_object(path)
             same = Path(content["checkpoint"]).resolve() == loaded.source.path.resolve()
-            same = same and content["ema"] == (weights == "ema") and {**_EARLIER_INPUT, **content["input"]} == own
+            given = {**_EARLIER_INPUT, **content["input"]}
+            given = {key: value for key, value in given.items() if key in own or key not in _CROP}
+            same = same and content["ema"] == (weights == "ema") and given == own
             partial = [content[key] for key in ("label_map", "real_labels", "max_samples")]
             if same and partial == [None] * 3 and isinstance(content["metrics"], dict):
                 return content

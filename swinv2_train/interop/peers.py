@@ -19,6 +19,7 @@ from swinv2_train.config.values import value_settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from swinv2_train.config.data import DataConfig
     from swinv2_train.interop.load import LoadedModel
 
 TIMM_ARCHITECTURE = "swinv2_tiny_window8_256"
@@ -55,7 +56,7 @@ def check_huggingface(model: ModelConfig, resolution: tuple[int, int], crop_mode
         if height != width or height == 1:
             hint = "huggingface takes one side above 1 per stage"
             raise ConfigError("model.pretrained_window", model.pretrained_window, hint)
-    if resolution[0] != resolution[1] and crop_mode == "center":
+    if resolution[0] != resolution[1] and crop_mode != "squash":
         hint = "the image processors of huggingface crop only squares; set data.crop_mode=squash"
         raise ConfigError("data.resolution", list(resolution), hint)
 
@@ -120,8 +121,8 @@ def timm_config(
             "fixed_input_size": True,
             "interpolation": data.augment.interpolation,
             # timm's squash also crops, by this fraction; this package's does not.
-            "crop_pct": 1.0 if data.crop_mode == "squash" else data.crop_pct,
-            "crop_mode": data.crop_mode,
+            "crop_pct": data.crop_pct if data.crop_mode == "center" else 1.0,
+            "crop_mode": "center" if data.crop_mode == "native" else data.crop_mode,
             "mean": loaded.mean,
             "std": loaded.std,
             "num_classes": num_classes,
@@ -129,11 +130,17 @@ def timm_config(
             "first_conv": "patch_embed.proj",
             "classifier": "head.fc",
         },
-        OWN_INPUT: {"bits": list(bits), "background": data.background, **value_settings(data)},
+        OWN_INPUT: _own_input(data, bits),
     }
     if num_classes and loaded.class_names:
         config["label_names"] = loaded.class_names
     return config
+
+
+def _own_input(data: DataConfig, bits: Sequence[int]) -> dict[str, Any]:
+    """Return the settings that other libraries have no key for; see `sidecar`."""
+    native = {"crop_mode": "native"} if data.crop_mode == "native" else {}
+    return {"bits": list(bits), "background": data.background, **native, **value_settings(data)}
 
 
 def _side(pair: tuple[int, int]) -> int | list[int]:
@@ -203,16 +210,17 @@ def huggingface_preprocessor(loaded: LoadedModel, resolution: tuple[int, int], d
         "image_mean": loaded.mean,
         "image_std": loaded.std,
         "do_convert_rgb": loaded.config.model.in_channels == 3,
-        OWN_INPUT: {"bits": list(depths), "background": data.background, **value_settings(data)},
+        OWN_INPUT: _own_input(data, depths),
     }
     if data.crop_mode == "squash":
         return {"image_processor_type": "ViTImageProcessor", **config, "size": {"height": height, "width": width}}
+    crop_pct = data.crop_pct if data.crop_mode == "center" else 1.0
     return {
         "image_processor_type": "BitImageProcessor",
         **config,
-        "size": {"shortest_edge": int(height / data.crop_pct)},
+        "size": {"shortest_edge": int(height / crop_pct)},
         "do_center_crop": True,
-        "crop_pct": data.crop_pct,  # for this package; the processor uses the two sizes
+        "crop_pct": crop_pct,  # for this package; the processor uses the two sizes
         "crop_size": {"height": height, "width": width},
     }
 

@@ -167,6 +167,8 @@ def _put_own(crop: dict[str, Any], given: Any) -> None:
         crop["bits"] = bits
     if given.get("background") is not None:
         crop["background"] = given["background"]
+    if given.get("crop_mode") == "native":
+        crop["crop_mode"] = "native"
     crop.update({key: given[key] for key in VALUE_KEYS if given.get(key) is not None})
 
 

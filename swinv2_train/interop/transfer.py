@@ -90,10 +90,11 @@ class Transfer:
         step = "" if self.source.step is None else f", step {self.source.step}"
         counts = Counter(row.action for row in self.rows)
         said = [f"{count} {action}{self._examples(action)}" for action, count in counts.items()]
-        changed = {row.detail: f"{_short(row)}: {row.detail}" for row in self.rows if row.action not in _QUIET}
+        changed = [row for row in self.rows if row.action not in _QUIET]
+        details = dict.fromkeys(row.detail for row in changed)
         return [
             f"weights from {self.source.path} ({self.source.format}{step}): {', '.join(said)}",
-            *changed.values(),
+            *(f"{_names(row for row in changed if row.detail == detail)}: {detail}" for detail in details),
             *self.source.notes,
         ]
 
@@ -109,17 +110,27 @@ class Transfer:
             return ""
         if action == "renamed":
             return f" (from the names of {self.source.format})"
-        distinct = list(dict.fromkeys(_short(row) for row in self.of(action)))
-        return f" ({', '.join(distinct[:4])}{', ...' if len(distinct) > 4 else ''})"
+        return f" ({_names(self.of(action))})"
 
 
+ROWS_TAKEN = "rows taken"
+"""Action of a head whose rows are taken by class."""
 _QUIET = ("loaded", "renamed", "dropped")
 _ONLY_OF = "of task="
 """Beginning of the reason for dropping a part of another task or of another head."""
 
 
+def _names(rows: Iterable[Row]) -> str:
+    """Return the tensors of some rows in a few words."""
+    distinct = list(dict.fromkeys(map(_short, rows)))
+    return f"{', '.join(distinct[:4])}{', ...' if len(distinct) > 4 else ''}"
+
+
 def _short(row: Row) -> str:
-    """Return a tensor in a word or two: `head`, `decoder`, or the last part of the name of a buffer."""
+    """Return a tensor in a word or two: `head`, `decoder`, `decoder.classifier` for some of its rows, or the last part
+    of the name of a buffer."""
+    if row.action == ROWS_TAKEN:
+        return row.key.rpartition(".")[0]
     of_task = row.action == "new" or (row.action == "dropped" and row.detail.startswith(_ONLY_OF))
     if row.key in (*HEAD, *SIMMIM_ONLY) or (of_task and not in_backbone(row.key)):
         return row.key.partition(".")[0]
@@ -289,7 +300,7 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
         return values
 
     transfer._make[key] = make
-    return Row(key, "rows taken" if transfer.head.taken else "new", transfer.head.detail(classes))
+    return Row(key, ROWS_TAKEN if transfer.head.taken else "new", transfer.head.detail(classes))
 
 
 def change_channels(weight: Tensor, channels: int) -> Tensor:

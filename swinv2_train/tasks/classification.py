@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS, ClassificationConfig
 from swinv2_train.config.validate import resolution
@@ -144,12 +143,6 @@ class Classification(Task):
 
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
-        if not config.task.classes:
-            fix = (
-                "the shards have no dataset card with classes: set their number, let data.label=cls count them, or "
-                "pack the shards with swinv2-data"
-            )
-            raise ConfigError("task.num_classes", 0, fix)
         return cls(config, mean, std, card.class_counts if card else None, card.class_names if card else None)
 
     @staticmethod

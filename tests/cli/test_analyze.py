@@ -21,6 +21,7 @@ from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.errors import MainRankError
 from tests.engine.threads import on_ranks
 from tests.evaluated import classifier, encoder, labelled_shards, save_weights
+from tests.runs import exit_code
 from tests.segmented import make_segmented_shard
 
 
@@ -34,17 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*items: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(items))
-    return int(caught.value.code or 0)
-
-
 @pytest.mark.slow
 def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models = [f"{folder}/log.safetensors", f"{folder}/table.safetensors"]
     rest = [f"data={folder}/val", "windows=4,8", "workers=0", "device=cpu", f"out={tmp_path}/new"]
-    assert run("windows", *models, *rest) == 0
+    assert exit_code(main, "windows", *models, *rest) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["top-1", "accuracy", "(%)", "W4", "I32", "W8", "I64"]
     assert [line.split("  ")[0] for line in printed[1:3]] == ["log-spaced CPB", "parameterised bias"]
@@ -65,7 +60,9 @@ def test_windows_of_a_segmenter_keep_their_proportions(
     task = SegmentationConfig(num_classes=3, channels=8, decoder="fpn", auxiliary_weight=0)
     save_weights(tmp_path / "stages.safetensors", task, window=[4, 4, 4, 2])
     rest = [f"data={tmp_path}/eval-0.tar", "workers=0", "device=cpu"]
-    assert run("windows", f"{tmp_path}/stages.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
+    assert (
+        exit_code(main, "windows", f"{tmp_path}/stages.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
+    )
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["mean", "IoU", "(%)", "W4", "I32", "W8", "I64"]
     (model,) = json.loads((tmp_path / "new" / "windows.json").read_text())["models"]
@@ -85,7 +82,7 @@ def test_signal_draws_all_models_in_one_picture(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     models = [f"{folder}/log.safetensors", f"V1={folder}/table.safetensors"]
-    assert run("signal", *models, "batch=2", "device=cpu", f"out={tmp_path}") == 0
+    assert exit_code(main, "signal", *models, "batch=2", "device=cpu", f"out={tmp_path}") == 0
     assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["res-post-norm", "V1"]
     content = json.loads((tmp_path / "signal.json").read_text())
     assert content["images"] == "normal noise, seed 0"
@@ -98,7 +95,9 @@ def test_signal_draws_all_models_in_one_picture(
 @pytest.mark.slow
 def test_signal_of_an_encoder_on_real_images(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("signal", f"{folder}/encoder.safetensors", f"data={folder}/val", "batch=4", "device=cpu") == 0
+    assert (
+        exit_code(main, "signal", f"{folder}/encoder.safetensors", f"data={folder}/val", "batch=4", "device=cpu") == 0
+    )
     content = json.loads((tmp_path / "analysis" / "signal.json").read_text())
     assert content["models"][0]["name"] == "encoder"
     assert content["images"] == f"{folder}/val"
@@ -163,7 +162,7 @@ def test_usage_errors_are_one_sentence(
     folder: Path, tmp_path: Path, items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [item.replace("{log}", f"{folder}/log.safetensors") for item in items]
-    assert run(*given, "device=cpu", f"out={tmp_path}") == 2
+    assert exit_code(main, *given, "device=cpu", f"out={tmp_path}") == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1

@@ -22,6 +22,7 @@ from swinv2_train.errors import RunError
 from swinv2_train.launch.local_ranks import run_ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from tests.evaluated import classifier, encoder, labelled_shards
+from tests.runs import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*items: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(list(items))
-    return int(caught.value.code or 0)
-
-
 def given(folder: Path, model: str = "model") -> list[str]:
     return [f"checkpoint={folder / model}.safetensors", f"data={folder}/val", "workers=0", "device=cpu"]
 
@@ -48,7 +43,7 @@ def given(folder: Path, model: str = "model") -> list[str]:
 def test_an_evaluation_prints_a_table_and_leaves_its_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*given(folder), f"out={tmp_path}/new/place") == 0
+    assert exit_code(main, *given(folder), f"out={tmp_path}/new/place") == 0
     printed = capsys.readouterr().out
     for part in ("12 samples, 1 broken", "top-1 accuracy", "calibration error", "worst classes", "img00005"):
         assert part in printed
@@ -72,7 +67,7 @@ def test_a_place_is_found_for_every_evaluation(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(*given(folder, "encoder"), "data.resolution=64", f"probe={folder}/train", "--json") == 0
+    assert exit_code(main, *given(folder, "encoder"), "data.resolution=64", f"probe={folder}/train", "--json") == 0
     results = json.loads(capsys.readouterr().out)
     assert results["input"]["resolution"] == [64, 64]
     assert set(results["metrics"]) == {"loss", "samples", "probe/knn_top1", "probe/linear_top1"}
@@ -138,7 +133,7 @@ def test_a_run_keeps_its_evaluations(tmp_path: Path) -> None:
     ],
 )
 def test_usage_errors_are_one_sentence(items: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*items, "device=cpu") == 2
+    assert exit_code(main, *items, "device=cpu") == 2
     error = capsys.readouterr().err
     assert error.startswith("swinv2-eval: ")
     assert sentence in error
@@ -157,7 +152,7 @@ def test_contradictions_are_one_sentence(
         (f"out={tmp_path}/file", "cannot be written to"),
         (f"label_map={tmp_path}/none.txt", "cannot be read"),
     ):
-        assert run(*given(folder), item) == 2, item
+        assert exit_code(main, *given(folder), item) == 2, item
         error = capsys.readouterr().err
         assert sentence in error, error
         assert len(error.splitlines()) == 1
@@ -172,7 +167,7 @@ def test_a_full_disk_costs_no_numbers(
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Chart, "save", full)
-    assert run(*given(folder), f"out={tmp_path}") == 1
+    assert exit_code(main, *given(folder), f"out={tmp_path}") == 1
     printed = capsys.readouterr()
     assert "top-1 accuracy" in printed.out
     remedy = "No space left on device; make room there, or choose another path"
@@ -186,9 +181,9 @@ def test_two_ranks_that_it_starts_agree_with_one(
 ) -> None:
     """And import nothing from the working directory."""
     monkeypatch.chdir(hostile)
-    assert run(*given(folder), f"out={tmp_path}/one", "--json") == 0
+    assert exit_code(main, *given(folder), f"out={tmp_path}/one", "--json") == 0
     alone = json.loads(capfd.readouterr().out)
-    assert run(*given(folder), f"out={tmp_path}/two", "ranks=2", "batch=3", "--json") == 0
+    assert exit_code(main, *given(folder), f"out={tmp_path}/two", "ranks=2", "batch=3", "--json") == 0
     together = json.loads(capfd.readouterr().out)
     assert together["ranks"] == 2
     assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-5)
@@ -245,7 +240,7 @@ def test_an_interrupt_is_one_sentence_and_leaves_nothing_behind(
 
     monkeypatch.setattr(ShardSet, "read", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    assert run(*given(folder), f"out={tmp_path}/out") == 130
+    assert exit_code(main, *given(folder), f"out={tmp_path}/out") == 130
     model, val = folder / "model.safetensors", folder / "val"
     loading = f"swinv2-eval: loading {model} and {val} ..."
     assert capsys.readouterr().err.splitlines() == [loading, "swinv2-eval: interrupted"]

@@ -9,17 +9,12 @@ import pytest
 from swinv2_train.cli.export import FORMATS, main
 from swinv2_train.interop.target import EXPORTS
 from tests.interop.made import make_picture, write_model
+from tests.runs import exit_code
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("export") / "model.safetensors")
-
-
-def _run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def test_the_command_knows_all_formats() -> None:
@@ -35,7 +30,10 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
     for seed in range(3):
         make_picture(pictures / f"{seed}.png", seed=seed)
     out = tmp_path / "out"
-    assert _run(source, out, "--format", "timm", "model.window=8", "--images", pictures, "data.resolution=128") == 0
+    assert (
+        exit_code(main, source, out, "--format", "timm", "model.window=8", "--images", pictures, "data.resolution=128")
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "model.safetensors" in shown
     assert "the logits of 7 images differ by at most" in shown  # these and 4 that are made
@@ -64,7 +62,7 @@ def test_usage_errors_are_one_sentence(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     names = {"source": source, "out": tmp_path / "out", "tmp": tmp_path}
-    assert _run(*(argument.format(**names) for argument in arguments)) == 2
+    assert exit_code(main, *(argument.format(**names) for argument in arguments)) == 2
     message = capsys.readouterr().err.strip()
     assert says in message
     assert message.count("\n") == 0

@@ -16,7 +16,7 @@ from swinv2_train.cli.analyze import main as analyze
 from swinv2_train.cli.features import data_options, main
 from swinv2_train.config.errors import ConfigError
 from tests.evaluated import classifier, encoder, labelled_shards
-from tests.runs import make_images
+from tests.runs import exit_code, make_images
 
 PYARROW = importlib.util.find_spec("pyarrow") is not None
 
@@ -31,16 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*items: object, command=main) -> int:
-    with pytest.raises(SystemExit) as caught:
-        command([str(item) for item in items])
-    return int(caught.value.code or 0)
-
-
 def test_images_with_a_picture_of_neighbors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, sheet = tmp_path / "a.npz", tmp_path / "sheet.png"
     options = ("workers=0", "device=cpu", "queries=2", "neighbors=3", f"sheet={sheet}")
-    assert run(folder / "encoder.safetensors", folder / "images", out, *options, "data.resolution=64") == 0
+    assert exit_code(main, folder / "encoder.safetensors", folder / "images", out, *options, "data.resolution=64") == 0
     assert f"{out}: 4 rows of {folder}/encoder.safetensors: features 128" in capsys.readouterr().out
     assert np.load(out)["features"].shape == (4, 128)
     picture = Image.open(sheet)
@@ -53,7 +47,12 @@ def test_shards_with_maps_and_a_broken_image_among_files(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tar = folder / "shards" / "val-000000.tar"
-    assert run("model.window=2", folder / "model.safetensors", "stages=1,3", tar, tmp_path / "a.npz", "workers=0") == 0
+    assert (
+        exit_code(
+            main, "model.window=2", folder / "model.safetensors", "stages=1,3", tar, tmp_path / "a.npz", "workers=0"
+        )
+        == 0
+    )
     with np.load(tmp_path / "a.npz") as table:
         assert table["stage1"].shape == (5, 16, 8, 8)
         assert table["stage3"].shape == (5, 64, 2, 2)
@@ -61,7 +60,7 @@ def test_shards_with_maps_and_a_broken_image_among_files(
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     capsys.readouterr()
     items = (folder / "images", tmp_path / "broken.jpg", tmp_path / "b.npz")
-    assert run(folder / "model.safetensors", *items, "workers=0") == 1
+    assert exit_code(main, folder / "model.safetensors", *items, "workers=0") == 1
     printed = capsys.readouterr()
     assert f"swinv2-features: {tmp_path}/broken.jpg: " in printed.err
     assert "samples that could not be used, and have no row: 1" in printed.err
@@ -75,7 +74,7 @@ def test_parquet_has_the_same_columns(folder: Path, tmp_path: Path) -> None:
     given = (folder / "model.safetensors", folder / "shards")
     for name in ("a.npz", "a.parquet"):
         sheet = f"sheet={tmp_path / name}.png"
-        assert run(*given, tmp_path / name, "stages=4", "workers=0", sheet) == 0
+        assert exit_code(main, *given, tmp_path / name, "stages=4", "workers=0", sheet) == 0
     table = pq.read_table(tmp_path / "a.parquet")
     with np.load(tmp_path / "a.npz") as plain:
         names = [name for name in plain.files if name != "about"]
@@ -97,7 +96,7 @@ def test_attention_of_images(folder: Path, tmp_path: Path, capsys: pytest.Captur
         folder / "images" / "0001.jpg",
         out,
     )
-    assert run(*given, "at=0.2,0.9", "device=cpu", command=analyze) == 0
+    assert exit_code(analyze, *given, "at=0.2,0.9", "device=cpu") == 0
     assert capsys.readouterr().out == f"{out}: 2 images\n"
     assert Image.open(out).height > 4 * 192
 
@@ -144,7 +143,7 @@ def test_usage_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"model": folder / "model.safetensors", "images": folder / "images", "shards": folder / "shards"}
-    assert run(*(item.format(**names) for item in items), command=command) == 2
+    assert exit_code(command, *(item.format(**names) for item in items)) == 2
     error = capsys.readouterr().err
     assert message.format(**names) in error
     assert len(error.splitlines()) == 1
@@ -153,9 +152,9 @@ def test_usage_errors_are_one_line(
 
 def test_names_and_dashes_mean_the_same(folder: Path, tmp_path: Path) -> None:
     model, images = folder / "model.safetensors", folder / "images"
-    assert run(model, images, tmp_path / "a.npz", "workers=0", "stages=2") == 0
+    assert exit_code(main, model, images, tmp_path / "a.npz", "workers=0", "stages=2") == 0
     named = (f"out={tmp_path / 'b.npz'}", "--stages", "2", f"data={images}", "--workers=0", f"checkpoint={model}")
-    assert run(*named) == 0
+    assert exit_code(main, *named) == 0
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
@@ -163,7 +162,7 @@ def test_names_and_dashes_mean_the_same(folder: Path, tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_names_the_package(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(folder / "model.safetensors", folder / "images", tmp_path / "a.parquet") == 2
+    assert exit_code(main, folder / "model.safetensors", folder / "images", tmp_path / "a.parquet") == 2
     assert "Parquet needs the package pyarrow; pip install 'swinv2-train[parquet]'" in capsys.readouterr().err
 
 
@@ -207,7 +206,7 @@ def test_no_file_of_the_user_is_replaced_or_removed(
         ((images, tmp_path / "e.npz"), "e.npz.parts is a file"),
         ((images, tmp_path / "o.npz", f"sheet={images}.png/x.png"), f"{images}.png is not a directory"),
     ):
-        assert run(folder / "model.safetensors", *items, "workers=0") == 2
+        assert exit_code(main, folder / "model.safetensors", *items, "workers=0") == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
@@ -222,7 +221,9 @@ def test_outputs_in_the_folder_of_the_images_are_not_images(folder: Path, tmp_pa
     for _ in range(2):
         (images / "a.npz.parts").mkdir()
         (images / "a.npz.parts" / ".a.npz.1-2.partial").touch()
-        assert run(folder / "model.safetensors", images, out, "workers=0", f"sheet={images / 'nb.png'}") == 0
+        assert (
+            exit_code(main, folder / "model.safetensors", images, out, "workers=0", f"sheet={images / 'nb.png'}") == 0
+        )
         tables.append(out.read_bytes())
     assert tables[0] == tables[1]
     assert len(np.load(out)["name"]) == 4

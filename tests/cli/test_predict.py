@@ -17,6 +17,7 @@ from swinv2_train.cli.predict import main
 from swinv2_train.interop.input_check import prepared
 from swinv2_train.interop.load import load_model
 from tests.interop.made import CLASSES, make_picture, write_model
+from tests.runs import exit_code
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +36,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
-
-
 @pytest.mark.slow
 def test_all_outputs_agree_with_the_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, png = tmp_path / "out", tmp_path / "sheet.png"
     arguments = ("--top", 3, "--batch", 2, "--out", out, "--sheet", png)
-    assert _run(place / "model.safetensors", place / "pictures", *arguments) == 1
+    assert exit_code(main, place / "model.safetensors", place / "pictures", *arguments) == 1
     shown = capsys.readouterr()
     assert "half.jpg: jpeg:" in shown.err
     assert "text.png: it is not a JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF, or JPEG 2000 image" in shown.err
@@ -103,7 +98,10 @@ def test_names_patterns_and_changes(place: Path, tmp_path: Path, capsys: pytest.
     labels = tmp_path / "labels.txt"
     labels.write_text("".join(f"sort {number}\n" for number in range(len(CLASSES))))
     pattern = place / "pictures" / "**" / "*.JPG"
-    assert _run(place / "model.safetensors", pattern, "--labels", labels, "--top", 1, "data.resolution=128") == 0
+    assert (
+        exit_code(main, place / "model.safetensors", pattern, "--labels", labels, "--top", 1, "data.resolution=128")
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "upright.JPG" in shown
     assert "sort " in shown
@@ -129,7 +127,7 @@ def test_usage_errors_are_one_sentence(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     names = {"place": place, "tmp": tmp_path, "picture": place / "pictures" / "deeper" / "upright.JPG"}
-    assert _run(*(argument.format(**names) for argument in arguments)) == 2
+    assert exit_code(main, *(argument.format(**names) for argument in arguments)) == 2
     message = capsys.readouterr().err.strip()
     assert says in message
     assert message.count("\n") == 0

@@ -20,6 +20,7 @@ from swinv2_train.interop.load import load_model
 from swinv2_train.tasks.segmentation.inference import Inference
 from tests.evaluated import classifier, save_weights
 from tests.interop.made import make_picture
+from tests.runs import exit_code
 from tests.tasks.segmentation.scores import predict_labels
 
 NAMES = ["ground", "wall", "sky"]
@@ -41,18 +42,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
-
-
 @pytest.mark.slow
 def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = Path(shutil.copytree(place / "pictures", tmp_path / "pictures"))
     out = pictures / "maps"  # a repeated call does not take its results for images
     options = ["--inference", "slide", "overlap=0.25", "scales=1,0.75", "--flip", "test_window=8", "top=2"]
-    assert _run(place / "segmenter.safetensors", pictures, "--out", out, *options) == 1
+    assert exit_code(main, place / "segmenter.safetensors", pictures, "--out", out, *options) == 1
     shown = capsys.readouterr()
     assert "broken.png: it is not a JPEG" in shown.err
     assert "3 images predicted, 1 could not be read" in shown.err
@@ -86,10 +81,10 @@ def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.
     assert "--own:#" in sheet
 
     # The same images again replace their files; others do not get among them.
-    assert _run(place / "segmenter.safetensors", pictures / "a.png", pictures / "a.jpg", "--out", out) == 2
+    assert exit_code(main, place / "segmenter.safetensors", pictures / "a.png", pictures / "a.jpg", "--out", out) == 2
     assert "labels has files of other images (b.png): choose another directory" in capsys.readouterr().err
     (out / "predictions.csv").unlink()
-    assert _run(place / "segmenter.safetensors", pictures, "--out", out) == 1
+    assert exit_code(main, place / "segmenter.safetensors", pictures, "--out", out) == 1
     assert (out / "predictions.csv").exists()
 
 
@@ -97,9 +92,9 @@ def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.
 def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tifffile.imwrite(tmp_path / "scene.tif", np.zeros((40, 50, 3), np.uint8), photometric="rgb")
     arguments = [place / "segmenter.safetensors", tmp_path / "scene.tif", "data.max_pixels=1000"]
-    assert _run(*arguments) == 1
+    assert exit_code(main, *arguments) == 1
     assert "50 x 40 is above the limit of 1,000 pixels" in capsys.readouterr().err
-    assert _run(*arguments, "task.resize=native", "inference=slide") == 0
+    assert exit_code(main, *arguments, "task.resize=native", "inference=slide") == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +122,7 @@ def test_usage_errors_are_one_sentence(
     (place / "own" / "labels").mkdir(parents=True, exist_ok=True)
     shutil.copy(place / "pictures" / "a.png", place / "own" / "labels" / "a.png")
     names = {"place": place, "picture": place / "pictures" / "a.png"}
-    assert _run(*(argument.format(**names) for argument in arguments)) == 2
+    assert exit_code(main, *(argument.format(**names) for argument in arguments)) == 2
     message = capsys.readouterr().err.strip()
     assert says in message
     assert message.count("\n") == 0

@@ -39,6 +39,31 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert from_yaml(tmp_path / "resolved.yaml") == config
 
 
+@pytest.mark.parametrize(
+    ("item", "scales"),
+    [
+        ("optim.lr_scales={}", {}),
+        ("optim.lr_scales={ decoder: 2 }", {"decoder": 2}),
+        ("optim.lr_scales.backbone=2", {"backbone": 2}),
+        ("+optim.lr_scales={decoder:2}", {"backbone": 0.5, "decoder": 2}),
+        ("optim.lr_scales=null", None),
+    ],
+)
+def test_a_value_in_braces_replaces_that_of_a_recipe(tmp_path: Path, item: str, scales: dict[str, float]) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\n# Mine.\noptim: {lr_scales: {backbone: 0.5}}\nengine: {deepspeed: {a: {b: 1}}}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    config = compose(["+experiment=mine", item, "engine.deepspeed={}"], tmp_path)
+    assert (config.optim.lr_scales, config.engine.deepspeed) == (scales, {})
+    if not item.startswith("+"):
+        changed = override(to_yaml(compose(["+experiment=mine"], tmp_path)), [item, "engine.deepspeed={c: 1}"])
+        assert (changed.optim.lr_scales, changed.engine.deepspeed) == (scales, {"c": 1})
+    with pytest.raises(ConfigError, match=r"optim=\{\}: is a section"):
+        compose(["+experiment=mine", "optim={}"], tmp_path)
+    with pytest.raises(ConfigError, match=r"engine\.deepspeed=\{\}: replaces all of it, and \+engine\.deepspeed\.c=1 "):
+        compose(["+experiment=mine", "engine.deepspeed={}", "+engine.deepspeed.c=1"], tmp_path)
+
+
 def test_own_configs_stand_next_to_the_shipped_ones(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\n# Mine.\ndefaults:\n  - /experiment/simmim_tiny\nrun: {name: mine}\nseed: 7\n"

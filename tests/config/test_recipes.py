@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig
 from swinv2_train.config.validate import resolution, validate
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
+from swinv2_train.planner.activations import activations
+from swinv2_train.planner.fit import GIB
+from swinv2_train.planner.memory import peak
 
 NAMES = [name for name, _ in experiments()]
 IN1K, IN22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
@@ -68,6 +72,31 @@ def test_an_experiment_opens_with_its_contract(name: str, recipes: dict[str, Con
         assert f"starts from {config.init_from}" in parts["Command"]
         stages = {stage.name for stage in load_pipeline("demo", split_arguments([])[1]).stages}
         assert Path(config.init_from).name in {*NAMES, *stages}
+
+
+@pytest.mark.slow
+def test_the_memory_in_a_header_is_that_of_the_planner(recipes: dict[str, Config]) -> None:
+    """Of a rank at the peak, on as many GPUs as the header names last, and of an image in the recipe's micro-batch."""
+    found = 0
+    for name in sorted(set(NAMES) - SMALL):
+        text, config = header(name)["Hardware"], recipes[name]
+        if config.task.classes == 0:  # the data decides
+            classes = int(re.search(r"for (\d+) classes", text)[1])  # type: ignore[index]
+            config = replace(config, task=replace(config.task, num_classes=classes))  # type: ignore[call-arg]
+        place = text.index("GiB of GPU memory at the peak")
+        world = re.findall(r"(\d+|[Oo]ne) (?:A100-40G|GPUs?\b)", text[:place])[-1]
+        plan = make_plan(config, int(world) if world.isdigit() else 1, config.data.expected_samples or 1000)
+        needed = peak(config, plan)
+        saved = activations(config, plan.micro_batch, gpu=True)[-1].saved / plan.micro_batch
+        for size, words in (
+            (f"{needed.total / GIB:.1f}", "GiB of GPU memory at the peak"),
+            (f"{(needed.total - needed.states) / GIB:.1f}", "GiB are activations"),
+            (f"{saved / GIB:.2f}", "GiB of saved activations per image"),
+        ):
+            stated = re.findall(rf"([\d.]+) {words}", text)
+            assert stated in ([], [size]), f"{name}: {size} {words}"
+            found += len(stated)
+    assert found == 2 * len(set(NAMES) - SMALL) - 1  # simmim_huge states the peak alone
 
 
 @pytest.mark.parametrize("path", sorted(conf_dir().rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")

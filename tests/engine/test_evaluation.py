@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from swinv2_train.checkpoint.layout import list_checkpoints, read_manifest
+from swinv2_train.config.compose import from_yaml
+from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import SegmentationConfig
+from swinv2_train.engine.assemble import _probe
 from swinv2_train.engine.evaluation import due
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.tracking.figures import with_heading
+from tests.engine.threads import on_ranks
 from tests.runs import make_labelled_shard, metrics, run_here, tiny_run
 
 
@@ -66,10 +72,18 @@ def test_looking_changes_nothing_of_the_training(run: Path, finished_run: Path) 
 
 
 def test_what_is_on_has_its_turn_at_the_end(run: Path) -> None:
-    from swinv2_train.config.compose import from_yaml
-
     config = from_yaml(run / "resolved.yaml")
     assert due(config, 7, last=False) == set()
     assert due(config, 6, last=False) == {"probe"}
     assert due(config, 4, last=False) == {"evaluate", "probe", "signal"}
     assert due(config, 7, last=True) == {"evaluate", "probe", "signal", "draw"}
+
+
+def test_the_probe_of_a_segmenter_prepares_images_as_for_its_finished_weights(run: Path) -> None:
+    task = SegmentationConfig(num_classes=3, resize="native")
+    config = Config(task=task, probe=from_yaml(run / "resolved.yaml").probe)
+    rest = {"task": SimpleNamespace(mean=[0.5] * 3, std=[0.5] * 3), "plan": SimpleNamespace(micro_batch=4)}
+    tracker = SimpleNamespace(warn=print)
+    (probe,) = on_ranks(1, lambda ranks: _probe(SimpleNamespace(config=config, ranks=ranks, **rest), tracker))
+    assert (probe.config.data.crop_mode, probe.config.data.crop_pct) == ("native", 1)
+    assert config.data.crop_mode == "center"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from swinv2_train.config.compose import to_yaml
+from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig
+from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, SimMIMConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
 from swinv2_train.interop.input_check import InputCheck
@@ -76,6 +77,48 @@ def test_a_run_tells_how_the_weights_were_made(loaded: LoadedModel, tmp_path: Pa
     assert card.count("# finetuning") == 1
     for known in ("| length | 5,000 steps |", "| label smoothing | 0.1 |", "1. the run pretraining (simmim)"):
         assert known in card, known
+    assert "| random crop | area 0.67, 1, aspect 0.75, 1.333 |" in card
+
+
+@pytest.mark.parametrize(
+    ("task", "reference"),
+    [
+        (SegmentationConfig(num_classes=6), "short side 64 pixels, longer side at most 256"),
+        (SegmentationConfig(num_classes=6, resize="native", max_class_share=1.0), "in its own size"),
+    ],
+)
+def test_a_segmenter_tells_its_own_preparation(
+    loaded: LoadedModel, tmp_path: Path, task: SegmentationConfig, reference: str
+) -> None:
+    run = _run(tmp_path / "run", "maps", task, data=DataConfig(resolution=64))
+    card = _card(replace(loaded, source=replace(loaded.source, path=run / "checkpoints" / "step-00000040")))
+    assert f"| random scale | 0.5 to 2 times the size in evaluation: {reference} |" in card
+    limit = ", at most 0.75 of one class" if task.resize == "short" else ""
+    assert f"| random crop | 64x64 pixels{limit} |" in card
+    assert "aspect 0.75" not in card
+
+
+def test_an_evaluation_of_entire_images_does_not_depend_on_the_crop(loaded: LoadedModel, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", "maps", SegmentationConfig(num_classes=6))
+    source = replace(loaded.source, path=run / "checkpoints" / "step-00000040")
+    mine = replace(loaded, source=source, config=replace(loaded.config, task=SegmentationConfig(num_classes=6)))
+    own = json.loads(json.dumps(evaluated_input(mine.config, mine.mean, mine.std)))
+    found = {
+        "checkpoint": str(source.path), "ema": False, "data": "val.tar", "metrics": {"miou": 0.8125},
+        "input": own | {"crop_mode": "squash", "crop_pct": 0.875}, "label_map": None, "real_labels": None,
+        "max_samples": None,
+    }  # fmt: skip
+    (run / "evaluations" / "val").mkdir(parents=True)
+    (run / "evaluations" / "val" / "results.json").write_text(json.dumps(found))
+    assert "| miou | 0.8125 |" in _card(mine)
+
+
+def test_an_own_transform_is_named_instead_of_a_crop(loaded: LoadedModel, tmp_path: Path) -> None:
+    data = DataConfig(augment=AugmentConfig(transform="mine"))
+    run = _run(tmp_path / "run", "own", ClassificationConfig(), data=data)
+    card = _card(replace(loaded, source=replace(loaded.source, path=run / "checkpoints" / "step-00000040")))
+    assert "| transform | mine |" in card
+    assert "random crop" not in card
 
 
 def test_a_chain_that_bites_its_tail_ends(loaded: LoadedModel, tmp_path: Path) -> None:

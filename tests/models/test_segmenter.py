@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, variant
+from swinv2_train.config.model import ModelConfig, count_parameters, variant
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.models import InputError, Segmenter, drop_path_noise, init_weights
 from swinv2_train.models.channel_dropout import channel_noise
@@ -55,14 +56,16 @@ def test_upernet_has_the_parameters_of_the_published_models(
 
 @pytest.mark.slow
 def test_the_giant_at_640_is_laid_out_without_memory() -> None:
+    """Forward in training on the device meta, with the backbone, the windows, and the classes of the recipe."""
+    config = compose(["+experiment=ade20k_giant"])
+    assert isinstance(config.task, SegmentationConfig)
     with torch.device("meta"):
-        model = Segmenter(variant("swinv2_giant", window=[40, 40, 40, 20]), SegmentationConfig(), 150).bfloat16()
-        maps = [torch.empty(2, 512 * 2**stage, *[160 // 2**stage] * 2, dtype=torch.bfloat16) for stage in range(4)]
-        logits, auxiliary = model.decoder(maps, torch.empty(2, 512)), model.auxiliary(maps[2], torch.empty(2, 256))
-        (logits.float().sum() + auxiliary.float().sum()).backward()
+        model = Segmenter(config.model, config.task, config.task.num_classes, (640, 640)).bfloat16().train()
+        logits, auxiliary = model(torch.empty(2, 3, 640, 640, dtype=torch.bfloat16))
     assert (logits.shape, auxiliary.shape) == ((2, 150, 160, 160), (2, 150, 40, 40))
-    for part in (model.decoder, model.auxiliary):
-        assert all(parameter.grad is not None and parameter.grad.is_meta for parameter in part.parameters())
+    assert logits.is_meta
+    # Backbone, three norms, decoder, and auxiliary decoder.
+    assert count(model) == count_parameters(config.model) + 2 * 7 * 512 + 55_139_478 + 4_757_654 == 3_057_747_980
 
 
 class Described:

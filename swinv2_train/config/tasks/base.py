@@ -13,6 +13,7 @@ from swinv2_train.config.model import count_parameters
 from swinv2_train.config.section import Section
 
 if TYPE_CHECKING:
+    from swinv2_train.config.data import DataConfig
     from swinv2_train.config.schema import Config
 
 LOSS = "loss"
@@ -193,6 +194,21 @@ class TaskConfig(Section):
         Raises:
             ConfigError: for the first error.
         """
+
+    def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
+        """Return the `crop_pct` and `crop_mode` of inputs of one size: of features, probes, and exports.
+
+        By default those of `data`, which evaluations use as well.
+        """
+        return data.crop_pct, data.crop_mode
+
+    def training_preparation(self, config: Config) -> list[tuple[str, str]]:
+        """Return how training makes inputs from images, for model cards, as pairs of a name and a text."""
+        augment = config.data.augment
+        if augment.transform is not None:
+            return [("transform", augment.transform)]
+        area, aspect = (", ".join(f"{value:.4g}" for value in pair) for pair in (augment.scale, augment.ratio))
+        return [("random crop", f"area {area}, aspect {aspect}")]
 
     def preparation(self, config: Config) -> str | None:
         """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""

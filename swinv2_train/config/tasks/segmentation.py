@@ -292,13 +292,31 @@ class SegmentationConfig(TaskConfig):
         classes, ignored = (self.num_classes, self.ignore_index) if same else (classes, None)
         return replace(self, num_classes=classes, ignore_index=ignored, class_weights=None)
 
+    def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
+        """Return the crop of the center that keeps the aspect, and if it is square the scale of an evaluation."""
+        return 1.0, "native" if self.resize == "native" else "center"
+
+    def training_preparation(self, config: Config) -> list[tuple[str, str]]:
+        """Return the random scale, relative to the size in evaluation, and the crop."""
+        height, width = resolution(config)
+        limit = f", at most {self.max_class_share:.4g} of one class" if self.max_class_share < 1 else ""
+        low, high = self.scale
+        return [
+            ("random scale", f"{low:.4g} to {high:.4g} times the size in evaluation: {self._reference(config)}"),
+            ("random crop", f"{height}x{width} pixels{limit}"),
+        ]
+
+    def _reference(self, config: Config) -> str:
+        """Return the size of an image in evaluation, in words."""
+        short = min(resolution(config))
+        if self.resize == "short":
+            return f"short side {short} pixels, longer side at most {round(self.max_aspect * short)}"
+        return "in its own size"
+
     def preparation(self, config: Config) -> str:
         """Return the size of an image, and the windows, scales, and flips that are averaged."""
         size = resolution(config)
-        short = min(size)
-        parts = ["in its own size"]
-        if self.resize == "short":
-            parts = [f"short side {short} pixels, longer side at most {round(self.max_aspect * short)}"]
+        parts = [self._reference(config)]
         if self.inference == SLIDE:
             parts.append(f"windows of {size[0]} x {size[1]} pixels that share {self.overlap:.0%}")
         else:

@@ -77,12 +77,6 @@ class Segmentation(Task):
 
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
-        if not config.task.classes:
-            fix = (
-                "the shards have no dataset card with classes: set their number, or pack the shards with swinv2-data "
-                "pack --labels"
-            )
-            raise ConfigError("task.num_classes", 0, fix)
         if card is None:
             return cls(config, mean, std)
         # The card counts the label maps that swinv2-data has packed, not other members.

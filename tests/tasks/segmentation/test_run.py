@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from swinv2_train.analysis.evaluate import EvalOptions, evaluate
 from swinv2_train.cli.evaluate import main as evaluate_command
@@ -85,14 +86,39 @@ def test_a_killed_run_ends_like_its_twin(run: Path, shards: Path, tmp_path: Path
 
 @pytest.mark.distributed
 def test_two_ranks_follow_one(nursery: Nursery, run: Path, shards: Path, tmp_path: Path) -> None:
-    """With other micro-batches and accumulation, too."""
+    """With other micro-batches and accumulation, too: losses within 1e-6, and the same class for every pixel.
+
+    Only a pixel whose two best scores are closer than rounding moves them could get another class. Scores of up to 0.08
+    move by 6e-8, so fewer than one such run in twenty has a pixel like this among its 20,000.
+    """
     two = FaultyRun(tmp_path / "two", command(run, shards, tmp_path / "two", "engine.micro_batch=2"), nursery)
     assert two.go(2) == FINISHED, two.jobs[0].output
-    assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=1e-6)
-    ours, twin = ([row for row in metrics(path) if "eval/miou" in row] for path in (tmp_path / "two", run))
-    for one, other in zip(ours, twin, strict=True):
-        for name in ("miou", "mean_accuracy", "pixel_accuracy", "dice", "loss"):
-            assert one[f"eval/{name}"] == pytest.approx(other[f"eval/{name}"], rel=1e-4), name
+    compare(tmp_path / "two", run, steps=4)
+
+
+@pytest.mark.distributed
+def test_two_ranks_with_divided_weights_follow_one(nursery: Nursery, run: Path, shards: Path, tmp_path: Path) -> None:
+    """With ZeRO stage 3, every forward pass is a collective: also those of an evaluation and of a figure."""
+    options = ("engine.zero_stage=3", "engine.micro_batch=2", "optim.steps=3", "eval.figure_every_steps=2")
+    two = FaultyRun(tmp_path / "two", command(run, shards, tmp_path / "two", *options), nursery)
+    assert two.go(2) == FINISHED, two.jobs[0].output
+    compare(tmp_path / "two", run, steps=3)
+    names = [f"figures/segmentation-step-0000000{step}.png" for step in (2, 4)]
+    drawn, twin = (np.asarray(Image.open(path)) for path in (tmp_path / "two" / names[0], run / names[1]))
+    assert drawn.shape == twin.shape
+    ours, before = (load_weights(path / "checkpoints" / "step-00000002") for path in (tmp_path / "two", run))
+    for name, weight in before.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def compare(run_dir: Path, twin_dir: Path, steps: int) -> None:
+    """Check that a run of this many steps has the losses of its twin, and its metrics where both were evaluated."""
+    assert losses(run_dir) == pytest.approx(losses(twin_dir)[:steps], rel=1e-6)
+    ours, twin = ({row["step"]: row for row in metrics(path) if "eval/miou" in row} for path in (run_dir, twin_dir))
+    for step in {2, 4} & set(range(steps + 1)):
+        assert ours[step]["eval/loss"] == pytest.approx(twin[step]["eval/loss"], rel=1e-6)
+        for name in ("miou", "mean_accuracy", "pixel_accuracy", "dice"):
+            assert ours[step][f"eval/{name}"] == twin[step][f"eval/{name}"], name
 
 
 @pytest.mark.slow
