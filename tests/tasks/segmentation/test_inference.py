@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_train.tasks.segmentation import inference as module
+from swinv2_train.tasks.segmentation import row_store
 from swinv2_train.tasks.segmentation.inference import (
     Inference,
     TensorSource,
@@ -20,6 +21,7 @@ from swinv2_train.tasks.segmentation.inference import (
 )
 from swinv2_train.tasks.segmentation.resampling import Axis, reduced_part
 from swinv2_train.tasks.segmentation.windows import AxisWindows
+from tests.models.memory import LiveBytes
 from tests.tasks.segmentation.scores import predict_labels, predict_scores
 
 K = 5
@@ -149,6 +151,26 @@ def test_batches_of_windows_and_strips_change_nothing(flip: bool, monkeypatch: p
         torch.testing.assert_close(torch.cat([part for _, part in strips], 1)[None], expected)
     assert sum(counts) == 2 * inference.num_windows((70, 66))
     assert max(counts) == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide images of many classes, of which a row of windows is most of the memory."""
+    model, image = Local(), _image(160, 512)
+    model.mix = nn.Parameter(model.mix.repeat(8, 1, 1, 1))
+    expected = predict_labels(model, image, Inference(4, (64, 64), 0.25, (1.0, 0.75), flip=True))
+    monkeypatch.setattr(module, "_STRIP_BYTES", 100_000)
+    monkeypatch.setattr(row_store, "MEMORY_BYTES", 0)
+    peaks = []
+    for views in (Inference(4, (64, 64), 0.25), Inference(4, (64, 64), 0.25, (1.0, 0.75), flip=True)):
+        with LiveBytes() as live:
+            found = np.concatenate([part for _, part in label_strips(model, TensorSource(image[0]), views)])
+        peaks.append(live.peak)
+    assert np.array_equal(found, expected)
+    assert peaks[1] < 1.3 * peaks[0]
+    monkeypatch.setattr(row_store, "MEMORY_BYTES", 1 << 30)
+    with LiveBytes() as live:
+        list(label_strips(model, TensorSource(image[0]), views))
+    assert live.peak > 1.8 * peaks[0]  # so that the comparison above means something
 
 
 def test_several_scales_average_probabilities() -> None:
