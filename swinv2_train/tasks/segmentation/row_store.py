@@ -62,7 +62,8 @@ class RowStore:
             kept.block = rows.clone(memory_format=torch.contiguous_format)
             return kept
         if self._file is None:
-            self._file = self._stack.enter_context(tempfile.TemporaryFile(buffering=0))
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - most images need no file
+            self._stack.callback(self._file.close)
         kept.space = self._space(kept.bytes)
         self._file.seek(kept.space[1])
         for row in rows:  # the rows may be views of a larger block
