@@ -153,6 +153,21 @@ def test_more_than_255_classes_have_16_bits(tmp_path: Path) -> None:
     assert maps[0].numpy().max() > 255
 
 
+def test_a_label_map_replaces_that_of_the_other_format(tmp_path: Path) -> None:
+    png, tiff, labels = tmp_path / "a.png", tmp_path / "a.tif", tmp_path / "out" / "labels"
+    Image.fromarray(_scene()).save(png)
+    tifffile.imwrite(tiff, _scene(), photometric="minisblack")
+    for path, name in ((png, "a.png"), (tiff, "a.tif"), (png, "a.png")):
+        with torch.inference_mode():
+            (found,) = _predictor({path: Path("a")}, tmp_path / "out").predict([path])
+        assert [each.name for each in labels.iterdir()] == [name]
+        assert found.label_map == labels / name
+    tiff.write_bytes(tiff.read_bytes()[:100])  # an image that cannot be read replaces nothing
+    with torch.inference_mode():
+        list(_predictor({tiff: Path("a")}, tmp_path / "out").predict([tiff]))
+    assert [each.name for each in labels.iterdir()] == ["a.png"]
+
+
 def test_without_files_only_areas_are_found(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(_scene()).save(path)
