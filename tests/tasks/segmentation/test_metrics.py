@@ -143,6 +143,6 @@ def test_a_report_of_many_classes_shows_the_worst() -> None:
     (rows,) = SegmentationReport(Measured(sums), segmentation_metrics(sums)).tables()
     assert rows[0][0] == "worst classes"
     assert len(rows) == 11
-    ious = [float(row[1].removesuffix(" %")) for row in rows[1:]]
+    ious = [float(row[1].removesuffix("%")) for row in rows[1:]]
     assert ious == sorted(ious)
     assert rows[1][0].startswith("class ")

@@ -129,6 +129,24 @@ def test_a_geotiff_keeps_its_georeference_and_its_pixels_without_data(tmp_path: 
     assert decode_label_map(labels.read_bytes()).shape == (48, 64)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_dark_scene_of_16_bits_is_visible_in_its_overlay(tmp_path: Path, channels: int) -> None:
+    """A satellite uses few of the 16 bits, and a border without data has other values."""
+    rows = np.linspace(100, 900, 48).round().astype(np.uint16)
+    values = np.broadcast_to(rows[:, None, None], (48, 64, channels)).copy()
+    values[:, :12] = 65535
+    path = geo_tiff(tmp_path / "dark.tif", values, nodata="65535", tile=(16, 16), planarconfig="contig")
+    with torch.inference_mode():
+        (found,) = _predictor({path: Path("dark")}, tmp_path, channels=channels).predict([path])
+    with Image.open(tmp_path / "overlays" / "dark.jpg") as picture:
+        shown = np.asarray(picture.convert("L"))[:, 20:].astype(int)
+    # All of it is class 0, which is black, so the picture has half of the brightness.
+    assert shown[2].max() < 20
+    assert shown[-3].min() > 105
+    assert found.picture is not None
+    assert np.asarray(found.picture.convert("L"))[-3, 20:].min() > 105
+
+
 def test_a_reduced_image_is_labeled_at_its_original_size(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(_scene().repeat(3, 0).repeat(3, 1)).save(path)
