@@ -54,20 +54,17 @@ class RowStore:
         """Store a copy of rows, (n, K, columns) fp32; in memory, it stays on their device.
 
         Raises:
-            OSError: if the file cannot be written, such as on a full disk.
+            OSError: with the temporary folder, if the file cannot be written, such as on a full disk.
         """
         kept = Kept(rows.shape, None)
         if self._in_memory + kept.bytes <= MEMORY_BYTES:
             self._in_memory += kept.bytes
             kept.block = rows.clone(memory_format=torch.contiguous_format)
             return kept
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - most images need no file
-            self._stack.callback(self._file.close)
-        kept.space = self._space(kept.bytes)
-        self._file.seek(kept.space[1])
-        for row in rows:  # the rows may be views of a larger block
-            _write(self._file, memoryview(row.cpu().contiguous().numpy()).cast("B"))
+        try:
+            kept.space = self._write(rows, kept.bytes)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
         return kept
 
     def read(self, kept: Kept, first: int, last: int) -> Tensor:
@@ -93,6 +90,19 @@ class RowStore:
         else:
             self._free.append(kept.space)
 
+    def _write(self, rows: Tensor, size: int) -> tuple[int, int]:
+        """Write rows of `size` bytes in all to the file; return the bytes and place of their space."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - most images need no file
+            self._stack.callback(self._file.close)
+        space = self._space(size)
+        self._file.seek(space[1])
+        for row in rows:  # they may be views of a larger block
+            data = memoryview(row.cpu().contiguous().numpy()).cast("B")
+            while data:
+                data = data[self._file.write(data) :]
+        return space
+
     def _space(self, wanted: int) -> tuple[int, int]:
         """Return size and place of unused bytes in the file: the smallest space that is large enough, or its end."""
         self._free.sort()
@@ -102,8 +112,3 @@ class RowStore:
                 return size, place
         place, self._end = self._end, self._end + wanted
         return wanted, place
-
-
-def _write(file: IO[bytes], data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,6 +25,14 @@ def test_rows_come_back_from_memory_and_file(limit: int, monkeypatch: pytest.Mon
             for first, last in ((0, 3), (1, 2), (2, 3)):
                 torch.testing.assert_close(store.read(block, first, last), expected[3 * number :][first:last])
         assert [block.block is not None for block in kept] == [limit > 0, limit > 120, limit > 120]
+
+
+def test_a_full_disk_is_reported_with_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_store, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: Path("/dev/full").open("wb", buffering))
+    with RowStore() as store, pytest.raises(OSError, match="No space left on device") as caught:
+        store.keep(torch.ones(4, 2, 5))
+    assert caught.value.filename == tempfile.gettempdir()
 
 
 def test_released_space_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
