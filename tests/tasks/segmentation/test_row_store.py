@@ -29,7 +29,7 @@ def test_rows_come_back_from_memory_and_file(limit: int, monkeypatch: pytest.Mon
 
 def test_a_full_disk_is_reported_with_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_store, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: Path("/dev/full").open("wb", buffering))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda buffering: Path("/dev/full").open("wb", buffering))  # noqa: SIM115
     with RowStore() as store, pytest.raises(OSError, match="No space left on device") as caught:
         store.keep(torch.ones(4, 2, 5))
     assert caught.value.filename == tempfile.gettempdir()
