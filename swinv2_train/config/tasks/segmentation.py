@@ -310,7 +310,7 @@ class SegmentationConfig(TaskConfig):
 
     def scaled_images(self, factor: float) -> list[str] | None:
         """Return the scales of the test times a factor, if images keep their own size."""
-        if self.resize == "short":
+        if self.resize != "native":
             return None
         return [f"task.test_scales=[{','.join(f'{factor * scale:.10g}' for scale in self.test_scales)}]"]
 
