@@ -41,7 +41,7 @@ PHRASES = {
     r'^\s*"""(What|Whose|Whoever|Whether|Which|How)\b': "a noun phrase, or an imperative verb",
     r"\b(neighbour|colour|normalis|initialis|standardis|labell|modelling|licence)": "American spelling",
     r"\b(centre|grey)s?\b": "American spelling",
-    r"\d %": "31%",
+    r"(\d|\bx) %": "31%",  # x: what an f-string inserts
 }
 """Pattern and replacement."""
 CEILINGS: dict[str, int] = {

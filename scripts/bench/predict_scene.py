@@ -1,10 +1,12 @@
 """Peak memory of `swinv2-predict` on a large synthetic scene: a GeoTIFF of 4 channels of 16 bits, in tiles.
 
-The scene is written tile by tile; the model has random weights. The command runs in its own process, whose peak of
-resident memory is printed, next to that of importing torch alone.
+The scene is written tile by tile; the model is that of an experiment, with random weights. The command runs in its own
+process, whose peak of resident memory is printed, next to that of importing torch alone.
 
-    python scripts/bench/predict_scene.py --height 6000 --width 8000
-    python scripts/bench/predict_scene.py --height 800 --model swinv2_tiny --channels 512 --window 16 --resolution 512
+    python scripts/bench/predict_scene.py --height 1280                                # the model of segment_tiles
+    python scripts/bench/predict_scene.py --small task.decoder=linear task.overlap=0.1
+    python scripts/bench/predict_scene.py --small --height 600 --classes 150 task.test_scales=[0.75,1,1.25] \\
+        task.test_flip=true
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
+from report import write_report
 from safetensors.torch import save_file
 
-from swinv2_train.config.compose import to_dict
-from swinv2_train.config.model import VARIANTS, ModelConfig
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.compose import compose, to_dict
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import SegmentationConfig
 
-SMALL = {"embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8]}
+SMALL = ("model.embed_dim=16", "model.depths=[1,1,2,1]", "model.num_heads=[1,2,4,8]", "task.channels=64")
 CHANNELS = 4
 TILE = 512
 
@@ -36,31 +38,43 @@ TILE = 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("changes", nargs="*", metavar="KEY=VALUE", help="changes to the experiment, such as model=swinv2_base")
     add("--height", type=int, default=6000)
     add("--width", type=int, default=8000)
     add("--classes", type=int, default=20)
-    add("--model", default="small", help="small, or a size of the paper")
-    add("--decoder", default="upernet")
-    add("--channels", type=int, default=64, help="channels of the decoder")
-    add("--window", type=int, default=8)
-    add("--resolution", type=int, default=512, help="side of a sliding window")
-    add("--overlap", type=float, default=0.25)
-    add("--out", type=Path, help="keep the scene and the results here")
+    add("--experiment", default="segment_tiles", help="(default: %(default)s)")
+    add("--small", action="store_true", help="a backbone and a decoder of a few channels")
+    add("--folder", type=Path, help="keep the scene and the label map here")
+    add("--out", type=Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
+    given = [*(SMALL if arguments.small else ()), *arguments.changes]
+    config = compose([
+        f"+experiment={arguments.experiment}", f"model.in_channels={CHANNELS}", "data.mean=0.5", "data.std=0.25",
+        f"task.num_classes={arguments.classes}", "data.shards=none", "task.photometric=false", *given,
+    ])  # fmt: skip
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.out or Path(temporary)
+        folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         scene = write_scene(folder / "scene.tif", arguments.height, arguments.width)
-        weights = write_segmenter(folder / "segmenter.safetensors", arguments)
+        weights = write_segmenter(folder / "segmenter.safetensors", config)
         command = [sys.executable, "-m", "swinv2_train.cli.predict", str(weights), str(scene)]
-        command += ["--out", str(folder / "maps"), "--inference", "slide", "--overlap", str(arguments.overlap)]
         baseline, _ = peak([sys.executable, "-c", "import torch"])
-        found, seconds = peak([*command, "--device", "cpu"])
+        found, seconds = peak([*command, "--out", str(folder / "maps"), "--device", "cpu"])
         size = (folder / "maps" / "labels" / "scene.tif").stat().st_size
-    scene_gib = arguments.height * arguments.width * CHANNELS * 2 / 2**30
-    print(f"scene {arguments.width} x {arguments.height} x {CHANNELS}, 16 bits: {scene_gib:.2f} GiB of values")
-    print(f"import torch: {baseline / 2**30:.2f} GiB; swinv2-predict: {found / 2**30:.2f} GiB at its peak")
-    print(f"processor time {seconds:,.0f} s; label map {size / 2**20:.1f} MiB")
+    results = {
+        "scene": [arguments.width, arguments.height, CHANNELS],
+        "scene_gib": arguments.height * arguments.width * CHANNELS * 2 / 2**30,
+        "torch_gib": baseline / 2**30,
+        "predict_gib": found / 2**30,
+        "processor_seconds": seconds,
+        "label_map_mib": size / 2**20,
+    }
+    size_text = f"{arguments.width} x {arguments.height} x {CHANNELS}"
+    print(f"scene {size_text}, 16 bits: {results['scene_gib']:.2f} GiB of values")
+    print(f"import torch: {results['torch_gib']:.2f} GiB; swinv2-predict: {results['predict_gib']:.2f} GiB at its peak")
+    print(f"processor time {seconds:,.0f} s; label map {results['label_map_mib']:.1f} MiB")
+    settings = {"experiment": arguments.experiment, "classes": arguments.classes, "changes": given}
+    write_report(arguments.out, ("torch", "tifffile"), settings=settings, results=results)
 
 
 def write_scene(path: Path, height: int, width: int) -> Path:
@@ -85,24 +99,15 @@ def write_scene(path: Path, height: int, width: int) -> Path:
     return path
 
 
-def write_segmenter(path: Path, arguments: argparse.Namespace) -> Path:
+def write_segmenter(path: Path, config: Config) -> Path:
     """Write a segmenter with random weights as this package does."""
-    shape = SMALL if arguments.model == "small" else VARIANTS[arguments.model]
-    model = ModelConfig(name=arguments.model, in_channels=CHANNELS, window=arguments.window, **shape)
-    task = SegmentationConfig(
-        num_classes=arguments.classes,
-        decoder=arguments.decoder,
-        channels=arguments.channels,
-        resize="native",
-        photometric=False,
-    )
-    sides = (arguments.resolution, arguments.resolution)
+    sides = resolution(config)
     torch.manual_seed(0)
-    built = task.implementation().model_of(Config(model=model, task=task), sides)
+    built = config.task.implementation().model_of(config, sides)
     data = {"resolution": list(sides), "mean": [0.5] * CHANNELS, "std": [0.25] * CHANNELS}
-    geometry = {"task": to_dict(task), "model": to_dict(model), "data": data, "preprocess": {}, "classes": None}
+    sections = {"task": to_dict(config.task), "model": to_dict(config.model), "data": data}
     tensors = {name: value.detach().contiguous() for name, value in built.named_parameters()}
-    save_file(tensors, path, metadata={"geometry": json.dumps(geometry)})
+    save_file(tensors, path, metadata={"geometry": json.dumps(sections | {"preprocess": {}, "classes": None})})
     return path
 
 

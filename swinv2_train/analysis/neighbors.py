@@ -81,7 +81,7 @@ def _footer(loaded: LoadedModel) -> str:
 
 
 def _thumbnail(image: torch.Tensor) -> Image.Image:
-    picture = to_pil(image.numpy() / largest_value(image)).convert("RGB")
+    picture = to_pil(image.numpy() / largest_value(image), stretch=image.dtype == torch.uint16).convert("RGB")
     factor = min(_SIDE / picture.width, _SIDE / picture.height)
     sides = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     return picture.resize(sides, Image.Resampling.LANCZOS)

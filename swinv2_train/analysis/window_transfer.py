@@ -24,12 +24,14 @@ class Point:
 
     window: int
     """Longest side over all stages; the windows of the stages are in proportion to those of the training."""
-    resolution: tuple[int, int]
-    """(height, width) in pixels."""
+    resolution: tuple[int, int] | None
+    """(height, width) in pixels; None: images have their own sizes, times `scale`."""
     metrics: dict[str, float]
     images_per_second: float
     samples: int
     """Number of samples that were evaluated."""
+    scale: float | None = None
+    """Factor of the sizes of images that have their own; None: they have `resolution`."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +71,32 @@ def window_curve(
 
     Args:
         options: its overrides apply to all evaluations.
-        resolutions: sides of the input in pixels, one per window; None: `resolution_for` each.
+        resolutions: sides of the input in pixels, one per window; None: `resolution_for` each. Images that keep their
+            own size are scaled in the same proportion.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunError: as for `evaluate`.
     """
 
-    def trained() -> tuple[Config, list[tuple[int, int]]]:
+    def trained() -> Config:
         with open_source(options.checkpoint, which=options.which, ema=options.ema) as source:
-            config = source_config(source, options.overrides)
-        if resolutions is not None:
-            return config, [(side, side) for side in resolutions]
-        return config, [resolution_for(config, window) for window in test_windows]
+            return source_config(source, options.overrides)
 
-    config, sizes = together(ranks, trained)
+    config = together(ranks, trained)
+    if resolutions is None:
+        sizes = [resolution_for(config, window) for window in test_windows]
+        factors = [window / largest_window(config.model) for window in test_windows]
+    else:
+        sizes = [(side, side) for side in resolutions]
+        factors = [side / min(resolution(config)) for side in resolutions]
     # Fix the training windows before the sweep changes window and resolution.
     before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"
     points = []
-    for window, (height, width) in zip(test_windows, sizes, strict=True):
+    for window, (height, width), factor in zip(test_windows, sizes, factors, strict=True):
         chosen = f"model.window={scaled_windows(config.model, window)}"
-        overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]"]
+        scaled = config.task.scaled_images(factor)
+        overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]", *(scaled or [])]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
-        points.append(Point(window, (height, width), found.metrics, found.images_per_second, found.samples))
+        size, scale = ((height, width), None) if scaled is None else (None, factor)
+        points.append(Point(window, size, found.metrics, found.images_per_second, found.samples, scale))
     return Curve(config, found.source, found.step, points)

@@ -37,6 +37,7 @@ from swinv2_train.cli.weight_arguments import (
 )
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.paths import user_path
+from swinv2_train.config.window_scale import TEST_WINDOW
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # these import torch
@@ -196,6 +197,9 @@ def _check(arguments: argparse.Namespace, models: Sequence[tuple[str | None, str
 def _windows(arguments: argparse.Namespace, given: Sequence[str]) -> int:
     models = split_models(arguments.models, arguments.known)
     test_windows, sides = arguments.windows, arguments.resolutions
+    if arguments.test_window is not None:
+        fix = "windows already sets the windows to evaluate with, for all stages in proportion; omit test_window"
+        raise ConfigError(TEST_WINDOW, arguments.test_window, fix)
     if sides is not None and len(sides) != len(test_windows):
         hint = f"{len(sides)} resolutions for {len(test_windows)} windows"
         raise ConfigError("resolutions", ",".join(map(str, sides)), hint)

@@ -15,7 +15,7 @@ from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
 
 if TYPE_CHECKING:  # these import torch
-    from swinv2_train.analysis.window_transfer import Curve
+    from swinv2_train.analysis.window_transfer import Curve, Point
     from swinv2_train.models.activations import BlockActivations
     from swinv2_train.tracking.charts import Chart
 
@@ -66,18 +66,29 @@ def _of(curves: Mapping[str, Curve]) -> tuple[str, str, int]:
     return (name, f"{words} (%)", 100) if metric.share else (name, words, 1)
 
 
-def size_text(size: tuple[int, int]) -> str:
-    """Return a resolution for display."""
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+def size_text(point: Point, unit: str = "I{}") -> str:
+    """Return the resolution of an evaluation for display, or the factor of the images if they have their own sizes.
+
+    Args:
+        unit: frame of a resolution.
+    """
+    if point.resolution is None:
+        return f"x{point.scale:.3g}"
+    height, width = point.resolution
+    return unit.format(height if height == width else f"{height}x{width}")
 
 
 def windows_text(curves: Mapping[str, Curve]) -> str:
-    """Return a table with a row per model and a column per window."""
+    """Return a table with a row per model and a column per window, with the sizes of the images."""
     metric, words, factor = _of(curves)
-    first = next(iter(curves.values()))
-    rows = [(words, *(f"W{point.window} I{size_text(point.resolution)}" for point in first.points))]
+    listed = list(curves.values())
+    same = len({tuple(size_text(point) for point in curve.points) for curve in listed}) == 1
+    sizes = [f" {size_text(point)}" if same else "" for point in listed[0].points]
+    rows = [(words, *(f"W{point.window}{size}" for point, size in zip(listed[0].points, sizes, strict=True)))]
     for name, curve in curves.items():
-        rows.append((name, *(f"{factor * point.metrics[metric]:.2f}" for point in curve.points)))
+        values = [f"{factor * point.metrics[metric]:.2f}" for point in curve.points]
+        own = ["" if same else f" at {size_text(point)}" for point in curve.points]
+        rows.append((name, *(value + size for value, size in zip(values, own, strict=True))))
     return table(rows)
 
 
@@ -110,13 +121,15 @@ def windows_chart(curves: Mapping[str, Curve]) -> Chart:
     sizes: dict[int, set[str]] = {}
     for curve in curves.values():
         for point in curve.points:
-            sizes.setdefault(point.window, set()).add(size_text(point.resolution))
+            sizes.setdefault(point.window, set()).add(size_text(point, "{} px"))
     same = all(len(texts) == 1 for texts in sizes.values())
-    ticks = [(window, f"{window}\n{min(texts)} px" if same else str(window)) for window, texts in sorted(sizes.items())]
+    ticks = [(window, f"{window}\n{min(texts)}" if same else str(window)) for window, texts in sorted(sizes.items())]
+    scaled = all(point.resolution is None for curve in curves.values() for point in curve.points)
+    size = f" and {'factor of the images' if scaled else 'resolution'}" if same else ""
     name = f"{series[0].name}, " if len(series) == 1 else ""
     return line_chart(
         series,
-        x_label="test-time window (tokens) and resolution" if same else "test-time window (tokens)",
+        x_label=f"test-time window (tokens){size}",
         y_label=words,
         title=f"{name}{_samples_text(curves)}",
         x_ticks=ticks,
@@ -140,10 +153,11 @@ def _windows_csv(curves: Mapping[str, Curve]) -> str:
     names = sorted({name for curve in curves.values() for point in curve.points for name in point.metrics})
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["model", "window", "height", "width", *names])
+    writer.writerow(["model", "window", "height", "width", "scale", *names])
     for model, curve in curves.items():
         for point in curve.points:
-            writer.writerow([model, point.window, *point.resolution, *(point.metrics.get(name, "") for name in names)])
+            size = ["", "", point.scale] if point.resolution is None else [*point.resolution, ""]
+            writer.writerow([model, point.window, *size, *(point.metrics.get(name, "") for name in names)])
     return stream.getvalue()
 
 

@@ -29,7 +29,7 @@ _LONGEST_NAME = 150
 
 def metric_text(metric: Metric, value: float) -> str:
     """Return the value of a metric for display: fractions in percent."""
-    return f"{100 * value:.2f} %" if metric.share else f"{value:.4f}"
+    return f"{value:.2%}" if metric.share else f"{value:.4f}"
 
 
 def result_text(found: Evaluated, options: EvalOptions) -> str:
@@ -54,7 +54,7 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     height, width = resolution(found.config)
     crops = {"squash": "squashed", "native": "center in its own size"}
     crop = crops.get(data.crop_mode, f"center crop {data.crop_pct:g}")
-    shown = found.config.task.preparation(found.config) or f"{height} x {width} pixels, {crop}"
+    shown = found.config.task.preparation(found.config) or f"{width} x {height} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
     return [

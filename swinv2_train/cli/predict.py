@@ -90,7 +90,12 @@ def _parser() -> Parser:
     add("images", metavar="IMAGES", nargs="+", help="image files, folders, or patterns")
     add_choice(parser)
     add("--top", type=whole(1), default=5, metavar="N", help="classes per image (default: %(default)s)")
-    add("--batch", type=whole(1), metavar="N", help="images per forward pass (default: 16), or windows (default: 1)")
+    add(
+        "--batch",
+        type=whole(1),
+        metavar="N",
+        help="images per forward pass (default: 16), or sliding windows (default: 1)",
+    )
     add("--labels", type=file_path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
     add_task_options(parser)
     add_outputs(parser)

@@ -51,19 +51,18 @@ def with_task_options(
         check: returns the config for `arguments.changes`.
 
     Raises:
-        ConfigError: if the task does not have an option, or it is set twice.
+        ConfigError: if the task does not have an option, it is set twice, or it would have no effect.
     """
     given = {name: value for name in _OPTIONS if (value := getattr(arguments, name)) is not None}
     config, source = check(arguments)
-    if not given:
-        return config, source
     keys = config.task.PREDICT_OPTIONS
     for name, value in given.items():
         if name not in keys:
             raise ConfigError(name, value, f"requires a segmenter, and {source.path} is a {config.task.name} model")
-    added = [f"task.{keys[name]}={str(value).lower()}" for name, value in given.items()]
-    refuse_repeated([*arguments.changes, *added])
-    arguments.changes = [*arguments.changes, *added]
-    config, source = check(arguments)
-    config.task.check_prediction(given)
+    if given:
+        added = [f"task.{keys[name]}={str(value).lower()}" for name, value in given.items()]
+        refuse_repeated([*arguments.changes, *added])
+        arguments.changes = [*arguments.changes, *added]
+        config, source = check(arguments)
+    config.task.check_prediction(given | ({} if arguments.batch is None else {"batch": arguments.batch}))
     return config, source

@@ -64,6 +64,6 @@ class ClassPredictor(Predictor):
             return str(error)
         picture = None
         if wanted:
-            picture = to_pil(image.numpy() / largest_value(image))
+            picture = to_pil(image.numpy() / largest_value(image), stretch=image.dtype == torch.uint16)
             picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         return prepare(image, config, mean, std), picture

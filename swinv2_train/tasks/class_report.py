@@ -31,7 +31,7 @@ class ClassReport(ClassesReport):
         rows = [("worst classes", "accuracy", "samples", "taken for")]
         for number in worst_classes(self.sums, _WORST):
             other = self.most_confused(number)
-            accuracy = f"{100 * correct[number] / samples[number]:.1f} %"
+            accuracy = f"{correct[number] / samples[number]:.1%}"
             rows.append(
                 (self.name(number), accuracy, f"{samples[number]:,.0f}", "" if other is None else self.name(other))
             )

@@ -53,23 +53,42 @@ def test_windows_draws_a_curve_per_model(folder: Path, tmp_path: Path, capsys: p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "wide_changes", "titles", "sizes"),
+    [
+        ([], [], ["W4", "I32", "W8", "I64"], [("32", ""), ("64", "")]),
+        # Images that keep their size are enlarged by themselves, and their sliding windows with them.
+        (
+            ["task.resize=native", "task.inference=slide", "task.test_scales=[0.5,1]"],
+            ["task.resize=native", "task.inference=slide", "task.test_scales=[1,2]"],
+            ["W4", "x1", "W8", "x2"],
+            [("", "1.0"), ("", "2.0")],
+        ),
+    ],
+    ids=["short", "native"],
+)
 def test_windows_of_a_segmenter_keep_their_proportions(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    wide_changes: list[str],
+    titles: list[str],
+    sizes: list[tuple[str, str]],
 ) -> None:
-    make_segmented_shard(tmp_path / "eval-0.tar", 3, 0)
+    make_segmented_shard(tmp_path / "eval-0.tar", 2, 0)
     task = SegmentationConfig(num_classes=3, channels=8, decoder="fpn", auxiliary_weight=0)
     save_weights(tmp_path / "stages.safetensors", task, window=[4, 4, 4, 2])
-    rest = [f"data={tmp_path}/eval-0.tar", "workers=0", "device=cpu"]
-    assert (
-        exit_code(main, "windows", f"{tmp_path}/stages.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
-    )
+    rest = [f"data={tmp_path}/eval-0.tar", "workers=0", "device=cpu", f"out={tmp_path}/new"]
+    assert exit_code(main, "windows", f"{tmp_path}/stages.safetensors", *rest, "windows=4,8", *changes) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["mean", "IoU", "(%)", "W4", "I32", "W8", "I64"]
+    assert printed[0].split() == ["mean", "IoU", "(%)", *titles]
+    rows = list(csv.DictReader((tmp_path / "new" / "windows.csv").open()))
+    assert [(row["height"], row["scale"]) for row in rows] == sizes
     (model,) = json.loads((tmp_path / "new" / "windows.json").read_text())["models"]
     wide = EvalOptions(
         f"{tmp_path}/stages.safetensors",
         f"{tmp_path}/eval-0.tar",
-        ["model.window=[8,8,8,4]", "data.resolution=64"],
+        ["model.window=[8,8,8,4]", "data.resolution=64", *wide_changes],
         workers=0,
     )
     (found,) = on_ranks(1, lambda ranks: evaluate(wide, ranks))
@@ -148,6 +167,7 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["windows", "{log}", "data=x"], "--windows (or windows=) is missing"),
         (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be an integer"),
         (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
+        (["windows", "{log}", "data=/nowhere", "windows=4", "test_window=8"], "test_window=8: windows already sets"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
         (["signal", "/nowhere"], "/nowhere does not exist"),
         (["signal", "{log}", "windows=4"], "windows=4: unknown option"),

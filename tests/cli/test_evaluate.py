@@ -59,7 +59,7 @@ def test_an_evaluation_prints_a_table_and_leaves_its_files(
     assert [row["name"] for row in rows] == ["cat", "dog", "elk"]
     right = sum(int(row["correct"]) for row in rows)
     assert right / sum(int(row["samples"]) for row in rows) == pytest.approx(results["metrics"]["top1"])
-    assert f"{100 * results['metrics']['top1']:.2f} %" in printed
+    assert f"{results['metrics']['top1']:.2%}" in printed
 
 
 @pytest.mark.slow

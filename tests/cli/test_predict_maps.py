@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = Path(shutil.copytree(place / "pictures", tmp_path / "pictures"))
     out = pictures / "maps"  # a repeated call does not take its results for images
-    options = ["--inference", "slide", "overlap=0.25", "scales=1,0.75", "--flip", "test_window=8", "top=2"]
+    options = ["--inference", "slide", "overlap=0.25", "scales=1,0.75", "--flip", "test_window=8", "top=2", "batch=3"]
     assert exit_code(main, place / "segmenter.safetensors", pictures, "--out", out, *options) == 1
     shown = capsys.readouterr()
     assert "broken.png: it is not a JPEG" in shown.err
@@ -101,6 +101,7 @@ def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, caps
     ("arguments", "says"),
     [
         (["{place}/segmenter.safetensors", "{picture}", "overlap=0.5"], "overlap=0.5: applies to sliding windows only"),
+        (["{place}/segmenter.safetensors", "{picture}", "batch=4"], "batch=4: whole images are predicted one by one"),
         (["{place}/segmenter.safetensors", "{picture}", "overlap=1"], "overlap=1: must be at least 0 and below 1"),
         (["{place}/segmenter.safetensors", "{picture}", "scales=0"], "scales=0: must be numbers above 0"),
         (["{place}/segmenter.safetensors", "{picture}", "inference=tiles"], "must be one of whole, slide"),

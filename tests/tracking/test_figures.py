@@ -47,6 +47,18 @@ def test_panels_to_be_compared_share_a_stretch() -> None:
     assert np.asarray(to_pil(image * 0.5)).max() == 255
 
 
+def test_colors_survive_a_stretch_and_single_values_are_shown_as_they_are() -> None:
+    dark = np.linspace(0.01, 0.02, 400).reshape(1, 20, 20) * np.array([1.0, 0.8, 0.6])[:, None, None]
+    assert np.asarray(to_pil(dark)).max() < 10
+    shown = np.asarray(to_pil(dark, stretch=True)).astype(int)
+    assert (shown.min(), shown.max()) == (0, 255)
+    assert (shown[-1, -1, 0] > shown[-1, -1, 1] + 40) & (shown[-1, -1, 1] > shown[-1, -1, 2] + 40)
+    few = np.zeros((1, 20, 20))
+    few[0, 3, 4] = 0.01  # fewer pixels than the percentiles see
+    assert np.asarray(to_pil(few, stretch=True))[3, 4] == 255
+    assert (np.asarray(to_pil(np.full((1, 9, 9), 0.4), stretch=True)) == 102).all()
+
+
 def test_an_array_that_is_not_an_image_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"not \(4, 4\)"):
         to_pil(np.zeros((4, 4)))

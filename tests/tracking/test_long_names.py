@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from swinv2_train.analysis.activations import activation_chart
 from swinv2_train.analysis.window_transfer import Point
-from swinv2_train.cli.analyze_display import windows_chart
+from swinv2_train.cli.analyze_display import windows_chart, windows_text
 from swinv2_train.cli.sheet import Entry, png_sheet
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
@@ -138,6 +139,30 @@ def test_the_window_curve_has_samples_and_marks_the_windows_of_the_training() ->
     alone = windows_chart({"a": curve(8, (6, 0.5), samples=5)}).figure.axes[0]
     assert alone.get_title() == "a, 5 samples"
     assert [text.get_text() for text in alone.get_legend().get_texts()] == ["a", "trained window: 8"]
+
+
+def test_windows_show_how_large_the_images_were() -> None:
+    def points(*sizes: tuple[int, int] | None) -> Any:
+        listed = [
+            Point(side, size, {"top1": 0.5}, 10.0, 9, scale=None if size else side / 8)
+            for side, size in zip((8, 12), sizes, strict=True)
+        ]
+        return SimpleNamespace(config=trained(8), points=listed, step=5, source=Path("run"))
+
+    native, short, wide = points(None, None), points((64, 64), (96, 96)), points((64, 128), (96, 192))
+    for curves, titles, axis in (
+        ([native, native], ["W8 x1", "W12 x1.5"], "test-time window (tokens) and factor of the images"),
+        ([short], ["W8 I64", "W12 I96"], "test-time window (tokens) and resolution"),
+        ([short, native], ["W8", "W12"], "test-time window (tokens)"),
+    ):
+        named = {f"model {number}": each for number, each in enumerate(curves)}
+        header = windows_text(named).strip().splitlines()[0]
+        assert re.split(r"\s{2,}", header)[1:] == titles
+        assert windows_chart(named).figure.axes[0].get_xlabel() == axis
+    last = windows_text({"a": short, "b": native, "c": wide}).splitlines()[-3:]
+    assert [re.split(r"\s{2,}", line.strip())[1:] for line in last] == [
+        ["50.00 at I64", "50.00 at I96"], ["50.00 at x1", "50.00 at x1.5"], ["50.00 at I64x128", "50.00 at I96x192"]
+    ]  # fmt: skip
 
 
 def test_learning_rates_are_on_a_logarithmic_axis() -> None:

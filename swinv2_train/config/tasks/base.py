@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -185,11 +185,11 @@ class TaskConfig(Section):
         """
         return self
 
-    def check_prediction(self, given: Collection[str] = ()) -> None:
+    def check_prediction(self, given: Mapping[str, Any] | None = None) -> None:
         """Check the settings that swinv2-predict and evaluations of finished weights use.
 
         Args:
-            given: options of swinv2-predict, among `PREDICT_OPTIONS`, that the user has set.
+            given: options of swinv2-predict that the user has set: `batch`, and those among `PREDICT_OPTIONS`.
 
         Raises:
             ConfigError: for the first error.
@@ -212,6 +212,11 @@ class TaskConfig(Section):
 
     def preparation(self, config: Config) -> str | None:
         """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""
+        return None
+
+    def scaled_images(self, factor: float) -> list[str] | None:
+        """Return the overrides with which evaluations scale all images by a factor; None: `data.resolution` sets their
+        size."""
         return None
 
     def evaluation_settings(self) -> dict[str, Any]:

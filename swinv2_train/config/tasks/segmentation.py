@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -131,7 +131,7 @@ class SegmentationConfig(TaskConfig):
             )
             raise ConfigError("task.inference", SLIDE, hint)
 
-    def check_prediction(self, given: Collection[str] = ()) -> None:
+    def check_prediction(self, given: Mapping[str, Any] | None = None) -> None:
         """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""
         check_choice("task.resize", self.resize)
         at_least("task.max_aspect", self.max_aspect, 1)
@@ -147,8 +147,12 @@ class SegmentationConfig(TaskConfig):
             raise ConfigError("task.overlap", self.overlap, fix)
         if not self.test_scales or not all(0 < scale < math.inf for scale in self.test_scales):
             raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
+        given = given or {}
         if "overlap" in given and self.inference != SLIDE:
             raise ConfigError("overlap", self.overlap, "applies to sliding windows only: add inference=slide")
+        if "batch" in given and self.inference != SLIDE:
+            fix = "whole images are predicted one by one: add inference=slide, or omit batch"
+            raise ConfigError("batch", given["batch"], fix)
 
     def _validate_labels(self, data: DataConfig) -> None:
         at_least("task.num_classes", self.num_classes, 0)
@@ -318,7 +322,7 @@ class SegmentationConfig(TaskConfig):
         size = resolution(config)
         parts = [self._reference(config)]
         if self.inference == SLIDE:
-            parts.append(f"windows of {size[0]} x {size[1]} pixels that share {self.overlap:.0%}")
+            parts.append(f"windows of {size[1]} x {size[0]} pixels that share {self.overlap:.0%}")
         else:
             parts.append("whole images")
         if self.test_scales != [1.0]:
@@ -326,6 +330,12 @@ class SegmentationConfig(TaskConfig):
         if self.test_flip:
             parts.append("with mirrored images")
         return ", ".join(parts)
+
+    def scaled_images(self, factor: float) -> list[str] | None:
+        """Return the scales of the test times a factor, if images keep their own size."""
+        if self.resize != "native":
+            return None
+        return [f"task.test_scales=[{','.join(f'{factor * scale:.10g}' for scale in self.test_scales)}]"]
 
     def evaluation_settings(self) -> dict[str, Any]:
         """Return the size of the images and the kind of inference."""

@@ -3,7 +3,8 @@
 The model returns scores on a grid of one cell per patch. Windows begin at whole cells, so all of them lie on one grid,
 on which their scores are blended. Then each view (a scale, mirrored or not) is resized from its grid to the result. All
 of it goes from top to bottom: rows of the grid are complete when no further window touches them, and rows of the result
-are handed over in strips. So memory depends on the width of the image and the size of a window, not on its height.
+are handed over in strips. Rows that wait for the strip they belong to are in a file if they are many. So memory depends
+on the width of the image and the size of a window, not on its height or on the number of views.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.tasks.segmentation.resampling import Axis, enlarged, reduced_part
+from swinv2_train.tasks.segmentation.row_store import Kept, RowStore
 from swinv2_train.tasks.segmentation.windows import AxisWindows
 
 _STRIP_BYTES = 64 << 20
@@ -171,17 +173,21 @@ def score_strips(
         model: returns (logits (B, K, ceil(H / stride), ceil(W / stride)), anything) for images (B, C, H, W); in
             evaluation mode.
         size: height and width of the result, such as those of the image before it was resized; None: the source's.
+
+    Raises:
+        OSError: if the temporary folder has no space for rows that wait.
     """
     size = size or source.size
-    grids = [_Grid(model, source, view, inference, progress) for view in inference.views(source.size)]
-    first, rows = 0, 1  # the first row shows the number of classes
-    while first < size[0]:
-        last = min(size[0], first + rows)
-        parts = (grid.enlarged(first, last, size) for grid in grids)
-        scores = next(parts)
-        rows = max(1, _STRIP_BYTES // (4 * len(scores) * size[1]))
-        yield first, _mean(scores, parts, len(grids))
-        first = last
+    with RowStore() as store:
+        grids = [_Grid(model, source, view, inference, store, progress) for view in inference.views(source.size)]
+        first, rows = 0, 1  # the first row shows the number of classes
+        while first < size[0]:
+            last = min(size[0], first + rows)
+            parts = (grid.enlarged(first, last, size) for grid in grids)
+            scores = next(parts)
+            rows = max(1, _STRIP_BYTES // (4 * len(scores) * size[1]))
+            yield first, _mean(scores, parts, len(grids))
+            first = last
 
 
 def _mean(scores: Tensor, others: Iterator[Tensor], views: int) -> Tensor:
@@ -224,13 +230,19 @@ class _Grid:
     """Scores of one view, whose rows are computed when they are needed."""
 
     def __init__(
-        self, model: nn.Module, source: Source, view: View, inference: Inference, progress: Progress | None
+        self,
+        model: nn.Module,
+        source: Source,
+        view: View,
+        inference: Inference,
+        store: RowStore,
+        progress: Progress | None,
     ) -> None:
         self._model, self._source, self._view, self._inference = model, source, view, inference
-        self._progress = progress
+        self._store, self._progress = store, progress
         self._device = next(model.parameters()).device
-        self._rows = _bands(self) if not view.single else iter([(0, self.scores([(0, 0)])[0])])
-        self._parts: deque[tuple[int, Tensor]] = deque()
+        self._rows = self._entire() if view.single else self._bands()
+        self._parts: deque[tuple[int, Kept]] = deque()
 
     def enlarged(self, first: int, last: int, size: tuple[int, int]) -> Tensor:
         """Return rows first to last of the result at height and width `size`, (K, last - first, W).
@@ -244,9 +256,9 @@ class _Grid:
         vertical = Axis(rows, size[0], first, last - first, height / size[0] / stride)
         horizontal = Axis(columns, size[1], 0, size[1], width / size[1] / stride, begin / stride)
         low, high = vertical.neighbors_range()
-        return enlarged(self._take(low, high).to(self._device), vertical, horizontal, low)
+        return enlarged(self._take(low, high).to(self._device).transpose(0, 1), vertical, horizontal, low)
 
-    def scores(self, places: Sequence[tuple[int, int]]) -> Tensor:
+    def _scores(self, places: Sequence[tuple[int, int]]) -> Tensor:
         """Return the scores of windows at these cells, (n, K, rows, columns), as the unmirrored image has them."""
         stride = self._inference.stride
         images = torch.stack([self._view.window(self._source, place, stride) for place in places])
@@ -256,62 +268,57 @@ class _Grid:
         return scores.flip(-1) if self._view.flip else scores
 
     def _take(self, low: int, high: int) -> Tensor:
-        """Return rows low to high of the grid; those before are forgotten."""
-        while self._parts and self._parts[0][0] + self._parts[0][1].shape[1] <= low:
-            self._parts.popleft()
-        while not self._parts or self._parts[-1][0] + self._parts[-1][1].shape[1] < high:
+        """Return rows low to high of the grid, (high - low, K, columns); those before are forgotten."""
+        while self._parts and self._parts[0][0] + self._parts[0][1].shape[0] <= low:
+            self._store.release(self._parts.popleft()[1])
+        while not self._parts or self._parts[-1][0] + self._parts[-1][1].shape[0] < high:
             first, part = next(self._rows)
-            if first + part.shape[1] > low:
+            if first + part.shape[0] > low:
                 self._parts.append((first, part))
-        start = self._parts[0][0]
-        parts = [part for _, part in self._parts]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return whole[:, low - start : high - start]
+            else:
+                self._store.release(part)
+        parts = [
+            self._store.read(part, max(0, low - first), min(part.shape[0], high - first)) for first, part in self._parts
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    @property
-    def view(self) -> View:
-        return self._view
+    def _entire(self) -> Iterator[tuple[int, Kept]]:
+        """Yield the rows of a view of one window, on its device."""
+        yield 0, self._store.keep(self._scores([(0, 0)])[0].transpose(0, 1))
 
-    @property
-    def batch(self) -> int:
-        return self._inference.batch
+    def _bands(self) -> Iterator[tuple[int, Kept]]:
+        """Yield the blended rows from top to bottom: (first row, (n, K, columns)).
 
+        Between two bands, all rows are in the store: with several views, the others compute theirs meanwhile.
+        """
+        rows = self._view.rows
+        down, across = rows.weights(), self._view.columns.weights()
+        unfinished: Kept | None = None
+        for number, top in enumerate(rows.starts):
+            band = self._band(top, across).mul_(down[number][:, None, None])
+            if unfinished is not None:
+                band[: unfinished.shape[0]] += self._store.read(unfinished, 0, unfinished.shape[0])
+                self._store.release(unfinished)
+            done = rows.window if top == rows.starts[-1] else rows.starts[number + 1] - top
+            finished = self._store.keep(band[:done])
+            unfinished = self._store.keep(band[done:]) if done < rows.window else None
+            del band
+            yield top, finished
 
-def _bands(grid: _Grid) -> Iterator[tuple[int, Tensor]]:
-    """Yield the blended rows of a grid from top to bottom, on the host: (first row, (K, rows, columns))."""
-    view = grid.view
-    lefts, wide = view.columns.starts, view.columns.window
-    down, across = view.rows.weights(), view.columns.weights()
-    waiting: Tensor | None = None
-    for number, top in enumerate(view.rows.starts):
-        band = _band(grid, top, across)
-        if waiting is not None:
-            done = top - view.rows.starts[number - 1]
-            yield top - done, waiting[:, :done]
-            rest = waiting[:, done:]
-            waiting = torch.zeros_like(waiting)
-            waiting[:, : rest.shape[1]] = rest
-        else:
-            waiting = torch.zeros_like(band)
-        waiting += band.mul_(down[number][:, None])
-    assert waiting is not None
-    assert lefts[-1] + wide == view.columns.cells
-    yield view.rows.starts[-1], waiting
-
-
-def _band(grid: _Grid, top: int, across: Tensor) -> Tensor:
-    """Return the scores of a row of windows, blended from left to right, (K, rows of a window, columns) on the host."""
-    columns, band = grid.view.columns, None
-    numbered = enumerate(columns.starts)
-    while group := list(itertools.islice(numbered, grid.batch)):
-        # A mirrored window lies at the mirrored place; the last cells of the grid are the first of the mirrored one.
-        places = [(top, left) for _, left in group]
-        if grid.view.flip:
-            places = [(top, columns.cells - columns.window - left) for _, left in group]
-        for (number, left), scores in zip(group, grid.scores(places), strict=True):
-            part = (scores * across[number].to(scores.device)).cpu()
-            if band is None:
-                band = part.new_zeros(len(part), part.shape[1], columns.cells)
-            band[:, :, left : left + columns.window] += part
-    assert band is not None
-    return band
+    def _band(self, top: int, across: Tensor) -> Tensor:
+        """Return the scores of a row of windows, blended from left to right, (rows of a window, K, columns), on the
+        host."""
+        columns, band = self._view.columns, None
+        numbered = enumerate(columns.starts)
+        while group := list(itertools.islice(numbered, self._inference.batch)):
+            # A mirrored window lies at the mirrored place; the last cells of the grid are the first of the mirrored.
+            places = [(top, left) for _, left in group]
+            if self._view.flip:
+                places = [(top, columns.cells - columns.window - left) for _, left in group]
+            for (number, left), scores in zip(group, self._scores(places), strict=True):
+                part = (scores * across[number].to(scores.device)).cpu().transpose(0, 1)
+                if band is None:
+                    band = part.new_zeros(*part.shape[:2], columns.cells)
+                band[:, :, left : left + columns.window] += part
+        assert band is not None
+        return band

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +17,7 @@ _OPACITY = 0.5
 
 class Overlay:
     """A label map over its image. A larger one is reduced by a whole factor: the mean of the image, the label in the
-    middle."""
+    middle. An image of 16 bits is stretched to the range that its pixels with data use."""
 
     def __init__(self, size: tuple[int, int], channels: int, classes: int) -> None:
         self._factor = -(-max(size) // LONGEST_SIDE)
@@ -25,6 +26,7 @@ class Overlay:
         self._sums = np.zeros((channels, height, width), np.float32)
         self._counts = np.zeros(height, np.float32)
         self._labels = np.zeros((height, width), np.uint16)
+        self._deep = False
 
     def add(self, first: int, image: Tensor, labels: np.ndarray) -> None:
         """Add a strip.
@@ -35,6 +37,7 @@ class Overlay:
             labels: (rows, W).
         """
         factor, (_, height, width) = self._factor, self._sums.shape
+        self._deep = image.dtype == torch.uint16
         values = image.numpy().astype(np.float32) / largest_value(image)
         values = values[:, :, : width * factor]
         values = values.reshape(*values.shape[:2], width, -1).mean(axis=3)
@@ -49,5 +52,8 @@ class Overlay:
 
     def draw(self) -> Image.Image:
         """Return the picture."""
-        image = to_pil(self._sums / np.maximum(self._counts, 1)[:, None]).convert("RGB")
+        values = self._sums / np.maximum(self._counts, 1)[:, None]
+        with_data = self._labels < self._classes
+        seen = values[:, with_data][:, None] if with_data.any() else values
+        image = to_pil(values, like=seen, stretch=self._deep).convert("RGB")
         return Image.blend(image, Image.fromarray(painted(self._labels, self._classes)), _OPACITY)

@@ -34,6 +34,8 @@ class Segmented:
     predicted: np.ndarray
     """(H, W) class numbers."""
     title: str = ""
+    deep: bool = False
+    """True for an image of 16 bits, which is stretched for display."""
 
 
 def segmentation_sheet(
@@ -58,7 +60,7 @@ def _panels(shown: Segmented, num_classes: int, ignore: int) -> list[Image.Image
     height, width = shown.truth.shape
     scale = _LONG_SIDE / max(height, width)
     size = (max(_SHORTEST_SIDE, round(width * scale)), max(_SHORTEST_SIDE, round(height * scale)))
-    picture = to_pil(shown.image)
+    picture = to_pil(shown.image, stretch=shown.deep)
     enlarged = picture.width < size[0]
     picture = picture.resize(size, Image.Resampling.NEAREST if enlarged else Image.Resampling.BICUBIC).convert("RGB")
     truth, predicted = (_nearest(labels, size) for labels in (shown.truth, shown.predicted))

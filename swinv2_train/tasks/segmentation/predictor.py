@@ -134,8 +134,11 @@ class LabelMapPredictor(Predictor):
             return None
         classes = len(self.model.names)
         file = LabelFile(regions.size, classes, label_type(classes), regions.geo, regions.has_nodata)
-        target = self._file(path, _LABELS, ".tif" if regions.is_tiff else ".png")
+        suffix, other = (".tif", ".png") if regions.is_tiff else (".png", ".tif")
+        target = self._file(path, _LABELS, suffix)
         (file.write_tiff if regions.is_tiff else file.write_png)(target, strips)
+        # That of an earlier image of the same name in the other format; next to this one, it would pass for a result.
+        self._file(path, _LABELS, other).unlink(missing_ok=True)
         return target
 
     def _file(self, path: Path, folder: str, suffix: str) -> Path:

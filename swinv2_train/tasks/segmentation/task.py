@@ -147,7 +147,7 @@ class Segmentation(Task):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         every, shown = Measured(), []
         with evaluating(model):
-            for image, label in self._pairs(batch):
+            for (image, label), decoded in zip(self._pairs(batch), batch["image"], strict=True):
                 predicted = torch.cat([scores.argmax(dim=0) for _, scores in self._scores(model, image, label)])
                 counts = self._counts(label.device)
                 counts.add(label, predicted)
@@ -155,7 +155,8 @@ class Segmentation(Task):
                 every.add(Measured(sums), batch)
                 pixels = (image.cpu() * std + mean).clamp(0, 1).numpy()
                 title = f"mIoU\n{percent_text(segmentation_metrics(sums)['miou'])}"
-                shown.append(Segmented(pixels, label.cpu().numpy(), predicted.cpu().numpy(), title))
+                deep = decoded.dtype == torch.uint16
+                shown.append(Segmented(pixels, label.cpu().numpy(), predicted.cpu().numpy(), title, deep))
         scores = segmentation_metrics(every.sums)
         caption = (
             f"these images together: mean IoU {percent_text(scores['miou'])}, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_train.tasks.segmentation import inference as module
+from swinv2_train.tasks.segmentation import row_store
 from swinv2_train.tasks.segmentation.inference import (
     Inference,
     TensorSource,
@@ -20,6 +22,7 @@ from swinv2_train.tasks.segmentation.inference import (
 )
 from swinv2_train.tasks.segmentation.resampling import Axis, reduced_part
 from swinv2_train.tasks.segmentation.windows import AxisWindows
+from tests.models.memory import LiveBytes
 from tests.tasks.segmentation.scores import predict_labels, predict_scores
 
 K = 5
@@ -149,6 +152,24 @@ def test_batches_of_windows_and_strips_change_nothing(flip: bool, monkeypatch: p
         torch.testing.assert_close(torch.cat([part for _, part in strips], 1)[None], expected)
     assert sum(counts) == 2 * inference.num_windows((70, 66))
     assert max(counts) == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many classes in a small result, so that rows of windows are most of the memory."""
+    model, image = Local(), _image(96, 256)
+    model.mix = nn.Parameter(model.mix.repeat(8, 1, 1, 1))
+    single = Inference(4, (64, 64), 0.25)
+    several = replace(single, scales=(1.0, 0.75), flip=True)
+    peaks, results = {}, []
+    for views, limit in ((single, 0), (several, 0), (several, 1 << 30)):
+        monkeypatch.setattr(row_store, "MEMORY_BYTES", limit)
+        with LiveBytes() as live:
+            strips = list(score_strips(model, TensorSource(image[0]), views, (12, 32)))
+        peaks[len(views.scales), limit] = live.peak
+        results.append(torch.cat([part for _, part in strips], dim=1))
+    assert torch.equal(results[1], results[2])
+    assert peaks[2, 0] < 1.3 * peaks[1, 0]
+    assert peaks[2, 1 << 30] > 1.8 * peaks[1, 0]
 
 
 def test_several_scales_average_probabilities() -> None:

@@ -123,6 +123,7 @@ def test_the_report_has_a_line_per_class() -> None:
     (rows,) = shown.tables()
     assert [row[0] for row in rows] == ["classes", *NAMES[:6]]  # without the kite, which is nowhere
     assert rows[1][1] == percent_text(scores.iou[0])
+    assert percent_text(0.5664) == "56.6%"
     assert rows[6][1:5] == (percent_text(0.0), "", percent_text(0.0), percent_text(0.0))
     lines = list(csv.DictReader(io.StringIO(shown.files()["per_class.csv"])))
     assert [line["name"] for line in lines] == NAMES
@@ -142,6 +143,6 @@ def test_a_report_of_many_classes_shows_the_worst() -> None:
     (rows,) = SegmentationReport(Measured(sums), segmentation_metrics(sums)).tables()
     assert rows[0][0] == "worst classes"
     assert len(rows) == 11
-    ious = [float(row[1].removesuffix(" %")) for row in rows[1:]]
+    ious = [float(row[1].removesuffix("%")) for row in rows[1:]]
     assert ious == sorted(ious)
     assert rows[1][0].startswith("class ")

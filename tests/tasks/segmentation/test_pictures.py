@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,6 +35,14 @@ def test_every_number_of_channels(channels: int) -> None:
     assert share(sheet, tuple(palette(5)[1])) == pytest.approx(area, rel=0.02)
     assert share(sheet, WRONG) == pytest.approx(area / 3, rel=0.03)
     assert share(sheet, tuple(palette(5)[2])) == 0  # occurs nowhere, so the legend does not have it
+
+
+def test_a_dark_image_of_16_bits_is_stretched() -> None:
+    dark = replace(example(), image=0.01 * example().image)
+    plain, shown = (segmentation_sheet([each], 5, IGNORE) for each in (dark, replace(dark, deep=True)))
+    image = (slice(60, 200), slice(60, 200))
+    assert np.asarray(plain)[image].max() < 10
+    assert np.asarray(shown)[image].max() > 200
 
 
 def test_many_classes_long_names_and_sizes_that_differ() -> None:

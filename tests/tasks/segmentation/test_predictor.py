@@ -129,6 +129,24 @@ def test_a_geotiff_keeps_its_georeference_and_its_pixels_without_data(tmp_path: 
     assert decode_label_map(labels.read_bytes()).shape == (48, 64)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_dark_scene_of_16_bits_is_visible_in_its_overlay(tmp_path: Path, channels: int) -> None:
+    """A satellite uses few of the 16 bits, and a border without data has other values."""
+    rows = np.linspace(100, 900, 48).round().astype(np.uint16)
+    values = np.broadcast_to(rows[:, None, None], (48, 64, channels)).copy()
+    values[:, :12] = 65535
+    path = geo_tiff(tmp_path / "dark.tif", values, nodata="65535", tile=(16, 16), planarconfig="contig")
+    with torch.inference_mode():
+        (found,) = _predictor({path: Path("dark")}, tmp_path, channels=channels).predict([path])
+    with Image.open(tmp_path / "overlays" / "dark.jpg") as picture:
+        shown = np.asarray(picture.convert("L"))[:, 20:].astype(int)
+    # All of it is class 0, which is black, so the picture has half of the brightness.
+    assert shown[2].max() < 20
+    assert shown[-3].min() > 105
+    assert found.picture is not None
+    assert np.asarray(found.picture.convert("L"))[-3, 20:].min() > 105
+
+
 def test_a_reduced_image_is_labeled_at_its_original_size(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(_scene().repeat(3, 0).repeat(3, 1)).save(path)
@@ -151,6 +169,21 @@ def test_more_than_255_classes_have_16_bits(tmp_path: Path) -> None:
     assert maps[0].dtype == torch.uint16
     assert np.array_equal(maps[0].numpy(), maps[1].numpy())
     assert maps[0].numpy().max() > 255
+
+
+def test_a_label_map_replaces_that_of_the_other_format(tmp_path: Path) -> None:
+    png, tiff, labels = tmp_path / "a.png", tmp_path / "a.tif", tmp_path / "out" / "labels"
+    Image.fromarray(_scene()).save(png)
+    tifffile.imwrite(tiff, _scene(), photometric="minisblack")
+    for path, name in ((png, "a.png"), (tiff, "a.tif"), (png, "a.png")):
+        with torch.inference_mode():
+            (found,) = _predictor({path: Path("a")}, tmp_path / "out").predict([path])
+        assert [each.name for each in labels.iterdir()] == [name]
+        assert found.label_map == labels / name
+    tiff.write_bytes(tiff.read_bytes()[:100])  # an image that cannot be read replaces nothing
+    with torch.inference_mode():
+        list(_predictor({tiff: Path("a")}, tmp_path / "out").predict([tiff]))
+    assert [each.name for each in labels.iterdir()] == ["a.png"]
 
 
 def test_without_files_only_areas_are_found(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_swinv2_eval_shows_classes_and_takes_other_numberings(
     assert "mean IoU" in output
     assert "share of the pixels" in output
     assert "short side 32 pixels, longer side at most 128, whole images, window 4" in output
-    assert "windows of 64 x 32 pixels that share 50%, with mirrored images" in output
+    assert "windows of 32 x 64 pixels that share 50%, with mirrored images" in output
     for name, value in renumbered["metrics"].items():
         assert value == pytest.approx(trained[f"eval/{name}"], rel=1e-6), name
     assert renumbered["pixels"] == slide["pixels"]

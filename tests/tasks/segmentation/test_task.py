@@ -148,6 +148,16 @@ def test_figures_of_held_out_and_of_training_samples(channels: int) -> None:
     assert min(evaluated.size + trained.size) > 300
 
 
+def test_a_figure_shows_dark_images_of_16_bits() -> None:
+    task, batch = make({"in_channels": 1}, photometric=False), held_out([(40, 60)], 1)
+    dark = batch | {"image": Ragged([image.to(torch.uint16) for image in batch["image"]])}  # up to 255 of 65,535
+    bright = []
+    for each in (batch, dark):
+        pixels = np.asarray(task.figure(lively(task.build_model()), each)).astype(int)
+        bright.append((np.ptp(pixels, axis=2) < 3) & (pixels[..., 0] > 140) & (pixels[..., 0] < 250))
+    assert bright[1].mean() > 0.5 * bright[0].mean() > 0.01
+
+
 def test_images_of_different_sizes_become_one_batch_for_measurements_of_activations() -> None:
     task, batch = make(), held_out([(40, 60), (80, 20)])
     images = task.images(batch)
