@@ -10,9 +10,9 @@ import sys
 def exit_quickly(code: int) -> None:
     """Have this process end with a code as soon as everything that is registered for its end has run.
 
-    The interpreter's own shutdown visits every object that the imports of torch and DeepSpeed have made. That takes half
-    as much CPU time as the imports. Nothing here needs it: threads have been joined by then, exit functions run, and
-    the output is flushed. Call this just before `sys.exit`, so that exit functions registered before run here.
+    The interpreter's own shutdown visits every object that the imports of torch and DeepSpeed have made, which takes
+    half as much CPU time as the imports. Nothing needs it: threads have been joined by then, exit functions have run,
+    and the output is flushed. Call this just before `sys.exit`.
 
     A process without torch shuts down as usual, which is quick enough.
     """
