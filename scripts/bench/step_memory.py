@@ -13,6 +13,7 @@ fragmentation.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -95,6 +96,8 @@ def one_rank(world: int) -> Iterator[Ranks]:
     """Yield a rank of a job whose other ranks do not exist; collectives return at once."""
     variables = {"RANK": RANK, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29999}
     os.environ.update({key: str(value) for key, value in variables.items()})
+    # FakeTensorMode asks at every operator, and each time torch opens a library of the driver.
+    torch.cuda.is_available = functools.cache(torch.cuda.is_available)
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=RANK, world_size=world)
     yield Ranks(RANK, world, 0, torch.device("cpu"), None)  # type: ignore[arg-type]
     torch.distributed.destroy_process_group()

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(given)
-    end(run_command("swinv2-analyze", lambda: _run(arguments, given)))
+    end(run_command("swinv2-analyze", lambda: _run(arguments, given)), whole_process=argv is None)
 
 
 def _parser() -> Parser:

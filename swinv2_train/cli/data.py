@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     offer(parser)
     arguments = parser.parse_args(argv)
     goes_on = "interrupted; rerun the same command to resume after the last finished shard"
-    end(run_command("swinv2-data", lambda: _run(arguments), interrupted=goes_on))
+    end(run_command("swinv2-data", lambda: _run(arguments), interrupted=goes_on), whole_process=argv is None)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from swinv2_train.errors import LostRanks, MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
+from swinv2_train.quick_exit import exit_quickly
 from swinv2_train.redact import excepthook, redact
 from swinv2_train.shortage import shortage
 
@@ -92,13 +93,18 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def end(code: int) -> NoReturn:
+def end(code: int, *, whole_process: bool = False) -> NoReturn:
     """Exit with a code; after an error of one of several ranks, without the interpreter's own shutdown.
+
+    Args:
+        whole_process: True if the process consists of this command, and so may end as `exit_quickly` does.
 
     Such a rank cannot leave its process groups in order, because the others may wait in a collective. Destroying the
     groups may then hang, or abort the process, whose exit code would be that of SIGABRT instead of this one.
     """
     if not _holds_groups():
+        if whole_process:
+            exit_quickly(code)
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # the reader has exited, or the stream is closed

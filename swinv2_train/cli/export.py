@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    end(run_command("swinv2-export", lambda: _run(arguments)))
+    end(run_command("swinv2-export", lambda: _run(arguments)), whole_process=argv is None)
 
 
 def _parser() -> Parser:

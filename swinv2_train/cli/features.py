@@ -69,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     offer(parser)
     arguments = parser.parse_args(given)
     interrupted = "interrupted; the same command continues"
-    end(run_command("swinv2-features", lambda: _run(arguments, given), interrupted=interrupted))
+    end(
+        run_command("swinv2-features", lambda: _run(arguments, given), interrupted=interrupted),
+        whole_process=argv is None,
+    )
 
 
 def _parser() -> Parser:

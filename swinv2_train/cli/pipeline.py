@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-pipeline`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     work = show_status if arguments.items[:1] == ["status"] else run
-    end(run_command("swinv2-pipeline", lambda: work(arguments)))
+    end(run_command("swinv2-pipeline", lambda: work(arguments)), whole_process=argv is None)
 
 
 def pipeline_of(arguments: argparse.Namespace) -> Pipeline:

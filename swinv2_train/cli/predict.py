@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    end(run_command("swinv2-predict", lambda: _run(arguments)))
+    end(run_command("swinv2-predict", lambda: _run(arguments)), whole_process=argv is None)
 
 
 def _parser() -> Parser:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `swinv2-sweep`."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     work = show_status if arguments.what == "status" else report
-    end(run_command("swinv2-sweep", lambda: work(arguments)))
+    end(run_command("swinv2-sweep", lambda: work(arguments)), whole_process=argv is None)
 
 
 def show_status(arguments: argparse.Namespace) -> int:

@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.multirun:
             from swinv2_train.cli.sweep import run as run_sweep
 
-            end(run_sweep(arguments))
+            end(run_sweep(arguments), whole_process=argv is None)
         config = load(arguments)
         if arguments.info:
             print(redact(info(arguments.overrides, arguments.config_dir)))
@@ -332,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if stop is not None:
             stop.restore()
-    end(code)
+    end(code, whole_process=argv is None)
 
 
 def _complain(error: Exception) -> None:

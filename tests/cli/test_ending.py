@@ -89,7 +89,8 @@ def test_a_rank_in_process_groups_skips_their_shutdown(case: str, ended: dict[st
         assert found[2] == said
 
 
-def test_a_process_of_its_own_shuts_down_in_order() -> None:
-    program = "\n".join((START, "import atexit", "atexit.register(print, 'in order')", "end(1)"))
+@pytest.mark.parametrize("how", ["1", "1, whole_process=True"])
+def test_a_process_without_torch_shuts_down_in_order(how: str) -> None:
+    program = "\n".join((START, "import atexit", "atexit.register(print, 'in order')", f"end({how})"))
     found = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (FAILED, "in order\n")

@@ -42,12 +42,15 @@ def test_one_rank_of_64_fits_at_every_moment_of_a_step(nursery: Nursery, tmp_pat
     assert found["resident"] < 2**30, "the layout was allocated"
 
 
-@pytest.mark.parametrize(("engine", "period"), [("zero1_bf16_fp32_accumulation", 0), ("zero1_fp32", 1)])
+@pytest.mark.parametrize(
+    ("engine", "period", "depths"),
+    [("zero1_bf16_fp32_accumulation", 0, "[2,2,6,2]"), ("zero1_fp32", 1, "[1,1,2,1]")],
+)
 def test_the_planner_knows_the_peak_of_a_step_with_activations(
-    engine: str, period: int, nursery: Nursery, tmp_path: Path
+    engine: str, period: int, depths: str, nursery: Nursery, tmp_path: Path
 ) -> None:
     """A small model with sharded states: DeepSpeed, forward, loss, and backward, all counted by the meter."""
-    keys = [f"model.checkpointing={period}", f"engine={engine}"]
+    keys = [f"model.checkpointing={period}", f"engine={engine}", f"model.depths={depths}"]
     batch = ["--images", "16", "--ranks", "8"]
     found = counted(nursery, tmp_path, "--experiments", "simmim_tiny", *batch, "--overrides", *keys)
     config = compose(["+experiment=simmim_tiny", *keys, "optim.global_batch=256", "engine.micro_batch=16"])

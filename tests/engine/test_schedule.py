@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.scheduler import CosineLRScheduler
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import OptimConfig
@@ -25,6 +24,8 @@ def _rates(scheduler: object, optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def test_cosine_is_timms_with_warm_up_prefix() -> None:
+    from timm.scheduler import CosineLRScheduler
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PLAN.peak_lr)
     scheduler = CosineLRScheduler(
         optimizer,

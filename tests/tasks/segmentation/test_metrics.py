@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn import metrics
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.tasks.measured import Measured, Sums, add_sums
@@ -52,6 +51,8 @@ def pixels(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[np.ndarray, 
 
 
 def test_the_numbers_are_those_of_scikit_learn() -> None:
+    from sklearn import metrics  # two seconds of imports that only this test needs
+
     pairs = images(7)
     sums, (truth, predicted) = counted(pairs, 7), pixels(pairs)
     assert truth.max() < 5 <= predicted.max() == 5  # one class is only predicted, one is nowhere
