@@ -3,10 +3,10 @@
 The scene is written tile by tile; the model is that of an experiment, with random weights. The command runs in its own
 process, whose peak of resident memory is printed, next to that of importing torch alone.
 
-    python scripts/bench/predict_scene.py --height 1280                                # the model of segment_tiles
+    python scripts/bench/predict_scene.py --height 768                                 # the model of segment_tiles
     python scripts/bench/predict_scene.py --small task.decoder=linear task.overlap=0.1
-    python scripts/bench/predict_scene.py --small --height 600 --classes 150 task.test_scales=[0.75,1,1.25] \\
-        task.test_flip=true
+    python scripts/bench/predict_scene.py --small --height 512 --classes 150 task.decoder=linear \\
+        task.test_scales=[0.75,1,1.25] task.test_flip=true
 """
 
 from __future__ import annotations
