@@ -25,7 +25,7 @@ from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.block import SwinBlock
 from swinv2_train.models.geometry import Window, from_windows, to_windows
 from swinv2_train.models.state import evaluating
-from swinv2_train.tracking.figures import image_grid, to_pil
+from swinv2_train.tracking.figures import image_grid
 
 _SIDE = 192
 _STRENGTH = 0.65
@@ -128,7 +128,7 @@ def reached(weights: Tensor, queries: Tensor, window: Window, shift: Window) -> 
 
 
 def attention_figure(
-    images: Sequence[Tensor],
+    images: Sequence[Image.Image],
     names: Sequence[str],
     maps: Sequence[Sequence[StageAttention]],
     position: tuple[float, float] | None,
@@ -137,11 +137,11 @@ def attention_figure(
     """Draw a row per image, and with a position a second one: the image, then the map of every stage over it.
 
     Args:
-        images: (C, H, W) in [0, 1], as the model sees them.
+        images: as the model sees them.
     """
     rows, titles = [], []
     for image, name, stages in zip(images, names, maps, strict=True):
-        picture = _enlarged(to_pil(image.numpy()).convert("RGB"))
+        picture = _enlarged(image.convert("RGB"))
         rows.append([picture, *(_overlay(picture, stage.received) for stage in stages)])
         titles.append(f"{name}\nreceived")
         if position is not None:

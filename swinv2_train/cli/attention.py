@@ -100,10 +100,13 @@ def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     _, source = check_weights(arguments)
     loading("swinv2-analyze", f"{source.path}")
 
+    import torch
+
     from swinv2_train.analysis.attention import attention_figure, attention_maps
     from swinv2_train.data.augment import normalise
     from swinv2_train.data.pixels import largest_value
     from swinv2_train.interop.load import load_model
+    from swinv2_train.tracking.figures import to_pil
 
     device = choose_device(arguments.device)
     loaded = load_model(arguments.checkpoint, changes_of(arguments), which=arguments.which, ema=arguments.ema)
@@ -116,7 +119,8 @@ def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
             continue
         image = normalise(crop[None].to(device), loaded.mean, loaded.std)
         maps.append(attention_maps(loaded.model, image, arguments.at))
-        pictures.append(crop.float() / largest_value(crop))
+        values = (crop.float() / largest_value(crop)).numpy()
+        pictures.append(to_pil(values, stretch=crop.dtype == torch.uint16))
         names.append(path.name)
     if names:
         scale = "averaged over the heads and blocks of each stage; dark is 0, bright the largest value"

@@ -21,6 +21,13 @@ SIZE = "size"
 """Entry int64 (B, 2): height and width of each image on its padded canvas, see `geometry.pad`."""
 
 
+def has_deep_images(batch: Batch) -> bool:
+    """Return True if the images of a batch have 16 bits, so that pictures of them need to be stretched."""
+    images = batch["image"]
+    pixels = images.flat if isinstance(images, Ragged) else images
+    return pixels is not None and pixels.dtype == torch.uint16
+
+
 class Ragged:
     """One value per sample, not stacked: tensors of one dtype and any shapes, or any other values.
 

@@ -20,7 +20,7 @@ from swinv2_train.config.tasks import LOSS, ClassificationConfig
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, normalise, random_erase, train_image
 from swinv2_train.data.auto_augment import ColourAugment
-from swinv2_train.data.batch import Batch
+from swinv2_train.data.batch import Batch, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.labels import checked_labels
@@ -34,6 +34,7 @@ from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.metrics import classification_metrics, classification_sums
 from swinv2_train.tasks.pictures import prediction_sheet
 from swinv2_train.tasks.task import Losses, Task
+from swinv2_train.tracking.figures import to_pil
 
 _NO_COUNTS = (
     "the shards have no dataset card with class counts: pack them with swinv2-data, let data.label=cls count them, or "
@@ -239,9 +240,9 @@ class Classification(Task):
         else:
             predictions = [{int(row.argmax()): float(row.max())} for row in logits.softmax(dim=1)]
         truths = [_named(row) for row in self._shares(batch)]
-        return prediction_sheet(
-            list(images.clamp(0, 1).numpy()), truths, predictions, self.class_names, exact=self.task.multi_label
-        )
+        deep = has_deep_images(batch)
+        pictures = [to_pil(image, stretch=deep) for image in images.clamp(0, 1).numpy()]
+        return prediction_sheet(pictures, truths, predictions, self.class_names, exact=self.task.multi_label)
 
     def _shares(self, batch: Batch) -> torch.Tensor:
         """Return (B, num_classes) on the host: the fraction of each class in a sample; for the few samples of a

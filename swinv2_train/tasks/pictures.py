@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from swinv2_train.lettering import font, wrapped
-from swinv2_train.tracking.figures import BACKGROUND, INK, image_grid, to_pil
+from swinv2_train.tracking.figures import BACKGROUND, INK, image_grid
 
 RIGHT, WRONG = "#2a9d4a", "#d03030"
 _SIDE = 160
@@ -20,7 +19,7 @@ _COLUMNS = 8
 
 
 def prediction_sheet(
-    images: Sequence[np.ndarray],
+    images: Sequence[Image.Image],
     truths: Sequence[Mapping[int, float]],
     predictions: Sequence[Mapping[int, float]],
     class_names: Sequence[str] | None = None,
@@ -32,7 +31,7 @@ def prediction_sheet(
     Long names continue on further lines, six at most.
 
     Args:
-        images: each (C, H, W) with values in [0, 1].
+        images: as they are shown.
         truths: per image, the fraction of each of its classes; several if it is mixed or has several.
         predictions: per image, the probability of each predicted class.
         exact: "right" means the same set of classes; otherwise, the first predicted class is the one with the largest
@@ -64,14 +63,13 @@ def _ranked(shares: Mapping[int, float]) -> list[int]:
     return sorted(shares, key=lambda label: (-shares[label], label))
 
 
-def _tile(image: np.ndarray, texts: tuple[Sequence[str], Sequence[str]], room: int, color: str) -> Image.Image:
+def _tile(picture: Image.Image, texts: tuple[Sequence[str], Sequence[str]], room: int, color: str) -> Image.Image:
     """Return one framed image with its true and its predicted classes below.
 
     Args:
         texts: lines of the true and of the predicted classes.
         room: number of lines to leave for both.
     """
-    picture = to_pil(image)
     scale = _SIDE / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BICUBIC)

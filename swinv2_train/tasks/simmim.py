@@ -19,7 +19,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, train_image
-from swinv2_train.data.batch import Batch
+from swinv2_train.data.batch import Batch, has_deep_images
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import MaskedImageModel
@@ -196,7 +196,8 @@ class SimMIM(Task):
         hidden = torch.where(mask, 0.5, original)
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
-        rows = [[to_pil(image, like=row[0]) for image in row] for row in zip(*columns, strict=True)]
+        deep = has_deep_images(batch)
+        rows = [[to_pil(image, like=row[0], stretch=deep) for image in row] for row in zip(*columns, strict=True)]
         mean_loss = sum(sums) / (sum(pixels) + NORMALISER_EPSILON)
         return image_grid(
             rows,

@@ -20,7 +20,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.data.augment import normalise
-from swinv2_train.data.batch import SIZE, Batch
+from swinv2_train.data.batch import SIZE, Batch, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
@@ -172,7 +172,8 @@ class Task(abc.ABC):
         """
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = (self.images(batch).cpu() * std + mean).clamp(0, 1)
-        return image_grid([[to_pil(image) for image in images.numpy()]])
+        deep = has_deep_images(batch)
+        return image_grid([[to_pil(image, stretch=deep) for image in images.numpy()]])
 
     def example_batch(self, batch_size: int) -> Batch:
         """Return a batch of random data in the shape of training, on the host, with `valid` as in an evaluation.

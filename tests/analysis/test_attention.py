@@ -13,6 +13,7 @@ from swinv2_train.config.model import ModelConfig
 from swinv2_train.models import SwinTransformerV2
 from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.geometry import from_windows, to_windows
+from swinv2_train.tracking.figures import to_pil
 from tests.evaluated import TINY, lively
 
 
@@ -80,6 +81,8 @@ def test_maps_of_a_model_are_shares_and_every_backend_has_the_same() -> None:
     first = found["reference"][0].marked
     assert first[:4, 8:].sum().item() == pytest.approx(1, abs=1e-4)  # the window of the upper right corner
     assert attention_maps(model, images)[0].marked is None
-    figure = attention_figure([images[0].sigmoid()], ["name"], [found["reference"]], (0.99, 0.0), "footer")
-    one_row = attention_figure([images[0].sigmoid()], ["name"], [found["reference"]], None, "footer")
+    figure = attention_figure(
+        [to_pil(images[0].sigmoid().numpy())], ["name"], [found["reference"]], (0.99, 0.0), "footer"
+    )
+    one_row = attention_figure([to_pil(images[0].sigmoid().numpy())], ["name"], [found["reference"]], None, "footer")
     assert figure.height > one_row.height + 100

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
@@ -182,8 +183,18 @@ def test_figures_show_right_and_wrong_in_their_colors(extra: list[str]) -> None:
         assert (drawn == rgb).all(1).sum() > 500, colour
 
 
+def test_a_figure_shows_dark_images_of_16_bits() -> None:
+    task = make()
+    batch = task.example_batch(2)
+    dark = batch | {"image": batch["image"].to(torch.uint16)}  # up to 255 of 65,535
+    logits = torch.zeros(2, task.config.task.num_classes)
+    shown = [np.asarray(task.figure(Given(logits).eval(), each).convert("L")) for each in (batch, dark)]
+    bright = [((pixels > 150) & (pixels < 240)).mean() for pixels in shown]
+    assert bright[1] > 0.5 * bright[0] > 0.01
+
+
 def test_a_mixed_sample_is_right_if_its_larger_part_is_predicted() -> None:
-    image = np.zeros((3, 8, 8), np.float32)
+    image = Image.new("RGB", (8, 8))
     names = ["x" * 100, "y"]
     for predicted, colour in ((1, RIGHT), (0, WRONG)):
         sheet = prediction_sheet([image], [{0: 0.3, 1: 0.7}], [{predicted: 0.9}], names)

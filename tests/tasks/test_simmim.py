@@ -179,6 +179,15 @@ def test_a_figure_has_the_loss_and_the_source_of_its_colors(
     assert ("only the structure is the model's" in second) == bool(window)
 
 
+def test_a_figure_shows_dark_images_of_16_bits() -> None:
+    _, task = make()
+    batch = task.example_batch(2)
+    dark = dict(batch, image=batch["image"].to(torch.uint16))  # up to 255 of 65,535
+    shown = [np.asarray(task.figure(task.build_model().eval(), each).convert("L")) for each in (batch, dark)]
+    bright = [((pixels > 150) & (pixels < 240)).mean() for pixels in shown]
+    assert bright[1] > 0.5 * bright[0] > 0.01
+
+
 def test_padded_samples_do_not_count_in_the_evaluation() -> None:
     _, task = make()
     model = task.build_model().eval()

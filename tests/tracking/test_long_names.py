@@ -188,7 +188,7 @@ def test_text_is_wrapped_to_a_width_and_loses_nothing() -> None:
 
 def test_sheets_make_room_for_long_names() -> None:
     def sheet(name: str, count: int = 9) -> Image.Image:
-        images = [np.full((3, 8, 8), n / 9, np.float32) for n in range(count)]
+        images = [Image.new("RGB", (8, 8), (28 * n, 0, 0)) for n in range(count)]
         return prediction_sheet(images, [{0: 1.0}] * count, [{0: 0.9}, *[{1: 0.7}] * (count - 1)], [name, name])
 
     assert sheet(long(1)).height > sheet("cat").height + 100

@@ -15,7 +15,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.config.tasks.segmentation import AUXILIARY, CROSS_ENTROPY, DICE
 from swinv2_train.data.augment import normalise
-from swinv2_train.data.batch import SIZE, Batch, Ragged
+from swinv2_train.data.batch import SIZE, Batch, Ragged, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts, ignore_value
 from swinv2_train.data.transform import Transform
@@ -145,9 +145,9 @@ class Segmentation(Task):
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Draw rows of image, label map, prediction, and errors, with the mIoU of each image and of all of them."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        every, shown = Measured(), []
+        every, shown, deep = Measured(), [], has_deep_images(batch)
         with evaluating(model):
-            for (image, label), decoded in zip(self._pairs(batch), batch["image"], strict=True):
+            for image, label in self._pairs(batch):
                 predicted = torch.cat([scores.argmax(dim=0) for _, scores in self._scores(model, image, label)])
                 counts = self._counts(label.device)
                 counts.add(label, predicted)
@@ -155,7 +155,6 @@ class Segmentation(Task):
                 every.add(Measured(sums), batch)
                 pixels = (image.cpu() * std + mean).clamp(0, 1).numpy()
                 title = f"mIoU\n{percent_text(segmentation_metrics(sums)['miou'])}"
-                deep = decoded.dtype == torch.uint16
                 shown.append(Segmented(pixels, label.cpu().numpy(), predicted.cpu().numpy(), title, deep))
         scores = segmentation_metrics(every.sums)
         caption = (
