@@ -193,12 +193,11 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
         ConfigError: on any wrong key, value, or choice.
     """
     import yaml
+    from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-
-    from swinv2_train.config.hydra_compose import hydra_compose
 
     GlobalHydra.instance().clear()
     modules, items = without_imports(overrides)
@@ -210,7 +209,7 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
             installed = import_installed()
             import_plugins(modules)
             store_schemas(chosen_section(others, config_dir, conf_dir()), config_dir)
-            composed = hydra_compose([*_in_effect(others, config_dir), *search_path(config_dir)])
+            composed = hydra_compose("config", overrides=[*_in_effect(others, config_dir), *search_path(config_dir)])
             _put(composed, mappings)
             config = _typed(composed, own)
             config.imports = list(dict.fromkeys([*config.imports, *modules, *installed]))
