@@ -10,4 +10,5 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -m gpu -q tests
 name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
 "$python" scripts/bench/train_step.py --out "scripts/bench/results/train-step-$name.json"
+"$python" scripts/bench/segmentation_step.py --out "scripts/bench/results/segmentation-step-$name.json"
 "$python" scripts/bench/checkpoint.py --out "scripts/bench/results/checkpoint-$name.json"

@@ -54,7 +54,7 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     height, width = resolution(found.config)
     crops = {"squash": "squashed", "native": "center in its own size"}
     crop = crops.get(data.crop_mode, f"center crop {data.crop_pct:g}")
-    shown = found.config.task.preparation(found.config) or f"{width} x {height} pixels, {crop}"
+    shown = found.config.task.preparation(found.config) or f"{height}x{width} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
     return [

@@ -277,6 +277,7 @@ def _split_mappings(items: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if text.lstrip().startswith("{") and (kinds.get(key) == "Any" or kinds.get(key, "").startswith("dict")):
             ((_, found[key]),) = values_of([item])
         else:
+            found.pop(key_of(item), None)  # the last one counts
             others.append(item)
     for item in others:
         key = next((key for key in found if key_of(item).startswith(f"{key}.")), None)

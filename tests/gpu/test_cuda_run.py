@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from swinv2_train.planner.peak import peak_tflops
 from swinv2_train.tasks.simmim import SimMIM
 from swinv2_train.tasks.task import Losses
 from tests.runs import comparable, losses, metrics, run_here, tiny_run
+from tests.segmented import make_segmented_data, tiny_segmentation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +42,19 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(shards: Path, tmp_path: Path, precis
     assert steps[0] == steps[1]
     state = read_state(tmp_path / "parts" / "checkpoints" / "step-00000006")
     assert ("loss_scaler" in state["optimizer"]) == (precision == "fp16")
+
+
+def test_a_segmentation_run_resumes_bit_for_bit_on_a_gpu(tmp_path: Path) -> None:
+    """With the layers of a decoder, whose kernels for resizing and pooling are not deterministic on a GPU."""
+    shards = make_segmented_data(tmp_path / "segmented")
+    options = ["launch.device=cuda", "launch.nproc_per_node=1", "engine=zero1_bf16", "optim.warmup_steps=0"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run_here(tiny_segmentation(shards, whole, *options)) == FINISHED
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step-00000004")
+    (parts / "status.json").unlink()
+    assert run_here(tiny_segmentation(shards, parts, *options)) == FINISHED
+    assert comparable(parts) == comparable(whole)
 
 
 def test_one_gpu_follows_the_cpu(shards: Path, tmp_path: Path, finished_run: Path) -> None:

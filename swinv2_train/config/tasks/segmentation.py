@@ -227,7 +227,7 @@ class SegmentationConfig(TaskConfig):
         for key in ("crop_pct", "crop_mode"):
             if getattr(data, key) != getattr(usual, key):
                 value = getattr(data, key)
-                lines.append(f"data.{key}={value} has no effect in segmentation, which evaluates entire images")
+                lines.append(f"data.{key}={value} affects features alone: the task itself uses entire images")
         return lines
 
     def describe(self, config: Config) -> Description:
@@ -322,7 +322,7 @@ class SegmentationConfig(TaskConfig):
         size = resolution(config)
         parts = [self._reference(config)]
         if self.inference == SLIDE:
-            parts.append(f"windows of {size[1]} x {size[0]} pixels that share {self.overlap:.0%}")
+            parts.append(f"windows of {size[0]}x{size[1]} pixels that share {self.overlap:.0%}")
         else:
             parts.append("whole images")
         if self.test_scales != [1.0]:

@@ -11,8 +11,10 @@ from typing import IO
 import torch
 from torch import Tensor
 
-MEMORY_BYTES = 128 << 20
-"""Rows in memory at a time, over all views of an image."""
+MEMORY_BYTES = 512 << 20
+"""Rows in memory at a time, over all views of an image: enough for those of ADE20K at 640 pixels in six scales."""
+_WRITE_BYTES = 16 << 20
+"""Rows that leave the device at a time."""
 
 
 @dataclass
@@ -64,7 +66,8 @@ class RowStore:
         try:
             kept.space = self._write(rows, kept.bytes)
         except OSError as error:
-            raise OSError(error.errno, error.strerror, tempfile.gettempdir()) from error
+            reason = f"{error.strerror}, for the scores of large images; the variable TMPDIR sets this folder"
+            raise OSError(error.errno, reason, tempfile.gettempdir()) from error
         return kept
 
     def read(self, kept: Kept, first: int, last: int) -> Tensor:
@@ -97,8 +100,8 @@ class RowStore:
             self._stack.callback(self._file.close)
         space = self._space(size)
         self._file.seek(space[1])
-        for row in rows:  # they may be views of a larger block
-            data = memoryview(row.cpu().contiguous().numpy()).cast("B")
+        for part in rows.split(max(1, _WRITE_BYTES * len(rows) // size)):  # it may be a view of a larger block
+            data = memoryview(part.cpu().contiguous().numpy()).cast("B")
             while data:
                 data = data[self._file.write(data) :]
         return space
