@@ -58,6 +58,7 @@ def test_a_value_in_braces_replaces_that_of_a_recipe(tmp_path: Path, item: str, 
     if not item.startswith("+"):
         changed = override(to_yaml(compose(["+experiment=mine"], tmp_path)), [item, "engine.deepspeed={c: 1}"])
         assert (changed.optim.lr_scales, changed.engine.deepspeed) == (scales, {"c": 1})
+    assert compose(["optim.lr_scales={head: 3}", "optim.lr_scales=null"]).optim.lr_scales is None
     with pytest.raises(ConfigError, match=r"optim=\{\}: is a section"):
         compose(["+experiment=mine", "optim={}"], tmp_path)
     with pytest.raises(ConfigError, match=r"engine\.deepspeed=\{\}: replaces all of it, and \+engine\.deepspeed\.c=1 "):

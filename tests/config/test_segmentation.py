@@ -30,7 +30,7 @@ def config(model: dict[str, Any] | None = None, *, data: dict[str, Any] | None =
         (config(data={"augment": AugmentConfig(scale=[0.08, 1.0])}), "data.augment.scale=[0.08, 1.0] has no effect"),
         (config(data={"augment": AugmentConfig(ratio=[1.0, 1.0])}), "data.augment.ratio=[1.0, 1.0] has no effect"),
         (config(data={"crop_pct": 1.0}), "data.crop_pct=1.0 affects features alone"),
-        (config(data={"crop_mode": "squash"}), "data.crop_mode=squash has no effect"),
+        (config(data={"crop_mode": "squash"}), "data.crop_mode=squash affects features alone"),
     ],
 )
 def test_what_is_odd_is_warned_of(made: Config, sentence: str) -> None:
