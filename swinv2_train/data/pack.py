@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source, fraction
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
@@ -31,6 +33,8 @@ from swinv2_train.data.parallel import CHUNK, ParallelMap
 from swinv2_train.writing import write_bytes
 
 BROKEN_FILE = "broken.jsonl"
+OBJECTS_FILE = "objects.jsonl"
+"""File with the objects that were dropped or changed: a line for each reason."""
 _TILE_BYTES = 32 << 20
 """Of the tiles that one process gets at a time, if a pixel has 8 bytes."""
 
@@ -69,6 +73,8 @@ class PackReport:
     """True if these contents may include images or labels."""
     empty: int = 0
     """Tiles that were left out, because all of their pixels are without data or without a class."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    """Objects that were dropped or changed."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
@@ -79,13 +85,15 @@ class PackReport:
         self.label_problems.extend(shard.label_problems)
         self.unlabeled += shard.unlabeled
         self.empty += shard.empty
+        self.cleaning.merge(shard.cleaning)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
     @property
     def complete(self) -> bool:
-        """True if everything that looks like an image or a label was packed and can be used."""
-        return not (self.broken or self.label_problems or self.lost or self._partly_labeled)
+        """True if everything that looks like an image, a label, or an object was packed and can be used."""
+        lost = self.broken or self.label_problems or self.lost or self.cleaning.lost
+        return not (lost or self._partly_labeled)
 
     @property
     def _partly_labeled(self) -> bool:
@@ -129,6 +137,8 @@ class PackReport:
 
 
 def _classes(card: Card) -> set[int]:
+    if card.objects is not None:
+        return set(card.objects.objects)
     return set(card.class_counts) | set(card.label_maps.pixels if card.label_maps else ())
 
 
@@ -166,6 +176,8 @@ def pack(
     options = replace(options, labels=found.labels)
     refused = [{"path": path, "reason": reason} for path, reason in found.refused]
     report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
+    if found.objects is not None:
+        report.cleaning.merge(found.objects.cleaning)
     names = (split, "eval") if eval_share else (split,)
     rule = SplitRule(eval_share, options.seed)
     try:
@@ -196,7 +208,8 @@ def pack(
                     writer.finish(report.cards[name])
             finally:
                 prepare.close()
-            _write_broken(out, report.broken)
+            _write_lines(out / BROKEN_FILE, report.broken)
+            _write_lines(out / OBJECTS_FILE, report.cleaning.rows())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnwritableData(
@@ -323,9 +336,9 @@ def _only_writer(out: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _write_broken(out: Path, broken: list[dict[str, str]]) -> None:
-    path = out / BROKEN_FILE
-    if broken:
-        write_bytes(path, "".join(json.dumps(line) + "\n" for line in broken).encode(), flush=True)
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines; without any, remove those of an earlier command."""
+    if lines:
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode(), flush=True)
     else:
         path.unlink(missing_ok=True)
