@@ -6,7 +6,6 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from swinv2_train.data.box_check import BoxCheck
 from swinv2_train.data.card_objects import Category
@@ -32,38 +31,41 @@ def read_boxes(path: Path, known: Sequence[Category] | None) -> Annotations:
     Raises:
         DataError: naming line and column of what is not understood.
     """
-    rows = _rows(path)
-    header = [cell.lower() for cell in next(rows, (0, []))[1]]
-    places, corners = _columns(path, header)
     # The numbers of the categories depend on all names, so the rows are read twice.
-    names = {name: None for _, cells in rows if (name := _box(cells, places)[1])}
+    names = dict.fromkeys(label for _, box, label in _parsed(path) if box is not None)
+    if not names:
+        raise DataError(f"--boxes {path} has no box; expected the columns {_FORM}")
     categories = category_table([Category(None, name) for name in names], known, str(path))
     numbers = {one.name: number for number, one in enumerate(categories)}
     images: dict[str, int] = {}
     writer, boxes = StoreWriter(), BoxCheck()
+    for image, box, label in _parsed(path):
+        number = images.setdefault(image, len(images))
+        if box is not None:
+            boxes.add(box, None)
+            writer.add(number, {"bbox": box, "area": box[2] * box[3], "iscrowd": 0, "category": numbers[label]})
+    boxes.check(str(path))
+    listed = [ListedImage(number, name) for name, number in images.items()]
+    return Annotations(path, categories, listed, writer.finish())
+
+
+def _parsed(path: Path) -> Iterator[tuple[str, list[float] | None, str]]:
+    """Yield image, box as [x, y, width, height], and label of each row; None for a row that only lists its image."""
     rows = _rows(path)
-    next(rows)
+    header = [cell.lower() for cell in next(rows, (0, []))[1]]
+    places, corners = _columns(path, header)
     for line, cells in rows:
-        texts, label = _box(cells, places)
-        image = cells[places[0]] if places[0] < len(cells) else ""
+        # Cells that are missing at the end of a row are empty.
+        image, *texts, label = (cells[place] if place < len(cells) else "" for place in places)
         if not image:
             raise DataError(f"{path}, line {line}, column {header[places[0]]}: it is empty")
-        number = images.setdefault(image, len(images))
-        values = [_number(path, line, header[column], text) for column, text in zip(places[1:5], texts, strict=True)]
+        values = [_number(path, line, header[place], text) for place, text in zip(places[1:5], texts, strict=True)]
         if not any(values):
+            yield image, None, label
             continue
         if not label:
             raise DataError(f"{path}, line {line}, column {header[places[5]]}: the box has no label")
-        box = [*values[:2], values[2] - values[0], values[3] - values[1]] if corners else values
-        boxes.add(box, None)
-        annotation: dict[str, Any] = {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-        writer.add(number, annotation | {"category": numbers[label]})
-    if not names:
-        raise DataError(f"--boxes {path} has no box; expected the columns {_FORM}")
-    boxes.check(str(path))
-    return Annotations(
-        path, categories, [ListedImage(number, name) for name, number in images.items()], writer.finish()
-    )
+        yield image, [*values[:2], values[2] - values[0], values[3] - values[1]] if corners else values, label
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -91,12 +93,6 @@ def _columns(path: Path, header: list[str]) -> tuple[list[int], bool]:
     if found is None or len(images) != 1 or len(labels) != 1:
         raise DataError(f"--boxes {path}, line 1: expected the columns {_FORM}; found {','.join(header)!r:.100}")
     return [images[0], *map(header.index, found), labels[0]], found in _CORNERS
-
-
-def _box(cells: list[str], places: Sequence[int]) -> tuple[list[str], str]:
-    """Return the texts of the four numbers, and the label; cells that are missing at the end of a row are empty."""
-    texts = [cells[place] if place < len(cells) else "" for place in places[1:]]
-    return texts[:4], texts[4]
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,25 @@ import numpy as np
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.decode import MAX_PIXELS, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.data.labels import known_labels
+from swinv2_train.data.object_masks import rle_of
+from swinv2_train.data.objects import MEMBER as OBJECTS
+from swinv2_train.data.objects import Objects
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_place
 from swinv2_train.data.value_range import Nodata, numbers_of
+from swinv2_train.reading import UnreadableError, parse_json
 
 _SHOWN = 3
+_ROUNDING = 0.001
+"""Pixels that a packed box may leave its image by."""
 
 
 @dataclass
@@ -61,6 +68,8 @@ class Inspection:
 
     def labels_row(self) -> str:
         """Return how many samples have labels, and the range of their numbers."""
+        if self.card.objects is not None:
+            return f"{self.labeled:,} of {self.card.num_samples:,} samples have objects, or state that they have none"
         if self.card.label_maps is not None:
             return f"{self.labeled:,} of {self.card.num_samples:,} samples have a label map"
         if not self.card.class_counts:
@@ -78,6 +87,7 @@ class _Checked:
     broken: str | None = None
     digest: int = 0
     label_map: LabelMapFacts | None = None
+    objects: ObjectFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,8 @@ class LabelMapCheck:
             return None if member is None else cls(member)
         if member not in (None, MEMBER):
             raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
-        return cls(MEMBER, card.label_maps.ignore, card.num_classes)
+        # With objects, the number of classes on the card is that of their categories.
+        return cls(MEMBER, card.label_maps.ignore, card.num_classes if card.objects is None else None)
 
     def facts(self, raw: RawSample, size: tuple[int, int], max_pixels: int) -> LabelMapFacts:
         """Return what the label map of a sample adds to the card.
@@ -138,6 +149,43 @@ class LabelMapCheck:
         return LabelMapFacts.of(labels, self.ignore)
 
 
+def checked_objects(raw: RawSample, size: tuple[int, int], num_categories: int | None) -> ObjectFacts:
+    """Return what the objects of a sample add to the card.
+
+    Args:
+        size: height and width of the image.
+        num_categories: numbers of categories are below; None: unknown.
+
+    Raises:
+        BrokenSample: if they are missing or damaged, or have boxes or masks that do not fit the image or numbers that
+            are not categories.
+    """
+    data = raw.member(OBJECTS)
+    try:
+        found = Objects.from_json(parse_json(data))
+    except UnreadableError as error:
+        raise BrokenSample(f"{OBJECTS}: {error}") from None
+    except BrokenSample as error:
+        raise BrokenSample(f"{OBJECTS}: {error.reason}") from None
+    if found.size != size:
+        raise BrokenSample(
+            f"{OBJECTS} is for {found.size[1]} x {found.size[0]} pixels, and the image has {size[1]} x {size[0]}"
+        )
+    limit = np.array([size[1], size[0]] * 2) + _ROUNDING
+    for number, (box, category, mask) in enumerate(zip(found.boxes, found.categories, found.masks, strict=True)):
+        where = f"{OBJECTS}: object {number}"
+        if num_categories is not None and category >= num_categories:
+            raise BrokenSample(f"{where}: its category {category} is not one of the {num_categories} on the card")
+        if (box < -_ROUNDING).any() or (box > limit).any():
+            raise BrokenSample(f"{where}: its box {box.tolist()} leaves the image of {size[1]} x {size[0]} pixels")
+        if isinstance(mask, dict):
+            try:
+                rle_of(mask, size)
+            except BrokenSample as error:
+                raise BrokenSample(f"{where}: {error.reason}") from None
+    return ObjectFacts.of(found)
+
+
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
@@ -152,6 +200,12 @@ class _Check:
         self._shards, self._background, self._max_pixels, self._nodata = shards, background, max_pixels, nodata
         self._label_maps = label_maps
         self._members = IMAGE_AND_TEXTS if label_maps is None else (*IMAGE_AND_TEXTS, label_maps.member)
+        self._num_categories: int | None = None
+        self._objects = shards.card is not None and shards.card.objects is not None
+        if self._objects:
+            assert shards.card is not None
+            self._num_categories = shards.card.num_classes
+            self._members = (*self._members, OBJECTS)
 
     def __call__(self, index: int) -> _Checked:
         try:
@@ -160,13 +214,16 @@ class _Check:
             facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels, self._nodata)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
-            label_map = None
-            if self._label_maps is not None:
-                try:
-                    label_map = self._label_maps.facts(raw, (facts.height, facts.width), self._max_pixels)
-                except BrokenSample as error:
-                    problem = error.reason
-            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest), label_map=label_map)
+            label_map, objects, size = None, None, (facts.height, facts.width)
+            try:
+                if self._label_maps is not None:
+                    label_map = self._label_maps.facts(raw, size, self._max_pixels)
+                if self._objects:
+                    objects = checked_objects(raw, size, self._num_categories)
+            except BrokenSample as error:
+                problem = error.reason
+            found = _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
+            return replace(found, label_map=label_map, objects=objects)
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -181,7 +238,7 @@ def inspect(
     nodata: Any = None,
     labels: str | None = None,
 ) -> Inspection:
-    """Decode every sample, with its label map if the packer wrote one.
+    """Decode every sample, with its label map and objects if the packer wrote them.
 
     Args:
         labels: member with the label map, for shards of other programs.
@@ -193,7 +250,7 @@ def inspect(
     digests = np.zeros(shards.num_samples, np.uint64)
     label_maps = LabelMapCheck.of(shards, labels)
     shards.label_member = label_maps.member if label_maps is not None else None
-    if label_maps is not None and shards.card is not None:
+    if shards.card is not None and (label_maps is not None or shards.card.objects is not None):
         found.card.class_names = shards.card.class_names
     check = _Check(shards, background_color(background, ()), max_pixels, missing, label_maps)
     checked_samples = ParallelMap(check, workers, name=shards.name)
@@ -207,6 +264,8 @@ def inspect(
             progress(index + 1, shards.num_samples)
     finally:
         checked_samples.close()
+    if found.card.objects is not None and shards.card is not None and shards.card.objects is not None:
+        found.card.objects.categories = shards.card.objects.categories
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
     found.choices = shards.choices()
@@ -240,10 +299,10 @@ def _split_of(shards: ShardSet, index: int) -> str:
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
-    found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map)
+    found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map, checked.objects)
     if checked.label_problem is not None:
         found.label_problems.append((shards.name(index), checked.label_problem))
-    elif checked.labels is not None or checked.label_map is not None:
+    elif checked.labels is not None or checked.label_map is not None or checked.objects is not None:
         found.labeled += 1
     else:
         found.unlabeled += 1

@@ -79,7 +79,8 @@ def resized(objects: Objects, size: tuple[int, int]) -> Objects:
 def tile_of(objects: Objects, tile: tuple[int, int, int, int]) -> Objects:
     """Return the objects that a part of the image shows enough of, in the coordinates of the part.
 
-    Those that reach out of it get the visible part of their box, mask, and area.
+    Those that reach out of it get the visible part of their box, mask, and area. Original ids are dropped, because an
+    image and an object can be in several tiles.
 
     Args:
         tile: top, left, height, and width of the part.
@@ -100,6 +101,8 @@ def tile_of(objects: Objects, tile: tuple[int, int, int, int]) -> Objects:
     return replace(
         shown.taken(np.array(kept, np.int64)),
         size=(height, width),
+        image_id=None,
+        ids=(None,) * len(kept),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
         areas=np.array(areas, np.float64),
         masks=tuple(masks),

@@ -79,6 +79,15 @@ class PackReport:
     num_reused: int = 0
     """Shards that an earlier command had finished."""
 
+    @classmethod
+    def of(cls, source: Source) -> PackReport:
+        """Return what a source reports before it is packed."""
+        refused = [{"path": path, "reason": reason} for path, reason in source.refused]
+        report = cls(broken=refused, notes=list(source.notes), lost=source.lost)
+        if source.objects is not None:
+            report.cleaning.merge(source.objects.cleaning)
+        return report
+
     def add(self, split: str, shard: FinishedShard) -> None:
         self.cards.setdefault(split, Card()).add(shard.card)
         self.broken.extend(shard.broken)
@@ -174,10 +183,7 @@ def pack(
         )
     )
     options = replace(options, labels=found.labels)
-    refused = [{"path": path, "reason": reason} for path, reason in found.refused]
-    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost)
-    if found.objects is not None:
-        report.cleaning.merge(found.objects.cleaning)
+    report = PackReport.of(found)
     names = (split, "eval") if eval_share else (split,)
     rule = SplitRule(eval_share, options.seed)
     try:
