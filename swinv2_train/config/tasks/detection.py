@@ -45,7 +45,7 @@ class DetectionConfig(TaskConfig):
     IMPLEMENTATION = "swinv2_train.tasks.detection.task:Detection"
     METRICS: ClassVar[dict[str, Metric]] = METRICS
     HEAD = tuple(
-        f"{part}_heads.{stage}.{layer}.{kind}"
+        f"heads.{part}_heads.{stage}.{layer}.{kind}"
         for part, layers in (("box", ("classes", "class_boxes")), ("mask", ("classes",)))
         for stage in range(MOST_STAGES)
         for layer in layers
