@@ -122,6 +122,9 @@ def _framed(bitmap: Tensor, window: list[int], canvas: tuple[int, int]) -> tuple
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
     """Yield predicted masks at the size of an image, one after another: bool (H, W), True where at least 0.5.
 
+    Masks are interpolated at the centers of the pixels in the box. Near its sides, they keep the value of the last
+    cell; mmdetection lets them fade to 0, which cuts the corners off.
+
     Args:
         masks: (D, 28, 28) probabilities inside of the boxes.
         boxes: (D, 4) in pixels of that image.
@@ -134,13 +137,15 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tenso
 
 
 def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate masks at the centers of the pixels: (D, 28, 28) -> (D, H, W); 0 outside of the boxes."""
+    """Interpolate masks: (D, 28, 28) -> (D, H, W); 0 outside of the boxes."""
     weights = []
     for axis, side in enumerate((size[1], size[0])):
         low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
         centers = torch.arange(side, device=boxes.device, dtype=masks.dtype) + 0.5
-        place = (centers - low) / (high - low).clamp(min=1e-6) * masks.shape[1] - 0.5
-        cells = torch.arange(masks.shape[1], device=boxes.device, dtype=masks.dtype)
-        weights.append((1 - (place[:, :, None] - cells).abs()).clamp(min=0))
+        place = (centers - low) / (high - low).clamp(min=1e-6) * SIDE - 0.5
+        cells = torch.arange(SIDE, device=boxes.device, dtype=masks.dtype)
+        inside = (centers >= low) & (centers < high)
+        tents = (1 - (place.clamp(0, SIDE - 1)[:, :, None] - cells).abs()).clamp(min=0)
+        weights.append(tents * inside[:, :, None])
     columns, rows = weights
     return rows @ masks @ columns.transpose(1, 2)

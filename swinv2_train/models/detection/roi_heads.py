@@ -119,7 +119,7 @@ class RoiHeads(nn.Module):
         task, result = self.task, []
         for own, target, seed in zip(boxes, step.targets, step.seeds, strict=True):
             truths = (areas(target.boxes) > 0).nonzero().flatten()
-            candidates = torch.cat([target.boxes[truths].to(own.dtype), own.detach()])
+            candidates = torch.cat([target.boxes[truths].to(own.dtype), own])
             threshold = task.stage_ious[stage]
             matched = match(candidates, target.boxes, threshold, threshold)
             matched[: len(truths)] = truths
