@@ -22,8 +22,8 @@ class Matches:
     """Assignment in one image."""
 
     objects: np.ndarray
-    """(D,) int64: for each detection the number of its object, NOTHING for a false alarm, IGNORED for one that lies in a
-    crowd region or is below the threshold."""
+    """(D,) int64: for each detection the number of its object, NOTHING for a false alarm, IGNORED for one in a crowd
+    region or below the threshold."""
     hits: np.ndarray
     """(D,) bool: detections of an object of the same class, whatever the threshold."""
     missed: np.ndarray

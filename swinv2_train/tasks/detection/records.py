@@ -91,7 +91,8 @@ class ImageRecord:
         """
         for what, values in (("score", self.found.scores), ("box", self.found.boxes)):
             if not np.isfinite(values).all():
-                raise RunError(f"image {self.image_id}: the {what} of a detection is not finite; the weights are broken")
+                fault = f"the {what} of a detection is not finite; the weights are broken"
+                raise RunError(f"image {self.image_id}: {fault}")
 
 
 def in_order(records: Mapping[int, ImageRecord]) -> list[ImageRecord]:
