@@ -36,6 +36,8 @@ _TESTED = (
     "test_flip",
 )  # fmt: skip
 """Fields that only evaluations and predictions use."""
+_PREDICTED = ("tile", "tile_overlap", "shown_score")
+"""Fields that only swinv2-predict uses."""
 
 
 @dataclass
@@ -56,8 +58,15 @@ class DetectionConfig(TaskConfig):
     TITLE = "object detection"
     PURPOSE = "for object detection and instance segmentation"
     EXTRA_PARTS = "the detector"
-    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {"scales": "test_scales", "flip": "test_flip"}
-    FREE = ("module", *_TESTED)
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
+        "tile": "tile",
+        "overlap": "tile_overlap",
+        "threshold": "shown_score",
+        "scales": "test_scales",
+        "flip": "test_flip",
+    }
+    PREDICT_FOLDERS = ("pictures",)
+    FREE = ("module", *_TESTED, *_PREDICTED)
 
     name: str = "detection"
     """Name of the task."""
@@ -152,6 +161,13 @@ class DetectionConfig(TaskConfig):
     """Factors of the image size in evaluation and prediction; the detections of several are merged."""
     test_flip: bool = False
     """Merge the detections with those of the mirrored image in evaluation and prediction."""
+    tile: int | None = None
+    """In prediction: side in pixels of the tiles of an image, each of which is predicted like an image; their
+    detections are merged. For large images: the side of the training images. null: the entire image."""
+    tile_overlap: float = 0.25
+    """With `tile`: fraction of a tile that neighbors share at least. An object should fit into it."""
+    shown_score: float = 0.5
+    """In prediction: lowest score of the detections in pictures and tables; detections.json has all of them."""
 
     @property
     def stages(self) -> int:
@@ -202,6 +218,13 @@ class DetectionConfig(TaskConfig):
             raise ConfigError("task.test_long", self.test_long, fix)
         if not self.test_scales or not all(0 < scale < math.inf for scale in self.test_scales):
             raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
+        share("task.shown_score", self.shown_score)
+        if self.tile is not None:
+            at_least("task.tile", self.tile, 1)
+        if not 0 <= self.tile_overlap < 1:
+            raise ConfigError("task.tile_overlap", self.tile_overlap, "must be at least 0 and below 1")
+        if "overlap" in given and self.tile is None:
+            raise ConfigError("overlap", self.tile_overlap, "applies to tiles only; set tile as well")
 
     def _validate_labels(self, data: DataConfig) -> None:
         at_least("task.num_classes", self.num_classes, 0)
