@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ class EvalOptions:
 class Evaluated:
     """Result, identical on every rank except for the timings."""
 
-    config: Config
-    """Config of the model as evaluated."""
+    task: Task
+    """The task as evaluated."""
     source: Path
     step: int | None
     metrics: dict[str, float]
@@ -110,10 +111,15 @@ class Evaluated:
         """Sums over the samples, the same on every rank."""
         return self.found.sums
 
+    @property
+    def config(self) -> Config:
+        """Config of the model as evaluated."""
+        return self.task.config
+
+    @cached_property
     def report(self) -> Report:
         """Additional display of the task; on the main rank."""
-        report: Report = self.config.task.implementation().REPORT(self.found, self.metrics, self.class_names)
-        return report
+        return self.task.report(self.found, self.metrics, self.class_names)
 
     @property
     def images_per_second(self) -> float:
@@ -170,7 +176,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
     with begun():
         metrics |= bench.probe_scores()
     return Evaluated(
-        config=bench.config,
+        task=bench.task,
         source=bench.loaded.source.path,
         step=bench.loaded.source.step,
         metrics=metrics,

@@ -7,7 +7,7 @@ section (`config/tasks/`). README.md in this folder shows how to add a task.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -156,6 +156,15 @@ class Task(abc.ABC):
 
         Runs on the main rank. The records are in the order of positions.
         """
+
+    def report(self, found: Measured, metrics: Mapping[str, float], class_names: Sequence[str] | None = None) -> Report:
+        """Return the report of an evaluation, on the main rank.
+
+        Args:
+            found: combined results of all ranks, and `metrics` computed from them.
+            class_names: a name for every class; None without names.
+        """
+        return self.REPORT(found, metrics, class_names)
 
     def images(self, batch: Batch) -> torch.Tensor:
         """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero."""

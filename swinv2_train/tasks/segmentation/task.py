@@ -24,12 +24,13 @@ from swinv2_train.models.segmenter import Segmenter
 from swinv2_train.models.state import evaluating
 from swinv2_train.tasks.class_weights import class_weights
 from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.report import percent_text
 from swinv2_train.tasks.segmentation.inference import Inference, TensorSource, score_strips
 from swinv2_train.tasks.segmentation.loss import PixelLoss
 from swinv2_train.tasks.segmentation.metrics import PixelCounts, segmentation_metrics, summed_cross_entropy
 from swinv2_train.tasks.segmentation.pictures import Segmented, segmentation_sheet
 from swinv2_train.tasks.segmentation.predictor import LabelMapPredictor
-from swinv2_train.tasks.segmentation.report import SegmentationReport, percent_text
+from swinv2_train.tasks.segmentation.report import SegmentationReport
 from swinv2_train.tasks.segmentation.transform import SegmentationTransform, label_type
 from swinv2_train.tasks.task import Losses, Task, sample_seeds
 
