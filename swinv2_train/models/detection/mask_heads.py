@@ -1,8 +1,6 @@
-"""Head of a stage for masks, the targets of its loss, and masks at the size of an image."""
+"""Head of a stage for masks, and the targets of its loss."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,6 @@ from swinv2_train.models.precision import at_least_float32
 SIDE = 2 * MASK_SIDE
 """Side of a predicted mask."""
 _THRESHOLD = 0.5
-_PIXELS = 1 << 24
-"""Pixels of pasted masks at a time."""
 
 
 class MaskHead(nn.Module):
@@ -117,35 +113,3 @@ def _framed(bitmap: Tensor, window: list[int], canvas: tuple[int, int]) -> tuple
     top, left, bottom, right = window
     frame = (int(left > 0), int(right < canvas[1]), int(top > 0), int(bottom < canvas[0]))
     return F.pad(bitmap, frame), (left - frame[0], top - frame[2])
-
-
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Yield predicted masks at the size of an image, one after another: bool (H, W), True where at least 0.5.
-
-    Masks are interpolated at the centers of the pixels in the box. Near its sides, they keep the value of the last
-    cell; mmdetection lets them fade to 0, which cuts the corners off.
-
-    Args:
-        masks: (D, 28, 28) probabilities inside of the boxes.
-        boxes: (D, 4) in pixels of that image.
-        size: (height, width).
-    """
-    height, width = size
-    step = max(1, _PIXELS // (height * width))
-    for first in range(0, len(masks), step):
-        yield from _pasted(masks[first : first + step], boxes[first : first + step], size) >= _THRESHOLD
-
-
-def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Interpolate masks: (D, 28, 28) -> (D, H, W); 0 outside of the boxes."""
-    weights = []
-    for axis, side in enumerate((size[1], size[0])):
-        low, high = boxes[:, axis, None], boxes[:, axis + 2, None]
-        centers = torch.arange(side, device=boxes.device, dtype=masks.dtype) + 0.5
-        place = (centers - low) / (high - low).clamp(min=1e-6) * SIDE - 0.5
-        cells = torch.arange(SIDE, device=boxes.device, dtype=masks.dtype)
-        inside = (centers >= low) & (centers < high)
-        tents = (1 - (place.clamp(0, SIDE - 1)[:, :, None] - cells).abs()).clamp(min=0)
-        weights.append(tents * inside[:, :, None])
-    columns, rows = weights
-    return rows @ masks @ columns.transpose(1, 2)

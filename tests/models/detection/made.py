@@ -16,8 +16,8 @@ from swinv2_train.models.detection import Bitmaps, Detector, Targets
 
 TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4], "window": 4}
 SMALL: dict[str, Any] = {
-    "masks": True, "channels": 8, "box_hidden": 16, "mask_channels": 8, "roi_samples": 16, "rpn_samples": 32,
-    "proposals": 40, "test_proposals": 40, "anchor_scale": 4.0, "outside_anchors": True, "score_threshold": 0.0,
+    "masks": True, "channels": 8, "box_hidden": 16, "mask_channels": 8, "roi_samples": 12, "rpn_samples": 32,
+    "proposals": 20, "test_proposals": 20, "anchor_scale": 4.0, "outside_anchors": True, "score_threshold": 0.0,
     "max_detections": 20,
 }  # fmt: skip
 KINDS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Bit-packed masks: targets equal to those of the entire bitmap, and predicted masks at the size of an image."""
+"""Bit-packed masks: targets equal to those of the entire bitmap."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torchvision.ops import roi_align
 
-from swinv2_train.models.detection.mask_heads import mask_targets, paste
+from swinv2_train.models.detection.mask_heads import mask_targets
 from tests.models.detection.made import CANVAS, packed
 
 WINDOWS = [(0, 0, 64, 80), (10, 20, 41, 63), (0, 5, 9, 80), (60, 70, 64, 80), (30, 30, 31, 31), (5, 5, 5, 5)]
@@ -56,27 +55,3 @@ def test_targets_are_those_of_the_entire_bitmap(masks: list[np.ndarray]) -> None
     assert unsure.float().mean() < 0.01
     assert 0.1 < found.mean() < 0.9
     assert mask_targets(packed(masks, WINDOWS), objects[:0], every[:0], CANVAS).shape == (0, 28, 28)
-
-
-def plain_paste(mask: Tensor, box: list[float], size: tuple[int, int]) -> Tensor:
-    """Interpolation at the centers of the pixels with torch's sampling."""
-    y, x = (torch.arange(side) + 0.5 for side in size)
-    x = (x - box[0]) / (box[2] - box[0]) * 2 - 1
-    y = (y - box[1]) / (box[3] - box[1]) * 2 - 1
-    grid = torch.stack([x.expand(size), y[:, None].expand(size)], dim=2)
-    found = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)[0, 0]
-    return (found >= 0.5) & (grid.abs().amax(dim=2) <= 1)
-
-
-def test_predicted_masks_are_interpolated_in_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(9)
-    masks = F.interpolate(torch.rand(4, 1, 6, 6, generator=generator), (28, 28), mode="bilinear")[:, 0]
-    boxes = torch.tensor([[3.3, 4.1, 40.7, 30.2], [0, 0, 50, 44], [30.5, 20.25, 31.5, 22.5], [-5, -3, 20, 60]])
-    expected = [plain_paste(mask, box.tolist(), (44, 50)) for mask, box in zip(masks, boxes, strict=True)]
-    for pixels in (1 << 24, 44 * 50 * 3, 1):
-        monkeypatch.setattr("swinv2_train.models.detection.mask_heads._PIXELS", pixels)
-        found = list(paste(masks, boxes, (44, 50)))
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
-    full = next(paste(torch.full((1, 28, 28), 0.5), torch.tensor([[10.0, 5.0, 490.0, 265.0]]), (300, 500)))
-    assert full[5:265, 10:490].all()
-    assert full.sum() == 260 * 480
