@@ -20,7 +20,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.data.augment import normalise
-from swinv2_train.data.batch import SIZE, Batch
+from swinv2_train.data.batch import SIZE, Batch, Ragged
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
@@ -167,7 +167,12 @@ class Task(abc.ABC):
         return self.REPORT(found, metrics, class_names)
 
     def images(self, batch: Batch) -> torch.Tensor:
-        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero."""
+        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero.
+
+        Of images that differ in size, the centers at the size of the config.
+        """
+        if isinstance(batch["image"], Ragged):
+            return torch.stack([_center(normalise(image, self.mean, self.std), self.size) for image in batch["image"]])
         return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
 
     def noise(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
@@ -195,3 +200,12 @@ class Task(abc.ABC):
             "position": torch.arange(batch_size),
             "valid": torch.ones(batch_size, dtype=torch.bool),
         }
+
+
+def _center(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the center of an image, (C, h, w) -> (C, *size), zero beyond its sides."""
+    canvas = image.new_zeros(len(image), *size)
+    parts = [min(side, length) for side, length in zip(image.shape[-2:], size, strict=True)]
+    top, left = ((side - part) // 2 for side, part in zip(image.shape[-2:], parts, strict=True))
+    canvas[:, : parts[0], : parts[1]] = image[:, top : top + parts[0], left : left + parts[1]]
+    return canvas

@@ -380,7 +380,7 @@ class DetectionConfig(TaskConfig):
         super().complete(saved, card)
         if self.masks is None:
             facts = card.objects if card is not None else None
-            stored = saved.get("masks") if facts is None else facts.has_masks
+            stored = saved.get("masks") if facts is None else facts.all_masks
             self.masks = bool(stored)
 
     def for_evaluation(self, classes: int | None) -> DetectionConfig:
