@@ -89,7 +89,11 @@ class RoiHeads(nn.Module):
         return terms
 
     def detections(self, features: BoxFeatures, proposals: Sequence[Tensor], sizes: Tensor) -> list[Detections]:
-        """Return the detections of each image: boxes of the last stage with the mean logits of all stages."""
+        """Return the detections of each image: boxes of the last stage with the mean logits of all stages.
+
+        Raises:
+            FloatingPointError: if the logits are not finite.
+        """
         boxes = list(proposals)
         logits, offsets = self._predict(features, boxes, 0)
         total = logits
@@ -98,6 +102,8 @@ class RoiHeads(nn.Module):
             boxes = _moved(boxes, chosen(offsets, best), sizes, stage - 1)
             logits, offsets = self._predict(features, boxes, stage)
             total = total + logits
+        if not total.isfinite().all():
+            raise FloatingPointError("the outputs of the model are not finite")
         scores = (total / self.task.stages).softmax(dim=1)[:, : self.num_classes]
         counts = [len(each) for each in boxes]
         found = [

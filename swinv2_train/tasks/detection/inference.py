@@ -33,25 +33,47 @@ class Inference:
         return cls(task.nms, task.soft_nms, task.max_detections, task.test_flip)
 
 
-@torch.no_grad()
 def detections(model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], inference: Inference) -> Detections:
-    """Return the detections in an image, in pixels of the original.
+    """Return the detections in an image, in pixels of the original. Every view has a forward pass of its own.
+
+    Args:
+        images: the image at each size, (C, h, w) float32, normalized.
+
+    Other arguments and errors as for `batch_detections`.
+    """
+    (found,) = batch_detections(model, [image[None] for image in images], size, inference)
+    return found
+
+
+@torch.no_grad()
+def batch_detections(
+    model: nn.Module, images: Sequence[Tensor], size: tuple[int, int], inference: Inference
+) -> list[Detections]:
+    """Return the detections in each of some images of the same size, in pixels of the originals.
 
     Those of several views are averaged, or with soft-NMS suppressed together.
 
     Args:
         model: a `Detector` in eval mode.
-        images: the image at each size, (C, h, w) float32, normalized. Every view has a forward pass of its own.
-        size: height and width of the original.
+        images: the images at each size, (B, C, h, w) float32, normalized.
+        size: height and width of the originals.
+
+    Raises:
+        FloatingPointError: if the outputs of the model are not finite.
     """
     views = []
-    for image in images:
-        height, width = image.shape[-2:]
+    for batch in images:
+        height, width = batch.shape[-2:]
         scale = (height / size[0], width / size[1])
-        sides = torch.tensor([[height, width]], device=image.device)
+        sides = torch.tensor([[height, width]] * len(batch), device=batch.device)
         for mirrored in (False, True) if inference.flip else (False,):
-            (found,) = model((image.flip(-1) if mirrored else image)[None], sides)
-            views.append(in_original(found, scale=scale, mirrored=width if mirrored else None))
+            found = model(batch.flip(-1) if mirrored else batch, sides)
+            views.append([in_original(each, scale=scale, mirrored=width if mirrored else None) for each in found])
+    return [_merged(each, inference) for each in zip(*views, strict=True)]
+
+
+def _merged(views: Sequence[Detections], inference: Inference) -> Detections:
+    """Return the detections of all views of an image."""
     if len(views) == 1:
         return views[0]
     if inference.soft_nms:

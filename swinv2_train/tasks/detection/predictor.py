@@ -19,7 +19,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_regions import ImageRegions, open_regions
 from swinv2_train.data.pixels import check_size
 from swinv2_train.models.detection import Detections
-from swinv2_train.tasks.detection.inference import Inference, detections, found_of
+from swinv2_train.tasks.detection.inference import Inference, batch_detections, found_of
 from swinv2_train.tasks.detection.pictures import LONGEST_SIDE, detection_picture
 from swinv2_train.tasks.detection.records import Found
 from swinv2_train.tasks.detection.tiles import Tile, detect_in_tiles, tiles_of
@@ -201,7 +201,9 @@ class ObjectPredictor(Predictor):
             ).to(model.device)
             for crop in evaluation_crops((height, width), *task.test_size(model.config), task.test_scales)
         ]
-        for place, each in zip(used, detections(model.module, views, (height, width), Inference.of(task)), strict=True):
+        for place, each in zip(
+            used, batch_detections(model.module, views, (height, width), Inference.of(task)), strict=True
+        ):
             found[place] = each
         return found
 

@@ -30,6 +30,7 @@ from swinv2_train.tasks.detection.annotations import BOXES, CLASSES, CROWD, MASK
 from swinv2_train.tasks.detection.inference import Inference, detections, found_of
 from swinv2_train.tasks.detection.metrics import DetectionScores, detection_metrics
 from swinv2_train.tasks.detection.pictures import Shown, detection_sheet
+from swinv2_train.tasks.detection.predictor import ObjectPredictor
 from swinv2_train.tasks.detection.records import Category, Found, ImageRecord
 from swinv2_train.tasks.detection.report import DetectionReport
 from swinv2_train.tasks.detection.transform import (
@@ -61,6 +62,7 @@ class Detection(Task):
     """
 
     REPORT = DetectionReport
+    PREDICTOR = ObjectPredictor
 
     def __init__(
         self, config: Config, mean: list[float], std: list[float], categories: Sequence[Category] | None = None
