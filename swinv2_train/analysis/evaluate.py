@@ -23,7 +23,7 @@ from swinv2_train.analysis.features import EvalImages
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
-from swinv2_train.config.tasks import PIXEL_LOGITS, TaskConfig
+from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.device import on_device
@@ -316,7 +316,10 @@ class _Bench:
 
 
 def _highest_label(card: Card, task: TaskConfig) -> int | None:
-    """Return the highest class number in the labels, or for a task on pixels in the label maps; None without any."""
+    """Return the highest class number in the labels, or in what the task has instead of them: label maps or objects;
+    None without any."""
+    if task.OUTPUT == DETECTIONS:
+        return max(card.objects.objects, default=None) if card.objects else None
     if task.OUTPUT == PIXEL_LOGITS:
         return max(card.label_maps.pixels, default=None) if card.label_maps else None
     return max(card.class_counts, default=None)

@@ -97,6 +97,10 @@ class Task(abc.ABC):
         """
         return cls(config, mean, std)
 
+    def warnings(self, card: Card | None) -> list[str]:
+        """Return warnings about settings that do not fit the data, by the dataset card of the training shards."""
+        return []
+
     @staticmethod
     @abc.abstractmethod
     def model_of(config: Config, size: tuple[int, int]) -> nn.Module:

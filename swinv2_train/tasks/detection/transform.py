@@ -170,12 +170,15 @@ class EvaluationTransform(_ObjectsTransform):
         return dict(zip(self.images, views, strict=True)) | {RECORD: record}
 
     def _truth(self, objects: Objects) -> Found:
-        masks = None
-        try:
-            if self.task.masks:
+        masks, name = None, self.task.label
+        if self.task.masks:
+            try:
                 masks = [None if mask is None else rle_of(mask, objects.size) for mask in objects.masks]
-        except BrokenSample as error:
-            raise BrokenSample(f"{self.task.label}: {error.reason}") from None
+            except BrokenSample as error:
+                raise BrokenSample(f"{name}: {error.reason}") from None
+            bare = np.array([mask is None for mask in masks], bool) & ~objects.crowd
+            if bare.any():
+                raise BrokenSample(f"{name}: object {int(bare.argmax())} has no mask, and task.masks=true")
         ones = np.ones(len(objects), np.float32)
         return Found(objects.boxes, objects.categories, ones, masks, objects.crowd, objects.areas, list(objects.ids))
 
