@@ -19,7 +19,7 @@ from swinv2_train.data.object_cleaning import DROPPED, Cleaning
 from swinv2_train.data.object_store import Annotations, ListedImage, StoreWriter
 from swinv2_train.reading import finite_number
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 _CONSTANT = re.compile(rb'(?<![\w"])-?(?:NaN|Infinity)(?![\w"])')
 _ENDS = (b",", b"]", b"}", b"\n", b" ")
 _BOM = b"\xef\xbb\xbf"

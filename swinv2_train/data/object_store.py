@@ -22,7 +22,7 @@ from swinv2_train.data.card_objects import Category
 from swinv2_train.data.errors import UnwritableData
 from swinv2_train.data.object_cleaning import Cleaning
 
-_BATCH = 1000
+_BATCH = 200
 _KEPT = ("bbox", "category", "iscrowd", "area", "id", "segmentation", "ignore")
 """Keys of an annotation that are stored."""
 

@@ -129,7 +129,8 @@ def _problem(one: Any) -> str | None:
         return f"its area {one.get('area')!r:.40} is not a number"
     if not isinstance(one.get("id"), (int, str, type(None))):
         return f"its id {one.get('id')!r:.40} is not a number or a text"
-    return None if one.get("segmentation") is None else _mask_problem(one["segmentation"])
+    mask = one.get("segmentation")
+    return None if mask is None else _mask_problem(mask)
 
 
 def _mask_problem(mask: Any) -> str | None:

@@ -191,8 +191,10 @@ def test_shards_are_packed_again_with_their_objects(tmp_path: Path, images: Path
     assert after["a/2"].boxes.tolist() == (before["a/2"].boxes / 2).tolist()
     assert again.cards["train"].class_names == ["dog", "cat", "kite"]
     assert again.cards["train"].objects.categories == first.cards["train"].objects.categories  # type: ignore[union-attr]
-    with pytest.raises(DataError, match=r"--coco is for a folder of images, and .*train-000000.tar is not one"):
-        packed(tmp_path / "out" / "train-000000.tar", tmp_path / "annotations.json", tmp_path / "twice")
+    (tmp_path / "list.csv").write_text("path\nimages/a/0.jpg\n")
+    for name in ("out", "out/train-000000.tar", "list.csv"):
+        with pytest.raises(DataError, match=rf"--coco is for a folder of images, and .*{name} is a list or shards"):
+            packed(tmp_path / name, tmp_path / "annotations.json", tmp_path / "twice")
 
 
 def test_objects_and_label_maps_are_packed_together(tmp_path: Path, images: Path) -> None:
