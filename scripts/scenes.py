@@ -94,8 +94,23 @@ def scene(
     digits: list[tuple[int, np.ndarray]], photograph: Image.Image, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
     """Return a random square of a photograph with digits, each (class number, (28, 28)), and its label map."""
-    image = np.asarray(ground(photograph, rng, SIDE)) * rng.uniform(*DARKENED)
+    image, drawn = placed(digits, photograph, rng)
     labels = np.zeros((SIDE, SIDE), np.uint8)
+    for number, opacity in drawn:
+        labels[opacity > BLURRED] = IGNORED
+        labels[opacity >= STROKE] = number
+    return image, with_palette(labels)
+
+
+def placed(
+    digits: list[tuple[int, np.ndarray]], photograph: Image.Image, rng: np.random.Generator
+) -> tuple[Image.Image, list[tuple[int, np.ndarray]]]:
+    """Return a random square of a photograph with digits, each (class number, (28, 28)), that do not meet.
+
+    Also return the digits that found a place: class number, and opacity (SIDE, SIDE).
+    """
+    image = np.asarray(ground(photograph, rng, SIDE)) * rng.uniform(*DARKENED)
+    found: list[tuple[int, np.ndarray]] = []
     taken = np.zeros((SIDE, SIDE), bool)
     for number, digit in digits:
         side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
@@ -105,10 +120,11 @@ def scene(
             continue
         patch = drawn[..., None]
         image[place] = (1 - patch) * image[place] + patch * color(rng)
-        labels[place][drawn > BLURRED] = IGNORED
-        labels[place][drawn >= STROKE] = number
+        opacity = np.zeros((SIDE, SIDE), np.float32)
+        opacity[place] = drawn
+        found.append((number, opacity))
         taken[place] |= drawn > 0
-    return Image.fromarray(image.round().astype(np.uint8)), with_palette(labels)
+    return Image.fromarray(image.round().astype(np.uint8)), found
 
 
 def free_place(taken: np.ndarray, needed: np.ndarray, rng: np.random.Generator) -> tuple[slice, slice] | None:

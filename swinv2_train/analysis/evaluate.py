@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from swinv2_train.analysis.features import EvalImages
 from swinv2_train.analysis.probes import Probe
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config, ProbeConfig
-from swinv2_train.config.tasks import PIXEL_LOGITS, TaskConfig
+from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.configured import open_labeled
@@ -88,8 +89,8 @@ class EvalOptions:
 class Evaluated:
     """Result, identical on every rank except for the timings."""
 
-    config: Config
-    """Config of the model as evaluated."""
+    task: Task
+    """The task as evaluated."""
     source: Path
     step: int | None
     metrics: dict[str, float]
@@ -111,10 +112,15 @@ class Evaluated:
         """Sums over the samples, the same on every rank."""
         return self.found.sums
 
+    @property
+    def config(self) -> Config:
+        """Config of the model as evaluated."""
+        return self.task.config
+
+    @cached_property
     def report(self) -> Report:
         """Additional display of the task; on the main rank."""
-        report: Report = self.config.task.implementation().REPORT(self.found, self.metrics, self.class_names)
-        return report
+        return self.task.report(self.found, self.metrics, self.class_names)
 
     @property
     def images_per_second(self) -> float:
@@ -171,7 +177,7 @@ def evaluate(options: EvalOptions, ranks: Ranks, progress: Progress | None = Non
     with begun():
         metrics |= bench.probe_scores()
     return Evaluated(
-        config=bench.config,
+        task=bench.task,
         source=bench.loaded.source.path,
         step=bench.loaded.source.step,
         metrics=metrics,
@@ -312,7 +318,10 @@ class _Bench:
 
 
 def _highest_label(card: Card, task: TaskConfig) -> int | None:
-    """Return the highest class number in the labels, or for a task on pixels in the label maps; None without any."""
+    """Return the highest class number in the labels, or in what the task has instead of them: label maps or objects;
+    None without any."""
+    if task.OUTPUT == DETECTIONS:
+        return max(card.objects.objects, default=None) if card.objects else None
     if task.OUTPUT == PIXEL_LOGITS:
         return max(card.label_maps.pixels, default=None) if card.label_maps else None
     return max(card.class_counts, default=None)

@@ -24,8 +24,8 @@ from swinv2_train.cli.values import file_path, part, whole
 from swinv2_train.cli.weight_arguments import writable
 
 if TYPE_CHECKING:
-    from swinv2_train.data.contact_sheet import Overlay
     from swinv2_train.data.inspect import Inspection
+    from swinv2_train.data.overlays import Overlay
     from swinv2_train.data.shards import ShardSet
 
 # Modules that import torch are imported where they are used, to keep --help fast.
@@ -67,9 +67,9 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         help="check shards and show their contents",
         description=filled(
-            "Decode every sample, with its label map, and print the dataset card. List the samples that are broken, "
-            "the members of the tars that are not read, labels that cannot be used, and images that are in two "
-            "splits. Reads any WebDataset tars."
+            "Decode every sample, with its label map and objects, and print the dataset card. List the samples that "
+            "are broken, the members of the tars that are not read, labels that cannot be used, and images that are "
+            "in two splits. Reads any WebDataset tars."
         ),
         epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -170,26 +170,33 @@ def _inspect(arguments: argparse.Namespace) -> int:
         options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
         nodata = numbers_of(arguments.nodata)
-        overlay = _overlay(found)
+        overlays = _overlays(found)
         drawn = contact_sheet(
-            opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlay=overlay
+            opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlays=overlays
         )
         print(f"{drawn} samples drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 
 
-def _overlay(found: Inspection) -> Overlay | None:
-    """Return how label maps are drawn; None without them."""
-    label_maps = found.label_maps
-    if label_maps is None:
-        return None
+def _overlays(found: Inspection) -> list[Overlay]:
+    """Return how label maps and objects are drawn, as far as the samples have them."""
+    from swinv2_train.data.overlays import LabelOverlay, ObjectOverlay
 
-    from swinv2_train.data.contact_sheet import Overlay
-    from swinv2_train.tasks.segmentation.colors import painted
+    label_maps, card, overlays = found.label_maps, found.card, list[Any]()
+    if label_maps is None and card.objects is None:
+        return overlays
 
-    classes = found.card.num_classes or 1
-    paint = functools.partial(painted, classes=classes)
-    return Overlay(label_maps.member, label_maps.ignore, paint, found.card.class_names)
+    from swinv2_train.tasks.segmentation.colors import painted, palette
+
+    if label_maps is not None:
+        names = card.class_names if card.objects is None else None
+        classes = card.num_classes if card.objects is None else card.label_maps and card.label_maps.num_classes
+        paint = functools.partial(painted, classes=classes or 1)
+        overlays.append(LabelOverlay(label_maps.member, label_maps.ignore, paint, names))
+    if card.objects is not None:
+        colors = palette((card.num_classes or 1) + 1)[1:].tolist()  # the first one is black
+        overlays.append(ObjectOverlay(lambda number: tuple(colors[number % len(colors)]), card.class_names))
+    return overlays
 
 
 def _open(arguments: argparse.Namespace) -> ShardSet:

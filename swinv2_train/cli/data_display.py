@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from swinv2_train.data.inspect import Inspection
+    from swinv2_train.data.object_cleaning import Cleaning
     from swinv2_train.data.speed import Speed
 
 _LINES = 10
 _SHOWN = 20
+_FIRST = 3
 
 
 class Progress:
@@ -106,6 +108,17 @@ def label_lines(problems: Sequence[tuple[str, str]]) -> list[str]:
     lines += [f"label: {name}: {reason}" for name, reason in problems[:_SHOWN]]
     more = len(problems) - _SHOWN
     return lines + ([f"label: and {more:,} more"] if more > 0 else [])
+
+
+def object_lines(cleaning: Cleaning) -> list[str]:
+    """Return a line for each reason why objects were dropped or changed, with the first of them."""
+    lines = []
+    for row in cleaning.rows():
+        count, first = row["objects"], ", ".join(row["first"][:_FIRST])
+        kind = "dropped" if row["dropped"] else "changed"
+        number = f"{count:,} {'object' if count == 1 else 'objects'}"
+        lines.append(f"{kind}: {row['reason']}: {number}, {first}{', ...' if count > _FIRST else ''}")
+    return lines
 
 
 def broken_lines(broken: Sequence[tuple[str, str]]) -> list[str]:

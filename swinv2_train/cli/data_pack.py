@@ -1,4 +1,4 @@
-"""`swinv2-data pack`: images and label maps into shards."""
+"""`swinv2-data pack`: images, label maps, and objects into shards."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from swinv2_train.cli.weight_arguments import writable
 if TYPE_CHECKING:
     from swinv2_train.data.label_pairs import LabelMaps
     from swinv2_train.data.pack_entries import Source
+    from swinv2_train.data.pack_objects import ObjectsOption
     from swinv2_train.data.tiling import Tiling
 
 # Modules that import torch are imported where they are used, to keep --help fast.
@@ -63,12 +64,13 @@ def add_pack(commands: Any) -> None:
     add("--channels", type=whole(1), metavar="C", help="skip images that cannot be read with C channels")
     add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
     _add_label_maps(add)
+    _add_objects(add)
     add(
         "--tile",
         type=whole(16),
         metavar="PIXELS",
-        help="cut larger images, and their label maps, into tiles of PIXELS x PIXELS; a TIFF is read in parts, other "
-        "formats are decoded whole, up to --max-pixels",
+        help="cut larger images, with their label maps and objects, into tiles of PIXELS x PIXELS; a TIFF is read in "
+        "parts, other formats are decoded whole, up to --max-pixels",
     )
     add("--overlap", type=whole(0), metavar="PIXELS", help="pixels that neighboring tiles share (default: 0)")
     add("--classes", action="store_true", help="the subfolders of SRC are classes: store their number as label")
@@ -129,8 +131,25 @@ def _add_label_maps(add: Any) -> None:
     )
 
 
+def _add_objects(add: Any) -> None:
+    """Add options for objects: boxes with categories, and masks."""
+    add(
+        "--coco",
+        metavar="FILE.json",
+        help="also pack the objects of the images, boxes and masks: annotations in COCO's JSON, while SRC is the "
+        "folder of the images. Objects that cannot be used are counted by reason in OUT/objects.jsonl",
+    )
+    add(
+        "--boxes",
+        metavar="FILE.csv",
+        help="the same from a CSV with a row per box: image_path, xmin, ymin, xmax, ymax, label; or image, x, y, "
+        "width, height, label",
+    )
+    add("--voc", metavar="FOLDER", help="the same from the XML files of Pascal VOC")
+
+
 def _pack(arguments: argparse.Namespace) -> int:
-    from swinv2_train.cli.data_display import Progress, broken_lines, label_lines, print_table
+    from swinv2_train.cli.data_display import Progress, broken_lines, label_lines, object_lines, print_table
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.pack_entries import grouped, problem_name
     from swinv2_train.data.pack_sources import open_source
@@ -142,22 +161,23 @@ def _pack(arguments: argparse.Namespace) -> int:
     if arguments.quality and not (arguments.resize or arguments.tile):
         raise DataError("--quality applies to images that --resize shrinks or --tile cuts: add one of the two")
     tiling = _tiling(arguments)
-    labels = _label_maps(arguments)
+    labels, objects = _label_maps(arguments), _objects(arguments)
     found = open_source(
         arguments.source,
         classes=arguments.classes,
-        class_names=None if labels else arguments.class_names,
+        class_names=None if labels or objects else arguments.class_names,
         seed=arguments.seed,
         out=arguments.out,
         image=arguments.image,
         labels=labels,
+        objects=objects,
     )
     if not (arguments.resize or arguments.tile):
         _check_room(found, arguments.out)
     writable("OUT", arguments.out)
     loading("swinv2-data", f"the decoders for {len(found.entries):,} images")
 
-    from swinv2_train.data.pack import BROKEN_FILE, PackOptions, PackRun, pack
+    from swinv2_train.data.pack import BROKEN_FILE, OBJECTS_FILE, PackOptions, PackRun, pack
     from swinv2_train.data.parallel import available_cores
 
     options = PackOptions(
@@ -194,9 +214,13 @@ def _pack(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for line in label_lines([(problem_name(one), one["reason"]) for one in report.label_problems]):
         print(line, file=sys.stderr)
-    if found.labels is not None:  # images without a label map are listed by a warning
+    for line in object_lines(report.cleaning):
+        print(line, file=sys.stderr)
+    if found.labels is not None or found.objects is not None:  # images without a label map are listed by a warning
         for line in broken_lines(grouped(report.broken[len(found.refused) :])):
             print(line, file=sys.stderr)
+    if report.cleaning.lost:
+        print(f"some objects were dropped: see {arguments.out / OBJECTS_FILE}", file=sys.stderr)
     if report.broken:
         print(_skipped(report.broken, found, arguments.out / BROKEN_FILE), file=sys.stderr)
     return 0 if report.complete else 1
@@ -206,7 +230,7 @@ def _skipped(broken: list[dict[str, str]], found: Source, where: Path) -> str:
     from swinv2_train.data.pack_entries import counted
 
     what, one = counted(broken), len(broken) == 1
-    if found.labels is None:
+    if found.labels is None and found.objects is None:
         what += " is broken and" if one else " are broken and"
     return f"{what} {'was' if one else 'were'} skipped: see {where}"
 
@@ -243,6 +267,21 @@ def _label_maps(arguments: argparse.Namespace) -> LabelMaps | None:
     names = None if arguments.class_names is None else read_class_names(arguments.class_names)
     rules = read_rules(names, arguments.colors, arguments.ignore, zero_is_ignore=arguments.zero_is_ignore)
     return LabelMaps(arguments.labels, rules)
+
+
+def _objects(arguments: argparse.Namespace) -> ObjectsOption | None:
+    """Return the annotations of objects to pack. Raises DataError if there are two kinds."""
+    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.pack_objects import READERS, ObjectsOption
+
+    given = [kind for kind in READERS if getattr(arguments, kind) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise DataError(f"--{given[0]} and --{given[1]} both name objects: use one of the two")
+    # With label maps, --classes-file has the names of their classes.
+    names = arguments.class_names if arguments.labels is None else None
+    return ObjectsOption(given[0], getattr(arguments, given[0]), names)
 
 
 def _check_room(found: Source, out: Path) -> None:

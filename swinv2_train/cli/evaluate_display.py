@@ -28,7 +28,9 @@ _LONGEST_NAME = 150
 
 
 def metric_text(metric: Metric, value: float) -> str:
-    """Return the value of a metric for display: fractions in percent."""
+    """Return the value of a metric for display: fractions in percent, and nan, such as of absent classes, as "none"."""
+    if math.isnan(value):
+        return "none"
     return f"{value:.2%}" if metric.share else f"{value:.4f}"
 
 
@@ -41,7 +43,7 @@ def result_text(found: Evaluated, options: EvalOptions) -> str:
         if name in found.metrics
     ]
     parts = [table([("", ""), *_facts(found, options)]).lstrip("\n"), table([("", ""), *rows]).lstrip("\n")]
-    parts += [table(more) for more in found.report().tables()]
+    parts += [table(more) for more in found.report.tables()]
     if found.broken:
         parts.append("\n".join(f"broken: {name}: {reason}" for name, reason in found.broken[:_SHOWN_BROKEN]))
         if len(found.broken) > _SHOWN_BROKEN:
@@ -96,7 +98,7 @@ def result_json(found: Evaluated, options: EvalOptions) -> dict[str, Any]:
         "images_per_second": round(found.images_per_second, 2),
         "broken": [{"sample": name, "reason": reason} for name, reason in found.broken],
         "warnings": found.warnings,
-        **found.report().details(),
+        **found.report.details(),
     }
 
 
@@ -157,7 +159,7 @@ def write_outputs(directory: Path, found: Evaluated, options: EvalOptions) -> li
         OSError: if one cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    report, written = found.report(), []
+    report, written = found.report, []
     for name, text in report.files().items():
         write_text(directory / name, text)
         written.append(directory / name)

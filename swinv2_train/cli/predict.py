@@ -1,4 +1,5 @@
-"""`swinv2-predict`: predict image files: their classes, or with a segmenter the class of every pixel.
+"""`swinv2-predict`: predict image files: their classes, with a segmenter the class of every pixel, or with a detector
+the objects.
 
 Exit status: 0 done; 1 failed, or some images could not be read (they are named); 2 usage error (missing path, a model
 without classes, a wrong list of names); 130 interrupted.
@@ -46,6 +47,9 @@ bits above 255 classes; of a TIFF a TIFF with its georeference), and DIR/overlay
 of every class, and their area if the image has a map scale. With task.resize=native and --inference slide, TIFFs of any
 size fit into memory; other images have at most data.max_pixels.
 
+A detector writes DIR/detections.json, all boxes and masks as COCO has them, and DIR/pictures/NAME.jpg, the image with
+those of at least --threshold; the tables have the same. --tile N cuts large images into tiles of N pixels.
+
 A sheet is a self-contained HTML page or a PNG. A page has at most {ON_PAGE[".html"]} images (PNG: {ON_PAGE[".png"]});
 the next ones go to FILE-2.html, FILE-3.html, ..., up to --pages.
 
@@ -54,6 +58,7 @@ examples:
   swinv2-predict outputs/in1k_tiny_256 my-images --which best --out predictions
   swinv2-predict checkpoint=swinv2_tiny_window8.pth images=my-images labels=names.txt top=3 sheet=sheet.png
   swinv2-predict outputs/segment_tiles scenes/*.tif --out maps --inference slide --overlap 0.25
+  swinv2-predict outputs/detect_own forest/*.tif --out trees --tile 400 --threshold 0.3
 
 exit status: 0 done; 1 some images could not be read, or it failed; 2 usage error; 130 interrupted"""
 
@@ -81,7 +86,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="swinv2-predict",
         usage="swinv2-predict CHECKPOINT IMAGES... [options] [KEY=VALUE ...]",
-        description="Classify images with any classifier (this package's, official, timm, Hugging Face), or segment.",
+        description="Classify images with any classifier (this package's, official, timm, Hugging Face), segment them, "
+        "or detect objects.",
         epilog=f"{_HELP}\n\n{manual('analysis')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,7 +100,7 @@ def _parser() -> Parser:
         "--batch",
         type=whole(1),
         metavar="N",
-        help="images per forward pass (default: 16), or sliding windows (default: 1)",
+        help="images per forward pass (default: 16), or windows or tiles (default: 1)",
     )
     add("--labels", type=file_path, metavar="FILE", help="names of the classes, one per line, if the weights have none")
     add_task_options(parser)
@@ -132,7 +138,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for line in (*(f"{one.path}: {one.reason}" for one in done.broken), *images.notes):
         print(f"swinv2-predict: {line}", file=sys.stderr)
     print_predictions(done.found, arguments.top)
-    targets.write(done.found, done.kind, done.entries, str(loaded.source.path))
+    targets.write(done.found, done.kind, done.entries, str(loaded.source.path), names)
     if done.broken:
         print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
     return FAILED if done.broken or images.lost else FINISHED
@@ -205,7 +211,7 @@ def predict(
                 done.found.append(one)
                 if one.picture is not None:
                     entry = Entry.of(one.path, one.picture)
-                    entry.bars = [(name, share) for _, name, share in one.classes[: options.top]]
+                    entry.bars = one.bars(options.top)
                     entry.colors = one.colors()
                     done.entries.append(entry)
                     one.picture = None  # thousands of them would fill the memory
@@ -219,7 +225,7 @@ def print_predictions(found: Sequence[Prediction], top: int) -> None:
     """Print a table of the first classes: drawn on a terminal, aligned columns elsewhere."""
     if not found:
         return
-    rows = [(str(one.path), *(f"{name} {share:.1%}" for _, name, share in one.classes[:top])) for one in found]
+    rows = [(str(one.path), *one.summary(top)) for one in found]
     columns = max(map(len, rows))
     rows = [(*row, *[""] * (columns - len(row))) for row in rows]
     titles = ("image", *(f"{rank}." for rank in range(1, columns)))

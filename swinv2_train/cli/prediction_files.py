@@ -28,7 +28,7 @@ _SHOWN = 3
 def add_outputs(parser: argparse.ArgumentParser) -> None:
     """Add the options for the output files."""
     add = parser.add_argument
-    add("--csv", type=file_path, metavar="FILE", help="write a line per image and class")
+    add("--csv", type=file_path, metavar="FILE", help="write a line per image and class, or per object")
     add("--jsonl", type=file_path, metavar="FILE", help="write a JSON object per image")
     add("--sheet", type=file_path, metavar="FILE", help="draw the images with their classes: FILE.html or FILE.png")
     add(
@@ -42,7 +42,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=file_path,
         metavar="DIR",
-        help="write predictions.csv, predictions.jsonl, sheet.html, and label maps into DIR",
+        help="write predictions.csv, predictions.jsonl, sheet.html, and label maps or pictures into DIR",
     )
 
 
@@ -93,6 +93,8 @@ class Targets:
 
     paths: dict[str, list[Path]]
     pages: int
+    directory: Path | None = None
+    """Of --out."""
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Targets:
@@ -112,7 +114,7 @@ class Targets:
         for path in (path for paths in targets.values() for path in paths):
             if not path.parent.is_dir():
                 raise ConfigError("", path, f"{path.parent} is not a directory, so {path} cannot be written")
-        return cls(targets, arguments.pages)
+        return cls(targets, arguments.pages, arguments.out)
 
     @property
     def most_pictures(self) -> int:
@@ -130,12 +132,20 @@ class Targets:
             if target.is_dir():
                 raise ConfigError("", target, f"{target} is a directory, so it cannot be written")
 
-    def write(self, found: Sequence[Prediction], kind: type[Prediction], entries: Sequence[Entry], model: str) -> None:
+    def write(
+        self,
+        found: Sequence[Prediction],
+        kind: type[Prediction],
+        entries: Sequence[Entry],
+        model: str,
+        names: Sequence[str],
+    ) -> None:
         """Write tables and sheets, and print their names.
 
         Args:
             kind: of the predictions.
             model: for the title of a sheet.
+            names: one for each class.
 
         Raises:
             OSError: if one cannot be written.
@@ -150,6 +160,10 @@ class Targets:
             # A lone surrogate becomes a JSON escape.
             write_bytes(path, jsonl_text(found).encode(errors="backslashreplace"))
             written.append(path)
+        if self.directory is not None:
+            for name, text in kind.collected(found, names).items():
+                write_bytes(self.directory / name, text.encode(errors="backslashreplace"))
+                written.append(self.directory / name)
         earlier = []
         for path in self.paths["sheet"]:
             shown = write_pages(path, entries, model, len(found), self.pages)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swinv2_train.cli.arguments import Parser
-from swinv2_train.cli.values import numbers
+from swinv2_train.cli.values import numbers, whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import refuse_repeated
 
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
     from swinv2_train.interop.source import WeightSource
 
-_OPTIONS = ("inference", "overlap", "scales", "flip")
+_OPTIONS = ("inference", "tile", "overlap", "threshold", "scales", "flip")
+_NEEDS = {"inference": "a segmenter", "tile": "a detector", "threshold": "a detector"}
+"""Models that have an option; others need a segmenter or a detector."""
 
 
 def add_task_options(parser: Parser) -> None:
     """Add the options; without one, the value of the training applies."""
-    group = parser.add_argument_group("options for segmenters", "the defaults are those of the training")
+    group = parser.add_argument_group("options for segmenters and detectors", "the defaults are those of the training")
     add = group.add_argument
-    add("--inference", choices=["whole", "slide"], help="the entire image at once, or sliding windows")
-    add("--overlap", type=_overlap, metavar="SHARE", help="fraction of a sliding window that neighbors share: 0.34")
+    add("--inference", choices=["whole", "slide"], help="of a segmenter: the entire image at once, or sliding windows")
+    add("--tile", type=whole(1), metavar="N", help="of a detector: cut images into tiles of N pixels, for large ones")
+    add("--overlap", type=_overlap, metavar="SHARE", help="fraction of a window or tile that neighbors share: 0.34")
+    add("--threshold", type=_score, metavar="X", help="of a detector: lowest score in pictures and tables: 0.5")
     add("--scales", type=_scales, metavar="X,X,...", help="factors of the image size, averaged: 0.75,1,1.25")
     add("--flip", action="store_true", default=None, help="average with the mirrored image")
 
@@ -32,6 +36,12 @@ def add_task_options(parser: Parser) -> None:
 def _overlap(text: str) -> str:
     if not 0 <= numbers(text)[0] < 1:
         raise ValueError("must be at least 0 and below 1")
+    return text
+
+
+def _score(text: str) -> str:
+    if not 0 <= numbers(text)[0] <= 1:
+        raise ValueError("must be from 0 to 1")
     return text
 
 
@@ -58,7 +68,8 @@ def with_task_options(
     keys = config.task.PREDICT_OPTIONS
     for name, value in given.items():
         if name not in keys:
-            raise ConfigError(name, value, f"requires a segmenter, and {source.path} is a {config.task.name} model")
+            needed = _NEEDS.get(name, "a segmenter or a detector")
+            raise ConfigError(name, value, f"requires {needed}, and {source.path} is a {config.task.name} model")
     if given:
         added = [f"task.{keys[name]}={str(value).lower()}" for name, value in given.items()]
         refuse_repeated([*arguments.changes, *added])

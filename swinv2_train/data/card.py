@@ -9,14 +9,16 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from swinv2_train.data.card_label_maps import LabelMapFacts
+from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.value_stats import ValueStats
 from swinv2_train.reading import is_count
 
+Part = TypeVar("Part")
 _SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
@@ -97,7 +99,10 @@ class Card:
     class_lists_differ: bool = False
     """True if merged cards assign the same number to different classes; not stored."""
     label_maps: LabelMapFacts | None = None
-    """Counts over the label maps, whose classes `class_names` are; None if the images have none."""
+    """Counts over the label maps; None if the images have none. `class_names` are their classes, unless the images have
+    objects, too."""
+    objects: ObjectFacts | None = None
+    """Counts over the objects, whose categories `class_names` are; None if the images have none."""
 
     def add_image(
         self,
@@ -105,6 +110,7 @@ class Card:
         num_bytes: int,
         labels: Sequence[int] | None,
         label_map: LabelMapFacts | None = None,
+        objects: ObjectFacts | None = None,
     ) -> None:
         self.num_samples += 1
         self.bytes += num_bytes
@@ -122,6 +128,7 @@ class Card:
         if facts.values is not None:
             self.values.setdefault(facts.channels, ValueStats()).add(facts.values)
         self._add_label_maps(label_map)
+        self._add_objects(objects)
 
     def add(self, other: Card) -> None:
         """Count another card in. Raises DataError if their label maps cannot be read together."""
@@ -139,6 +146,7 @@ class Card:
         for channels, stats in other.values.items():
             self.values.setdefault(channels, ValueStats()).add(stats)
         self._add_label_maps(other.label_maps)
+        self._add_objects(other.objects)
         self.nodata = self.nodata if self.nodata is not None else other.nodata
         self.split = self.split or other.split
         self.class_lists_differ |= other.class_lists_differ
@@ -158,6 +166,8 @@ class Card:
         """Number of classes: that of the names, or implied by the highest number; None if there are no labels."""
         if self.class_names:
             return len(self.class_names)
+        if self.objects is not None:
+            return self.objects.num_classes
         if self.label_maps is not None:
             return self.label_maps.num_classes
         return max(self.class_counts) + 1 if self.class_counts else None
@@ -224,7 +234,8 @@ class Card:
                 str(c): dict(zip(("mean", "std"), self.statistics(c) or (), strict=False)) for c in sorted(self.moments)
             },
         }
-        return content | ({"values": values, "nodata": self.nodata} if values else {}) | label_maps
+        objects = {} if self.objects is None else {"objects": self.objects.to_json()}
+        return content | ({"values": values, "nodata": self.nodata} if values else {}) | label_maps | objects
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
@@ -255,7 +266,8 @@ class Card:
             background=_entry(alpha, "background", (str, list), None),
             values={_key(c, "values"): _values(c, v) for c, v in _entry(content, "values", dict, {}).items()},
             nodata=_entry(content, "nodata", list, None),
-            label_maps=_label_maps(_entry(content, "label_maps", dict, None)),
+            label_maps=_part(content, "label_maps", LabelMapFacts.from_json),
+            objects=_part(content, "objects", ObjectFacts.from_json),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -287,7 +299,9 @@ class Card:
             if sum(counts) > self.num_samples:
                 rows.append(("classes per sample", f"{sum(counts) / self.num_samples:.2f}"))
         if self.label_maps is not None:
-            rows += self.label_maps.rows(self.class_names)
+            rows += self.label_maps.rows(None if self.objects is not None else self.class_names)
+        if self.objects is not None:
+            rows += self.objects.rows(self.class_names)
         if self.split:
             rows.insert(0, ("split", self.split))
         return rows
@@ -297,6 +311,12 @@ class Card:
             self.label_maps = None if other is None else other.copy()
         elif other is not None:
             self.label_maps.add(other)
+
+    def _add_objects(self, other: ObjectFacts | None) -> None:
+        if self.objects is None:
+            self.objects = None if other is None else other.copy()
+        elif other is not None:
+            self.objects.add(other)
 
     def _add_moments(self, channels: int, moments: Moments) -> None:
         if channels in self.moments:
@@ -354,11 +374,13 @@ def _values(channels: str, content: Any) -> ValueStats:
     return stats
 
 
-def _label_maps(content: Any) -> LabelMapFacts | None:
+def _part(content: dict[str, Any], name: str, read: Callable[[Any], Part]) -> Part | None:
+    """Return the part of a card that another module reads; None if the card does not have it."""
+    found = _entry(content, name, dict, None)
     try:
-        return None if content is None else LabelMapFacts.from_json(content)
+        return None if found is None else read(found)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"label_maps cannot be read ({error})") from error
+        raise ValueError(f"{name} cannot be read ({error})") from error
 
 
 def _listed(counter: Counter[Any]) -> str:

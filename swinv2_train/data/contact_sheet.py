@@ -1,10 +1,9 @@
-"""Contact sheet: randomly chosen samples of a set of shards in one image, with their label maps drawn over them."""
+"""Contact sheet: randomly chosen samples of a set of shards in one image, with their annotations drawn over them."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from swinv2_train.data.decode import DecodeOptions, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.geometry import Crop, resize
+from swinv2_train.data.geometry import resize
 from swinv2_train.data.image_files import picture_format
-from swinv2_train.data.label_image import decode_label_map
+from swinv2_train.data.overlays import ObjectOverlay, Overlay
 from swinv2_train.data.samples import IMAGE
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.unit_values import missing_of
@@ -25,60 +24,12 @@ from swinv2_train.lettering import fitted, font
 from swinv2_train.writing import write_bytes
 
 _TILE = 160
+_LARGE_TILE = 320
+"""Side of the images with objects, whose boxes have names."""
 _CAPTION = 28
 _TEXT = 11
-_COLUMNS = 8
-_LEGEND_ROW = 20
-_LEGEND_COLUMN = 168
-_MOST_IN_LEGEND = 40
-_OPACITY = 0.55  # of the colors of classes over the image
-
-
-@dataclass
-class Overlay:
-    """Label maps to draw over the images, and the classes that were drawn."""
-
-    member: str
-    ignore: int
-    """Value of pixels without a class."""
-    paint: Callable[[np.ndarray], np.ndarray]
-    """(H, W) class numbers -> (H, W, 3) uint8 colors."""
-    names: Sequence[str] | None = None
-    """Names of the classes; None: their numbers."""
-    drawn: set[int] = field(default_factory=set)
-
-    def over(self, picture: Image.Image, data: bytes, max_pixels: int) -> Image.Image:
-        """Return a picture with its label map over it. Raises BrokenSample if that cannot be read."""
-        labels = decode_label_map(data, max_pixels)
-        size = (picture.height, picture.width)
-        source = (int(labels.shape[0]), int(labels.shape[1]))
-        small = Crop(source, (0, 0, *source), size, size).label_map(labels).numpy()
-        self.drawn.update(np.unique(small).tolist())
-        return Image.blend(picture, Image.fromarray(self.paint(small)), _OPACITY)
-
-    def legend(self, width: int) -> Image.Image:
-        """Return the names and colors of the classes that were drawn, on lines of a width in pixels."""
-        numbers = sorted(self.drawn)
-        entries = [(number, self._name(number)) for number in numbers[:_MOST_IN_LEGEND]]
-        more = len(numbers) - len(entries)
-        columns = max(1, width // _LEGEND_COLUMN)
-        rows = -(-(len(entries) + bool(more)) // columns)
-        strip = Image.new("RGB", (width, rows * _LEGEND_ROW + 8), "white")
-        draw, letters = ImageDraw.Draw(strip), font(_TEXT)
-        for place, (number, name) in enumerate(entries):
-            left, top = 8 + place % columns * _LEGEND_COLUMN, 4 + place // columns * _LEGEND_ROW
-            color = tuple(self.paint(np.array([[number]], np.uint16))[0, 0].tolist())
-            draw.rectangle((left, top, left + 12, top + 12), color, outline="gray")
-            draw.text((left + 18, top), fitted(name, letters, _LEGEND_COLUMN - 26), "black", letters)
-        if more:
-            left, top = 8 + len(entries) % columns * _LEGEND_COLUMN, 4 + len(entries) // columns * _LEGEND_ROW
-            draw.text((left, top), f"and {more} more", "gray", letters)
-        return strip
-
-    def _name(self, number: int) -> str:
-        if number == self.ignore:
-            return f"no class ({number})"
-        return self.names[number] if self.names and number < len(self.names) else f"class {number}"
+_WIDTH = 8 * (_TILE + 8)
+"""Width of a full sheet in pixels, without its margin."""
 
 
 def contact_sheet(
@@ -89,11 +40,11 @@ def contact_sheet(
     seed: int = 0,
     options: DecodeOptions | None = None,
     nodata: Nodata = None,
-    overlay: Overlay | None = None,
+    overlays: Sequence[Overlay] = (),
 ) -> int:
     """Draw randomly chosen samples, with key and size, into one image; return the number of available samples.
 
-    With an `overlay`, label maps are drawn over the images, and below them the legend of their classes.
+    Label maps and objects are drawn over the images by their `overlays`, and below all images the legends of classes.
 
     Of images with more than three channels the first three are shown; images with more than 8 bits are stretched to
     their own range.
@@ -104,28 +55,29 @@ def contact_sheet(
     """
     options = options or DecodeOptions()
     chosen = np.random.default_rng(seed).permutation(shards.num_samples)[:num_samples]
-    columns = min(_COLUMNS, len(chosen))
+    side = _LARGE_TILE if any(isinstance(overlay, ObjectOverlay) for overlay in overlays) else _TILE
+    columns = min(_WIDTH // (side + 8), len(chosen))
     rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * (_TILE + 8) + 8, rows * (_TILE + _CAPTION + 8) + 8), "white")
+    sheet = Image.new("RGB", (columns * (side + 8) + 8, rows * (side + _CAPTION + 8) + 8), "white")
     draw, letters = ImageDraw.Draw(sheet), font(_TEXT)
     for place, index in enumerate(sorted(int(index) for index in chosen)):
-        left, top = 8 + place % columns * (_TILE + 8), 8 + place // columns * (_TILE + _CAPTION + 8)
+        left, top = 8 + place % columns * (side + 8), 8 + place // columns * (side + _CAPTION + 8)
         try:
-            raw = shards.read(index, (IMAGE,) if overlay is None else (IMAGE, overlay.member))
+            raw = shards.read(index, (IMAGE, *(overlay.member for overlay in overlays)))
             pixels = read_pixels(raw.data, options.max_pixels)
             image = opaque(pixels, None, options.background)
-            tile = _tile(image, missing_of(pixels, image.numpy(), nodata))
-            if overlay is not None:
+            tile = _tile(image, missing_of(pixels, image.numpy(), nodata), side)
+            for overlay in overlays:
                 tile = overlay.over(tile, raw.member(overlay.member), options.max_pixels)
-            sheet.paste(tile, (left + (_TILE - tile.width) // 2, top + (_TILE - tile.height) // 2))
+            sheet.paste(tile, (left + (side - tile.width) // 2, top + (side - tile.height) // 2))
             bits = f", {pixels.stored}" if pixels.stored else ", 16 bit" if image.dtype == torch.uint16 else ""
             text = f"{image.shape[2]} x {image.shape[1]} x {image.shape[0]}{bits}"
         except BrokenSample as error:
-            draw.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="red")
+            draw.rectangle((left, top, left + side - 1, top + side - 1), outline="red")
             text = f"broken: {error.reason}"
-        draw.text((left, top + _TILE + 1), fitted(shards.key(index), letters, _TILE, keep_end=True), "black", letters)
-        draw.text((left, top + _TILE + 14), fitted(text, letters, _TILE), "gray", letters)
-    if overlay is not None:
+        draw.text((left, top + side + 1), fitted(shards.key(index), letters, side, keep_end=True), "black", letters)
+        draw.text((left, top + side + 14), fitted(text, letters, side), "gray", letters)
+    for overlay in overlays:
         sheet = _stacked(sheet, overlay.legend(sheet.width))
     stream = io.BytesIO()
     sheet.save(stream, picture_format(path))
@@ -155,8 +107,8 @@ def _stretched(image: Tensor, missing: Tensor) -> Tensor:
     return stretched.masked_fill(missing, 0).clamp(0, 255).to(torch.uint8)
 
 
-def _tile(image: Tensor, missing: np.ndarray) -> Image.Image:
-    """Return a PIL image that fits into a tile.
+def _tile(image: Tensor, missing: np.ndarray, side: int) -> Image.Image:
+    """Return a PIL image that fits into a square of `side` pixels.
 
     Args:
         missing: (C, H, W) bool: True for pixels without data, which are shown black.
@@ -166,6 +118,6 @@ def _tile(image: Tensor, missing: np.ndarray) -> Image.Image:
         shown = missing[:3] if len(missing) >= 3 else missing[:1]
         image = _stretched(image, torch.from_numpy(shown).expand(image.shape))
     height, width = image.shape[1:]
-    scale = _TILE / max(height, width)
+    scale = side / max(height, width)
     image = resize(image, (max(1, round(height * scale)), max(1, round(width * scale))), "bilinear")
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())

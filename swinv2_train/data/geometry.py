@@ -144,6 +144,25 @@ def random_crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
+def draw_part(
+    source: tuple[int, int], size: tuple[int, int], factor: float, flips: tuple[bool, bool], rng: np.random.Generator
+) -> Crop:
+    """Draw the part of an image that is `size` large after scaling the image by `factor`.
+
+    Where the scaled image is smaller than `size`, the result has its size, to be padded.
+
+    Args:
+        flips: left to right, top to bottom.
+    """
+    parts, sizes = [], []
+    for side, wanted in zip(source, size, strict=True):
+        parts.append(min(side, max(1, round(wanted / factor))))
+        sizes.append(wanted if parts[-1] < side else min(wanted, max(1, round(side * factor))))
+    top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(source, parts, strict=True))
+    scaled = (sizes[0], sizes[1])
+    return Crop(source, (top, left, parts[0], parts[1]), scaled, scaled, horizontal=flips[0], vertical=flips[1])
+
+
 def fixed_crop(source: tuple[int, int], size: tuple[int, int], crop_pct: float, crop_mode: str) -> Crop:
     """Return the crop of an evaluation.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,27 @@ import numpy as np
 from swinv2_train.data.background import Background, background_color
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.decode import MAX_PIXELS, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.data.label_smoothing import check_borders
 from swinv2_train.data.labels import known_labels
+from swinv2_train.data.object_masks import rle_of
+from swinv2_train.data.objects import MEMBER as OBJECTS
+from swinv2_train.data.objects import Objects
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_place
 from swinv2_train.data.value_range import Nodata, numbers_of
+from swinv2_train.reading import UnreadableError, parse_json
 
 _SHOWN = 3
 _TRIED = 100
+_ROUNDING = 0.001
+"""Pixels that a packed box may leave its image by."""
 
 
 @dataclass
@@ -66,6 +73,8 @@ class Inspection:
 
     def labels_row(self) -> str:
         """Return how many samples have labels, and the range of their numbers."""
+        if self.card.objects is not None:
+            return f"{self.labeled:,} of {self.card.num_samples:,} samples have objects, or state that they have none"
         if self.card.label_maps is not None:
             return f"{self.labeled:,} of {self.card.num_samples:,} samples have a label map"
         if not self.card.class_counts:
@@ -83,6 +92,7 @@ class _Checked:
     broken: str | None = None
     digest: int = 0
     label_map: LabelMapFacts | None = None
+    objects: ObjectFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,8 @@ class LabelMapCheck:
                 raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
             if ignore not in (None, known):
                 raise DataError(f"--ignore {ignore}: in the label maps of these shards {known} means no class")
-            return cls(MEMBER, known, card.num_classes)
+            # With objects, the number of classes on the card is that of their categories.
+            return cls(MEMBER, known, card.num_classes if card.objects is None else None)
         if member is None:
             if ignore is not None:
                 raise DataError(f"--ignore {ignore} is for label maps: add --labels MEMBER, such as --labels mask.png")
@@ -171,6 +182,43 @@ def _bits(shards: ShardSet, member: str) -> int:
     return 8
 
 
+def checked_objects(raw: RawSample, size: tuple[int, int], num_categories: int | None) -> ObjectFacts:
+    """Return what the objects of a sample add to the card.
+
+    Args:
+        size: height and width of the image.
+        num_categories: numbers of categories are below; None: unknown.
+
+    Raises:
+        BrokenSample: if they are missing or damaged, or have boxes or masks that do not fit the image or numbers that
+            are not categories.
+    """
+    data = raw.member(OBJECTS)
+    try:
+        found = Objects.from_json(parse_json(data))
+    except UnreadableError as error:
+        raise BrokenSample(f"{OBJECTS}: {error}") from None
+    except BrokenSample as error:
+        raise BrokenSample(f"{OBJECTS}: {error.reason}") from None
+    if found.size != size:
+        raise BrokenSample(
+            f"{OBJECTS} is for {found.size[1]} x {found.size[0]} pixels, and the image has {size[1]} x {size[0]}"
+        )
+    limit = np.array([size[1], size[0]] * 2) + _ROUNDING
+    for number, (box, category, mask) in enumerate(zip(found.boxes, found.categories, found.masks, strict=True)):
+        where = f"{OBJECTS}: object {number}"
+        if num_categories is not None and category >= num_categories:
+            raise BrokenSample(f"{where}: its category {category} is not one of the {num_categories} on the card")
+        if (box < -_ROUNDING).any() or (box > limit).any():
+            raise BrokenSample(f"{where}: its box {box.tolist()} leaves the image of {size[1]} x {size[0]} pixels")
+        if isinstance(mask, dict):
+            try:
+                rle_of(mask, size)
+            except BrokenSample as error:
+                raise BrokenSample(f"{where}: {error.reason}") from None
+    return ObjectFacts.of(found)
+
+
 class _Check:
     """Runs in the worker processes: read and decode one sample."""
 
@@ -185,6 +233,12 @@ class _Check:
         self._shards, self._background, self._max_pixels, self._nodata = shards, background, max_pixels, nodata
         self._label_maps = label_maps
         self._members = IMAGE_AND_TEXTS if label_maps is None else (*IMAGE_AND_TEXTS, label_maps.member)
+        self._num_categories: int | None = None
+        self._objects = shards.card is not None and shards.card.objects is not None
+        if self._objects:
+            assert shards.card is not None
+            self._num_categories = shards.card.num_classes
+            self._members = (*self._members, OBJECTS)
 
     def __call__(self, index: int) -> _Checked:
         try:
@@ -193,13 +247,16 @@ class _Check:
             facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels, self._nodata)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
-            label_map = None
-            if self._label_maps is not None:
-                try:
-                    label_map = self._label_maps.facts(raw, (facts.height, facts.width), self._max_pixels)
-                except BrokenSample as error:
-                    problem = error.reason
-            return _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest), label_map=label_map)
+            label_map, objects, size = None, None, (facts.height, facts.width)
+            try:
+                if self._label_maps is not None:
+                    label_map = self._label_maps.facts(raw, size, self._max_pixels)
+                if self._objects:
+                    objects = checked_objects(raw, size, self._num_categories)
+            except BrokenSample as error:
+                problem = error.reason
+            found = _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
+            return replace(found, label_map=label_map, objects=objects)
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -215,7 +272,7 @@ def inspect(
     labels: str | None = None,
     ignore: int | None = None,
 ) -> Inspection:
-    """Decode every sample, with its label map if the packer wrote one.
+    """Decode every sample, with its label map and objects if the packer wrote them.
 
     Args:
         labels: member with the label map, for shards of other programs.
@@ -228,7 +285,7 @@ def inspect(
     digests = np.zeros(shards.num_samples, np.uint64)
     found.label_maps = label_maps = LabelMapCheck.of(shards, labels, ignore)
     shards.label_member = label_maps.member if label_maps is not None else None
-    if label_maps is not None and shards.card is not None:
+    if shards.card is not None and (label_maps is not None or shards.card.objects is not None):
         found.card.class_names = shards.card.class_names
     check = _Check(shards, background_color(background, ()), max_pixels, missing, label_maps)
     checked_samples = ParallelMap(check, workers, name=shards.name)
@@ -242,6 +299,8 @@ def inspect(
             progress(index + 1, shards.num_samples)
     finally:
         checked_samples.close()
+    if found.card.objects is not None and shards.card is not None and shards.card.objects is not None:
+        found.card.objects.categories = shards.card.objects.categories
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
     found.choices = shards.choices()
@@ -275,10 +334,10 @@ def _split_of(shards: ShardSet, index: int) -> str:
 
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
-    found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map)
+    found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map, checked.objects)
     if checked.label_problem is not None:
         found.label_problems.append((shards.name(index), checked.label_problem))
-    elif checked.labels is not None or checked.label_map is not None:
+    elif checked.labels is not None or checked.label_map is not None or checked.objects is not None:
         found.labeled += 1
     else:
         found.unlabeled += 1

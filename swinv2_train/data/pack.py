@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source, counted, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
@@ -31,6 +33,8 @@ from swinv2_train.data.parallel import CHUNK, ParallelMap
 from swinv2_train.writing import write_bytes
 
 BROKEN_FILE = "broken.jsonl"
+OBJECTS_FILE = "objects.jsonl"
+"""File with the objects that were dropped or changed: a line for each reason."""
 _TILE_BYTES = 32 << 20
 """Of the tiles that one process gets at a time, if a pixel has 8 bytes."""
 
@@ -71,9 +75,20 @@ class PackReport:
     """Tiles that were left out, because all of their pixels are without data or without a class."""
     tiled: bool = False
     """True if the samples can be tiles."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    """Objects that were dropped or changed."""
     num_shards: int = 0
     num_reused: int = 0
     """Shards that an earlier command had finished."""
+
+    @classmethod
+    def of(cls, source: Source, *, tiled: bool) -> PackReport:
+        """Return what a source reports before it is packed."""
+        refused = [{"path": path, "reason": reason} for path, reason in source.refused]
+        report = cls(broken=refused, notes=list(source.notes), lost=source.lost, tiled=tiled)
+        if source.objects is not None:
+            report.cleaning.merge(source.objects.cleaning)
+        return report
 
     def add(self, split: str, shard: FinishedShard) -> None:
         self.cards.setdefault(split, Card()).add(shard.card)
@@ -81,13 +96,15 @@ class PackReport:
         self.label_problems.extend(shard.label_problems)
         self.unlabeled += shard.unlabeled
         self.empty += shard.empty
+        self.cleaning.merge(shard.cleaning)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
     @property
     def complete(self) -> bool:
-        """True if everything that looks like an image or a label was packed and can be used."""
-        return not (self.broken or self.label_problems or self.lost or self._partly_labeled)
+        """True if everything that looks like an image, a label, or an object was packed and can be used."""
+        lost = self.broken or self.label_problems or self.lost or self.cleaning.lost
+        return not (lost or self._partly_labeled)
 
     @property
     def _partly_labeled(self) -> bool:
@@ -134,6 +151,8 @@ class PackReport:
 
 
 def _classes(card: Card) -> set[int]:
+    if card.objects is not None:
+        return set(card.objects.objects)
     return set(card.class_counts) | set(card.label_maps.pixels if card.label_maps else ())
 
 
@@ -169,8 +188,7 @@ def pack(
         )
     )
     options = replace(options, labels=found.labels)
-    refused = [{"path": path, "reason": reason} for path, reason in found.refused]
-    report = PackReport(broken=refused, notes=list(found.notes), lost=found.lost, tiled=options.tile is not None)
+    report = PackReport.of(found, tiled=options.tile is not None)
     names = (split, "eval") if eval_share else (split,)
     rule = SplitRule(eval_share, options.seed)
     try:
@@ -198,7 +216,8 @@ def pack(
                 _write_splits(writers, prepare, report, how.progress)
             finally:
                 prepare.close()
-            _write_broken(out, report.broken)
+            _write_lines(out / BROKEN_FILE, report.broken)
+            _write_lines(out / OBJECTS_FILE, report.cleaning.rows())
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnwritableData(
@@ -367,9 +386,9 @@ def _only_writer(out: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _write_broken(out: Path, broken: list[dict[str, str]]) -> None:
-    path = out / BROKEN_FILE
-    if broken:
-        write_bytes(path, "".join(json.dumps(line) + "\n" for line in broken).encode(), flush=True)
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines; without any, remove those of an earlier command."""
+    if lines:
+        write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode(), flush=True)
     else:
         path.unlink(missing_ok=True)

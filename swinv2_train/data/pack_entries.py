@@ -6,12 +6,18 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from swinv2_train.data.card_objects import Category
+from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.label_rules import LabelRules
+from swinv2_train.data.object_cleaning import Cleaning
+from swinv2_train.data.object_store import Annotated, ListedImage, ObjectStore
+from swinv2_train.data.objects import MEMBER, Objects
 from swinv2_train.data.samples import TEXT_EXTENSIONS
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
+from swinv2_train.reading import UnreadableError, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,19 @@ class Entry:
     """Top, left, height, and width of the part to pack; None: the entire image."""
     scene: tuple[int, int] | None = None
     """Height and width of the entire image, if a part of it is packed."""
+    listed: ListedImage | None = None
+    """The image as its annotations list it, if it has objects from a file of annotations."""
+
+
+@dataclass(frozen=True)
+class SourceObjects:
+    """Objects of the images of a source."""
+
+    categories: list[Category]
+    store: ObjectStore | None = None
+    """Annotations by image; None: they are members of the shards."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    """Objects that were dropped because they have no image or category."""
 
     @property
     def name(self) -> str:
@@ -85,6 +104,8 @@ class Source:
     """True if the images are arrays of NumPy (npy, npz)."""
     labels: LabelRules | None = None
     """Meaning of the values of the label maps; None: images have none."""
+    objects: SourceObjects | None = None
+    """Objects of the images; None: they have none."""
 
     @property
     def num_bytes(self) -> int:
@@ -123,6 +144,21 @@ class Source:
             return Path(entry.label_map)
         assert entry.index is not None
         return self.shards.read(entry.index, (entry.label_map,)).member(entry.label_map)
+
+    def annotations(self, entry: Entry) -> Annotated:
+        """Return the annotations of an image of a source with objects. Raises BrokenSample."""
+        assert self.objects is not None
+        if self.objects.store is not None and entry.listed is not None:
+            found = self.objects.store.of_image(entry.listed.number)
+            return Annotated(entry.path, entry.listed.id, entry.listed.size, found)
+        assert self.shards is not None
+        assert entry.index is not None
+        try:
+            content = parse_json(self.shards.read(entry.index, (MEMBER,)).member(MEMBER))
+            objects = Objects.from_json(content)
+        except UnreadableError as error:
+            raise BrokenSample(f"{MEMBER}: {error}") from None
+        return Annotated(entry.path, objects.image_id, objects.size, content["objects"])
 
 
 def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:

@@ -23,11 +23,11 @@ from swinv2_train.data.image_files import ARRAY_EXTENSIONS, extension, image_ext
 from swinv2_train.reading import UnreadableError, decode_text
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
-_PATH_NAMES = (
+PATH_NAMES = (
     "path", "paths", "file", "files", "filename", "file_name", "filenames", "filepath", "filepaths", "file_path",
     "image", "images", "img", "image_path", "img_path", "image_file", "image_name",
 )  # fmt: skip
-_LABEL_NAMES = (
+LABEL_NAMES = (
     "label", "class", "class_name", "classname", "category", "target", "cls", "label_name", "class_label", "species",
     "breed",
 )  # fmt: skip
@@ -196,7 +196,7 @@ def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list
             rows.extend(cells for _, cells in itertools.islice(_cells(text, separator), _LOOKED_AT))
     names = {separator: [cell.lower() for cell in rows[0]] for separator, rows in heads.items() if rows}
     known = {separator: sum(map(_is_known, found)) for separator, found in names.items()}
-    headers = [separator for separator, found in names.items() if set(found) & set(_PATH_NAMES)]
+    headers = [separator for separator, found in names.items() if set(found) & set(PATH_NAMES)]
     if headers:
         best = max(headers, key=lambda separator: known[separator])
         return best, names[best]
@@ -219,7 +219,7 @@ def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list
 
 
 def _is_known(name: str) -> bool:
-    return name in _PATH_NAMES or name in _LABEL_NAMES or name in _SEVERAL_NAMES
+    return name in PATH_NAMES or name in LABEL_NAMES or name in _SEVERAL_NAMES
 
 
 def _plain_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
@@ -234,8 +234,8 @@ def _plain_rows(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[R
 
 def _table(path: Path, rows: Iterator[tuple[int, list[str]]], header: list[str]) -> ImageList:
     """Rows under a header line, with the columns in any order."""
-    place = _column(path, header, _PATH_NAMES)
-    label = _column(path, header, (*_LABEL_NAMES, *_SEVERAL_NAMES))
+    place = _column(path, header, PATH_NAMES)
+    label = _column(path, header, (*LABEL_NAMES, *_SEVERAL_NAMES))
     others = [name for i, name in enumerate(header) if i not in (place, label) and not _UNNAMED.fullmatch(name)]
     if label is None and others:
         raise DataError(
@@ -271,7 +271,7 @@ def _with_label_maps(
     if header is None or name not in header:
         found = f"its columns are {', '.join(header)}" if header else "it has no header with names of columns"
         raise DataError(f"{path}: --labels {column} is not a column of this list, and {found}")
-    place = _column(path, header, [one for one in _PATH_NAMES if one != name])
+    place = _column(path, header, [one for one in PATH_NAMES if one != name])
     if place is None:
         raise DataError(f"{path}, line 1: no column names the images; call it image or path")
     label_map = header.index(name)
@@ -335,7 +335,7 @@ def _from_json_lines(path: Path, text: str, label_maps: str | None) -> ImageList
             if label_maps is not None:
                 forms = f'{{"image": ..., "{label_maps}": ...}}'
             raise DataError(f"{path}, line {number}: expected {forms}{detail}") from None
-        columns.update(dict.fromkeys(key for key in content if key in (*_LABEL_NAMES, *_SEVERAL_NAMES)))
+        columns.update(dict.fromkeys(key for key in content if key in (*LABEL_NAMES, *_SEVERAL_NAMES)))
         unread.update(dict.fromkeys(key for key in content if not _is_known(key) and key != label_maps))
     notes = [f"{path}: keys that are not read: {', '.join(unread)}"] if unread else []
     return ImageList(path, rows, next(iter(columns), "label"), notes)
@@ -356,8 +356,8 @@ def _json_row(line: int, content: Any, label_maps: str | None) -> Row:
     """Raises ValueError, with the reason, for anything but a path and classes, or a path and that of a label map."""
     if not isinstance(content, dict):
         raise ValueError(f"found {content!r:.60}")
-    paths = [key for key in content if key in _PATH_NAMES and key != label_maps]
-    given = [key for key in content if key in (*_LABEL_NAMES, *_SEVERAL_NAMES) and content[key] is not None]
+    paths = [key for key in content if key in PATH_NAMES and key != label_maps]
+    given = [key for key in content if key in (*LABEL_NAMES, *_SEVERAL_NAMES) and content[key] is not None]
     if len(paths) != 1 or len(given) > 1:
         found = ", ".join(map(str, given if len(given) > 1 else content)) or "nothing"
         raise ValueError(f"{'one label is needed' if len(given) > 1 else 'one path is needed'}, found {found}")

@@ -1,10 +1,11 @@
-"""One image made ready for a shard: read, checked, and if wanted shrunk or cut, with its label map."""
+"""One image made ready for a shard: read, checked, and if wanted shrunk or cut, with its label map and objects."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from swinv2_train.data.array_image import ARRAY_KINDS
 from swinv2_train.data.background import background_color, resize_transparent
 from swinv2_train.data.card_label_maps import MEMBER, LabelMapFacts
+from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.decode import image_facts, opaque, read_pixels
 from swinv2_train.data.encode import encode, png_bytes
 from swinv2_train.data.errors import BrokenSample
@@ -24,6 +26,11 @@ from swinv2_train.data.image_header import sniff
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.label_smoothing import check_borders
 from swinv2_train.data.labels import known_labels
+from swinv2_train.data.object_cleaning import Cleaning
+from swinv2_train.data.object_geometry import resized, tile_of
+from swinv2_train.data.object_rules import clean
+from swinv2_train.data.objects import MEMBER as OBJECTS
+from swinv2_train.data.objects import Objects
 from swinv2_train.data.pack_entries import Entry, Source
 from swinv2_train.data.pack_writer import Packed, PackOptions
 from swinv2_train.data.pixels import Pixels, upright
@@ -67,6 +74,17 @@ class _Last(Generic[Kept]):
         return self._open
 
 
+@dataclass(frozen=True)
+class _Truth:
+    """Annotations of an image as they are packed."""
+
+    labels: np.ndarray | None = None
+    """Its label map."""
+    objects: Objects | None = None
+    cleaning: Cleaning | None = None
+    """Objects that were dropped or changed."""
+
+
 class Prepare:
     """Runs in the worker processes: read, decode, check, shrink, cut."""
 
@@ -76,6 +94,7 @@ class Prepare:
         self._nodata = numbers_of(options.nodata)
         self._scene: _Last[Scene] = _Last()
         self._labels: _Last[LabelScene] = _Last()
+        self._objects_of_scene: tuple[str, Objects, Cleaning] | None = None
 
     def __call__(self, entry: Entry) -> Packed:
         try:
@@ -90,6 +109,7 @@ class Prepare:
         self._check_kind(sniff(data))
         pixels, image = self._decoded(data)
         labels = self._label_map(entry, data, image)
+        objects, cleaning = self._objects(entry, data, tuple(image.shape[1:]))
         limit = self._options.resize
         if limit is not None and max(image.shape[1:]) > limit:
             if pixels.stored or self._source.arrays:
@@ -99,8 +119,10 @@ class Prepare:
             pixels = _shrink(pixels, image, limit, keep_alpha=self._background is not None)
             image = opaque(pixels, self._options.channels, self._background)
             data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
-            labels = None if labels is None else _shrunk_labels(labels, before, tuple(image.shape[1:]))
-        return self._packed(entry, data, texts, pixels, image, labels)
+            after = (image.shape[1], image.shape[2])
+            labels = None if labels is None else _shrunk_labels(labels, before, after)
+            objects = None if objects is None else resized(objects, after)
+        return self._packed(entry, data, texts, pixels, image, _Truth(labels, objects, cleaning))
 
     def _tile(self, entry: Entry) -> Packed:
         assert entry.tile is not None
@@ -113,11 +135,12 @@ class Prepare:
         self._check_kind(sniff(data))
         pixels, image = self._decoded(data)
         labels = self._tile_of_labels(entry)
+        objects, cleaning = self._tile_of_objects(entry)
         missing = missing_of(pixels, image.numpy(), self._nodata)
         if missing.all() or (labels is not None and (labels == self._ignore).all()):
-            return Packed(entry, empty=True)
+            return Packed(entry, empty=True, cleaning=cleaning)
         texts = self._source.texts(entry)
-        return self._packed(entry, data, texts, pixels, image, labels)
+        return self._packed(entry, data, texts, pixels, image, _Truth(labels, objects, cleaning))
 
     def _packed(
         self,
@@ -126,17 +149,29 @@ class Prepare:
         texts: dict[str, bytes],
         pixels: Pixels,
         image: Tensor,
-        labels: np.ndarray | None,
+        truth: _Truth,
     ) -> Packed:
         """Return the members of a sample, and its facts for the card."""
         facts = image_facts(data, image, pixels, self._nodata)
         numbers, problem = known_labels(RawSample(entry.key, facts.format, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data}
-        counted = None
-        if labels is not None:
-            members[MEMBER] = png_bytes(labels)
-            counted = LabelMapFacts.of(labels, self._ignore)
-        return Packed(entry, members | texts, facts, numbers, label_problem=problem, label_map=counted)
+        label_map, objects = None, None
+        if truth.labels is not None:
+            members[MEMBER] = png_bytes(truth.labels)
+            label_map = LabelMapFacts.of(truth.labels, self._ignore)
+        if truth.objects is not None:
+            members[OBJECTS] = json.dumps(truth.objects.to_json(), separators=(",", ":")).encode()
+            objects = ObjectFacts.of(truth.objects)
+        return Packed(
+            entry,
+            members | texts,
+            facts,
+            numbers,
+            label_problem=problem,
+            label_map=label_map,
+            objects=objects,
+            cleaning=truth.cleaning,
+        )
 
     @property
     def _ignore(self) -> int:
@@ -177,6 +212,30 @@ class Prepare:
         assert entry.scene is not None
         turned = scene_orientation(self._source.content(entry))
         return LabelScene(self._source.label_content(entry), rules, self._options.max_pixels, entry.scene, turned)
+
+    def _objects(
+        self, entry: Entry, data: bytes, size: tuple[int, ...]
+    ) -> tuple[Objects, Cleaning] | tuple[None, None]:
+        """Return the objects of an image and what was changed in them; None if images have none here.
+
+        Args:
+            size: height and width of the upright image.
+        """
+        if self._source.objects is None:
+            return None, None
+        return clean(self._source.annotations(entry), (size[0], size[1]), scene_orientation(data))
+
+    def _tile_of_objects(self, entry: Entry) -> tuple[Objects, Cleaning | None] | tuple[None, None]:
+        """Return the objects that a tile shows; with the first tile of a scene also what was changed in its objects."""
+        assert entry.tile is not None
+        assert entry.scene is not None
+        if self._source.objects is None:
+            return None, None
+        if self._objects_of_scene is None or self._objects_of_scene[0] != entry.path:
+            turned = scene_orientation(self._source.content(entry))
+            self._objects_of_scene = entry.path, *clean(self._source.annotations(entry), entry.scene, turned)
+        _, objects, cleaning = self._objects_of_scene
+        return tile_of(objects, entry.tile), cleaning if entry.tile[:2] == (0, 0) else None
 
     def _check_kind(self, kind: str | None) -> None:
         """Reject an image among arrays and an array among images, because a shard has samples of one kind only."""

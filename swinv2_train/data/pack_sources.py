@@ -24,8 +24,9 @@ from swinv2_train.data.image_files import (
 )
 from swinv2_train.data.label_pairs import LabelMaps, pair_folder
 from swinv2_train.data.label_rules import packed_rules
-from swinv2_train.data.pack_entries import Entry, Source, fraction
+from swinv2_train.data.pack_entries import Entry, Source, SourceObjects, fraction
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
+from swinv2_train.data.pack_objects import ObjectsOption, with_objects
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX
@@ -49,6 +50,7 @@ def open_source(
     out: Path | None = None,
     image: str | None = None,
     labels: LabelMaps | None = None,
+    objects: ObjectsOption | None = None,
 ) -> Source:
     """Find the images.
 
@@ -56,6 +58,7 @@ def open_source(
         out: folder that the shards go to; it is not searched.
         image: member to pack of samples with several images, if the source is shards.
         labels: their label maps. Shards that the packer wrote have them with their meaning, if any.
+        objects: their boxes and masks. Shards that the packer wrote have them.
 
     Raises:
         DataError: if there are none or the source is not understood.
@@ -64,6 +67,9 @@ def open_source(
     names = read_class_names(class_names) if class_names is not None else None
     if labels is not None and classes:
         raise DataError("--classes has a class for each image, and --labels one for each pixel: use one of the two")
+    if objects is not None and classes:
+        what = f"--{objects.kind} for each object"
+        raise DataError(f"--classes has a class for each image, and {what}: use one of the two")
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
             raise DataError("--classes is for folders: a list brings its own labels")
@@ -73,6 +79,7 @@ def open_source(
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
         found = _from_folder(scan, classes, names)
         found = found if labels is None else _labeled(found, path, labels)
+        found = found if objects is None else with_objects(found, path, objects)
     elif path.suffix.lower() in _NOT_LISTS and path.is_file():
         raise DataError(f"{source} is not a list that can be read: {_NOT_LISTS[path.suffix.lower()]}")
     else:
@@ -81,6 +88,8 @@ def open_source(
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
         found = _with_loose_images(_from_shards(source, image, labels), path)
+    if objects is not None and (found.objects is None or found.shards is not None):
+        raise DataError(f"--{objects.kind} is for a folder of images, and {source} is a list or shards: use a folder")
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
@@ -304,6 +313,8 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
     shards = ShardSet.open(spec, warn=False, image=image)
     names = shards.card.class_names if shards.card else None
     packed = shards.card.label_maps if shards.card else None
+    facts = shards.card.objects if shards.card else None
+    objects = None if facts is None else SourceObjects(facts.categories)
     if packed is not None and labels is not None:
         raise DataError(
             f"the label maps of {spec} are packed already, with {packed.ignore} for pixels without a class: omit "
@@ -311,7 +322,8 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
         )
     rules, member = None, None
     if packed is not None:
-        rules, member = packed_rules(names, packed.num_classes, packed.ignore), MEMBER
+        label_names = names if objects is None else None  # those of shards with objects are the categories
+        rules, member = packed_rules(label_names, packed.num_classes, packed.ignore), MEMBER
     elif labels is not None:
         rules, member, names = labels.rules, labels.place, list(labels.rules.names)
     shards.label_member = member
@@ -328,7 +340,7 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
     notes += [str(shard.empty) for shard in shards.empty]
     lost = left_out.lost or bool(shards.empty) or any(shard.truncated for shard in shards.shards)
     root = ", ".join(shard.url for shard in shards.shards)
-    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost, labels=rules)
+    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost, labels=rules, objects=objects)
 
 
 def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) -> list[Entry]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.card_label_maps import LabelMapFacts
+from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.index import build_index, checksums, read_header, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, remove_index, rows_path
+from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source
 from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest
 from swinv2_train.data.parallel import ParallelMap
@@ -82,8 +84,17 @@ class Packed:
     """Why the label that it has cannot be used."""
     label_map: LabelMapFacts | None = None
     """Contribution of its label map to the card."""
+    objects: ObjectFacts | None = None
+    """Contribution of its objects to the card."""
+    cleaning: Cleaning | None = None
+    """Objects that were dropped or changed; those of a scene come with its first tile."""
     empty: bool = False
     """True for a tile that is left out because all of its pixels are without data, or without a class."""
+
+    @property
+    def labeled(self) -> bool:
+        """True if it has a label, a label map, or objects, which may be none."""
+        return self.labels is not None or self.label_map is not None or self.objects is not None
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,8 @@ class FinishedShard:
     """Images without a label."""
     empty: int = 0
     """Tiles that were left out because they are empty."""
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    """Objects that were dropped or changed."""
 
 
 _LATER = {
@@ -203,6 +216,8 @@ class SplitWriter:
                 tar.unlink()
                 remove_index(tar)
         card.split, card.class_names = self._split, self._source.class_names
+        if card.objects is not None and self._source.objects is not None:
+            card.objects.categories = self._source.objects.categories
         if self._written:
             text = manifest_text(Manifest(card.to_json(), self._written, self._origin))
             write_bytes(self._manifest, text.encode(), flush=True)
@@ -239,12 +254,14 @@ class SplitWriter:
             sha256=str(record.get("sha256", "")),
             unlabeled=int(record.get("unlabeled", 0)),
             empty=int(record.get("empty", 0)),
+            cleaning=Cleaning.from_json(record.get("cleaning", {})),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
         card, stop, unlabeled, empty = Card(background=self._options.background, nodata=self._nodata), start, 0, 0
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
+        cleaning = Cleaning()
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -259,10 +276,11 @@ class SplitWriter:
                             break
                         else:
                             _add(tar, packed, card)
-                            known = packed.labels is not None or packed.label_map is not None
-                            unlabeled += not known and packed.label_problem is None
+                            unlabeled += not packed.labeled and packed.label_problem is None
                             if packed.label_problem:
                                 label_problems.append(packed.entry.problem(packed.label_problem))
+                        if packed.cleaning is not None:
+                            cleaning.merge(packed.cleaning)
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
@@ -283,6 +301,7 @@ class SplitWriter:
                 sha256=sha256,
                 unlabeled=unlabeled,
                 empty=empty,
+                cleaning=cleaning,
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -302,6 +321,7 @@ class SplitWriter:
             "label_problems": shard.label_problems,
             "unlabeled": shard.unlabeled,
             "empty": shard.empty,
+            "cleaning": shard.cleaning.to_json(),
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:
@@ -363,7 +383,7 @@ def _add(tar: TarWriter, packed: Packed, card: Card) -> None:
         # One by one, because the writer sorts the members that it gets together, and the image comes first here.
         tar.write({"__key__": packed.entry.key, extension: data})
     image = next(iter(packed.members.values()))
-    card.add_image(packed.facts, len(image), packed.labels, packed.label_map)
+    card.add_image(packed.facts, len(image), packed.labels, packed.label_map, packed.objects)
 
 
 def _member_bytes(key: str, extension: str, data: bytes) -> int:

@@ -16,6 +16,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop
 from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.label_image import decode_label_map
+from swinv2_train.data.objects import MEMBER, Objects
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.samples import IMAGE
 from swinv2_train.reading import UnreadableError, parse_json
@@ -123,6 +124,10 @@ class Sample:
     def json(self, name: str = "json") -> Any:
         """Return the content of a JSON member."""
         return self._once("json", name, parse_json)
+
+    def objects(self, name: str = MEMBER) -> Objects:
+        """Return the boxes, categories, and masks of the sample; see `data/objects.py`."""
+        return self._once("objects", name, lambda data: Objects.from_json(parse_json(data)))
 
     def text(self, name: str = "txt") -> str:
         """Return the content of a UTF-8 text member."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from swinv2_train.config.image_formats import FIRST_EXTENSIONS
 from swinv2_train.data.image_files import ARRAY_EXTENSIONS, image_extensions, is_array
+from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.tar import Member
 
 IMAGE, VIDEO = "image", "video"
@@ -244,7 +245,9 @@ def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[t
         elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
             yield "dotted label", extension
         else:  # such as seg.png next to jpg
-            known = last in image_extensions() and not any(character.isdecimal() for character in prefix)
+            known = extension == OBJECTS or (
+                last in image_extensions() and not any(character.isdecimal() for character in prefix)
+            )
             yield f"{_OTHER_TYPE}:{extension if known else last}", extension
 
 

@@ -19,6 +19,7 @@ from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import is_array
 from swinv2_train.data.index import build_index, misplaced_member
 from swinv2_train.data.index_store import open_copy
+from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.opening import find_shards
 from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
@@ -153,6 +154,8 @@ class ShardSet:
             counted.remove(self.label_member)
             if not self.several_images(shard):
                 counted.counts.pop("shared key", None)
+        if self.card is not None and self.card.objects is not None:
+            counted.remove(OBJECTS)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:

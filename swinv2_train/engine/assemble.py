@@ -103,6 +103,7 @@ def start_warnings(parts: Parts, start: Start, engine: Engine) -> list[str]:
     config, shards, held_out = parts.config, parts.shards, parts.held_out
     lines = [*start.warnings, *doubts(config, parts.plan), *shards.warnings()]
     lines += background_warnings(config.data, shards.card) + value_warnings(config.data, shards.card)
+    lines += parts.task.warnings(shards.card)
     if config.task.classes is not None:
         lines += unused_classes(config.task.classes, shards.card) + class_warnings(start.metadata, parts.identity)
     if held_out is not None:

@@ -17,6 +17,21 @@ from swinv2_train.models.geometry import Span, TensorCache
 _MATRICES = TensorCache(max_entries=128)
 
 
+def corner_matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return bilinear interpolation of one axis with `align_corners=True`, whose ends stay: (new_size, size)."""
+
+    def build() -> Tensor:
+        place = torch.linspace(0, size - 1 if new_size > 1 else 0, new_size, dtype=torch.float64)
+        return _tents(place, size).to(dtype).to(device)
+
+    return _MATRICES.get(("corners", size, new_size, dtype, device), build)
+
+
+def _tents(place: Tensor, size: int) -> Tensor:
+    """Return the weights of the old positions at real places: (new_size,) -> (new_size, size)."""
+    return (1 - (place[:, None] - torch.arange(size, dtype=torch.float64)).abs()).clamp(min=0)
+
+
 def bilinear_matrix(size: int, new_size: int, scale: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return bilinear interpolation of one axis (`align_corners=False`): (new_size, size).
 
@@ -27,8 +42,7 @@ def bilinear_matrix(size: int, new_size: int, scale: float, dtype: torch.dtype, 
 
     def build() -> Tensor:
         place = ((torch.arange(new_size, dtype=torch.float64) + 0.5) / scale - 0.5).clamp(0, size - 1)
-        weights = 1 - (place[:, None] - torch.arange(size, dtype=torch.float64)).abs()
-        return weights.clamp(min=0).to(dtype).to(device)
+        return _tents(place, size).to(dtype).to(device)
 
     return _MATRICES.get(("bilinear", size, new_size, scale, dtype, device), build)
 
@@ -68,6 +82,14 @@ def resize(x: Tensor, size: tuple[int, int], scale: float | None = None) -> Tens
             for side, new in zip(sides, size, strict=True)
         ),
     )
+
+
+def resize_corners(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps by bilinear interpolation with `align_corners=True`: (B, C, H, W) -> (B, C, *size)."""
+    sides = (x.shape[2], x.shape[3])
+    if size == sides:
+        return x
+    return _along_both(x, *(corner_matrix(side, new, x.dtype, x.device) for side, new in zip(sides, size, strict=True)))
 
 
 def adaptive_pool(x: Tensor, side: int) -> Tensor:

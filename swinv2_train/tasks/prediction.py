@@ -48,9 +48,27 @@ class Prediction:
         ]
         return {"image": str(self.path), "classes": classes}
 
+    def summary(self, top: int) -> list[str]:
+        """Return the first classes for a line on the terminal."""
+        return [f"{name} {share:.1%}" for _, name, share in self.classes[:top]]
+
+    def bars(self, top: int) -> list[tuple[str, float]]:
+        """Return the first classes for a sheet, each with the length of its bar, a fraction."""
+        return [(name, share) for _, name, share in self.classes[:top]]
+
     def colors(self) -> list[str] | None:
         """Return the color of every class in `classes` as #RRGGBB, if the picture shows the classes in colors."""
         return None
+
+    @classmethod
+    def collected(cls, found: Sequence[Any], names: Sequence[str]) -> dict[str, str]:
+        """Return further files for the output directory, by name, with the predictions for all images.
+
+        Args:
+            found: predictions of this kind.
+            names: one for each class.
+        """
+        return {}
 
 
 @dataclass(frozen=True)

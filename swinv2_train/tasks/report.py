@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from swinv2_train.tracking.charts import Chart
 
 
+def percent_text(value: float) -> str:
+    """Return a fraction in percent for display; nothing for nan."""
+    return "" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
 class Report:
     """Report of a task's evaluation, on the main rank.
 

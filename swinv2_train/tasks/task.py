@@ -7,7 +7,7 @@ section (`config/tasks/`). README.md in this folder shows how to add a task.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
 from swinv2_train.data.augment import normalise
-from swinv2_train.data.batch import SIZE, Batch, has_deep_images
+from swinv2_train.data.batch import SIZE, Batch, Ragged, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.drop_path import drop_path_noise
@@ -97,6 +97,10 @@ class Task(abc.ABC):
         """
         return cls(config, mean, std)
 
+    def warnings(self, card: Card | None) -> list[str]:
+        """Return warnings about settings that do not fit the data, by the dataset card of the training shards."""
+        return []
+
     @staticmethod
     @abc.abstractmethod
     def model_of(config: Config, size: tuple[int, int]) -> nn.Module:
@@ -157,8 +161,22 @@ class Task(abc.ABC):
         Runs on the main rank. The records are in the order of positions.
         """
 
+    def report(self, found: Measured, metrics: Mapping[str, float], class_names: Sequence[str] | None = None) -> Report:
+        """Return the report of an evaluation, on the main rank.
+
+        Args:
+            found: combined results of all ranks, and `metrics` computed from them.
+            class_names: a name for every class; None without names.
+        """
+        return self.REPORT(found, metrics, class_names)
+
     def images(self, batch: Batch) -> torch.Tensor:
-        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero."""
+        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero.
+
+        Of images that differ in size, the centers at the size of the config.
+        """
+        if isinstance(batch["image"], Ragged):
+            return torch.stack([_center(normalise(image, self.mean, self.std), self.size) for image in batch["image"]])
         return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
 
     def noise(self, model: nn.Module, batch: Batch) -> torch.Tensor | None:
@@ -187,3 +205,12 @@ class Task(abc.ABC):
             "position": torch.arange(batch_size),
             "valid": torch.ones(batch_size, dtype=torch.bool),
         }
+
+
+def _center(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return the center of an image, (C, h, w) -> (C, *size), zero beyond its sides."""
+    canvas = image.new_zeros(len(image), *size)
+    parts = [min(side, length) for side, length in zip(image.shape[-2:], size, strict=True)]
+    top, left = ((side - part) // 2 for side, part in zip(image.shape[-2:], parts, strict=True))
+    canvas[:, : parts[0], : parts[1]] = image[:, top : top + parts[0], left : left + parts[1]]
+    return canvas

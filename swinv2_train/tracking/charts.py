@@ -61,6 +61,8 @@ class Series:
     """Non-finite values leave a gap."""
     dashed: bool = False
     """Dashed, thin, and without markers: for a curve that accompanies another."""
+    every: int = 1
+    """One marker for this number of points."""
     mark: tuple[float, str] | None = None
     """Position of a vertical line that belongs to the curve, and its name for the legend."""
 
@@ -135,7 +137,9 @@ def line_chart(
                 raise ValueError(f"{one.name}: {len(one.x)} places for {len(one.y)} values")
             y = np.asarray(one.y, dtype=np.float64)
             y = np.where(np.isfinite(y) & ((y > 0) | (not log_y)), y, np.nan)
-            marks = {"linestyle": (0, (4, 2)), "linewidth": 1.0} if one.dashed else {"marker": _pick(MARKERS, number)}
+            marks: dict[str, Any] = {"marker": _pick(MARKERS, number), "markevery": one.every}
+            if one.dashed:
+                marks = {"linestyle": (0, (4, 2)), "linewidth": 1.0}
             axes.plot(
                 one.x, y, color=_pick(PALETTE, number), label=as_label(one.name), clip_on=False, zorder=3, **marks
             )

@@ -23,7 +23,14 @@ _LONGEST_NAME = 120
 """A longer name would leave no room for the matrix; the number of the class replaces it."""
 
 
-def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None, *, unit: str = "images") -> Chart:
+def confusion_chart(
+    matrix: np.ndarray,
+    names: Sequence[str] | None = None,
+    *,
+    unit: str = "images",
+    predicted: Sequence[str] | None = None,
+    title: str | None = None,
+) -> Chart:
     """Plot a confusion matrix: true classes down, predicted ones across, in percent of the images of each true class.
 
     With up to 20 classes the cells show the percentages. With up to 100, the axes show the full names, and the number
@@ -35,6 +42,8 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None, *, u
         matrix: (K, K) counts, rows true.
         names: of the classes; their numbers if it is None.
         unit: what is counted, in the plural.
+        predicted: names of the predicted classes, if they differ from those of the true ones.
+        title: None: the number of units.
 
     Raises:
         ValueError: if the matrix is not square, or the number of names differs.
@@ -42,23 +51,27 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str] | None = None, *, u
     num_classes = len(matrix)
     if matrix.ndim != 2 or matrix.shape[1] != num_classes or not num_classes:
         raise ValueError(f"a confusion matrix must be square, not {matrix.shape}")
-    if names is not None and len(names) != num_classes:
-        raise ValueError(f"{len(names)} names for {num_classes} classes")
+    for given in (names, predicted):
+        if given is not None and len(given) != num_classes:
+            raise ValueError(f"{len(given)} names for {num_classes} classes")
     totals = matrix.sum(axis=1)
     percent = np.divide(100.0 * matrix, totals[:, None], out=np.zeros(matrix.shape), where=totals[:, None] > 0)
     texts = _texts(num_classes, names)
+    across = texts if predicted is None else _texts(num_classes, predicted)
     named = num_classes <= _NAMED
     with house_style():
-        figure, axes, beside = _frame(num_classes, texts if named else ["000"], f"{totals.max():,.0f}")
+        figure, axes, beside = _frame(
+            num_classes, (texts, across) if named else (["000"], ["000"]), f"{totals.max():,.0f}"
+        )
         axes.grid(False)
         drawn = _draw_cells(axes, percent)
         if named:
-            _name_rows(axes, texts, totals, unit)
+            _name_cells(axes, texts, across, totals, unit)
         if num_classes <= _WITH_NUMBERS:
             _write_cells(axes, percent)
         axes.set_xlabel("predicted class" if named else "predicted class (number, as in per_class.csv)")
         axes.set_ylabel("true class" if named else "true class (number, as in per_class.csv)")
-        axes.set_title(f"{totals.sum():,.0f} {unit}")
+        axes.set_title(f"{totals.sum():,.0f} {unit}" if title is None else title)
         bar = figure.colorbar(drawn, cax=beside, format="%g")
         bar.set_label(f"% of the {unit} of the true class")
         bar.outline.set_linewidth(0.5)  # type: ignore[operator]
@@ -83,13 +96,13 @@ def _points(num_classes: int) -> float:
     return min(9.0, 0.72 * POINTS * _cell(num_classes))
 
 
-def _frame(num_classes: int, texts: Sequence[str], count: str) -> tuple[Figure, Any, Any]:
+def _frame(num_classes: int, texts: tuple[Sequence[str], Sequence[str]], count: str) -> tuple[Figure, Any, Any]:
     """Return a figure with axes for the matrix and for its color bar, and room for the labels around them.
 
     The room is computed, because the automatic layout takes seconds for a hundred long names, and cuts some.
 
     Args:
-        texts: labels of the classes.
+        texts: labels of the true and of the predicted classes.
         count: the longest number of images.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,9 +111,9 @@ def _frame(num_classes: int, texts: Sequence[str], count: str) -> tuple[Figure, 
     def inches(text: str) -> float:
         return font(100).getlength(text) / 100 * _points(num_classes) / POINTS
 
-    label = 1.03 * max(map(inches, texts))  # renderers round the width of every letter
+    labels, lower = (1.03 * max(map(inches, names)) for names in texts)  # renderers round the width of every letter
     side = max(_LEAST_SIDE, num_classes * _cell(num_classes)) if num_classes <= _NAMED else _LARGE_SIDE
-    left, below = label + 0.5, (label if _rotated(texts) else 0.2) + 0.5
+    left, below = labels + 0.5, (lower if _rotated(texts[1]) else 0.2) + 0.5
     right = inches(count) + 0.6
     width, height = left + side + right + 1.2, below + side + 0.45
     figure = Figure(figsize=(width, height))
@@ -127,12 +140,11 @@ def _draw_cells(axes: Any, percent: np.ndarray) -> Any:
     return axes.imshow(shown, cmap=colors, norm=scale, interpolation="nearest", extent=(-0.5, end, end, -0.5))
 
 
-def _name_rows(axes: Any, texts: Sequence[str], totals: np.ndarray, unit: str) -> None:
+def _name_cells(axes: Any, texts: Sequence[str], across: Sequence[str], totals: np.ndarray, unit: str) -> None:
     """Write the names of the classes left and below, and the number of images or pixels of each row on the right."""
-    labels = [as_label(text) for text in texts]
-    places, points = range(len(labels)), _points(len(labels))
-    axes.set_xticks(places, labels, rotation=90 if _rotated(texts) else 0)
-    axes.set_yticks(places, labels)
+    places, points = range(len(texts)), _points(len(texts))
+    axes.set_xticks(places, [as_label(text) for text in across], rotation=90 if _rotated(across) else 0)
+    axes.set_yticks(places, [as_label(text) for text in texts])
     axes.tick_params(length=0, labelsize=points)
     counts = axes.secondary_yaxis("right")
     counts.set_yticks(places, [f"{total:,.0f}" for total in totals])

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from swinv2_train.lettering import font, wrapped
+from swinv2_train.lettering import fitted, font, wrapped
 
 MARGIN = 12
 GAP = 6
 TITLE_SIZE = 15
 FOOTER_SIZE = 13
 MIN_CELL = 128
+SWATCH = 14
+"""Side of a color in a legend."""
+_WIDEST_NAME = 220
 BACKGROUND = "white"
 INK = "#202020"
 FOOTER_INK = "#606060"
@@ -107,6 +110,34 @@ def image_grid(
             canvas.paste(cell.convert("RGB"), (x + (column_width - cell.width) // 2, y + (height - cell.height) // 2))
     if footer_lines:
         draw.text((MARGIN, bottom + MARGIN), footer_lines, FOOTER_INK, footer_font)
+    return canvas
+
+
+def with_legend(grid: Image.Image, entries: Sequence[tuple[np.ndarray, str]], caption: str = "") -> Image.Image:
+    """Return a figure with a legend in columns, and a caption, below it.
+
+    Args:
+        entries: swatch (SWATCH, SWATCH, 3) uint8 and text of each; at least one.
+    """
+    letters = font(FOOTER_SIZE)
+    texts = [fitted(text, letters, _WIDEST_NAME) for _, text in entries]
+    column = SWATCH + GAP + max(round(letters.getlength(text)) for text in texts) + 2 * MARGIN
+    columns = max(1, min(len(entries), (grid.width - MARGIN) // column))
+    step, line = SWATCH + GAP, FOOTER_SIZE + 4
+    lines = [part for text in caption.splitlines() for part in wrapped(text, letters, grid.width - 2 * MARGIN)]
+    legend_height = -(-len(entries) // columns) * step
+    canvas = Image.new("RGB", (grid.width, grid.height + legend_height + GAP + len(lines) * line + MARGIN), BACKGROUND)
+    canvas.paste(grid, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for place, ((swatch, _), text) in enumerate(zip(entries, texts, strict=True)):
+        row, number = divmod(place, columns)
+        left, top = MARGIN + number * column, grid.height + row * step
+        canvas.paste(Image.fromarray(swatch), (left, top))
+        draw.rectangle((left, top, left + SWATCH - 1, top + SWATCH - 1), outline=INK)
+        draw.text((left + SWATCH + GAP, top + SWATCH / 2), text, INK, letters, anchor="lm")
+    for number, text in enumerate(lines):
+        top = grid.height + legend_height + GAP + number * line
+        draw.text((MARGIN, top), text, FOOTER_INK, letters)
     return canvas
 
 

@@ -23,6 +23,7 @@ from swinv2_train.config.choices import CHOICES
 from swinv2_train.config.compose import compose, experiments
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.explain import conf_dir, schema_keys
+from swinv2_train.config.section import flat
 from swinv2_train.config.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,9 +116,10 @@ def test_values_of_keys_that_accept_only_a_few(offered: Offered) -> None:
 
 def test_every_key_with_choices_exists_and_is_checked() -> None:
     assert set(CHOICES) <= set(schema_keys())
-    demo, segmentation = compose(["+experiment=simmim_demo"]), compose(["task=segmentation", "optim.epochs=1"])
+    demo = compose(["+experiment=simmim_demo"])
+    dense = [compose([f"task={name}", "optim.epochs=1"]) for name in ("segmentation", "detection")]
     for key, values in CHOICES.items():
-        config = copy.deepcopy(segmentation if key.startswith("task.") else demo)
+        config = copy.deepcopy(next(each for each in (demo, *dense) if key in flat(each)))
         section, _, name = key.rpartition(".")
         owner = functools.reduce(getattr, section.split("."), config)
         setattr(owner, name, "none of them" if isinstance(values[-1], str) else 99)

@@ -102,8 +102,8 @@ def test_a_frozen_config_cannot_be_changed() -> None:
         (["task=classification", "task.mixups=1"], ["task.mixups=1", "did you mean task.mixup?"]),
         (["task.name=foo"], ["task.name=foo", "simmim, classification, segmentation"]),
         (["task.name=classification"], ["is a key of task=simmim", "task=NAME"]),
-        (["task=3"], ["task=3", "use one of classification, segmentation, simmim"]),
-        (["task=null"], ["task=null", "use one of classification, segmentation, simmim"]),
+        (["task=3"], ["task=3", "use one of classification, detection, segmentation, simmim"]),
+        (["task=null"], ["task=null", "use one of classification, detection, segmentation, simmim"]),
         (["task=segment"], ["task=segment", "did you mean segmentation"]),
     ],
 )

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from swinv2_train.data.card_label_maps import LabelMapFacts
-from swinv2_train.data.contact_sheet import Overlay, contact_sheet
+from swinv2_train.data.contact_sheet import contact_sheet
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import inspect
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
+from swinv2_train.data.overlays import LabelOverlay
 from swinv2_train.data.pack import PackOptions, pack
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.shards import ShardSet
@@ -125,9 +126,11 @@ def test_label_maps_of_others_are_checked_and_drawn(tmp_path: Path) -> None:
         np.vectorize(lambda k: colors[k][1]),
         np.vectorize(lambda k: colors[k][2]),
     )
-    overlay = Overlay("mask.png", 255, lambda array: np.dstack([one(array) for one in paint]).astype(np.uint8), ["sea"])
+    overlay = LabelOverlay(
+        "mask.png", 255, lambda array: np.dstack([one(array) for one in paint]).astype(np.uint8), ["sea"]
+    )
     contact_sheet(shards, tmp_path / "plain.png", num_samples=4)
-    contact_sheet(shards, tmp_path / "drawn.png", num_samples=4, overlay=overlay)
+    contact_sheet(shards, tmp_path / "drawn.png", num_samples=4, overlays=[overlay])
     plain, drawn = (np.array(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("plain", "drawn"))
     assert overlay.drawn == {0, 1, 2}
     assert drawn.shape[0] > plain.shape[0]

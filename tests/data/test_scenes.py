@@ -1,4 +1,4 @@
-"""The scripts that write images with label maps: scenes of digits, and an image of nuclei."""
+"""The scripts that write images with label maps or objects: scenes of digits, and an image of nuclei."""
 
 from __future__ import annotations
 
@@ -87,6 +87,41 @@ def test_the_stroke_is_labeled_and_its_blurred_border_ignored(scenes: ModuleType
         rows, columns = (np.ptp(axis) + 1 for axis in np.nonzero(classes == number))
         assert 20 / 28 * 36 - 2 <= rows <= 60
         assert columns < rows
+
+
+@pytest.fixture(scope="module")
+def detect_scenes(scenes: ModuleType) -> ModuleType:
+    return script("detect_scenes")
+
+
+def test_scenes_have_exact_boxes_and_masks_and_some_no_digit(detect_scenes: ModuleType, tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    ink = np.zeros((28, 28), np.uint8)
+    ink[4:24, 10:18] = 255
+    black = Image.new("RGB", (300, 200))
+    written = [
+        detect_scenes.write(tmp_path / name, [ink[None]] * 2, [black], 9, seed=seed)
+        for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    ]
+    texts = [(tmp_path / name / "objects.json").read_text() for name in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+    coco = COCO(str(tmp_path / "a" / "objects.json"))
+    assert len(coco.anns) == written[0] > 8
+    assert coco.getAnnIds(imgIds=[detect_scenes.WITHOUT_DIGITS]) == []
+    assert [category["name"] for category in coco.dataset["categories"]] == ["0", "1"]
+    for image in coco.dataset["images"]:
+        light = np.asarray(Image.open(tmp_path / "a" / "images" / image["file_name"])).max(axis=2) > 90
+        masks = np.zeros(light.shape, int)
+        for each in coco.loadAnns(coco.getAnnIds(imgIds=[image["id"]])):
+            mask = coco.annToMask(each)
+            rows, columns = np.nonzero(mask)
+            left, top, width, height = each["bbox"]
+            assert (rows.min(), columns.min(), np.ptp(rows) + 1, np.ptp(columns) + 1) == (top, left, height, width)
+            assert each["area"] == mask.sum()
+            masks += mask
+        assert masks.max(initial=0) <= 1
+        assert (light == (masks > 0)).mean() > 0.95
 
 
 def test_every_digit_is_dealt_once_before_any_is_repeated(scenes: ModuleType) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_train.models.resizing import adaptive_pool, enlarge_logits, resize
+from swinv2_train.models.resizing import adaptive_pool, enlarge_logits, resize, resize_corners
 
 
 def with_gradient(result: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,6 +31,7 @@ def test_bilinear_resizing_is_that_of_torch(
 ) -> None:
     x = torch.randn(2, 3, *sides, dtype=dtype, requires_grad=True)
     agree(resize(x, size), F.interpolate(x, size, mode="bilinear", align_corners=False), x, tolerance)
+    agree(resize_corners(x, size), F.interpolate(x, size, mode="bilinear", align_corners=True), x, tolerance)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ OPTIONS = {
 CASES = [
     (name, options, backend)
     for name in TASK_SECTIONS
+    if name != "detection"  # the number of its boxes depends on values, which fake tensors do not have
     for number, options in enumerate(OPTIONS.get(name, [[]]))
     for backend in (ATTENTION_BACKENDS if number == 0 else ["sdpa"])
 ]

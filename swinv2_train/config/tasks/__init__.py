@@ -3,13 +3,24 @@
 A section is the torch-free interface of its task: everything that other code needs before the model exists.
 """
 
-from swinv2_train.config.tasks.base import FEATURES, LOGITS, LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.base import (
+    DETECTIONS,
+    FEATURES,
+    LOGITS,
+    LOSS,
+    PIXEL_LOGITS,
+    Description,
+    Metric,
+    TaskConfig,
+)
 from swinv2_train.config.tasks.classification import ClassificationConfig
+from swinv2_train.config.tasks.detection import DetectionConfig
 from swinv2_train.config.tasks.registry import TASK_SECTIONS, module_of, sections_of, task_section
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
 __all__ = [
+    "DETECTIONS",
     "FEATURES",
     "LOGITS",
     "LOSS",
@@ -17,6 +28,7 @@ __all__ = [
     "TASK_SECTIONS",
     "ClassificationConfig",
     "Description",
+    "DetectionConfig",
     "Metric",
     "SegmentationConfig",
     "SimMIMConfig",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOSS = "loss"
 """Name of the only term of a loss with one term."""
-LOGITS, PIXEL_LOGITS, FEATURES = "logits", "pixel_logits", "features"
+LOGITS, PIXEL_LOGITS, DETECTIONS, FEATURES = "logits", "pixel_logits", "detections", "features"
 """Values of `TaskConfig.OUTPUT`."""
 
 
@@ -62,7 +62,7 @@ class TaskConfig(Section):
     """Names of the parameters with one row per class; `init_from` copies their rows by class."""
     OUTPUT: ClassVar[str] = FEATURES
     """Output of an exported model: `logits`, one per class; `pixel_logits`, one per class and pixel, which the model's
-    method `scores` returns; or the pooled `features` of the backbone."""
+    method `scores` returns; `detections`, a list of objects per image; or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
     SIZES_DIFFER: ClassVar[bool] = False

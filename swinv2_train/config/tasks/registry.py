@@ -15,6 +15,7 @@ from swinv2_train.config import own_parts
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks.base import TaskConfig
 from swinv2_train.config.tasks.classification import ClassificationConfig
+from swinv2_train.config.tasks.detection import DetectionConfig
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
 
@@ -22,6 +23,7 @@ TASK_SECTIONS: dict[str, type[TaskConfig]] = {
     "simmim": SimMIMConfig,
     "classification": ClassificationConfig,
     "segmentation": SegmentationConfig,
+    "detection": DetectionConfig,
 }
 """Section of each task by name. `import_parts` adds those of imported modules."""
 _OURS = frozenset(TASK_SECTIONS)

@@ -5,48 +5,16 @@ They follow `models/segmenter.py` and the loss; tests compare them with both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swinv2_train.config.model import StageGeometry
+from swinv2_train.config.tasks.convolution import Convolution
 
 if TYPE_CHECKING:
     from swinv2_train.config.tasks.segmentation import SegmentationConfig
 
 STRIP_BYTES = 64 << 20
 """Bytes of the enlarged logits that the loss computes at a time."""
-_WIDE = 4
-"""Bytes of an element that a GroupNorm saves: its input in fp32."""
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution of a decoder."""
-
-    positions: int
-    """Positions of its map, for one image."""
-    inputs: int
-    outputs: int
-    side: int = 1
-    """Side of the kernel."""
-    normed: bool = False
-    """True if GroupNorm and ReLU follow."""
-    biased: bool = False
-    shared: bool = False
-    """True if its input is saved for backward by another operation as well."""
-
-    @property
-    def parameters(self) -> int:
-        return self.inputs * self.outputs * self.side**2 + self.outputs * (2 * self.normed + self.biased)
-
-    @property
-    def macs(self) -> int:
-        return self.positions * self.inputs * self.outputs * self.side**2
-
-    def saved(self, element: int) -> int:
-        """Return the bytes that it saves for backward, with its norm and ReLU, for one image."""
-        after = (_WIDE + element) * self.outputs if self.normed else 0
-        return self.positions * (after + (0 if self.shared else element * self.inputs))
 
 
 def head_parameters(stages: list[StageGeometry], task: SegmentationConfig) -> int:

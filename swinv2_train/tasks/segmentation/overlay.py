@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from swinv2_train.data.pixels import largest_value
+from swinv2_train.tasks.reduced import ReducedImage
 from swinv2_train.tasks.segmentation.colors import painted
 from swinv2_train.tracking.figures import to_pil
 
@@ -20,13 +19,9 @@ class Overlay:
     middle. An image of 16 bits is stretched to the range that its pixels with data use."""
 
     def __init__(self, size: tuple[int, int], channels: int, classes: int) -> None:
-        self._factor = -(-max(size) // LONGEST_SIDE)
         self._classes = classes
-        height, width = (max(1, side // self._factor) for side in size)
-        self._sums = np.zeros((channels, height, width), np.float32)
-        self._counts = np.zeros(height, np.float32)
-        self._labels = np.zeros((height, width), np.uint16)
-        self._deep = False
+        self._image = ReducedImage(size, channels, -(-max(size) // LONGEST_SIDE))
+        self._labels = np.zeros(self._image.size, np.uint16)
 
     def add(self, first: int, image: Tensor, labels: np.ndarray) -> None:
         """Add a strip.
@@ -36,24 +31,17 @@ class Overlay:
             image: (C, rows, W) as decoded.
             labels: (rows, W).
         """
-        factor, (_, height, width) = self._factor, self._sums.shape
-        self._deep = image.dtype == torch.uint16
-        values = image.numpy().astype(np.float32) / largest_value(image)
-        values = values[:, :, : width * factor]
-        values = values.reshape(*values.shape[:2], width, -1).mean(axis=3)
-        for row in range(values.shape[1]):
+        self._image.add(first, image)
+        factor, (height, width) = self._image.factor, self._image.size
+        for row in range(len(labels)):
             target = (first + row) // factor
-            if target >= height:
-                break
-            self._sums[:, target] += values[:, row]
-            self._counts[target] += 1
-            if (first + row) % factor == factor // 2:
+            if target < height and (first + row) % factor == factor // 2:
                 self._labels[target] = labels[row, min(factor // 2, labels.shape[1] - 1) :: factor][:width]
 
     def draw(self) -> Image.Image:
         """Return the picture."""
-        values = self._sums / np.maximum(self._counts, 1)[:, None]
+        values = self._image.image()
         with_data = self._labels < self._classes
         seen = values[:, with_data][:, None] if with_data.any() else values
-        image = to_pil(values, like=seen, stretch=self._deep).convert("RGB")
+        image = to_pil(values, like=seen, stretch=self._image.deep).convert("RGB")
         return Image.blend(image, Image.fromarray(painted(self._labels, self._classes)), _OPACITY)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from swinv2_train.lettering import fitted, font, wrapped
 from swinv2_train.tasks.segmentation.colors import IGNORED, painted, palette
-from swinv2_train.tracking.figures import BACKGROUND, FOOTER_INK, FOOTER_SIZE, GAP, INK, MARGIN, image_grid, to_pil
+from swinv2_train.tracking.figures import SWATCH, image_grid, to_pil, with_legend
 
 WRONG = (208, 48, 48)
 _STRIPE = (200, 200, 200)
@@ -18,8 +17,6 @@ _STRIPE = (200, 200, 200)
 _STRIPE_WIDTH = 4
 _LONG_SIDE = 256
 _SHORTEST_SIDE = 16
-_SWATCH = 14
-_WIDEST_NAME = 220
 _MOST_ENTRIES = 60
 
 
@@ -53,7 +50,7 @@ def segmentation_sheet(
     rows = [_panels(each, num_classes, ignore) for each in shown]
     titles = [each.title for each in shown] if any(each.title for each in shown) else []
     grid = image_grid(rows, column_titles=["image", "truth", "prediction", "errors"], row_titles=titles)
-    return _with_legend(grid, _entries(shown, num_classes, ignore, names), caption)
+    return with_legend(grid, _entries(shown, num_classes, ignore, names), caption)
 
 
 def _panels(shown: Segmented, num_classes: int, ignore: int) -> list[Image.Image]:
@@ -102,7 +99,7 @@ def _entries(
     has_ignored = counts.pop(ignore, 0) > 0
     most = sorted(counts, key=lambda number: (-counts[number], number))[:_MOST_ENTRIES]
     colors = palette(num_classes)
-    side = (_SWATCH, _SWATCH)
+    side = (SWATCH, SWATCH)
     entries = [
         (np.full((*side, 3), colors[number], np.uint8), names[number] if names else f"class {number}")
         for number in sorted(most)
@@ -112,27 +109,3 @@ def _entries(
     if has_ignored:
         entries.append((_stripes(side), "ignored"))
     return [*entries, (np.full((*side, 3), WRONG, np.uint8), "wrong")]
-
-
-def _with_legend(grid: Image.Image, entries: Sequence[tuple[np.ndarray, str]], caption: str) -> Image.Image:
-    """Return the figure with the legend in columns, and the caption, below it."""
-    letters = font(FOOTER_SIZE)
-    texts = [fitted(text, letters, _WIDEST_NAME) for _, text in entries]
-    column = _SWATCH + GAP + max(round(letters.getlength(text)) for text in texts) + 2 * MARGIN
-    columns = max(1, min(len(entries), (grid.width - MARGIN) // column))
-    step, line = _SWATCH + GAP, FOOTER_SIZE + 4
-    lines = [part for text in caption.splitlines() for part in wrapped(text, letters, grid.width - 2 * MARGIN)]
-    legend_height = -(-len(entries) // columns) * step
-    canvas = Image.new("RGB", (grid.width, grid.height + legend_height + GAP + len(lines) * line + MARGIN), BACKGROUND)
-    canvas.paste(grid, (0, 0))
-    draw = ImageDraw.Draw(canvas)
-    for place, ((swatch, _), text) in enumerate(zip(entries, texts, strict=True)):
-        row, number = divmod(place, columns)
-        left, top = MARGIN + number * column, grid.height + row * step
-        canvas.paste(Image.fromarray(swatch), (left, top))
-        draw.rectangle((left, top, left + _SWATCH - 1, top + _SWATCH - 1), outline=INK)
-        draw.text((left + _SWATCH + GAP, top + _SWATCH / 2), text, INK, letters, anchor="lm")
-    for number, text in enumerate(lines):
-        top = grid.height + legend_height + GAP + number * line
-        draw.text((MARGIN, top), text, FOOTER_INK, letters)
-    return canvas

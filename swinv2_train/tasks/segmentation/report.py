@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from swinv2_train.tasks.report import ClassesReport
+from swinv2_train.tasks.report import ClassesReport, percent_text
 from swinv2_train.tasks.segmentation.metrics import ClassScores
 
 if TYPE_CHECKING:
@@ -74,8 +74,3 @@ class SegmentationReport(ClassesReport):
 
 def _share(value: float) -> str:
     return "" if np.isnan(value) else f"{value:.6f}"
-
-
-def percent_text(value: float) -> str:
-    """Return a fraction in percent for display; nothing for nan."""
-    return "" if np.isnan(value) else f"{value:.1%}"

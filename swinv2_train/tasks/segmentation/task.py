@@ -24,12 +24,13 @@ from swinv2_train.models.segmenter import Segmenter
 from swinv2_train.models.state import evaluating
 from swinv2_train.tasks.class_weights import class_weights
 from swinv2_train.tasks.measured import Measured
+from swinv2_train.tasks.report import percent_text
 from swinv2_train.tasks.segmentation.inference import Inference, TensorSource, score_strips
 from swinv2_train.tasks.segmentation.loss import PixelLoss
 from swinv2_train.tasks.segmentation.metrics import PixelCounts, segmentation_metrics, summed_cross_entropy
 from swinv2_train.tasks.segmentation.pictures import Segmented, segmentation_sheet
 from swinv2_train.tasks.segmentation.predictor import LabelMapPredictor
-from swinv2_train.tasks.segmentation.report import SegmentationReport, percent_text
+from swinv2_train.tasks.segmentation.report import SegmentationReport
 from swinv2_train.tasks.segmentation.transform import SegmentationTransform, label_type
 from swinv2_train.tasks.task import Losses, Task, sample_seeds
 
@@ -120,12 +121,6 @@ class Segmentation(Task):
         (segmenter,) = (module for module in model.modules() if isinstance(module, Segmenter))
         return channel_noise(sample_seeds(self.config, positions), segmenter.dropout_channels)
 
-    def images(self, batch: Batch) -> Tensor:
-        """As for `Task`. Of held-out images, which differ in size, the centers at the size of the config."""
-        if not isinstance(batch["image"], Ragged):
-            return super().images(batch)
-        return torch.stack([_center(image, self.size) for image, _ in self._pairs(batch)])
-
     def measure(self, model: nn.Module, batch: Batch) -> Measured:
         """Compare predictions with the label maps, at their size. Every image has forward passes of its own."""
         counts, total, samples = self._counts(batch["position"].device), 0.0, 0
@@ -203,12 +198,3 @@ def ignored_value(task: SegmentationConfig, facts: LabelMapFacts | None) -> int:
         fix = f"the packed label maps have {facts.ignore} for pixels without a class; set null"
         raise ConfigError("task.ignore_index", task.ignore_index, fix)
     return facts.ignore
-
-
-def _center(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the center of an image, (C, h, w) -> (C, *size), zero beyond its sides."""
-    canvas = image.new_zeros(len(image), *size)
-    parts = [min(side, length) for side, length in zip(image.shape[-2:], size, strict=True)]
-    top, left = ((side - part) // 2 for side, part in zip(image.shape[-2:], parts, strict=True))
-    canvas[:, : parts[0], : parts[1]] = image[:, top : top + parts[0], left : left + parts[1]]
-    return canvas

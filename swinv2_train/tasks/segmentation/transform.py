@@ -15,7 +15,7 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.augment import cropped, in_range
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.geometry import Crop, pad, padded_image
+from swinv2_train.data.geometry import Crop, draw_part, pad, padded_image
 from swinv2_train.data.photometric import Photometric
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.transform import Transform
@@ -126,25 +126,6 @@ def reference_factor(source: tuple[int, int], size: tuple[int, int], task: Segme
         return 1.0
     short = min(size)
     return min(short / min(source), task.max_aspect * short / max(source))
-
-
-def draw_part(
-    source: tuple[int, int], size: tuple[int, int], factor: float, flips: tuple[bool, bool], rng: np.random.Generator
-) -> Crop:
-    """Draw the part of an image that is `size` large after scaling the image by `factor`.
-
-    Where the scaled image is smaller than `size`, the result has its size, to be padded.
-
-    Args:
-        flips: left to right, top to bottom.
-    """
-    parts, sizes = [], []
-    for side, wanted in zip(source, size, strict=True):
-        parts.append(min(side, max(1, round(wanted / factor))))
-        sizes.append(wanted if parts[-1] < side else min(wanted, max(1, round(side * factor))))
-    top, left = (int(rng.integers(0, side - part + 1)) for side, part in zip(source, parts, strict=True))
-    scaled = (sizes[0], sizes[1])
-    return Crop(source, (top, left, parts[0], parts[1]), scaled, scaled, horizontal=flips[0], vertical=flips[1])
 
 
 def evaluation_crop(source: tuple[int, int], size: tuple[int, int], task: SegmentationConfig) -> Crop:

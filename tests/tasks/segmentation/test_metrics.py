@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from swinv2_train.data.errors import DataError
 from swinv2_train.tasks.measured import Measured, Sums, add_sums
 from swinv2_train.tasks.metrics import MOST_CONFUSION_CLASSES
+from swinv2_train.tasks.report import percent_text
 from swinv2_train.tasks.segmentation.metrics import (
     ClassScores,
     PixelCounts,
     segmentation_metrics,
     summed_cross_entropy,
 )
-from swinv2_train.tasks.segmentation.report import SegmentationReport, percent_text
+from swinv2_train.tasks.segmentation.report import SegmentationReport
 
 IGNORE = 255
 

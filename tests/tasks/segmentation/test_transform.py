@@ -18,10 +18,11 @@ from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.batch import Ragged, collate
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.geometry import draw_part
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.value_range import ValueRange
-from swinv2_train.tasks.segmentation.transform import SegmentationTransform, draw_part, reference_factor
+from swinv2_train.tasks.segmentation.transform import SegmentationTransform, reference_factor
 from tests.data.samples import encoded
 
 HEIGHT, WIDTH = 60, 90

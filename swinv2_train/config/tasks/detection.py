@@ -1,0 +1,420 @@
+"""Config section of detection and instance segmentation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from swinv2_train.config.checks import at_least, resolution, share
+from swinv2_train.config.choices import check_choice
+from swinv2_train.config.data import AugmentConfig, DataConfig
+from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.model import count_parameters, stage_geometry
+from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters
+from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+
+MASK_RCNN, CASCADE, HTC = "mask_rcnn", "cascade", "htc"
+"""Values of `DetectionConfig.detector`."""
+JITTER, SHORT = "jitter", "short"
+"""Values of `DetectionConfig.scaling`."""
+RPN_CLASS, RPN_BOX, SEMANTIC = "rpn_class", "rpn_box", "semantic"
+"""Names of the terms of the loss that exist once; those of a stage end in its number, from 1."""
+MOST_STAGES = 3
+"""Stages whose deviations of the box offsets the sources define."""
+_LABEL = r"([\w-]+\.)*json"
+_MAP = r"([\w-]+\.)*(png|tif|tiff)"
+_FAR_ABOVE = 10
+_TESTED = (
+    "test_proposals", "score_threshold", "nms", "soft_nms", "max_detections", "test_short", "test_long", "test_scales",
+    "test_flip",
+)  # fmt: skip
+"""Fields that only evaluations and predictions use."""
+_PREDICTED = ("tile", "tile_overlap", "shown_score")
+"""Fields that only swinv2-predict uses."""
+
+
+@dataclass
+class DetectionConfig(TaskConfig):
+    """Boxes and masks of objects. Defaults follow Cascade Mask R-CNN on Swin (Swin-Transformer-Object-Detection)."""
+
+    IMPLEMENTATION = "swinv2_train.tasks.detection.task:Detection"
+    METRICS: ClassVar[dict[str, Metric]] = METRICS
+    HEAD = tuple(
+        f"heads.{part}_heads.{stage}.{layer}.{kind}"
+        for part, layers in (("box", ("classes", "class_boxes")), ("mask", ("classes",)))
+        for stage in range(MOST_STAGES)
+        for layer in layers
+        for kind in ("weight", "bias")
+    )
+    OUTPUT = DETECTIONS
+    SIZES_DIFFER = True
+    TITLE = "object detection"
+    PURPOSE = "for object detection and instance segmentation"
+    EXTRA_PARTS = "the detector"
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
+        "tile": "tile",
+        "overlap": "tile_overlap",
+        "threshold": "shown_score",
+        "scales": "test_scales",
+        "flip": "test_flip",
+    }
+    PREDICT_FOLDERS = ("pictures",)
+    FREE = ("module", *_TESTED, *_PREDICTED)
+
+    name: str = "detection"
+    """Name of the task."""
+    num_classes: int = 0
+    """Classes of the objects; 0: the number in the dataset card of `data.shards`."""
+    label: str = "objects.json"
+    """Member with the objects of a sample."""
+    detector: str = "cascade"
+    """mask_rcnn (arXiv 1703.06870, one stage), cascade (arXiv 1906.09756, each stage starts from the boxes of the one
+    before), or htc (arXiv 1901.07518, in which a mask head also reads the features of the one before)."""
+    masks: bool | None = None
+    """Predict a mask for every object; null: true if the dataset card says that every object has one."""
+    global_attention: bool = False
+    """A transformer block over all tokens of the last stage, before the feature pyramid: the layer of HTC++."""
+    semantic_classes: int = 0
+    """Classes of a semantic branch of htc, which learns from label maps and adds its features to those of the heads;
+    0: none. COCO has 183, things and stuff."""
+    semantic_label: str = "seg.png"
+    """With `semantic_classes`: member with the label map of a sample; 255 marks pixels without a class."""
+    semantic_weight: float = 0.2
+    """Weight of the semantic branch in the loss."""
+    channels: int = 256
+    """Channels of the feature pyramid and of the region proposal network."""
+    box_head: str = "4conv1fc"
+    """Layers of a box head: 4conv1fc (four convolutions and a linear layer) or 2fc (two linear layers)."""
+    box_hidden: int = 1024
+    """Width of the linear layers of a box head."""
+    head_norm: str = "group"
+    """Norm of the convolutions of a 4conv1fc head: group (GroupNorm) or none."""
+    class_agnostic: bool = False
+    """Regress one box for all classes instead of one per class, as HTC does."""
+    box_loss: str = "giou"
+    """Loss of the boxes of a stage: giou (arXiv 1902.09630, of the boxes) or smooth_l1 (of the offsets, as in HTC)."""
+    box_weight: float = 10.0
+    """Factor of that loss: 10 with giou, 1 with smooth_l1."""
+    mask_channels: int = 256
+    """Channels of the mask heads."""
+    anchor_scale: float = 8.0
+    """Side of a square anchor, as a multiple of the stride of its level: 32 to 512 pixels for strides of 4 to 64."""
+    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    """Height of an anchor divided by its width, for each anchor of a position."""
+    outside_anchors: bool = False
+    """Also train on anchors that reach beyond the image, if their center is in it. Small images need them."""
+    rpn_samples: int = 256
+    """Anchors of an image that the loss of the region proposal network counts, up to half of them objects."""
+    roi_samples: int = 512
+    """Proposals of an image that a stage trains on, up to a quarter of them objects."""
+    ignore_crowd: bool = False
+    """Do not use candidates as background if more than half of their area is in a crowd region. By default they are
+    background, as in the sources."""
+    proposals: int = 2000
+    """Proposals of an image in training; also those of each level before suppression."""
+    test_proposals: int = 1000
+    """The same in evaluation and prediction."""
+    stage_ious: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7])
+    """Smallest overlap (IoU) with an object that makes a proposal positive, for each stage; mask_rcnn has the first."""
+    stage_weights: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
+    """Weight of each stage in the loss."""
+    max_objects: int = 1000
+    """Objects of a training image at most; of more, the largest remain, with a warning."""
+    scaling: str = "jitter"
+    """Size of a training image: jitter (a random factor, on a canvas of `data.resolution`, as in arXiv 2012.07177) or
+    short (a short side from `short_sides`, drawn for every step)."""
+    scale: list[float] = field(default_factory=lambda: [0.1, 2.0])
+    """With `scaling=jitter`: random factor, as [low, high], of the largest size that fits in `data.resolution`."""
+    short_sides: list[int] = field(default_factory=lambda: [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800])
+    """With `scaling=short`: short sides in pixels."""
+    long_side: int = 1333
+    """With `scaling=short`: longest side in pixels."""
+    crop_sides: list[int] = field(default_factory=list)
+    """With `scaling=short`: half of the images are first scaled to a short side from `crop_short_sides` and cropped to
+    random sides from this [low, high], such as [384,600] (arXiv 2005.12872); empty: none."""
+    crop_short_sides: list[int] = field(default_factory=lambda: [400, 500, 600])
+    """With `crop_sides`: short sides before the crop."""
+    copy_paste: float = 0.0
+    """Fraction of the training images that get objects of another image pasted in, by their masks (arXiv
+    2012.07177)."""
+    score_threshold: float = 0.05
+    """Lowest score of a detection; HTC has 0.001."""
+    nms: float = 0.5
+    """Overlap (IoU) above which the lower of two detections of a class is suppressed."""
+    soft_nms: bool = False
+    """Lower the score of such a detection by its overlap, instead of removing it (arXiv 1704.04503, linear)."""
+    max_detections: int = 100
+    """Detections of an image at most."""
+    test_short: int | None = None
+    """Short side of an image in evaluation and prediction; null: with `scaling=jitter` the largest size that fits in
+    `data.resolution`, else the largest of `short_sides`."""
+    test_long: int | None = None
+    """Longest side of an image in evaluation and prediction; null: that of `data.resolution`, else `long_side`."""
+    test_scales: list[float] = field(default_factory=lambda: [1.0])
+    """Factors of the image size in evaluation and prediction; the detections of several are merged."""
+    test_flip: bool = False
+    """Merge the detections with those of the mirrored image in evaluation and prediction."""
+    tile: int | None = None
+    """In prediction: side in pixels of the tiles of an image, each of which is predicted like an image; their
+    detections are merged. For large images: the side of the training images. null: the entire image."""
+    tile_overlap: float = 0.25
+    """With `tile`: fraction of a tile that neighbors share at least. An object should fit into it."""
+    shown_score: float = 0.5
+    """In prediction: lowest score of the detections in pictures and tables; detections.json has all of them."""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages after the region proposals."""
+        return 1 if self.detector == MASK_RCNN else len(self.stage_ious)
+
+    @property
+    def with_masks(self) -> bool:
+        """True if the model predicts masks; also while the data decides it."""
+        return self.masks is not False
+
+    def metrics(self) -> tuple[str, ...]:
+        """Return the metrics of the boxes, and those of the masks if there are any."""
+        return (*BOX, *(MASK if self.with_masks else ()))
+
+    def terms(self) -> dict[str, float]:
+        """Return the terms of the loss by name, each with its factor in the sum."""
+        factors = {RPN_CLASS: 1.0, RPN_BOX: 1.0}
+        for stage in range(self.stages):
+            weight, number = self.stage_weights[stage], stage + 1
+            factors |= {f"class_{number}": weight, f"box_{number}": weight * self.box_weight}
+            if self.with_masks:
+                factors[f"mask_{number}"] = weight
+        if self.semantic_classes:
+            factors[SEMANTIC] = self.semantic_weight
+        return factors
+
+    def validate(self, config: Config) -> None:
+        """Check classes, members, detector, samples, augmentation, and inference."""
+        self._validate_labels(config.data)
+        self._validate_detector()
+        self._validate_samples()
+        self._validate_anchors(config)
+        self._validate_augmentation(config.data)
+        self.check_prediction()
+
+    def check_prediction(self, given: Collection[str] = ()) -> None:
+        """Check the options of evaluation and prediction, see `TaskConfig.check_prediction`."""
+        for key in ("score_threshold", "nms"):
+            share(f"task.{key}", getattr(self, key))
+        for key in ("test_proposals", "max_detections"):
+            at_least(f"task.{key}", getattr(self, key), 1)
+        for key in ("test_short", "test_long"):
+            if getattr(self, key) is not None:
+                at_least(f"task.{key}", getattr(self, key), 1)
+        if self.test_short and self.test_long and self.test_long < self.test_short:
+            fix = f"must be at least task.test_short={self.test_short}"
+            raise ConfigError("task.test_long", self.test_long, fix)
+        if not self.test_scales or not all(0 < scale < math.inf for scale in self.test_scales):
+            raise ConfigError("task.test_scales", self.test_scales, "must be factors above 0, such as [0.75,1.0,1.25]")
+        share("task.shown_score", self.shown_score)
+        if self.tile is not None:
+            at_least("task.tile", self.tile, 1)
+        if not 0 <= self.tile_overlap < 1:
+            raise ConfigError("task.tile_overlap", self.tile_overlap, "must be at least 0 and below 1")
+        if "overlap" in given and self.tile is None:
+            raise ConfigError("overlap", self.tile_overlap, "applies to tiles only; set tile as well")
+
+    def _validate_labels(self, data: DataConfig) -> None:
+        at_least("task.num_classes", self.num_classes, 0)
+        if not re.fullmatch(_LABEL, self.label):
+            raise ConfigError("task.label", self.label, "must be a member with objects, such as objects.json")
+        if data.label is not None:
+            hint = "is for classes of entire images; task.label names the member with the objects"
+            raise ConfigError("data.label", data.label, hint)
+        at_least("task.semantic_classes", self.semantic_classes, 0)
+        if not re.fullmatch(_MAP, self.semantic_label) or self.semantic_label == data.image:
+            hint = "must be a member with a label map, such as seg.png, and not the image"
+            raise ConfigError("task.semantic_label", self.semantic_label, hint)
+        if self.semantic_classes and self.detector != HTC:
+            hint = f"the semantic branch is a part of task.detector=htc, and this is {self.detector}; set it to 0"
+            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
+        if self.semantic_classes > 255:
+            hint = "must be at most 255, because label maps of 8 bits have 255 for pixels without a class"
+            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
+
+    def _validate_detector(self) -> None:
+        for key in ("detector", "box_head", "head_norm", "box_loss", "scaling"):
+            check_choice(f"task.{key}", getattr(self, key))
+        for key in ("channels", "box_hidden", "mask_channels"):
+            at_least(f"task.{key}", getattr(self, key), 1)
+        _above_zero("box_weight", self.box_weight)
+        if self.semantic_classes:
+            _above_zero("semantic_weight", self.semantic_weight)
+
+    def _validate_samples(self) -> None:
+        for key in ("rpn_samples", "roi_samples", "proposals", "max_objects"):
+            at_least(f"task.{key}", getattr(self, key), 1)
+        if not 1 <= len(self.stage_ious) <= MOST_STAGES or not all(0 < iou < 1 for iou in self.stage_ious):
+            fix = f"must be 1 to {MOST_STAGES} numbers between 0 and 1, such as [0.5,0.6,0.7]"
+            raise ConfigError("task.stage_ious", self.stage_ious, fix)
+        if len(self.stage_weights) < self.stages or not all(0 < weight < math.inf for weight in self.stage_weights):
+            fix = f"must be {self.stages} numbers above 0, one for each stage of task.stage_ious"
+            raise ConfigError("task.stage_weights", self.stage_weights, fix)
+
+    def _validate_anchors(self, config: Config) -> None:
+        _above_zero("anchor_scale", self.anchor_scale)
+        if not self.anchor_ratios or not all(0 < ratio < math.inf for ratio in self.anchor_ratios):
+            raise ConfigError(
+                "task.anchor_ratios", self.anchor_ratios, "must be numbers above 0, such as [0.5,1.0,2.0]"
+            )
+        height, width = resolution(config)
+        side = self.anchor_scale * config.model.patch_size
+        fits = any(side * ratio**0.5 < height and side / ratio**0.5 < width for ratio in self.anchor_ratios)
+        if not fits and not self.outside_anchors:
+            fix = (
+                f"the smallest anchors have sides of {side:g} pixels, and none of them fits in data.resolution="
+                f"{height}x{width}; set task.outside_anchors=true or a smaller task.anchor_scale"
+            )
+            raise ConfigError("task.anchor_scale", self.anchor_scale, fix)
+
+    def _validate_augmentation(self, data: DataConfig) -> None:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] < math.inf:
+            raise ConfigError("task.scale", self.scale, "must be a pair [low, high] above 0, such as [0.1,2.0]")
+        for key, example in (("short_sides", "[480,512,544]"), ("crop_short_sides", "[400,500,600]")):
+            sides = getattr(self, key)
+            if not sides or not all(side >= 1 for side in sides):
+                raise ConfigError(f"task.{key}", sides, f"must be sides in pixels, such as {example}")
+        if self.scaling == SHORT and self.long_side < max(self.short_sides):
+            fix = f"must be at least the largest of task.short_sides, {max(self.short_sides)}"
+            raise ConfigError("task.long_side", self.long_side, fix)
+        crop = self.crop_sides
+        if crop and not (len(crop) == 2 and 1 <= crop[0] <= crop[1]):
+            raise ConfigError("task.crop_sides", crop, "must be a pair [low, high] of pixels, such as [384,600], or []")
+        if not 0 <= self.copy_paste <= 1:
+            fix = f"must be a fraction of the images, from 0 to 1{percent(self.copy_paste)}"
+            raise ConfigError("task.copy_paste", self.copy_paste, fix)
+        if self.copy_paste and self.masks is False:
+            hint = "pastes objects by their masks, and task.masks=false has none; set it to 0"
+            raise ConfigError("task.copy_paste", self.copy_paste, hint)
+        if data.augment.transform is not None:
+            hint = "makes an image whose geometry the boxes cannot follow: set data.augment.transform=null"
+            raise ConfigError("data.augment.transform", data.augment.transform, hint)
+
+    def doubts(self, config: Config) -> list[str]:
+        """Return a warning for every setting that was probably not intended."""
+        usual = {"giou": 10.0, "smooth_l1": 1.0}[self.box_loss]
+        lines = self._without_effect(config.data)
+        if not usual / _FAR_ABOVE < self.box_weight < usual * _FAR_ABOVE:
+            lines.append(f"task.box_weight={self.box_weight:g} is far from the usual {usual:g} of {self.box_loss}")
+        if self.semantic_classes and self.semantic_weight > 0.2 * _FAR_ABOVE:
+            lines.append(f"task.semantic_weight={self.semantic_weight:g} is far above what is usual, 0.2")
+        stages = self.stage_ious[: self.stages]
+        if stages != sorted(stages):
+            lines.append(f"task.stage_ious={stages} do not increase, although the boxes get better from stage to stage")
+        if config.engine.compile and (self.scaling == SHORT or config.data.eval_shards):
+            lines.append(
+                "engine.compile=true compiles the blocks again for every size of image, for minutes each; images of "
+                + ("a training" if self.scaling == SHORT else "an evaluation")
+                + " have many sizes"
+            )
+        return lines
+
+    def _without_effect(self, data: DataConfig) -> list[str]:
+        augment, usual, own = AugmentConfig(), DataConfig(), DetectionConfig()
+        lines = [
+            f"data.augment.{key}={getattr(data.augment, key)} has no effect in detection; task.scaling selects the "
+            "sizes of training images"
+            for key in ("scale", "ratio")
+            if getattr(data.augment, key) != getattr(augment, key)
+        ]
+        for key in ("crop_pct", "crop_mode"):
+            if getattr(data, key) != getattr(usual, key):
+                value = getattr(data, key)
+                lines.append(f"data.{key}={value} has no effect in detection, which evaluates entire images")
+        keys = ("scale",) if self.scaling == SHORT else ("short_sides", "long_side", "crop_sides")
+        for key in keys:
+            if getattr(self, key) != getattr(own, key):
+                lines.append(f"task.{key}={getattr(self, key)} has no effect with task.scaling={self.scaling}")
+        return lines
+
+    def describe(self, config: Config) -> Description:
+        """Return classes, detector, and augmentation, and the parameters with all heads."""
+        kind = {MASK_RCNN: "Mask R-CNN", CASCADE: "Cascade R-CNN", HTC: "HTC"}[self.detector]
+        kind += "++" if self.detector == HTC and self.global_attention else ""
+        parts = [f"{self.num_classes} classes" if self.num_classes else "number of classes from the data"]
+        stages = "1 stage" if self.stages == 1 else f"{self.stages} stages"
+        parts.append(f"{kind} of {stages} with {self.box_head} heads of {self.channels} channels")
+        parts.append({True: "masks", False: "boxes only", None: "masks if the data has them"}[self.masks])
+        if self.semantic_classes:
+            parts.append(f"semantic branch of {self.semantic_classes} classes")
+        if self.global_attention and self.detector != HTC:
+            parts.append("global attention")
+        if self.scaling == JITTER:
+            parts.append(f"scaled by {self.scale[0]:g} to {self.scale[1]:g}")
+        else:
+            parts.append(f"short side {min(self.short_sides)} to {max(self.short_sides)}, at most {self.long_side}")
+        if self.copy_paste:
+            parts.append(f"objects pasted into {self.copy_paste:.0%} of the images")
+        size = resolution(config)
+        head = head_parameters(stage_geometry(config.model, *size), self)
+        return Description(", ".join(parts), "the detector", count_parameters(config.model, size) + head)
+
+    def head_macs(self, config: Config) -> int:
+        """Return those of the feature pyramid and of all heads, in training with all samples."""
+        return head_macs(stage_geometry(config.model, *resolution(config)), self)
+
+    def head_bytes(self, config: Config, element: int) -> int:
+        """Return those of the feature pyramid, all heads, and the loss, in training with all samples."""
+        return head_bytes(stage_geometry(config.model, *resolution(config)), self, element)
+
+    def open_fields(self) -> tuple[str, ...]:
+        """Return the fields that the data still decides."""
+        return (*super().open_fields(), *(("masks",) if self.masks is None else ()))
+
+    def complete(self, saved: Mapping[str, Any], card: Any) -> None:
+        """Set the number of classes, and whether there are masks."""
+        if self.label != DetectionConfig.label:
+            card = None  # it describes the objects that swinv2-data packs, not another member
+        super().complete(saved, card)
+        if self.masks is None:
+            facts = card.objects if card is not None else None
+            stored = saved.get("masks") if facts is None else facts.all_masks
+            self.masks = bool(stored)
+
+    def for_evaluation(self, classes: int | None) -> DetectionConfig:
+        """Return this section with this number of classes."""
+        return self if classes in (None, self.num_classes) else replace(self, num_classes=classes)
+
+    def test_size(self, config: Config) -> tuple[int, int]:
+        """Return the short side of images in evaluation and prediction, and their longest side."""
+        if self.scaling == JITTER:
+            short, long = min(resolution(config)), max(resolution(config))
+        else:
+            short, long = max(self.short_sides), self.long_side
+        short = self.test_short or short
+        return short, self.test_long or max(short, long)
+
+    def preparation(self, config: Config) -> str:
+        """Return the size of an image, and the scales and flips that are merged."""
+        short, long = self.test_size(config)
+        parts = [f"short side {short} pixels, longer side at most {long}"]
+        if self.test_scales != [1.0]:
+            parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.test_scales)}")
+        if self.test_flip:
+            parts.append("with mirrored images")
+        return ", ".join(parts)
+
+    def evaluation_settings(self) -> dict[str, Any]:
+        """Return the settings of inference."""
+        return {name: getattr(self, name) for name in _TESTED}
+
+    def worker_modules(self) -> list[str]:
+        """Return the module of the transforms, which does not import the model."""
+        return ["swinv2_train.tasks.detection.transform"]
+
+
+def _above_zero(key: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"task.{key}", value, "must be a number above 0")

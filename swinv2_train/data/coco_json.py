@@ -1,0 +1,157 @@
+"""Annotations in COCO's JSON: images, categories, and annotations, in any order, read as a stream.
+
+The file is read once for each of the three lists, so that it is never in memory, whatever its size.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from swinv2_train.data.box_check import BoxCheck
+from swinv2_train.data.card_objects import Category
+from swinv2_train.data.category_table import category_table
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.object_cleaning import DROPPED, Cleaning
+from swinv2_train.data.object_store import Annotations, ListedImage, StoreWriter
+from swinv2_train.reading import finite_number
+
+_CHUNK = 1 << 14
+_CONSTANT = re.compile(rb'(?<![\w"])-?(?:NaN|Infinity)(?![\w"])')
+_ENDS = (b",", b"]", b"}", b"\n", b" ")
+_BOM = b"\xef\xbb\xbf"
+_FORM = '{"images": [...], "annotations": [...], "categories": [...]}'
+
+
+def read_coco(path: Path, known: Sequence[Category] | None) -> Annotations:
+    """Read annotations.
+
+    Args:
+        known: categories of an earlier split, whose numbers are kept.
+
+    Raises:
+        DataError: if the file is not COCO's JSON, or its images, categories, or boxes contradict themselves.
+    """
+    _check_start(path)
+    categories = category_table([_category(path, n, one) for n, one in _items(path, "categories")], known, str(path))
+    numbers = {one.id: number for number, one in enumerate(categories)}
+    images: list[ListedImage] = []
+    places: dict[int | str, int] = {}
+    for number, one in _items(path, "images"):
+        image = _image(path, number, len(images), one)
+        assert image.id is not None
+        before = places.setdefault(image.id, len(images))
+        if before == len(images):
+            images.append(image)
+        elif images[before] != replace(image, number=before):
+            raise DataError(
+                f"{path}: the image id {image.id!r:.60} is that of {images[before].name} and of {image.name}; give "
+                "each image its own"
+            )
+    writer, cleaning, boxes = StoreWriter(), Cleaning(), BoxCheck()
+    count = 0
+    for number, one in _items(path, "annotations"):
+        count += 1
+        place = places.get(_hashable(one.get("image_id")))
+        category = numbers.get(_hashable(one.get("category_id")))
+        if "segments_info" in one:
+            raise DataError(f"{path} is for panoptic segmentation: use the annotations of its instances")
+        if place is None or category is None:
+            cleaning.add(*_dropped(number, one, None if place is None else images[place]))
+            continue
+        boxes.add(one.get("bbox"), images[place].size)
+        writer.add(place, one | {"category": category})
+    if count and count == sum(dropped for dropped, _ in cleaning.counts.values()):
+        kind, (_, names) = next(iter(cleaning.counts.items()))
+        raise DataError(f"{path}: none of its {count:,} annotations can be used: {DROPPED[kind]} ({names[0]})")
+    boxes.check(str(path))
+    return Annotations(path, categories, images, writer.finish(), cleaning)
+
+
+def _dropped(number: int, one: dict[str, Any], image: ListedImage | None) -> tuple[str, str]:
+    """Return the kind and the name of an annotation without an image or category."""
+    name = f"annotation {one['id']}" if "id" in one else f"annotations[{number}]"
+    if image is None:
+        return "unknown image", f"{name}: image_id {one.get('image_id')!r:.40}"
+    return "unknown category", f"{image.name}: {name}: category_id {one.get('category_id')!r:.40}"
+
+
+def _category(path: Path, number: int, one: dict[str, Any]) -> Category:
+    name, identity, above = one.get("name"), one.get("id"), one.get("supercategory")
+    if not isinstance(name, str) or not name.strip() or not _is_id(identity):
+        raise DataError(f"{path}: categories[{number}] needs an id and a name, found {one!r:.80}")
+    return Category(identity, name.strip(), above if isinstance(above, str) else None)
+
+
+def _image(path: Path, place: int, number: int, one: dict[str, Any]) -> ListedImage:
+    name = one.get("file_name") or str(one.get("coco_url") or "").rpartition("/")[2]  # LVIS has only the latter
+    if not isinstance(name, str) or not name or not _is_id(one.get("id")):
+        raise DataError(f"{path}: images[{place}] needs an id and a file_name, found {one!r:.80}")
+    sides = [finite_number(one.get(key)) for key in ("height", "width")]
+    size = (int(sides[0] or 0), int(sides[1] or 0))
+    return ListedImage(number, name, one["id"], size if min(size) > 0 else None)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _hashable(value: Any) -> Any:
+    return value if _is_id(value) else None
+
+
+def _check_start(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).removeprefix(_BOM).lstrip()
+    except OSError as error:
+        raise DataError(f"--coco {path} cannot be read ({error.strerror})") from None
+    if start.startswith(b"["):
+        raise DataError(f"--coco {path} is a list, as results are; annotations are {_FORM}")
+    if not start.startswith(b"{"):
+        raise DataError(f"--coco {path} is not JSON; annotations are {_FORM}")
+
+
+def _items(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and content of every entry of a list. Raises DataError if there is none."""
+    import ijson
+
+    number = -1
+    with path.open("rb") as file:
+        try:
+            for number, one in enumerate(ijson.items(_Strict(file), f"{key}.item", use_float=True)):
+                if not isinstance(one, dict):
+                    raise DataError(f"{path}: {key}[{number}] is {one!r:.60}, not a JSON object")
+                yield number, one
+        except ijson.JSONError as error:
+            reason = " ".join(str(error).split("\n")[0].split())
+            raise DataError(f"--coco {path} is not intact JSON ({reason}, after {number + 1:,} {key})") from None
+    if number < 0:
+        raise DataError(f"--coco {path} has no {key}; annotations are {_FORM}")
+
+
+class _Strict:
+    """A file as JSON: without a byte-order mark, and with null for NaN and Infinity, which Python writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._rest = file, b""
+        if file.read(len(_BOM)) != _BOM:
+            file.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, of about any size; none at the end. `size` 0 asks for the type."""
+        if size == 0:
+            return b""
+        text = b""
+        while not text:
+            data = self._file.read(_CHUNK)
+            self._rest += data
+            # A constant must not be cut in two, so the text ends after a character that ends a value.
+            cut = max(self._rest.rfind(end) for end in _ENDS) + 1 if data else len(self._rest)
+            self._rest, text = self._rest[cut:], self._rest[:cut]
+            if not data:
+                break
+        return _CONSTANT.sub(b"null", text) if b"NaN" in text or b"Infinity" in text else text

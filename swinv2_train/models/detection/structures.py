@@ -1,0 +1,79 @@
+"""Objects of an image as a detector reads and returns them. Boxes are left, top, right, bottom in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BITS = tuple(range(7, -1, -1))
+
+
+@dataclass
+class Bitmaps:
+    """Masks of the N objects of an image, packed to bits. Each covers its own window of the canvas."""
+
+    bits: Tensor
+    """(bytes,) uint8: `np.packbits(bitmap.ravel())` of every object, end to end; each starts on a byte."""
+    windows: Tensor
+    """(N, 4) int64: top, left, bottom, right on the canvas. An object with an empty window has no mask."""
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def present(self) -> Tensor:
+        """(N,) bool: True for objects with a mask."""
+        top, left, bottom, right = self.windows.unbind(1)
+        return (bottom > top) & (right > left)
+
+    def unpacked(self) -> list[Tensor]:
+        """Return the bitmap of every object, uint8 (h, w) of 0 and 1, the size of its window."""
+        sides = [(bottom - top, right - left) for top, left, bottom, right in self.windows.tolist()]
+        lengths = [-(-height * width // 8) for height, width in sides]
+        shifts = torch.tensor(_BITS, dtype=torch.uint8, device=self.bits.device)
+        return [
+            ((packed[:, None] >> shifts) & 1).flatten()[: height * width].view(height, width)
+            for packed, (height, width) in zip(self.bits.split(lengths), sides, strict=True)
+        ]
+
+    def crop(self, index: int) -> Tensor:
+        """Return the bitmap of one object, see `unpacked`."""
+        return self.unpacked()[index]
+
+    def to(self, device: torch.device) -> Bitmaps:
+        """Return the same masks on a device."""
+        return Bitmaps(self.bits.to(device), self.windows.to(device))
+
+
+@dataclass
+class Targets:
+    """Objects of a training image."""
+
+    boxes: Tensor
+    """(N, 4) float32, on the canvas."""
+    classes: Tensor
+    """(N,) int64."""
+    crowd: Tensor
+    """(M, 4) float32: boxes of regions with uncounted objects, which are never positive."""
+    masks: Bitmaps | None = None
+
+    def to(self, device: torch.device) -> Targets:
+        """Return the same objects on a device."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return Targets(self.boxes.to(device), self.classes.to(device), self.crowd.to(device), masks)
+
+
+@dataclass
+class Detections:
+    """Objects that a detector has found in an image, from the highest score to the lowest."""
+
+    boxes: Tensor
+    """(D, 4) at least float32, on the canvas, inside of the image."""
+    scores: Tensor
+    """(D,) from 0 to 1. Equal ones are in the order of the proposals, then of the classes."""
+    classes: Tensor
+    """(D,) int64."""
+    masks: Tensor | None = None
+    """(D, 28, 28) probabilities inside of the box; None for a detector without masks."""

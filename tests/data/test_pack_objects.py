@@ -1,0 +1,468 @@
+"""Boxes and masks are packed with their images: in one form, once, and what cannot be used is counted by reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from pycocotools import mask as judge
+
+from swinv2_train.data.card import Card
+from swinv2_train.data.card_objects import Category
+from swinv2_train.data.contact_sheet import contact_sheet
+from swinv2_train.data.errors import DataError
+from swinv2_train.data.inspect import inspect
+from swinv2_train.data.label_pairs import LabelMaps
+from swinv2_train.data.label_rules import LabelRules
+from swinv2_train.data.object_masks import bitmap
+from swinv2_train.data.overlays import ObjectOverlay
+from swinv2_train.data.pack import OBJECTS_FILE, PackOptions, PackRun, pack
+from swinv2_train.data.pack_objects import ObjectsOption
+from swinv2_train.data.pack_sources import open_source
+from swinv2_train.data.tiling import Tiling
+from tests.data.annotated import (
+    CATEGORIES,
+    HEIGHT,
+    WIDTH,
+    annotation,
+    coco,
+    objects_of,
+    packed,
+    write_coco,
+    write_images,
+)
+from tests.data.label_maps import NAMES, png
+from tests.data.label_maps import labels as label_map
+from tests.data.packed import SMALL, open_set, tars
+from tests.data.samples import encoded, pixels, write_tar
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path)
+
+
+def test_annotations_become_objects_with_contiguous_categories(tmp_path: Path, images: Path) -> None:
+    """Ids with gaps are numbered by value; empty images stay; the card and `inspect` count the same."""
+    content = coco()
+    content["annotations"][0] |= {"iscrowd": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [100, 20, 648]}}
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    assert (report.complete, report.broken, report.notes, report.unlabeled) == (True, [], [], 0)
+    assert report.warnings == []
+    shards = open_set(tmp_path / "out")
+    assert list(shards.read(0, ("image", "objects.json", "json")).members) == ["image", "objects.json"]
+    found = objects_of(shards)
+    assert {key: len(one) for key, one in found.items()} == {f"a/{n}": n % 3 for n in range(6)}
+    assert {one.image_id for one in found.values()} == set(range(100, 106))
+    one = found["a/2"]
+    assert (one.size, one.ids, one.boxes.tolist()) == ((24, 32), (20, 21), [[2, 3, 12, 11], [3, 3, 13, 11]])
+    assert (one.categories.tolist(), one.masks[0]) == ([2, 1], annotation(20, 0)["segmentation"])
+    crowd = found["a/1"]
+    assert (crowd.crowd.tolist(), crowd.areas.tolist()) == ([True], [60.0])
+    for card in (report.cards["train"], shards.card, inspect(shards).card):
+        assert card is not None
+        facts = card.objects
+        assert facts is not None
+        assert facts.categories == [Category(2, "dog", "animal"), Category(7, "cat", "animal"), Category(90, "kite")]
+        assert (card.class_names, card.num_classes) == (["dog", "cat", "kite"], 3)
+        assert (facts.objects, facts.with_category) == ({0: 1, 1: 2, 2: 2}, {0: 1, 1: 2, 2: 2})
+        assert (facts.images, facts.empty, facts.largest, facts.crowd) == (6, 3, 2, 1)
+        assert (facts.masks, facts.all_masks, facts.small, facts.medium, facts.large) == (5, True, 5, 0, 0)
+    again = Card.from_json(json.loads(json.dumps(shards.card.to_json())))  # type: ignore[union-attr]
+    assert again == shards.card
+    assert dict(again.rows())["category 1, cat"] == "2 objects in 2 images"
+    assert "objects" not in Card().to_json()
+
+
+def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    packed(images, write_coco(tmp_path, content), tmp_path / "one")
+    turned = {key: content[key][::-1] for key in ("annotations", "categories", "images")}
+    turned["annotations"] = content["annotations"]
+    packed(images, write_coco(tmp_path, turned, "turned.json"), tmp_path / "two", how=PackRun(workers=1))
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+    assert (tmp_path / "one/train.dataset.json").read_bytes() == (tmp_path / "two/train.dataset.json").read_bytes()
+
+
+def test_packing_is_resumed_and_follows_changed_annotations(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    content["annotations"].append(annotation(77, 101, bbox=[40, 2, 3, 3]))
+    path = write_coco(tmp_path, content)
+    options = replace(SMALL, max_count=2)
+    report = packed(images, path, tmp_path / "one", options, eval_share=0.4)
+    assert report.num_shards == 3
+    packed(images, path, tmp_path / "two", options, eval_share=0.4)
+    (tmp_path / "two" / "train-000001.tar").unlink()
+    resumed = packed(images, path, tmp_path / "two", options, eval_share=0.4)
+    assert resumed.num_reused == 2
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+    assert resumed.cleaning.counts == report.cleaning.counts != {}
+    assert resumed.cards["train"].objects == report.cards["train"].objects
+    content["annotations"][0]["bbox"][0] = 4.0
+    after = packed(images, write_coco(tmp_path, content), tmp_path / "two", options, eval_share=0.4)
+    assert after.num_reused == 2
+    found = objects_of(open_set(tmp_path / "two", "*.tar"))
+    assert found["a/1"].boxes[0].tolist() == [4, 3, 14, 11]
+
+
+def test_resize_scales_boxes_areas_and_masks(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    square = np.zeros((HEIGHT, WIDTH), np.uint8)
+    square[4:12, 8:16] = 1
+    counts = judge.encode(np.asfortranarray(square))["counts"].decode()
+    content["annotations"] = [
+        annotation(1, 100, bbox=[8, 4, 8, 8], area=64, segmentation={"size": [HEIGHT, WIDTH], "counts": counts}),
+        annotation(2, 101, bbox=[8, 4, 8, 8], area=64, segmentation=[[8, 4, 16, 4, 16, 12, 8, 12]]),
+    ]
+    packed(images, write_coco(tmp_path, content), tmp_path / "out", replace(SMALL, resize=16))
+    shards = open_set(tmp_path / "out")
+    found = objects_of(shards)
+    for key in ("a/0", "a/1"):
+        one = found[key]
+        assert (one.size, one.boxes.tolist(), one.areas.tolist()) == ((12, 16), [[4, 2, 8, 6]], [16.0])
+        assert one.masks[0] is not None
+        assert np.argwhere(bitmap(one.masks[0], one.size)).tolist() == [
+            [y, x] for y in range(2, 6) for x in range(4, 8)
+        ]
+    assert found["a/1"].masks[0] == [[4, 2, 8, 2, 8, 6, 4, 6]]
+    assert inspect(shards).complete
+
+
+def test_tiles_have_the_visible_parts(tmp_path: Path) -> None:
+    """Boxes and masks are cut; objects of which a tile shows less than a tenth, or less than a pixel, are left out."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    tifffile.imwrite(folder / "s.tif", pixels(0, 48, 64), tile=(16, 16), photometric="rgb")
+    (folder / "small.png").write_bytes(png(pixels(1, 20, 30)))
+    square = np.zeros((48, 64), np.uint8)
+    square[10:40, 28:34] = 1
+    rle = judge.encode(np.asfortranarray(square))
+    images = [
+        {"id": 5, "file_name": "s.tif", "height": 48, "width": 64},
+        {"id": 6, "file_name": "small.png", "height": 20, "width": 30},
+    ]
+    box = {"segmentation": ..., "area": 100}
+    annotations = [
+        annotation(1, 5, bbox=[2, 3, 10, 10], **box),
+        annotation(2, 5, bbox=[28, 3, 10, 10], **box),
+        annotation(3, 5, bbox=[31.5, 20, 20, 5], **box),  # half a pixel of it is in the first tile
+        annotation(4, 5, bbox=[30, 40, 30, 4], **box),  # less than a tenth of it is in the left tile
+        annotation(
+            5, 5, bbox=[28, 10, 6, 30], area=180, segmentation={"size": [48, 64], "counts": rle["counts"].decode()}
+        ),
+        annotation(6, 5, bbox=[20, 20, 24, 8], area=96, segmentation=[[20, 20, 44, 20, 20, 28]]),
+        annotation(7, 6, bbox=[1, 1, 8, 8], **box),
+    ]
+    path = write_coco(tmp_path, {"images": images, "annotations": annotations, "categories": CATEGORIES})
+    report = packed(folder, path, tmp_path / "out", replace(SMALL, tile=Tiling(32)), how=PackRun(workers=0))
+    assert report.complete
+    assert report.cleaning.counts == {}
+    found = objects_of(open_set(tmp_path / "out"))
+    assert set(found) == {"s_y00000_x00000", "s_y00000_x00032", "s_y00016_x00000", "s_y00016_x00032", "small"}
+    first, right = found["s_y00000_x00000"], found["s_y00000_x00032"]
+    assert (first.image_id, first.ids, found["small"].image_id, found["small"].ids) == (None, (None,) * 4, 6, (7,))
+    assert first.boxes.tolist() == [[2, 3, 12, 13], [28, 3, 32, 13], [28, 10, 32, 32], [20, 20, 32, 28]]
+    assert first.areas.tolist()[:3] == [100, 40, pytest.approx(180 * 88 / 180)]
+    assert right.boxes.tolist()[0] == [0, 3, 6, 13]
+    assert found["s_y00016_x00000"].boxes.tolist()[-1][:2] == [20, 4]
+    assert not any(box[0] >= 30 and box[2] == 32 and box[3] - box[1] == 4 for box in first.boxes.tolist())
+    polygon = judge.decode(judge.merge(judge.frPyObjects([[20, 20, 44, 20, 20, 28]], 48, 64)))
+    for (top, left), one in {(0, 0): first, (0, 32): right}.items():
+        part = square[top : top + 32, left : left + 32]
+        masks = [mask for mask in one.masks if mask is not None]
+        assert bitmap(masks[0], one.size).tolist() == part.tolist()
+        # Rasterized in the tile, a cut polygon may differ by a pixel at the border.
+        assert np.abs(bitmap(masks[1], one.size).astype(int) - polygon[top : top + 32, left : left + 32]).sum() <= 2
+    assert inspect(open_set(tmp_path / "out")).complete
+
+
+def test_shards_are_packed_again_with_their_objects(tmp_path: Path, images: Path) -> None:
+    first = packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
+    again = pack(str(tmp_path / "out"), tmp_path / "again", PackOptions(max_count=4, resize=16))
+    assert (again.complete, again.notes, again.cleaning.counts) == (True, [], {})
+    before, after = (objects_of(open_set(tmp_path / name)) for name in ("out", "again"))
+    assert {key: one.ids for key, one in before.items()} == {key: one.ids for key, one in after.items()}
+    assert after["a/2"].boxes.tolist() == (before["a/2"].boxes / 2).tolist()
+    assert again.cards["train"].class_names == ["dog", "cat", "kite"]
+    assert again.cards["train"].objects.categories == first.cards["train"].objects.categories  # type: ignore[union-attr]
+    (tmp_path / "list.csv").write_text("path\nimages/a/0.jpg\n")
+    for name in ("out", "out/train-000000.tar", "list.csv"):
+        with pytest.raises(DataError, match=rf"--coco is for a folder of images, and .*{name} is a list or shards"):
+            packed(tmp_path / name, tmp_path / "annotations.json", tmp_path / "twice")
+
+
+def test_objects_and_label_maps_are_packed_together(tmp_path: Path, images: Path) -> None:
+    """As a semantic branch needs: the names are those of the categories, and label maps keep their own numbers."""
+    maps = tmp_path / "maps" / "a"
+    maps.mkdir(parents=True)
+    for n in range(6):
+        (maps / f"{n}.png").write_bytes(png(label_map(n, HEIGHT, WIDTH)))
+    place = write_coco(tmp_path, coco())
+    source = open_source(
+        str(images),
+        classes=False,
+        seed=0,
+        labels=LabelMaps(str(maps.parent), LabelRules((*NAMES, "sky"), 255)),
+        objects=ObjectsOption("coco", str(place)),
+    )
+    report = pack(source, tmp_path / "out", SMALL)
+    assert report.complete
+    shards = open_set(tmp_path / "out")
+    assert list(shards.read(0, ("image", "seg.png", "objects.json")).members) == ["image", "seg.png", "objects.json"]
+    found = inspect(shards)
+    assert found.complete
+    assert found.card.class_names == ["dog", "cat", "kite"]
+    assert found.card.label_maps == report.cards["train"].label_maps
+    again = pack(str(tmp_path / "out"), tmp_path / "again", SMALL)
+    assert again.complete
+    assert again.cards["train"].label_maps == found.card.label_maps
+
+
+def orient(picture: np.ndarray, orientation: int) -> bytes:
+    """A JPEG whose EXIF orientation makes its upright pixels those of the picture."""
+    undo = {1: (), 2: (0,), 3: (1,), 4: (6,), 5: (5,), 6: (2,), 7: (3,), 8: (4,)}
+    stored = Image.fromarray(picture)
+    names = [
+        Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90,
+        Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+    ]  # fmt: skip
+    for number in undo[orientation]:
+        stored = stored.transpose(names[number])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(np.asarray(stored), quality=95, exif=exif.tobytes())
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_annotations_follow_the_orientation_that_they_fit(tmp_path: Path, stored: bool) -> None:
+    """A dark square is where the box and both forms of its mask are, whether they were drawn upright or on stored
+    pixels; the latter can be told for the orientations that exchange the sides."""
+    orientations = range(5, 9) if stored else range(1, 9)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    listed, annotations = [], []
+    for number in orientations:
+        picture = np.full((HEIGHT, WIDTH, 3), 240, np.uint8)
+        picture[2:8, 20:29] = 0
+        data = orient(picture, number)
+        (folder / f"{number}.jpg").write_bytes(data)
+        dark = np.asarray(Image.open(folder / f"{number}.jpg").convert("L")) < 120 if stored else picture[..., 0] < 120
+        rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
+        left, top = float(columns[0]), float(rows[0])
+        right, bottom = float(columns[-1] + 1), float(rows[-1] + 1)
+        size = list(dark.shape)
+        listed.append({"id": number, "file_name": f"{number}.jpg", "height": size[0], "width": size[1]})
+        counts = judge.encode(np.asfortranarray(dark.astype(np.uint8)))["counts"].decode()
+        forms = ({"size": size, "counts": counts}, [[left, top, right, top, right, bottom, left, bottom]])
+        annotations += [
+            annotation(10 * number + k, number, bbox=[left, top, right - left, bottom - top], segmentation=form)
+            for k, form in enumerate(forms)
+        ]
+    place = write_coco(tmp_path, {"images": listed, "annotations": annotations, "categories": CATEGORIES})
+    report = packed(folder, place, tmp_path / "out")
+    assert (report.complete, report.broken) == (True, [])
+    found = objects_of(open_set(tmp_path / "out"))
+    assert set(found) == {str(number) for number in orientations}
+    for key, one in found.items():
+        assert one.size == (HEIGHT, WIDTH), key
+        assert one.boxes.tolist() == [[20, 2, 29, 8]] * 2, key
+        for mask in one.masks:
+            assert mask is not None
+            expected = [[y, x] for y in range(2, 8) for x in range(20, 29)]
+            assert np.argwhere(bitmap(mask, one.size)).tolist() == expected, key
+
+
+def test_images_and_annotations_without_each_other_are_counted(tmp_path: Path, images: Path) -> None:
+    content = coco(8)
+    del content["images"][0]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 100]
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    assert not report.complete
+    assert report.notes == [
+        "images that the annotations do not list, left out: 1, a/0.jpg",
+        "images of the annotations that are not in the folder: 2, a/6.jpg, a/7.jpg",
+    ]
+    assert [one["path"] for one in report.broken] == ["a/6.jpg", "a/7.jpg"]
+    assert set(objects_of(open_set(tmp_path / "out"))) == {f"a/{n}" for n in range(1, 6)}
+
+
+def test_annotations_of_another_size_skip_the_image(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    content["images"][2]["width"] = 640
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    assert [one["reason"] for one in report.broken] == [
+        "its annotations are for 640 x 24 pixels, and the image has 32 x 24"
+    ]
+
+
+@pytest.mark.parametrize("name", ["images/train2017/{}.jpg", "{}.jpg", "C:\\data\\a\\{}.jpg", "./a/{}.jpg"])
+def test_images_are_found_by_path_or_unique_base_name(tmp_path: Path, images: Path, name: str) -> None:
+    content = coco()
+    for n, one in enumerate(content["images"]):
+        one["file_name"] = name.format(n)
+    assert packed(images, write_coco(tmp_path, content), tmp_path / "out").complete
+
+
+def test_lvis_names_images_by_their_address(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    for n, one in enumerate(content["images"]):
+        one["coco_url"] = f"http://images.cocodataset.org/train2017/{n}.jpg"
+        del one["file_name"]
+    assert packed(images, write_coco(tmp_path, content), tmp_path / "out").complete
+
+
+def test_a_later_split_keeps_the_numbers_of_the_first(tmp_path: Path, images: Path) -> None:
+    """Names decide, whatever their ids; categories that are missing there keep the ids of the first split."""
+    first = packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
+    content = coco()
+    content["categories"] = [{"id": 1, "name": "kite"}, {"id": 2, "name": "cat"}]
+    content["annotations"] = [annotation(1, 100, 1), annotation(2, 101, 2)]
+    names = tmp_path / "out" / "train.dataset.json"
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "val", class_names=names)
+    card = report.cards["train"]
+    assert card.class_names == first.cards["train"].class_names
+    assert card.objects is not None
+    assert card.objects.categories == [Category(None, "dog", "animal"), Category(2, "cat"), Category(1, "kite")]
+    found = objects_of(open_set(tmp_path / "val"))
+    assert (found["a/0"].categories.tolist(), found["a/1"].categories.tolist()) == ([2], [1])
+    content["categories"][0]["name"] = "plane"
+    with pytest.raises(DataError, match="the category 'plane' is not among the 3 names of --class-names"):
+        packed(images, write_coco(tmp_path, content), tmp_path / "other", class_names=names)
+
+
+def test_classes_of_two_splits_with_other_tables_are_refused(tmp_path: Path, images: Path) -> None:
+    from swinv2_train.tasks.classes import check_classes
+
+    first = packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
+    content = coco()
+    content["categories"][0]["name"] = "lion"
+    second = packed(images, write_coco(tmp_path, content), tmp_path / "val")
+    with pytest.raises(DataError, match=r"number their classes differently .*class 1 is 'cat' and 'lion'"):
+        check_classes(0, first.cards["train"], second.cards["train"])
+
+
+def test_inspect_names_objects_that_do_not_fit(tmp_path: Path, images: Path) -> None:
+    packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
+    shards = open_set(tmp_path / "out")
+    members: list[tuple[str, bytes]] = []
+    for index in range(shards.num_samples):
+        raw = shards.read(index, ("image", "objects.json"))
+        content = json.loads(raw.members["objects.json"])
+        if raw.key == "a/1":
+            content["objects"][0]["category"] = 3
+        if raw.key == "a/2":
+            content["objects"][0]["bbox"] = [20, 3, 13, 5]
+        if raw.key == "a/3":
+            content["width"] = 99
+        if raw.key == "a/4":
+            content["objects"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "P1"}
+        members.append((f"{raw.key}.jpg", raw.data))
+        if raw.key != "a/0":
+            members.append((f"{raw.key}.objects.json", json.dumps(content).encode()))
+    bad = tmp_path / "bad"
+    write_tar(bad / "train-000000.tar", members)
+    damaged = open_set(bad)
+    damaged.card = shards.card
+    found = inspect(damaged)
+    assert dict(sorted((name.rpartition("/")[2], reason) for name, reason in found.label_problems)) == {
+        "0": "it has no member objects.json",
+        "1": "objects.json: object 0: its category 3 is not one of the 3 on the card",
+        "2": "objects.json: object 0: its box [20.0, 3.0, 33.0, 8.0] leaves the image of 32 x 24 pixels",
+        "3": "objects.json is for 99 x 24 pixels, and the image has 32 x 24",
+        "4": "objects.json: object 0: the counts of its mask do not fill an image of 32 x 24 pixels",
+    }
+    assert (found.complete, found.labeled) == (False, 1)
+
+
+def test_the_contact_sheet_draws_boxes_masks_and_names(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    content["annotations"][0] |= {"iscrowd": 1}
+    packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    colors = [(255, 0, 1), (0, 255, 1), (0, 1, 255)]
+    overlay = ObjectOverlay(lambda number: colors[number], ["dog", "cat", "kite"])
+    contact_sheet(open_set(tmp_path / "out"), tmp_path / "sheet.png", num_samples=6, overlays=[overlay])
+    drawn = {tuple(color) for color in np.asarray(Image.open(tmp_path / "sheet.png")).reshape(-1, 3).tolist()}
+    assert drawn.issuperset(colors[:1] + colors[1:])
+    assert overlay.drawn == {0, 1, 2}
+
+
+def test_dropped_objects_are_listed_in_a_file(tmp_path: Path, images: Path) -> None:
+    content = coco()
+    content["annotations"] += [annotation(200 + n, 101, bbox=[2, 2, 0.5, 4]) for n in range(12)]
+    report = packed(images, write_coco(tmp_path, content), tmp_path / "out")
+    assert not report.complete
+    rows = [json.loads(line) for line in (tmp_path / "out" / OBJECTS_FILE).read_text().splitlines()]
+    assert rows == [
+        {
+            "objects": 12,
+            "reason": "the box is less than 1 pixel wide or high",
+            "dropped": True,
+            "first": [f"{images}/a/1.jpg: annotation {200 + n}" for n in range(10)],
+        }
+    ]
+    packed(images, write_coco(tmp_path, coco()), tmp_path / "out")
+    assert not (tmp_path / "out" / OBJECTS_FILE).exists()
+
+
+def voc(objects: str, size: str = "<size><width>32</width><height>24</height></size>", name: str = "") -> str:
+    return f"<annotation><filename>{name}</filename>{size}{objects}</annotation>"
+
+
+def voc_object(name: str, box: tuple[Any, ...], more: str = "") -> str:
+    sides = "".join(
+        f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+    )
+    return f"<object><name>{name}</name>{more}<bndbox>{sides}</bndbox></object>"
+
+
+def test_pascal_voc(tmp_path: Path, images: Path) -> None:
+    """Files are named like their images, or name them; difficult objects are crowd regions; pixels count from 1."""
+    folder = tmp_path / "Annotations"
+    folder.mkdir()
+    (folder / "0.xml").write_text(voc(voc_object("tree", (1, 1, 32, 24)) + voc_object("bush", (3, 4, 9.5, 10))))
+    difficult = voc_object("tree", (2, 2, 8, 8), "<difficult>1</difficult>")
+    (folder / "other.xml").write_text(voc(difficult, size="", name="1.jpg"))
+    (folder / "2.xml").write_text(voc(""))
+    (folder / "3.xml").write_text("<annotation><object>")
+    report = packed(images, folder, tmp_path / "out", kind="voc")
+    found = objects_of(open_set(tmp_path / "out"))
+    assert {key: one.boxes.tolist() for key, one in found.items()} == {
+        "a/0": [[0, 0, 32, 24], [2, 3, 9.5, 10]],
+        "a/1": [[1, 1, 8, 8]],
+        "a/2": [],
+    }
+    assert report.cards["train"].class_names == ["bush", "tree"]
+    assert (found["a/0"].categories.tolist(), found["a/1"].crowd.tolist()) == ([1, 0], [True])
+    assert [one["path"] for one in report.broken] == [str(folder / "3.xml")]
+    assert "its XML cannot be read" in report.broken[0]["reason"]
+    assert not report.complete
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("image_path,xmin,ymin,xmax,ymax,label", "a/0.jpg,2,3,12.5,9,Tree"),
+        ("label;x;y;width;height;image;score", "Tree;2;3;10.5;6;0.jpg;1"),
+        ("\ufefffilename\tclass\tx1\ty1\tx2\ty2", "a/0.jpg\tTree\t2\t3\t12.5\t9"),
+    ],
+)
+def test_boxes_of_a_csv(tmp_path: Path, images: Path, header: str, row: str) -> None:
+    """Any order of the columns and separator; rows without numbers, or with four zeros, list images without objects."""
+    separator = next(one for one in ",;\t" if one in header)
+    empty = separator.join("a/1.jpg" if "jpg" in cell else "" for cell in row.split(separator))
+    zeros = separator.join("a/2.jpg" if "jpg" in cell else "0" for cell in row.split(separator))
+    path = tmp_path / "boxes.csv"
+    path.write_text("\n".join([header, row, empty, zeros, row.replace("Tree", "Bush").replace("2", "4", 1), ""]))
+    report = packed(images, path, tmp_path / "out", kind="boxes")
+    found = objects_of(open_set(tmp_path / "out"))
+    assert {key: len(one) for key, one in found.items()} == {"a/0": 2, "a/1": 0, "a/2": 0}
+    assert found["a/0"].boxes.tolist()[0] == [2, 3, 12.5, 9]
+    assert report.cards["train"].class_names == ["Bush", "Tree"]
+    assert report.cleaning.counts == {}

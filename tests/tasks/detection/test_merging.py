@@ -1,0 +1,67 @@
+"""Detections of several views: suppressed or averaged, in the pixels of the original image."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swinv2_train.models.detection.structures import Detections
+from swinv2_train.tasks.detection.merging import averaged, in_original, suppressed
+
+
+def detections(*rows: tuple[list[float], float, int], masks: float | None = None) -> Detections:
+    """Box, score, and class of each; `masks` is the probability of all cells."""
+    return Detections(
+        torch.tensor([box for box, _, _ in rows]).reshape(-1, 4),
+        torch.tensor([score for _, score, _ in rows]),
+        torch.tensor([kind for _, _, kind in rows], dtype=torch.int64),
+        None if masks is None else torch.full((len(rows), 28, 28), masks),
+    )
+
+
+def test_views_return_to_the_original() -> None:
+    view = detections(([10.0, 20.0, 30.0, 60.0], 0.9, 1), masks=0.0)
+    assert view.masks is not None
+    view.masks[0, :, :14] = 1.0  # the left half
+    back = in_original(view, scale=(2.0, 4.0), corner=(100.0, 200.0), mirrored=80.0)
+    assert back.boxes.tolist() == [[200 + 50 / 4, 100 + 10, 200 + 70 / 4, 100 + 30]]
+    assert back.masks is not None
+    assert back.masks[0, :, 14:].min() == 1.0
+    assert back.masks[0, :, :14].max() == 0.0
+    assert in_original(view).boxes.tolist() == view.boxes.tolist()
+
+
+def test_suppression_over_views_is_within_a_class() -> None:
+    first = detections(([0.0, 0.0, 10.0, 10.0], 0.6, 0), ([50.0, 0.0, 60.0, 10.0], 0.5, 0), masks=0.25)
+    second = detections(([0.0, 0.0, 10.0, 9.0], 0.8, 0), ([0.0, 0.0, 10.0, 10.0], 0.7, 1), masks=0.75)
+    found = suppressed([first, second], 0.5)
+    assert found.scores.tolist() == pytest.approx([0.8, 0.7, 0.5])
+    assert found.classes.tolist() == [0, 1, 0]
+    assert found.masks is not None
+    assert found.masks[:, 0, 0].tolist() == [0.75, 0.75, 0.25]
+    soft = suppressed([first, second], 0.5, soft=True)
+    assert soft.scores.tolist() == pytest.approx([0.8, 0.7, 0.5, 0.06])
+    assert suppressed([first, second], 0.5, soft=True, most=2).scores.tolist() == pytest.approx([0.8, 0.7])
+    assert len(suppressed([first.__class__(*(value[:0] for value in vars(first).values()))], 0.5).scores) == 0
+
+
+def test_the_mean_of_views_is_weighted_by_their_scores() -> None:
+    first = detections(([0.0, 0.0, 10.0, 10.0], 0.9, 0), ([0.0, 0.0, 10.0, 10.0], 0.4, 1), masks=0.2)
+    second = detections(([0.0, 0.0, 10.0, 14.0], 0.3, 0), ([40.0, 0.0, 50.0, 10.0], 0.6, 1), masks=1.0)
+    found = averaged([first, second], 0.5)
+    assert found.scores.tolist() == pytest.approx([0.6, 0.3, 0.2])
+    assert found.classes.tolist() == [0, 1, 1]
+    torch.testing.assert_close(found.boxes[0], torch.tensor([0.0, 0.0, 10.0, 11.0]))
+    assert found.boxes[1].tolist() == [40.0, 0.0, 50.0, 10.0]
+    assert found.masks is not None
+    assert float(found.masks[0, 14, 14]) == pytest.approx(0.75 * 0.2 + 0.25 * 1.0)
+
+
+def test_a_view_is_at_most_once_in_a_group() -> None:
+    twins = detections(([0.0, 0.0, 10.0, 10.0], 0.9, 0), ([0.0, 1.0, 10.0, 11.0], 0.8, 0))
+    assert averaged([twins, twins], 0.5).scores.tolist() == pytest.approx([0.9, 0.8])
+    alone = averaged([twins], 0.5, most=1)
+    assert alone.scores.tolist() == pytest.approx([0.9])
+    assert alone.masks is None
+    none = averaged([detections(), detections()], 0.5)
+    assert none.boxes.shape == (0, 4)
