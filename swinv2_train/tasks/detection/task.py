@@ -227,7 +227,7 @@ class Detection(Task):
 def categories_of(facts: ObjectFacts | None, num_classes: int) -> list[Category] | None:
     """Return the classes with their original ids, from the card; None if it does not name all of them.
 
-    Categories without an id get numbers from 1 on, because many tools take 0 for the background.
+    Categories without an id get the next free numbers, starting with 1, because many tools take 0 for the background.
     """
     if facts is None or len(facts.categories) != num_classes:
         return None
