@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from swinv2_train.data.coco_json import read_coco
-from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
 from swinv2_train.data.object_cleaning import CHANGED, DROPPED, Cleaning
 from swinv2_train.data.object_rules import clean
-from swinv2_train.data.object_store import Annotated
+from swinv2_train.data.object_store import Annotated, StoreWriter
 from swinv2_train.data.pack_objects import READERS
 from swinv2_train.data.voc_xml import read_voc
 from tests.data.annotated import CATEGORIES, HEIGHT, WIDTH, annotation, coco, write_coco
@@ -255,6 +255,13 @@ def test_places_that_do_not_exist_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<html/>")
     with pytest.raises(DataError, match=r"none of its 1 XML files has an object.*it is <html>, not <annotation>"):
         read_voc(tmp_path, None)
+
+
+def test_a_full_temporary_folder_is_named() -> None:
+    writer = StoreWriter()
+    writer._run("PRAGMA max_page_count = 4")
+    with pytest.raises(UnwritableData, match=r"by image in .* \(database or disk is full\): set TMPDIR to a folder"):
+        list(map(writer.add, range(1000), [{"category": 0, "bbox": [1, 2, 3, 4]}] * 1000))
 
 
 def test_category_ids_may_be_texts(tmp_path: Path) -> None:

@@ -78,6 +78,11 @@ def test_annotations_become_objects_with_contiguous_categories(tmp_path: Path, i
     assert again == shards.card
     assert dict(again.rows())["category 1, cat"] == "2 objects in 2 images"
     assert "objects" not in Card().to_json()
+    for change in ({"crowd": -1}, {"objects": {"0": "x"}}, {"categories": [{"id": 1}]}, {"masks": None}):
+        damaged = again.to_json()
+        damaged["objects"] |= change
+        with pytest.raises(ValueError, match=r"^objects cannot be read"):
+            Card.from_json(damaged)
 
 
 def test_the_order_of_keys_and_entries_changes_nothing(tmp_path: Path, images: Path) -> None:
