@@ -133,12 +133,13 @@ class _Cleaner:
         return polygons
 
     def _polygon(self, part: Any) -> list[float] | None:
-        """Return a polygon; None if it has fewer than three points, or coordinates far outside of the image."""
+        """Return a polygon; None if it has fewer than three points, or one that is far outside of the image."""
         if not isinstance(part, list) or len(part) < LEAST_NUMBERS or len(part) % 2:
             return None
-        limit = 2.0 * max(self.size)
-        if any(number is None or abs(number) > limit for number in map(finite_number, part)):
-            return None
+        for place, number in enumerate(map(finite_number, part)):
+            extent = self.size[1 - place % 2] + _SLACK
+            if number is None or not -extent <= number <= 2 * extent:
+                return None
         return part
 
     def _rle(self, stored: dict[str, Any]) -> Mask:
