@@ -12,6 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 from pycocotools import mask as judge
+from pycocotools.coco import COCO
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_objects import Category
@@ -163,11 +164,11 @@ def test_tiles_have_the_visible_parts(tmp_path: Path) -> None:
         ),
         annotation(6, 5, bbox=[20, 20, 24, 8], area=96, segmentation=[[20, 20, 44, 20, 20, 28]]),
         annotation(7, 6, bbox=[1, 1, 8, 8], **box),
+        annotation(8, 5, bbox=[70, 1, 8, 8], **box),
     ]
     path = write_coco(tmp_path, {"images": images, "annotations": annotations, "categories": CATEGORIES})
     report = packed(folder, path, tmp_path / "out", replace(SMALL, tile=Tiling(32)), how=PackRun(workers=0))
-    assert report.complete
-    assert report.cleaning.counts == {}
+    assert report.cleaning.counts == {"outside": (1, [f"{folder}/s.tif: annotation 8"])}  # once, not in every tile
     found = objects_of(open_set(tmp_path / "out"))
     assert set(found) == {"s_y00000_x00000", "s_y00000_x00032", "s_y00016_x00000", "s_y00016_x00032", "small"}
     first, right = found["s_y00000_x00000"], found["s_y00000_x00032"]
@@ -185,6 +186,31 @@ def test_tiles_have_the_visible_parts(tmp_path: Path) -> None:
         # Rasterized in the tile, a cut polygon may differ by a pixel at the border.
         assert np.abs(bitmap(masks[1], one.size).astype(int) - polygon[top : top + 32, left : left + 32]).sum() <= 2
     assert inspect(open_set(tmp_path / "out")).complete
+
+
+def test_packed_masks_are_those_that_the_judge_reads(tmp_path: Path, images: Path) -> None:
+    """Every form of a segmentation in one file, also read by pycocotools."""
+    size = [HEIGHT, WIDTH]
+    noise = (np.random.default_rng(0).random(size) < 0.3).astype(np.uint8)
+    noise[0, 0] = 0
+    text = judge.encode(np.asfortranarray(noise))["counts"].decode()
+    changes = np.flatnonzero(np.diff(noise.ravel(order="F"))) + 1
+    runs = np.diff(np.concatenate([[0], changes, [noise.size]])).tolist()
+    forms = [
+        [[2, 2, 12.5, 3, 9, 14]],
+        [[2, 2, 12, 3, 9, 14], [20, 5, 30, 5, 30, 20, 20, 20], [-4, 8, 6, 8, 6, 40]],
+        {"size": size, "counts": runs},
+        {"size": size, "counts": text},
+    ]
+    content = coco()
+    content["annotations"] = [annotation(n + 1, 100 + n, segmentation=form) for n, form in enumerate(forms)]
+    path = write_coco(tmp_path, content)
+    packed(images, path, tmp_path / "out")
+    truth, found = COCO(str(path)), objects_of(open_set(tmp_path / "out"))
+    for n in range(len(forms)):
+        mask = found[f"a/{n}"].masks[0]
+        assert mask is not None
+        assert bitmap(mask, (HEIGHT, WIDTH)).tolist() == truth.annToMask(truth.anns[n + 1]).tolist()
 
 
 def test_shards_are_packed_again_with_their_objects(tmp_path: Path, images: Path) -> None:
