@@ -73,7 +73,7 @@ class _Cleaner:
 
     def __call__(self, annotation: dict[str, Any]) -> dict[str, Any]:
         """Return an annotation as an object of the member `objects.json`. Raises _Dropped."""
-        if annotation.get("ignore"):
+        if _is_set(annotation.get("ignore")):
             raise _Dropped("ignored")
         mask = self._mask(annotation.get("segmentation"))
         box = self._box(annotation.get("bbox"), mask)
@@ -88,7 +88,7 @@ class _Cleaner:
         if annotation.get("id_repeated"):
             self._cleaning.add("id", self.name)
             identity = None
-        crowd = int(bool(annotation.get("iscrowd")))
+        crowd = int(_is_set(annotation.get("iscrowd")))
         one = {"bbox": box, "category": annotation["category"], "iscrowd": crowd, "area": area, "id": identity}
         return one if mask is None else one | {"segmentation": mask}
 
@@ -161,6 +161,11 @@ def _size_of_masks(annotations: Sequence[dict[str, Any]]) -> tuple[int, int] | N
     masks = [one["segmentation"] for one in annotations if isinstance(one.get("segmentation"), dict)]
     sizes = {tuple(mask["size"]) for mask in masks if _is_size(mask.get("size"))}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_set(flag: Any) -> bool:
+    """Return whether a flag is 1 or true, also as a text."""
+    return bool(flag) and str(flag).strip().lower() not in ("0", "false")
 
 
 def _is_size(value: Any) -> bool:
