@@ -58,6 +58,8 @@ class Objects:
         size = (content.get("height"), content.get("width"))
         if not all(is_count(side) and side for side in size):
             raise BrokenSample(f"its width and height are {size[1]!r:.20} and {size[0]!r:.20}")
+        if not isinstance(content.get("id"), (int, str, type(None))):
+            raise BrokenSample(f"its id {content['id']!r:.40} is not a number or a text")
         found = content["objects"]
         for number, one in enumerate(found):
             reason = _problem(one)
@@ -129,7 +131,8 @@ def _problem(one: Any) -> str | None:
         return f"its area {one.get('area')!r:.40} is not a number"
     if not isinstance(one.get("id"), (int, str, type(None))):
         return f"its id {one.get('id')!r:.40} is not a number or a text"
-    return None if one.get("segmentation") is None else _mask_problem(one["segmentation"])
+    mask = one.get("segmentation")
+    return None if mask is None else _mask_problem(mask)
 
 
 def _mask_problem(mask: Any) -> str | None:

@@ -67,8 +67,9 @@ def open_source(
     names = read_class_names(class_names) if class_names is not None else None
     if labels is not None and classes:
         raise DataError("--classes has a class for each image, and --labels one for each pixel: use one of the two")
-    if objects is not None:
-        _check_objects(path, objects, classes)
+    if objects is not None and classes:
+        what = f"--{objects.kind} for each object"
+        raise DataError(f"--classes has a class for each image, and {what}: use one of the two")
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
             raise DataError("--classes is for folders: a list brings its own labels")
@@ -87,6 +88,8 @@ def open_source(
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
         found = _with_loose_images(_from_shards(source, image, labels), path)
+    if objects is not None and (found.objects is None or found.shards is not None):
+        raise DataError(f"--{objects.kind} is for a folder of images, and {source} is a list or shards: use a folder")
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
     if not found.entries:
@@ -96,18 +99,6 @@ def open_source(
         raise DataError(f"{source} holds no images ({', '.join((*image_extensions(), *ARRAY_EXTENSIONS))}){reasons}")
     ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
     return replace(found, entries=ordered, arrays=_has_arrays(found))
-
-
-def _check_objects(path: Path, objects: ObjectsOption, classes: bool) -> None:
-    """Check that a source can be packed with annotations of objects. Raises DataError."""
-    if classes:
-        raise DataError(
-            f"--classes has a class for each image, and --{objects.kind} for each object: use one of the two"
-        )
-    if not path.is_dir():
-        raise DataError(
-            f"--{objects.kind} is for a folder of images, and {path} is not one: name the folder of the images"
-        )
 
 
 def _has_arrays(found: Source) -> bool:

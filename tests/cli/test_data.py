@@ -10,6 +10,7 @@ import pytest
 from swinv2_train.cli.data import main
 from swinv2_train.cli.data_display import rounded
 from swinv2_train.cli.values import size
+from tests.data.annotated import annotation, coco, write_coco, write_images
 from tests.data.label_maps import labels, names_file, png, write_pairs
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
@@ -33,7 +34,17 @@ def test_help_names_every_option_and_imports_nothing_slow(arguments: list[str]) 
     assert result.stderr == ""
     wanted = {
         "--help": ["pack", "inspect", "bench"],
-        "pack": ["--max-size", "--eval-share", "--overwrite", "broken.jsonl", "--labels", "--classes-file", "--tile"],
+        "pack": [
+            "--max-size",
+            "--eval-share",
+            "--overwrite",
+            "broken.jsonl",
+            "--labels",
+            "--classes-file",
+            "--tile",
+            "--coco",
+            "--voc",
+        ],
         "inspect": ["--sheet", "--samples", "--labels"],
         "bench": ["--resolution", "--least-area", "--scaled"],
     }[arguments[0]]
@@ -95,6 +106,25 @@ def test_what_is_not_taken_is_printed_by_both_commands(tmp_path: Path, capsys: p
             assert f"label: {'' if arguments == ['inspect'] else str(tmp_path) + '/'}{other.name}/a: " in shown + err
     assert "no label: 1 samples, while others have one" in run(capsys, "inspect", other, "--workers", 0)[1]
     assert "labels            1 of 3 samples, numbers 1 to 1" in run(capsys, "inspect", other, "--workers", 0)[1]
+
+
+def test_objects_from_packing_to_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, content = write_images(tmp_path), coco()
+    content["annotations"] += [annotation(200 + n, 101, bbox=[2, 2, 0.5, 4]) for n in range(4)]
+    content["annotations"].append(annotation(300, 102, bbox=[25, 3, 10, 8]))
+    out = tmp_path / "out"
+    command = ["pack", images, out, f"coco={write_coco(tmp_path, content)}", "--workers", 0]
+    code, stdout, err = run(capsys, *command)
+    assert code == 1
+    assert "category 0, dog         3 objects in 3 images" in stdout
+    first = ", ".join(f"{images}/a/1.jpg: annotation {number}" for number in (200, 201, 202))
+    assert f"dropped: the box is less than 1 pixel wide or high: 4 objects, {first}, ...\n" in err
+    assert f"changed: the box leaves the image, so it is cut at the border: 1 object, {images}/a/2.jpg" in err
+    assert f"some objects were dropped: see {out}/objects.jsonl" in err
+    code, stdout, err = run(capsys, "inspect", out, "--sheet", tmp_path / "sheet.png", "--workers", 0)
+    assert (code, "not read" in stdout) == (0, False)
+    assert "6 of 6 samples have objects, or state that they have none" in stdout
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
 def test_label_maps_from_packing_to_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,6 +190,8 @@ def test_files_of_other_types_are_counted(tmp_path: Path, capsys: pytest.Capture
         (["pack", "{tmp}", "{tmp}/out", "zero_is_ignore=true"], "--zero-is-ignore is for label maps"),
         (["pack", "{tmp}", "{tmp}/out", "--colours", "{tmp}/t.csv"], "--colors is for label maps"),
         (["pack", "{tmp}", "{tmp}/out", "--ignore", "70000"], "--ignore 70000: must be an integer from 0 to 65535"),
+        (["pack", "{tmp}", "{tmp}/out", "--coco", "a", "--voc", "b"], "--coco and --voc both name objects: use one"),
+        (["pack", "{tmp}", "{tmp}/out", "--voc", "b", "--classes"], "--voc for each object: use one of the two"),
         (["pack", "{tmp}", "{tmp}/out", "--overlap", "8"], "--overlap is that of tiles: add --tile PIXELS"),
         (
             ["pack", "{tmp}", "{tmp}/out", "--tile", "64", "--overlap", "40"],

@@ -51,7 +51,12 @@ def coco(count: int = 6) -> dict[str, Any]:
     objects = [
         annotation(10 * n + k, 100 + n, CATEGORIES[(n + k) % 3]["id"]) for n in range(count) for k in range(n % 3)
     ]
-    return {"info": {"year": 2017}, "images": images, "annotations": objects, "categories": CATEGORIES}
+    return {
+        "info": {"year": 2017},
+        "images": images,
+        "annotations": objects,
+        "categories": [dict(one) for one in CATEGORIES],
+    }
 
 
 def write_images(root: Path, count: int = 6) -> Path:
