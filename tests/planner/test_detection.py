@@ -90,6 +90,7 @@ def test_the_arithmetic_is_that_of_all_layers_with_all_samples(kind: str) -> Non
     assert config.task.head_macs(config) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_detector_saves_what_the_formula_says(kind: str) -> None:
     config = made(kind, channels=64, mask_channels=64, box_hidden=256)
