@@ -13,7 +13,7 @@ from swinv2_train.tasks.detection.masks import sampled
 from swinv2_train.tasks.detection.matching import IGNORED, Matches, match
 from swinv2_train.tasks.detection.records import Found, ImageRecord
 from swinv2_train.tasks.segmentation.colors import IGNORED as GRAY
-from swinv2_train.tasks.segmentation.colors import palette
+from swinv2_train.tasks.segmentation.colors import object_color
 from swinv2_train.tracking.figures import SWATCH, image_grid, to_pil, with_legend
 
 LONGEST_SIDE = 2048
@@ -36,13 +36,6 @@ class Shown:
     image: np.ndarray
     """(C, h, w) with values in [0, 1]. Its size may differ from that of the record."""
     record: ImageRecord
-
-
-def class_color(number: int) -> tuple[int, int, int]:
-    """Return the color of a class of objects. Those of label maps begin with black, for the background, so object class
-    0 has the color of label 1."""
-    red, green, blue = palette(number + 2)[number + 1].tolist()
-    return red, green, blue
 
 
 def detection_sheet(
@@ -131,7 +124,8 @@ def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.I
     boxes = np.asarray(found.boxes, np.float64) * scale
     order = np.argsort(found.scores, kind="stable")[::-1]
     colors = [
-        GRAY if crowd else class_color(int(number)) for number, crowd in zip(found.classes, found.is_crowd, strict=True)
+        GRAY if crowd else object_color(int(number))
+        for number, crowd in zip(found.classes, found.is_crowd, strict=True)
     ]
     if found.masks is not None:
         picture = Image.fromarray(_masked(np.asarray(picture), layer, boxes, colors))
@@ -228,7 +222,7 @@ def _entries(records: Sequence[ImageRecord], names: Sequence[str], threshold: fl
         for number in (*record.truth.classes[~record.truth.is_crowd].tolist(), *found.tolist()):
             seen[number] = seen.get(number, 0) + 1
     most = sorted(seen, key=lambda number: (-seen[number], number))[:_MOST_ENTRIES]
-    entries = [(_swatch(class_color(number)), names[number]) for number in sorted(most)]
+    entries = [(_swatch(object_color(number)), names[number]) for number in sorted(most)]
     if len(seen) > len(most):
         entries.append((_swatch((255, 255, 255)), f"and {len(seen) - len(most)} more"))
     if any(record.truth.is_crowd.any() for record in records) or not entries:
