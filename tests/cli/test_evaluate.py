@@ -43,7 +43,7 @@ def run(*items: str) -> int:
 
 def test_a_metric_without_data_has_no_percentage() -> None:
     assert metric_text(Metric("max", share=True), float("nan")) == "none"
-    assert metric_text(Metric("max", share=True), 0.125) == "12.50 %"
+    assert metric_text(Metric("max", share=True), 0.125) == f"{12.5:.2f} %"
     assert metric_text(Metric("min"), 0.125) == "0.1250"
 
 
