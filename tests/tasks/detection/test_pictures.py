@@ -49,10 +49,10 @@ def test_boxes_masks_and_names_have_the_color_of_the_class() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_dark_images_are_stretched(channels: int) -> None:
+def test_dark_images_of_16_bits_are_stretched(channels: int) -> None:
     dark = np.zeros((channels, *SIZE), np.float32)
     dark[:, :, 45:] = 0.02
-    picture = detection_picture(dark, found([], []), SIZE, NAMES)
+    picture = detection_picture(dark, found([], []), SIZE, NAMES, deep=True)
     assert share(picture, (255, 255, 255)) == pytest.approx(0.5, abs=0.01)
     assert share(picture, (0, 0, 0)) == pytest.approx(0.5, abs=0.01)
 
