@@ -257,7 +257,7 @@ def _truth(target: Targets, size: tuple[int, int]) -> Found:
     masks: list[dict[str, Any] | None] | None = None
     if target.masks is not None:
         masks = []
-        for bitmap, window in zip(target.masks.unpacked(), target.masks.windows.tolist(), strict=True):
+        for bitmap, window in zip(target.masks.unpacked(range(count)), target.masks.windows.tolist(), strict=True):
             pixels = np.zeros(size, np.uint8)
             pixels[window[0] : window[2], window[1] : window[3]] = bitmap.cpu().numpy()
             masks.append(encoded(pixels))
