@@ -40,7 +40,7 @@ class Inference(nn.Module):
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
         self.model = model if output in (LOGITS, PIXEL_LOGITS) else backbone_of(model)
-        self.output = output
+        self.output = output if output in (LOGITS, PIXEL_LOGITS) else FEATURES
 
     @property
     def name(self) -> str:

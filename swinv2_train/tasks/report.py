@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def percent_text(value: float) -> str:
     """Return a fraction in percent for display; nothing for nan."""
-    return "" if np.isnan(value) else f"{100 * value:.1f} %"
+    return "" if np.isnan(value) else f"{value:.1%}"
 
 
 class Report:

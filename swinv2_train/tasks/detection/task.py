@@ -229,7 +229,7 @@ class Detection(Task):
 def categories_of(facts: ObjectFacts | None, num_classes: int) -> list[Category] | None:
     """Return the classes with their original ids, from the card; None if it does not name all of them.
 
-    Categories without an id get numbers from 1 on, because many tools take 0 for the background.
+    Categories without an id get the next free numbers, starting with 1, because many tools take 0 for the background.
     """
     if facts is None or len(facts.categories) != num_classes:
         return None
@@ -259,7 +259,7 @@ def _truth(target: Targets, size: tuple[int, int]) -> Found:
     masks: list[dict[str, Any] | None] | None = None
     if target.masks is not None:
         masks = []
-        for bitmap, window in zip(target.masks.unpacked(), target.masks.windows.tolist(), strict=True):
+        for bitmap, window in zip(target.masks.unpacked(range(count)), target.masks.windows.tolist(), strict=True):
             pixels = np.zeros(size, np.uint8)
             pixels[window[0] : window[2], window[1] : window[3]] = bitmap.cpu().numpy()
             masks.append(encoded(pixels))

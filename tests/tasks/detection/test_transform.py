@@ -317,6 +317,6 @@ def test_an_image_without_objects_has_empty_entries() -> None:
 
 
 def test_objects_survive_their_json() -> None:
-    """What the transform reads is what the packer writes."""
+    """The transform reads the form that the packer writes."""
     made = Objects.from_json(content(rle=(1,)))
     assert Objects.from_json(json.loads(json.dumps(made.to_json()))).masks == replace(made).masks
