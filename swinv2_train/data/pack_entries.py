@@ -43,6 +43,16 @@ class Entry:
     listed: ListedImage | None = None
     """The image as its annotations list it, if it has objects from a file of annotations."""
 
+    @property
+    def name(self) -> str:
+        """Its path, and the key of its tile if it is one, for messages."""
+        return self.path if self.tile is None else f"{self.path}, tile {self.key}"
+
+    def problem(self, reason: str) -> dict[str, str]:
+        """Return a line of broken.jsonl: `path`, for a tile its key as `tile`, and `reason`."""
+        tile = {} if self.tile is None else {"tile": self.key}
+        return {"path": self.path, **tile, "reason": reason}
+
 
 @dataclass(frozen=True)
 class SourceObjects:
@@ -53,16 +63,6 @@ class SourceObjects:
     """Annotations by image; None: they are members of the shards."""
     cleaning: Cleaning = field(default_factory=Cleaning)
     """Objects that were dropped because they have no image or category."""
-
-    @property
-    def name(self) -> str:
-        """Its path, and the key of its tile if it is one, for messages."""
-        return self.path if self.tile is None else f"{self.path}, tile {self.key}"
-
-    def problem(self, reason: str) -> dict[str, str]:
-        """Return a line of broken.jsonl: `path`, for a tile its key as `tile`, and `reason`."""
-        tile = {} if self.tile is None else {"tile": self.key}
-        return {"path": self.path, **tile, "reason": reason}
 
 
 def problem_name(problem: Mapping[str, str]) -> str:
