@@ -19,7 +19,8 @@ _RUN = re.compile(r"\d+|[^\W\d_]+|[\W_]")
 """Numbers, words, and single separators, of which a name consists."""
 _SEPARATOR = re.compile(r"[\W_]+")
 _NEARLY, _FEW = 0.9, 0.1
-"""Fraction of the images that a constant has to give a label map, and that another one may if it is not all of them."""
+"""Fractions of the images: the least that a constant gives a label map, and the most that another one may. If the first
+one gives all images a label map, another one may for `_NEARLY`."""
 _PROBES = 64
 """Images by which most of the constants are found to be wrong."""
 _EXAMPLES = 8
@@ -68,7 +69,7 @@ def affix_of(images: Iterable[str], maps: Collection[str], example: str) -> Affi
     affix, pairs = ranked[0] if ranked else (None, {})
     others = ranked[1][1] if ranked[1:] else {}
     if affix is not None and len(pairs) >= _NEARLY * len(ours):
-        if len(others) < _NEARLY * len(ours) if len(pairs) == len(ours) else len(others) <= _FEW * len(ours):
+        if len(others) <= (_NEARLY if len(pairs) == len(ours) else _FEW) * len(ours):
             return affix
         both = sorted(pairs.keys() & others.keys())
         raise DataError(
