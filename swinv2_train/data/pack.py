@@ -20,6 +20,7 @@ from pathlib import Path
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.label_smoothing import smooth_warning
 from swinv2_train.data.pack_entries import Entry, Source, counted, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
@@ -69,6 +70,8 @@ class PackReport:
     """True if these contents may include images or labels."""
     empty: int = 0
     """Tiles that were left out, because all of their pixels are without data or without a class."""
+    smooth: dict[str, None] = field(default_factory=dict)
+    """Names of label maps that look as if they were resized with interpolation, in order."""
     tiled: bool = False
     """True if the samples can be tiles."""
     num_shards: int = 0
@@ -81,6 +84,7 @@ class PackReport:
         self.label_problems.extend(shard.label_problems)
         self.unlabeled += shard.unlabeled
         self.empty += shard.empty
+        self.smooth |= dict.fromkeys(shard.smooth)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
@@ -104,6 +108,8 @@ class PackReport:
         if self.empty:
             tiles = "1 tile is" if self.empty == 1 else f"{self.empty:,} tiles are"
             lines.append(f"{tiles} left out: without data or without a class in every pixel")
+        if self.smooth:
+            lines.append(smooth_warning(list(self.smooth)))
         channels = sorted(Card.merged(self.cards.values()).channels)
         if len(channels) > 1 and channels != [1, 3]:
             counts = ", ".join(

@@ -124,6 +124,11 @@ class Source:
         assert entry.index is not None
         return self.shards.read(entry.index, (entry.label_map,)).member(entry.label_map)
 
+    def label_name(self, entry: Entry) -> str:
+        """Return the name of the label map of an image for messages."""
+        assert entry.label_map is not None
+        return entry.label_map if self.shards is None else f"{entry.path}.{entry.label_map}"
+
 
 def _label_member(label: int | tuple[int, ...] | None) -> dict[str, bytes]:
     """Return the text member that contains a label: `cls`, which webdataset reads as a number, or for a list `json`."""

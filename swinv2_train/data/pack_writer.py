@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
 _TILES_VERSION = 2  # the same of tiles: the first one scaled those of 12 bits
+_LABELS_VERSION = 2  # the same of images with label maps: the first one skipped turned TIFFs and did not warn
 _BLOCK = 512
 _LONG_NAME = 3 * _BLOCK  # minimum size of a PAX header for a long or non-ASCII name
 
@@ -82,6 +83,8 @@ class Packed:
     """Why the label that it has cannot be used."""
     label_map: LabelMapFacts | None = None
     """Contribution of its label map to the card."""
+    smooth: str | None = None
+    """Name of its label map if it looks as if it was resized with interpolation."""
     empty: bool = False
     """True for a tile that is left out because all of its pixels are without data, or without a class."""
 
@@ -106,6 +109,8 @@ class FinishedShard:
     """Images without a label."""
     empty: int = 0
     """Tiles that were left out because they are empty."""
+    smooth: list[str] = field(default_factory=list)
+    """Names of label maps that look as if they were resized with interpolation; tiles have that of their scene."""
 
 
 _LATER = {
@@ -239,12 +244,14 @@ class SplitWriter:
             sha256=str(record.get("sha256", "")),
             unlabeled=int(record.get("unlabeled", 0)),
             empty=int(record.get("empty", 0)),
+            smooth=record.get("smooth", []),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
         card, stop, unlabeled, empty = Card(background=self._options.background, nodata=self._nodata), start, 0, 0
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
+        smooth: dict[str, None] = {}
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -263,6 +270,8 @@ class SplitWriter:
                             unlabeled += not known and packed.label_problem is None
                             if packed.label_problem:
                                 label_problems.append(packed.entry.problem(packed.label_problem))
+                            if packed.smooth:
+                                smooth[packed.smooth] = None
                         stop += 1
                         progress(stop, len(self._source.entries))
                 file.flush()
@@ -283,6 +292,7 @@ class SplitWriter:
                 sha256=sha256,
                 unlabeled=unlabeled,
                 empty=empty,
+                smooth=list(smooth),
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -302,6 +312,7 @@ class SplitWriter:
             "label_problems": shard.label_problems,
             "unlabeled": shard.unlabeled,
             "empty": shard.empty,
+            "smooth": shard.smooth,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:
@@ -326,7 +337,8 @@ class SplitWriter:
         """Hash everything that determines the bytes: options, the entries, and the next one, which no longer fit."""
         options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
         version = _VERSION if self._options.tile is None else _TILES_VERSION
-        digest = hashlib.sha256(json.dumps([version, options, self._split]).encode())
+        versions = [version] if self._options.labels is None else [version, _LABELS_VERSION]
+        digest = hashlib.sha256(json.dumps([*versions, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
             digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
         digest.update(b"end" if stop >= len(self._source.entries) else b"more")
