@@ -129,13 +129,16 @@ def broken_lines(broken: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def inspection_lines(found: Inspection) -> list[str]:
-    """Return a line for everything in a set of shards that is not read or cannot be used."""
+    """Return a line for everything in a set of shards that is not read, cannot be used, or looks wrong."""
+    from swinv2_train.data.label_smoothing import smooth_warning
+
     lines = [f"cut off: {shard}: {why}" for shard, why in found.truncated]
     lines += [f"empty: {why}" for why in found.empty]
     lines += [f"several images: {line}" for line in found.choices]
     lines += [f"not read: {line}" for line in found.left_out.lines()]
     lines += [f"broken: {name}: {reason}" for name, reason in found.broken]
     lines += label_lines(found.label_problems)
+    lines += [f"warning: {smooth_warning(found.smooth)}"] if found.smooth else []
     if found.unlabeled and found.labeled:
         lines.append(f"no label: {found.unlabeled:,} samples, while others have one (first: {found.first_unlabeled})")
     lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]

@@ -17,7 +17,7 @@ from swinv2_train.data.card_objects import ObjectFacts
 from swinv2_train.data.decode import MAX_PIXELS, image_facts, opaque, read_pixels
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_image import decode_label_map
-from swinv2_train.data.label_smoothing import check_borders
+from swinv2_train.data.label_smoothing import is_smooth
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.object_masks import rle_of
 from swinv2_train.data.objects import MEMBER as OBJECTS
@@ -62,6 +62,8 @@ class Inspection:
     """Samples whose image is, byte for byte, that of an earlier one."""
     across: list[tuple[str, str]] = field(default_factory=list)
     """("shard/key", "shard/key") of equal images in different splits, such as train and eval."""
+    smooth: list[str] = field(default_factory=list)
+    """Label maps that look as if they were resized with interpolation."""
     label_maps: LabelMapCheck | None = None
     """Expected content of the label maps; None without any."""
 
@@ -93,6 +95,8 @@ class _Checked:
     digest: int = 0
     label_map: LabelMapFacts | None = None
     objects: ObjectFacts | None = None
+    smooth: bool = False
+    """True if the label map looks as if it was resized with interpolation."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,8 @@ class LabelMapCheck:
         bits = _bits(shards, member)
         return cls(member, 2**bits - 1, assumed=f"assumed for label maps of {bits} bits; --ignore VALUE sets another")
 
-    def facts(self, raw: RawSample, size: tuple[int, int], max_pixels: int) -> LabelMapFacts:
-        """Return what the label map of a sample adds to the card.
+    def facts(self, raw: RawSample, size: tuple[int, int], max_pixels: int) -> tuple[LabelMapFacts, bool]:
+        """Return what the label map of a sample adds to the card, and whether it looks interpolated.
 
         Args:
             size: height and width of the image.
@@ -165,12 +169,7 @@ class LabelMapCheck:
                 for value, count in zip(values[wrong][:_SHOWN], counts[wrong][:_SHOWN], strict=True)
             )
             raise BrokenSample(f"{self.member} has values that are not classes: {listed}")
-        if self.num_classes is None:  # nothing has checked it before
-            try:
-                check_borders(labels, self.ignore)
-            except BrokenSample as error:
-                raise BrokenSample(f"{self.member}: {error.reason}") from None
-        return LabelMapFacts.of(labels, self.ignore)
+        return LabelMapFacts.of(labels, self.ignore), is_smooth(labels, self.ignore)
 
 
 def _bits(shards: ShardSet, member: str) -> int:
@@ -247,16 +246,16 @@ class _Check:
             facts = image_facts(raw.data, opaque(pixels, None, self._background), pixels, self._nodata)
             digest = hashlib.blake2b(raw.data, digest_size=8).digest()
             labels, problem = known_labels(raw)
-            label_map, objects, size = None, None, (facts.height, facts.width)
+            label_map, smooth, objects, size = None, False, None, (facts.height, facts.width)
             try:
                 if self._label_maps is not None:
-                    label_map = self._label_maps.facts(raw, size, self._max_pixels)
+                    label_map, smooth = self._label_maps.facts(raw, size, self._max_pixels)
                 if self._objects:
                     objects = checked_objects(raw, size, self._num_categories)
             except BrokenSample as error:
                 problem = error.reason
             found = _Checked(facts, len(raw.data), labels, problem, digest=int.from_bytes(digest))
-            return replace(found, label_map=label_map, objects=objects)
+            return replace(found, label_map=label_map, smooth=smooth, objects=objects)
         except BrokenSample as error:
             return _Checked(broken=error.reason)
 
@@ -335,6 +334,8 @@ def _split_of(shards: ShardSet, index: int) -> str:
 
 def _count(found: Inspection, shards: ShardSet, index: int, checked: _Checked, facts: ImageFacts) -> None:
     found.card.add_image(facts, checked.num_bytes, checked.labels, checked.label_map, checked.objects)
+    if checked.smooth and found.label_maps is not None:
+        found.smooth.append(f"{shards.name(index)}.{found.label_maps.member}")
     if checked.label_problem is not None:
         found.label_problems.append((shards.name(index), checked.label_problem))
     elif checked.labels is not None or checked.label_map is not None or checked.objects is not None:

@@ -1,13 +1,17 @@
-"""Label maps that were resized with interpolation although every value in them is a class.
+"""Label maps that look as if they were resized with interpolation, although every value in them is a class.
 
 Between regions of classes 3 and 17 such a map has a few pixels of 7, 10, and 14: classes as well, and all wrong. In
 rows and columns these are two plateaus (at least two equal pixels) with rising or falling single pixels between them.
 Maps that were drawn, or resized with nearest neighbor, have plateaus next to each other instead.
 
-Nothing is concluded from few classes, because their numbers are too close to each other.
+Classes that follow each other by their nature, such as those of heights or distances, can look the same. Therefore it
+is only a warning. Nothing is concluded from few classes, because their numbers are too close to each other.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,43 +29,69 @@ _KINDS = 4
 _DOMINANT = 0.45
 """Smooth borders of an interpolated map have at least `_KINDS` different values, none with more than this fraction of
 the pixels. A class that is drawn as an outline has one value, an outline of two pixels two."""
+_PIECE = (512, 2048)
+"""Height and width of the parts in which borders are counted, which bound the memory."""
+_ENOUGH, _MOST = 2000, 1 << 26
+"""Borders, and pixels, that suffice of a large map."""
+_SPREAD = 0.618
+"""Multiples of the golden section, without their integers, are spread evenly however many there are."""
+_SHOWN = 3
 
 
-def check_borders(labels: np.ndarray, ignore: int) -> None:
-    """Check that a label map was not interpolated.
+def is_smooth(labels: np.ndarray, ignore: int) -> bool:
+    """Return whether a label map looks as if it was resized with interpolation.
 
     Args:
         labels: (H, W) class numbers, uint8 or uint16.
         ignore: value of pixels without a class, at which nothing is counted.
-
-    Raises:
-        BrokenSample: if it looks like it.
     """
-    share = smooth_borders(labels, ignore)
-    if share is not None:
-        raise BrokenSample(
-            f"at {share:.0%} of the borders between two classes it has those numbered between them, as after resizing "
-            "with interpolation: resize label maps with nearest neighbor (or, if its values are right, pack them with "
-            "--colors and a table that lists them)"
-        )
+
+    def read(box: tuple[int, int, int, int]) -> np.ndarray:
+        top, left, height, width = box
+        return labels[top : top + height, left : left + width]
+
+    return is_smooth_scene((labels.shape[0], labels.shape[1]), read, ignore)
 
 
-def smooth_borders(labels: np.ndarray, ignore: int) -> float | None:
-    """Return the fraction of the borders that are smooth if a label map looks interpolated; None if it does not."""
-    if np.count_nonzero(np.bincount(labels.ravel())) < _KINDS + 2:
-        return None
-    borders = smooth = 0
-    values = np.zeros(int(labels.max()) + 1, np.int64)
-    for lines in (labels, labels.T):
-        counted = _count(np.ascontiguousarray(lines), ignore)
-        borders += counted[0]
-        smooth += counted[1]
-        values += np.bincount(counted[2], minlength=len(values))
+def is_smooth_scene(
+    size: tuple[int, int], read: Callable[[tuple[int, int, int, int]], np.ndarray], ignore: int
+) -> bool:
+    """Return the same for a label map of any size, of which parts are read; a large one is judged by some of its rows.
+
+    Args:
+        size: height and width.
+        read: returns the part of a box (top, left, height, width). Parts with BrokenSample do not count.
+    """
+    (height, width), (tall, wide) = size, _PIECE
+    borders = smooth = pixels = 0
+    values = np.zeros(1 << 16, np.int64)
+    for top in sorted(range(0, height, tall), key=lambda top: top // tall * _SPREAD % 1):
+        for left in range(0, width, wide):
+            box = top, left, min(tall, height - top), min(wide, width - left)
+            pixels += box[2] * box[3]
+            with contextlib.suppress(BrokenSample):
+                part = read(box)
+                for lines in (part, part.T):
+                    counted = _count(np.ascontiguousarray(lines), ignore)
+                    borders += counted[0]
+                    smooth += counted[1]
+                    values += np.bincount(counted[2], minlength=len(values))
+        if borders >= _ENOUGH or pixels >= _MOST:
+            break
     if borders < _LEAST or smooth < _SHARE * borders:
-        return None
-    if np.count_nonzero(values) < _KINDS or values.max() > _DOMINANT * values.sum():
-        return None
-    return smooth / borders
+        return False
+    return np.count_nonzero(values) >= _KINDS and bool(values.max() <= _DOMINANT * values.sum())
+
+
+def smooth_warning(names: Sequence[str]) -> str:
+    """Return the warning about label maps that look interpolated, which names the first of them."""
+    count = "1 label map looks as if it was" if len(names) == 1 else f"{len(names):,} label maps look as if they were"
+    more = ", ..." if names[_SHOWN:] else ""
+    return (
+        f"{count} resized with interpolation ({', '.join(names[:_SHOWN])}{more}): between two classes are those "
+        "numbered between them; resize label maps with nearest neighbor, or ignore this if the numbers are an order, "
+        "such as that of heights"
+    )
 
 
 def _count(lines: np.ndarray, ignore: int) -> tuple[int, int, np.ndarray]:
@@ -71,6 +101,8 @@ def _count(lines: np.ndarray, ignore: int) -> tuple[int, int, np.ndarray]:
         (all of them, smooth ones, the values of the pixels in these).
     """
     height, width = lines.shape
+    if int(lines.max()) - int(lines.min()) < _FAR:
+        return 0, 0, np.zeros(0, np.int32)
     first = np.ones((height, width), bool)
     np.not_equal(lines[:, 1:], lines[:, :-1], out=first[:, 1:])
     starts = np.flatnonzero(first)

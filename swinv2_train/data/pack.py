@@ -21,6 +21,7 @@ from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
+from swinv2_train.data.label_smoothing import smooth_warning
 from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source, counted, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
@@ -73,6 +74,8 @@ class PackReport:
     """True if these contents may include images or labels."""
     empty: int = 0
     """Tiles that were left out, because all of their pixels are without data or without a class."""
+    smooth: dict[str, None] = field(default_factory=dict)
+    """Names of label maps that look as if they were resized with interpolation, in order."""
     tiled: bool = False
     """True if the samples can be tiles."""
     cleaning: Cleaning = field(default_factory=Cleaning)
@@ -97,6 +100,7 @@ class PackReport:
         self.unlabeled += shard.unlabeled
         self.empty += shard.empty
         self.cleaning.merge(shard.cleaning)
+        self.smooth |= dict.fromkeys(shard.smooth)
         self.num_shards += shard.num_samples > 0
         self.num_reused += shard.reused
 
@@ -121,6 +125,8 @@ class PackReport:
         if self.empty:
             tiles = "1 tile is" if self.empty == 1 else f"{self.empty:,} tiles are"
             lines.append(f"{tiles} left out: without data or without a class in every pixel")
+        if self.smooth:
+            lines.append(smooth_warning(list(self.smooth)))
         channels = sorted(Card.merged(self.cards.values()).channels)
         if len(channels) > 1 and channels != [1, 3]:
             counts = ", ".join(

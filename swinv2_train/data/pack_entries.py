@@ -145,6 +145,11 @@ class Source:
         assert entry.index is not None
         return self.shards.read(entry.index, (entry.label_map,)).member(entry.label_map)
 
+    def label_name(self, entry: Entry) -> str:
+        """Return the name of the label map of an image for messages."""
+        assert entry.label_map is not None
+        return entry.label_map if self.shards is None else f"{entry.path}.{entry.label_map}"
+
     def annotations(self, entry: Entry) -> Annotated:
         """Return the annotations of an image of a source with objects. Raises BrokenSample."""
         assert self.objects is not None

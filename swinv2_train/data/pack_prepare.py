@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from swinv2_train.data.geometry import Crop, resize
 from swinv2_train.data.heap import return_large_blocks
 from swinv2_train.data.image_header import sniff
 from swinv2_train.data.label_rules import LabelRules
-from swinv2_train.data.label_smoothing import check_borders
+from swinv2_train.data.label_smoothing import is_smooth
 from swinv2_train.data.labels import known_labels
 from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.object_geometry import resized, tile_of
@@ -74,12 +74,19 @@ class _Last(Generic[Kept]):
         return self._open
 
 
+class _LabelMap(NamedTuple):
+    """Class numbers of an image or of a tile."""
+
+    values: np.ndarray
+    smooth: bool
+    """True if the label map looks as if it was resized with interpolation."""
+
+
 @dataclass(frozen=True)
 class _Truth:
     """Annotations of an image as they are packed."""
 
-    labels: np.ndarray | None = None
-    """Its label map."""
+    labels: _LabelMap | None = None
     objects: Objects | None = None
     cleaning: Cleaning | None = None
     """Objects that were dropped or changed."""
@@ -120,7 +127,8 @@ class Prepare:
             image = opaque(pixels, self._options.channels, self._background)
             data = encode(pixels.image, self._options.quality, alpha=pixels.alpha)
             after = (image.shape[1], image.shape[2])
-            labels = None if labels is None else _shrunk_labels(labels, before, after)
+            if labels is not None:
+                labels = labels._replace(values=_shrunk_labels(labels.values, before, after))
             objects = None if objects is None else resized(objects, after)
         return self._packed(entry, data, texts, pixels, image, _Truth(labels, objects, cleaning))
 
@@ -137,7 +145,7 @@ class Prepare:
         labels = self._tile_of_labels(entry)
         objects, cleaning = self._tile_of_objects(entry)
         missing = missing_of(pixels, image.numpy(), self._nodata)
-        if missing.all() or (labels is not None and (labels == self._ignore).all()):
+        if missing.all() or (labels is not None and (labels.values == self._ignore).all()):
             return Packed(entry, empty=True, cleaning=cleaning)
         texts = self._source.texts(entry)
         return self._packed(entry, data, texts, pixels, image, _Truth(labels, objects, cleaning))
@@ -155,30 +163,24 @@ class Prepare:
         facts = image_facts(data, image, pixels, self._nodata)
         numbers, problem = known_labels(RawSample(entry.key, facts.format, texts))
         members = {_EXTENSIONS.get(facts.format, facts.format): data}
-        label_map, objects = None, None
+        packed = Packed(entry, members, facts, numbers, label_problem=problem, cleaning=truth.cleaning)
         if truth.labels is not None:
-            members[MEMBER] = png_bytes(truth.labels)
-            label_map = LabelMapFacts.of(truth.labels, self._ignore)
+            members[MEMBER] = png_bytes(truth.labels.values)
+            counted = LabelMapFacts.of(truth.labels.values, self._ignore)
+            smooth = self._source.label_name(entry) if truth.labels.smooth else None
+            packed = replace(packed, label_map=counted, smooth=smooth)
         if truth.objects is not None:
             members[OBJECTS] = json.dumps(truth.objects.to_json(), separators=(",", ":")).encode()
-            objects = ObjectFacts.of(truth.objects)
-        return Packed(
-            entry,
-            members | texts,
-            facts,
-            numbers,
-            label_problem=problem,
-            label_map=label_map,
-            objects=objects,
-            cleaning=truth.cleaning,
-        )
+            packed = replace(packed, objects=ObjectFacts.of(truth.objects))
+        members.update(texts)
+        return packed
 
     @property
     def _ignore(self) -> int:
         assert self._options.labels is not None
         return self._options.labels.packed_ignore
 
-    def _label_map(self, entry: Entry, data: bytes, image: Tensor) -> np.ndarray | None:
+    def _label_map(self, entry: Entry, data: bytes, image: Tensor) -> _LabelMap | None:
         """Return the label map of an image as it is packed, upright; None if images have none here."""
         rules = self._options.labels
         if rules is None or entry.label_map is None:
@@ -189,24 +191,17 @@ class Prepare:
             labels = rules.packed(stored_labels(encoded, rules, self._options.max_pixels))
             size = (labels.shape[0], labels.shape[1])
             turned = turn_of_labels(size, (image.shape[1], image.shape[2]), scene_orientation(data))
-            self._check_borders(rules, labels)
-            return upright(torch.from_numpy(labels)[None], turned)[0].numpy()
+            values = upright(torch.from_numpy(labels)[None], turned)[0].numpy()
+            return _LabelMap(values, is_smooth(labels, rules.packed_ignore))
 
-    def _tile_of_labels(self, entry: Entry) -> np.ndarray | None:
+    def _tile_of_labels(self, entry: Entry) -> _LabelMap | None:
         """Return the part of a label map that belongs to a tile."""
         rules = self._options.labels
         if rules is None or entry.label_map is None:
             return None
         with _naming(entry):
-            labels = self._labels.get(entry.path, lambda: self._label_scene(entry, rules)).tile(entry.tile)
-            self._check_borders(rules, labels)
-            return labels
-
-    def _check_borders(self, rules: LabelRules, labels: np.ndarray) -> None:
-        """Reject a label map that was interpolated, unless it is packed already or a table lists its values."""
-        card = None if self._source.shards is None else self._source.shards.card
-        if rules.table is None and (card is None or card.label_maps is None):
-            check_borders(labels, rules.packed_ignore)
+            scene = self._labels.get(entry.path, lambda: self._label_scene(entry, rules))
+            return _LabelMap(scene.tile(entry.tile), scene.smooth)
 
     def _label_scene(self, entry: Entry, rules: LabelRules) -> LabelScene:
         assert entry.scene is not None

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
 _TILES_VERSION = 2  # the same of tiles: the first one scaled those of 12 bits
+_LABELS_VERSION = 2  # the same of images with label maps: the first one skipped turned TIFFs and did not warn
 _BLOCK = 512
 _LONG_NAME = 3 * _BLOCK  # minimum size of a PAX header for a long or non-ASCII name
 
@@ -88,6 +89,8 @@ class Packed:
     """Contribution of its objects to the card."""
     cleaning: Cleaning | None = None
     """Objects that were dropped or changed; those of a scene come with its first tile."""
+    smooth: str | None = None
+    """Name of its label map if it looks as if it was resized with interpolation."""
     empty: bool = False
     """True for a tile that is left out because all of its pixels are without data, or without a class."""
 
@@ -119,6 +122,8 @@ class FinishedShard:
     """Tiles that were left out because they are empty."""
     cleaning: Cleaning = field(default_factory=Cleaning)
     """Objects that were dropped or changed."""
+    smooth: list[str] = field(default_factory=list)
+    """Names of label maps that look as if they were resized with interpolation; tiles have that of their scene."""
 
 
 _LATER = {
@@ -255,6 +260,7 @@ class SplitWriter:
             unlabeled=int(record.get("unlabeled", 0)),
             empty=int(record.get("empty", 0)),
             cleaning=Cleaning.from_json(record.get("cleaning", {})),
+            smooth=record.get("smooth", []),
         )
 
     def _write(self, name: str, start: int, ahead: _Ahead, progress: Callable[[int, int], None]) -> FinishedShard:
@@ -262,6 +268,7 @@ class SplitWriter:
         broken: list[dict[str, str]] = []
         label_problems: list[dict[str, str]] = []
         cleaning = Cleaning()
+        smooth: dict[str, None] = {}
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -279,6 +286,8 @@ class SplitWriter:
                             unlabeled += not packed.labeled and packed.label_problem is None
                             if packed.label_problem:
                                 label_problems.append(packed.entry.problem(packed.label_problem))
+                            if packed.smooth:
+                                smooth[packed.smooth] = None
                         if packed.cleaning is not None:
                             cleaning.merge(packed.cleaning)
                         stop += 1
@@ -302,6 +311,7 @@ class SplitWriter:
                 unlabeled=unlabeled,
                 empty=empty,
                 cleaning=cleaning,
+                smooth=list(smooth),
             )
             if shard.num_samples:
                 self._publish(temporary, self._out / name, start, shard)
@@ -322,6 +332,7 @@ class SplitWriter:
             "unlabeled": shard.unlabeled,
             "empty": shard.empty,
             "cleaning": shard.cleaning.to_json(),
+            "smooth": shard.smooth,
         }
         fd = os.open(temporary, os.O_RDONLY)
         try:
@@ -346,7 +357,8 @@ class SplitWriter:
         """Hash everything that determines the bytes: options, the entries, and the next one, which no longer fit."""
         options = {name: value for name, value in asdict(self._options).items() if _LATER.get(name, ...) != value}
         version = _VERSION if self._options.tile is None else _TILES_VERSION
-        digest = hashlib.sha256(json.dumps([version, options, self._split]).encode())
+        versions = [version] if self._options.labels is None else [version, _LABELS_VERSION]
+        digest = hashlib.sha256(json.dumps([*versions, options, self._split]).encode())
         for entry in self._source.entries[start : stop + 1]:
             digest.update(json.dumps([entry.key, entry.version, entry.label]).encode())
         digest.update(b"end" if stop >= len(self._source.entries) else b"more")

@@ -10,6 +10,7 @@ import io
 import mmap
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from swinv2_train.data.encode import encode, npy_bytes, pixels_tiff, tiff_bytes
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import header_size, orientation, sniff, unknown_format
 from swinv2_train.data.label_image import check_tiff, decode_color_map, decode_label_map
+from swinv2_train.data.label_smoothing import is_smooth_scene
 from swinv2_train.data.pixels import Pixels, check_size, stored_box, upright
 from swinv2_train.data.tiff import nodata_of
 from swinv2_train.data.tiff_region import Box, TiffRegions
@@ -128,16 +130,23 @@ class LabelScene:
 
     def tile(self, box: Box) -> np.ndarray:
         """Return (height, width) class numbers as they are packed. Raises BrokenSample."""
-        top, left, height, width = place = stored_box(box, self._size, self._turned)
+        labels = self._read(stored_box(box, self._size, self._turned))
+        return upright(torch.from_numpy(labels)[None], self._turned)[0].numpy()
+
+    @cached_property
+    def smooth(self) -> bool:
+        """True if the label map, not only a tile of it, looks as if it was resized with interpolation."""
+        return is_smooth_scene(self._size, self._read, self._rules.packed_ignore)
+
+    def _read(self, place: Box) -> np.ndarray:
+        """Return class numbers of a part in the orientation of the file."""
         if self._stored is not None:
-            return self._upright(self._stored[top : top + height, left : left + width])
+            top, left, height, width = place
+            return self._rules.packed(self._stored[top : top + height, left : left + width])
         assert self._regions is not None
         with decoding("tiff"):
             stored = self._regions.read(place)
-        return self._upright(stored if self._rules.colors else stored[..., 0])
-
-    def _upright(self, stored: np.ndarray) -> np.ndarray:
-        return upright(torch.from_numpy(self._rules.packed(stored))[None], self._turned)[0].numpy()
+        return self._rules.packed(stored if self._rules.colors else stored[..., 0])
 
     def close(self) -> None:
         """Close the file."""

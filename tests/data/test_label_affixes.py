@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from swinv2_train.data.errors import DataError
@@ -49,7 +51,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "another number that begins alike": (["0001_2", "0002_2"], ["0001_22", "0002_22"]),
     "tens": (["1", "2", "3"], ["10", "20", "30"]),
     "times": (["2024-01-01T00", "2024-01-02T00"], ["2024-01-01T12", "2024-01-02T12"]),
-    "an image without a label map": (["a", "b"], ["a_mask"]),
+    "most images without a label map": (["a", "b", "c"], ["a_mask"]),
     "another folder": (["a", "b"], ["x/a_mask", "x/b_mask"]),
     "words that end alike": (["beach", "peach"], ["reach", "teach"]),
 }
@@ -66,6 +68,29 @@ def test_names_that_could_mean_another_image_are_refused(case: str) -> None:
 
 def test_two_kinds_of_label_maps_are_refused() -> None:
     maps = [f"{n}_{kind}" for n in (1, 2) for kind in ("color", "labelIds")]
-    with pytest.raises(DataError, match="image 1_rgb can belong to 1_color and to 1_labelIds, and all others likewise"):
+    with pytest.raises(DataError, match=r"2 of 2 images can .*, such as 1_rgb to 1_color and to 1_labelIds: move"):
         affix_of(["1_rgb", "2_rgb"], maps, "")
     assert affix_of(["1_rgb", "2_rgb"], maps[:-1], "").label("2_rgb") == "2_color"
+
+
+@pytest.mark.parametrize(
+    ("count", "missing"),
+    [(30, [0]), (30, [3, 9, 17]), (30, [10, 11, 12]), (1000, range(0, 1000, 25)), (1000, range(90))],
+)
+def test_images_without_a_label_map_do_not_hide_the_difference(count: int, missing: Collection[int]) -> None:
+    images = [f"{n:02d}_sat" for n in range(count)]
+    maps = [f"{n:02d}_mask" for n in range(count) if n not in missing]
+    affix = affix_of(images, set(maps), "")
+    assert [affix.label(image) for image in images] == [f"{n:02d}_mask" for n in range(count)]
+    assert str(affix_of(images, [*maps, "01_edge", "02_edge"], "")) == str(affix)
+
+
+def test_images_that_the_best_difference_leaves_out_are_named() -> None:
+    images = [f"{n}_sat" for n in range(30)]
+    with pytest.raises(
+        DataError, match=r"with _mask instead of _sat at the end of images, 4 of 30 images have none \(5_sat, 6_sat, "
+    ):
+        affix_of(images, [f"{n}_mask" for n in range(30) if n not in (5, 6, 7, 8)], "")
+    others = [f"{n}_edge" for n in range(10)]
+    with pytest.raises(DataError, match=r"9 of 30 images can belong to two label maps, such as 1_sat to 1_mask and to"):
+        affix_of(images, [*others, *(f"{n}_mask" for n in range(1, 30))], "")

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from sklearn.datasets import load_digits
 
 from swinv2_train.data.errors import BrokenSample
-from swinv2_train.data.label_smoothing import check_borders, smooth_borders
+from swinv2_train.data.label_smoothing import is_smooth, is_smooth_scene, smooth_warning
 
 
 def polygons(seed: int, classes: int, outline: int | None = None, size: tuple[int, int] = (150, 200)) -> np.ndarray:
@@ -51,6 +51,19 @@ def slopes() -> np.ndarray:
     return (10 + 9 * np.sin(x / 9) * np.cos(y / 7)).astype(np.uint8)
 
 
+def ordered() -> dict[str, np.ndarray]:
+    """Correct label maps whose classes are an order, uint8, at most 60."""
+    y, x = np.mgrid[:150, :200]
+    wooded = polygons(2, 2, size=(600, 800)).reshape(150, 4, 200, 4).mean((1, 3))
+    distance = np.clip(30 - np.hypot(x % 100 - 50, y % 100 - 50), 0, 20).astype(np.uint8)
+    return {
+        **{f"slopes at {factor}": resized(slopes(), factor, Image.Resampling.NEAREST) for factor in (0.25, 0.4, 0.5)},
+        "tree cover": np.round(wooded * 10).astype(np.uint8),
+        "cover in 8 classes": np.digitize(wooded, np.linspace(0.06, 0.94, 7)).astype(np.uint8),
+        **{f"distances in steps of {step}": distance * step for step in (2, 3)},
+    }
+
+
 def instances() -> np.ndarray:
     """Discs with a number each, uint16, whose outlines of two pixels are classes 3 and 4."""
     y, x = np.mgrid[:200, :200]
@@ -77,11 +90,11 @@ REAL = {
 
 @pytest.mark.parametrize("case", REAL)
 def test_real_label_maps_pass(case: str) -> None:
-    check_borders(REAL[case], 255)
+    assert not is_smooth(REAL[case], 255)
     if min(REAL[case].shape) > 1:
         factors = (1.5, 2) if case == "slopes" else (0.5, 1.5, 2)  # at half its size, a slope is one of two classes
         for factor in factors:
-            assert smooth_borders(resized(REAL[case], factor, Image.Resampling.NEAREST), 255) is None
+            assert not is_smooth(resized(REAL[case], factor, Image.Resampling.NEAREST), 255)
 
 
 @pytest.mark.parametrize("factor", [0.375, 0.5, 1.5, 2, 3.9])
@@ -90,11 +103,46 @@ def test_interpolated_label_maps_are_found(factor: float, how: Image.Resampling)
     """With every value a valid class: of 20 classes, and of regions of classes 0 and 15."""
     far = (polygons(1, 2) * 15).astype(np.uint8)
     for labels in (polygons(20, 20), far, digits()[:, :200]):
-        with pytest.raises(BrokenSample, match=r"at \d+% of the borders between two classes .* nearest neighbor"):
-            check_borders(np.minimum(resized(labels, factor, how), 19), 255)
+        assert is_smooth(np.minimum(resized(labels, factor, how), 19), 255)
 
 
 def test_borders_of_pixels_without_a_class_do_not_count() -> None:
     smooth = resized((polygons(1, 2) * 15).astype(np.uint8), 2, Image.Resampling.BILINEAR)
-    assert smooth_borders(smooth, 255) is not None
-    assert smooth_borders(smooth, 15) is None
+    assert is_smooth(smooth, 255)
+    assert not is_smooth(smooth, 15)
+
+
+def test_large_maps_are_judged_by_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them if there are few borders, else rows from everywhere; a part that cannot be read does not count."""
+    from swinv2_train.data import label_smoothing
+
+    smooth = np.minimum(resized(polygons(20, 20), 2, Image.Resampling.BILINEAR), 19)
+    monkeypatch.setattr(label_smoothing, "_PIECE", (64, 128))
+    read: list[tuple[int, int, int, int]] = []
+
+    def part(box: tuple[int, int, int, int]) -> np.ndarray:
+        read.append(box)
+        top, left, height, width = box
+        if top == 64:
+            raise BrokenSample("it is damaged")
+        return smooth[top : top + height, left : left + width]
+
+    assert is_smooth_scene((300, 400), part, 255)
+    assert sum(height * width for _, _, height, width in read) == 300 * 400
+    assert max(height * width for _, _, height, width in read) == 64 * 128
+    for name, value in (("_ENOUGH", 50), ("_MOST", 64 * 400)):
+        with monkeypatch.context() as changed:
+            changed.setattr(label_smoothing, name, value)
+            read.clear()
+            assert is_smooth_scene((300, 400), part, 255)
+            assert {top for top, *_ in read} == {0}
+    read.clear()
+    assert not is_smooth_scene((300, 400), lambda box: part(box) * 0, 255)
+    assert len({top for top, *_ in read}) == 5
+
+
+def test_the_warning_counts_and_names_label_maps() -> None:
+    assert smooth_warning(["a"]).startswith("1 label map looks as if it was resized with interpolation (a): ")
+    assert smooth_warning(list("abcd")).startswith(
+        "4 label maps look as if they were resized with interpolation (a, b, c, ...)"
+    )

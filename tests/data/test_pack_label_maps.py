@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from swinv2_train.cli.data_display import inspection_lines
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.errors import DataError
@@ -30,7 +31,7 @@ from swinv2_train.data.tiling import Tiling
 from tests.data.label_maps import NAMES, labels, png, tiff, write_pairs
 from tests.data.packed import SMALL, open_set, tars
 from tests.data.samples import encoded, pixels, write_tar
-from tests.data.test_label_smoothing import digits, resized
+from tests.data.test_label_smoothing import digits, ordered, resized
 
 RULES = LabelRules(NAMES, 255)
 
@@ -220,8 +221,17 @@ def test_endings_of_all_names_are_left_out(tmp_path: Path) -> None:
     assert set(maps_of(open_set(tmp_path / "out"))) == {"7_sat", "17_sat", "x_1_sat"}
     assert report.notes == ["paired by parts of names: _mask instead of _sat at the end of images"]
     (tmp_path / "images" / "8_sat.png").write_bytes(png(labels(0)))
-    with pytest.raises(DataError, match=r"which image: .*_sat.png and .*_mask.png, for example.* pack a list \(.csv\)"):
+    with pytest.raises(DataError, match=r"which image: with _mask .*, 1 of 4 images have none \(8_sat\); add .* list"):
         packed(tmp_path / "images", tmp_path / "labels", tmp_path / "two")
+    for name in range(20, 27):
+        (tmp_path / "images" / f"{name}_sat.png").write_bytes(png(labels(0)))
+        (tmp_path / "labels" / f"{name}_mask.png").write_bytes(png(labels(0)))
+    report = packed(tmp_path / "images", tmp_path / "labels", tmp_path / "two")
+    (refused,) = report.broken
+    assert refused["reason"] == f"it has no label map (expected {tmp_path}/labels/8_mask.png or .tif)"
+    assert not report.complete
+    assert report.cards["train"].num_samples == 10
+    assert report.notes[1] == f"images without a label map: 1, {tmp_path}/images/8_sat.png"
 
 
 def turned(array: np.ndarray, orientation: int) -> bytes:
@@ -334,23 +344,63 @@ def test_colors_are_read_by_a_table(tmp_path: Path) -> None:
     assert "it is transparent in parts" in reasons["5.png"]
 
 
-def test_interpolated_maps_are_refused_unless_a_table_lists_their_values(tmp_path: Path) -> None:
+def test_maps_that_look_interpolated_are_packed_with_a_warning(tmp_path: Path) -> None:
+    """Whole or in tiles too small to show it, when the shards are found finished, and by inspecting them."""
     images, maps = write_pairs(tmp_path, 0)
     smooth = np.minimum(resized(digits()[:, :120], 1.5, Image.Resampling.BILINEAR), 10)
-    (images / "0.png").write_bytes(png(pixels(0, *smooth.shape)))
-    (maps / "0.png").write_bytes(png(smooth))
-    names = tuple(f"c{number}" for number in range(11))
-    for tile in (None, Tiling(200)):
-        with pytest.raises(DataError, match=r"0.png: at \d+% of the borders between two classes .* a table that lists"):
-            packed(images, maps, tmp_path / "out", replace(SMALL, tile=tile), LabelRules(names))
-    (tmp_path / "table.csv").write_text("value,class\n" + "".join(f"{n},c{n}\n" for n in range(11)))
-    rules = read_rules(None, tmp_path / "table.csv", None, zero_is_ignore=False)
-    assert packed(images, maps, tmp_path / "out", rules=rules).complete
-    assert pack(str(tmp_path / "out"), tmp_path / "again", SMALL).complete
-    assert inspect(open_set(tmp_path / "again")).complete
-    tar = write_tar(tmp_path / "foreign.tar", [("0.jpg", encoded(pixels(0, *smooth.shape))), ("0.m.png", png(smooth))])
-    found = inspect(ShardSet.open(str(tar), tmp_path / "cache"), labels="m.png").label_problems
-    assert re.match(r"m.png: at \d+% of the borders", found[0][1])
+    files = {"0.png": png(smooth), "1.tif": tiff(smooth, rowsperstrip=16), "2.png": png(np.ascontiguousarray(smooth.T))}
+    files["3.png"] = png(digits())
+    for name, data in files.items():
+        array = digits() if name == "3.png" else smooth
+        photograph = turned(pixels(0, *array.shape), 6 if name == "2.png" else 1)
+        (images / name).with_suffix(".jpg").write_bytes(photograph)
+        (maps / name).write_bytes(data)
+    rules = LabelRules(tuple(f"c{number}" for number in range(11)))
+    expected = r"3 label maps look as if they were resized with interpolation \((.*)\): .* nearest neighbor, or ignore"
+    for tile in (None, Tiling(32)):
+        out = tmp_path / f"out-{tile is None}"
+        for _ in range(2):
+            report = packed(images, maps, out, replace(SMALL, tile=tile), rules)
+            (warning,) = report.warnings
+            match = re.match(expected, warning)
+            assert match, warning
+            assert sorted(match[1].split(", ")) == [f"{maps}/{name}" for name in sorted(files) if name != "3.png"]
+            assert (report.complete, report.broken) == (True, [])
+        assert report.num_reused == report.num_shards
+    found = inspect(open_set(tmp_path / "out-True"))
+    assert found.complete
+    assert {name.rpartition("/")[2] for name in found.smooth} == {"0.seg.png", "1.seg.png", "2.seg.png"}
+    assert any(re.match(f"warning: {expected}", line) for line in inspection_lines(found))
+    again = pack(str(tmp_path / "out-True"), tmp_path / "again", SMALL)
+    assert again.complete
+    assert len(again.smooth) == 3
+
+
+def test_ordered_classes_are_packed(tmp_path: Path) -> None:
+    """Heights, fractions of trees, and distances follow each other as interpolated values do, so none is refused."""
+    images, maps = write_pairs(tmp_path, 0)
+    cases = {f"{number}": array for number, array in enumerate(ordered().values())}
+    for name, array in cases.items():
+        (images / f"{name}.png").write_bytes(png(pixels(0, *array.shape)))
+        (maps / f"{name}.png").write_bytes(png(array))
+    report = packed(images, maps, tmp_path / "out", rules=LabelRules(tuple(map(str, range(61)))))
+    assert (report.complete, report.cards["train"].num_samples) == (True, len(cases))
+    found = maps_of(open_set(tmp_path / "out"))
+    assert all((found[name] == array).all() for name, array in cases.items())
+    assert set(report.smooth) == {f"{maps}/{name}.png" for name in cases}  # the reason why it is only a warning
+
+
+def test_other_versions_pack_only_label_maps_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, maps = write_pairs(tmp_path, 3)
+    for tile in (None, Tiling(16)):
+        options, plain, pairs = replace(SMALL, tile=tile), tmp_path / f"plain{tile}", tmp_path / f"pairs{tile}"
+        with monkeypatch.context() as earlier:
+            earlier.setattr("swinv2_train.data.pack_writer._LABELS_VERSION", 1)
+            pack(str(images), plain, options)
+            packed(images, maps, pairs, options)
+        report = pack(str(images), plain, options)
+        assert report.num_reused == report.num_shards
+        assert packed(images, maps, pairs, options).num_reused == 0
 
 
 def test_folders_that_cannot_be_paired_are_refused(tmp_path: Path) -> None:
