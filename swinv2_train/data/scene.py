@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import mmap
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -237,11 +237,12 @@ def _map(path: Path) -> Iterator[bytes]:
 
 def _streamed(content: Content, data: bytes) -> TiffRegions | None:
     """Open a TIFF in order to read parts of it; None if its values need a conversion as a whole."""
-    file = opened(content)
-    with decoding("tiff"):
-        regions = TiffRegions(file, data)
-    if regions.as_stored:
-        return regions
-    regions.close()
-    file.close()
+    with ExitStack() as stack:
+        file = stack.enter_context(opened(content))
+        with decoding("tiff"):
+            regions = TiffRegions(file, data)
+        if regions.as_stored:
+            stack.pop_all()  # it closes the file
+            return regions
+        regions.close()
     return None

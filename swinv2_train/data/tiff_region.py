@@ -39,7 +39,7 @@ class TiffRegions:
         import tifffile
 
         check_pages(content)
-        self._content = content
+        self._file, self._content = file, content
         self._tiff = tifffile.TiffFile(file)
         self._series = full_resolution(self._tiff)
         self.page = self._series.keyframe
@@ -85,6 +85,7 @@ class TiffRegions:
     def close(self) -> None:
         """Close the file."""
         self._tiff.close()
+        self._file.close()
 
     def _part(self, number: int, page: tifffile.TiffPage, box: Box) -> np.ndarray:
         top, left, height, width = box
