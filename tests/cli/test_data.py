@@ -10,11 +10,13 @@ import pytest
 from swinv2_train.cli.data import main
 from swinv2_train.cli.data_display import rounded
 from swinv2_train.cli.values import size
+from swinv2_train.data import remarks
 from tests.data.label_maps import labels, names_file, png, write_pairs
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    remarks.taken()  # those of other tests in this process
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
