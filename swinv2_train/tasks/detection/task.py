@@ -27,7 +27,8 @@ from swinv2_train.data.transform import Transform
 from swinv2_train.models.detection import Bitmaps, Detector, Targets
 from swinv2_train.models.state import evaluating
 from swinv2_train.tasks.detection.annotations import BOXES, CLASSES, CROWD, MASK_BITS, MASK_WINDOWS
-from swinv2_train.tasks.detection.inference import Inference, detections, found_of
+from swinv2_train.tasks.detection.inference import Inference, detections
+from swinv2_train.tasks.detection.merging import as_found
 from swinv2_train.tasks.detection.metrics import DetectionScores, detection_metrics
 from swinv2_train.tasks.detection.pictures import Shown, detection_sheet
 from swinv2_train.tasks.detection.predictor import ObjectPredictor
@@ -162,7 +163,7 @@ class Detection(Task):
             # Also images that do not count: under ZeRO-3 a forward pass is a collective.
             found = detections(model, images, record.size, Inference.of(self.task))
             if batch["valid"][number]:
-                records[int(batch["position"][number])] = with_found(record, found_of(found, record.size))
+                records[int(batch["position"][number])] = with_found(record, as_found(found, record.size))
         return Measured({"samples": float(batch["valid"].sum())}, records)
 
     def metrics(self, found: Measured) -> dict[str, float]:
@@ -189,7 +190,7 @@ class Detection(Task):
             for images, record in self._held_out(batch) if RECORD in batch else self._trained(batch):
                 found = detections(model, images, record.size, Inference.of(self.task))
                 pixels = (images[0].cpu() * std + mean).clamp(0, 1).numpy()
-                shown.append(Shown(pixels, with_found(record, found_of(found, record.size))))
+                shown.append(Shown(pixels, with_found(record, as_found(found, record.size))))
         return detection_sheet(shown, [category.name for category in self.categories], _SHOWN_SCORE)
 
     def example_batch(self, batch_size: int) -> Batch:
