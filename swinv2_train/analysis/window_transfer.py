@@ -89,6 +89,7 @@ def window_curve(
     for window, (height, width) in zip(test_windows, sizes, strict=True):
         chosen = f"model.window={scaled_windows(config.model, window)}"
         overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]"]
+        overrides += config.task.enlarged(config, height / resolution(config)[0])
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
         points.append(Point(window, (height, width), found.metrics, found.images_per_second, found.samples))
     return Curve(config, found.source, found.step, points)

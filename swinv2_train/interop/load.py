@@ -15,7 +15,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
 from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import PIXEL_LOGITS, TaskConfig, task_section
+from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
 from swinv2_train.config.values import VALUE_KEYS
 from swinv2_train.config.window_scale import TEST_WINDOW, with_test_window
@@ -108,7 +108,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         if not (isinstance(value, str) if key != "crop_pct" else finite_number(value) is not None):
             raise CheckpointError(f"{source.path} is damaged: its {key} is {reprlib.repr(value)}")
         setattr(section, key, value)
-    if config.task.OUTPUT == PIXEL_LOGITS:  # a crop would leave pixels out
+    if config.task.OUTPUT in (PIXEL_LOGITS, DETECTIONS):  # a crop would leave pixels out
         config.data.crop_mode = "squash"
     # This package's weights without the entry were trained with alpha dropped; other libraries do not record it.
     config.data.background = crop.get("background") or ("drop" if source.format == OWN else "white")

@@ -157,7 +157,7 @@ def test_programs_score_every_pixel(sources: Path) -> None:
     path, overrides = sources / "upernet.safetensors", ["data.resolution=[44,64]"]
     expected, loaded = load_model(path, overrides).model, load_model(path, overrides)
     inference = exported_part(loaded, "onnx")
-    assert (inference.name, inference.output) == ("logits", "pixel_logits")
+    assert (inference.names, inference.output) == (("logits",), "pixel_logits")
     program = onnx.trace(inference, loaded.config.model, torch.randn(2, 4, 44, 64))
     for count in (1, 3):
         images = torch.randn(count, 4, 44, 64)

@@ -61,7 +61,8 @@ class TaskConfig(Section):
     """Names of the parameters with one row per class; `init_from` copies their rows by class."""
     OUTPUT: ClassVar[str] = FEATURES
     """Output of an exported model: `logits`, one per class; `pixel_logits`, one per class and pixel, which the model's
-    method `scores` returns; `detections`, a list of objects per image; or the pooled `features` of the backbone."""
+    method `scores` returns; `detections`, a list of objects per image (programs have the feature pyramid, which the
+    model's method `levels` returns); or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
     SIZES_DIFFER: ClassVar[bool] = False
@@ -192,6 +193,10 @@ class TaskConfig(Section):
     def preparation(self, config: Config) -> str | None:
         """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""
         return None
+
+    def enlarged(self, config: Config, factor: float) -> list[str]:
+        """Return further overrides for evaluating images enlarged by a factor, in addition to `data.resolution`."""
+        return []
 
     def evaluation_settings(self) -> dict[str, Any]:
         """Return the fields of this section that the results of finished weights depend on, for results.json."""

@@ -396,6 +396,13 @@ class DetectionConfig(TaskConfig):
         short = self.test_short or short
         return short, self.test_long or max(short, long)
 
+    def enlarged(self, config: Config, factor: float) -> list[str]:
+        """Return the sides of the images, unless they follow `data.resolution`."""
+        if self.scaling == JITTER and self.test_short is None and self.test_long is None:
+            return []
+        short, long = (max(1, round(side * factor)) for side in self.test_size(config))
+        return [f"task.test_short={short}", f"task.test_long={long}"]
+
     def preparation(self, config: Config) -> str:
         """Return the size of an image, and the scales and flips that are merged."""
         short, long = self.test_size(config)
