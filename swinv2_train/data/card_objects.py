@@ -124,9 +124,9 @@ class ObjectFacts:
         counters = {name: Counter({int(k): n for k, n in content[name].items()}) for name in _COUNTERS}
         counts = {name: content[name] for name in (*_SUMS, "largest")}
         numbers = (*counts.values(), *(n for counter in counters.values() for n in counter.values()))
-        wrong = next((number for number in numbers if not is_count(number)), None)
-        if wrong is not None:
-            raise ValueError(f"{wrong!r} is not a count")
+        wrong = [number for number in numbers if not is_count(number)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is not a count")
         categories = [Category(**one) for one in content["categories"]]
         if not all(isinstance(category.name, str) for category in categories):
             raise ValueError("a category has no name")

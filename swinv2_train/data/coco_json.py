@@ -55,15 +55,14 @@ def read_coco(path: Path, known: Sequence[Category] | None) -> Annotations:
     count = 0
     for number, one in _items(path, "annotations"):
         count += 1
-        place = places.get(_hashable(one.get("image_id")))
-        category = numbers.get(_hashable(one.get("category_id")))
+        place, category = places.get(_identity(one, "image_id")), numbers.get(_identity(one, "category_id"))
         if "segments_info" in one:
             raise DataError(f"{path} is for panoptic segmentation: use the annotations of its instances")
         if place is None or category is None:
             cleaning.add(*_dropped(number, one, None if place is None else images[place]))
             continue
         boxes.add(one.get("bbox"), images[place].size)
-        writer.add(place, one | {"category": category})
+        writer.add(place, one | {"category": category, "id": _identity(one, "id")})
     if count and count == sum(dropped for dropped, _ in cleaning.counts.values()):
         kind, (_, names) = next(iter(cleaning.counts.items()))
         raise DataError(f"{path}: none of its {count:,} annotations can be used: {DROPPED[kind]} ({names[0]})")
@@ -80,27 +79,28 @@ def _dropped(number: int, one: dict[str, Any], image: ListedImage | None) -> tup
 
 
 def _category(path: Path, number: int, one: dict[str, Any]) -> Category:
-    name, identity, above = one.get("name"), one.get("id"), one.get("supercategory")
-    if not isinstance(name, str) or not name.strip() or not _is_id(identity):
+    name, identity, above = one.get("name"), _identity(one, "id"), one.get("supercategory")
+    if not isinstance(name, str) or not name.strip() or identity is None:
         raise DataError(f"{path}: categories[{number}] needs an id and a name, found {one!r:.80}")
     return Category(identity, name.strip(), above if isinstance(above, str) else None)
 
 
 def _image(path: Path, place: int, number: int, one: dict[str, Any]) -> ListedImage:
     name = one.get("file_name") or str(one.get("coco_url") or "").rpartition("/")[2]  # LVIS has only the latter
-    if not isinstance(name, str) or not name or not _is_id(one.get("id")):
+    identity = _identity(one, "id")
+    if not isinstance(name, str) or not name or identity is None:
         raise DataError(f"{path}: images[{place}] needs an id and a file_name, found {one!r:.80}")
     sides = [finite_number(one.get(key)) for key in ("height", "width")]
     size = (int(sides[0] or 0), int(sides[1] or 0))
-    return ListedImage(number, name, one["id"], size if min(size) > 0 else None)
+    return ListedImage(number, name, identity, size if min(size) > 0 else None)
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str)) and not isinstance(value, bool)
-
-
-def _hashable(value: Any) -> Any:
-    return value if _is_id(value) else None
+def _identity(content: dict[str, Any], key: str) -> int | str | None:
+    """Return an id: an integer, also one that a table program wrote as 7.0, or a text; None for anything else."""
+    value = content.get(key)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
 
 
 def _check_start(path: Path) -> None:

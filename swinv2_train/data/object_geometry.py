@@ -79,8 +79,8 @@ def resized(objects: Objects, size: tuple[int, int]) -> Objects:
 def tile_of(objects: Objects, tile: tuple[int, int, int, int]) -> Objects:
     """Return the objects that a part of the image shows enough of, in the coordinates of the part.
 
-    Those that reach out of it get the visible part of their box, mask, and area. Original ids are dropped, because an
-    image and an object can be in several tiles.
+    Those that reach out of it get the visible part of their box, mask (as RLE), and area. Original ids are dropped,
+    because an image and an object can be in several tiles.
 
     Args:
         tile: top, left, height, and width of the part.
@@ -119,26 +119,21 @@ def _visible(
         mask: in the entire image, whose height and width are `size`.
     """
     top, left, height, width = tile
-    moved = (
-        mask if mask is None or isinstance(mask, dict) else moved_polygons(mask, lambda points: points - (left, top))
-    )
     part = box.clip(0, [width, height, width, height])
     inside = bool((part == box).all())
-    if inside and not isinstance(mask, dict):
-        return part, 1.0, moved
     if mask is None:
         return part, float(np.prod(part[2:] - part[:2]) / np.prod(box[2:] - box[:2])), None
     if isinstance(mask, dict):
         pixels = window_of(mask, size, (top, left, top + height, left + width))
-        moved = encoded(pixels)
     else:
-        assert isinstance(moved, list)
+        moved = moved_polygons(mask, lambda points: points - (left, top))
+        if inside:
+            return part, 1.0, moved
         pixels = bitmap(moved, (height, width))
-    if inside:
-        return part, 1.0, moved
-    window = mask_window(pixels)
-    part = np.array([*np.maximum(part[:2], window[1::-1]), *np.minimum(part[2:], window[3:1:-1])])
-    return part, float(pixels.sum()) / max(_num_pixels(mask, size), 1), moved
+    if not inside:
+        window = mask_window(pixels)
+        part = np.array([*np.maximum(part[:2], window[1::-1]), *np.minimum(part[2:], window[3:1:-1])])
+    return part, 1.0 if inside else float(pixels.sum()) / max(_num_pixels(mask, size), 1), encoded(pixels)
 
 
 def _num_pixels(mask: Mask, size: tuple[int, int]) -> int:

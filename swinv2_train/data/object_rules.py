@@ -73,7 +73,7 @@ class _Cleaner:
 
     def __call__(self, annotation: dict[str, Any]) -> dict[str, Any]:
         """Return an annotation as an object of the member `objects.json`. Raises _Dropped."""
-        if annotation.get("ignore"):
+        if _is_set(annotation.get("ignore")):
             raise _Dropped("ignored")
         mask = self._mask(annotation.get("segmentation"))
         box = self._box(annotation.get("bbox"), mask)
@@ -88,7 +88,7 @@ class _Cleaner:
         if annotation.get("id_repeated"):
             self._cleaning.add("id", self.name)
             identity = None
-        crowd = int(bool(annotation.get("iscrowd")))
+        crowd = int(_is_set(annotation.get("iscrowd")))
         one = {"bbox": box, "category": annotation["category"], "iscrowd": crowd, "area": area, "id": identity}
         return one if mask is None else one | {"segmentation": mask}
 
@@ -133,12 +133,13 @@ class _Cleaner:
         return polygons
 
     def _polygon(self, part: Any) -> list[float] | None:
-        """Return a polygon; None if it has fewer than three points, or coordinates far outside of the image."""
+        """Return a polygon; None if it has fewer than three points, or one that is far outside of the image."""
         if not isinstance(part, list) or len(part) < LEAST_NUMBERS or len(part) % 2:
             return None
-        limit = 2.0 * max(self.size)
-        if any(number is None or abs(number) > limit for number in map(finite_number, part)):
-            return None
+        for place, number in enumerate(map(finite_number, part)):
+            extent = self.size[1 - place % 2] + _SLACK
+            if number is None or not -extent <= number <= 2 * extent:
+                return None
         return part
 
     def _rle(self, stored: dict[str, Any]) -> Mask:
@@ -160,6 +161,11 @@ def _size_of_masks(annotations: Sequence[dict[str, Any]]) -> tuple[int, int] | N
     masks = [one["segmentation"] for one in annotations if isinstance(one.get("segmentation"), dict)]
     sizes = {tuple(mask["size"]) for mask in masks if _is_size(mask.get("size"))}
     return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_set(flag: Any) -> bool:
+    """Return whether a flag is 1 or true, also as a text."""
+    return bool(flag) and str(flag).strip().lower() not in ("0", "false")
 
 
 def _is_size(value: Any) -> bool:

@@ -87,8 +87,6 @@ class StoreWriter:
     def add(self, image: int, annotation: dict[str, Any]) -> None:
         """Add an annotation, with `category` as a number, of the image with this number."""
         kept = {key: annotation[key] for key in _KEPT if key in annotation}
-        if not isinstance(kept.get("id"), (int, str, type(None))):
-            kept["id"] = None
         self._waiting.append((image, kept.get("id"), json.dumps(kept, separators=(",", ":"))))
         if len(self._waiting) >= _BATCH:
             self._flush()

@@ -58,6 +58,8 @@ class Objects:
         size = (content.get("height"), content.get("width"))
         if not all(is_count(side) and side for side in size):
             raise BrokenSample(f"its width and height are {size[1]!r:.20} and {size[0]!r:.20}")
+        if not isinstance(content.get("id"), (int, str, type(None))):
+            raise BrokenSample(f"its id {content['id']!r:.40} is not a number or a text")
         found = content["objects"]
         for number, one in enumerate(found):
             reason = _problem(one)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from swinv2_train.data.coco_json import read_coco
-from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.errors import BrokenSample, DataError, UnwritableData
 from swinv2_train.data.object_cleaning import CHANGED, DROPPED, Cleaning
 from swinv2_train.data.object_rules import clean
-from swinv2_train.data.object_store import Annotated
+from swinv2_train.data.object_store import Annotated, StoreWriter
 from swinv2_train.data.pack_objects import READERS
 from swinv2_train.data.voc_xml import read_voc
 from tests.data.annotated import CATEGORIES, HEIGHT, WIDTH, annotation, coco, write_coco
@@ -53,7 +53,8 @@ def one(**change: Any) -> dict[str, Any]:
         ({"segmentation": [[1, 2, 3, 4]]}, "mask"),
         ({"segmentation": [[1, 2, 3, 4, 5]]}, "mask"),
         ({"segmentation": [[1, 2, 3, 4, 5, None]]}, "mask"),
-        ({"segmentation": [[1, 2, 3, 4, 5, 1e6]]}, "mask"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 2 * HEIGHT + 3]]}, "mask"),
+        ({"segmentation": [[-WIDTH - 2, 2, 3, 4, 5, 6]]}, "mask"),
         ({"segmentation": "P1"}, "mask"),
         ({"segmentation": {}}, "mask"),
         ({"segmentation": RUNS | {"counts": [100, 20]}}, "mask"),
@@ -82,6 +83,7 @@ def test_objects_that_cannot_be_used_are_dropped_by_reason(change: dict[str, Any
         ({"area": 0, "segmentation": None}, "area", {"area": 80.0}),
         ({"area": float("nan")}, "area", {"area": 24.0}),
         ({"iscrowd": True}, None, {"iscrowd": 1}),
+        ({"iscrowd": "0", "ignore": "0"}, None, {"iscrowd": 0}),
     ],
 )
 def test_other_forms_become_one(change: dict[str, Any], kind: str | None, expected: dict[str, Any]) -> None:
@@ -137,7 +139,7 @@ CORNERS = [[2, 3, 9, 9], [18, 13, 30, 20], [20, 2, 31, 12], [1, 14, 8, 22], [17,
         ("<html>", "is not JSON; annotations are"),
         ("[]", "is a list, as results are; annotations are"),
         ("{}", "has no categories; annotations are"),
-        ('{"categories": [{"id": 1, "na', r"is not intact JSON \(.*premature EOF.*, after 0 categories\)"),
+        ('{"categories": [{"id": 1, "na', r"is not intact JSON \(.*, after 0 categories\)"),
         (coco() | {"images": []}, "has no images"),
         (coco() | {"annotations": []}, "has no annotations"),
         (coco() | {"annotations": [3]}, r"annotations\[0\] is 3, not a JSON object"),
@@ -257,11 +259,20 @@ def test_places_that_do_not_exist_are_named(tmp_path: Path) -> None:
         read_voc(tmp_path, None)
 
 
-def test_category_ids_may_be_texts(tmp_path: Path) -> None:
+def test_a_full_temporary_folder_is_named() -> None:
+    writer = StoreWriter()
+    writer._run("PRAGMA max_page_count = 4")
+    with pytest.raises(UnwritableData, match=r"by image in .* \(database or disk is full\): set TMPDIR to a folder"):
+        list(map(writer.add, range(1000), [{"category": 0, "bbox": [1, 2, 3, 4]}] * 1000))
+
+
+def test_ids_may_be_texts_or_whole_floats(tmp_path: Path) -> None:
     content = coco()
+    content["images"][0]["id"] = 100.0
     content["categories"] = [{"id": "b", "name": "x"}, {"id": "a", "name": "y"}, {"id": 3, "name": "z"}]
-    content["annotations"] = [annotation(1, 100, "a")]  # type: ignore[arg-type]
+    content["annotations"] = [annotation(1, 100, "a", id=[]), annotation(2, 100, 3, image_id=100.0, id=2.0)]  # type: ignore[arg-type]
     read = read_coco(write_coco(tmp_path, content), None)
     assert [one.name for one in read.categories] == ["z", "y", "x"]
-    assert read.store.of_image(0)[0]["category"] == 1
+    assert [(one["category"], one["id"]) for one in read.store.of_image(0)] == [(1, None), (0, 2)]
+    assert repr(read.images[0].id) == "100"
     assert len(CATEGORIES) == 3

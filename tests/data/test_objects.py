@@ -94,6 +94,7 @@ def test_entries_that_are_not_objects_are_named(change: dict[str, Any], reason: 
         (b"{", "objects.json: not JSON"),
         ([], "objects.json: it has no list of objects"),
         ({"objects": [], "width": 0, "height": 4}, "its width and height are 0 and 4"),
+        ({"objects": [], "width": 4, "height": 4, "id": [1]}, r"objects.json: its id \[1\] is not a number or a text"),
         ({"objects": [3], "width": 4, "height": 4}, "object 0: it is not a JSON object"),
     ],
 )
