@@ -48,8 +48,8 @@ class Inference(nn.Module):
 
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
-        self.model = model if output in (LOGITS, PIXEL_LOGITS, DETECTIONS) else backbone_of(model)
-        self.output = output
+        self.output = output if output in (LOGITS, PIXEL_LOGITS, DETECTIONS) else FEATURES
+        self.model = backbone_of(model) if self.output == FEATURES else model
 
     @property
     def names(self) -> tuple[str, ...]:

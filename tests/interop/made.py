@@ -13,8 +13,15 @@ from PIL import Image
 from swinv2_train.checkpoint.tensor_file import write_safetensors
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.config.tasks import (
+    ClassificationConfig,
+    DetectionConfig,
+    SegmentationConfig,
+    SimMIMConfig,
+    TaskConfig,
+)
 from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
+from swinv2_train.models.detection import Detector
 
 CLASSES = [f"kind {number}" for number in range(6)]
 MEAN, STD = [0.4, 0.45, 0.5, 0.55], [0.2, 0.25, 0.3, 0.35]
@@ -32,6 +39,7 @@ def write_model(
     *,
     simmim: bool = False,
     segmentation: SegmentationConfig | None = None,
+    detection: DetectionConfig | None = None,
     size: int | tuple[int, int] = 64,
     seed: int = 0,
     **model: Any,
@@ -45,6 +53,9 @@ def write_model(
     if segmentation is not None:
         segmentation.num_classes = len(CLASSES)
         built = Segmenter(config, segmentation, len(CLASSES), sides)
+    if detection is not None:
+        task, detection.num_classes = detection, len(CLASSES)
+        built = Detector(config, detection, len(CLASSES), sides)
     tensors = {}
     for name, parameter in built.named_parameters():
         noise = torch.randn_like(parameter)

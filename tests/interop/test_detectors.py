@@ -1,75 +1,70 @@
-"""Detectors leave the package: complete in its own format, as a backbone, and as a program of the feature pyramid."""
+"""Detectors start from any weights and from detectors of other classes, with or without masks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from swinv2_train.config.tasks import DetectionConfig
-from swinv2_train.interop import onnx
-from swinv2_train.interop.export import export, exported_part
-from swinv2_train.interop.load import load_model
-from tests.evaluated import save_weights
+from swinv2_train.config.model import ModelConfig
+from swinv2_train.interop.source import open_source
+from swinv2_train.interop.transfer import Transfer, plan_transfer
+from swinv2_train.models.detection import Detector
+from tests.interop.made import CLASSES, SMALL, write_model
 from tests.models.detection.made import section
-
-NAMES = ["cat", "dog", "owl"]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    task: DetectionConfig = section("htc", num_classes=3)
-    return save_weights(tmp_path_factory.mktemp("detector") / "htc.safetensors", task, NAMES, depths=[1, 1, 1, 1])
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sources")
+    write_model(place / "classes.safetensors")
+    write_model(place / "boxes.safetensors", detection=section("cascade", masks=False))
+    write_model(place / "agnostic.safetensors", detection=section("htc", semantic_classes=0))
+    return place
 
 
-def test_a_program_has_the_levels_of_the_pyramid(source: Path) -> None:
-    """At a size that 64 does not divide. Only traced: writing either format takes far longer."""
-    overrides = ["data.resolution=[44,64]"]
-    expected, loaded = load_model(source, overrides).model, load_model(source, overrides)
-    inference = exported_part(loaded, "onnx")
-    assert inference.names == ("p2", "p3", "p4", "p5", "p6")
-    program = onnx.trace(inference, loaded.config.model, torch.randn(2, 3, 44, 64))
-    for count in (1, 3):
-        images = torch.randn(count, 3, 44, 64)
-        with torch.no_grad():
-            computed, levels = program.module()(images), expected.levels(images)
-        assert [level.shape for level in computed] == [level.shape for level in levels]
-        for one, other in zip(computed, levels, strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(other.abs().max()))
-    assert not [name for name in program.state_dict if "heads" in name or "rpn" in name or "semantic" in name]
+def into(path: Path, names: list[str], kind: str = "cascade", **fields: Any) -> Transfer:
+    """The plan of a detector that starts from a file."""
+    config, task = ModelConfig(**SMALL), section(kind, num_classes=len(names), **fields)
+    with torch.device("meta"):
+        built = Detector(config, task, len(names), (64, 64))
+    shapes = {name: tuple(parameter.shape) for name, parameter in built.named_parameters()}
+    return plan_transfer(open_source(path), shapes, config, None, resolution=(64, 64), class_names=names, task=task)
 
 
-@pytest.mark.slow
-def test_a_detector_is_written_complete(source: Path, tmp_path: Path) -> None:
-    done = export(load_model(source), tmp_path / "out", "swinv2-train")
-    assert done.notes == []
-    images, sizes = torch.randn(2, 3, 32, 32), torch.tensor([[32, 32], [32, 32]])
-    with torch.no_grad():
-        found, again = (load_model(path).model(images, sizes) for path in (source, tmp_path / "out"))
-    for one, other in zip(found, again, strict=True):
-        assert torch.equal(one.boxes, other.boxes)
-        assert torch.equal(one.masks, other.masks)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "pipeline_tag: object-detection" in card
-    assert "images the levels of the feature pyramid differ by at most" in card
-    assert "found = model(images" in card
+def test_a_detector_takes_the_backbone_of_a_classifier(sources: Path) -> None:
+    transfer = into(sources / "classes.safetensors", CLASSES)
+    assert {row.key.partition(".")[0] for row in transfer.of("new")} == {"norms", "pyramid", "rpn", "heads"}
+    name = "layers.2.blocks.1.mlp.fc1.weight"
+    assert torch.equal(transfer.tensor(f"backbone.{name}"), transfer.source.tensor(name))
 
 
-@pytest.mark.slow
-def test_an_onnx_file_has_an_output_per_level(source: Path, tmp_path: Path) -> None:
-    import onnxruntime
+def test_class_rows_go_by_name_and_masks_start_new(sources: Path) -> None:
+    """From boxes of some classes to boxes and masks of others, as from Objects365 to COCO."""
+    transfer, rows = into(sources / "boxes.safetensors", ["kind 5", "sky", "kind 0"]), [5, None, 0]
+    for stage in range(3):
+        for part in ("classes.weight", "classes.bias", "class_boxes.weight", "class_boxes.bias"):
+            name = f"heads.box_heads.{stage}.{part}"
+            there, here = transfer.source.tensor(name), transfer.tensor(name)
+            for number, row in enumerate(rows):
+                assert torch.equal(here[number], torch.zeros_like(there[0]) if row is None else there[row]), name
+    for name in ("heads.box_heads.2.background.weight", "heads.box_heads.1.linears.0.weight", "rpn.conv.weight"):
+        assert torch.equal(transfer.tensor(name), transfer.source.tensor(name))
+    new = [row.key for row in transfer.of("new")]
+    assert new
+    assert all(key.startswith("heads.mask_heads.") for key in new)
+    assert transfer.head is not None
+    assert transfer.head.lines(CLASSES)[1] == "head row 1 (sky): new, zeros"
 
-    done = export(load_model(source), tmp_path / "out", "onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
-    assert [output.name for output in session.get_outputs()] == ["p2", "p3", "p4", "p5", "p6"]
-    assert any("backbone and feature pyramid" in note for note in done.notes)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "\np2, p3, p4, p5, p6 = session.run" in card
-    assert "image-feature-extraction" in card
 
-
-@pytest.mark.slow
-def test_for_other_libraries_it_is_a_backbone(source: Path, tmp_path: Path) -> None:
-    done = export(load_model(source), tmp_path / "out", "timm")
-    assert any("exported as a feature extractor, without the detector" in note for note in done.notes)
+def test_one_box_for_all_classes_is_taken_for_any_classes(sources: Path) -> None:
+    transfer = into(sources / "agnostic.safetensors", ["sky"] * 1, "htc", semantic_classes=4)
+    name = "heads.box_heads.1.boxes.weight"
+    assert torch.equal(transfer.tensor(name), transfer.source.tensor(name))
+    assert {row.key.partition(".")[0] for row in transfer.of("new") if "classes" not in row.key} == {"semantic"}
+    other = into(sources / "agnostic.safetensors", CLASSES, "htc", semantic_classes=0, class_agnostic=False)
+    assert {row.key for row in other.of("dropped")} == {
+        f"heads.box_heads.{stage}.boxes.{part}" for stage in range(3) for part in ("weight", "bias")
+    }

@@ -14,7 +14,7 @@ from swinv2_train.config.data import AugmentConfig, DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, TaskConfig
-from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters
+from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters, head_transient
 from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
 
 if TYPE_CHECKING:
@@ -368,6 +368,10 @@ class DetectionConfig(TaskConfig):
     def head_bytes(self, config: Config, element: int) -> int:
         """Return those of the feature pyramid, all heads, and the loss, in training with all samples."""
         return head_bytes(stage_geometry(config.model, *resolution(config)), self, element)
+
+    def head_transient(self, config: Config, element: int, images: int) -> int:
+        """Return those of the widest layer of a head, and of the levels that all heads pool from."""
+        return images * head_transient(stage_geometry(config.model, *resolution(config)), self, element)
 
     def open_fields(self) -> tuple[str, ...]:
         """Return the fields that the data still decides."""

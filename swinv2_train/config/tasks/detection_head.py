@@ -77,6 +77,18 @@ def head_bytes(stages: list[StageGeometry], task: DetectionConfig, element: int)
     return found
 
 
+def head_transient(stages: list[StageGeometry], task: DetectionConfig, element: int) -> int:
+    """Return the bytes of the largest tensors that their backward creates at a time, for one image.
+
+    These are the gradients of the pooled levels in fp32, and of the input and output of the widest layer of a head.
+    """
+    levels = _FP32 * task.channels * sum(_positions(stage) for stage in stages)
+    widest = task.roi_samples * BOX_SIDE**2 * task.channels
+    if task.with_masks:
+        widest = max(widest, task.roi_samples // POSITIVE_SHARE * (2 * MASK_SIDE) ** 2 * task.mask_channels)
+    return levels + 2 * element * widest
+
+
 def _layers(stages: list[StageGeometry], task: DetectionConfig) -> Iterator[Convolution]:
     """Yield every application of a layer to one image in training."""
     yield from _pyramid(stages, task)

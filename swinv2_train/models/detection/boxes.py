@@ -19,16 +19,14 @@ def areas(boxes: Tensor) -> Tensor:
 
 def intersections(ones: Tensor, others: Tensor) -> Tensor:
     """Return the common area of every pair: (N, 4), (M, 4) -> (N, M)."""
-    low = torch.maximum(ones[:, None, :2], others[None, :, :2])
-    high = torch.minimum(ones[:, None, 2:], others[None, :, 2:])
-    return (high - low).clamp(min=0).prod(dim=2)
+    return _common(ones, others, 0) * _common(ones, others, 1)
 
 
 def overlaps(ones: Tensor, others: Tensor) -> Tensor:
     """Return the intersection over union of every pair, (N, 4), (M, 4) -> (N, M); 0 for boxes without area."""
     common = intersections(ones, others)
     union = areas(ones)[:, None] + areas(others)[None] - common
-    return torch.where(union > 0, common / union.clamp(min=torch.finfo(union.dtype).tiny), 0)
+    return common / union.clamp(min=torch.finfo(union.dtype).tiny)  # 0 without a union
 
 
 def clip(boxes: Tensor, size: Sequence[float] | Tensor) -> Tensor:
@@ -58,6 +56,12 @@ def decode(boxes: Tensor, offsets: Tensor, deviations: Sequence[float]) -> Tenso
     centers = _centers(boxes) + offsets[..., :2] * sides
     halves = sides * offsets[..., 2:].clamp(-LARGEST_STEP, LARGEST_STEP).exp() / 2
     return torch.cat([centers - halves, centers + halves], dim=-1)
+
+
+def _common(ones: Tensor, others: Tensor, axis: int) -> Tensor:
+    """Return the common length of every pair along x (0) or y (1): (N, M)."""
+    low = torch.maximum(ones[:, None, axis], others[None, :, axis])
+    return (torch.minimum(ones[:, None, axis + 2], others[None, :, axis + 2]) - low).clamp(min=0)
 
 
 def _sides(boxes: Tensor) -> Tensor:

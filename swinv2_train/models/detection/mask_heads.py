@@ -94,13 +94,13 @@ def mask_targets(masks: Bitmaps, objects: Tensor, boxes: Tensor, canvas: tuple[i
         canvas: height and width.
     """
     targets = boxes.new_zeros(len(boxes), SIDE, SIDE)
-    bitmaps, windows = masks.unpacked(), masks.windows.tolist()
-    for index in objects.unique().tolist():
+    present, windows = objects.unique().tolist(), masks.windows.tolist()
+    for index, bitmap in zip(present, masks.unpacked(present), strict=True):
         places = (objects == index).nonzero().flatten()
-        bitmap, origin = _framed(bitmaps[index], windows[index], canvas)
+        framed, origin = _framed(bitmap, windows[index], canvas)
         moved = boxes[places] - boxes.new_tensor([*origin, *origin])
         rois = torch.cat([torch.zeros_like(moved[:, :1]), moved], dim=1)
-        values = roi_align(bitmap.to(boxes.dtype)[None, None], rois, SIDE, 1.0, 0, aligned=True)
+        values = roi_align(framed.to(boxes.dtype)[None, None], rois, SIDE, 1.0, 0, aligned=True)
         targets[places] = (values[:, 0] >= _THRESHOLD).to(targets.dtype)
     return targets
 

@@ -13,8 +13,8 @@ BACKGROUND, NEITHER = -1, -2
 """Values of a candidate without an object; `NEITHER` counts as nothing."""
 _CROWDED = 0.5
 """Fraction of a candidate in crowd regions above which it may count as nothing (mmdetection, where it is used)."""
-_PAIRS = 1 << 24
-"""Pairs of a candidate and an object at a time: 64 MiB of each intermediate result."""
+_PAIRS = 1 << 22
+"""Pairs of a candidate and an object at a time: 16 MiB of each of the few intermediate results."""
 
 
 def match(candidates: Tensor, truths: Tensor, high: float, low: float, best_from: float | None = None) -> Tensor:

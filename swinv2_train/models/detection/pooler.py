@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ class BoxFeatures:
     """Pixels per position of the first level."""
     semantic: Tensor | None = None
     """(B, C, H_1, W_1): features of the semantic branch, at the size of the second level."""
+    dtype: torch.dtype = field(init=False)
+    """That of the maps as given, and of the features."""
 
     def __post_init__(self) -> None:
         self.dtype = self.levels[0].dtype

@@ -205,6 +205,8 @@ class RoiHeads(nn.Module):
         order = decreasing(score)
         place, classes, score = place[order], classes[order], score[order]
         found = clip(decode(boxes[place], chosen(offsets[place], classes), DEVIATIONS[task.stages - 1]), size)
+        visible = areas(found) > 0
+        found, classes, score = found[visible], classes[visible], score[visible]
         if task.soft_nms:
             kept, score = soften(found, score, classes, task.nms)
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -28,19 +30,19 @@ class Bitmaps:
         top, left, bottom, right = self.windows.unbind(1)
         return (bottom > top) & (right > left)
 
-    def unpacked(self) -> list[Tensor]:
-        """Return the bitmap of every object, uint8 (h, w) of 0 and 1, the size of its window."""
+    def unpacked(self, indices: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the bitmaps of some objects, uint8 (h, w) of 0 and 1, the size of their windows."""
         sides = [(bottom - top, right - left) for top, left, bottom, right in self.windows.tolist()]
-        lengths = [-(-height * width // 8) for height, width in sides]
+        ends = list(accumulate(-(-height * width // 8) for height, width in sides))
         shifts = torch.tensor(_BITS, dtype=torch.uint8, device=self.bits.device)
-        return [
-            ((packed[:, None] >> shifts) & 1).flatten()[: height * width].view(height, width)
-            for packed, (height, width) in zip(self.bits.split(lengths), sides, strict=True)
-        ]
+        for index in indices:
+            height, width = sides[index]
+            packed = self.bits[ends[index - 1] if index else 0 : ends[index]]
+            yield ((packed[:, None] >> shifts) & 1).flatten()[: height * width].view(height, width)
 
     def crop(self, index: int) -> Tensor:
         """Return the bitmap of one object, see `unpacked`."""
-        return self.unpacked()[index]
+        return next(self.unpacked([index]))
 
     def to(self, device: torch.device) -> Bitmaps:
         """Return the same masks on a device."""

@@ -36,7 +36,8 @@ def test_bitmaps_come_back_from_their_bits(masks: list[np.ndarray]) -> None:
     assert bitmaps.present.tolist() == [True] * 5 + [False]
     for index, (top, left, bottom, right) in enumerate(WINDOWS):
         assert np.array_equal(bitmaps.crop(index).numpy(), masks[index][top:bottom, left:right])
-    assert packed([], []).unpacked() == []
+    assert list(packed([], []).unpacked([])) == []
+    assert [len(mask) for mask in bitmaps.unpacked([3, 0])] == [4, 64]
 
 
 def test_targets_are_those_of_the_entire_bitmap(masks: list[np.ndarray]) -> None:
