@@ -21,6 +21,8 @@ _WIDEST_NAME = 220
 BACKGROUND = "white"
 INK = "#202020"
 FOOTER_INK = "#606060"
+_FLAT = 1e-6
+"""Difference below which values are equal; two neighboring values of 16 bits differ by more."""
 
 
 def to_pil(image: Any, *, like: Any = None, stretch: bool = False) -> Image.Image:
@@ -34,17 +36,19 @@ def to_pil(image: Any, *, like: Any = None, stretch: bool = False) -> Image.Imag
         image: the values to show.
         like: use the stretch of this image, which must have the same number of channels: panels that are compared need
             the same stretch.
-        stretch: stretch one or three channels too, such as those of dark images of 16 bits.
+        stretch: stretch one or three channels as well, all of them by the same percentiles, which keeps colors. Images
+            of 16 bits need it, because cameras and satellites rarely use the upper bits.
 
     Raises:
         ValueError: if an array is not (channels, height, width) with at least one of each.
     """
     values = _channels_first(image)
     channels = values.shape[0]
-    if stretch or channels not in (1, 3):
+    plain = channels in (1, 3)
+    if stretch or not plain:
         shown = 3 if channels >= 3 else 1
-        reference = values if like is None else _channels_first(like)
-        values = _stretched(values[:shown], reference[:shown])
+        reference = (values if like is None else _channels_first(like))[:shown]
+        values = _stretched(values[:shown], reference.reshape(1, 1, -1) if plain else reference)
     pixels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     if pixels.shape[0] == 1:
         return Image.fromarray(pixels[0])
@@ -157,9 +161,15 @@ def _channels_first(image: Any) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return channels scaled so that the 2nd to 98th percentile of the reference's channel becomes 0 to 1."""
+    """Return channels scaled so that the 2nd to 98th percentile of the reference's channel becomes 0 to 1.
+
+    If these are equal, the smallest and largest value do; a channel with a single value is shown as it is.
+    """
     low, high = np.percentile(reference, [2, 98], axis=(1, 2), keepdims=True)
-    return (values - low) / np.maximum(high - low, 1e-6)
+    flat = high - low < _FLAT
+    low = np.where(flat, reference.min(axis=(1, 2), keepdims=True), low)
+    high = np.where(flat, reference.max(axis=(1, 2), keepdims=True), high)
+    return np.where(high - low < _FLAT, values, (values - low) / np.maximum(high - low, _FLAT))
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

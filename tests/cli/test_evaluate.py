@@ -15,8 +15,9 @@ import pytest
 
 from swinv2_train.analysis.evaluate import EvalOptions
 from swinv2_train.cli.evaluate import main
-from swinv2_train.cli.evaluate_display import output_name, output_root
+from swinv2_train.cli.evaluate_display import metric_text, output_name, output_root
 from swinv2_train.config.schema import ProbeConfig
+from swinv2_train.config.tasks import Metric
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.errors import RunError
 from swinv2_train.launch.local_ranks import run_ranks
@@ -38,6 +39,12 @@ def run(*items: str) -> int:
     with pytest.raises(SystemExit) as caught:
         main(list(items))
     return int(caught.value.code or 0)
+
+
+def test_a_metric_without_data_has_no_percentage() -> None:
+    assert metric_text(Metric("max", share=True), float("nan")) == "none"
+    assert metric_text(Metric("max", share=True), 0.125) == f"{12.5:.2f} %"
+    assert metric_text(Metric("min"), 0.125) == "0.1250"
 
 
 def given(folder: Path, model: str = "model") -> list[str]:

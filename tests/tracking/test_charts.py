@@ -43,6 +43,12 @@ def test_curves_keep_their_values_and_gaps() -> None:
     assert one.get_marker() != two.get_marker()
 
 
+def test_a_curve_of_many_points_has_few_markers() -> None:
+    many = Series("many", list(range(101)), list(range(101)), every=10)
+    (axes,) = line_chart([many, TWO[0]], x_label="x", y_label="y").figure.axes
+    assert [line.get_markevery() for line in axes.get_lines()] == [10, 1]
+
+
 def test_a_zero_is_shown_on_a_plain_axis() -> None:
     (axes,) = line_chart(TWO, x_label="x", y_label="y").figure.axes
     assert np.isnan(axes.get_lines()[1].get_ydata()).tolist() == [False, False, True]
@@ -55,6 +61,17 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class() -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["cat", "dog"]
     assert [text.get_text() for text in axes.child_axes[0].get_yticklabels()] == ["4", "0"]
     np.testing.assert_allclose(axes.images[0].get_array(), [[75, 25], [0, 0]])
+
+
+def test_predicted_classes_may_have_names_of_their_own() -> None:
+    matrix = np.array([[3.0, 1.0], [2.0, 0.0]])
+    chart = confusion_chart(matrix, ["cat", "(no object)"], predicted=["cat", "(missed)"], title="4 cats")
+    axes = chart.figure.axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["cat", "(missed)"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["cat", "(no object)"]
+    assert axes.get_title() == "4 cats"
+    with pytest.raises(ValueError, match="1 names for 2 classes"):
+        confusion_chart(matrix, predicted=["cat"])
 
 
 def test_a_single_mistake_among_a_thousand_classes_is_seen() -> None:

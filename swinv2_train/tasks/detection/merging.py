@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swinv2_train.models.detection.boxes import overlaps
+from swinv2_train.models.detection.boxes import clip, overlaps
 from swinv2_train.models.detection.structures import Detections
 from swinv2_train.models.detection.suppression import decreasing, soften, suppress
-from swinv2_train.tasks.detection.masks import resampled
+from swinv2_train.tasks.detection.masks import pasted, resampled
+from swinv2_train.tasks.detection.records import Found
 
 
 def in_original(
@@ -37,6 +38,17 @@ def in_original(
     sides = (left / scale[1] + corner[1], top / scale[0] + corner[0])
     ends = (right / scale[1] + corner[1], bottom / scale[0] + corner[0])
     return replace(found, boxes=torch.stack([*sides, *ends], dim=1), masks=masks)
+
+
+def as_found(found: Detections, size: tuple[int, int]) -> Found:
+    """Return detections in pixels of the original image with their masks as RLE.
+
+    Args:
+        size: height and width of the original image, to which the boxes are clipped.
+    """
+    boxes = clip(found.boxes.float().cpu(), size).numpy()
+    masks = None if found.masks is None else pasted(found.masks.float().cpu().numpy(), boxes, size)
+    return Found(boxes, found.classes.cpu().numpy(), found.scores.float().cpu().numpy(), masks)
 
 
 def on_host(found: Detections) -> Detections:

@@ -181,7 +181,13 @@ def _evaluated(ordered: Sequence[ImageRecord], categories: Sequence[Category], k
         for number, record in enumerate(ordered, 1)
         for category, score, region in _detections(record.found, kind)
     ]
-    evaluator = COCOeval_faster(truth, truth.loadRes(detections), _EVALUATED[kind], print_function=_silent)
+    if detections:
+        found = truth.loadRes(detections)
+    else:  # which loadRes of older versions cannot read
+        found = COCO()
+        found.dataset = {**truth.dataset, "annotations": []}
+        found.createIndex()
+    evaluator = COCOeval_faster(truth, found, _EVALUATED[kind], print_function=_silent)
     evaluator.run()
     inverse = np.argsort(order)
     precision, recall = (evaluator.eval[name][..., 0, -1] for name in ("precision", "recall"))

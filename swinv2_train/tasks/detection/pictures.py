@@ -13,7 +13,7 @@ from swinv2_train.tasks.detection.masks import sampled
 from swinv2_train.tasks.detection.matching import IGNORED, Matches, match
 from swinv2_train.tasks.detection.records import Found, ImageRecord
 from swinv2_train.tasks.segmentation.colors import IGNORED as GRAY
-from swinv2_train.tasks.segmentation.colors import palette
+from swinv2_train.tasks.segmentation.colors import object_color
 from swinv2_train.tracking.figures import SWATCH, image_grid, to_pil, with_legend
 
 LONGEST_SIDE = 2048
@@ -21,8 +21,6 @@ LONGEST_SIDE = 2048
 _LEAST_SIDE = 512
 _PANEL = 400
 _OPACITY = 0.45
-_DARK = 0.3
-"""An image whose brightest pixels are below this fraction of the range is stretched."""
 _DASH = 5
 _NAME = 0.25
 """Width of a name as a fraction of the picture, unless its box is wider."""
@@ -36,13 +34,8 @@ class Shown:
     image: np.ndarray
     """(C, h, w) with values in [0, 1]. Its size may differ from that of the record."""
     record: ImageRecord
-
-
-def class_color(number: int) -> tuple[int, int, int]:
-    """Return the color of a class of objects. Those of label maps begin with black, for the background, so object class
-    0 has the color of label 1."""
-    red, green, blue = palette(number + 2)[number + 1].tolist()
-    return red, green, blue
+    deep: bool = False
+    """True for an image of 16 bits, which is stretched for display."""
 
 
 def detection_sheet(
@@ -69,7 +62,13 @@ def detection_sheet(
 
 
 def detection_picture(
-    image: np.ndarray, found: Found, size: tuple[int, int], names: Sequence[str], *, scores: bool = True
+    image: np.ndarray,
+    found: Found,
+    size: tuple[int, int],
+    names: Sequence[str],
+    *,
+    scores: bool = True,
+    deep: bool = False,
 ) -> Image.Image:
     """Return an image with boxes, names, scores, and masks.
 
@@ -79,12 +78,14 @@ def detection_picture(
         image: (C, h, w) with values in [0, 1]; may be smaller than the original.
         found: objects in pixels of the original image.
         size: height and width of the original image.
+        scores: write the scores too.
+        deep: True for an image of 16 bits, which is stretched for display.
     """
     height, width = image.shape[1:]
     factor = min(1.0, LONGEST_SIDE / max(height, width))
     if max(height, width) < _LEAST_SIDE:
         factor = float(-(-_LEAST_SIDE // max(height, width)))
-    picture = _resized(_visible(image), (max(1, round(width * factor)), max(1, round(height * factor))))
+    picture = _resized(_visible(image, deep=deep), (max(1, round(width * factor)), max(1, round(height * factor))))
     return _drawn(picture, _Layer(found, size, scores), names)
 
 
@@ -106,7 +107,7 @@ def _panels(shown: Shown, matches: Matches, names: Sequence[str], threshold: flo
     height, width = record.size
     scale = _PANEL / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = _resized(_visible(shown.image), size)
+    picture = _resized(_visible(shown.image, deep=shown.deep), size)
     above = np.flatnonzero(record.found.scores >= threshold)
     right = matches.hits | (matches.objects == IGNORED)
     detections = _Layer(record.found.chosen(above), record.size, True, np.flatnonzero(~right[above]))
@@ -114,9 +115,8 @@ def _panels(shown: Shown, matches: Matches, names: Sequence[str], threshold: flo
     return [_drawn(picture.copy(), layer, names) for layer in (objects, detections)]
 
 
-def _visible(image: np.ndarray) -> Image.Image:
-    """Return an image in RGB; a dark one, as 16 bits often are, is stretched."""
-    return to_pil(image, stretch=bool(np.percentile(image, 98) < _DARK)).convert("RGB")
+def _visible(image: np.ndarray, *, deep: bool) -> Image.Image:
+    return to_pil(image, stretch=deep).convert("RGB")
 
 
 def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -131,7 +131,8 @@ def _drawn(picture: Image.Image, layer: _Layer, names: Sequence[str]) -> Image.I
     boxes = np.asarray(found.boxes, np.float64) * scale
     order = np.argsort(found.scores, kind="stable")[::-1]
     colors = [
-        GRAY if crowd else class_color(int(number)) for number, crowd in zip(found.classes, found.is_crowd, strict=True)
+        GRAY if crowd else object_color(int(number))
+        for number, crowd in zip(found.classes, found.is_crowd, strict=True)
     ]
     if found.masks is not None:
         picture = Image.fromarray(_masked(np.asarray(picture), layer, boxes, colors))
@@ -228,7 +229,7 @@ def _entries(records: Sequence[ImageRecord], names: Sequence[str], threshold: fl
         for number in (*record.truth.classes[~record.truth.is_crowd].tolist(), *found.tolist()):
             seen[number] = seen.get(number, 0) + 1
     most = sorted(seen, key=lambda number: (-seen[number], number))[:_MOST_ENTRIES]
-    entries = [(_swatch(class_color(number)), names[number]) for number in sorted(most)]
+    entries = [(_swatch(object_color(number)), names[number]) for number in sorted(most)]
     if len(seen) > len(most):
         entries.append((_swatch((255, 255, 255)), f"and {len(seen) - len(most)} more"))
     if any(record.truth.is_crowd.any() for record in records) or not entries:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from swinv2_train.errors import RunError
+
+if TYPE_CHECKING:
+    from swinv2_train.data.objects import Objects
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,28 @@ class Found:
     """(N,) bool, of true objects: regions of many objects, which are neither missed nor wrong; None: none of them."""
     areas: np.ndarray | None = None
     """(N,) float64, of true objects: area in pixels as in the source; None: that of the boxes."""
-    ids: Sequence[int | str | None] | None = None
-    """Ids of the annotations, of true objects."""
+
+    @classmethod
+    def of(cls, objects: Objects, *, masks: bool) -> Found:
+        """Return the objects of an image as they are in its sample.
+
+        Args:
+            masks: with their masks, as RLE.
+
+        Raises:
+            BrokenSample: if a mask is for an image of another size.
+        """
+        from swinv2_train.data.object_masks import rle_of
+
+        codes = [None if mask is None else rle_of(mask, objects.size) for mask in objects.masks]
+        return cls(
+            objects.boxes,
+            objects.categories,
+            np.ones(len(objects), np.float32),
+            codes if masks else None,
+            objects.crowd,
+            objects.areas,
+        )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -68,7 +91,6 @@ class Found:
             None if self.masks is None else [self.masks[place] for place in places],
             None if self.crowd is None else self.crowd[places],
             None if self.areas is None else self.areas[places],
-            None if self.ids is None else [self.ids[place] for place in places],
         )
 
 

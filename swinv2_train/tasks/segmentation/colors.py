@@ -52,3 +52,9 @@ def painted(labels: np.ndarray, classes: int) -> np.ndarray:
 def color_code(number: int) -> str:
     """Return the color of a class as #RRGGBB."""
     return "#{:02X}{:02X}{:02X}".format(*palette(number + 1)[number].tolist())
+
+
+def object_color(number: int) -> tuple[int, int, int]:
+    """Return the color of a class of objects: that of the next number in label maps, because black is the first."""
+    red, green, blue = palette(number + 2)[number + 1].tolist()
+    return red, green, blue

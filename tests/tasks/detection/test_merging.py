@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from swinv2_train.models.detection.structures import Detections
-from swinv2_train.tasks.detection.merging import averaged, in_original, suppressed
+from swinv2_train.tasks.detection.masks import run_lengths
+from swinv2_train.tasks.detection.merging import as_found, averaged, in_original, suppressed
 
 
 def detections(*rows: tuple[list[float], float, int], masks: float | None = None) -> Detections:
@@ -29,6 +31,19 @@ def test_views_return_to_the_original() -> None:
     assert back.masks[0, :, 14:].min() == 1.0
     assert back.masks[0, :, :14].max() == 0.0
     assert in_original(view).boxes.tolist() == view.boxes.tolist()
+
+
+def test_detections_become_a_record() -> None:
+    """From a canvas at half the size, whose lower part is padding: a box may exceed the image by rounding."""
+    found = detections(([1.0, 2.0, 20.0, 15.25], 0.5, 3), masks=1.0)
+    record = as_found(in_original(found, scale=(0.5, 0.5)), (30, 60))
+    assert record.boxes.tolist() == [[2.0, 4.0, 40.0, 30.0]]
+    assert (record.boxes.dtype, record.scores.dtype, record.classes.tolist()) == (np.float32, np.float32, [3])
+    assert record.masks is not None
+    assert record.masks[0] is not None
+    assert record.masks[0]["size"] == [30, 60]
+    assert run_lengths(record.masks[0]["counts"])[1::2].sum() == pytest.approx(38 * 26, rel=0.01)
+    assert as_found(detections(), (30, 60)).masks is None
 
 
 def test_suppression_over_views_is_within_a_class() -> None:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from swinv2_train.tasks.detection.masks import pasted
-from swinv2_train.tasks.detection.pictures import Shown, class_color, detection_picture, detection_sheet
+from swinv2_train.tasks.detection.pictures import Shown, detection_picture, detection_sheet
 from swinv2_train.tasks.detection.records import Found, ImageRecord
+from swinv2_train.tasks.segmentation.colors import object_color
 
 NAMES = ["kite", "buoy", "a gull whose name is longer than any label has room for", "crab"]
 SIZE = (60, 90)
@@ -37,21 +38,21 @@ def test_boxes_masks_and_names_have_the_color_of_the_class() -> None:
     picture = detection_picture(np.ones((3, *SIZE), np.float32), found([LEFT, RIGHT], [0, 3], [0.9, 0.5]), SIZE, NAMES)
     assert picture.size == (90 * 6, 60 * 6)
     for (left, top, right, bottom), number in ((LEFT, 0), (RIGHT, 3)):
-        color = np.array(class_color(number))
+        color = np.array(object_color(number))
         pixels = np.asarray(picture).astype(int)
         assert tuple(pixels[6 * (top + bottom) // 2, 6 * left]) == tuple(color)
         inside = pixels[6 * top + 8 : 6 * bottom - 8, 6 * left + 8 : 6 * right - 8]
         assert abs(inside - (0.55 * 255 + 0.45 * color)).max() <= 1
         assert tuple(pixels[6 * top - 2, 6 * left + 1]) == tuple(color)  # the name is above the box
     assert share(picture, (255, 255, 255)) > 0.6
-    assert class_color(0) != (0, 0, 0)  # which a label map has for the background
+    assert object_color(0) != (0, 0, 0)  # which a label map has for the background
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_dark_images_are_stretched(channels: int) -> None:
+def test_dark_images_of_16_bits_are_stretched(channels: int) -> None:
     dark = np.zeros((channels, *SIZE), np.float32)
     dark[:, :, 45:] = 0.02
-    picture = detection_picture(dark, found([], []), SIZE, NAMES)
+    picture = detection_picture(dark, found([], []), SIZE, NAMES, deep=True)
     assert share(picture, (255, 255, 255)) == pytest.approx(0.5, abs=0.01)
     assert share(picture, (0, 0, 0)) == pytest.approx(0.5, abs=0.01)
 
@@ -63,7 +64,7 @@ def test_a_large_image_is_reduced_and_objects_keep_their_place() -> None:
     half = detection_picture(image, found([RIGHT], [1]), SIZE, NAMES, scores=False)  # half as large as the original
     pixels = np.asarray(half).astype(int)
     place = (np.array([RIGHT[1] + RIGHT[3], RIGHT[0] + RIGHT[2]]) / 2 * half.height / SIZE[0]).astype(int)
-    assert abs(pixels[tuple(place)] - (0.55 * 255 + 0.45 * np.array(class_color(1)))).max() <= 1
+    assert abs(pixels[tuple(place)] - (0.55 * 255 + 0.45 * np.array(object_color(1)))).max() <= 1
 
 
 def test_the_worst_images_are_first() -> None:
@@ -80,7 +81,7 @@ def test_the_worst_images_are_first() -> None:
     errors = detection_sheet([shown(1, found([], []))], NAMES, 0.5)
     hits = detection_sheet([right], NAMES, 0.5)
     halves = [np.asarray(each)[:, : each.width // 2 + 20] for each in (errors, hits)]
-    counts = [int((half == class_color(3)).all(axis=2).sum()) for half in halves]
+    counts = [int((half == object_color(3)).all(axis=2).sum()) for half in halves]
     assert 0 < counts[0] < counts[1]
 
 

@@ -76,7 +76,7 @@ def test_many_classes_show_the_worst() -> None:
     rows = report.tables()[0]
     assert rows[0][0] == "worst classes"
     assert len(rows) == 11
-    values = [float(row[1].removesuffix(" %")) for row in rows[1:]]
+    values = [float(row[1].rstrip(" %")) for row in rows[1:]]
     assert values == sorted(values)
     chart = report.charts()["box_precision_recall_classes.png"].figure.axes[0]
     assert len(chart.get_lines()) == 7
