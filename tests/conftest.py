@@ -61,7 +61,8 @@ SLOW_FIRST = (
     "distributed/test_launch.py", "distributed/test_faults.py", "distributed/test_hosts.py", "test_readme.py",
     "test_distribution.py", "pipeline/test_real_stages.py", "engine/test_run.py", "cli/test_sweep.py",
     "sweep/test_call.py", "engine/test_bad_numbers.py", "distributed/test_giant.py",
-    "distributed/test_classification.py", "segmentation/test_run.py", "engine/test_saving.py",
+    "distributed/test_classification.py", "segmentation/test_run.py", "detection/test_run.py",
+    "engine/test_saving.py",
     "engine/test_recipes.py", "interop/test_onnx.py", "cli/test_wrong_commands.py",
 )  # fmt: skip
 """The files that take longest: started last, one of them would have the other workers wait for it."""

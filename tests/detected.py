@@ -15,7 +15,7 @@ from tests.data.annotated import packed
 from tests.runs import TINY_MODEL
 
 CATEGORIES = [{"id": 7, "name": "brick"}, {"id": 2, "name": "tile"}, {"id": 90, "name": "kite"}]
-"""Ids with gaps, out of order: tile is 0, brick 1, kite 2. There is no kite."""
+"""Ids with gaps, out of order: tile is 0, brick 1, kite 2. No scene has a kite."""
 NAMES = ["tile", "brick", "kite"]
 ROWS = {2: 0, 7: 1, 90: 2}
 """Class number of each category id."""

@@ -6,8 +6,8 @@ every runtime supports.
 
 Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation. Output:
 `logits` (batch, classes) of a classifier or (batch, classes, height, width) of a segmenter; `p2` to `p6` of a detector,
-the levels of its feature pyramid, (batch, channels, height / 4, width / 4) and so on down to / 64; or `features` (batch,
-8C), the mean over the last stage's tokens, for a model without a head.
+the levels of its feature pyramid, (batch, channels, height / 4, width / 4) and so on down to / 64; or `features`
+(batch, 8C), the mean over the last stage's tokens, for a model without a head.
 
 The rest of a detector is not in a program: proposals are as many as an image has, and pooling and suppression follow
 them, with operators that the runtimes do not share.

@@ -62,6 +62,7 @@ def config(*, data: dict[str, Any] | None = None, **task: Any) -> Config:
         (["task.crop_short_sides=[0]"], ["task.crop_short_sides=[0]", "such as [400,500,600]"]),
         (["task.copy_paste=50"], ["task.copy_paste=50.0", "50% is 0.5"]),
         (["task.copy_paste=0.5", "task.masks=false"], ["task.copy_paste=0.5", "task.masks=false has none"]),
+        (["task.copy_paste=0.5", "optim.global_batch=15"], ["optim.global_batch=15", "must be even", "use 16"]),
         (["data.augment.transform=mine"], ["data.augment.transform=mine", "the boxes cannot follow"]),
         (["task.score_threshold=5"], ["task.score_threshold=5.0", "5% is 0.05"]),
         (["task.nms=2"], ["task.nms=2.0", "from 0 to 1"]),

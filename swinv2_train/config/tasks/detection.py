@@ -142,8 +142,8 @@ class DetectionConfig(TaskConfig):
     crop_short_sides: list[int] = field(default_factory=lambda: [400, 500, 600])
     """With `crop_sides`: short sides before the crop."""
     copy_paste: float = 0.0
-    """Fraction of the training images that get objects of another image pasted in, by their masks (arXiv
-    2012.07177)."""
+    """Fraction of the training images that get objects of another image of the same step pasted in, by their masks
+    (arXiv 2012.07177)."""
     score_threshold: float = 0.05
     """Lowest score of a detection; HTC has 0.001."""
     nms: float = 0.5
@@ -158,9 +158,10 @@ class DetectionConfig(TaskConfig):
     test_long: int | None = None
     """Longest side of an image in evaluation and prediction; null: that of `data.resolution`, else `long_side`."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
-    """Factors of the image size in evaluation and prediction; the detections of several are merged."""
+    """Factors of the image size in evaluation and prediction; the detections of several are averaged, or with
+    `soft_nms` suppressed together."""
     test_flip: bool = False
-    """Merge the detections with those of the mirrored image in evaluation and prediction."""
+    """Also detect in the mirrored image in evaluation and prediction, merged in the same way."""
     tile: int | None = None
     """In prediction: side in pixels of the tiles of an image, each of which is predicted like an image; their
     detections are merged. For large images: the side of the training images. null: the entire image."""
@@ -202,6 +203,7 @@ class DetectionConfig(TaskConfig):
         self._validate_samples()
         self._validate_anchors(config)
         self._validate_augmentation(config.data)
+        self._validate_pairs(config.optim.global_batch)
         self.check_prediction()
 
     def check_prediction(self, given: Collection[str] = ()) -> None:
@@ -301,6 +303,11 @@ class DetectionConfig(TaskConfig):
         if data.augment.transform is not None:
             hint = "makes an image whose geometry the boxes cannot follow: set data.augment.transform=null"
             raise ConfigError("data.augment.transform", data.augment.transform, hint)
+
+    def _validate_pairs(self, global_batch: int) -> None:
+        if self.copy_paste and global_batch % 2:
+            fix = f"must be even, because task.copy_paste pairs the samples of a step; use {global_batch + 1}"
+            raise ConfigError("optim.global_batch", global_batch, fix)
 
     def doubts(self, config: Config) -> list[str]:
         """Return a warning for every setting that was probably not intended."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.models.detection import Detections
-from swinv2_train.tasks.detection.masks import pasted
 from swinv2_train.tasks.detection.merging import averaged, in_original, suppressed
-from swinv2_train.tasks.detection.records import Found
 
 
 @dataclass(frozen=True)
@@ -79,15 +76,3 @@ def _merged(views: Sequence[Detections], inference: Inference) -> Detections:
     if inference.soft_nms:
         return suppressed(views, inference.nms, soft=True, most=inference.most)
     return averaged(views, inference.nms, most=inference.most)
-
-
-def found_of(detected: Detections, size: tuple[int, int]) -> Found:
-    """Return detections as they are evaluated and stored: on the host, with masks at the size of the image.
-
-    Args:
-        detected: in pixels of the image.
-        size: its height and width.
-    """
-    boxes = detected.boxes.float().cpu().numpy().clip(0, np.array([size[1], size[0]] * 2, np.float32))
-    masks = None if detected.masks is None else pasted(detected.masks.float().cpu().numpy(), boxes, size)
-    return Found(boxes, detected.classes.cpu().numpy(), detected.scores.float().cpu().numpy(), masks)

@@ -27,7 +27,8 @@ from swinv2_train.data.transform import Transform
 from swinv2_train.models.detection import Bitmaps, Detector, Targets
 from swinv2_train.models.state import evaluating
 from swinv2_train.tasks.detection.annotations import BOXES, CLASSES, CROWD, MASK_BITS, MASK_WINDOWS
-from swinv2_train.tasks.detection.inference import Inference, detections, found_of
+from swinv2_train.tasks.detection.inference import Inference, detections
+from swinv2_train.tasks.detection.merging import as_found
 from swinv2_train.tasks.detection.metrics import DetectionScores, detection_metrics
 from swinv2_train.tasks.detection.pictures import Shown, detection_sheet
 from swinv2_train.tasks.detection.predictor import ObjectPredictor
@@ -109,8 +110,8 @@ class Detection(Task):
             )
         if self.task.masks and not facts.all_masks:
             lines.append(
-                f"task.masks=true: {facts.masks:,} of the {facts.total:,} objects of data.shards have a mask; the others "
-                "train only boxes, and held-out images with such objects are skipped"
+                f"task.masks=true: {facts.masks:,} of the {facts.total:,} objects of data.shards have a mask; the "
+                "others train only boxes, and held-out images with such objects are skipped"
             )
         return lines
 
@@ -162,7 +163,7 @@ class Detection(Task):
             # Also images that do not count: under ZeRO-3 a forward pass is a collective.
             found = detections(model, images, record.size, Inference.of(self.task))
             if batch["valid"][number]:
-                records[int(batch["position"][number])] = with_found(record, found_of(found, record.size))
+                records[int(batch["position"][number])] = with_found(record, as_found(found, record.size))
         return Measured({"samples": float(batch["valid"].sum())}, records)
 
     def metrics(self, found: Measured) -> dict[str, float]:
@@ -189,7 +190,7 @@ class Detection(Task):
             for images, record in self._held_out(batch) if RECORD in batch else self._trained(batch):
                 found = detections(model, images, record.size, Inference.of(self.task))
                 pixels = (images[0].cpu() * std + mean).clamp(0, 1).numpy()
-                shown.append(Shown(pixels, with_found(record, found_of(found, record.size))))
+                shown.append(Shown(pixels, with_found(record, as_found(found, record.size))))
         return detection_sheet(shown, [category.name for category in self.categories], _SHOWN_SCORE)
 
     def example_batch(self, batch_size: int) -> Batch:
@@ -229,7 +230,7 @@ class Detection(Task):
 def categories_of(facts: ObjectFacts | None, num_classes: int) -> list[Category] | None:
     """Return the classes with their original ids, from the card; None if it does not name all of them.
 
-    Categories without an id get numbers from 1 on, because many tools take 0 for the background.
+    Categories without an id get the next free numbers, starting with 1, because many tools take 0 for the background.
     """
     if facts is None or len(facts.categories) != num_classes:
         return None
@@ -259,7 +260,7 @@ def _truth(target: Targets, size: tuple[int, int]) -> Found:
     masks: list[dict[str, Any] | None] | None = None
     if target.masks is not None:
         masks = []
-        for bitmap, window in zip(target.masks.unpacked(), target.masks.windows.tolist(), strict=True):
+        for bitmap, window in zip(target.masks.unpacked(range(count)), target.masks.windows.tolist(), strict=True):
             pixels = np.zeros(size, np.uint8)
             pixels[window[0] : window[2], window[1] : window[3]] = bitmap.cpu().numpy()
             masks.append(encoded(pixels))

@@ -18,7 +18,6 @@ from swinv2_train.data.augment import cropped, in_range
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop
 from swinv2_train.data.mix import partner_of
-from swinv2_train.data.object_masks import rle_of
 from swinv2_train.data.objects import Objects
 from swinv2_train.data.order import sample_rng
 from swinv2_train.data.sample import Sample
@@ -170,17 +169,15 @@ class EvaluationTransform(_ObjectsTransform):
         return dict(zip(self.images, views, strict=True)) | {RECORD: record}
 
     def _truth(self, objects: Objects) -> Found:
-        masks, name = None, self.task.label
-        if self.task.masks:
-            try:
-                masks = [None if mask is None else rle_of(mask, objects.size) for mask in objects.masks]
-            except BrokenSample as error:
-                raise BrokenSample(f"{name}: {error.reason}") from None
-            bare = np.array([mask is None for mask in masks], bool) & ~objects.crowd
-            if bare.any():
-                raise BrokenSample(f"{name}: object {int(bare.argmax())} has no mask, and task.masks=true")
-        ones = np.ones(len(objects), np.float32)
-        return Found(objects.boxes, objects.categories, ones, masks, objects.crowd, objects.areas, list(objects.ids))
+        name, masks = self.task.label, bool(self.task.masks)
+        try:
+            found = Found.of(objects, masks=masks)
+        except BrokenSample as error:
+            raise BrokenSample(f"{name}: {error.reason}") from None
+        bare = np.array([mask is None for mask in objects.masks], bool) & ~objects.crowd
+        if masks and bare.any():
+            raise BrokenSample(f"{name}: object {int(bare.argmax())} has no mask, which task.masks=true requires")
+        return found
 
 
 def evaluation_crops(source: tuple[int, int], short: int, long: int, scales: Sequence[float]) -> list[Crop]:

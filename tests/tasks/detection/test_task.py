@@ -80,6 +80,7 @@ def held_out(task: Detection) -> Batch:
     return batch | {"position": torch.arange(len(entries)), "valid": torch.ones(len(entries), dtype=torch.bool)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [SHORT | SEMANTIC, {"detector": "mask_rcnn"}, {"masks": False}])
 def test_the_loss_is_the_sum_of_its_samples_whatever_the_micro_batch(settings: dict[str, Any]) -> None:
     task = make(**settings)
@@ -186,6 +187,7 @@ def test_detections_are_compared_in_pixels_of_the_original(test: dict[str, Any])
     assert task.report(task.measure(model, batch), metrics).scores is not report.scores
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_figures_of_held_out_and_of_training_samples() -> None:
     task = make()

@@ -262,12 +262,15 @@ def test_evaluation_keeps_the_objects_in_pixels_of_the_original() -> None:
     record = found["record"]
     assert (record.image_id, record.size) == ("a7", (HEIGHT, WIDTH))
     assert record.truth.boxes.tolist() == [list(map(float, box)) for box in BLOCKS]
-    assert record.truth.ids == [10, 11, 12]
     for (left, top, right, bottom), mask in zip(BLOCKS, record.truth.masks, strict=True):
         pixels = bitmap(mask, (HEIGHT, WIDTH))
         assert pixels.sum() == pixels[top:bottom, left:right].sum() == (right - left) * (bottom - top)
     batch = collate([found, found], images=made.images, ragged=made.ragged)
     assert all(isinstance(batch[name], Ragged) for name in ("image", "image_2", "record"))
+    bare = content()
+    del bare["objects"][2]["segmentation"]
+    with pytest.raises(BrokenSample, match=r"objects\.json: object 2 has no mask, which task\.masks=true requires"):
+        made(sample(objects=bare), np.random.default_rng(0))
     nameless = content()
     nameless["id"] = None
     of = sample(objects=nameless)
@@ -317,6 +320,6 @@ def test_an_image_without_objects_has_empty_entries() -> None:
 
 
 def test_objects_survive_their_json() -> None:
-    """What the transform reads is what the packer writes."""
+    """The transform reads the form that the packer writes."""
     made = Objects.from_json(content(rle=(1,)))
     assert Objects.from_json(json.loads(json.dumps(made.to_json()))).masks == replace(made).masks
