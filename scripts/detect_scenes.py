@@ -1,7 +1,7 @@
 """Write scenes of real handwritten digits on real photographs, with boxes and masks: DEST/train, DEST/heldout.
 
-For demos and tests of detection on a machine without a data set. The scenes are made like those of scenes.py: up to
-three zeros and ones on a square from a photograph, in one of eight without any. Each folder has `images` and
+For demos and tests of detection on a machine without a data set. The scenes are made like those of scenes.py, with up to
+three digits, all ten of them, on a square from a photograph; one of eight has none. Each folder has `images` and
 `objects.json`, annotations as COCO has them. A mask is the stroke, and a box that of its mask, exact to the pixel.
 
 No digit and no photograph is in both folders (`pip install "swinv2-train[demo]"`).
@@ -22,7 +22,7 @@ import numpy as np
 from digits import DIGITS, HELD_OUT_DIGITS, QUALITY, TRAIN_DIGITS, photographs, read_digits
 from photos import HELD_OUT, TRAIN, locate
 from PIL import Image
-from scenes import DIGITS_PER_SCENE, SHOWN, STROKE, deal, placed
+from scenes import DIGITS_PER_SCENE, STROKE, deal, placed
 
 from swinv2_train.data.object_masks import encoded
 
@@ -42,7 +42,7 @@ def main() -> None:
             "heldout": (slice(-HELD_OUT_DIGITS, None), HELD_OUT, HELD_OUT_SCENES),
         }
         for seed, (part, (chosen, names, count)) in enumerate(parts.items()):
-            digits = [classes[digit][chosen] for digit in SHOWN]
+            digits = [digits[chosen] for digits in classes]
             objects = write(dest / part, digits, photographs(names), count, seed=seed)
             print(f"{dest / part}: {count} scenes with {objects} digits")
     except (OSError, ValueError) as error:
@@ -67,7 +67,7 @@ def write(folder: Path, classes: list[np.ndarray], grounds: list[Image.Image], c
             {"id": len(annotations) + place, "image_id": number, **annotation(category, opacity)}
             for place, (category, opacity) in enumerate(drawn, start=1)
         ]
-    categories = [{"id": number, "name": str(digit)} for number, digit in enumerate(SHOWN, start=1)]
+    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(len(classes))]
     content = {"images": images, "categories": categories, "annotations": annotations}
     (folder / "objects.json").write_text(json.dumps(content))
     return len(annotations)

@@ -92,8 +92,11 @@ def our_commands() -> dict[str, EntryPoint]:
 
 SMALL = ("model.embed_dim=24", "model.num_heads=[1,2,4,8]", "model.depths=[1,1,2,1]")
 """Additional overrides for the runs of the pages: the paper's smallest recipe takes a minute for ten steps here."""
-SHORT = ("optim.epochs=10", "optim.warmup_epochs=1")
-"""Additional overrides for the recipes for own images, which take minutes to hours."""
+SHORT = {
+    "+experiment=own_": ("optim.epochs=10", "optim.warmup_epochs=1"),
+    "+experiment=detect_own": ("optim.epochs=2", "optim.warmup_epochs=1", "data.resolution=64"),
+}
+"""Additional overrides for the recipes for own images, which take minutes to hours, by the start of an argument."""
 
 
 def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, ran: set[str] | None = None) -> None:
@@ -122,10 +125,8 @@ def run_block(block: str, directory: Path, monkeypatch: pytest.MonkeyPatch, ran:
             name, *arguments = record.read_text().split("\0")[:-1]
             record.unlink()
             if name == "swinv2-train" and any(item.startswith("run.dir=") for item in arguments):
-                arguments += (
-                    *SMALL,
-                    *(SHORT if any(item.startswith("+experiment=own_") for item in arguments) else ()),
-                )
+                starts = [start for start in SHORT if any(item.startswith(start) for item in arguments)]
+                arguments += (*SMALL, *(item for start in starts for item in SHORT[start]))
             code: int | str | None = 0
             try:
                 commands[name].load()(arguments)

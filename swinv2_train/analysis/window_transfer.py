@@ -94,7 +94,7 @@ def window_curve(
     points = []
     for window, (height, width), factor in zip(test_windows, sizes, factors, strict=True):
         chosen = f"model.window={scaled_windows(config.model, window)}"
-        scaled = config.task.scaled_images(factor)
+        scaled = config.task.scaled_images(config, factor)
         overrides = [*options.overrides, before, chosen, f"data.resolution=[{height},{width}]", *(scaled or [])]
         found = evaluate(replace(options, overrides=overrides), ranks, progress)
         size, scale = ((height, width), None) if scaled is None else (None, factor)

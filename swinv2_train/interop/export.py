@@ -25,7 +25,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import to_dict
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
+from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import value_settings
 from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.agreement import disagreement, is_installed
@@ -207,19 +207,19 @@ def export(
 
 
 def exported_part(loaded: LoadedModel, layout: str) -> onnx.Inference:
-    """Return the part of a model that a format can hold. For a program, the model loses what only training uses."""
+    """Return the part of a model that a format can hold. For a program, the model loses what it does not contain."""
     output = loaded.config.task.OUTPUT
-    if output == PIXEL_LOGITS and layout in (TIMM, HUGGINGFACE):  # they have classifiers of images only
+    if output in (PIXEL_LOGITS, DETECTIONS) and layout in (TIMM, HUGGINGFACE):  # they have classifiers of images only
         output = FEATURES
     if layout in PROGRAM_FILES:
-        for part in getattr(loaded.model, "TRAINING_ONLY", ()):
+        for part in getattr(loaded.model, "NOT_IN_PROGRAMS", ()):
             setattr(loaded.model, part, None)
     return onnx.Inference(loaded.model, output).eval()
 
 
 def _outputs(inference: onnx.Inference, images: Tensor) -> Tensor:
     with torch.no_grad():
-        return inference(images)
+        return onnx.joined(inference(images))
 
 
 def _round(model: torch.nn.Module, dtype: str) -> bool:
@@ -346,7 +346,7 @@ def _write_onnx(job: _Job) -> None:
     if job.loaded.class_names:
         facts["classes"] = job.loaded.class_names
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    onnx.write_onnx(_program(job), job.directory / PROGRAM_FILES[ONNX], job.inference.name, metadata)
+    onnx.write_onnx(_program(job), job.directory / PROGRAM_FILES[ONNX], job.inference.names, metadata)
 
 
 def _write_program(job: _Job) -> None:
@@ -427,6 +427,11 @@ def _notes(loaded: LoadedModel, layout: str, compared: Comparison, bits: list[in
         task = loaded.config.task
         why = "has no classes" if task.classes is None else "has no plain classification head"
         notes.append(f"a {task.title} model {why}: exported as a feature extractor, without {task.EXTRA_PARTS}")
+    if compared.output == DETECTIONS and layout in PROGRAM_FILES:
+        notes.append(
+            "the program contains backbone and feature pyramid of the detector; proposals and heads have sizes that "
+            "depend on the image: use swinv2-predict for boxes"
+        )
     if layout == HUGGINGFACE:
         notes.append(
             "transformers adds the mask of shifted windows twice (-200 instead of -100), which the difference includes"

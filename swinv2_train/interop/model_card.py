@@ -20,10 +20,12 @@ from swinv2_train.config.model import (
     stage_geometry,
 )
 from swinv2_train.config.paths import user_path
-from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
+from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.input_code import input_code
+from swinv2_train.interop.onnx import LEVELS
 from swinv2_train.interop.peers import earlier_windows, version_of
+from swinv2_train.interop.target import OWN
 from swinv2_train.reading import read_object
 from swinv2_train.redact import redact
 from swinv2_train.text import as_markdown
@@ -37,11 +39,17 @@ if TYPE_CHECKING:
 PAPER = "https://arxiv.org/abs/2111.09883"
 _LONGEST_CHAIN = 16
 _LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
-_PIPELINES = {LOGITS: "image-classification", PIXEL_LOGITS: "image-segmentation"}
+_PIPELINES = {LOGITS: "image-classification", PIXEL_LOGITS: "image-segmentation", DETECTIONS: "object-detection"}
+_NAMES = {FEATURES: "features", DETECTIONS: "levels of the feature pyramid"}
 _SHOWN_CLASSES = 20
 _CROP = ("crop_pct", "crop_mode")
 _EARLIER_INPUT = {"window_rule": "per-axis", "background": "drop"}
 """Input of evaluations by earlier versions, which had no choice and recorded none."""
+_OWN_CODE = {
+    PIXEL_LOGITS: "\nlogits = model.scores(images)",
+    DETECTIONS: "\nfound = model(images, torch.tensor([images.shape[-2:]] * len(images)))  # of each image",
+}
+"""Lines that compute the outputs, in this package."""
 Rows = list[tuple[str, str]]
 
 
@@ -68,7 +76,7 @@ class Comparison:
     @property
     def outputs(self) -> str:
         """Name of the outputs in a sentence."""
-        return FEATURES if self.output == FEATURES else LOGITS
+        return _NAMES.get(self.output, LOGITS)
 
 
 def model_card(
@@ -112,6 +120,8 @@ def _front_matter(layout: str, output: str) -> str:
     """Return the header that model hubs read."""
     lines = [f"library_name: {_LIBRARIES[layout]}"] if layout in _LIBRARIES else []
     task = _PIPELINES.get(output, "image-feature-extraction")
+    if output == DETECTIONS and layout != OWN:  # a program without the heads
+        task = "image-feature-extraction"
     lines += [f"pipeline_tag: {task}", "tags:", "- swinv2", f"- {task}"]
     return "---\n" + "\n".join(lines) + "\n---\n"
 
@@ -373,17 +383,18 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
 
 def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) -> str:
     """Return code that loads this format; `images` is the batch that "Input" describes."""
-    output = compared.outputs
+    output = {FEATURES: "features", DETECTIONS: ", ".join(LEVELS)}.get(compared.output, "logits")
+    listed = output if compared.output == DETECTIONS else f"({output},)"
     name = name if name.isprintable() and not set(name) & set('"\\`') else "OUT"
     shape = ", ".join(map(str, (loaded.config.model.in_channels, *resolution(loaded.config))))
     code = {
         "swinv2-train": f'from swinv2_train.interop.load import load_model\n\nmodel = load_model("{name}").model'
-        + ("\nlogits = model.scores(images)" if compared.output == PIXEL_LOGITS else ""),
+        + _OWN_CODE.get(compared.output, ""),
         "timm": f'import timm\n\nmodel = timm.create_model("local-dir:{name}", pretrained=True).eval()\n'
         f"{output} = model(images)",
         "huggingface": _huggingface_code(name, output, compared.input, loaded.config.model.in_channels),
         "onnx": f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}/model.onnx")\n'
-        f'({output},) = session.run(None, {{"images": images}})  # a float32 array',
+        f'{listed} = session.run(None, {{"images": images}})  # float32 arrays',
         "torch-export": f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()\n'
         f"{output} = model(images)",
     }[layout]
@@ -392,6 +403,11 @@ def _usage(loaded: LoadedModel, layout: str, name: str, compared: Comparison) ->
         given += (
             " `logits`: (batch, classes, height, width), a score for every class and pixel. For a larger image, cut "
             "windows of this size, or use swinv2-predict with the original weights."
+        )
+    if compared.output == DETECTIONS and layout != OWN:
+        given += (
+            " `p2` to `p6`: (batch, channels, height, width) each, the levels of the feature pyramid, with 1/4 to 1/64 "
+            "of the size. For boxes, use swinv2-predict with the original weights."
         )
     return f"```python\n{code}\n```\n\n{given}"
 

@@ -5,8 +5,12 @@ does for inference (section 3.3). The network that generates them is not exporte
 every runtime supports.
 
 Input `images`: (batch, channels, height, width) float32, normalized by the model's mean and standard deviation. Output:
-`logits` (batch, classes) of a classifier or (batch, classes, height, width) of a segmenter; or `features` (batch, 8C),
-the mean over the last stage's tokens, for a model without a head.
+`logits` (batch, classes) of a classifier or (batch, classes, height, width) of a segmenter; `p2` to `p6` of a detector,
+the levels of its feature pyramid, (batch, channels, height / 4, width / 4) and so on down to / 64; or `features`
+(batch, 8C), the mean over the last stage's tokens, for a model without a head.
+
+The rest of a detector is not in a program: proposals are as many as an image has, and pooling and suppression follow
+them, with operators that the runtimes do not share.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_train.config.model import ModelConfig, stage_geometry
-from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
+from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.models.backbone import backbone_of
 from swinv2_train.models.heads import pooled_features
 
@@ -30,8 +34,13 @@ _LARGEST_FILE = 1_500_000_000
 """Maximum bytes of weights in one ONNX file (the format ends at 2 GiB); larger ones go into a second file."""
 
 
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+"""Outputs of the program of a detector."""
+
+
 class Inference(nn.Module):
-    """The exported part of a model: its logits, or the pooled features of the backbone.
+    """The exported part of a model: its logits, the feature pyramid of a detector, or the pooled features of the
+    backbone.
 
     Args:
         output: `TaskConfig.OUTPUT` of the model's task; `FEATURES` fits every model.
@@ -39,16 +48,21 @@ class Inference(nn.Module):
 
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
-        self.model = model if output in (LOGITS, PIXEL_LOGITS) else backbone_of(model)
-        self.output = output if output in (LOGITS, PIXEL_LOGITS) else FEATURES
+        self.output = output if output in (LOGITS, PIXEL_LOGITS, DETECTIONS) else FEATURES
+        self.model = backbone_of(model) if self.output == FEATURES else model
 
     @property
-    def name(self) -> str:
-        """Name of the output, for people and programs."""
-        return FEATURES if self.output == FEATURES else LOGITS
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs of a program."""
+        if self.output == DETECTIONS:
+            return LEVELS
+        return (FEATURES if self.output == FEATURES else LOGITS,)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> logits (B, num_classes) or (B, num_classes, H, W), or features (B, 8C)."""
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the logits of images (B, in_channels, H, W), (B, num_classes) or (B, num_classes, H, W); the levels of
+        a detector, each (B, channels, H_i, W_i); or the features (B, 8C)."""
+        if self.output == DETECTIONS:
+            return tuple(self.model.levels(images))
         if self.output == PIXEL_LOGITS:
             return self.model.scores(images)
         return self.model(images) if self.output == LOGITS else pooled_features(self.model, images)
@@ -102,12 +116,12 @@ def write_program(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 def write_onnx(
-    program: torch.export.ExportedProgram, path: Path, output: str, metadata: Mapping[str, str]
+    program: torch.export.ExportedProgram, path: Path, outputs: Sequence[str], metadata: Mapping[str, str]
 ) -> list[Path]:
     """Write an ONNX file; weights beyond its limit go into a second file next to it.
 
     Args:
-        output: name of the result.
+        outputs: names of the results.
         metadata: stored in the file's own metadata.
 
     Returns:
@@ -117,7 +131,7 @@ def write_onnx(
         converted = torch.onnx.export(
             program,
             input_names=["images"],
-            output_names=[output],
+            output_names=list(outputs),
             dynamic_shapes={"images": {0: "batch"}},
             dynamo=True,
             verbose=False,
@@ -130,18 +144,26 @@ def write_onnx(
 
 
 def run_program(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs of a saved program, each (B, classes or 8C)."""
+    """Return the outputs of a saved program, each (B, ...); several of them as `joined`."""
     with _quiet(), torch.no_grad():
         program = torch.export.load(path).module()
-        return [program(images) for images in batches]
+        return [joined(program(images)) for images in batches]
 
 
 def run_onnx(path: Path, batches: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs that onnxruntime computes on the CPU, each (B, classes or 8C)."""
+    """Return the outputs that onnxruntime computes on the CPU, each (B, ...); several of them as `joined`."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(session.run(None, {"images": images.numpy()})[0]) for images in batches]
+    runs = [session.run(None, {"images": images.numpy()}) for images in batches]
+    return [joined([torch.from_numpy(output) for output in outputs]) for outputs in runs]
+
+
+def joined(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return several outputs, each (B, ...), end to end as (B, numbers), for comparisons; a single one as it is."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    return outputs[0] if len(outputs) == 1 else torch.cat([output.flatten(1) for output in outputs], dim=1)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ class Segmenter(nn.Module):
         ConfigError: for a model that cannot be built.
     """
 
-    TRAINING_ONLY: ClassVar = ("auxiliary",)
+    NOT_IN_PROGRAMS: ClassVar = ("auxiliary",)
     """Parts that inference does not need; exported programs leave them out."""
 
     def __init__(

@@ -19,8 +19,10 @@ from swinv2_train.cli.analyze_display import labels, model_name
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.errors import MainRankError
+from tests.detected import NAMES, make_detected_data
 from tests.engine.threads import on_ranks
 from tests.evaluated import classifier, encoder, labelled_shards, save_weights
+from tests.models.detection.made import section
 from tests.runs import exit_code
 from tests.segmented import make_segmented_shard
 
@@ -94,6 +96,28 @@ def test_windows_of_a_segmenter_keep_their_proportions(
     (found,) = on_ranks(1, lambda ranks: evaluate(wide, ranks))
     assert model["points"][1]["metrics"] == found.metrics
     assert model["points"][0]["metrics"]["loss"] != found.metrics["loss"]
+
+
+@pytest.mark.slow
+def test_windows_of_a_detector_enlarge_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_detected_data(tmp_path / "data", masks=False)
+    task = section("mask_rcnn", num_classes=3, masks=False, test_short=24, test_long=40)
+    save_weights(tmp_path / "detector.safetensors", task, NAMES, window=[4, 4, 4, 2])
+    rest = [f"data={data}/eval/*.tar", "workers=0", "device=cpu"]
+    assert run("windows", f"{tmp_path}/detector.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["box", "AP", "(%)", "W4", "I32", "W8", "I64"]
+    (model,) = json.loads((tmp_path / "new" / "windows.json").read_text())["models"]
+    wide = EvalOptions(
+        f"{tmp_path}/detector.safetensors",
+        f"{data}/eval/*.tar",
+        ["model.window=[8,8,8,4]", "data.resolution=64", "task.test_short=48", "task.test_long=80"],
+        workers=0,
+    )
+    (found,) = on_ranks(1, lambda ranks: evaluate(wide, ranks))
+    points = model["points"]
+    assert points[1]["metrics"]["box_ar_100"] == found.metrics["box_ar_100"]
+    assert points[0]["metrics"]["box_ar_100"] != found.metrics["box_ar_100"]
 
 
 @pytest.mark.slow

@@ -32,6 +32,9 @@ def config(*, data: dict[str, Any] | None = None, **task: Any) -> Config:
         (["task.label=objects"], ["task.label=objects", "such as objects.json"]),
         (["data.label=cls"], ["data.label=cls", "task.label names the member"]),
         (["task.detector=detr"], ["task.detector=detr", "mask_rcnn, cascade, htc"]),
+        (["task.tile=0"], ["task.tile=0", "at least 1"]),
+        (["task.tile_overlap=1"], ["task.tile_overlap=1.0", "at least 0 and below 1"]),
+        (["task.shown_score=1.5"], ["task.shown_score=1.5"]),
         (["task.box_head=3fc"], ["task.box_head=3fc", "4conv1fc, 2fc"]),
         (["task.head_norm=batch"], ["task.head_norm=batch", "group, none"]),
         (["task.box_loss=l1"], ["task.box_loss=l1", "giou, smooth_l1"]),
@@ -173,6 +176,14 @@ def test_the_size_of_images_in_evaluation() -> None:
     )
     assert both.task.for_evaluation(3).num_classes == 3
     assert both.task.for_evaluation(None) is both.task
+
+
+def test_enlarged_images_follow_the_resolution_or_their_sides() -> None:
+    assert config().task.scaled_images(config(), 1.5) is None
+    short = config(scaling="short")
+    assert short.task.scaled_images(short, 1.5) == ["task.test_short=1200", "task.test_long=2000"]
+    fixed = config(test_short=1100, test_long=1833)
+    assert fixed.task.scaled_images(fixed, 1.0) == ["task.test_short=1100", "task.test_long=1833"]
 
 
 # Millions of parameters for 80 classes, with masks: V2 in the order of the sizes, and V1's T, S, and B as published.

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from swinv2_train.config.model import ModelConfig
-from swinv2_train.config.tasks import DetectionConfig
-from swinv2_train.interop.onnx import Inference
 from swinv2_train.interop.source import open_source
 from swinv2_train.interop.transfer import Transfer, plan_transfer
 from swinv2_train.models.detection import Detector
@@ -70,10 +68,3 @@ def test_one_box_for_all_classes_is_taken_for_any_classes(sources: Path) -> None
     assert {row.key for row in other.of("dropped")} == {
         f"heads.box_heads.{stage}.boxes.{part}" for stage in range(3) for part in ("weight", "bias")
     }
-
-
-def test_a_detector_is_exported_as_features() -> None:
-    model = Detector(ModelConfig(**SMALL), section("cascade"), 3)
-    part = Inference(model, DetectionConfig.OUTPUT).eval()
-    assert part.name == "features"
-    assert part(torch.randn(2, 3, 64, 64)).shape == (2, 64)

@@ -62,7 +62,8 @@ class TaskConfig(Section):
     """Names of the parameters with one row per class; `init_from` copies their rows by class."""
     OUTPUT: ClassVar[str] = FEATURES
     """Output of an exported model: `logits`, one per class; `pixel_logits`, one per class and pixel, which the model's
-    method `scores` returns; `detections`, a list of objects per image; or the pooled `features` of the backbone."""
+    method `scores` returns; `detections`, a list of objects per image (programs have the feature pyramid, which the
+    model's method `levels` returns); or the pooled `features` of the backbone."""
     FREE: ClassVar[tuple[str, ...]] = ("module",)
     """Fields that may change within a run; checkpoints with either value belong to the same run."""
     SIZES_DIFFER: ClassVar[bool] = False
@@ -214,7 +215,7 @@ class TaskConfig(Section):
         """Return how evaluations and predictions make inputs from images, for display; None: the crop of `data`."""
         return None
 
-    def scaled_images(self, factor: float) -> list[str] | None:
+    def scaled_images(self, config: Config, factor: float) -> list[str] | None:
         """Return the overrides with which evaluations scale all images by a factor; None: `data.resolution` sets their
         size."""
         return None

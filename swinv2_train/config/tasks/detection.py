@@ -407,6 +407,17 @@ class DetectionConfig(TaskConfig):
         short = self.test_short or short
         return short, self.test_long or max(short, long)
 
+    def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
+        """Return the crop of the center that keeps the aspect."""
+        return 1.0, "center"
+
+    def scaled_images(self, config: Config, factor: float) -> list[str] | None:
+        """Return the sides of the images times a factor, unless they follow `data.resolution`."""
+        if self.scaling == JITTER and self.test_short is None and self.test_long is None:
+            return None
+        short, long = (max(1, round(side * factor)) for side in self.test_size(config))
+        return [f"task.test_short={short}", f"task.test_long={long}"]
+
     def preparation(self, config: Config) -> str:
         """Return the size of an image, and the scales and flips that are merged."""
         short, long = self.test_size(config)

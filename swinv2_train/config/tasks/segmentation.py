@@ -331,7 +331,7 @@ class SegmentationConfig(TaskConfig):
             parts.append("with mirrored images")
         return ", ".join(parts)
 
-    def scaled_images(self, factor: float) -> list[str] | None:
+    def scaled_images(self, config: Config, factor: float) -> list[str] | None:
         """Return the scales of the test times a factor, if images keep their own size."""
         if self.resize != "native":
             return None

@@ -41,6 +41,9 @@ class Detector(nn.Module):
         ConfigError: for a model that cannot be built.
     """
 
+    NOT_IN_PROGRAMS = ("rpn", "semantic", "heads")
+    """Parts that exported programs do not contain."""
+
     def __init__(
         self,
         config: ModelConfig,

@@ -19,7 +19,8 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_regions import ImageRegions, open_regions
 from swinv2_train.data.pixels import check_size
 from swinv2_train.models.detection import Detections
-from swinv2_train.tasks.detection.inference import Inference, batch_detections, found_of
+from swinv2_train.tasks.detection.inference import Inference, batch_detections
+from swinv2_train.tasks.detection.merging import as_found
 from swinv2_train.tasks.detection.pictures import LONGEST_SIDE, detection_picture
 from swinv2_train.tasks.detection.records import Found
 from swinv2_train.tasks.detection.tiles import Tile, detect_in_tiles, tiles_of
@@ -181,7 +182,7 @@ class ObjectPredictor(Predictor):
         found = detect_in_tiles(tiles, size, detect, nms=config.task.nms, batch=self.options.batch or 1)
         if found is None:
             return Found(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-        return found_of(found, size)
+        return as_found(found, size)
 
     def _detect(self, regions: ImageRegions, tiles: Sequence[Tile]) -> list[Detections | None]:
         """Return the detections of each tile in its pixels; None for one without data."""
