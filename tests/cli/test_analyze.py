@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from swinv2_train.analysis.evaluate import EvalOptions, evaluate
+from swinv2_train.analysis import window_transfer
+from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate
 from swinv2_train.cli import analyze
 from swinv2_train.cli.analyze import main, split_models
 from swinv2_train.cli.analyze_display import labels, model_name
@@ -99,25 +101,28 @@ def test_windows_of_a_segmenter_keep_their_proportions(
 
 
 @pytest.mark.slow
-def test_windows_of_a_detector_enlarge_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_windows_of_a_detector_enlarge_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make_detected_data(tmp_path / "data", masks=False)
     task = section("mask_rcnn", num_classes=3, masks=False, test_short=24, test_long=40)
-    save_weights(tmp_path / "detector.safetensors", task, NAMES, window=[4, 4, 4, 2])
+    save_weights(tmp_path / "detector.safetensors", task, NAMES, seed=7, window=[4, 4, 4, 2])
+    evaluated: list[Evaluated] = []
+
+    def kept(*arguments: Any) -> Evaluated:
+        evaluated.append(evaluate(*arguments))
+        return evaluated[-1]
+
+    monkeypatch.setattr(window_transfer, "evaluate", kept)
     rest = [f"data={data}/eval/*.tar", "workers=0", "device=cpu"]
     assert exit_code(main, "windows", f"{tmp_path}/detector.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["box", "AP", "(%)", "W4", "I32", "W8", "I64"]
-    (model,) = json.loads((tmp_path / "new" / "windows.json").read_text())["models"]
-    wide = EvalOptions(
-        f"{tmp_path}/detector.safetensors",
-        f"{data}/eval/*.tar",
-        ["model.window=[8,8,8,4]", "data.resolution=64", "task.test_short=48", "task.test_long=80"],
-        workers=0,
-    )
-    (found,) = on_ranks(1, lambda ranks: evaluate(wide, ranks))
-    points = model["points"]
-    assert points[1]["metrics"]["box_ar_100"] == found.metrics["box_ar_100"]
-    assert points[0]["metrics"]["box_ar_100"] != found.metrics["box_ar_100"]
+    assert [each.config.model.window for each in evaluated] == [[[4, 4]] * 3 + [[2, 2]], [[8, 8]] * 3 + [[4, 4]]]
+    assert [each.config.task.test_size(each.config) for each in evaluated] == [(24, 40), (48, 80)]
+    scores = [np.concatenate([record.found.scores for record in each.found.records.values()]) for each in evaluated]
+    assert len(scores[0]) > 0
+    assert not np.array_equal(*scores)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.model import pretrained_windows, stage_geometry
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig
+from swinv2_train.config.tasks import ClassificationConfig, DetectionConfig, SegmentationConfig
 from swinv2_train.config.validate import resolution, validate
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
 from swinv2_train.planner.activations import activations
@@ -23,7 +23,7 @@ from swinv2_train.planner.memory import peak
 
 NAMES = [name for name, _ in experiments()]
 IN1K, IN22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
-SMALL = {name for name in NAMES if name.endswith("_demo") or name.startswith("own_")}
+SMALL = {name for name in NAMES if name.endswith("_demo") or name.startswith("own_")} | {"detect_own"}
 """Recipes of this project, for a CPU."""
 OWN = SMALL | {"segment_tiles"}
 """Recipes of this project."""
@@ -122,7 +122,7 @@ NUMBERS = {
 
 
 def test_every_recipe_with_labels_is_listed() -> None:
-    assert NUMBERS.keys() | SEGMENTED.keys() == set(NAMES) - OWN - {
+    assert NUMBERS.keys() | SEGMENTED.keys() | DETECTED.keys() == set(NAMES) - OWN - {
         f"simmim_{size}" for size in ("tiny", "small", "base", "large", "huge", "giant")
     }
 
@@ -188,6 +188,52 @@ def test_a_recipe_of_segmentation_has_the_numbers_of_its_source(name: str, recip
     assert task == SegmentationConfig(num_classes=150, inference="slide" if size == 640 else "whole")
     assert (task.scale, task.max_class_share, task.auxiliary_weight, task.dropout) == ([0.5, 2.0], 0.75, 0.4, 0.1)
     assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/miou", "max")
+
+
+COCO, O365 = 118_287, 1_742_289
+# name: size, images, batch, peak rate, steps, clip, drop path, rate of the backbone, windows, those of the pretraining
+CASCADE = ((800, 1344), COCO, 16, 1e-4, 266_145, 0, 0.2, 1, [16, 16, 16, 8], [8, 8, 8, 8])
+HTC = ((1536, 1536), COCO, 64, 4e-4, 66_536, 0, 0.3, 0.1, [32, 32, 32, 16], [12, 12, 12, 6])
+DETECTED = {
+    "coco_tiny_cascade": CASCADE,
+    "coco_small_cascade": CASCADE,
+    "coco_base_cascade": (*CASCADE[:6], 0.3, *CASCADE[7:]),
+    "coco_base_htc": HTC,
+    "coco_large_htc": HTC,
+    "coco_giant": ((1536, 1536), COCO, 96, 6e-4, 45_000, 100, 0.4, 1, *HTC[-2:]),
+    "o365_giant": ((800, 1024), O365, 96, 1.2e-3, 67_500, 100, 0.4, 1, *HTC[-2:]),
+}
+
+
+@pytest.mark.parametrize("name", DETECTED)
+def test_a_recipe_of_detection_has_the_numbers_of_its_source(name: str, recipes: dict[str, Config]) -> None:
+    config = recipes[name]
+    size, images, batch, peak, steps, clip, drop, backbone, used, trained = DETECTED[name]
+    plan = make_plan(config, 16, images)
+    assert (config.data.expected_samples, resolution(config)) == (images, size)
+    assert (plan.global_batch, plan.warmup_steps, plan.total_steps) == (batch, 500, steps)
+    assert (plan.peak_lr, plan.warmup_lr) == pytest.approx((peak, peak / 1000))
+    assert [mark / steps for mark in plan.milestones] == pytest.approx([27 / 36, 33 / 36], abs=1e-4)
+    optim = config.optim
+    assert (optim.weight_decay, optim.clip_norm, optim.schedule, optim.gamma) == (0.05, clip, "multistep", 0.1)
+    assert (optim.layer_decay, optim.lr_scales) == (1, {"backbone": backbone} if backbone < 1 else None)
+    assert config.model.drop_path == drop
+    assert [stage.window[0] for stage in stage_geometry(config.model, *size)] == used
+    assert [side[0] for side in pretrained_windows(config.model)] == trained
+    task = config.task
+    assert isinstance(task, DetectionConfig)
+    jittered = {
+        "detector": "htc", "global_attention": True, "class_agnostic": True, "box_loss": "smooth_l1", "box_weight": 1,
+        "scale": [0.1, 2.0], "score_threshold": 0.001, "soft_nms": True,
+    }  # fmt: skip
+    on_coco = {"semantic_classes": 183, "copy_paste": 0.5, "test_short": 1100, "test_long": 1833}
+    expected = {
+        CASCADE[0]: DetectionConfig(num_classes=80, masks=True, scaling="short", crop_sides=[384, 600]),
+        HTC[0]: DetectionConfig(num_classes=80, masks=True, **jittered, **on_coco),
+        (800, 1024): DetectionConfig(num_classes=365, masks=False, **jittered),
+    }[size]
+    assert task == expected
+    assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/box_ap", "max")
 
 
 def test_the_recipe_of_tiles_takes_any_channels(recipes: dict[str, Config]) -> None:

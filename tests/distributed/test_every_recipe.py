@@ -15,6 +15,7 @@ from swinv2_train.config.compose import compose, experiments
 from swinv2_train.config.schema import Config
 from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.status import read_status
+from tests.detected import make_detected_data
 from tests.engine.apart import Apart
 from tests.runs import losses, make_labelled_data
 from tests.segmented import make_segmented_data
@@ -30,16 +31,28 @@ SMALL = (
 """Overrides of the recipe."""
 SEGMENTED = ("task.channels=8", "task.auxiliary_channels=8", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]")
 """More overrides of a recipe of segmentation."""
-EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512")
+DETECTED = (
+    "task.channels=8", "task.box_hidden=16", "task.mask_channels=8", "task.roi_samples=16", "task.rpn_samples=32",
+    "task.proposals=40", "task.test_proposals=40", "task.anchor_scale=4", "task.outside_anchors=true",
+    "task.short_sides=[32,48]", "task.long_side=64", "task.semantic_classes=0", "data.mean=[0.4,0.4,0.4]",
+    "data.std=[0.2,0.2,0.2]",
+)  # fmt: skip
+"""More overrides of a recipe of detection."""
+EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512", "coco_tiny_cascade")
 """One of each task: held-out samples go to other workers, which take time to start."""
 
 
 def small(name: str, folder: Path) -> Config:
     """The complete config of an experiment at small sizes, with the shards for its task."""
-    segmented = name.startswith(("ade20k_", "segment_")) or name == "own_segments"
-    shards, more = (folder / "scenes", SEGMENTED) if segmented else (folder / "shards", ())
-    held_out = [f"data.eval_shards={shards}/eval-*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
-    config = compose([f"+experiment={name}", *SMALL, *more, f"data.shards={shards}/train-*.tar", *held_out])
+    shards, more, between = folder / "shards", (), "-"
+    if name.startswith(("ade20k_", "segment_")) or name == "own_segments":
+        shards, more = folder / "scenes", SEGMENTED
+    elif name.startswith(("coco_", "o365_", "detect_")):
+        shards, more, between = folder / "objects", DETECTED, "/"
+        if name.endswith("_cascade"):
+            more += ("task.crop_sides=[24,40]", "task.crop_short_sides=[40,56]")
+    held_out = [f"data.eval_shards={shards}/eval{between}*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
+    config = compose([f"+experiment={name}", *SMALL, *more, f"data.shards={shards}/train{between}*.tar", *held_out])
     config.run.dir = str(folder / name)
     config.optim.epochs = config.optim.warmup_epochs = None
     config.optim.warmup_steps = 1
@@ -73,6 +86,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("recipes")
     make_labelled_data(folder / "shards")
     make_segmented_data(folder / "scenes")
+    make_detected_data(folder / "objects")
     configs = [small(name, folder) for name in NAMES]
     multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
     with Apart(folder) as ranks:

@@ -94,18 +94,18 @@ class Detector(nn.Module):
 
         Raises:
             InputError: if an argument does not fit the model or the images.
-            FloatingPointError: without targets, if the features are not finite: such proposals would vanish silently.
+            FloatingPointError: without targets, if outputs are not finite: such proposals would vanish silently.
         """
         if len(sizes) != len(images) or (targets is not None and len(targets) != len(images)):
             raise InputError(f"{len(images)} images need as many sizes and targets")
         if targets is not None and seeds is None:
             seeds = torch.randint(1 << 62, (len(images),), device=images.device)
         levels = self.levels(images, noise=noise, seeds=seeds)
-        if targets is None and not all(level.isfinite().all() for level in levels):
-            raise FloatingPointError("the outputs of the model are not finite")
         embedding, logits = (None, None) if self.semantic is None else self.semantic(levels)
         features = BoxFeatures(levels[:-1], self.stride, embedding)
         found = self.rpn(levels)
+        if targets is None and not all(x.isfinite().all() for x in (found.logits, found.offsets)):
+            raise FloatingPointError("the outputs of the model are not finite")
         proposals = [boxes for boxes, _ in self.rpn.proposals(found, sizes)]
         if targets is None:
             return self.heads.detections(features, proposals, sizes)
