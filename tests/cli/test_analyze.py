@@ -114,10 +114,10 @@ def test_windows_of_a_detector_enlarge_its_images(
         return evaluated[-1]
 
     monkeypatch.setattr(window_transfer, "evaluate", kept)
-    rest = [f"data={data}/eval/*.tar", "workers=0", "device=cpu"]
-    assert exit_code(main, "windows", f"{tmp_path}/detector.safetensors", *rest, "windows=4,8", f"out={tmp_path}/new") == 0
+    rest = [f"data={data}/eval/*.tar", "workers=0", "device=cpu", f"out={tmp_path}/new"]
+    assert exit_code(main, "windows", f"{tmp_path}/detector.safetensors", *rest, "windows=4,8") == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["box", "AP", "(%)", "W4", "I32", "W8", "I64"]
+    assert printed[0].split() == ["box", "AP", "(%)", "W4", "x1", "W8", "x2"]
     assert [each.config.model.window for each in evaluated] == [[[4, 4]] * 3 + [[2, 2]], [[8, 8]] * 3 + [[4, 4]]]
     assert [each.config.task.test_size(each.config) for each in evaluated] == [(24, 40), (48, 80)]
     scores = [np.concatenate([record.found.scores for record in each.found.records.values()]) for each in evaluated]

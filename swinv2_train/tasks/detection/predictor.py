@@ -80,7 +80,7 @@ class ObjectsPrediction(Prediction):
         return [(f"{name} ({count:,})", score) for count, (_, name, score) in pairs]
 
     def colors(self) -> list[str]:
-        # Those of `pictures.class_color`: label maps begin with the background.
+        # Those of `object_color`: label maps begin with the background.
         return [color_code(number + 1) for number, _, _ in self.classes]
 
     @classmethod

@@ -20,9 +20,9 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.models.detection import Detections
 from swinv2_train.tasks.detection import predictor as predictor_module
-from swinv2_train.tasks.detection.pictures import class_color
 from swinv2_train.tasks.detection.predictor import ObjectPredictor, ObjectsPrediction
 from swinv2_train.tasks.prediction import FinishedModel, PredictOptions, Unreadable
+from swinv2_train.tasks.segmentation.colors import object_color
 from tests.data.test_image_regions import geo_tiff
 
 NAMES = ["gray", "white"]
@@ -108,7 +108,7 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     ]  # fmt: skip
     assert found.summary(5) == ["1 gray", "1 white"]
     assert found.bars(1) == [("gray (1)", pytest.approx(128 / 255))]
-    assert found.colors() == ["#{:02X}{:02X}{:02X}".format(*class_color(number)) for number in (0, 1)]
+    assert found.colors() == ["#{:02X}{:02X}{:02X}".format(*object_color(number)) for number in (0, 1)]
     rows = list(csv.DictReader(io.StringIO(csv_text([found, nothing], ObjectsPrediction))))
     assert [(row["class"], float(row["left"]), float(row["width"]), float(row["area"])) for row in rows] == [
         ("white", 4, 16, 16 * 24), ("gray", 40, 12, 12 * 32),
