@@ -65,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(given)
-    end(run_command("swinv2-analyze", lambda: _run(arguments, given)), whole_process=argv is None)
+    end(
+        run_command("swinv2-analyze", lambda: _run(arguments, given), memory=arguments.memory),
+        whole_process=argv is None,
+    )
 
 
 def _parser() -> Parser:
@@ -122,7 +125,8 @@ def _add_windows(commands: Any) -> None:
         help="one for each window (default: proportional to the window, as in the paper)",
     )
     add_ranks(command, _OUT)
-    command.set_defaults(run=_windows, known=tuple(command.named()))
+    memory = "use smaller windows, or lower --batch, --workers, or data.resolution"
+    command.set_defaults(run=_windows, known=tuple(command.named()), memory=memory)
 
 
 def _add_signal(commands: Any) -> None:
@@ -136,7 +140,7 @@ def _add_signal(commands: Any) -> None:
     add_device(command)
     add("--out", type=file_path, metavar="DIR", help=f"default: {_OUT}")
     add_cache(command)
-    command.set_defaults(run=_signal, known=tuple(command.named()))
+    command.set_defaults(run=_signal, known=tuple(command.named()), memory="lower --batch or data.resolution")
 
 
 def split_models(items: Sequence[str], known: Collection[str]) -> list[tuple[str | None, str]]:

@@ -38,8 +38,13 @@ if TYPE_CHECKING:  # imports torch
     from swinv2_train.interop.load import LoadedModel
     from swinv2_train.interop.source import WeightSource
 
+_MEMORY = (
+    "lower --batch or data.resolution, or predict with a segmenter in windows (task.inference=slide) or at fewer scales"
+)
+"""Remedies for a lack of memory."""
 _HELP = f"""\
-Folders are searched to any depth, like by swinv2-data pack. Output files replace existing ones of the same name.
+Folders are searched to any depth, like by swinv2-data pack. Tables and sheets replace existing ones of the same name;
+label maps and overlays replace only those that an earlier call wrote.
 
 A segmenter writes DIR/labels/NAME.png, the class number of every pixel (8 bits with the colors of the classes, or 16
 bits above 255 classes; of a TIFF a TIFF with its georeference), and DIR/overlays/NAME.jpg; the tables have the pixels
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    end(run_command("swinv2-predict", lambda: _run(arguments)), whole_process=argv is None)
+    end(run_command("swinv2-predict", lambda: _run(arguments), memory=_MEMORY), whole_process=argv is None)
 
 
 def _parser() -> Parser:

@@ -116,6 +116,7 @@ class ImageFiles:
         """
         if not self._begun:  # a file that was removed since is no longer one of ours if it comes back
             kept = [name for name in self._earlier() if os.path.lexists(name)]
+            self._directory.mkdir(parents=True, exist_ok=True)
             write_bytes(self._list, "".join(map(self._line, kept)).encode())
             self._begun = True
         with self._list.open("a", encoding="utf-8") as file:
@@ -168,7 +169,7 @@ class Targets:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Targets:
-        """Return the files to write; create their directory.
+        """Return the files to write.
 
         Raises:
             ConfigError: if one cannot be written.
@@ -177,13 +178,13 @@ class Targets:
         for path in targets["sheet"]:
             if path.suffix not in ON_PAGE:
                 raise ConfigError("", path, f"--sheet {path}: the name must end in {' or '.join(ON_PAGE)}")
+        for path in (path for paths in targets.values() for path in paths):
+            if not path.parent.is_dir() and path.parent != arguments.out:
+                raise ConfigError("", path, f"{path.parent} is not a directory, so {path} cannot be written")
         if arguments.out:
             writable("--out", arguments.out)
             for kind, name in _IN_DIRECTORY:
                 targets[kind].append(arguments.out / name)
-        for path in (path for paths in targets.values() for path in paths):
-            if not path.parent.is_dir():
-                raise ConfigError("", path, f"{path.parent} is not a directory, so {path} cannot be written")
         return cls(targets, arguments.pages)
 
     @property
@@ -215,6 +216,8 @@ class Targets:
         from swinv2_train.cli.sheet import csv_text, jsonl_text
 
         written = []
+        for path in (path for paths in self.paths.values() for path in paths):
+            path.parent.mkdir(parents=True, exist_ok=True)  # that of --out may be new
         for path in self.paths["csv"]:
             write_bytes(path, csv_text(found, kind).encode(errors="surrogateescape"))
             written.append(path)

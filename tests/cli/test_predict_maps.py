@@ -13,11 +13,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from swinv2_train.cli.predict import main
+from swinv2_train.cli.predict import main, print_predictions
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.interop.load import load_model
 from swinv2_train.tasks.segmentation.inference import Inference
+from swinv2_train.tasks.segmentation.predictor import MapPrediction
 from tests.evaluated import classifier, save_weights
 from tests.interop.made import make_picture
 from tests.runs import exit_code
@@ -95,6 +96,12 @@ def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, caps
     assert exit_code(main, *arguments) == 1
     assert "50 x 40 is above the limit of 1,000 pixels" in capsys.readouterr().err
     assert exit_code(main, *arguments, "task.resize=native", "inference=slide") == 0
+
+
+def test_an_image_without_data_has_no_empty_row(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [MapPrediction(Path("a.tif"), [(0, "ground", 1.0)]), MapPrediction(Path("b.tif"), [])]
+    print_predictions(found, 5)
+    assert capsys.readouterr().out.splitlines()[1:] == ["a.tif  ground 100.0%", "b.tif  no data"]
 
 
 @pytest.mark.parametrize(
