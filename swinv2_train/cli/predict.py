@@ -38,9 +38,7 @@ if TYPE_CHECKING:  # imports torch
     from swinv2_train.interop.load import LoadedModel
     from swinv2_train.interop.source import WeightSource
 
-_MEMORY = (
-    "lower --batch or data.resolution, or predict with a segmenter in windows (task.inference=slide) or at fewer scales"
-)
+_MEMORY = "lower data.resolution or --batch, or, with a segmenter, use --inference slide or fewer --scales"
 """Remedies for a lack of memory."""
 _HELP = f"""\
 Folders are searched to any depth, like by swinv2-data pack. Tables and sheets replace existing ones of the same name;

@@ -66,7 +66,7 @@ class ImageFiles:
         """
         self._directory, self._suffixes = directory, {directory / name: each for name, each in folders.items()}
         self._list = directory / _LIST
-        self._begun = False
+        self._recorded: set[Path] | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -114,13 +114,15 @@ class ImageFiles:
         Raises:
             OSError: if the list cannot be written.
         """
-        if not self._begun:  # a file that was removed since is no longer one of ours if it comes back
+        if self._recorded is None:  # a file that was removed since is no longer one of ours if it comes back
             kept = [name for name in self._earlier() if os.path.lexists(name)]
             self._directory.mkdir(parents=True, exist_ok=True)
             write_bytes(self._list, "".join(map(self._line, kept)).encode())
-            self._begun = True
-        with self._list.open("a", encoding="utf-8") as file:
-            file.write(self._line(path))
+            self._recorded = set(kept)
+        if path not in self._recorded:
+            with self._list.open("a", encoding="utf-8") as file:
+                file.write(self._line(path))
+            self._recorded.add(path)
 
     def _line(self, path: Path) -> str:
         return f"{json.dumps(path.relative_to(self._directory).as_posix())}\n"  # ASCII for a name of any bytes

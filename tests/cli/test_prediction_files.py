@@ -49,6 +49,8 @@ def test_files_of_an_interrupted_call_are_replaced(tmp_path: Path) -> None:
     second.plan(images)
     (out / "labels" / "a.png").unlink()
     write(second, out / "overlays" / "a.jpg")
+    write(second, out / "labels" / odd.name)
+    assert len((out / ".swinv2-predict.jsonl").read_text().splitlines()) == 2
     ImageFiles(out, FOLDERS).plan(images)
     # Removed before the last call: a new file of that name is not one of ours.
     (out / "labels" / "a.png").touch()
