@@ -13,6 +13,8 @@ from swinv2_train.tracking.figures import to_pil
 
 LONGEST_SIDE = 2048
 _OPACITY = 0.5
+_SEEN = 250_000
+"""Pixels that decide the stretch of a picture."""
 _STRIPES = 160
 """Stripes over pixels without data along the longer side; they are still visible in a thumbnail."""
 _NARROWEST = 4
@@ -58,7 +60,8 @@ class Overlay:
         """Return the picture."""
         values = self._sums / np.maximum(self._counts, 1)[:, None]
         with_data = self._labels < self._classes
-        seen = values[:, with_data][:, None] if with_data.any() else values
+        step = -(-with_data.size // _SEEN)
+        seen = values[:, with_data][:, None, ::step] if with_data.any() else values
         image = to_pil(values, like=seen, stretch=self._deep).convert("RGB")
         blended = np.array(Image.blend(image, Image.fromarray(painted(self._labels, self._classes)), _OPACITY))
         width = -(-max(with_data.shape) // _STRIPES)
