@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from swinv2_train.shortage import remedied, shortage
+from swinv2_train.shortage import Remedies, remedied, shortage
 
 GPU = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB\nmore advice"
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:129] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
@@ -44,6 +44,21 @@ def test_a_shortage_is_told_with_its_remedy(error: Exception, words: tuple[str, 
     assert "\n" not in text
     for word in words:
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (torch.OutOfMemoryError(GPU), "the GPU is out of memory (2.00 GiB requested): lower --batch"),
+        (
+            RuntimeError(f"{ALLOCATOR} allocate 53687091200 bytes. Error code 12 (Cannot allocate memory)"),
+            "the host is out of memory, or the limit of this process is low (ulimit -v) (50.00 GiB requested): wait",
+        ),
+    ],
+    ids=["gpu", "host"],
+)
+def test_a_command_names_its_own_remedies(error: Exception, text: str) -> None:
+    assert shortage(error, Remedies(gpu="lower --batch", host="wait")) == text
 
 
 @pytest.mark.parametrize(

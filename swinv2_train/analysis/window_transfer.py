@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swinv2_train.analysis.evaluate import EvalOptions, Progress, evaluate
+from swinv2_train.analysis.window_sizes import check_windows, host_memory, window_sizes
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.model import table_windows, total_stride
+from swinv2_train.config.model import table_windows
 from swinv2_train.config.schema import Config
 from swinv2_train.config.window_scale import largest_window, scaled_windows
 from swinv2_train.interop.load import source_config
@@ -45,21 +46,6 @@ class Curve:
     points: list[Point]
 
 
-def resolution_for(config: Config, window: int) -> tuple[int, int]:
-    """Return the input (height, width) with the same number of windows as in training, as in the paper.
-
-    A side that is not an integer number of pixels is rounded to whole tokens of the last stage.
-    """
-    stride, own = total_stride(config.model), largest_window(config.model)
-
-    def scaled(side: int) -> int:
-        whole, rest = divmod(side * window, own)
-        return whole if not rest else max(1, round(side * window / own / stride)) * stride
-
-    height, width = resolution(config)
-    return scaled(height), scaled(width)
-
-
 def window_curve(
     options: EvalOptions,
     test_windows: Sequence[int],
@@ -80,14 +66,17 @@ def window_curve(
 
     def trained() -> Config:
         with open_source(options.checkpoint, which=options.which, ema=options.ema) as source:
-            return source_config(source, options.overrides)
+            config = source_config(source, options.overrides)
+        memory = host_memory() if ranks.device.type == "cpu" else None
+        element = 4 if options.precision == "fp32" else 2
+        check_windows(config, test_windows, resolutions, batch=options.batch, element=element, memory=memory)
+        return config
 
     config = together(ranks, trained)
+    sizes = window_sizes(config, test_windows, resolutions)
     if resolutions is None:
-        sizes = [resolution_for(config, window) for window in test_windows]
         factors = [window / largest_window(config.model) for window in test_windows]
     else:
-        sizes = [(side, side) for side in resolutions]
         factors = [side / min(resolution(config)) for side in resolutions]
     # Fix the training windows before the sweep changes window and resolution.
     before = f"model.pretrained_window={plain_windows(table_windows(config.model, resolution(config)))}"

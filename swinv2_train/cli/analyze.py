@@ -43,6 +43,7 @@ from swinv2_train.exit_codes import FINISHED
 if TYPE_CHECKING:  # these import torch
     from torch import Tensor
 
+    from swinv2_train.config.schema import Config
     from swinv2_train.interop.load import LoadedModel
     from swinv2_train.models.activations import BlockActivations
 
@@ -64,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(given)
-    end(run_command("swinv2-analyze", lambda: _run(arguments, given)), whole_process=argv is None)
+    end(
+        run_command("swinv2-analyze", lambda: _run(arguments, given), memory=arguments.memory),
+        whole_process=argv is None,
+    )
 
 
 def _parser() -> Parser:
@@ -121,7 +125,8 @@ def _add_windows(commands: Any) -> None:
         help="one for each window (default: proportional to the window, as in the paper)",
     )
     add_ranks(command, _OUT)
-    command.set_defaults(run=_windows, known=tuple(command.named()))
+    memory = "use smaller windows, or lower --batch, --workers, or data.resolution"
+    command.set_defaults(run=_windows, known=tuple(command.named()), memory=memory)
 
 
 def _add_signal(commands: Any) -> None:
@@ -135,7 +140,7 @@ def _add_signal(commands: Any) -> None:
     add_device(command)
     add("--out", type=file_path, metavar="DIR", help=f"default: {_OUT}")
     add_cache(command)
-    command.set_defaults(run=_signal, known=tuple(command.named()))
+    command.set_defaults(run=_signal, known=tuple(command.named()), memory="lower --batch or data.resolution")
 
 
 def split_models(items: Sequence[str], known: Collection[str]) -> list[tuple[str | None, str]]:
@@ -176,6 +181,15 @@ def _place(models: Sequence[tuple[str | None, str]], out: Path | None) -> Path:
     return directory
 
 
+def _check_windows(arguments: argparse.Namespace, config: Config, device: str) -> None:
+    from swinv2_train.analysis.window_sizes import check_windows, host_memory
+
+    memory = host_memory() if device == "cpu" else None
+    element = 4 if arguments.precision == "fp32" else 2
+    sides, batch = arguments.resolutions, arguments.batch
+    check_windows(config, arguments.windows, sides, batch=batch, element=element, memory=memory)
+
+
 def _check(arguments: argparse.Namespace, models: Sequence[tuple[str | None, str]], ranks: int | None) -> Path:
     """Check what is known before torch is imported, and return the directory for the results.
 
@@ -184,9 +198,12 @@ def _check(arguments: argparse.Namespace, models: Sequence[tuple[str | None, str
     """
     from swinv2_train.launch.local_ranks import choose_ranks
 
-    check_precision(arguments, choose_ranks(arguments.device, ranks)[0])
+    device, _ = choose_ranks(arguments.device, ranks)
+    check_precision(arguments, device)
     for _, path in models:
-        check_weights(arguments, path)
+        config, _ = check_weights(arguments, path)
+        if "windows" in arguments:
+            _check_windows(arguments, config, device)
     if arguments.data:
         check_shards(shards([arguments.data]))
     directory = _place(models, arguments.out)
@@ -225,6 +242,7 @@ def _windows(arguments: argparse.Namespace, given: Sequence[str]) -> int:
             names = labels([name for name, _ in models], kinds, [curve.source for curve in found])
             curves = dict(zip(names, found, strict=True))
             print(windows_text(curves), flush=True)
+            directory.mkdir(parents=True, exist_ok=True)
             _say_written(write_windows(directory, curves, options["data"]))
     return FINISHED
 
@@ -249,6 +267,7 @@ def _signal(arguments: argparse.Namespace, _given: Sequence[str]) -> int:
     curves = dict(zip(names, found, strict=True))
     print(signal_text(curves), flush=True)
     images = shards([arguments.data]) if arguments.data else f"normal noise, seed {arguments.seed}"
+    directory.mkdir(parents=True, exist_ok=True)
     _say_written(write_signal(directory, curves, facts, images))
     return FINISHED
 

@@ -74,7 +74,7 @@ def add_command(commands: Any, status: str) -> None:
     )
     add_device(command)
     add_imports(command)
-    command.set_defaults(run=_run)
+    command.set_defaults(run=_run, memory="use a lower data.resolution")
 
 
 def _run(arguments: argparse.Namespace, _given: Sequence[str]) -> int:

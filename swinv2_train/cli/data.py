@@ -171,6 +171,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
         nodata = numbers_of(arguments.nodata)
         overlays = _overlays(found)
+        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
         drawn = contact_sheet(
             opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlays=overlays
         )

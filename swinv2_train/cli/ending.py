@@ -15,12 +15,12 @@ from swinv2_train.errors import LostRanks, MainRankError
 from swinv2_train.exit_codes import FAILED, INTERRUPTED, code_of
 from swinv2_train.quick_exit import exit_quickly
 from swinv2_train.redact import excepthook, redact
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import Remedies, shortage
 
-_GPU_REMEDY = "lower batch (batch=..., --batch), or use device=cpu"
+_FREE = "end other programs here, or use a machine with more memory"
 
 
-def run_command(command: str, run: Callable[[], int], *, interrupted: str = "interrupted") -> int:
+def run_command(command: str, run: Callable[[], int], *, interrupted: str = "interrupted", memory: str = _FREE) -> int:
     """Run a command of one or more ranks; return the exit code, after one sentence on stderr for any error.
 
     A SIGTERM ends it like a Ctrl-C, so that partially written output is removed.
@@ -28,6 +28,7 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
     Args:
         command: its name, for the message.
         interrupted: message after a Ctrl-C or a SIGTERM.
+        memory: what the user can do if memory runs out.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
 
@@ -49,7 +50,7 @@ def run_command(command: str, run: Callable[[], int], *, interrupted: str = "int
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if (text := shortage(error, _GPU_REMEDY)) is not None:
+        if (text := shortage(error, Remedies(gpu=f"{memory}, or use device=cpu", host=memory))) is not None:
             say(text)
             return FAILED
         code = code_of(error)

@@ -47,6 +47,8 @@ MODULE = "swinv2_train.cli.evaluate"
 _JOIN_MINUTES = 10.0
 _COLLECTIVE_MINUTES = 24 * 60.0
 """Timeout between ranks, which wait for the slowest only at the end, so it bounds how far apart they may be."""
+_MEMORY = "lower --batch, --workers, or data.resolution, or evaluate a segmenter with task.inference=slide"
+"""Remedies for a lack of memory."""
 _HELP = """\
 label maps:
   --label-map FILE         one line per class of the data: the class of the model (ImageNet-22K on ImageNet-1K data:
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(given)
-    end(run_command("swinv2-eval", lambda: _run(arguments, given)), whole_process=argv is None)
+    end(run_command("swinv2-eval", lambda: _run(arguments, given), memory=_MEMORY), whole_process=argv is None)
 
 
 def _parser() -> Parser:

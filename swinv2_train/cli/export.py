@@ -18,14 +18,18 @@ from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, changes_of, check_weights
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
 
 if TYPE_CHECKING:  # imports torch
+    from swinv2_train.config.schema import Config
     from swinv2_train.interop.export import Exported
     from swinv2_train.interop.load import LoadedModel
 
 FORMATS = ("swinv2-train", "timm", "huggingface", "onnx", "torch-export")
 _MOST_IMAGES = 16
+_MEMORY = "use a lower data.resolution, or compare fewer --images"
+"""Remedies for a lack of memory."""
 _HELP = """\
 formats:
   swinv2-train   model.safetensors with everything that swinv2-eval, -predict, -export, and init_from need
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    end(run_command("swinv2-export", lambda: _run(arguments)), whole_process=argv is None)
+    end(run_command("swinv2-export", lambda: _run(arguments), memory=_MEMORY), whole_process=argv is None)
 
 
 def _parser() -> Parser:
@@ -100,7 +104,8 @@ def _run(arguments: argparse.Namespace) -> int:
     use_imports(arguments)
     check_target(arguments.out, arguments.format, arguments.dtype)
     images = find_images([arguments.images]).files[:_MOST_IMAGES] if arguments.images else None
-    _, source = check_weights(arguments)
+    config, source = check_weights(arguments)
+    _refuse_inference(arguments, config)
     check_room(arguments.out, source.shapes.values(), arguments.dtype)
     loading("swinv2-export", str(source.path))
 
@@ -120,6 +125,22 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     _report(done, loaded)
     return FINISHED
+
+
+def _refuse_inference(arguments: argparse.Namespace, config: Config) -> None:
+    """Check that no setting of the inference is given for a format that cannot record it.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    fields = {f"task.{field}" for field in config.task.PREDICT_OPTIONS.values()}
+    for item in arguments.changes if arguments.format != FORMATS[0] else ():
+        key, _, value = item.partition("=")
+        if key in fields:
+            fix = (
+                f"has no effect in the format {arguments.format}, which computes one input of data.resolution; omit it"
+            )
+            raise ConfigError(key, value, fix)
 
 
 def _report(done: Exported, loaded: LoadedModel) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:  # these import torch
 
 MODULE = "swinv2_train.cli.features"
 _SHOWN_BROKEN = 10
+_MEMORY = "lower --batch, --workers, or data.resolution"
+"""Remedies for a lack of memory."""
 _HELP = """\
 The rows are in the order of the samples in their shards, or of the sorted file names. OUT has the columns index (number
 of the sample), name, features, and stage1 to stage4 if requested; of shards also shard, and label (-1 without exactly
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     interrupted = "interrupted; the same command continues"
     end(
-        run_command("swinv2-features", lambda: _run(arguments, given), interrupted=interrupted),
+        run_command("swinv2-features", lambda: _run(arguments, given), interrupted=interrupted, memory=_MEMORY),
         whole_process=argv is None,
     )
 

@@ -22,7 +22,7 @@ from swinv2_train.cli.ending import end, run_command
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import manual
 from swinv2_train.cli.plugins import add_imports, use_imports
-from swinv2_train.cli.prediction_files import Targets, add_outputs, image_files
+from swinv2_train.cli.prediction_files import ImageFiles, Targets, add_outputs
 from swinv2_train.cli.sheet_pages import ON_PAGE
 from swinv2_train.cli.task_options import add_task_options, with_task_options
 from swinv2_train.cli.values import file_path, whole
@@ -39,8 +39,11 @@ if TYPE_CHECKING:  # imports torch
     from swinv2_train.interop.load import LoadedModel
     from swinv2_train.interop.source import WeightSource
 
+_MEMORY = "lower data.resolution or --batch, or, with a segmenter, use --inference slide or fewer --scales"
+"""Remedies for a lack of memory."""
 _HELP = f"""\
-Folders are searched to any depth, like by swinv2-data pack. Output files replace existing ones of the same name.
+Folders are searched to any depth, like by swinv2-data pack. Tables and sheets replace existing ones of the same name;
+label maps and overlays replace only those that an earlier call wrote.
 
 A segmenter writes DIR/labels/NAME.png, the class number of every pixel (8 bits with the colors of the classes, or 16
 bits above 255 classes; of a TIFF a TIFF with its georeference), and DIR/overlays/NAME.jpg; the tables have the pixels
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     offer(parser)
     arguments = parser.parse_args(argv)
-    end(run_command("swinv2-predict", lambda: _run(arguments)), whole_process=argv is None)
+    end(run_command("swinv2-predict", lambda: _run(arguments), memory=_MEMORY), whole_process=argv is None)
 
 
 def _parser() -> Parser:
@@ -119,13 +122,13 @@ def _run(arguments: argparse.Namespace) -> int:
     images = find_images(arguments.images)
     config, source = with_task_options(arguments, check_weights)
     names = class_names(config, source, arguments.labels)
-    folders = [arguments.out / name for name in config.task.PREDICT_FOLDERS] if arguments.out else []
-    if folders:  # those of an earlier call may be in a folder of IMAGES
-        images = find_images(arguments.images, skip=folders)
+    own = ImageFiles(arguments.out, config.task.PREDICT_FOLDERS) if arguments.out else None
+    if own is not None and own.folders:  # those of an earlier call may be in a folder of IMAGES
+        images = find_images(arguments.images, skip=own.folders)
     paths = images.files
     targets = Targets.of(arguments)
     targets.check(paths)
-    files = image_files(paths, folders)
+    files = own.plan(paths) if own is not None else None
     loading("swinv2-predict", f"{source.path} for {len(paths):,} images")
 
     from swinv2_train.interop.load import load_model
@@ -133,7 +136,8 @@ def _run(arguments: argparse.Namespace) -> int:
     loaded = load_model(arguments.checkpoint, changes_of(arguments), which=arguments.which, ema=arguments.ema)
     for note in loaded.source.notes:
         print(f"swinv2-predict: {note}", file=sys.stderr)
-    options = PredictOptions(arguments.top, arguments.batch, targets.most_pictures, files, arguments.out)
+    record = own.record if own is not None else None
+    options = PredictOptions(arguments.top, arguments.batch, targets.most_pictures, files, arguments.out, record)
     done = predict(loaded, paths, names, options, arguments.device)
     for line in (*(f"{one.path}: {one.reason}" for one in done.broken), *images.notes):
         print(f"swinv2-predict: {line}", file=sys.stderr)

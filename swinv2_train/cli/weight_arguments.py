@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,17 +136,22 @@ def check_precision(arguments: argparse.Namespace, device: str) -> None:
 
 
 def writable(key: str, directory: Path) -> None:
-    """Create a directory and check that it is writable.
+    """Check that a directory is writable, or can be created; one that did not exist is not left behind.
 
     Raises:
         ConfigError: if that is not possible.
     """
+    new = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise ConfigError(key, directory, f"cannot be written to ({remedied(error)})") from error
+    finally:
+        for each in new:  # the deepest first
+            with contextlib.suppress(OSError):  # another process may have put something there
+                each.rmdir()
 
 
 def given_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from swinv2_train.data.batch import share_memory
 from swinv2_train.data.current import CurrentItems, working_on
 from swinv2_train.data.errors import DataError
 from swinv2_train.import_path import exported_import_path
-from swinv2_train.shortage import shortage
+from swinv2_train.shortage import READING, shortage
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOADED = "swinv2_train.data.preload"
@@ -234,7 +234,7 @@ def unshared(error: Exception) -> str:
 def _reason(error: BaseException) -> str:
     """Return an operating system error in a few words, with the remedy if there is one."""
     text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return shortage(error) or text
+    return shortage(error, READING) or text
 
 
 def _died(workers: Sequence[Any], text: str, sample_of: Callable[[int], str]) -> str:

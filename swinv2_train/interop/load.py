@@ -77,6 +77,12 @@ def load_model(
         shapes = state_shapes(model)
         transfer = plan_transfer(source, shapes, config.model, resolution=size, task=config.task)
         if missing := transfer.of("new"):
+            if source.format != OWN and not source.num_classes and config.task.classes is not None:
+                hint = (
+                    f"{source.path} is a backbone without a head (a segmenter that was exported to timm or huggingface "
+                    "has no decoder); use the run that it was exported from, or start a training from it"
+                )
+                raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
             hint = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
             raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
         _fill(model.to_empty(device="cpu"), transfer)

@@ -29,6 +29,7 @@ from swinv2_train.interop.metadata import (
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, Located, has_buffers
 from swinv2_train.interop.recognize import Recognized, recognize
 from swinv2_train.interop.storage import CheckpointStorage, SafetensorsStorage, Storage, numel
+from swinv2_train.interop.target import refuse_program
 from swinv2_train.interop.torch_file import TorchStorage
 from swinv2_train.reading import UnreadableError, is_count, parse_json
 
@@ -177,7 +178,10 @@ def open_source(
         raise ConfigError("", path, f"{path} does not exist")
     files, listed = _export_of(path)
     if path.is_dir() and not files:
+        if not (path / "checkpoints").is_dir():
+            refuse_program(path)
         return _from_checkpoint(*_choose(path, which, verify=verify, ema=ema, skip=skip or {}), ema=ema)
+    refuse_program(path)
     if which == "best":
         raise ConfigError("", path, f"{path} is one set of weights, so there is no best one; leave which at newest")
     source = _from_files(path, files or [path], ema=ema)

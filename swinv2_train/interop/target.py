@@ -49,6 +49,18 @@ def check_target(out: Path, layout: str, dtype: str) -> None:
         raise ConfigError("", layout, hint)
 
 
+def refuse_program(path: Path) -> None:
+    """Reject an exported program, or the directory of one, as a source of weights.
+
+    Raises:
+        ConfigError: if it is one.
+    """
+    for layout, name in PROGRAM_FILES.items():
+        if (path / name).is_file() if path.is_dir() else path.suffix == Path(name).suffix:
+            hint = f"{path} is a program ({layout}), whose weights cannot be read back"
+            raise ConfigError("", path, f"{hint}; name the run or checkpoint that it was exported from")
+
+
 def check_room(out: Path, shapes: Iterable[tuple[int, ...]], dtype: str) -> None:
     """Check that tensors of these shapes fit onto the disk of `out`, which need not exist.
 

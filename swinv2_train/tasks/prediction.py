@@ -29,6 +29,8 @@ class Prediction:
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("image", "rank", "class_number", "class", "probability")
     """Titles of the CSV table."""
+    EMPTY: ClassVar[str] = ""
+    """Text in place of the classes of an image that has none."""
 
     path: Path
     classes: list[tuple[int, str, float]]
@@ -50,7 +52,7 @@ class Prediction:
 
     def summary(self, top: int) -> list[str]:
         """Return the first classes for a line on the terminal."""
-        return [f"{name} {share:.1%}" for _, name, share in self.classes[:top]]
+        return [f"{name} {share:.1%}" for _, name, share in self.classes[:top]] or [self.EMPTY]
 
     def bars(self, top: int) -> list[tuple[str, float]]:
         """Return the first classes for a sheet, each with the length of its bar, a fraction."""
@@ -94,6 +96,8 @@ class PredictOptions:
     for each image; None: write none."""
     directory: Path | None = None
     """Directory of these folders."""
+    record: Callable[[Path], None] | None = None
+    """Called with each of these files before it is written."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,28 @@ class Predictor(abc.ABC):
             progress: called with the name of a unit, how many are done, and the total.
         """
         self.model, self.options, self.progress = model, options, progress
+
+    def target(self, path: Path, folder: str, suffix: str) -> Path:
+        """Return the file of an image in one of the folders, to be written now; its directory is created.
+
+        Raises:
+            OSError: if that is not possible.
+        """
+        place = self._place(path, folder, suffix)
+        if self.options.record is not None:
+            self.options.record(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def remove(self, path: Path, folder: str, suffix: str) -> None:
+        """Remove the file of an image that an earlier call wrote, if there is one."""
+        self._place(path, folder, suffix).unlink(missing_ok=True)
+
+    def _place(self, path: Path, folder: str, suffix: str) -> Path:
+        assert self.options.files is not None
+        assert self.options.directory is not None
+        place = self.options.directory / folder / self.options.files[path]
+        return place.with_name(place.name + suffix)
 
     @abc.abstractmethod
     def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:

@@ -49,7 +49,8 @@ def to_pil(image: Any, *, like: Any = None, stretch: bool = False) -> Image.Imag
         shown = 3 if channels >= 3 else 1
         reference = (values if like is None else _channels_first(like))[:shown]
         values = _stretched(values[:shown], reference.reshape(1, 1, -1) if plain else reference)
-    pixels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    scaled = np.clip(values, 0, 1) * np.float32(255)
+    pixels = np.rint(scaled, out=scaled).astype(np.uint8)
     if pixels.shape[0] == 1:
         return Image.fromarray(pixels[0])
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -165,11 +166,15 @@ def _stretched(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     If these are equal, the smallest and largest value do; a channel with a single value is shown as it is.
     """
-    low, high = np.percentile(reference, [2, 98], axis=(1, 2), keepdims=True)
+    low, high = np.percentile(reference, [2, 98], axis=(1, 2), keepdims=True).astype(np.float32)
     flat = high - low < _FLAT
     low = np.where(flat, reference.min(axis=(1, 2), keepdims=True), low)
     high = np.where(flat, reference.max(axis=(1, 2), keepdims=True), high)
-    return np.where(high - low < _FLAT, values, (values - low) / np.maximum(high - low, _FLAT))
+    single = high - low < _FLAT
+    low, high = np.where(single, 0, low), np.where(single, 1, high)
+    stretched = values - low
+    stretched /= high - low
+    return stretched
 
 
 def _enlarged(image: Image.Image) -> Image.Image:

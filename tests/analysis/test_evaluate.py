@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate
-from swinv2_train.analysis.window_transfer import resolution_for, window_curve
+from swinv2_train.analysis.window_sizes import resolution_for
+from swinv2_train.analysis.window_transfer import window_curve
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import ClassificationConfig

@@ -18,6 +18,7 @@ from swinv2_train.analysis.evaluate import EvalOptions, Evaluated, evaluate
 from swinv2_train.cli import analyze
 from swinv2_train.cli.analyze import main, split_models
 from swinv2_train.cli.analyze_display import labels, model_name
+from swinv2_train.cli.weight_arguments import writable
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.errors import MainRankError
@@ -198,6 +199,11 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "test_window=8"], "test_window=8: windows already sets"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
+        (
+            ["windows", "{log}", "data=/nowhere", "windows=8,1000000"],
+            "windows=1000000: window 1000000 needs images of 8000000 x 8000000 pixels, above the limit of 200,000,000",
+        ),
+        (["windows", "{log}", "data=/nowhere", "windows=4", "resolutions=20000"], "images of 20000 x 20000 pixels"),
         (["signal", "/nowhere"], "/nowhere does not exist"),
         (["signal", "{log}", "windows=4"], "windows=4: unknown option"),
         (["signal", "{log}", "precision=fp16"], "needs a GPU"),
@@ -215,6 +221,15 @@ def test_usage_errors_are_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_directory_that_is_tested_is_not_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    writable("out", tmp_path / "run" / "deep" / "analysis")
+    assert not list((tmp_path / "run").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        writable("out", tmp_path / "file" / "analysis")
 
 
 def test_models_may_be_named_and_hold_an_equals_sign(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from swinv2_train.cli.export import FORMATS, main
+from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.interop.target import EXPORTS
+from tests.evaluated import save_weights
 from tests.interop.made import make_picture, write_model
 from tests.runs import exit_code
 
@@ -67,3 +69,15 @@ def test_usage_errors_are_one_sentence(
     assert says in message
     assert message.count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["onnx", "timm"])
+def test_an_inference_that_a_format_cannot_record_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layout: str
+) -> None:
+    task = SegmentationConfig(num_classes=3, channels=8, decoder="linear", auxiliary_weight=0)
+    save_weights(tmp_path / "segmenter.safetensors", task)
+    given = [tmp_path / "segmenter.safetensors", tmp_path / "out", "--format", layout, "task.inference=slide"]
+    assert exit_code(main, *given) == 2
+    assert f"task.inference=slide: has no effect in the format {layout}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -13,11 +13,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from swinv2_train.cli.predict import main
+from swinv2_train.cli.predict import main, print_predictions
 from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.interop.load import load_model
 from swinv2_train.tasks.segmentation.inference import Inference
+from swinv2_train.tasks.segmentation.predictor import MapPrediction
 from tests.evaluated import classifier, save_weights
 from tests.interop.made import make_picture
 from tests.runs import exit_code
@@ -53,8 +54,8 @@ def test_every_image_gets_its_files(place: Path, tmp_path: Path, capsys: pytest.
     assert "3 images predicted, 1 could not be read" in shown.err
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == [
-        "labels/a.jpg.png", "labels/a.png.png", "labels/deeper/b.png", "overlays/a.jpg.jpg", "overlays/a.png.jpg",
-        "overlays/deeper/b.jpg", "predictions.csv", "predictions.jsonl", "sheet.html",
+        ".swinv2-predict.jsonl", "labels/a.jpg.png", "labels/a.png.png", "labels/deeper/b.png", "overlays/a.jpg.jpg",
+        "overlays/a.png.jpg", "overlays/deeper/b.jpg", "predictions.csv", "predictions.jsonl", "sheet.html",
     ]  # fmt: skip
 
     loaded = load_model(place / "segmenter.safetensors", ["test_window=8"])
@@ -97,6 +98,12 @@ def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, caps
     assert exit_code(main, *arguments, "task.resize=native", "inference=slide") == 0
 
 
+def test_an_image_without_data_has_no_empty_row(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [MapPrediction(Path("a.tif"), [(0, "ground", 1.0)]), MapPrediction(Path("b.tif"), [])]
+    print_predictions(found, 5)
+    assert capsys.readouterr().out.splitlines()[1:] == ["a.tif  ground 100.0%", "b.tif  no data"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -112,6 +119,7 @@ def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, caps
         (["{place}/segmenter.safetensors", "{picture}", "labels={place}/names.txt"], "has 2 lines, the model 3"),
         (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=True: requires a segmenter or a detector"),
         (["{place}/segmenter.safetensors", "{place}/own/labels/a.png", "out={place}/own"], "a.png is inside of"),
+        (["{place}/segmenter.safetensors", "{picture}", "out={place}/hand"], "and would replace (a.png): choose"),
         (["{place}/segmenter.safetensors", "{picture}", "task.resize=nativ"], "task.resize=nativ"),
         (["{place}/segmenter.safetensors", "{picture}", "scales=inf"], "must be numbers above 0"),
     ],
@@ -120,8 +128,9 @@ def test_usage_errors_are_one_sentence(
     place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], says: str
 ) -> None:
     (place / "names.txt").write_text("one\ntwo\n")
-    (place / "own" / "labels").mkdir(parents=True, exist_ok=True)
-    shutil.copy(place / "pictures" / "a.png", place / "own" / "labels" / "a.png")
+    for folder in ("own", "hand"):
+        (place / folder / "labels").mkdir(parents=True, exist_ok=True)
+        shutil.copy(place / "pictures" / "a.png", place / folder / "labels" / "a.png")
     names = {"place": place, "picture": place / "pictures" / "a.png"}
     assert exit_code(main, *(argument.format(**names) for argument in arguments)) == 2
     message = capsys.readouterr().err.strip()

@@ -137,5 +137,5 @@ def test_a_preparation_that_this_program_has_not_is_refused_until_another_is_cho
 def test_a_headless_classifier_cannot_be_used_but_started_from(tmp_path: Path) -> None:
     state = {key: value for key, value in canonical(classifier()).items() if not key.startswith("head.")}
     torch.save({"model": state}, tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=r"has no head.weight that fits .* init_from="):
+    with pytest.raises(ConfigError, match=r"is a backbone without a head .* init_from="):
         load_model(tmp_path / "weights.pth", ["model.window=4", "data.resolution=64", "model.pretrained_window=0"])

@@ -224,6 +224,14 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, kind: str, sentence: str) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_weights_are_not_read_from_an_exported_program(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x08\x0a\x12")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(ConfigError, match=r"is a program .* cannot be read back; name the run or checkpoint"):
+            open_source(path)
+
+
 def test_a_directory_of_timm_tells_windows_statistics_and_names(tmp_path: Path) -> None:
     save_file(FORMATS["timm"].write(canonical(classifier(2)), golden_config()), tmp_path / "model.safetensors")
     config = {

@@ -75,8 +75,9 @@ class TaskConfig(Section):
     """Purpose of the weights, as stated in a model card."""
     PREDICT_OPTIONS: ClassVar[Mapping[str, str]] = {}
     """Options of swinv2-predict for this task in particular, each with the field that it sets."""
-    PREDICT_FOLDERS: ClassVar[tuple[str, ...]] = ()
-    """Folders in the output directory of swinv2-predict that get a file for every image."""
+    PREDICT_FOLDERS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Folders in the output directory of swinv2-predict that get a file for every image, each with the suffixes that it
+    may have."""
     EXTRA_PARTS: ClassVar[str] = "the head"
     """Parts of the model that an export as a feature extractor omits."""
 

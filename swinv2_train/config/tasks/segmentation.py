@@ -56,7 +56,7 @@ class SegmentationConfig(TaskConfig):
     PREDICT_OPTIONS: ClassVar[dict[str, str]] = {
         "inference": "inference", "overlap": "overlap", "scales": "test_scales", "flip": "test_flip",
     }  # fmt: skip
-    PREDICT_FOLDERS = ("labels", "overlays")
+    PREDICT_FOLDERS: ClassVar[dict[str, tuple[str, ...]]] = {"labels": (".png", ".tif"), "overlays": (".jpg",)}
     FREE = ("module", "inference", "overlap", "test_scales", "test_flip")
 
     name: str = "segmentation"

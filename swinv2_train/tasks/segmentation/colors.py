@@ -13,6 +13,9 @@ _SHADES = ((0.80, 0.95), (0.55, 1.00), (0.90, 0.60), (0.45, 0.80), (1.00, 0.80))
 _VIVID = 256
 IGNORED = (128, 128, 128)
 """Color of pixels without a class; no class has it."""
+_STRIPE = (200, 200, 200)
+"""Color between the stripes over pixels without a class."""
+_STRIPE_WIDTH = 4
 _MOST = 1 << 16
 
 
@@ -47,6 +50,13 @@ def painted(labels: np.ndarray, classes: int) -> np.ndarray:
     """Return a label map in the colors of its classes, (H, W) integers -> (H, W, 3) uint8; other values are gray."""
     table = np.concatenate([palette(classes), np.array([IGNORED], np.uint8)])
     return table[np.minimum(labels.astype(np.int64), classes)]
+
+
+def stripes(shape: tuple[int, ...], width: int = _STRIPE_WIDTH) -> np.ndarray:
+    """Return diagonal stripes, which mark pixels without a class, (H, W, 3) uint8."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    dark = (rows + columns) // width % 2 == 0
+    return np.where(dark[..., None], np.array(IGNORED, np.uint8), np.array(_STRIPE, np.uint8))
 
 
 def color_code(number: int) -> str:

@@ -7,16 +7,22 @@ from PIL import Image
 from torch import Tensor
 
 from swinv2_train.tasks.reduced import ReducedImage
-from swinv2_train.tasks.segmentation.colors import painted
+from swinv2_train.tasks.segmentation.colors import painted, stripes
 from swinv2_train.tracking.figures import to_pil
 
 LONGEST_SIDE = 2048
 _OPACITY = 0.5
+_SEEN = 250_000
+"""Pixels that decide the stretch of a picture."""
+_STRIPES = 160
+"""Stripes over pixels without data along the longer side; they are still visible in a thumbnail."""
+_NARROWEST = 4
 
 
 class Overlay:
     """A label map over its image. A larger one is reduced by a whole factor: the mean of the image, the label in the
-    middle. An image of 16 bits is stretched to the range that its pixels with data use."""
+    middle. An image of 16 bits is stretched to the range that its pixels with data use. Pixels without data are
+    striped."""
 
     def __init__(self, size: tuple[int, int], channels: int, classes: int) -> None:
         self._classes = classes
@@ -42,6 +48,10 @@ class Overlay:
         """Return the picture."""
         values = self._image.image()
         with_data = self._labels < self._classes
-        seen = values[:, with_data][:, None] if with_data.any() else values
+        step = -(-with_data.size // _SEEN)
+        seen = values[:, with_data][:, None, ::step] if with_data.any() else values
         image = to_pil(values, like=seen, stretch=self._image.deep).convert("RGB")
-        return Image.blend(image, Image.fromarray(painted(self._labels, self._classes)), _OPACITY)
+        blended = np.array(Image.blend(image, Image.fromarray(painted(self._labels, self._classes)), _OPACITY))
+        width = -(-max(with_data.shape) // _STRIPES)
+        blended[~with_data] = stripes(with_data.shape, max(_NARROWEST, width))[~with_data]
+        return Image.fromarray(blended)

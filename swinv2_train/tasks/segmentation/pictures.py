@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from swinv2_train.tasks.segmentation.colors import IGNORED, painted, palette
+from swinv2_train.tasks.segmentation.colors import painted, palette, stripes
 from swinv2_train.tracking.figures import SWATCH, image_grid, to_pil, with_legend
 
 WRONG = (208, 48, 48)
-_STRIPE = (200, 200, 200)
-"""Color between the stripes over ignored pixels."""
-_STRIPE_WIDTH = 4
 _LONG_SIDE = 256
 _SHORTEST_SIDE = 16
 _MOST_ENTRIES = 60
@@ -67,7 +64,7 @@ def _panels(shown: Segmented, num_classes: int, ignore: int) -> list[Image.Image
     errors[(truth != predicted) & ~ignored] = WRONG
     arrays = [painted(truth, num_classes), painted(predicted, num_classes), errors]
     for array in (arrays[0], arrays[2]):
-        array[ignored] = _stripes(truth.shape)[ignored]
+        array[ignored] = stripes(truth.shape)[ignored]
     return [picture, *(Image.fromarray(array) for array in arrays)]
 
 
@@ -78,13 +75,6 @@ def _nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         for length, extent in zip(size[::-1], labels.shape, strict=True)
     )
     return labels[rows[:, None], columns]
-
-
-def _stripes(shape: tuple[int, ...]) -> np.ndarray:
-    """Return diagonal stripes, (H, W, 3) uint8."""
-    rows, columns = np.indices(shape)
-    dark = (rows + columns) // _STRIPE_WIDTH % 2 == 0
-    return np.where(dark[..., None], np.array(IGNORED, np.uint8), np.array(_STRIPE, np.uint8))
 
 
 def _entries(
@@ -107,5 +97,5 @@ def _entries(
     if len(counts) > len(most):
         entries.append((np.full((*side, 3), 255, np.uint8), f"and {len(counts) - len(most)} more"))
     if has_ignored:
-        entries.append((_stripes(side), "ignored"))
+        entries.append((stripes(side), "ignored"))
     return [*entries, (np.full((*side, 3), WRONG, np.uint8), "wrong")]

@@ -34,6 +34,7 @@ class MapPrediction(Prediction):
     """Classes of the pixels of one file, largest first; the shares are those of the pixels with data."""
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("image", "label_map", "class_number", "class", "pixels", "share", "area")
+    EMPTY = "no data"
 
     pixels: list[int] = field(default_factory=list)
     """Number of pixels of every class, in the order of `classes`."""
@@ -101,7 +102,7 @@ class LabelMapPredictor(Predictor):
         if collected.overlay is not None:
             picture = collected.overlay.draw()
             if self.options.files is not None:
-                target = self._file(path, _OVERLAYS, ".jpg")
+                target = self.target(path, _OVERLAYS, ".jpg")
                 picture.save(target, quality=_QUALITY)
             if wanted:
                 picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
@@ -135,18 +136,11 @@ class LabelMapPredictor(Predictor):
         classes = len(self.model.names)
         file = LabelFile(regions.size, classes, label_type(classes), regions.geo, regions.has_nodata)
         suffix, other = (".tif", ".png") if regions.is_tiff else (".png", ".tif")
-        target = self._file(path, _LABELS, suffix)
+        target = self.target(path, _LABELS, suffix)
         (file.write_tiff if regions.is_tiff else file.write_png)(target, strips)
         # That of an earlier image of the same name in the other format; next to this one, it would pass for a result.
-        self._file(path, _LABELS, other).unlink(missing_ok=True)
+        self.remove(path, _LABELS, other)
         return target
-
-    def _file(self, path: Path, folder: str, suffix: str) -> Path:
-        assert self.options.files is not None
-        assert self.options.directory is not None
-        place = self.options.directory / folder / self.options.files[path]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place.with_name(place.name + suffix)
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,11 @@ def test_a_geotiff_keeps_its_georeference_and_its_pixels_without_data(tmp_path: 
         assert np.array_equal(after.colormap[:, :3] // 257, palette(3).T)
         assert after.colormap[:, 255].tolist() == [257 * each for each in IGNORED]
     assert (written[:7, 50:] == 255).all()
+    with Image.open(tmp_path / "overlays" / "scene.jpg") as picture:
+        # Without data: stripes, gray and of two shades; they look like no class.
+        missing = np.array(picture)[:6, 52:].astype(int)
+    assert np.ptp(missing, axis=2).max() < 30
+    assert np.ptp(missing) > 50
     assert (written == 255).sum() == 7 * 14
     counted = written != 255
     assert ((written == _labels()) & counted).sum() > 0.95 * counted.sum()
