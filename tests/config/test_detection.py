@@ -17,6 +17,7 @@ from tests.config.quickly import quickly
 
 BASE = ["task=detection", "task.num_classes=10", "optim.epochs=1", "data.resolution=256"]
 MASK_RCNN: dict[str, Any] = {"detector": "mask_rcnn", "box_head": "2fc"}
+LARGE = {"resolution": [800, 1333]}
 HTC: dict[str, Any] = {"detector": "htc", "class_agnostic": True, "semantic_classes": 183}
 
 
@@ -110,9 +111,16 @@ def compiled(**task: Any) -> Config:
         (config(stage_ious=[0.7, 0.6, 0.5]), "task.stage_ious=[0.7, 0.6, 0.5] do not increase"),
         (config(data={"augment": AugmentConfig(scale=[0.08, 1.0])}), "data.augment.scale=[0.08, 1.0] has no effect"),
         (config(data={"crop_pct": 1.0}), "data.crop_pct=1.0 has no effect"),
-        (config(scaling="short", scale=[0.5, 1.0]), "task.scale=[0.5, 1.0] has no effect with task.scaling=short"),
+        (
+            config(scaling="short", data={"resolution": 224}),
+            "have up to 800x1333 pixels; set data.resolution=[800,1333]",
+        ),
+        (
+            config(scaling="short", scale=[0.5, 1.0], data=LARGE),
+            "task.scale=[0.5, 1.0] has no effect with task.scaling=short",
+        ),
         (config(long_side=900), "task.long_side=900 has no effect with task.scaling=jitter"),
-        (compiled(scaling="short"), "images of a training have many sizes"),
+        (compiled(scaling="short", data=LARGE), "images of a training have many sizes"),
         (compiled(data={"eval_shards": "x"}), "images of an evaluation have many sizes"),
     ],
 )

@@ -320,6 +320,13 @@ class DetectionConfig(TaskConfig):
         stages = self.stage_ious[: self.stages]
         if stages != sorted(stages):
             lines.append(f"task.stage_ious={stages} do not increase, although the boxes get better from stage to stage")
+        size, short = resolution(config), max(self.short_sides)
+        if self.scaling == SHORT and size[0] * size[1] < short * self.long_side / 2:
+            lines.append(
+                f"data.resolution={size[0]}x{size[1]}: memory and FLOPs are computed for this size, and images of "
+                f"task.scaling=short have up to {short}x{self.long_side} pixels; set data.resolution=[{short},"
+                f"{self.long_side}]"
+            )
         if config.engine.compile and (self.scaling == SHORT or config.data.eval_shards):
             lines.append(
                 "engine.compile=true compiles the blocks again for every size of image, for minutes each; images of "

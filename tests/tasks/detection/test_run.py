@@ -30,7 +30,7 @@ from tests.runs import comparable, losses, metrics, run_here
 LAST = "step-00000004"
 HTC = (
     "task.detector=htc", "task.class_agnostic=true", "task.global_attention=true", "task.copy_paste=0.5",
-    "task.scaling=short", "task.short_sides=[40,48,64]", "task.long_side=80", "task.crop_sides=[24,48]",
+    "task.scaling=short", "task.short_sides=[56,64]", "task.long_side=80", "task.crop_sides=[24,48]",
     "task.crop_short_sides=[32,48]", "model.attention=sequential", "model.checkpointing=1",
 )  # fmt: skip
 """Everything that has randomness, canvases of several sizes, and what saves memory."""

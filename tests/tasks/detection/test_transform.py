@@ -201,6 +201,21 @@ def test_only_the_part_under_the_crop_is_decoded_with_the_same_result() -> None:
         assert equal(whole, entries(made, seed, sample(image, objects, "JPEG")))
 
 
+def test_an_image_that_is_decoded_at_a_fraction_of_its_size_stays_under_its_boxes() -> None:
+    size = (477, 715)  # sides that are not multiples of the fraction
+    boxes = [(left * 8, top * 8, right * 8, bottom * 8) for left, top, right, bottom in BLOCKS[:2]]
+    made = training(scale=[1.0, 2.0])
+    for seed in range(4):
+        found = entries(made, seed, sample(scene(boxes, size), content(boxes, size), "JPEG", scaled=True))
+        shown = found["image"].numpy() > 120
+        for number, (left, top, right, bottom) in zip(
+            found["classes"].tolist(), found["boxes"].round().int().tolist(), strict=True
+        ):
+            inside = shown[number, top:bottom, left:right]
+            assert inside.mean() > 0.9
+            assert shown[number].sum() - inside.sum() < 0.15 * shown[number].sum() + 8
+
+
 @pytest.mark.parametrize("scaling", ["jitter", "short"])
 def test_a_sample_depends_on_its_seed_and_position_alone(scaling: str) -> None:
     made = training(scaling=scaling, short_sides=[40, 48, 56, 64, 72, 80], long_side=100)
