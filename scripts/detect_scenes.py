@@ -1,7 +1,7 @@
 """Write scenes of real handwritten digits on real photographs, with boxes and masks: DEST/train, DEST/heldout.
 
-For demos and tests of detection on a machine without a data set. The scenes are made like those of scenes.py, with up to
-three digits, all ten of them, on a square from a photograph; one of eight has none. Each folder has `images` and
+For demos and tests of detection on a machine without a data set. Like those of scenes.py, each scene is a square from a
+photograph with up to three digits, here of all ten classes; one scene of eight has none. Each folder has `images` and
 `objects.json`, annotations as COCO has them. A mask is the stroke, and a box that of its mask, exact to the pixel.
 
 No digit and no photograph is in both folders (`pip install "swinv2-train[demo]"`).
