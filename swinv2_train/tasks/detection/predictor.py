@@ -73,7 +73,7 @@ class ObjectsPrediction(Prediction):
         return {"image": str(self.path), "width": width, "height": height, "objects": objects}
 
     def summary(self, top: int) -> list[str]:
-        return [f"{count:,} {name}" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
+        return [f"{name} ({count:,})" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
 
     def bars(self, top: int) -> list[tuple[str, float]]:
         pairs = zip(self.counts[:top], self.classes, strict=False)
