@@ -111,7 +111,8 @@ class Model:
         """
         task = self.config.task
         if task.OUTPUT not in (LOGITS, PIXEL_LOGITS):
-            hint = f"{self.source} is a {task.name} model, which has no classes; use features() or maps()"
+            lacks = "no classes" if task.classes is None else "no probability per class"
+            hint = f"{self.source} is a {task.name} model, which has {lacks}; use features() or maps()"
             raise ConfigError("", self.source, hint)
         compute = self.module.scores if task.OUTPUT == PIXEL_LOGITS else self.module
         logits = torch.cat([compute(each).float().cpu() for each in self._batches(images, batch)])

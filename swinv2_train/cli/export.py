@@ -45,8 +45,9 @@ side cannot create the same input, the command and the README report the size of
 it, and the README contains Python code that creates the correct input.
 
 The window and the resolution may be changed: model.window=16 data.resolution=256. A SimMIM checkpoint becomes a feature
-extractor, and so does a segmenter for timm and huggingface (in the swinv2-train format both stay complete). Programs of
-a segmenter return a score for every class and pixel.
+extractor, and so do a segmenter and a detector for timm and huggingface (in the swinv2-train format all stay complete).
+Programs of a segmenter return a score for every class and pixel, those of a detector the levels p2 to p6 of its feature
+pyramid.
 
 examples:
   swinv2-export outputs/in1k_tiny_256 export/timm --format timm --which best

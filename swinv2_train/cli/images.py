@@ -21,7 +21,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.overrides import key_of
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config, DataConfig
-from swinv2_train.config.tasks import PIXEL_LOGITS
+from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS
 from swinv2_train.config.validate import validate
 from swinv2_train.config.values import percentiles
 from swinv2_train.data.errors import DataError
@@ -96,6 +96,9 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
     """Check that the folder can be packed here, for this run."""
     if not name:
         raise ConfigError("images", "''", "set a folder of images, such as images=my-images")
+    if config.task.OUTPUT == DETECTIONS:
+        hint = f"task={config.task.name} needs the boxes of every image; pack them with swinv2-data pack {name} shards"
+        raise ConfigError("images", name, f"{hint} --coco FILE.json (or --boxes, --voc), and set data.shards")
     if config.task.OUTPUT == PIXEL_LOGITS:
         hint = (
             f"task={config.task.name} needs a label map of every image; pack them with swinv2-data pack {name} shards"

@@ -164,7 +164,7 @@ def test_a_dry_run_knows_that_images_will_be_held_out(tmp_path: Path, capsys: py
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Config]:
     found = {name: compose([f"+experiment={name}"]) for name in ("own_simmim", "own_classes")}
-    return found | {"segments": compose(["task=segmentation"])}
+    return found | {"segments": compose(["task=segmentation"]), "objects": compose(["task=detection"])}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,7 @@ def recipes() -> dict[str, Config]:
             {"recipe": "segments"},
             "task=segmentation needs a label map of every image; pack them with swinv2-data",
         ),
+        ("one", {"recipe": "objects"}, "task=detection needs the boxes of every image; pack them with swinv2-data"),
     ],
 )
 def test_usage_errors_come_before_anything_is_packed(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import swinv2_train
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.interop import onnx
 from swinv2_train.interop.export import export, exported_part
@@ -73,3 +75,11 @@ def test_an_onnx_file_has_an_output_per_level(source: Path, tmp_path: Path) -> N
 def test_for_other_libraries_it_is_a_backbone(source: Path, tmp_path: Path) -> None:
     done = export(load_model(source), tmp_path / "out", "timm")
     assert any("exported as a feature extractor, without the detector" in note for note in done.notes)
+
+
+def test_the_api_names_what_a_detector_has(source: Path) -> None:
+    model = swinv2_train.load(source, device="cpu")
+    images = torch.randn(1, 3, 32, 32)
+    assert model.features(images).shape == (1, 128)
+    with pytest.raises(ConfigError, match=r"has no probability per class; use features\(\) or maps\(\)"):
+        model.probabilities(images)

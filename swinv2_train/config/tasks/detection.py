@@ -65,7 +65,7 @@ class DetectionConfig(TaskConfig):
         "scales": "test_scales",
         "flip": "test_flip",
     }
-    PREDICT_FOLDERS = ("pictures",)
+    PREDICT_FOLDERS: ClassVar[dict[str, tuple[str, ...]]] = {"pictures": (".jpg",)}
     FREE = ("module", *_TESTED, *_PREDICTED)
 
     name: str = "detection"

@@ -73,7 +73,7 @@ class ObjectsPrediction(Prediction):
         return {"image": str(self.path), "width": width, "height": height, "objects": objects}
 
     def summary(self, top: int) -> list[str]:
-        return [f"{count:,} {name}" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
+        return [f"{name} ({count:,})" for count, (_, name, _) in zip(self.counts[:top], self.classes, strict=False)]
 
     def bars(self, top: int) -> list[tuple[str, float]]:
         pairs = zip(self.counts[:top], self.classes, strict=False)
@@ -157,7 +157,7 @@ class ObjectPredictor(Predictor):
             if wanted or self.options.files is not None:
                 picture = detection_picture(_reduced(regions), prediction.shown, regions.size, names)
                 if self.options.files is not None:
-                    picture.save(self._file(path), quality=_QUALITY)
+                    picture.save(self.target(path, _PICTURES, ".jpg"), quality=_QUALITY)
                 if wanted:
                     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
                     prediction.picture = picture
@@ -207,14 +207,6 @@ class ObjectPredictor(Predictor):
         ):
             found[place] = each
         return found
-
-    def _file(self, path: Path) -> Path:
-        """Return the file for the picture of an image; create its folder."""
-        assert self.options.files is not None
-        assert self.options.directory is not None
-        place = self.options.directory / _PICTURES / self.options.files[path]
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place.with_name(f"{place.name}.jpg")
 
 
 def _prediction(
