@@ -226,7 +226,7 @@ def batches_shown(ranks: Ranks) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _place(options: Mapping[str, Any]) -> Path:
-    """Return the directory for the results or their folder, after creating and testing it."""
+    """Return the directory for the results or their folder, after testing it."""
     from swinv2_train.cli.evaluate_display import output_root
 
     root = options.get("out") or output_root(options["checkpoint"])

@@ -141,8 +141,9 @@ def writable(key: str, directory: Path) -> None:
     Raises:
         ConfigError: if that is not possible.
     """
-    new = [each for each in (directory, *directory.parents) if not each.exists()]
+    new: list[Path] = []
     try:
+        new = [each for each in (directory, *directory.parents) if not each.exists()]
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
