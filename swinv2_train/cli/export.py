@@ -19,6 +19,7 @@ from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, changes_of, check_weights
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # imports torch
     from swinv2_train.interop.export import Exported
@@ -131,7 +132,7 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     for name, size in done.files.items():
         print(f"  {name:<{width}}  {size_text(size)}")
     print(
-        f"checked with {compared.by}: the {compared.outputs} of {compared.images} images differ by at most "
+        f"checked with {compared.by}: the {compared.outputs} of {counted(compared.images, 'image')} differ by at most "
         f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
     )
     print(
