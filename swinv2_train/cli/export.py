@@ -132,8 +132,8 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     for name, size in done.files.items():
         print(f"  {name:<{width}}  {size_text(size)}")
     print(
-        f"checked with {compared.by}: the {compared.outputs} of {counted(compared.images, 'image')} differ by at most "
-        f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
+        f"checked with {compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} "
+        f"{compared.apart} those of the original model (the largest is {compared.largest:.3g})"
     )
     print(
         f"input {'checked on' if compared.input.agrees else 'differs on'} {compared.input.sentence(compared.outputs)}"

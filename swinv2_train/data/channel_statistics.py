@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import DataConfig
+from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.values import scale_pairs
 from swinv2_train.data.card import Card
 from swinv2_train.text import counted
@@ -49,10 +49,10 @@ def check_channels(card: Card | None, channels: int) -> None:
 
 
 def check_channels_of_model(card: Card | None, channels: int, key: str, shards: object) -> None:
-    """Check that finished weights for this many channels read any of the images on a dataset card.
+    """Check that a model for this many channels reads any of the images on the card of other shards.
 
     Args:
-        key: the option that names the shards, for the message.
+        key: the option that names them, for the message.
 
     Raises:
         ConfigError: if not, with the number of channels that most images have.
@@ -61,9 +61,19 @@ def check_channels_of_model(card: Card | None, channels: int, key: str, shards: 
     if have is not None:
         hint = (
             f"its images have {counted(have, 'channel')}, and the model reads {channels}: use shards whose images "
-            f"have {channels}, or weights for {have}"
+            f"have {channels}, or a model for {have}"
         )
         raise ConfigError(key, shards, hint)
+
+
+def check_held_out_channels(config: Config, card: Card | None) -> None:
+    """Check the images of `data.eval_shards`, see `check_channels_of_model`.
+
+    Args:
+        card: of the held-out shards; None: without one, or without such shards.
+    """
+    if config.data.image is None:  # the card describes the first image of each sample
+        check_channels_of_model(card, config.model.in_channels, "data.eval_shards", config.data.eval_shards)
 
 
 def unreadable_channels(card: Card | None, channels: int) -> int | None:

@@ -138,7 +138,7 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
         if ours != theirs:
             raise DataError(
                 f"class {number} is {ours!r} in the shards and {theirs!r} in the model: "
-                f"{_advice(data, model)}, or label_map=FILE with the model's class of each line"
+                f"{_advice(data, model)}, or label_map=FILE with the model's class for each of them"
             )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from swinv2_train.data.class_order import is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text
+from swinv2_train.text import counted
 
 _NO_CLASS = -1
 _IGNORE = "ignore"
@@ -119,4 +120,5 @@ def _class(where: str, text: str, names: list[str], *, fixed: bool) -> int:
         return len(names) - 1
     if is_number(text) and int(text) < len(names):
         return int(text)
-    raise DataError(f"{where}: the class {text!r:.60} is not among the {len(names)} names of --classes-file")
+    number = counted(len(names), "name")
+    raise DataError(f"{where}: the class {text!r:.60} is not one of the names in --classes-file ({number})")

@@ -57,7 +57,7 @@ class LeftOut:
         self.counts.pop(f"{_OTHER_TYPE}:{member}", None)
 
     def other_members(self) -> list[str]:
-        """Return the extensions of the members that are not read because of their type."""
+        """Return the last extensions of the members that are not read because of their type."""
         return [kind.partition(":")[2] for kind in self.counts if kind.startswith(f"{_OTHER_TYPE}:")]
 
     def merge(self, other: LeftOut, where: str) -> None:

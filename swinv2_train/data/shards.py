@@ -177,9 +177,10 @@ class ShardSet:
             left_out = self.shards[number].left_out
             if left_out is None and not self.scope.contains(name):
                 return None  # the index is of an earlier version
-            found.update(dict.fromkeys(left_out.other_members() if left_out else ()))
-            if name in found:
+            others = left_out.other_members() if left_out else []
+            if name in found or name.rpartition(".")[2] in others:  # only the last part of their names is recorded
                 return None
+            found.update(dict.fromkeys(others))
         return sorted(found)
 
     @property

@@ -22,6 +22,7 @@ from swinv2_train.config.model import (
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.tasks import FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
+from swinv2_train.interop.card_data import dataset_card, role_in_training
 from swinv2_train.interop.input_code import input_code
 from swinv2_train.interop.peers import earlier_windows, version_of
 from swinv2_train.reading import read_object
@@ -69,6 +70,11 @@ class Comparison:
     def outputs(self) -> str:
         """Name of the outputs in a sentence."""
         return FEATURES if self.output == FEATURES else LOGITS
+
+    @property
+    def apart(self) -> str:
+        """Verb for the outputs of the export and those of the original model."""
+        return f"differ by at most {self.difference:.2g} from" if self.difference else "equal"
 
 
 def model_card(
@@ -275,46 +281,6 @@ def _data(card: Card | None) -> str:
     return _table(rows)
 
 
-def dataset_card(shards: Any) -> Card | None:
-    """Return the card next to local shards that swinv2-data packed; None for others, or if it no longer exists."""
-    from swinv2_train.data.card import Card
-    from swinv2_train.data.sources import manifest_url, parse_manifest
-
-    try:
-        places = {manifest_url(shard) for shard in _local_shards(shards)}
-        texts = [(Path(place).read_bytes(), place) for place in sorted(filter(None, places))]
-        if None in places or not texts:
-            return None
-        return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
-    except (OSError, ValueError):  # including DataError; a missing description ends nothing
-        return None
-
-
-def _local_shards(spec: Any) -> list[str]:
-    """Return the paths of local shards; none for others, or if they no longer exist."""
-    from swinv2_train.data.remote import ShardCache
-    from swinv2_train.data.remote_file import is_remote
-    from swinv2_train.data.sources import expand
-
-    listed = list(spec) if isinstance(spec, (list, tuple)) else [spec]
-    if not all(isinstance(part, str) and part and not is_remote(part) for part in listed):
-        return []
-    try:
-        found = expand(listed, ShardCache(Path("."), 0))  # local paths do not touch the cache
-        return list(map(str, found))
-    except (OSError, ValueError):  # including DataError
-        return []
-
-
-def _role(data: Any, trained: Config | None) -> str:
-    """Return the role that the data of an evaluation had in the training, in parentheses; empty if it had none."""
-    here = {Path(place).resolve() for place in _local_shards(data)}
-    for spec, role in ((trained.data.shards, "training"), (trained.data.eval_shards, "held-out")) if trained else ():
-        if here & {Path(place).resolve() for place in _local_shards(spec)}:
-            return f" ({role} images of the run)"
-    return ""
-
-
 def _names(shards: Any) -> str:
     return _listed(Path(str(place)).name for place in (shards if isinstance(shards, (list, tuple)) else [shards]))
 
@@ -331,7 +297,7 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str, trained: Confi
         metrics = [(name, _number(value)) for name, value in found["metrics"].items()]
         broken = f", and {len(found['broken']):,} broken" if found.get("broken") else ""
         rows = [
-            ("data", _names(found.get("data")) + _role(found.get("data"), trained)),
+            ("data", _names(found.get("data")) + role_in_training(found.get("data"), trained)),
             ("samples", f"{found.get('samples', 0):,}{broken}"),
             ("computed in", str(found.get("precision", "not known"))),
             *metrics,
@@ -390,8 +356,8 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
         ("made with", ", ".join(map(version_of, ("swinv2-train", "torch")))),
         (
             "checked with",
-            f"{compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} differ by at most "
-            f"{compared.difference:.2g} from those of the original model (the largest is {compared.largest:.3g})",
+            f"{compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} {compared.apart} "
+            f"those of the original model (the largest is {compared.largest:.3g})",
         ),
         ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.outputs)),
     ]
