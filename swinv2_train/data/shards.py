@@ -178,8 +178,10 @@ class ShardSet:
             if left_out is None and not self.scope.contains(name):
                 return None  # the index is of an earlier version
             others = left_out.other_members() if left_out else []
-            if name in found or name.rpartition(".")[2] in others:  # only the last part of their names is recorded
+            if name in found:
                 return None
+            if not self.scope.contains(name) and name.rpartition(".")[2] in others:
+                return None  # only the last part of these names is recorded
             found.update(dict.fromkeys(others))
         return sorted(found)
 

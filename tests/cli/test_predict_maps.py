@@ -110,7 +110,7 @@ def test_a_tiff_that_is_read_whole_has_a_limit(place: Path, tmp_path: Path, caps
         (["{place}/segmenter.safetensors", "{picture}", "test_window=x"], "test_window=x: must be a side in tokens"),
         (["{place}/segmenter.safetensors", "{picture}", "test_window=8", "model.window=8"], "set one of them"),
         (["{place}/segmenter.safetensors", "{picture}", "labels={place}/names.txt"], "has 2 lines, the model 3"),
-        (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=True: requires a segmenter"),
+        (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=true: requires a segmenter"),
         (["{place}/segmenter.safetensors", "{place}/own/labels/a.png", "out={place}/own"], "a.png is inside of"),
         (["{place}/segmenter.safetensors", "{picture}", "task.resize=nativ"], "task.resize=nativ"),
         (["{place}/segmenter.safetensors", "{picture}", "scales=inf"], "must be numbers above 0"),
