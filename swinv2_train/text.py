@@ -1,4 +1,4 @@
-"""Names from outside, such as class and file names, as text that is safe to show."""
+"""Texts for display: names from outside, such as class and file names, that are safe to show; counted nouns."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def printable(text: str) -> str:
     """
     whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if not text.isascii() else text
     return "".join(sign if sign.isprintable() else " " for sign in whole)
+
+
+def counted(count: float, noun: str, form: str = "") -> str:
+    """Return a number and a noun that is regular in the plural: 1 image, 2 images, 0.5 images.
+
+    Args:
+        form: format of the number, such as "," for 1,000.
+    """
+    return f"{count:{form}} {noun if count == 1 else f'{noun}s'}"
 
 
 def as_html(text: str) -> str:

@@ -26,7 +26,8 @@ from swinv2_train.config.schema import Config, ProbeConfig
 from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
-from swinv2_train.data.configured import open_labeled
+from swinv2_train.data.channel_statistics import check_channels_of_model
+from swinv2_train.data.configured import check_label_maps, open_labeled
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -208,6 +209,11 @@ class _Bench:
         options, config = self.options, self.loaded.config
         image, label = config.data.image, config.task.label_member
         shards = open_labeled(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
+        try:
+            check_label_maps(shards, label)
+        except DataError as error:
+            error.args = (f"data={options.data}: {error}",)
+            raise
         own = options.label_map is not None  # then the shards number classes of their own
         return with_classes(shards, self.loaded.config.data.label, None if own else self.loaded.class_names)
 
@@ -216,6 +222,8 @@ class _Bench:
         options, ranks = self.options, self.ranks
         self.shards = shards
         task = self.loaded.config.task
+        if self.loaded.config.data.image is None:  # the card describes the first image of each sample
+            check_channels_of_model(shards.card, self.loaded.config.model.in_channels, "data", options.data)
         self.class_names = self.loaded.class_names
         check_label_options(vars(options), task.label_options())
         self.columns = self._columns(task.classes) if task.classes is not None else None
@@ -258,7 +266,8 @@ class _Bench:
         most = classes if columns is None else len(columns)
         if highest is not None and highest >= most:
             what = f"the model has {most} classes" if columns is None else f"the label map has {most} lines"
-            raise DataError(f"the shards have labels up to {highest}, but {what} (0 to {most - 1})")
+            fix = "use label_map=FILE" if columns is None else "write a line for each class of the shards"
+            raise DataError(f"the shards have labels up to {highest}, but {what} (0 to {most - 1}): {fix}")
         return columns
 
     def _config(self, task: TaskConfig) -> Config:

@@ -31,6 +31,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
 from swinv2_train.data.augment import normalise
+from swinv2_train.data.channel_statistics import check_channels_of_model
 from swinv2_train.data.configured import open_labeled
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import DataError
@@ -153,6 +154,8 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
         return FileSet(found.files), found.notes, found.lost, None
     data, label = loaded.config.data, loaded.config.task.label_member
     shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, image=data.image, label_member=label)
+    if data.image is None:  # the card describes the first image of each sample
+        check_channels_of_model(shards.card, loaded.config.model.in_channels, "shards", options.shards)
     notes = []
     try:
         shards = with_classes(shards, data.label, loaded.class_names)

@@ -17,6 +17,7 @@ from swinv2_train.analysis.features import POOLED, features_of, stage_name
 from swinv2_train.api.checks import at_least, check_device
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOGITS, PIXEL_LOGITS
@@ -94,8 +95,15 @@ class Model:
         """Return the maps of some stages, (N, C_i, H_i, W_i) float32 on the CPU each; arguments as for `features`.
 
         Raises:
-            ValueError: for a stage that does not exist.
+            ConfigError: for a stage that does not exist.
+            DataError: as for `features`.
         """
+        stages = list(stages) if isinstance(stages, Iterable) else [stages]
+        wrong = [stage for stage in stages if stage not in range(1, NUM_STAGES + 1)]
+        if wrong or not stages:
+            raise ConfigError(
+                "stages", wrong[0] if wrong else "()", f"must be numbers of stages, from 1 to {NUM_STAGES}"
+            )
         found = [features_of(self.module, each, stages) for each in self._batches(images, batch)]
         return [torch.cat([one[stage_name(stage)] for one in found]) for stage in stages]
 
@@ -157,19 +165,20 @@ class Model:
             if not image.mode.startswith(("I", "F")):
                 return decode(_png(image), channels, options)
             image = np.array(image)  # more than 8 bits, which other modes would cut off
+        if not isinstance(image, (np.ndarray, Tensor)):
+            raise BrokenSample(f"pass a file, bytes, a PIL image, an array, a tensor, or a sample, not {image!r:.60}")
+        is_array = isinstance(image, np.ndarray)
         if isinstance(image, Tensor):
             image = image.detach().cpu().numpy()
             image = image.transpose(1, 2, 0) if image.ndim == 3 else image[..., None, None]
-        if not isinstance(image, np.ndarray):
-            raise TypeError(
-                f"an image is a file, bytes, a PIL image, an array, a tensor, or a sample, not {image!r:.60}"
-            )
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3 or 0 in image.shape:
             raise BrokenSample(f"its shape is {image.shape}; pass arrays (H, W) or (H, W, C), or tensors (C, H, W)")
         try:
             return adapted(from_values(image), channels, options)
         except BrokenSample as error:
+            if (swapped := _swapped(image.shape, channels, is_array=is_array)) is not None:
+                raise BrokenSample(f"{error.reason}: {swapped}") from None
             if image.dtype.kind != "f" or options.values is not None:
                 raise
             hint = "preprocessed batches are tensors (B, C, H, W) of floats"
@@ -177,11 +186,32 @@ class Model:
 
 
 def _listed(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
-    """Return several images, or the only one as a list; a 4D tensor or array is a batch."""
+    """Return several images, or the only one as a list; a 4D tensor or array is a batch.
+
+    Raises:
+        DataError: if it is neither.
+    """
     single = isinstance(images, (str, Path, bytes, Image.Image, Sample))
     if single or (isinstance(images, (np.ndarray, Tensor)) and images.ndim < 4):
         return [images]  # type: ignore[list-item]
+    if not isinstance(images, Iterable):
+        raise DataError(f"pass an image or an iterable of images, not {images!r:.60}")
     return images  # type: ignore[return-value]
+
+
+def _swapped(shape: tuple[int, ...], channels: int, *, is_array: bool) -> str | None:
+    """Return the layout to pass, if an image looks as if its channels were on another axis; else None.
+
+    Args:
+        shape: as (H, W, C).
+        is_array: True if an array was passed, False for a tensor.
+    """
+    # A tensor (H, W, C) that was taken for (C, H, W) has become (W, C, H).
+    if shape[2] == channels or shape[0 if is_array else 1] != channels:
+        return None
+    form, fix = ("arrays", "image.transpose(1, 2, 0)") if is_array else ("tensors", "image.permute(2, 0, 1)")
+    layout = "(H, W, C)" if is_array else "(C, H, W)"
+    return f"{form} have the layout {layout}; pass {fix}"
 
 
 def _next(images: Iterator[ImageLike], count: int) -> list[ImageLike]:

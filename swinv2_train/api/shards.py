@@ -17,6 +17,7 @@ from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
+from swinv2_train.text import counted
 
 
 class LabeledSample(Sample):
@@ -92,7 +93,7 @@ class Shards(Sequence[LabeledSample]):
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<{len(self):,} samples in {len(self.shard_set.shards)} shards>"
+        return f"<{counted(len(self), 'sample', ',')} in {counted(len(self.shard_set.shards), 'shard')}>"
 
 
 def open_shards(

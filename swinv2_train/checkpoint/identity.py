@@ -161,6 +161,7 @@ def moved_name(before: Sequence[str], now: Sequence[str]) -> str | None:
 def shards_digest(names: Sequence[str], sizes: Sequence[int]) -> str:
     """Return a short digest of the shards' names and numbers of samples, in order. Their folders may change."""
     digest = hashlib.sha256(json.dumps([list(names), list(sizes)]).encode()).hexdigest()[:12]
+    # Not in the singular, because checkpoints record and compare it.
     return f"{sum(sizes)} samples in {len(sizes)} shards ({digest})"
 
 

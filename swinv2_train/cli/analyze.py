@@ -39,6 +39,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.window_scale import TEST_WINDOW
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # these import torch
     from torch import Tensor
@@ -218,7 +219,9 @@ def _windows(arguments: argparse.Namespace, given: Sequence[str]) -> int:
         fix = "windows already sets the windows to evaluate with, for all stages in proportion; omit test_window"
         raise ConfigError(TEST_WINDOW, arguments.test_window, fix)
     if sides is not None and len(sides) != len(test_windows):
-        hint = f"{len(sides)} resolutions for {len(test_windows)} windows"
+        found = counted(len(sides), "resolution")
+        wanted = counted(len(test_windows), "window")
+        hint = f"{found} for {wanted}: set one for each window, or omit resolutions"
         raise ConfigError("resolutions", ",".join(map(str, sides)), hint)
     options = given_options(arguments) | {"data": shards([arguments.data])}
     if not joined():
@@ -293,11 +296,14 @@ def _images(loaded: LoadedModel, arguments: argparse.Namespace) -> Tensor:
         return torch.randn(count, config.model.in_channels, *resolution(config), generator=generator)
     from swinv2_train.analysis.probes import first_images
     from swinv2_train.data.augment import normalise
+    from swinv2_train.data.channel_statistics import check_channels_of_model
     from swinv2_train.data.configured import open_labeled
 
     spec = shards([arguments.data])
     image, label = config.data.image, config.task.label_member
     opened = open_labeled(spec, arguments.cache_dir, arguments.cache_gib, image=image, label_member=label)
+    if image is None:  # the card describes the first image of each sample
+        check_channels_of_model(opened.card, config.model.in_channels, "data", arguments.data)
     return normalise(first_images(config, opened, count, loaded.mean), loaded.mean, loaded.std)
 
 

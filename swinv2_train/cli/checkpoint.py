@@ -23,6 +23,7 @@ from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.values import whole
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
+from swinv2_train.text import counted
 
 # Modules that import torch are imported where they are used, to keep listing checkpoints fast.
 _STATUS = (
@@ -311,7 +312,7 @@ def _reshape(arguments: argparse.Namespace) -> int:
     source = newest_of(arguments.path)
     with _no_run(arguments.out), _progress() as progress:
         final = reshape(source, arguments.out, arguments.ranks, progress)
-    print(f"{final}: written from {source} for {arguments.ranks} ranks, and verified")
+    print(f"{final}: written from {source} for {counted(arguments.ranks, 'rank')}, and verified")
     return FINISHED
 
 

@@ -22,6 +22,7 @@ from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.plugins import add_imports, use_imports
 from swinv2_train.cli.values import file_path, part, whole
 from swinv2_train.cli.weight_arguments import writable
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:
     from swinv2_train.data.inspect import Inspection
@@ -175,7 +176,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         drawn = contact_sheet(
             opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlays=overlays
         )
-        print(f"{drawn} samples drawn in {arguments.sheet}")
+        print(f"{counted(drawn, 'sample')} drawn in {arguments.sheet}")
     return 0 if found.complete else 1
 
 
@@ -206,7 +207,7 @@ def _open(arguments: argparse.Namespace) -> ShardSet:
 
     spec = shards(arguments.shards)
     opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image)
-    loading("swinv2-data", f"the decoders for {opened.num_samples:,} samples")
+    loading("swinv2-data", f"the decoders for {counted(opened.num_samples, 'sample', ',')}")
     return opened
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.text import counted
+
 if TYPE_CHECKING:
     from swinv2_train.data.inspect import Inspection
     from swinv2_train.data.object_cleaning import Cleaning
@@ -70,7 +72,7 @@ def speed_lines(speed: Speed) -> list[str]:
     size = f"{rounded(speed.bytes_read / count / 1000)} kB and {speed.pixels / count / 1e6:.2g} megapixels on average"
     rows = [f"{stage:<10}{rounded(speed.rate(stage)):>16}{speed.share(stage):>8.0%}" for stage in STAGES]
     return [
-        f"{count:,} images, {size}",
+        f"{counted(count, 'image', ',')}, {size}",
         f"{'stage':<10}{'images/s, core':>16}{'time':>8}",
         *rows,
         f"{'all':<10}{rounded(speed.rate()):>16}",
@@ -140,7 +142,10 @@ def inspection_lines(found: Inspection) -> list[str]:
     lines += label_lines(found.label_problems)
     lines += [f"warning: {smooth_warning(found.smooth)}"] if found.smooth else []
     if found.unlabeled and found.labeled:
-        lines.append(f"no label: {found.unlabeled:,} samples, while others have one (first: {found.first_unlabeled})")
+        lines.append(
+            f"no label: {counted(found.unlabeled, 'sample', ',')}, while others have one (first: "
+            f"{found.first_unlabeled})"
+        )
     lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
     if len(found.across) > _SHOWN:
         lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")

@@ -12,6 +12,7 @@ from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.values import file_path, fraction, size, whole
 from swinv2_train.cli.weight_arguments import writable
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:
     from swinv2_train.data.label_pairs import LabelMaps
@@ -175,7 +176,7 @@ def _pack(arguments: argparse.Namespace) -> int:
     if not (arguments.resize or arguments.tile):
         _check_room(found, arguments.out)
     writable("OUT", arguments.out)
-    loading("swinv2-data", f"the decoders for {len(found.entries):,} images")
+    loading("swinv2-data", f"the decoders for {counted(len(found.entries), 'image', ',')}")
 
     from swinv2_train.data.pack import BROKEN_FILE, OBJECTS_FILE, PackOptions, PackRun, pack
     from swinv2_train.data.parallel import available_cores
@@ -227,9 +228,9 @@ def _pack(arguments: argparse.Namespace) -> int:
 
 
 def _skipped(broken: list[dict[str, str]], found: Source, where: Path) -> str:
-    from swinv2_train.data.pack_entries import counted
+    from swinv2_train.data.pack_entries import counted_problems
 
-    what, one = counted(broken), len(broken) == 1
+    what, one = counted_problems(broken), len(broken) == 1
     if found.labels is None and found.objects is None:
         what += " is broken and" if one else " are broken and"
     return f"{what} {'was' if one else 'were'} skipped: see {where}"

@@ -46,6 +46,7 @@ def _show(config: Config, plan: Plan, samples: Samples, device: str, overrides: 
 
 def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     """Print what would happen; under a launcher, only one rank prints."""
+    from swinv2_train.data.channel_statistics import check_held_out_channels, resolve_statistics
     from swinv2_train.tasks.classes import check_held_out_classes, unused_classes
 
     samples = count_samples(config, required=False)
@@ -53,9 +54,8 @@ def show(config: Config, overrides: list[str], *, print_config: bool) -> int:
     finish(config, samples.card, weights=config.init_from is None or _exists(config.init_from))
     if not config.not_packed:
         check_held_out_classes(config, samples.card)
+        check_held_out_channels(config, samples.held_out.card if samples.held_out else None)
     if samples.shards is not None:
-        from swinv2_train.data.channel_statistics import resolve_statistics
-
         resolve_statistics(config.data, samples.card, config.model.in_channels)  # rejects what the run would reject
     from swinv2_train.engine.selection import selection
     from swinv2_train.planner.fit import check_fit

@@ -15,6 +15,7 @@ from swinv2_train.config.tasks import Metric
 from swinv2_train.data.label_map import NAMES, NUMBERS
 from swinv2_train.launch.status import write_text
 from swinv2_train.redact import redacted
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # both import torch
     from swinv2_train.analysis.evaluate import EvalOptions, Evaluated
@@ -61,7 +62,7 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     broken = f", {len(found.broken):,} broken" if found.broken else ""
     return [
         ("weights", f"{found.source}{step}{', moving average' if options.ema else ''}"),
-        ("data", f"{options.data}: {found.samples:,} samples{broken}"),
+        ("data", f"{options.data}: {counted(found.samples, 'sample', ',')}{broken}"),
         ("input", f"{shown}, window {found.config.model.window}"),
         (
             "computed",
@@ -119,7 +120,7 @@ def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
     first = options.data[0] if isinstance(options.data, list) else str(options.data)
     places = [part for part in first.partition("?")[0].split("/") if part and not set(part) & set("*{[")]
     data = Path(places[-1]).name.removesuffix(".tar") if places else "data"
-    changes = [item.partition(".")[2].replace("=", "-") for item in options.overrides]
+    changes = [_without_section(item).replace("=", "-") for item in options.overrides]
     pieces = [stem, "ema" if options.ema else "", data, *changes]
     pieces += ["label-map" if options.label_map else "", "real" if options.real_labels else ""]
     pieces += [f"first-{options.max_samples}" if options.max_samples else ""]
@@ -127,6 +128,12 @@ def output_name(found: Evaluated, options: EvalOptions, root: Path) -> str:
     name = "-".join(piece for piece in pieces if piece)
     cleaned = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)[:_LONGEST_NAME]
     return f"{'' if root.name == 'evaluations' else 'evaluation-'}{cleaned}-{_digest(found, options)}"
+
+
+def _without_section(item: str) -> str:
+    """Return an override without its section: window=24 of model.window=24."""
+    key, equals, value = item.partition("=")
+    return f"{key.partition('.')[2] or key}{equals}{value}"
 
 
 def _digest(found: Evaluated, options: EvalOptions) -> str:

@@ -20,6 +20,7 @@ from swinv2_train.cli.values import file_path, whole
 from swinv2_train.cli.weight_arguments import add_checkpoint, add_choice, changes_of, check_weights
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FINISHED
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # imports torch
     from swinv2_train.config.schema import Config
@@ -153,8 +154,8 @@ def _report(done: Exported, loaded: LoadedModel) -> None:
     for name, size in done.files.items():
         print(f"  {name:<{width}}  {size_text(size)}")
     print(
-        f"checked with {compared.by}: the {compared.outputs} of {compared.images} images differ by at most "
-        f"{compared.difference:.2g} (the largest is {compared.largest:.3g})"
+        f"checked with {compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} "
+        f"{compared.apart} those of the original model (the largest is {compared.largest:.3g})"
     )
     print(
         f"input {'checked on' if compared.input.agrees else 'differs on'} {compared.input.sentence(compared.outputs)}"

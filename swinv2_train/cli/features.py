@@ -34,6 +34,7 @@ from swinv2_train.config.model import NUM_STAGES
 from swinv2_train.config.paths import user_path
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.redact import redact
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # these import torch
     from swinv2_train.analysis.extract import Extracted, FeatureOptions
@@ -220,9 +221,12 @@ def _report(found: Extracted, out: Path) -> None:
     if found.broken:
         say(f"samples that could not be used, and have no row: {len(found.broken):,}")
     if found.continued:
-        print(f"continued: {found.continued:,} samples were already computed")
+        print(f"continued: {counted(found.continued, 'sample', ',')} were already computed")
     shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found.shapes.items())
-    print(f"{out}: {found.rows:,} rows of {redact(str(found.loaded.source.path))}: {shapes}", flush=True)
+    print(
+        f"{out}: {counted(found.rows, 'row', ',')} of {redact(str(found.loaded.source.path))}: {shapes}",
+        flush=True,
+    )
 
 
 def _draw(found: Extracted, out: Path, sheet: Path, options: Mapping[str, Any]) -> None:

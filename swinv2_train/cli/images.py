@@ -29,7 +29,7 @@ from swinv2_train.imports import lean_imports
 from swinv2_train.launch.environment import joined
 from swinv2_train.reading import UnreadableError, is_count, read_object
 from swinv2_train.redact import redact
-from swinv2_train.text import printable
+from swinv2_train.text import counted, printable
 from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:  # these import numpy or torch
@@ -226,7 +226,7 @@ def _shards_of_run(config: Config) -> DataConfig | None:
 def _expect(config: Config, folder: Folder) -> None:
     """Set the numbers that a dry run needs of a folder that is not packed yet."""
     count = len(folder.source.entries)
-    _say(f"{count:,} images of {folder.name} would first be packed into {folder.directory}")
+    _say(f"{counted(count, 'image', ',')} of {folder.name} would first be packed into {folder.directory}")
     if percentiles(config.data.scale) is not None:
         hint = "a dry run packs nothing, so there is no dataset card with percentiles; set numbers [low,high] here"
         raise ConfigError("data.scale", config.data.scale, hint)
@@ -239,7 +239,10 @@ def _expect(config: Config, folder: Folder) -> None:
 def _announce(folder: Folder) -> None:
     kinds = f" in {len(folder.source.class_names or ()):,} classes, the subfolders" if folder.classes else ""
     count = len(folder.source.entries)
-    _say(f"packing {count:,} images{kinds} of {folder.name} into {folder.directory}; about {HELD_OUT:.0%} are held out")
+    _say(
+        f"packing {counted(count, 'image', ',')}{kinds} of {folder.name} into {folder.directory}; "
+        f"about {HELD_OUT:.0%} are held out"
+    )
     others = [place for place in _others(folder) if place != folder.directory]
     if others:
         _say(f"the folder was packed before, when its images were others; {others[0]} stays for runs that use it")

@@ -31,7 +31,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.exit_codes import FAILED, FINISHED
 from swinv2_train.reading import UnreadableError, decode_text
 from swinv2_train.tasks.prediction import FinishedModel, Prediction, PredictOptions, Unreadable
-from swinv2_train.text import printable
+from swinv2_train.text import counted, printable
 
 if TYPE_CHECKING:  # imports torch
     from swinv2_train.cli.sheet import Entry
@@ -129,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> int:
     targets = Targets.of(arguments)
     targets.check(paths)
     files = own.plan(paths) if own is not None else None
-    loading("swinv2-predict", f"{source.path} for {len(paths):,} images")
+    loading("swinv2-predict", f"{source.path} for {counted(len(paths), 'image', ',')}")
 
     from swinv2_train.interop.load import load_model
 
@@ -144,7 +144,10 @@ def _run(arguments: argparse.Namespace) -> int:
     print_predictions(done.found, arguments.top)
     targets.write(done.found, done.kind, done.entries, str(loaded.source.path), names)
     if done.broken:
-        print(f"{len(done.found):,} images predicted, {len(done.broken):,} could not be read", file=sys.stderr)
+        print(
+            f"{counted(len(done.found), 'image', ',')} predicted, {len(done.broken):,} could not be read",
+            file=sys.stderr,
+        )
     return FAILED if done.broken or images.lost else FINISHED
 
 
@@ -171,7 +174,11 @@ def class_names(config: Config, source: WeightSource, labels: Path | None) -> li
     while names and not names[-1]:
         names.pop()
     if len(names) != count:
-        raise ConfigError("", labels, f"--labels {labels} has {len(names):,} lines, the model {count:,} classes")
+        raise ConfigError(
+            "",
+            labels,
+            f"--labels {labels} has {counted(len(names), 'line', ',')}, the model {count:,} classes",
+        )
     moved = moved_name(source.class_names or [], names)
     if moved is not None:
         known = (source.class_names or []).index(moved)

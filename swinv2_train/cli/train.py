@@ -245,10 +245,13 @@ def _train(
 
 def _check(config: Config) -> Samples:
     """Complete and freeze a config, and check that its data exists and that its directory belongs to this run."""
+    from swinv2_train.data.channel_statistics import check_held_out_channels
+
     samples = count_samples(config, required=True)
     _refuse_used(config)
     assert samples.shards is not None  # `required=True` above
     _complete(config, samples.shards)
+    check_held_out_channels(config, samples.held_out.card if samples.held_out else None)
     return samples
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
+from swinv2_train.text import counted
 
 _HIGHEST_RATE = 0.1
 """AdamW moves every weight by about the learning rate; no published transformer recipe comes near this value."""
@@ -40,7 +41,7 @@ def _rates(config: Config, plan: Plan) -> list[str]:
         )
     if optim.epochs is not None and optim.epochs > _MANY_EPOCHS:
         lines.append(
-            f"optim.epochs={optim.epochs:g} are {plan.total_steps} steps; "
+            f"optim.epochs={optim.epochs:g} means {counted(plan.total_steps, 'step')}; "
             f"for a number of steps set optim.epochs=null optim.steps={optim.epochs:g}"
         )
     return lines

@@ -15,7 +15,12 @@ class ConfigError(Redacted, ValueError):
 
     def __init__(self, key: str, value: Any, hint: str) -> None:
         self.key, self.value, self.hint = key, value, hint
-        super().__init__(f"{key}={value}: {hint}" if key else hint)
+        super().__init__(f"{key}={plain(value)}: {hint}" if key else hint)
+
+
+def plain(value: Any) -> Any:
+    """Return a value as a command line has it: null, true, and false instead of their names in Python."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
 
 
 def percent(value: float) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
+from swinv2_train.text import counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def split_batch(config: Config, world_size: int) -> tuple[int, int]:
         raise ConfigError(
             "optim.global_batch",
             total,
-            f"does not divide among {world_size} ranks; use {near}, or another number of ranks",
+            f"does not divide among {counted(world_size, 'rank')}; use {near}, or another number of ranks",
         )
     share = total // world_size
     most = config.engine.micro_batch or share
@@ -82,7 +83,7 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
         raise ConfigError(
             "optim.epochs",
             optim.epochs,
-            f"{num_samples} samples make less than one step of {optim.global_batch}; "
+            f"{counted(num_samples, 'sample')} make less than one step of {optim.global_batch}; "
             "use more epochs or a smaller optim.global_batch",
         )
     warmup = optim.warmup_steps if optim.warmup_steps is not None else to_steps(optim.warmup_epochs or 0)
@@ -91,7 +92,7 @@ def make_plan(config: Config, world_size: int, num_samples: int) -> Plan:
         raise ConfigError(
             key,
             getattr(optim, key.split(".")[1]),
-            f"the warm-up of {warmup} steps is not shorter than the run of {total}",
+            f"the warm-up of {counted(warmup, 'step')} is not shorter than the run of {total}",
         )
     milestones = tuple(int(mark) if optim.steps is not None else to_steps(mark) for mark in optim.milestones)
     scale = optim.lr_scale * (optim.global_batch / optim.lr_reference_batch if optim.lr_reference_batch else 1.0)

@@ -86,6 +86,8 @@ class Card:
     moments: dict[int, Moments] = field(default_factory=dict)
     alpha: int = 0
     """Images with an alpha channel."""
+    alpha_counted: bool = True
+    """False for a card of an earlier version, which did not count alpha channels; not stored."""
     transparent: int = 0
     """Images with pixels that are not opaque."""
     flat: int = 0
@@ -136,6 +138,7 @@ class Card:
         self.bytes += other.bytes
         self.broken += other.broken
         self.alpha += other.alpha
+        self.alpha_counted &= other.alpha_counted
         self.transparent += other.transparent
         self.flat += other.flat
         self.background = self.background if self.background is not None else other.background
@@ -261,6 +264,7 @@ class Card:
             class_counts=_int_counter(classes, "counts"),
             moments={_key(c, "moments"): _moments(c, m) for c, m in _entry(content, "moments", dict, {}).items()},
             alpha=_count(alpha.get("images", 0), "alpha.images"),
+            alpha_counted="images" in alpha or not content.get("channels"),
             transparent=_count(alpha.get("transparent", 0), "alpha.transparent"),
             flat=_count(content.get("flat", 0), "flat"),
             background=_entry(alpha, "background", (str, list), None),

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from swinv2_train.config.checks import check_statistics
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import DataConfig
+from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.values import scale_pairs
 from swinv2_train.data.card import Card
+from swinv2_train.text import counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_MOST_COLORS = 4
-"""Channels of an image in color with alpha."""
+_CONVERTED = {1: {3}, 3: {1}}
+"""Numbers of channels that gray and color images are converted to."""
+_COLOR_AND_ALPHA = 4
 
 
 def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]]:
@@ -34,22 +36,61 @@ def resolve_statistics(config: DataConfig, card: Card | None, channels: int) -> 
 
 
 def check_channels(card: Card | None, channels: int) -> None:
-    """Check that a model of this many channels reads any of the images on the dataset card.
+    """Check that a model of this many channels reads any of the training images.
 
     Raises:
         ConfigError: if not, with the number of channels that most images have.
     """
-    if card is None or not card.channels:
-        return
-    # Gray, RGB, and alpha are converted; the decoder decides about these.
-    readable = set(range(1, _MOST_COLORS + 1)) | {channels} if channels <= _MOST_COLORS else {channels, channels - 1}
-    if readable.isdisjoint(card.channels):
-        have = card.channels.most_common(1)[0][0]
-        count = f"{have} channel{'' if have == 1 else 's'}"
-        hint = (
-            f"the images in data.shards have {count}: set model.in_channels={have} data.mean=dataset data.std=dataset"
-        )
+    have = unreadable_channels(card, channels)
+    if have is not None:
+        fix = f"set model.in_channels={have} data.mean=dataset data.std=dataset"
+        hint = f"the images of data.shards have {counted(have, 'channel')}: {fix}"
         raise ConfigError("model.in_channels", channels, hint)
+
+
+def check_channels_of_model(card: Card | None, channels: int, key: str, shards: object) -> None:
+    """Check that a model for this many channels reads any of the images on the card of other shards.
+
+    Args:
+        key: the option that names them, for the message.
+
+    Raises:
+        ConfigError: if not, with the number of channels that most images have.
+    """
+    have = unreadable_channels(card, channels)
+    if have is not None:
+        hint = (
+            f"its images have {counted(have, 'channel')}, and the model reads {channels}: use shards whose images "
+            f"have {channels}, or a model for {have}"
+        )
+        raise ConfigError(key, shards, hint)
+
+
+def check_held_out_channels(config: Config, card: Card | None) -> None:
+    """Check the images of `data.eval_shards`, see `check_channels_of_model`.
+
+    Args:
+        card: of the held-out shards; None: without one, or without such shards.
+    """
+    if config.data.image is None:  # the card describes the first image of each sample
+        check_channels_of_model(card, config.model.in_channels, "data.eval_shards", config.data.eval_shards)
+
+
+def unreadable_channels(card: Card | None, channels: int) -> int | None:
+    """Return the number of channels that most images have, if none is read with `channels`; else None.
+
+    A card without the numbers of channels, as of stored values in an unknown range, shows nothing.
+    """
+    if card is None or not card.channels or 0 in card.channels:
+        return None
+    readable: set[int] = set()
+    for have in card.channels:
+        readable |= {have} | _CONVERTED.get(have, set())
+        if card.alpha or not card.alpha_counted:
+            readable.add(have + 1)
+            if have == _COLOR_AND_ALPHA:  # a card of an earlier version may count alpha as a channel
+                readable |= {3} | _CONVERTED[3]
+    return None if channels in readable else card.channels.most_common(1)[0][0]
 
 
 def _of_card(config: DataConfig, card: Card | None, channels: int) -> tuple[list[float], list[float]] | None:

@@ -17,12 +17,13 @@ def read_class_names(path: Path) -> list[str]:
     """The classes in the order of their numbers: from a file with a name per line, or the manifest of shards
     (*.dataset.json) or of a checkpoint (manifest.json).
 
-    Raises DataError where there are none, or one stands there twice.
+    Raises DataError if there are none, a line between them is blank, or one is there twice.
     """
     try:
         text = decode_text(path.read_bytes())
     except (OSError, UnreadableError) as error:
-        raise DataError(f"the class names {path} cannot be read ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"the class names {path} cannot be read ({reason}): check the path") from None
     if path.name.endswith(MANIFEST_SUFFIX):
         names = parse_manifest(text, str(path)).card.get("classes", {}).get("names")
         if not names:
@@ -30,12 +31,21 @@ def read_class_names(path: Path) -> list[str]:
         return list(names)
     if path.name == CHECKPOINT_MANIFEST:
         return _names_of_checkpoint(text, path)
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip() for line in text.rstrip().splitlines()]
     if not names:
         raise DataError(f"the class names {path} are empty: write a name per line, in the order of the numbers")
+    if "" in names:
+        raise DataError(
+            f"the class names {path}, line {names.index('') + 1}: the line is blank, and the lines number the classes: "
+            "write a name there, or remove the line if there is no such class"
+        )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(f"the class names {path} have {twice[0]!r} twice")
+        lines = [number for number, name in enumerate(names, 1) if name == twice[0]]
+        raise DataError(
+            f"the class names {path}, line {lines[1]}: {twice[0]!r} is in line {lines[0]}, too: every class needs its "
+            "own name, so rename one of them or remove the line"
+        )
     return names
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_train.config.schema import DataConfig, ProbeConfig
+from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.shards import ShardSet
@@ -81,6 +82,7 @@ def open_set(
         DataError: if they cannot be used.
     """
     shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
+    check_label_maps(shards, label_member)
     return with_classes(shards, data.label, names, warn=warn)
 
 
@@ -112,6 +114,26 @@ def open_labeled(
     for line in shards.warnings() if warn else ():
         logger.warning("%s", line)
     return shards
+
+
+def check_label_maps(shards: ShardSet, label_member: str | None) -> None:
+    """Check that a sample may have a label map.
+
+    Args:
+        label_member: `TaskConfig.label_member`; None: none is read.
+
+    Raises:
+        DataError: if the indexes show that no sample has this member, with the members that exist.
+    """
+    packed = label_member == MEMBER and shards.card is not None and shards.card.label_maps is not None
+    if label_member is None or packed:
+        return
+    members = shards.members_without(label_member)
+    if members is not None:
+        raise DataError(
+            f"no sample has a label map {label_member} (task.label); the members are {', '.join(members)}: set "
+            "task.label to the one with the label maps, or pack the images with swinv2-data pack --labels"
+        )
 
 
 def open_probe_sets(data: DataConfig, probe: ProbeConfig) -> dict[str, ShardSet | None]:

@@ -29,6 +29,7 @@ from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
 from swinv2_train.data.sources import manifest_place
 from swinv2_train.data.value_range import Nodata, numbers_of
 from swinv2_train.reading import UnreadableError, parse_json
+from swinv2_train.text import counted
 
 _SHOWN = 3
 _TRIED = 100
@@ -80,7 +81,7 @@ class Inspection:
         if self.card.label_maps is not None:
             return f"{self.labeled:,} of {self.card.num_samples:,} samples have a label map"
         if not self.card.class_counts:
-            return f"{self.labeled:,} samples" if self.labeled else "none"
+            return counted(self.labeled, "sample", ",") if self.labeled else "none"
         numbers = self.card.class_counts
         return f"{self.labeled:,} of {self.card.num_samples:,} samples, numbers {min(numbers)} to {max(numbers)}"
 

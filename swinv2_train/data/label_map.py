@@ -138,15 +138,15 @@ def check_same_classes(data: Sequence[str] | None, model: Sequence[str] | None) 
         if ours != theirs:
             raise DataError(
                 f"class {number} is {ours!r} in the shards and {theirs!r} in the model: "
-                f"{_advice(data, model)}, label_map=FILE by a list of numbers"
+                f"{_advice(data, model)}, or label_map=FILE with the model's class for each of them"
             )
 
 
 def _advice(data: Sequence[str], model: Sequence[str]) -> str:
     """Return the likely fix for classes with different names."""
     if all(map(str.isdecimal, data)) or not set(data).isdisjoint(model):
-        return f"label_map={NAMES} goes by the names"
-    return f"label_map={NUMBERS} goes by their numbers, if the same ones are only called otherwise"
+        return f"use label_map={NAMES} to match them by name"
+    return f"use label_map={NUMBERS} if only the names differ"
 
 
 def read_real_labels(path: Path) -> dict[str, list[int]]:

@@ -145,8 +145,11 @@ class LabelRules:
             value = next(iter(wrong))
             return f"; if pixels of {value} have no class, add --ignore {value}"
         if wrong == {count} and not self.zero_is_ignore:
-            return "; if 0 means no class and the classes are numbered from 1, add --zero-is-ignore"
-        return ""
+            return (
+                "; if 0 means no class and the classes are numbered from 1, add --zero-is-ignore, else check that "
+                "--classes-file has all names"
+            )
+        return ": check that --classes-file has all names"
 
 
 def _pixels(count: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from swinv2_train.data.class_order import is_number
 from swinv2_train.data.errors import DataError
 from swinv2_train.reading import UnreadableError, decode_text
+from swinv2_train.text import counted
 
 _NO_CLASS = -1
 _IGNORE = "ignore"
@@ -62,6 +63,7 @@ def read_table(path: Path, names: Sequence[str] | None) -> ReadTable:
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     channels, class_column = _columns(path, header)
     entries: dict[int, int] = {}
+    lines: dict[int, int] = {}
     listed = list(names or ())
     for number, row in rows[1:]:
         where = f"the table {path}, line {number}"
@@ -72,8 +74,9 @@ def read_table(path: Path, names: Sequence[str] | None) -> ReadTable:
             key = key << 8 | _number(where, header[column], row[column], _HIGHEST[len(channels) == 3])
         entry = _class(where, row[class_column], listed, fixed=names is not None)
         if key in entries:
-            raise DataError(f"{where}: {','.join(row[column] for column in channels)} is in an earlier line, too")
-        entries[key] = entry
+            shown = ",".join(row[column] for column in channels)
+            raise DataError(f"{where}: {shown} is in line {lines[key]}, too: remove one of the two lines")
+        entries[key], lines[key] = entry, number
     if not listed or not any(entry >= 0 for entry in entries.values()):
         raise DataError(f"the table {path} has no class: write a row for each color, such as 128,64,128,road")
     return ReadTable(ValueTable(len(channels) == 3, tuple(sorted(entries.items()))), tuple(listed))
@@ -117,4 +120,5 @@ def _class(where: str, text: str, names: list[str], *, fixed: bool) -> int:
         return len(names) - 1
     if is_number(text) and int(text) < len(names):
         return int(text)
-    raise DataError(f"{where}: the class {text!r:.60} is not among the {len(names)} names of --classes-file")
+    number = counted(len(names), "name")
+    raise DataError(f"{where}: the class {text!r:.60} is not one of the names in --classes-file ({number})")

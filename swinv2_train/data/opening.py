@@ -21,6 +21,7 @@ from swinv2_train.data.remote_file import RemoteFile, is_remote
 from swinv2_train.data.samples import IMAGE, LeftOut, Scope
 from swinv2_train.data.shard import Shard, listed_shard, manifests_of, remote_file
 from swinv2_train.data.sources import ListedShard, Manifest, expand, manifest_place
+from swinv2_train.text import counted
 
 logger = logging.getLogger(__name__)
 _LOCAL_THREADS = 8
@@ -150,7 +151,7 @@ class _Opener:
         except EmptyShardError as error:
             if listed is not None:
                 raise DataError(
-                    f"{error}, but its manifest counts {listed.num_samples} samples: copy the shard again"
+                    f"{error}, but its manifest counts {counted(listed.num_samples, 'sample')}: copy the shard again"
                 ) from None
             return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
         left_out = LeftOut.from_json(header.get("left_out"))

@@ -23,7 +23,7 @@ from swinv2_train.data.card import Card
 from swinv2_train.data.errors import DataError, NoHeldOutImages, UnwritableData
 from swinv2_train.data.label_smoothing import smooth_warning
 from swinv2_train.data.object_cleaning import Cleaning
-from swinv2_train.data.pack_entries import Entry, Source, counted, fraction, problem_name
+from swinv2_train.data.pack_entries import Entry, Source, counted_problems, fraction, problem_name
 from swinv2_train.data.pack_prepare import Prepare
 from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import open_source
@@ -227,8 +227,8 @@ def pack(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UnwritableData(
-                f"no space is left for {out}: the {report.num_shards} shards finished so far are valid; make room and "
-                "rerun the same command to resume"
+                f"no space is left for {out}: the shards finished so far ({report.num_shards}) are valid; make room "
+                "and rerun the same command to resume"
             ) from None
         raise DataError(f"{error.filename or out} cannot be written ({error.strerror})") from None
     if not any(card.num_samples for card in report.cards.values()):
@@ -270,7 +270,7 @@ def _nothing_packed(report: PackReport, found: Source, out: Path) -> str:
             f"{options} names the right value"
         )
     tried = report.broken[len(found.refused) :] or report.broken  # those that are missing explain less
-    count = counted(report.broken)
+    count = counted_problems(report.broken)
     if report.empty:
         summary = (
             f"{found.root} has no tile to pack: {count} cannot be read, and {report.empty:,} are without data or class"

@@ -79,7 +79,7 @@ def grouped(problems: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     return [(name, ones[0]["reason"]) for name, ones in zip(names, found.values(), strict=True)]
 
 
-def counted(problems: Sequence[Mapping[str, str]]) -> str:
+def counted_problems(problems: Sequence[Mapping[str, str]]) -> str:
     """Return the number of images and of tiles in a list of problems: `1 image and 4 tiles`."""
     tiles = sum("tile" in problem for problem in problems)
     parts = [(len(problems) - tiles, "image"), (tiles, "tile")]

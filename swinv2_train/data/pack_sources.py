@@ -30,6 +30,7 @@ from swinv2_train.data.pack_objects import ObjectsOption, with_objects
 from swinv2_train.data.samples import LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX
+from swinv2_train.text import counted
 
 _NOT_LISTS = {
     ".txt": "name it .csv or .tsv",
@@ -305,7 +306,8 @@ def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tu
     numbers: dict[str | None, int] = {name: i for i, name in enumerate(names)}
     unknown = [name for name in found if name not in numbers]
     if unknown:
-        raise DataError(f"{where}: the class {unknown[0]!r} is not among the {len(names)} names of --class-names")
+        known = counted(len(names), "name")
+        raise DataError(f"{where}: the class {unknown[0]!r} is not one of the names in --class-names ({known})")
     return names, numbers
 
 

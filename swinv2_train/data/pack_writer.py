@@ -27,6 +27,7 @@ from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, know
 from swinv2_train.data.parallel import ParallelMap
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 from swinv2_train.data.value_range import numbers_of
+from swinv2_train.text import counted
 from swinv2_train.writing import write_bytes
 
 if TYPE_CHECKING:
@@ -341,7 +342,9 @@ class SplitWriter:
         finally:
             os.close(fd)
         if index.num_samples != shard.num_samples:
-            raise DataError(f"{tar.name}: {shard.num_samples} samples were written, {index.num_samples} found again")
+            raise DataError(
+                f"{tar.name}: {counted(shard.num_samples, 'sample')} were written, {index.num_samples} found again"
+            )
         self._manifest.unlink(missing_ok=True)  # it describes the previous content
         # Write the index first: the next command would treat a tar without one as foreign.
         write_index(index, index_path(tar))

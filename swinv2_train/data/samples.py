@@ -57,6 +57,10 @@ class LeftOut:
         """Forget the members of a type, such as seg.png, that a task or command reads after all."""
         self.counts.pop(f"{_OTHER_TYPE}:{member}", None)
 
+    def other_members(self) -> list[str]:
+        """Return the last extensions of the members that are not read because of their type."""
+        return [kind.partition(":")[2] for kind in self.counts if kind.startswith(f"{_OTHER_TYPE}:")]
+
     def merge(self, other: LeftOut, where: str) -> None:
         """Add the counts of another tar; `where` is prepended to the names in it."""
         for kind, (count, first) in other.counts.items():

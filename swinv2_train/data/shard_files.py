@@ -17,6 +17,7 @@ from swinv2_train.data.remote_file import RemoteFile
 from swinv2_train.data.samples import Scope
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.reading import UnreadableError
+from swinv2_train.text import counted
 
 logger = logging.getLogger(__name__)
 _MAX_OPEN_FILES = 64
@@ -79,7 +80,7 @@ class ShardFiles:
         """Return the error for a shard that has another number of samples now."""
         entry = self._table[shard]
         return DataError(
-            f"{entry.url} holds {now} samples where {entry.num_samples} were counted before: "
+            f"{entry.url} holds {counted(now, 'sample')} where {entry.num_samples} were counted before: "
             "it was changed; rerun swinv2-data pack or start over"
         )
 

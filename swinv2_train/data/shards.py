@@ -31,6 +31,7 @@ from swinv2_train.data.shard_files import ShardFiles
 from swinv2_train.data.shard_parts import Part, ShardParts
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.data.tar import BLOCK
+from swinv2_train.text import counted
 
 logger = logging.getLogger(__name__)
 _MAX_PART_FILES = 4096  # about 2 MB
@@ -119,7 +120,7 @@ class ShardSet:
         """Return a line for each shard that ends early or is empty, and for each kind of members that are not read."""
         shards = list(self.shards)
         lines = [
-            f"{shard.url} is cut off ({shard.truncated}): its {shard.num_samples} complete samples are used"
+            f"{shard.url} is cut off ({shard.truncated}): its {counted(shard.num_samples, 'complete sample')} are used"
             for shard in shards
             if shard.truncated
         ]
@@ -167,6 +168,25 @@ class ShardSet:
         for extensions, count in found.items():
             images[tuple(one for one in extensions if one != self.label_member)] += count
         return Counter({extensions: count for extensions, count in images.items() if len(extensions) > 1})
+
+    def members_without(self, name: str) -> list[str] | None:
+        """Return all members of the samples, if none of them has one of this name; None if one may have it.
+
+        The indexes decide, all of them only if the member is missing in the first.
+        """
+        found: dict[str, None] = {}
+        for number in range(len(self.shards)):
+            found.update(dict.fromkeys(self._files.rows(number).extensions))
+            left_out = self.shards[number].left_out
+            if left_out is None and not self.scope.contains(name):
+                return None  # the index is of an earlier version
+            others = left_out.other_members() if left_out else []
+            if name in found:
+                return None
+            if not self.scope.contains(name) and name.rpartition(".")[2] in others:
+                return None  # only the last part of these names is recorded
+            found.update(dict.fromkeys(others))
+        return sorted(found)
 
     @property
     def of_arrays(self) -> bool:

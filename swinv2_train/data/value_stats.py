@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_train.text import counted
+
 MOST_BINS = 1024
 _SIGN = np.uint32(1 << 31)
 _BITS = 32
@@ -248,7 +250,8 @@ class ValueStats:
         if self.incomplete:
             absent, total = (sum(getattr(each, name) for each in self.channels) for name in ("missing", "count"))
             share = absent / (absent + total)
-            rows.append(("  without data", f"{absent:,} values ({share:.2%}) in {self.incomplete:,} images"))
+            images = counted(self.incomplete, "image", ",")
+            rows.append(("  without data", f"{counted(absent, 'value', ',')} ({share:.2%}) in {images}"))
         return rows
 
     def to_json(self) -> dict[str, Any]:

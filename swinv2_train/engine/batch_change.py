@@ -14,6 +14,7 @@ from swinv2_train.config.resume import GLOBAL_BATCH
 from swinv2_train.config.schema import Config, OptimConfig
 from swinv2_train.engine.schedule import learning_rate
 from swinv2_train.engine.state import TrainState
+from swinv2_train.text import counted
 
 
 def continued(plan: Plan, optim: OptimConfig, state: TrainState) -> Plan:
@@ -57,11 +58,11 @@ def change_lines(config: Config, begun: Plan, plan: Plan, before: int, state: Tr
     if optim.steps is None:
         length = (
             f"optim.epochs={optim.epochs:g} stays, so the run ends at step {plan.total_steps}; the schedule goes on "
-            f"from {state.samples_seen / plan.num_samples:.4g} epochs"
+            f"from {counted(state.samples_seen / plan.num_samples, 'epoch', '.4g')}"
         )
     else:
         length = (
-            f"optim.steps={optim.steps} stays, so the run ends after {plan.samples} samples instead of "
+            f"optim.steps={optim.steps} stays, so the run ends after {counted(plan.samples, 'sample')} instead of "
             f"{state.samples_seen + (optim.steps - state.step) * before}; the schedule goes on from step {state.step}"
         )
     avoided = len(state.avoided_batches)

@@ -28,6 +28,7 @@ from swinv2_train.interop.metadata import Window, plain_windows, put_trained, tr
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure, shares_head
 from swinv2_train.tasks.classes import names_of_classes
+from swinv2_train.text import counted
 
 
 def complete(config: Config, card: Card | None, *, weights: bool = True) -> Config:
@@ -120,7 +121,8 @@ def read_map(config: Config, source: WeightSource, class_names: Sequence[str] | 
         return list(range(source.num_classes))
     mapped = read_label_map(Path(path), source.num_classes)
     if len(mapped) != config.task.classes:
-        hint = f"has {len(mapped)} lines for task.num_classes={config.task.classes}; it needs one for each class"
+        lines = counted(len(mapped), "line")
+        hint = f"has {lines} for task.num_classes={config.task.classes}; it needs one for each class"
         raise ConfigError("init.label_map", path, hint)
     return mapped
 

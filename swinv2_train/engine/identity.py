@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import SHARDS, Difference, Identity, identity, shards_digest
 from swinv2_train.checkpoint.layout import MANIFEST, list_checkpoints, read_manifest, step_of
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, plain
 from swinv2_train.config.model import pretrained_windows
 from swinv2_train.config.resume import DATA, GLOBAL_BATCH
 from swinv2_train.config.schema import Config
@@ -50,7 +51,12 @@ def check_same_run(directory: Path, own: Identity, step: int | None = None) -> N
 
 
 def _shown(found: Difference, own: Identity) -> Any:
-    return own.metadata["order"][SHARDS] if found.key == SHARDS else found.now
+    return _readable(own.metadata["order"][SHARDS]) if found.key == SHARDS else found.now
+
+
+def _readable(value: Any) -> Any:
+    """Return a recorded value for display; the description of shards has no singular, because it is compared."""
+    return re.sub(r"\b1 (sample|shard)s\b", r"1 \1", value) if isinstance(value, str) else value
 
 
 def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
@@ -62,7 +68,7 @@ def _advice(found: Difference, checkpoint: Path, directory: Path) -> str:
             f"--class-names {checkpoint / MANIFEST}, which keeps the numbering, or use another run.dir with "
             f"init_from={directory}, which matches classes by name"
         )
-    was = found.what or f"the run in {directory} was started with {found.before}"
+    was = found.what or f"the run in {directory} was started with {_readable(plain(found.before))}"
     where = f" since the run in {directory} was started" if found.what else ""
     what = {DATA: "these data", GLOBAL_BATCH: "this batch"}.get(found.option or "")
     return f"{was}{where}; {back}{f', or resume.allow=[{found.option}] to continue with {what}' if what else ''}"

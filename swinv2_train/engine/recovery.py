@@ -18,6 +18,7 @@ from swinv2_train.engine.state import TrainState
 from swinv2_train.engine.step import StepSums
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.tasks.task import mean_loss
+from swinv2_train.text import counted
 from swinv2_train.tracking.tracker import Tracker
 
 
@@ -98,7 +99,7 @@ class Recovery:
         guard, step = self.config.guard, before.step + 1
         if before.rollbacks >= guard.max_rollbacks:
             raise self.ranks.end(
-                f"step {step}: {refusal.reason}, and the run has already gone back {before.rollbacks} times "
+                f"step {step}: {refusal.reason}, and the run has already gone back {counted(before.rollbacks, 'time')} "
                 "(guard.max_rollbacks): lower optim.lr, or look at the incidents of the run"
             )
         checkpoints = self.checkpoints

@@ -35,6 +35,7 @@ from swinv2_train.errors import RunError
 from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.launch.status import write_text
 from swinv2_train.tasks.task import mean_loss
+from swinv2_train.text import counted
 from swinv2_train.tracking.figures import with_heading
 from swinv2_train.tracking.metrics_file import json_number
 
@@ -61,8 +62,8 @@ def restore(trainer: Trainer, incident: Incident, run_dir: Path) -> TrainState:
         raise RunError(f"step {incident.step} cannot be replayed: {hint}")
     if base is None:
         trainer.tracker.message(
-            f"no checkpoint from before step {incident.step} is left: {incident.step - 1} steps from the initial "
-            "weights come first, as the config of the incident would have run them"
+            f"no checkpoint from before step {incident.step} is left: {counted(incident.step - 1, 'step')} from the "
+            "initial weights come first, as the config of the incident would have run them"
         )
         if trainer.config.init_from:
             names = trainer.checkpoints.identity.class_names
@@ -229,7 +230,9 @@ def summary(report: dict[str, Any]) -> list[str]:
     for name in ("loss", "grad_norm"):
         recorded, replayed = (_number(report[name][when]) for when in ("recorded", "replayed"))
         lines.append(f"{name}: recorded {recorded}, replayed {replayed}")
-    lines.append(f"bitwise identical: {'yes' if report['same_to_the_bit'] else 'no'} ({report['ranks']} ranks)")
+    lines.append(
+        f"bitwise identical: {'yes' if report['same_to_the_bit'] else 'no'} ({counted(report['ranks'], 'rank')})"
+    )
     for entry in report["worst_samples"]:
         where = f"; first not finite in {entry['not_finite_in']}" if entry["not_finite_in"] else ""
         lines.append(f"sample {entry['sample']} (position {entry['position']}): loss {_number(entry['loss'])}{where}")

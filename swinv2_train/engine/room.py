@@ -27,6 +27,7 @@ from swinv2_train.models.trainable import count_trained
 from swinv2_train.planner.fit import Gpu, check_fit
 from swinv2_train.planner.memory import checkpoint_bytes
 from swinv2_train.tasks.task import Task
+from swinv2_train.text import counted
 
 _ADDRESSES = 2**30
 """Bytes of address space that threads and communication need beyond the usage of a process at its start."""
@@ -159,7 +160,7 @@ def disk_warning(config: Config, steps_left: int, size: int, directory: Path) ->
     fewer = "lower keep_last or keep_best, raise keep_every_steps, " if kept > 1 and room >= 2 * size else ""
     return (
         f"{directory} has {human(disk.free)} free, and the run will need up to {human(needed)} there, of which "
-        f"{human(min(held, needed))} are written: {human(size)} for each of {kept} checkpoints "
+        f"{human(min(held, needed))} are written: {human(size)} for each of {counted(kept, 'checkpoint')} "
         f"({', '.join(counts)}) and for the one being written; saves will fail unless you make room: {fewer}remove "
         "other files on this disk, or move the run (run.dir)"
     )

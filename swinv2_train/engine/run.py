@@ -15,6 +15,7 @@ from swinv2_train.config.compose import to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config, WatchdogConfig
+from swinv2_train.data.channel_statistics import check_held_out_channels
 from swinv2_train.data.configured import OpenedSets, open_shards
 from swinv2_train.data.jpeg_part import prepare as prepare_jpeg_parts
 from swinv2_train.data.shards import ShardSet
@@ -161,8 +162,10 @@ def _complete(config: Config, data: Data, opened: OpenedSets) -> None:
     shards, held_out = opened
     if data.complete is not None:
         data.complete(shards)
+    held_out_card = held_out.card if held_out else None
+    check_held_out_channels(config, held_out_card)
     if config.task.classes is not None:
-        check_classes(config.task.classes, shards.card, held_out.card if held_out else None)
+        check_classes(config.task.classes, shards.card, held_out_card)
 
 
 def _take_directory(directory: Path, *, begins: bool) -> RunLock:

@@ -24,6 +24,7 @@ from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.status import read_status
 from swinv2_train.reading import UnreadableError, read_json
 from swinv2_train.redact import redacted
+from swinv2_train.text import counted
 from swinv2_train.tracking.sinks import DEFAULT_PROJECT
 
 
@@ -191,11 +192,12 @@ def damaged_records(directory: Path) -> list[str]:
 
 def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> list[str]:
     """Return the lines at the start of a run: its progress and its settings."""
-    batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
-    rate = f"learning rate {plan.peak_lr:.4g} after {plan.warmup_steps} warm-up steps"
+    ranks_text, samples = counted(plan.world_size, "rank"), counted(plan.num_samples, "sample")
+    batch = f"{counted(plan.micro_batch, 'sample')} x {plan.accumulation} accumulation x {ranks_text}"
+    rate = f"learning rate {plan.peak_lr:.4g} after {counted(plan.warmup_steps, 'warm-up step')}"
     return [
         f"{config.run.name} in {config.run.dir}: step {state.step} of {plan.total_steps}",
-        f"global batch {plan.global_batch} = {batch}; {plan.num_samples} samples, {plan.epochs:.4g} epochs",
+        f"global batch {plan.global_batch} = {batch}; {samples}, {counted(plan.epochs, 'epoch', '.4g')}",
         f"{config.engine.precision} on {ranks.device_name}, ZeRO stage {config.engine.zero_stage}; {rate}",
         *utilization_lines(config, ranks),
         decoder_line(config),

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from swinv2_train.text import counted
+
 _MOST_NAMED = 4
 """Number of new classes that a line names."""
 
@@ -40,7 +42,7 @@ class HeadRows:
             )
         more = ", ..." if len(new) > _MOST_NAMED else ""
         left = f"; {len(new)} new, zeros ({', '.join(new[:_MOST_NAMED])}{more})" if new else ""
-        return f"{self.taken} of {classes} rows {self.by}{left}"
+        return f"{self.taken} of {counted(classes, 'row')} {self.by}{left}"
 
     def lines(self, source_names: Sequence[str] | None) -> list[str]:
         """Return a line per class of the model: the origin of its row."""

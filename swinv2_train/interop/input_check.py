@@ -53,6 +53,9 @@ class InputCheck:
     why: list[str] = field(default_factory=list)
     """Differences in the processor's algorithm; empty if the inputs agree."""
 
+    stored: bool = False
+    """True if the images are stored values of any type (`data.scale`), which are checked as float32."""
+
     @property
     def agrees(self) -> bool:
         return not self.why
@@ -63,7 +66,8 @@ class InputCheck:
         Args:
             output: `logits` or `features`.
         """
-        what = f"{self.images} encoded images of {_listed(self.bits)} bits"
+        kind = "stored values, as float32" if self.stored else f"{_listed(self.bits)} bits"
+        what = f"{self.images} encoded images of {kind}"
         if self.processor is None:
             return f"{what}: the code under Input creates the same tensors"
         if self.levels is None:
@@ -183,10 +187,11 @@ def check_input(
         raise CheckpointError(f"the preparation code in the README differs by {apart:.3g}; nothing was written")
     bits = sorted({8 * image.element_size() for image in pixels})
     if layout not in PROCESSORS:
-        return InputCheck(bits, len(pixels), None)
+        return InputCheck(bits, len(pixels), None, stored=loaded.config.data.scale is not None)
     name = PROCESSORS[layout]
     if loaded.config.data.scale is not None:
-        return InputCheck(bits, len(pixels), name, why=[f"{name} does not scale stored values (data.scale)"])
+        why = [f"{name} does not scale stored values (data.scale)"]
+        return InputCheck(bits, len(pixels), name, why=why, stored=True)
     run = peers.timm_input if layout == TIMM else peers.huggingface_input
     try:
         made = run(directory, pixels)

@@ -83,11 +83,32 @@ def load_model(
                     "has no decoder); use the run that it was exported from, or start a training from it"
                 )
                 raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
+            _refuse_changes(source, config, overrides, missing[0].key)
             hint = f"{source.path} has no {missing[0].key} that fits ({missing[0].detail}); start a training from it"
             raise ConfigError("", source.path, f"{hint} with init_from={source.path}")
         _fill(model.to_empty(device="cpu"), transfer)
     mean, std = _statistics(config)
     return LoadedModel(model.eval(), config, mean, std, source.class_names, source)
+
+
+def _refuse_changes(source: WeightSource, config: Config, overrides: Sequence[str], missing: str) -> None:
+    """Reject a change to the model that weights cannot follow.
+
+    Args:
+        missing: first tensor that the weights do not have.
+
+    Raises:
+        ConfigError: for the first override of another value than that of the weights.
+    """
+    for key in (item.partition("=")[0] for item in overrides):
+        section, _, name = key.partition(".")
+        stored = source.metadata.get(section, {})
+        if section not in ("model", "task") or name not in stored:
+            continue
+        now, before = getattr(getattr(config, section), name, None), stored[name]
+        if now != before:
+            hint = f"the weights in {source.path} are of {key}={before}, and have no {missing} that fits: omit {key}"
+            raise ConfigError(key, now, f"{hint}, or start a training from them with init_from={source.path}")
 
 
 def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config:

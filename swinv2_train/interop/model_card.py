@@ -22,13 +22,14 @@ from swinv2_train.config.model import (
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
+from swinv2_train.interop.card_data import dataset_card, role_in_training
 from swinv2_train.interop.input_code import input_code
 from swinv2_train.interop.onnx import LEVELS
 from swinv2_train.interop.peers import earlier_windows, version_of
 from swinv2_train.interop.target import OWN
 from swinv2_train.reading import read_object
 from swinv2_train.redact import redact
-from swinv2_train.text import as_markdown
+from swinv2_train.text import as_markdown, counted
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -78,6 +79,11 @@ class Comparison:
         """Name of the outputs in a sentence."""
         return _NAMES.get(self.output, LOGITS)
 
+    @property
+    def apart(self) -> str:
+        """Verb for the outputs of the export and those of the original model."""
+        return f"differ by at most {self.difference:.2g} from" if self.difference else "equal"
+
 
 def model_card(
     loaded: LoadedModel,
@@ -99,15 +105,16 @@ def model_card(
     """
     run = run_directory(loaded.source.path)
     trained = _resolved(run)
+    card = dataset_card(trained.data.shards) if trained else None
     sections = [
         ("Model", _table(_model_rows(loaded, compared.parameters, dtype, weights))),
         ("Use", _usage(loaded, layout, name, compared)),
-        ("Input", f"{_table(_input_rows(loaded, compared.input))}\n\n```python\n{input_code(loaded)}```"),
+        ("Input", f"{_table(_input_rows(loaded, compared.input, card))}\n\n```python\n{input_code(loaded)}```"),
         ("Classes", _classes(loaded)),
         ("Training", _table(_training_rows(trained)) if trained else ""),
         ("Started from", _chain(trained, run)),
-        ("Data", _data(trained)),
-        ("Results", _results(loaded, run, weights)),
+        ("Data", _data(card)),
+        ("Results", _results(loaded, run, weights, trained)),
         ("Export", _table(_export_rows(loaded, layout, compared, notes))),
         ("License", "Not stated. Name one here before you publish these weights."),
     ]
@@ -163,8 +170,15 @@ def _model_rows(loaded: LoadedModel, parameters: int, dtype: str, weights: str) 
     return rows
 
 
-def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
+def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Rows:
+    """Return the rows of the input.
+
+    Args:
+        card: dataset card of the training images; None: unknown.
+    """
     data = loaded.config.data
+    # Gray and color images of any file may have an alpha channel, others only if those of the training have.
+    may_be_transparent = loaded.config.model.in_channels in (1, 3) or (card is not None and card.alpha > 0)
     height, width = resolution(loaded.config)
     if data.crop_mode == "squash":
         crop = f"resize to {height}x{width}, regardless of the aspect ratio"
@@ -183,7 +197,7 @@ def _input_rows(loaded: LoadedModel, check: InputCheck) -> Rows:
         ("size", f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
         *([("evaluated with", own)] if (own := loaded.config.task.preparation(loaded.config)) else []),
-        ("transparency", _transparency(data.background)),
+        *([("transparency", _transparency(data.background))] if may_be_transparent else []),
         ("values", f"{range_text or f'divided by {largest}'}, minus mean, divided by standard deviation"),
         ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
         ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
@@ -217,18 +231,21 @@ def _resolved(run: Path | None) -> Config | None:
 
 def _training_rows(config: Config) -> Rows:
     optim, augment = config.optim, config.data.augment
-    length = f"{optim.epochs:g} epochs" if optim.epochs is not None else f"{optim.steps:,} steps"
+    length = counted(optim.epochs, "epoch", "g") if optim.epochs is not None else counted(optim.steps, "step", ",")
     rate = f"{optim.lr * optim.lr_scale:g}" + (
         f" per {optim.lr_reference_batch} samples" if optim.lr_reference_batch else ""
     )
     warmup = optim.warmup_steps if optim.warmup_epochs is None else optim.warmup_epochs
-    unit = "steps" if optim.warmup_epochs is None else "epochs"
+    unit = "step" if optim.warmup_epochs is None else "epoch"
     rows = [
         ("run", config.run.name),
         ("task", config.task.name),
         ("length", length),
         ("global batch", f"{optim.global_batch:,}"),
-        ("learning rate", f"{rate}, {optim.schedule}" + (f", {warmup:g} {unit} of warm-up" if warmup else "")),
+        (
+            "learning rate",
+            f"{rate}, {optim.schedule}" + (f", {counted(warmup, unit, 'g')} of warm-up" if warmup else ""),
+        ),
         ("optimizer", f"AdamW, betas {_listed(optim.betas)}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}"),
         ("gradient clipping", f"{optim.clip_norm:g}" if optim.clip_norm else "none"),
         ("drop path", f"{config.model.drop_path:g}"),
@@ -267,50 +284,30 @@ def _chain(config: Config | None, run: Path | None) -> str:
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
 
 
-def _data(config: Config | None) -> str:
-    if config is None:
-        return ""
-    card = dataset_card(config.data.shards)
+def _data(card: Card | None) -> str:
     if card is None:
         return ""
     rows = [(name, value) for name, value in card.rows() if name != "split"]
     return _table(rows)
 
 
-def dataset_card(shards: Any) -> Card | None:
-    """Return the card next to local shards that swinv2-data packed; None for others, or if it no longer exists."""
-    from swinv2_train.data.card import Card
-    from swinv2_train.data.remote import ShardCache
-    from swinv2_train.data.remote_file import is_remote
-    from swinv2_train.data.sources import expand, manifest_url, parse_manifest
-
-    listed = list(shards) if isinstance(shards, (list, tuple)) else [shards]
-    if not all(isinstance(spec, str) and spec and not is_remote(spec) for spec in listed):
-        return None
-    try:
-        found = expand(listed, ShardCache(Path("."), 0))  # local paths do not touch the cache
-        places = {manifest_url(shard) for shard in found}
-        texts = [(Path(place).read_bytes(), place) for place in sorted(filter(None, places))]
-        if None in places or not texts:
-            return None
-        return Card.merged(Card.from_json(parse_manifest(*text).card) for text in texts)
-    except (OSError, ValueError):  # including DataError; a missing description ends nothing
-        return None
+def _names(shards: Any) -> str:
+    return _listed(Path(str(place)).name for place in (shards if isinstance(shards, (list, tuple)) else [shards]))
 
 
-def _results(loaded: LoadedModel, run: Path | None, weights: str) -> str:
+def _results(loaded: LoadedModel, run: Path | None, weights: str, trained: Config | None) -> str:
     parts = []
     if loaded.source.metrics:
         rows = [(name, _number(value)) for name, value in loaded.source.metrics.items()]
+        if trained is not None and trained.data.eval_shards:
+            rows.insert(0, ("data", f"{_names(trained.data.eval_shards)} (held-out images of the run)"))
         parts.append("At this step of the training:\n\n" + _table(rows))
     found = last_evaluation(loaded, run, weights)
     if found:
         metrics = [(name, _number(value)) for name, value in found["metrics"].items()]
-        data = found.get("data")
-        names = [Path(str(place)).name for place in (data if isinstance(data, list) else [data])]
         broken = f", and {len(found['broken']):,} broken" if found.get("broken") else ""
         rows = [
-            ("data", _listed(names)),
+            ("data", _names(found.get("data")) + role_in_training(found.get("data"), trained)),
             ("samples", f"{found.get('samples', 0):,}{broken}"),
             ("computed in", str(found.get("precision", "not known"))),
             *metrics,
@@ -369,8 +366,8 @@ def _export_rows(loaded: LoadedModel, layout: str, compared: Comparison, notes: 
         ("made with", ", ".join(map(version_of, ("swinv2-train", "torch")))),
         (
             "checked with",
-            f"{compared.by}: on {compared.images} images the {compared.outputs} differ by at most "
-            f"{compared.difference:.2g} from those of the original model (the largest is {compared.largest:.3g})",
+            f"{compared.by}: on {counted(compared.images, 'image')} the {compared.outputs} {compared.apart} "
+            f"those of the original model (the largest is {compared.largest:.3g})",
         ),
         ("input checked on" if compared.input.agrees else "input differs", compared.input.sentence(compared.outputs)),
     ]

@@ -21,6 +21,7 @@ from swinv2_train.interop.metadata import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
 from swinv2_train.interop.source import OWN, WeightSource
 from swinv2_train.interop.storage import numel
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -178,7 +179,7 @@ def plan_transfer(
     rows_fit = transfer.same_head and there is not None and here is not None and there[1:] == here[1:]
     if label_map is not None and not rows_fit:
         hint = f"{source.head[0]} is {there} in {source.path} and {here} in the model, so no row fits; set it to null"
-        raise ConfigError("init.label_map", f"<{len(label_map)} lines>", hint)
+        raise ConfigError("init.label_map", f"<{counted(len(label_map), 'line')}>", hint)
     if label_map is not None:
         transfer.head = HeadRows(list(label_map), "by the label map", class_names)
     elif rows_fit:
@@ -286,12 +287,12 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
         return Row(key, "new", f"zeros; the source has {classes} classes, the model {shape[0]}")
     rows = transfer.head.rows
     if len(rows) != shape[0]:
-        hint = f"it has {len(rows)} lines, and the model {shape[0]} classes; use one line per class"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
+        hint = f"it has {counted(len(rows), 'line')}, and the model {shape[0]} classes; use one line per class"
+        raise ConfigError("init.label_map", f"<{counted(len(rows), 'line')}>", hint)
     outside = next((row for row in rows if row is not None and not 0 <= row < classes), None)
     if outside is not None:
         hint = f"names class {outside}, but {source.path} has classes 0 to {classes - 1}"
-        raise ConfigError("init.label_map", f"<{len(rows)} lines>", hint)
+        raise ConfigError("init.label_map", f"<{counted(len(rows), 'line')}>", hint)
 
     def make() -> Tensor:
         taken = torch.tensor([number for number, row in enumerate(rows) if row is not None], dtype=torch.long)

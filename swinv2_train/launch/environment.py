@@ -20,6 +20,7 @@ import psutil
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import LaunchConfig
 from swinv2_train.reading import read_object
+from swinv2_train.text import counted
 
 FORWARDED_SUFFIX = ".env.json"
 """Suffix of the file with the starting command's variables, for the ranks on other hosts."""
@@ -226,4 +227,4 @@ def _choose_threads() -> list[str]:
     bound = os.environ.get("SLURM_CPUS_PER_TASK", "")
     share = int(bound) if bound.isdecimal() and int(bound) == cores else max(1, cores // ranks)
     os.environ["OMP_NUM_THREADS"] = str(share)
-    return [f"OMP_NUM_THREADS={share} ({cores} cores, {ranks} ranks on this host)"]
+    return [f"OMP_NUM_THREADS={share} ({counted(cores, 'core')}, {counted(ranks, 'rank')} on this host)"]

@@ -21,6 +21,7 @@ from swinv2_train.exit_codes import FINISHED, STOPPED
 from swinv2_train.import_path import import_variables
 from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.signals import PARENT_VARIABLE, signal_name
+from swinv2_train.text import counted
 
 LAUNCH_KEYS = ("launch.device", "launch.nproc_per_node")
 """Config keys of the device and the number of ranks."""
@@ -50,7 +51,8 @@ def choose_ranks(
     if device == "cuda" and not available:
         raise ConfigError(keys[0], "cuda", f"no CUDA device is visible here; use {keys[0]}=cpu")
     if available and (wanted or 1) > available and not only_planned:
-        hint = f"this machine has {available} GPUs, and every rank needs its own; use fewer, or {keys[0]}=cpu"
+        gpus = counted(available, "GPU")
+        hint = f"this machine has {gpus}, and every rank needs its own; use fewer, or {keys[0]}=cpu"
         raise ConfigError(keys[1], wanted, hint)
     return ("cuda", wanted or available) if available else ("cpu", wanted or 1)
 

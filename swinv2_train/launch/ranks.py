@@ -29,6 +29,7 @@ from swinv2_train.errors import LostRanks, MainRankError, RunError
 from swinv2_train.launch.doubling import GlooChannel, add_up
 from swinv2_train.launch.open_files import allow_open_files
 from swinv2_train.launch.pending import PendingSum
+from swinv2_train.text import counted
 
 _SUM_TAG, _AHEAD_TAG = 1, 2
 """Tags of messages on the control group; `send` and `receive` use torch's default, 0."""
@@ -291,7 +292,9 @@ def join(device: str, timeout_minutes: float, join_minutes: float | None = None)
             raise ConfigError("", device, why)
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
-                "LOCAL_RANK", local_rank, f"this machine has {torch.cuda.device_count()} GPUs; start one rank per GPU"
+                "LOCAL_RANK",
+                local_rank,
+                f"this machine has {counted(torch.cuda.device_count(), 'GPU')}; start one rank per GPU",
             )
         torch.cuda.set_device(torch_device)
         torch.backends.cudnn.deterministic = True  # some kernels add up the gradient of a convolution in any order

@@ -18,6 +18,7 @@ from swinv2_train.config.validate import resolution
 from swinv2_train.planner.communication import communication_lines
 from swinv2_train.planner.flops import forward_macs, training_flops
 from swinv2_train.planner.memory_text import memory_lines
+from swinv2_train.text import counted
 
 
 def count_words(number: float) -> str:
@@ -38,7 +39,8 @@ def _schedule(config: Config, plan: Plan) -> str:
     }[optim.schedule]
     scaled = f"{optim.lr:.4g} per {optim.lr_reference_batch}" if optim.lr_reference_batch else "not scaled"
     scaled += f", times {optim.lr_scale:g}" if optim.lr_scale != 1 else ""
-    return f"{plan.peak_lr:.4g} ({scaled}), {plan.warmup_steps} warm-up steps from {plan.warmup_lr:.4g}, then {end}"
+    steps = counted(plan.warmup_steps, "warm-up step")
+    return f"{plan.peak_lr:.4g} ({scaled}), {steps} from {plan.warmup_lr:.4g}, then {end}"
 
 
 def _stages(config: Config) -> list[str]:
@@ -95,7 +97,8 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
     backbone = count_parameters(model, (height, width))
     task = config.task.describe(config)
     macs = forward_macs(model, (height, width))
-    batch = f"{plan.micro_batch} samples x {plan.accumulation} accumulation x {plan.world_size} ranks"
+    ranks = counted(plan.world_size, "rank")
+    batch = f"{counted(plan.micro_batch, 'sample')} x {plan.accumulation} accumulation x {ranks}"
     lines = [
         f"run            {config.run.name} in {config.run.dir} (resume={config.resume.mode}, seed {config.seed})",
         f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), "
@@ -107,9 +110,9 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
         *_stages(config),
         f"blocks         {_variant(model)}",
         f"task           {config.task.name}: {task.words}",
-        f"data           {plan.num_samples} samples ({samples_from})",
+        f"data           {counted(plan.num_samples, 'sample')} ({samples_from})",
         f"global batch   {plan.global_batch} = {batch}",
-        f"length         {plan.total_steps} steps = {plan.epochs:.4g} epochs",
+        f"length         {counted(plan.total_steps, 'step')} = {counted(plan.epochs, 'epoch', '.4g')}",
         f"schedule       {_schedule(config, plan)}",
         f"optimizer      AdamW betas {optim.betas[0]:g}, {optim.betas[1]:g}, eps {optim.eps:g}, "
         f"weight decay {optim.weight_decay:g}, layer decay {optim.layer_decay:g}, clip {optim.clip_norm:g}",

@@ -14,6 +14,7 @@ from swinv2_train.config.model import ModelConfig, attention_backends, checkpoin
 from swinv2_train.config.plan import Plan, make_plan
 from swinv2_train.config.schema import Config
 from swinv2_train.planner.memory import peak
+from swinv2_train.text import counted
 
 GIB = 2**30
 Keys = dict[str, str]
@@ -132,7 +133,9 @@ def _changes(config: Config, plan: Plan) -> Iterator[tuple[str, int, Config]]:
         if "engine" in keys:
             engine = replace(engine, zero_stage=2, grad_accum_dtype=None)
         given = {**({"engine.micro_batch": str(size)} if size != micro else {}), **keys}
-        words = [f"{key}={value}" for key, value in given.items()] + ([f"{ranks} ranks"] if ranks != world else [])
+        words = [f"{key}={value}" for key, value in given.items()] + (
+            [counted(ranks, "rank")] if ranks != world else []
+        )
         return " and ".join(words), ranks, replace(config, engine=engine, model=model)
 
     models = list(_models(config.model))

@@ -15,6 +15,7 @@ from swinv2_train.launch.status import write_text
 from swinv2_train.sweep.job import SEED, JobRecord, SweepRecord
 from swinv2_train.sweep.show import counts_text, number, table
 from swinv2_train.sweep.values import metric_names, missing_metric
+from swinv2_train.text import counted
 
 CSV_FILE, FIGURES = "report.csv", "figures"
 
@@ -84,7 +85,7 @@ def report_text(report: Report) -> str:
         rows.append([*values, number(row.mean), number(row.spread), str(row.n), counts_text(row.jobs)])
     heading = f"sweep {sweep.name}: {sweep.value} {sweep.metric}, {sweep.direction}; mean and sample standard deviation"
     others = f"\n{report.others} more job directories have other fixed values" if report.others else ""
-    return f"{heading}\n{table(rows)}\n{len(report.jobs)} jobs: {counts_text(report.jobs)}{others}"
+    return f"{heading}\n{table(rows)}\n{counted(len(report.jobs), 'job')}: {counts_text(report.jobs)}{others}"
 
 
 def as_json(directory: Path, report: Report, written: Sequence[Path]) -> str:

@@ -51,7 +51,8 @@ def check_classes(num_classes: int, card: Card | None, held_out: Card | None) ->
     """
     for key, one in (("data.shards", card), ("data.eval_shards", held_out)):
         if one is not None and num_classes and (one.num_classes or 0) > num_classes:
-            raise DataError(f"{key} has {one.num_classes} classes, but task.num_classes={num_classes}")
+            fix = f"set task.num_classes={one.num_classes}"
+            raise DataError(f"{key} has {one.num_classes} classes, but task.num_classes={num_classes}: {fix}")
     check_same_numbers({"data.shards": card, "data.eval_shards": held_out})
 
 

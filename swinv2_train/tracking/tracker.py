@@ -18,6 +18,7 @@ from rich.console import Console
 from swinv2_train.config.schema import Config
 from swinv2_train.redact import redact
 from swinv2_train.shortage import remedied
+from swinv2_train.text import counted
 from swinv2_train.tracking.console import RunConsole
 from swinv2_train.tracking.metrics_file import MetricsFile
 from swinv2_train.tracking.sinks import Sink, TensorBoardSink, WandbSink
@@ -71,7 +72,7 @@ class Tracker:
         """True if the last write to metrics.jsonl failed."""
         if self._metrics.dropped_lines:
             count = self._metrics.dropped_lines
-            self.message(f"dropped {count} lines of metrics.jsonl, past step {start_step} or damaged")
+            self.message(f"dropped {counted(count, 'line')} of metrics.jsonl, past step {start_step} or damaged")
         if self._metrics.missing_steps:
             count = self._metrics.missing_steps
             self.warn(

@@ -323,7 +323,7 @@ def test_a_curve_goes_by_the_windows_of_the_training_where_the_file_does_not_tel
 @pytest.mark.slow
 def test_the_same_classes_under_other_words_go_by_their_numbers(folder: Path, tmp_path: Path) -> None:
     data = str(packed_folders(tmp_path, ["n1", "n2", "n3"]))
-    with pytest.raises(DataError, match="class 0 is 'n1' in the shards and 'cat' in the model: label_map=numbers"):
+    with pytest.raises(DataError, match="class 0 is 'n1' in the shards and 'cat' in the model: use label_map=numbers"):
         one(options(folder, data=data))
     with pytest.raises(DataError, match="class 'n1' of the data is none of the model's names: label_map=numbers"):
         one(options(folder, data=data, label_map="names"))
@@ -339,7 +339,9 @@ def test_numbered_folders_find_the_classes_of_a_model_with_names(tmp_path: Path)
     classifier(tmp_path / "model.safetensors", 12, wnids)
     numbers = [str(number) for number in range(12)]
     request = options(tmp_path, data=str(packed_folders(tmp_path, numbers, order=sorted(numbers))))
-    with pytest.raises(DataError, match="class 0 is '0' in the shards and 'n00000000' in the model: label_map=names"):
+    with pytest.raises(
+        DataError, match="class 0 is '0' in the shards and 'n00000000' in the model: use label_map=names"
+    ):
         one(request)
     with pytest.raises(DataError, match=r"class 2 of the shards is the folder '10', .* with label_map=names"):
         one(replace(request, label_map="numbers"))

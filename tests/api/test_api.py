@@ -227,8 +227,16 @@ def test_a_model_is_that_of_its_weights(model: Model, folder: Path) -> None:
     assert other.maps(images=folder / "images" / "0000.jpg", stages=(1,))[0].shape == (1, 16, 16, 16)
     with pytest.raises(ConfigError, match=r"is a simmim model, which has no classes; use features\(\) or maps\(\)"):
         other.probabilities(images)
-    with pytest.raises(TypeError, match="an image is a file"):
+    with pytest.raises(DataError, match=r"image 0: pass a file, bytes, a PIL image, .* not 3"):
         other.features([3])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="pass an image or an iterable of images, not 3"):
+        model.probabilities(3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="stages=5: must be numbers of stages, from 1 to 4"):
+        other.maps(images, stages=(5,))
+    with pytest.raises(DataError, match=r"it has 64 channels, not 3: arrays have the layout \(H, W, C\); pass image"):
+        other.features(np.zeros((3, 64, 64), np.uint8))
+    with pytest.raises(DataError, match=r"tensors have the layout \(C, H, W\); pass image.permute\(2, 0, 1\)"):
+        other.features(torch.zeros((64, 48, 3), dtype=torch.uint8))
 
 
 def test_shards_are_a_sequence(folder: Path, tmp_path: Path) -> None:

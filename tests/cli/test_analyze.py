@@ -196,7 +196,10 @@ def test_under_a_launcher_the_main_rank_alone_makes_the_place(
         (["windows", "{log}", "windows=4"], "--data (or data=) is missing"),
         (["windows", "{log}", "data=x"], "--windows (or windows=) is missing"),
         (["windows", "{log}", "data=x", "windows=4,x"], "windows=4,x: must be an integer"),
-        (["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"], "1 resolutions for 2 windows"),
+        (
+            ["windows", "{log}", "data=x", "windows=4,8", "resolutions=64"],
+            "1 resolution for 2 windows: set one for each",
+        ),
         (["windows", "{log}", "data=/nowhere", "windows=4", "test_window=8"], "test_window=8: windows already sets"),
         (["windows", "{log}", "data=/nowhere", "windows=4", "workers=0"], "/nowhere does not exist"),
         (

@@ -104,9 +104,9 @@ def test_what_is_not_taken_is_printed_by_both_commands(tmp_path: Path, capsys: p
             code, shown, err = run(capsys, *arguments, other, *out, "--workers", 0)
             assert code == 1
             assert "1 labels cannot be used" in shown + err
-            assert re.search("1 (samples|images)(, while| have no label, while) others have one", shown + err)
+            assert re.search("1 (sample|image)s?(, while| have no label, while) others have one", shown + err)
             assert f"label: {'' if arguments == ['inspect'] else str(tmp_path) + '/'}{other.name}/a: " in shown + err
-    assert "no label: 1 samples, while others have one" in run(capsys, "inspect", other, "--workers", 0)[1]
+    assert "no label: 1 sample, while others have one" in run(capsys, "inspect", other, "--workers", 0)[1]
     assert "labels            1 of 3 samples, numbers 1 to 1" in run(capsys, "inspect", other, "--workers", 0)[1]
 
 
@@ -265,7 +265,7 @@ def test_an_interrupt_is_one_sentence(
     code, _, err = run(capsys, "pack", write_folder(tmp_path / "src", 1), tmp_path / "out", "--workers", 0)
     assert code == 130
     loading, sentence = err.splitlines()
-    assert loading == "swinv2-data: loading the decoders for 1 images ..."
+    assert loading == "swinv2-data: loading the decoders for 1 image ..."
     assert "interrupted" in sentence
 
 

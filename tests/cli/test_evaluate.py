@@ -101,6 +101,9 @@ def test_another_evaluation_never_takes_the_place_of_one(monkeypatch: pytest.Mon
     assert max(map(len, names)) < 200, "a file system has its limits"
     assert re.fullmatch(r"step-00000004-val-first-100-[0-9a-f]{6}", names[4])
     assert name(batch=3, workers=0) == names[0]
+    assert name(overrides=["test_window=8", "task.test_scales=[1,2]"]).startswith(
+        "step-00000004-val-test_window-8-test_sc"
+    )
     monkeypatch.chdir(tmp_path)
     assert name(data="val") == name(data=f"{tmp_path}/val")
 

@@ -38,7 +38,8 @@ def test_an_export_says_what_was_written_and_how_it_was_checked(
     )
     shown = capsys.readouterr().out
     assert "model.safetensors" in shown
-    assert "the logits of 7 images differ by at most" in shown  # these and 4 that are made
+    assert "on 7 images the logits " in shown  # these and 4 that are made
+    assert "those of the original model (the largest is" in shown
     assert "input checked on 7 encoded images of 8 bits: timm's transform" in shown
     assert {path.name for path in out.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert "| windows per stage | 8x8, 8x8, 8x8, 4x4 |" in (out / "README.md").read_text()

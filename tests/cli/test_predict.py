@@ -118,7 +118,7 @@ def test_names_patterns_and_changes(place: Path, tmp_path: Path, capsys: pytest.
         (["{place}/model.safetensors", "{picture}", "--csv", "{picture}"], "would be overwritten"),
         (["{place}/model.safetensors", "{picture}", "--sheet", "sheet.gif"], "must end in"),
         (["{place}/model.safetensors", "{picture}", "--csv", "{tmp}/no/x.csv"], "is not a directory"),
-        (["{place}/model.safetensors", "{picture}", "--labels", "{place}/pictures/notes.txt"], "has 1 lines"),
+        (["{place}/model.safetensors", "{picture}", "--labels", "{place}/pictures/notes.txt"], "has 1 line"),
         (["{place}/model.safetensors", "{picture}", "--top", "0"], "--top 0: must be an integer of at least 1"),
         (["{place}/model.safetensors"], "IMAGES"),
     ],

@@ -117,7 +117,7 @@ def test_an_image_without_data_has_no_empty_row(capsys: pytest.CaptureFixture[st
         (["{place}/segmenter.safetensors", "{picture}", "test_window=x"], "test_window=x: must be a side in tokens"),
         (["{place}/segmenter.safetensors", "{picture}", "test_window=8", "model.window=8"], "set one of them"),
         (["{place}/segmenter.safetensors", "{picture}", "labels={place}/names.txt"], "has 2 lines, the model 3"),
-        (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=True: requires a segmenter or a detector"),
+        (["{place}/classifier.safetensors", "{picture}", "--flip"], "flip=true: requires a segmenter or a detector"),
         (["{place}/segmenter.safetensors", "{place}/own/labels/a.png", "out={place}/own"], "a.png is inside of"),
         (["{place}/segmenter.safetensors", "{picture}", "out={place}/hand"], "and would replace (a.png): choose"),
         (["{place}/segmenter.safetensors", "{picture}", "task.resize=nativ"], "task.resize=nativ"),

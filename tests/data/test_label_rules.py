@@ -45,7 +45,11 @@ def test_values_become_class_numbers(tmp_path: Path) -> None:
 
 SMOOTH = np.arange(200, dtype=np.uint8)[None]
 WRONG = {
-    "value": (LabelRules(TWO, 255), MAP, r"value 2 \(3 pixels\) not among the classes 0 to 1; if 0 means no class"),
+    "value": (
+        LabelRules(TWO, 255),
+        MAP,
+        r"value 2 \(3 pixels\) not among the classes 0 to 1; if 0 means no class",
+    ),
     "no ignored value": (
         LabelRules(("a", "b", "c")),
         MAP,
@@ -55,10 +59,14 @@ WRONG = {
     "several": (
         LabelRules(("a",), 255),
         np.array([[1, 5, 6, 7, 5]], np.uint8),
-        r"values 5 \(2 pixels\), 1 \(1 pixel\), 6 \(1 pixel\), and 1 more not among the classes 0 to 0$",
+        r"values 5 \(2 pixels\), 1 \(1 pixel\), 6 .*, and 1 more not .* check that --classes-file has all names$",
     ),
     "smoothed": (LabelRules(TWO), SMOOTH, "it has 198 values that are not classes .* as after smoothing or lossy"),
-    "from one": (LabelRules(TWO, None, zero_is_ignore=True), np.array([[3]], np.uint8), "the classes 1 to 2$"),
+    "from one": (
+        LabelRules(TWO, None, zero_is_ignore=True),
+        np.array([[3]], np.uint8),
+        "1 to 2: check that",
+    ),
 }
 
 
@@ -86,13 +94,13 @@ def test_colors_that_are_not_in_the_table_are_named(tmp_path: Path) -> None:
         ("r,g,b,value,class\n0,0,0,1,a\n", None, "expected a header"),
         ("r,g,b,class\n0,0,300,a\n", None, "line 2, column b: '300' is not an integer from 0 to 255"),
         ("value,class\n-1,a\n", None, "line 2, column value: '-1' is not an integer from 0 to 65535"),
-        ("r,g,b,class\n0,0,0,a\n0,0,0,b\n", None, "line 3: 0,0,0 is in an earlier line, too"),
+        ("r,g,b,class\n0,0,0,a\n0,0,0,b\n", None, "line 3: 0,0,0 is in line 2, too: remove one of the two lines"),
         ("r,g,b,class\n0,0,0\n", None, "line 2: 3 columns where the header has 4"),
         ("r,g,b,class\n0,0,0,\n", None, "line 2: the class is empty; write ignore"),
         ("r,g,b,class\n0,0,0,ignore\n", None, "has no class: write a row for each color"),
         ("r,g,b,class\n0,0,0,0\n", None, "class 0 has no name; add --classes-file FILE"),
-        ("r,g,b,class\n0,0,0,lake\n", TWO, "the class 'lake' is not among the 2 names of --classes-file"),
-        ("r,g,b,class\n0,0,0,2\n", TWO, "the class '2' is not among"),
+        ("r,g,b,class\n0,0,0,lake\n", TWO, "the class 'lake' is not one of the names in --classes-file (2 names)"),
+        ("r,g,b,class\n0,0,0,2\n", TWO, "the class '2' is not one of"),
     ],
 )
 def test_tables_that_are_not_understood_are_refused(

@@ -14,9 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_train.config.schema import AugmentConfig
+from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.schema import AugmentConfig, DataConfig
+from swinv2_train.config.tasks import SegmentationConfig
 from swinv2_train.data import sample as sample_module
 from swinv2_train.data import shards as shards_module
+from swinv2_train.data.configured import check_label_maps, open_held_out, open_training
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.geometry import draw_crop
 from swinv2_train.data.index import build_index, read_index, write_index
@@ -322,3 +325,32 @@ def test_videos_make_samples_of_their_own(tmp_path: Path) -> None:
     # An index under the name of another is not taken for it.
     index_path(path).write_bytes(Path(f"{path}.video.index.jsonl").read_bytes())
     assert ShardSet.open(str(path), tmp_path / "cache").num_samples == 2
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_label_map_that_no_sample_has_is_refused_with_the_members(tmp_path: Path, wide: bool) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"{number}.tar", [(f"a.{name}", data) for name, data in members(number).items()])
+    shards = ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False)
+    if wide:
+        shards.declare(["depth.npy"])
+    check_label_maps(shards, None)
+    for found in ("seg.png", "depth.npy"):
+        check_label_maps(shards, found)
+    for missing in ("mask.png", "mask.tif", *(("mask.npy",) if wide else ())):
+        with pytest.raises(DataError, match=rf"no sample has a label map {missing} .task.label.; .* cls, .*jpg"):
+            check_label_maps(shards, missing)
+    write_tar(tmp_path / "2.tar", [("b.jpg", jpeg(0)), ("b.mask.png", label_png(1))])
+    check_label_maps(ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False), "mask.png")
+
+
+def test_sets_and_evaluations_check_the_label_maps(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.seg.png", label_png(0))])
+    data = DataConfig(shards=str(tmp_path / "0.tar"), eval_shards=str(tmp_path / "0.tar"), cache_dir=str(tmp_path))
+    assert open_training(data, label_member="seg.png").num_samples == 1
+    with pytest.raises(DataError, match=r"^data\.shards=.*0.tar: no sample has a label map mask.png"):
+        open_training(data, label_member="mask.png")
+    with pytest.raises(DataError, match=r"^data\.eval_shards=.*0.tar: no sample has a label map mask.png"):
+        open_held_out(data, label_member="mask.png")
+    with pytest.raises(ConfigError, match=r"task\.num_classes=0: no dataset card describes the member mask.png"):
+        SegmentationConfig(label="mask.png").complete({}, None)

@@ -239,7 +239,7 @@ def test_a_shard_of_another_size_is_noticed_at_first_use(packed: Path, tmp_path:
         (tmp_path / name).write_bytes((packed / name).read_bytes())
     opened = ShardSet.open(f"{tmp_path}/train-{{000000..000001}}.tar", tmp_path / "cache")
     os.truncate(tmp_path / "train-000001.tar", 2000)
-    with pytest.raises(DataError, match=r"train-000001\.tar holds 1 samples where 2 were counted before"):
+    with pytest.raises(DataError, match=r"train-000001\.tar holds 1 sample where 2 were counted before"):
         opened.read(2)
     assert opened.read(0).data
 

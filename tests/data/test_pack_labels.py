@@ -123,10 +123,13 @@ def test_class_names_that_do_not_fit_are_one_sentence(folder: Path, tmp_path: Pa
         with pytest.raises(DataError, match=message):
             pack(str(source), tmp_path / "out", SMALL, classes=classes, class_names=tmp_path / name)
 
-    refused("cats\n", "the class 'dogs' is not among the 1 names of --class-names")
-    refused("cats\ndogs\ncats\n", "have 'cats' twice")
+    refused("cats\n", "the class 'dogs' is not one of the names in --class-names .1 name")
+    refused("cats\ndogs\ncats\n", "line 3: 'cats' is in line 1, too: every class needs its own name")
+    refused("cats\n\n \ndogs\n", "names.txt, line 2: the line is blank, and the lines number the classes: write a name")
     refused("\n", "are empty: write a name per line")
     refused("{", "is damaged", "train.dataset.json")
     refused("cats\ndogs\n", "--class-names numbers the classes of a list, or of a folder with --classes", classes=False)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"none.txt cannot be read \(No such file or directory\): check the path"):
         pack(str(folder), tmp_path / "out", SMALL, classes=True, class_names=tmp_path / "none.txt")
+    (tmp_path / "blank_end.txt").write_text("cats\ndogs\n\n\n")
+    assert read_class_names(tmp_path / "blank_end.txt") == ["cats", "dogs"]

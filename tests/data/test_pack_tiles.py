@@ -19,7 +19,7 @@ from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.label_pairs import LabelMaps
 from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.pack import PackOptions, PackReport, PackRun, pack
-from swinv2_train.data.pack_entries import counted, grouped, problem_name
+from swinv2_train.data.pack_entries import counted_problems, grouped, problem_name
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pixels import upright
 from swinv2_train.data.scene import LabelScene, Scene, scene_orientation, scene_size
@@ -247,7 +247,7 @@ def test_empty_tiles_are_left_out_and_bad_ones_are_named(tmp_path: Path) -> None
             "a_y00000_x00064",
             *(f"b_y{top:05d}_x{left:05d}" for top in (0, 64) for left in (0, 64)),
         }
-        assert counted(written) == "5 tiles"
+        assert counted_problems(written) == "5 tiles"
         assert problem_name(written[0]) == f"{written[0]['path']}, tile {written[0]['tile']}"
         groups = grouped(report.broken)
         assert sorted(Path(name).name for name, _ in groups) == [
@@ -261,7 +261,7 @@ def test_empty_tiles_are_left_out_and_bad_ones_are_named(tmp_path: Path) -> None
 
 
 def test_a_source_without_a_tile_to_pack_says_why(tmp_path: Path) -> None:
-    """Tiles are not counted as images, and those that are empty not as damaged."""
+    """Tiles are not counted_problems as images, and those that are empty not as damaged."""
     images, maps = tmp_path / "images", tmp_path / "labels"
     images.mkdir()
     maps.mkdir()

@@ -112,7 +112,7 @@ def test_a_shard_that_changes_or_vanishes_under_the_run_ends_it(tmp_path: Path, 
     paths = write_shards(tmp_path, [3, 3])
     shards = ShardSet.open(paths, cache)
     write_tar(Path(paths[0]), [("x.jpg", jpeg(0))])
-    with pytest.raises(DataError, match="holds 1 samples where 3 were counted before"):
+    with pytest.raises(DataError, match="holds 1 sample where 3 were counted before"):
         shards.read(0)
     os.unlink(paths[1])
     with pytest.raises(DataError, match=r"part-000001\.tar can no longer be read"):

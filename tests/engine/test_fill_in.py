@@ -11,9 +11,10 @@ import pytest
 
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.schema import Config
+from swinv2_train.config.model import ModelConfig
+from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.data.card import Card
-from swinv2_train.data.channel_statistics import check_channels
+from swinv2_train.data.channel_statistics import check_channels, check_channels_of_model, check_held_out_channels
 from swinv2_train.engine.fill_in import complete
 from tests.runs import TINY_MODEL, environment, tiny_run
 
@@ -39,7 +40,8 @@ def test_the_card_tells_the_number_of_classes(tmp_path: Path) -> None:
     ("channels", "have", "alpha", "fits"),
     [
         (3, {5: 4}, 0, False), (3, {5: 4, 3: 1}, 0, True), (3, {1: 2}, 0, True), (1, {3: 2}, 0, True),
-        (4, {3: 2}, 0, True), (3, {4: 2}, 1, True), (5, {5: 1}, 0, True), (3, {}, 0, True), (7, {3: 2}, 0, False),
+        (4, {3: 2}, 0, False), (4, {3: 2}, 1, True), (3, {4: 2}, 0, False), (3, {4: 2}, 1, True), (2, {1: 3}, 1, True),
+        (5, {5: 1}, 0, True), (3, {}, 0, True), (7, {3: 2}, 0, False), (3, {0: 2, 4: 1}, 0, True),
     ],
 )  # fmt: skip
 def test_images_that_the_model_cannot_read_are_refused(
@@ -51,6 +53,23 @@ def test_images_that_the_model_cannot_read_are_refused(
         return
     with pytest.raises(ConfigError, match=rf"model\.in_channels={channels}: the images .* set model\.in_channels="):
         check_channels(card, channels)
+    with pytest.raises(ConfigError, match=rf"data=x: its images have .*, and the model reads {channels}: use shards"):
+        check_channels_of_model(card, channels, "data", "x")
+    made = Config(model=ModelConfig(in_channels=channels), data=DataConfig(eval_shards="x"))
+    with pytest.raises(ConfigError, match=r"data\.eval_shards=x: its images"):
+        check_held_out_channels(made, card)
+    made.data.image = "left.png"
+    check_held_out_channels(made, card)
+    assert Card.from_json(card.to_json()).alpha_counted
+
+
+def test_cards_that_did_not_count_alpha_refuse_neither_it_nor_color() -> None:
+    earlier = Card.from_json({"channels": {"4": 2}})
+    check_channels(earlier, 3)
+    check_channels(Card.merged([Card(channels=Counter({4: 1})), earlier]), 3)
+    check_channels(Card.from_json({"channels": {"3": 2}}), 4)
+    with pytest.raises(ConfigError, match=r"model\.in_channels=3: the images of data\.shards have 6 channels: set"):
+        check_channels(Card.from_json({"channels": {"6": 2}}), 3)
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, SimMIMConfig
 from swinv2_train.data.card import Card
 from swinv2_train.data.sources import ListedShard, Manifest, manifest_text
+from swinv2_train.interop.card_data import dataset_card, role_in_training
 from swinv2_train.interop.input_check import InputCheck
 from swinv2_train.interop.load import LoadedModel, load_model
-from swinv2_train.interop.model_card import Comparison, dataset_card, evaluated_input, model_card
+from swinv2_train.interop.model_card import Comparison, evaluated_input, model_card
 from tests.interop.made import CLASSES, write_model
 
 INPUT = InputCheck([8], 4, "timm's transform", 1.0, 0.01)
@@ -187,6 +188,27 @@ def test_the_dataset_card_is_read_next_to_local_shards(tmp_path: Path) -> None:
     assert found.num_samples == 1
     for absent in ("https://example.org/train-000000.tar", str(tmp_path / "gone"), "", None):
         assert dataset_card(absent) is None
+
+
+def test_the_role_of_evaluated_data_is_named(tmp_path: Path) -> None:
+    for name in ("train", "val", "other"):
+        (tmp_path / f"{name}-0.tar").touch()
+    trained = Config(data=DataConfig(shards=f"{tmp_path}/train-*.tar", eval_shards=f"{tmp_path}/val-*.tar"))
+    assert role_in_training(f"{tmp_path}/train-0.tar", trained) == " (training images of the run)"
+    assert role_in_training([f"{tmp_path}/val-0.tar"], trained) == " (held-out images of the run)"
+    for data in (f"{tmp_path}/other-0.tar", f"{tmp_path}/gone.tar", "https://example.org/train-0.tar"):
+        assert role_in_training(data, trained) == ""
+    assert role_in_training(f"{tmp_path}/train-0.tar", None) == ""
+
+
+def test_transparency_and_depths_are_shown_where_they_apply(loaded: LoadedModel) -> None:
+    assert "| transparency |" in _card(loaded)
+    check = replace(INPUT, bits=[32], stored=True)
+    several = replace(loaded, config=replace(loaded.config, model=replace(loaded.config.model, in_channels=4)))
+    card = _card(several, "onnx", compared=replace(COMPARED, input=check, difference=0.0))
+    assert "| transparency |" not in card
+    assert "4 encoded images of stored values, as float32" in card
+    assert "the logits equal those of the original model" in card
 
 
 @pytest.mark.parametrize(

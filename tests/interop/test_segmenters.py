@@ -126,6 +126,12 @@ def test_a_label_map_for_a_head_that_cannot_be_used_is_refused(sources: Path) ->
         assert read_map(compose(keys), source, None) == [0, 1, 2, 3, 4, 5]
 
 
+def test_another_decoder_than_that_of_the_weights_is_named(sources: Path) -> None:
+    sentence = r"task.decoder=fpn: the weights in .* are of task.decoder=upernet, and have no decoder.*: omit task"
+    with pytest.raises(ConfigError, match=sentence):
+        load_model(sources / "upernet.safetensors", ["task.decoder=fpn"])
+
+
 def test_a_segmenter_is_loaded_whole(sources: Path) -> None:
     loaded = load_model(sources / "upernet.safetensors")
     assert loaded.config.task.num_classes == 6

@@ -131,9 +131,9 @@ def test_differences_from_the_blocks_of_the_paper_are_printed() -> None:
 def test_a_fraction_of_the_rate_is_printed() -> None:
     made = config()
     made.optim = replace(made.optim, lr=1e-3, lr_reference_batch=32)
-    assert text(made)["schedule"].startswith("0.002 (0.001 per 32), 1 warm-up steps")
+    assert text(made)["schedule"].startswith("0.002 (0.001 per 32), 1 warm-up step")
     made.optim = replace(made.optim, lr_scale=0.25)
-    assert text(made)["schedule"].startswith("0.0005 (0.001 per 32, times 0.25), 1 warm-up steps")
+    assert text(made)["schedule"].startswith("0.0005 (0.001 per 32, times 0.25), 1 warm-up step")
 
 
 def test_the_table_leaves_out_what_there_is_not() -> None:

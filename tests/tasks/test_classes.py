@@ -58,7 +58,7 @@ def mixed() -> Card:
         (3, Card(class_names=CATS), Card(class_names=CATS[:2]), "one list is longer"),
         (3, mixed(), None, "the shards of data.shards number their classes differently"),
         (3, None, mixed(), "the shards of data.eval_shards number their classes differently"),
-        (2, Card(class_names=CATS), None, "data.shards has 3 classes, but task.num_classes=2"),
+        (2, Card(class_names=CATS), None, "data.shards has 3 classes, but task.num_classes=2: set task.num_classes=3"),
     ],
 )
 def test_classes_that_contradict_are_one_sentence(

@@ -279,6 +279,9 @@ class SegmentationConfig(TaskConfig):
         """Set the number of classes and the value of ignored pixels."""
         if self.label != SegmentationConfig.label:
             card = None  # it describes the label maps that swinv2-data packs, not another member
+            if not (self.num_classes or saved.get("num_classes")):
+                fix = f"no dataset card describes the member {self.label} (task.label); set the number of its classes"
+                raise ConfigError("task.num_classes", 0, fix)
         super().complete(saved, card)
         if self.ignore_index is not None:
             return

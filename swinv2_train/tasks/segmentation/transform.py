@@ -103,7 +103,7 @@ class SegmentationTransform(Transform):
         if wrong.any():
             raise BrokenSample(
                 f"{self.task.label}: the value {int(values[wrong][0])} is neither one of the {self.task.num_classes} "
-                f"classes, from 0, nor {self.ignore}, which is ignored"
+                f"classes, from 0, nor {self.ignore}, which is ignored: raise task.num_classes, or correct the map"
             )
         return torch.from_numpy(values.astype(label_type(self.ignore, self.task.num_classes)))
 
