@@ -91,21 +91,24 @@ def test_the_arithmetic_is_that_of_all_layers_with_all_samples(kind: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_detector_saves_what_the_formula_says(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "element"), [*((kind, 4) for kind in KINDS), ("cascade", 2)])
+def test_a_detector_saves_what_the_formula_says(kind: str, element: int) -> None:
     config = made(kind, channels=64, mask_channels=64, box_hidden=256)
-    model = built(config)
+    config.engine.precision = {4: "fp32", 2: "bf16"}[element]
+    dtype = {4: torch.float32, 2: torch.bfloat16}[element]
+    model = built(config).to(dtype)
     images, sizes, targets, more = filled(config)
+    images = images.to(dtype)
 
     def loss() -> Tensor:
         return sum(model(images, sizes, targets, **more).values())
 
     found = saved_bytes(model, loss)
     saved = activations(config, 1, gpu=False)[-1].saved
-    backbone = saved - config.task.head_bytes(config, 4)
+    backbone = saved - config.task.head_bytes(config, element)
     assert backbone > 0
-    assert config.task.head_bytes(config, 4) == pytest.approx(found - backbone, rel=0.005)
+    assert config.task.head_bytes(config, element) == pytest.approx(found - backbone, rel=0.005)
     # Other formulas count the gradients of parameters.
-    largest = 4 * max(parameter.numel() for parameter in model.heads.parameters())
+    largest = element * max(parameter.numel() for parameter in model.heads.parameters())
     created = peak_of_step(model, loss) - found
-    assert created - largest < config.task.head_transient(config, 4, 1) < 1.3 * created
+    assert created - largest < config.task.head_transient(config, element, 1) < 1.3 * created
