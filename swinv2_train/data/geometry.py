@@ -66,7 +66,7 @@ class Crop:
         It is the source pixel at the center of the new one, where the antialiased image has its weight as well.
         """
         self._check(labels, "label map or mask")
-        rows, columns = self._source_pixels()
+        rows, columns = self.source_pixels()
         # numpy, because torch indexes uint16 only on some devices. Rows first: they are copied whole.
         return torch.from_numpy(labels.numpy().take(rows, axis=-2).take(columns, axis=-1))
 
@@ -94,7 +94,7 @@ class Crop:
         kept = ((moved[:, 2:] - moved[:, :2]) >= min_size).all(dim=1).nonzero()[:, 0]
         return moved[kept].to(torch.float32), kept
 
-    def _source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
+    def source_pixels(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the source row of every row of the result, and the source column of every column."""
         found = []
         for axis, mirrored in enumerate((self.vertical, self.horizontal)):

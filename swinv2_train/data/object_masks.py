@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.objects import Mask
@@ -77,9 +76,18 @@ def encoded(pixels: np.ndarray) -> dict[str, Any]:
 
 
 def crop_bitmaps(mask: Mask, size: tuple[int, int], crop: Crop) -> np.ndarray:
-    """Return a mask under a crop, `crop.size` uint8 of 0 and 1.
+    """Return a mask under a crop, `crop.size` uint8 of 0 and 1; arguments and errors as for `crop_window`."""
+    (top, left, bottom, right), pixels = crop_window(mask, size, crop)
+    result = np.zeros(crop.size, np.uint8)
+    result[top:bottom, left:right] = pixels
+    return result
+
+
+def crop_window(mask: Mask, size: tuple[int, int], crop: Crop) -> tuple[tuple[int, int, int, int], np.ndarray]:
+    """Return the window of a mask under a crop, see `mask_window`, and its pixels, uint8 of 0 and 1.
 
     Polygons are moved by the geometry and then rasterized. Pixels of RLE follow the crop as those of a label map do.
+    The work depends on the size of the object, not on that of the image.
 
     Args:
         size: height and width of the image, for which the crop was drawn.
@@ -87,9 +95,41 @@ def crop_bitmaps(mask: Mask, size: tuple[int, int], crop: Crop) -> np.ndarray:
     Raises:
         BrokenSample: as `rle_of`.
     """
-    if isinstance(mask, dict):
-        return crop.label_map(torch.from_numpy(np.ascontiguousarray(bitmap(mask, size)))).numpy()
-    return bitmap(cropped_polygons(mask, crop), crop.size)
+    (top, left), pixels = _rle_part(mask, size, crop) if isinstance(mask, dict) else _polygon_part(mask, crop)
+    first, start, last, end = mask_window(pixels)
+    if last == 0:
+        return (0, 0, 0, 0), np.zeros((0, 0), np.uint8)
+    return (top + first, left + start, top + last, left + end), pixels[first:last, start:end]
+
+
+def _rle_part(mask: dict[str, Any], size: tuple[int, int], crop: Crop) -> tuple[tuple[int, int], np.ndarray]:
+    """Return top and left of a part of the result of a crop that has the entire mask, and its pixels."""
+    from faster_coco_eval import mask as coco
+
+    code = rle_of(mask, size)
+    left, top, width, height = (int(side) for side in coco.toBbox(code))
+    rows, columns = crop.source_pixels()
+    inside_rows = np.flatnonzero((rows >= top) & (rows < top + height))
+    inside_columns = np.flatnonzero((columns >= left) & (columns < left + width))
+    if not inside_rows.size or not inside_columns.size:
+        return (0, 0), np.zeros((0, 0), np.uint8)
+    part = window_of(code, size, (top, left, top + height, left + width))
+    pixels = part.take(rows[inside_rows] - top, axis=0).take(columns[inside_columns] - left, axis=1)
+    return (int(inside_rows[0]), int(inside_columns[0])), pixels
+
+
+def _polygon_part(polygons: list[list[float]], crop: Crop) -> tuple[tuple[int, int], np.ndarray]:
+    """As `_rle_part`. Only these pixels are rasterized."""
+    points = [np.array(polygon).reshape(-1, 2) for polygon in cropped_polygons(polygons, crop)]
+    every = np.concatenate(points)
+    limit = np.array(crop.size[::-1])
+    low = (np.floor(every.min(axis=0)) - 1).clip(0, limit).astype(np.int64)
+    high = (np.ceil(every.max(axis=0)) + 1).clip(0, limit).astype(np.int64)
+    if (high <= low).any():
+        return (0, 0), np.zeros((0, 0), np.uint8)
+    width, height = (high - low).tolist()
+    pixels = bitmap([(each - low).ravel().tolist() for each in points], (height, width))
+    return (int(low[1]), int(low[0])), pixels
 
 
 def cropped_polygons(polygons: list[list[float]], crop: Crop) -> list[list[float]]:

@@ -11,7 +11,16 @@ from pycocotools import mask as judge
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.geometry import Crop
-from swinv2_train.data.object_masks import bitmap, crop_bitmaps, encoded, mask_box, mask_window, rle_of
+from swinv2_train.data.object_masks import (
+    bitmap,
+    crop_bitmaps,
+    crop_window,
+    cropped_polygons,
+    encoded,
+    mask_box,
+    mask_window,
+    rle_of,
+)
 
 SIZE = (37, 52)
 
@@ -96,6 +105,22 @@ def test_a_crop_takes_run_lengths_as_a_label_map_and_polygons_as_boxes() -> None
             window = mask_window(found)
             box = boxes[0].tolist()
             assert np.abs(np.array([window[1], window[0], window[3], window[2]]) - box).max() <= 1.0
+
+
+def test_a_cropped_polygon_is_rasterized_in_its_window_with_the_pixels_of_the_entire_image() -> None:
+    rng = np.random.default_rng(0)
+    outside = different = 0
+    for crop in crops():
+        for _ in range(4):
+            parts = rng.uniform(-5, 60, (int(rng.integers(1, 3)), 2 * int(rng.integers(3, 8))))
+            polygons = [part.round(2).tolist() for part in parts * rng.uniform(0.2, 1.0)]
+            expected = bitmap(cropped_polygons(polygons, crop), crop.size)
+            window, pixels = crop_window(polygons, SIZE, crop)
+            assert window == mask_window(expected)
+            different += int((pixels != expected[window[0] : window[2], window[1] : window[3]]).sum())
+            outside += not pixels.size
+    assert different <= 3  # corners that lie between two fifths of a pixel, to which the rasterizer rounds
+    assert 0 < outside < 24
 
 
 def test_windows_and_boxes_of_masks() -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from swinv2_train.data.geometry import Crop
-from swinv2_train.data.object_masks import crop_bitmaps, mask_window
-from swinv2_train.data.objects import Mask, Objects
+from swinv2_train.data.object_masks import crop_window
+from swinv2_train.data.objects import Objects
 
 BOXES, CLASSES, CROWD, MASK_BITS, MASK_WINDOWS = "boxes", "classes", "crowd", "mask_bits", "mask_windows"
 """Entries of a batch."""
@@ -108,7 +108,8 @@ def annotations_under(objects: Objects, crop: Crop, *, masks: bool, most: int) -
     cut = ((found.boxes[:, 2:] - found.boxes[:, :2]) < entire - _CUT).any(axis=1)
     found.windows, found.bitmaps = [], []
     for mask in single.masks:
-        window, bitmap = _rasterized(mask, objects.size, crop)
+        nothing = (0, 0, 0, 0), np.zeros((0, 0), np.uint8)
+        window, bitmap = nothing if mask is None else crop_window(mask, objects.size, crop)
         found.windows.append(window)
         found.bitmaps.append(bitmap)
     return _within_masks(found, cut & np.array([mask is not None for mask in single.masks], bool))
@@ -128,12 +129,3 @@ def _within_masks(found: Annotations, cut: np.ndarray) -> Annotations:
     for number in np.flatnonzero(cut):
         found.boxes[number] = within(found.boxes[number], found.windows[number])
     return found.taken(np.flatnonzero((found.boxes[:, 2:] - found.boxes[:, :2] >= LEAST_SIDE).all(axis=1)))
-
-
-def _rasterized(mask: Mask | None, size: tuple[int, int], crop: Crop) -> tuple[Window, np.ndarray]:
-    """Return a mask under a crop, in its own window."""
-    if mask is None:
-        return (0, 0, 0, 0), np.zeros((0, 0), np.uint8)
-    pixels = crop_bitmaps(mask, size, crop)
-    top, left, bottom, right = mask_window(pixels)
-    return (top, left, bottom, right), pixels[top:bottom, left:right]
