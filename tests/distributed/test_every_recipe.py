@@ -58,6 +58,8 @@ def small(name: str, folder: Path) -> Config:
     config.optim.warmup_steps = 1
     if hasattr(config.task, "num_classes"):
         config.task.num_classes = 3
+    if hasattr(config.task, "masks"):
+        config.task.masks = config.task.masks is not False
     config.freeze()
     return config
 
