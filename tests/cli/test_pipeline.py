@@ -41,7 +41,11 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "choose a pipeline, such as pipeline=demo; available: demo, giant, giant_ade20k, segment_demo"),
+        (
+            [],
+            "choose a pipeline, such as pipeline=demo; available: demo, detect_demo, giant, giant_ade20k, giant_coco, "
+            "segment_demo",
+        ),
         (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: unknown stage"),
         (["pipeline=demo", "--json"], "--json requires status"),
         (["pipeline=demo", "--config-dir", "/no/such"], "--config-dir /no/such"),

@@ -57,8 +57,8 @@ def test_every_image_gets_a_picture_and_all_objects_are_in_one_file(
     assert "detections.json" in shown.out
     written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert written == [
-        "detections.json", "pictures/a.jpg", "pictures/deeper/b.jpg", "predictions.csv", "predictions.jsonl",
-        "sheet.html",
+        ".swinv2-predict.jsonl", "detections.json", "pictures/a.jpg", "pictures/deeper/b.jpg", "predictions.csv",
+        "predictions.jsonl", "sheet.html",
     ]  # fmt: skip
     results = json.loads((out / "detections.json").read_text())
     assert [image["file_name"] for image in results["images"]] == ["a.png", "deeper/b.png"]

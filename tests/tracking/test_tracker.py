@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from swinv2_train.config.schema import Config, RunConfig, TrackingConfig
 from swinv2_train.tracking.console import format_duration
@@ -57,6 +58,13 @@ def record(step: int, **changed: float | None) -> dict[str, float | int | None]:
 
 def lines(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _few_event_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin the numbers of the event files at 0: TensorBoard reads those of one second and process in the order of
+    their names, in which 10 is before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def scalars(run_dir: Path, tag: str) -> list[tuple[int, float]]:
