@@ -162,8 +162,6 @@ class ShardSet:
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
         """Count the samples of a shard with several images (or videos), by the extensions of these."""
         found = self._files.index(shard).several_mains()
-        if self.label_member is None:
-            return found
         images: Counter[tuple[str, ...]] = Counter()
         for extensions, count in found.items():
             images[tuple(one for one in extensions if one != self.label_member)] += count
