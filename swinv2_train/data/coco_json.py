@@ -1,6 +1,7 @@
 """Annotations in COCO's JSON: images, categories, and annotations, in any order, read as a stream.
 
-The file is read once for each of the three lists, so that it is never in memory, whatever its size.
+The file is read once for each of the three lists, so that the annotations are never in memory, however many there are.
+The names and ids of the images are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from swinv2_train.data.object_store import Annotations, ListedImage, StoreWriter
 from swinv2_train.reading import finite_number
 
 _CHUNK = 1 << 14
-_CONSTANT = re.compile(rb'(?<![\w"])-?(?:NaN|Infinity)(?![\w"])')
+_TOKEN = re.compile(rb'\\.|"|-?(?:NaN|Infinity)')
 _ENDS = (b",", b"]", b"}", b"\n", b" ")
 _BOM = b"\xef\xbb\xbf"
 _FORM = '{"images": [...], "annotations": [...], "categories": [...]}'
@@ -138,6 +139,7 @@ class _Strict:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._rest = file, b""
+        self._in_text = False
         if file.read(len(_BOM)) != _BOM:
             file.seek(0)
 
@@ -154,4 +156,14 @@ class _Strict:
             self._rest, text = self._rest[cut:], self._rest[:cut]
             if not data:
                 break
-        return _CONSTANT.sub(b"null", text) if b"NaN" in text or b"Infinity" in text else text
+        if b"NaN" in text or b"Infinity" in text or b"\\" in text:
+            return _TOKEN.sub(self._strict, text)
+        self._in_text ^= text.count(b'"') % 2 == 1
+        return text
+
+    def _strict(self, token: re.Match[bytes]) -> bytes:
+        """Return null for a constant outside of texts, else the token."""
+        if token[0] == b'"':
+            self._in_text = not self._in_text
+        is_constant = token[0][:1] not in (b'"', b"\\")
+        return b"null" if is_constant and not self._in_text else token[0]

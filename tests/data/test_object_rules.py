@@ -182,7 +182,10 @@ def test_annotations_without_image_or_category_are_counted(tmp_path: Path) -> No
 def test_constants_of_python_become_null(tmp_path: Path) -> None:
     """Python writes NaN and Infinity; in texts they stay. A byte-order mark is skipped."""
     content = coco()
-    content["images"][0]["file_name"] = 'NaN, "NaN",.jpg'
+    names = ['NaN, "NaN",.jpg', "scan-NaN.jpg", "a\\NaN [Infinity] -Infinity.jpg"]
+    for image, name in zip(content["images"], names, strict=False):
+        image["file_name"] = name
+    content["categories"][0]["name"] = "buzz Infinity toy"
     content["annotations"][0]["bbox"] = [1, float("nan"), float("-inf"), 4]
     content["annotations"][0]["area"] = float("inf")
     path = tmp_path / "a.json"
@@ -190,7 +193,8 @@ def test_constants_of_python_become_null(tmp_path: Path) -> None:
     read = read_coco(path, None)
     first = read.store.of_image(1)[0]
     assert (first["bbox"], first["area"]) == ([1, None, None, 4], None)
-    assert read.images[0].name == 'NaN, "NaN",.jpg'
+    assert [image.name for image in read.images[:3]] == names[: len(read.images)]
+    assert "buzz Infinity toy" in [category.name for category in read.categories]
 
 
 def test_a_store_is_read_by_other_processes_and_removed_with_its_owner(tmp_path: Path) -> None:

@@ -155,7 +155,8 @@ class ObjectPredictor(Predictor):
             found = self._found(regions, path)
             prediction = _prediction(path, found, regions.size, config.task.shown_score, names)
             if wanted or self.options.files is not None:
-                picture = detection_picture(_reduced(regions), prediction.shown, regions.size, names)
+                image, deep = _reduced(regions)
+                picture = detection_picture(image, prediction.shown, regions.size, names, deep=deep)
                 if self.options.files is not None:
                     picture.save(self.target(path, _PICTURES, ".jpg"), quality=_QUALITY)
                 if wanted:
@@ -221,8 +222,8 @@ def _prediction(
     return ObjectsPrediction(path, classes, shown_score=shown_score, names=names, **kinds)
 
 
-def _reduced(regions: ImageRegions) -> np.ndarray:
-    """Return the image at the size of a picture, (C, h, w) float32 from 0 to 1, read in strips."""
+def _reduced(regions: ImageRegions) -> tuple[np.ndarray, bool]:
+    """Return the image at the size of a picture, (C, h, w) float32 from 0 to 1, read in strips; True for 16 bits."""
     height, width = regions.size
     reduced: ReducedImage | None = None
     rows = max(1, _STRIP_PIXELS // width)
@@ -232,4 +233,4 @@ def _reduced(regions: ImageRegions) -> np.ndarray:
             reduced = ReducedImage(regions.size, len(part), -(-max(regions.size) // LONGEST_SIDE))
         reduced.add(first, part)
     assert reduced is not None
-    return reduced.image()
+    return reduced.image(), reduced.deep

@@ -148,6 +148,18 @@ def test_boxes_are_in_pixels_of_the_file_at_any_test_size(tmp_path: Path) -> Non
         assert found.size == (60, 90)
 
 
+def test_pictures_of_dark_images_of_16_bits_are_stretched(tmp_path: Path) -> None:
+    shown = []
+    for name, dtype in (("bright.png", np.uint8), ("dark.tif", np.uint16)):
+        path = tmp_path / name
+        values = np.linspace(0, 90, 64 * 64).reshape(64, 64).astype(dtype)  # of 255, and of 65,535
+        tifffile.imwrite(path, values) if dtype == np.uint16 else Image.fromarray(values).save(path)
+        _predictor({path: Path(name)}, tmp_path / "out")._predict(path, wanted=False)
+        shown.append(np.asarray(Image.open(tmp_path / "out" / "pictures" / f"{name}.jpg")))
+    assert shown[0].max() < 120
+    assert shown[1].max() > 200
+
+
 def test_objects_on_borders_of_tiles_are_found_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = [(25, 10, 50, 22, 255), (90, 70, 120, 84, 255), (2, 50, 10, 58, 255), (60, 28, 80, 64, 128)]
     path = geo_tiff(tmp_path / "a.tif", _scene((100, 130), *boxes)[..., None], tile=(16, 16))
