@@ -145,8 +145,7 @@ class DetectionConfig(TaskConfig):
     """Fraction of the training images that get objects of another image of the same step pasted in, by their masks
     (arXiv 2012.07177)."""
     score_threshold: float = 0.05
-    """Lowest score of a detection in one view of an image, before several are averaged or `soft_nms` lowers it; HTC has
-    0.001."""
+    """Lowest score of a detection in one view, before views are averaged or `soft_nms` lowers it; HTC has 0.001."""
     nms: float = 0.5
     """Overlap (IoU) above which the lower of two detections of a class is suppressed."""
     soft_nms: bool = False
@@ -157,8 +156,7 @@ class DetectionConfig(TaskConfig):
     """Short side of an image in evaluation and prediction; null: with `scaling=jitter` the shorter side of
     `data.resolution`, else the largest of `short_sides`."""
     test_long: int | None = None
-    """Longest side of an image in evaluation and prediction; null: the longer side of `data.resolution`,
-    else `long_side`."""
+    """Longest side of it; null: the longer side of `data.resolution`, else `long_side`."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
     """Factors of the image size in evaluation and prediction; the detections of several are averaged, or with
     `soft_nms` suppressed together."""
