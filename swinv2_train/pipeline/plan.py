@@ -10,7 +10,7 @@ from typing import Any
 
 from swinv2_train.config.checks import check_directory
 from swinv2_train.config.compose import compose
-from swinv2_train.config.errors import ConfigError
+from swinv2_train.config.errors import ConfigError, plain
 from swinv2_train.config.override_text import quoted
 from swinv2_train.config.overrides import last_of_each
 from swinv2_train.config.schema import Config
@@ -99,7 +99,7 @@ def _check_link(source: PlannedStage, target: PlannedStage) -> None:
         raise ConfigError(
             f"model.{key}",
             after,
-            f"stage {target.name} starts from {source.name}, which has {before}; make them equal",
+            f"stage {target.name} starts from {source.name}, which has {plain(before)}; make them equal",
         )
     checkpoint = source.config.checkpoint
     if target.stage.weights == "best" and not checkpoint.keep_best:

@@ -51,7 +51,7 @@ def test_exports_record_the_range_and_are_read_back_with_it(loaded: LoadedModel,
     )  # fmt: skip
     card = (done.path / "README.md").read_text()
     assert "0 to 10, -5.5 to 5, 250 to 330 becomes 0 to 1, clipped; missing pixels (NaN, nodata -9999) become" in card
-    assert "4 encoded images of 32 bits" in card
+    assert "4 encoded images of stored values, as float32" in card
     assert done.compared.input.agrees is (layout == "swinv2-train")
     assert ("does not scale stored values" in card) is (layout != "swinv2-train")
     np.save(tmp_path / "image.npy", np.full((3, 70, 80), 5, np.float32))

@@ -82,7 +82,7 @@ def test_a_key_holds_for_every_stage_or_for_one(tmp_path: Path) -> None:
         (["stages.second.model.embed_dim=96"], ["model.embed_dim=96", "second starts from first, which has 48"]),
         (
             ["stages.second.model.absolute_position=true"],
-            ["model.absolute_position=True", "second starts from first, which has False"],
+            ["model.absolute_position=true", "second starts from first, which has false"],
         ),
         ([], ["second starts from the best weights of first, which keeps none"]),
     ],
