@@ -123,8 +123,9 @@ class Detection(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         """As for `Task`. Images of the same canvas run together, and the canvases one after another."""
         totals: dict[str, Tensor] = {}
-        for numbers in self._together(batch):
-            for name, value in self._canvas_loss(model, select(batch, numbers)).items():
+        groups = self._together(batch)
+        for part in [batch] if len(groups) == 1 else (select(batch, numbers) for numbers in groups):
+            for name, value in self._canvas_loss(model, part).items():
                 totals[name] = totals[name] + value if name in totals else value
         return Losses(totals)
 
@@ -185,12 +186,12 @@ class Detection(Task):
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Draw rows of an image with its objects, and with the detections; those with the most errors first."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        shown = []
+        deep, shown = batch["image"].flat.dtype == torch.uint16, []
         with evaluating(model):
             for images, record in self._held_out(batch) if RECORD in batch else self._trained(batch):
                 found = detections(model, images, record.size, Inference.of(self.task))
                 pixels = (images[0].cpu() * std + mean).clamp(0, 1).numpy()
-                shown.append(Shown(pixels, with_found(record, as_found(found, record.size))))
+                shown.append(Shown(pixels, with_found(record, as_found(found, record.size)), deep))
         return detection_sheet(shown, [category.name for category in self.categories], _SHOWN_SCORE)
 
     def example_batch(self, batch_size: int) -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swinv2_train.config.compose import compose
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
-from swinv2_train.data.batch import Batch, collate, select
+from swinv2_train.data.batch import Batch, Ragged, collate, select
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_objects import Category, ObjectFacts
 from swinv2_train.models.detection import Detections
@@ -199,6 +199,11 @@ def test_figures_of_held_out_and_of_training_samples() -> None:
     assert min(evaluated.size + shown.size) > 300
     images = task.images(held_out(task))  # for measurements of activations
     assert images.shape == (4, 3, 64, 48)
+    deep = held_out(task)
+    dark = [image.to(torch.int32).mul(9).to(torch.uint16) for image in deep["image"]]  # of 12 bits
+    bright, drawn = np.asarray(evaluated), np.asarray(task.figure(model, deep | {"image": Ragged(dark)}))
+    vivid, seen = (int(((one.max(axis=2) > 200) & (one.min(axis=2) < 30)).sum()) for one in (bright, drawn))
+    assert seen > 0.7 * vivid > 0  # stretched: its brightest pixel is at 3% of the range
     boxes = make(masks=False)
     assert boxes.figure(lively(boxes.build_model()), trained(boxes)).width > 300
 
