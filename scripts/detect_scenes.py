@@ -26,7 +26,7 @@ from scenes import DIGITS_PER_SCENE, STROKE, deal, placed
 
 from swinv2_train.data.object_masks import encoded
 
-TRAIN_SCENES, HELD_OUT_SCENES = 600, 200
+TRAIN_SCENES, HELD_OUT_SCENES = 200, 200
 WITHOUT_DIGITS = 8
 """One scene of this number has no digits."""
 

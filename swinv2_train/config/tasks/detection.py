@@ -66,12 +66,14 @@ class DetectionConfig(TaskConfig):
         "flip": "test_flip",
     }
     PREDICT_FOLDERS = ("pictures",)
-    FREE = ("module", *_TESTED, *_PREDICTED)
+    FREE = ("module", "category_ids", *_TESTED, *_PREDICTED)
 
     name: str = "detection"
     """Name of the task."""
     num_classes: int = 0
     """Classes of the objects; 0: the number in the dataset card of `data.shards`."""
+    category_ids: list[int] | None = None
+    """Original ids of the classes, for the files of predictions; null: those in the dataset card, if it has numbers."""
     label: str = "objects.json"
     """Member with the objects of a sample."""
     detector: str = "cascade"
@@ -230,6 +232,10 @@ class DetectionConfig(TaskConfig):
 
     def _validate_labels(self, data: DataConfig) -> None:
         at_least("task.num_classes", self.num_classes, 0)
+        ids = self.category_ids
+        if ids is not None and (len(set(ids)) < len(ids) or (self.num_classes and len(ids) != self.num_classes)):
+            hint = "must have a different id for each class of task.num_classes, in their order"
+            raise ConfigError("task.category_ids", ids, hint)
         if not re.fullmatch(_LABEL, self.label):
             raise ConfigError("task.label", self.label, "must be a member with objects, such as objects.json")
         if data.label is not None:
@@ -392,18 +398,24 @@ class DetectionConfig(TaskConfig):
         return (*super().open_fields(), *(("masks",) if self.masks is None else ()))
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
-        """Set the number of classes, and whether there are masks."""
+        """Set the number of classes with their original ids, and whether there are masks."""
         if self.label != DetectionConfig.label:
             card = None  # it describes the objects that swinv2-data packs, not another member
         super().complete(saved, card)
+        facts = card.objects if card is not None else None
+        if self.category_ids is None:
+            ids = [category.id for category in facts.categories] if facts is not None else saved.get("category_ids")
+            known = ids and len(ids) == self.num_classes and all(isinstance(each, int) for each in ids)
+            self.category_ids = list(ids) if known else None
         if self.masks is None:
-            facts = card.objects if card is not None else None
             stored = saved.get("masks") if facts is None else facts.all_masks
             self.masks = bool(stored)
 
     def for_evaluation(self, classes: int | None) -> DetectionConfig:
         """Return this section with this number of classes."""
-        return self if classes in (None, self.num_classes) else replace(self, num_classes=classes)
+        if classes in (None, self.num_classes):
+            return self
+        return replace(self, num_classes=classes, category_ids=None)
 
     def test_size(self, config: Config) -> tuple[int, int]:
         """Return the short side of images in evaluation and prediction, and their longest side."""

@@ -20,9 +20,9 @@ from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.models.detection import Detections
 from swinv2_train.tasks.detection import predictor as predictor_module
-from swinv2_train.tasks.detection.pictures import class_color
 from swinv2_train.tasks.detection.predictor import ObjectPredictor, ObjectsPrediction
 from swinv2_train.tasks.prediction import FinishedModel, PredictOptions, Unreadable
+from swinv2_train.tasks.segmentation.colors import object_color
 from tests.data.test_image_regions import geo_tiff
 
 NAMES = ["gray", "white"]
@@ -97,7 +97,8 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     Image.fromarray(_scene((20, 64))).save(empty)
     broken.write_bytes(b"no image")
     places = {path: Path("deep/a"), empty: Path("b"), broken: Path("c")}
-    found, nothing, failed = _predictor(places, tmp_path / "out", masks=masks).predict([path, empty, broken])
+    predictor = _predictor(places, tmp_path / "out", masks=masks, category_ids=[7, 90])
+    found, nothing, failed = predictor.predict([path, empty, broken])
     assert isinstance(failed, Unreadable)
     assert isinstance(found, ObjectsPrediction)
     assert isinstance(nothing, ObjectsPrediction)
@@ -108,7 +109,7 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     ]  # fmt: skip
     assert found.summary(5) == ["gray (1)", "white (1)"]
     assert found.bars(1) == [("gray (1)", pytest.approx(128 / 255))]
-    assert found.colors() == ["#{:02X}{:02X}{:02X}".format(*class_color(number)) for number in (0, 1)]
+    assert found.colors() == ["#{:02X}{:02X}{:02X}".format(*object_color(number)) for number in (0, 1)]
     rows = list(csv.DictReader(io.StringIO(csv_text([found, nothing], ObjectsPrediction))))
     assert [(row["class"], float(row["left"]), float(row["width"]), float(row["area"])) for row in rows] == [
         ("white", 4, 16, 16 * 24), ("gray", 40, 12, 12 * 32),
@@ -127,7 +128,7 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     everything = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
     assert len(everything) == 3
     assert [(each["category_id"], each["bbox"]) for each in everything[:2]] == [
-        (2, [4.0, 6.0, 16.0, 24.0]), (1, [40.0, 8.0, 12.0, 32.0]),
+        (90, [4.0, 6.0, 16.0, 24.0]), (7, [40.0, 8.0, 12.0, 32.0]),
     ]  # fmt: skip
     if masks:
         assert np.array_equal(coco.annToMask(everything[0]), _scene((48, 64), (4, 6, 20, 30, 1)))
