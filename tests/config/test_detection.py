@@ -33,6 +33,8 @@ def config(*, data: dict[str, Any] | None = None, **task: Any) -> Config:
         (["task.label=objects"], ["task.label=objects", "such as objects.json"]),
         (["data.label=cls"], ["data.label=cls", "task.label names the member"]),
         (["task.detector=detr"], ["task.detector=detr", "mask_rcnn, cascade, htc"]),
+        (["task.category_ids=[1,2]"], ["task.category_ids=[1, 2]", "for each class of task.num_classes"]),
+        (["task.num_classes=2", "task.category_ids=[3,3]"], ["task.category_ids=[3, 3]", "a different id"]),
         (["task.tile=0"], ["task.tile=0", "at least 1"]),
         (["task.tile_overlap=1"], ["task.tile_overlap=1.0", "at least 0 and below 1"]),
         (["task.shown_score=1.5"], ["task.shown_score=1.5"]),
@@ -135,8 +137,10 @@ def test_what_is_usual_is_not_warned_of(made: Config) -> None:
     assert made.task.doubts(made) == []
 
 
-def card(**objects: Any) -> Any:
-    return SimpleNamespace(num_classes=7, objects=SimpleNamespace(**objects) if objects else None)
+def card(ids: tuple[Any, ...] = (), **objects: Any) -> Any:
+    categories = [SimpleNamespace(id=each) for each in ids]
+    facts = SimpleNamespace(categories=categories, **objects) if objects else None
+    return SimpleNamespace(num_classes=7, objects=facts)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +162,24 @@ def test_the_data_completes_classes_and_masks(
     task.complete(saved, facts)
     assert (task.num_classes, task.masks) == completed
     assert task.open_fields() == ()
+
+
+@pytest.mark.parametrize(
+    ("saved", "facts", "expected"),
+    [
+        ([1, 90], card((3, 7), all_masks=True), [3, 7]),
+        ([1, 90], None, [1, 90]),
+        (None, card((None, None), all_masks=True), None),
+        (None, card(("a", "b"), all_masks=True), None),
+        ([1, 2, 3], None, None),
+    ],
+)
+def test_the_data_completes_the_ids_of_the_categories(saved: Any, facts: Any, expected: list[int] | None) -> None:
+    task = DetectionConfig(num_classes=2)
+    task.complete({"category_ids": saved}, facts)
+    assert task.category_ids == expected
+    assert task.for_evaluation(2).category_ids == expected
+    assert task.for_evaluation(3).category_ids is None
 
 
 def test_terms_and_metrics_follow_stages_and_masks() -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from swinv2_train.config.checks import at_least, resolution, share
 from swinv2_train.config.choices import check_choice
-from swinv2_train.config.data import AugmentConfig, DataConfig
+from swinv2_train.config.data import DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.detection_doubts import JITTER, SHORT, doubts_of
 from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters, head_transient
 from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
 
@@ -22,15 +23,12 @@ if TYPE_CHECKING:
 
 MASK_RCNN, CASCADE, HTC = "mask_rcnn", "cascade", "htc"
 """Values of `DetectionConfig.detector`."""
-JITTER, SHORT = "jitter", "short"
-"""Values of `DetectionConfig.scaling`."""
 RPN_CLASS, RPN_BOX, SEMANTIC = "rpn_class", "rpn_box", "semantic"
 """Names of the terms of the loss that exist once; those of a stage end in its number, from 1."""
 MOST_STAGES = 3
 """Stages whose deviations of the box offsets the sources define."""
 _LABEL = r"([\w-]+\.)*json"
 _MAP = r"([\w-]+\.)*(png|tif|tiff)"
-_FAR_ABOVE = 10
 _TESTED = (
     "test_proposals", "score_threshold", "nms", "soft_nms", "max_detections", "test_short", "test_long", "test_scales",
     "test_flip",
@@ -66,12 +64,14 @@ class DetectionConfig(TaskConfig):
         "flip": "test_flip",
     }
     PREDICT_FOLDERS: ClassVar[dict[str, tuple[str, ...]]] = {"pictures": (".jpg",)}
-    FREE = ("module", *_TESTED, *_PREDICTED)
+    FREE = ("module", "category_ids", *_TESTED, *_PREDICTED)
 
     name: str = "detection"
     """Name of the task."""
     num_classes: int = 0
     """Classes of the objects; 0: the number in the dataset card of `data.shards`."""
+    category_ids: list[int] | None = None
+    """Original ids of the classes, for the files of predictions; null: those in the dataset card, if it has numbers."""
     label: str = "objects.json"
     """Member with the objects of a sample."""
     detector: str = "cascade"
@@ -230,6 +230,10 @@ class DetectionConfig(TaskConfig):
 
     def _validate_labels(self, data: DataConfig) -> None:
         at_least("task.num_classes", self.num_classes, 0)
+        ids = self.category_ids
+        if ids is not None and (len(set(ids)) < len(ids) or (self.num_classes and len(ids) != self.num_classes)):
+            hint = "must have a different id for each class of task.num_classes, in their order"
+            raise ConfigError("task.category_ids", ids, hint)
         if not re.fullmatch(_LABEL, self.label):
             raise ConfigError("task.label", self.label, "must be a member with objects, such as objects.json")
         if data.label is not None:
@@ -311,47 +315,7 @@ class DetectionConfig(TaskConfig):
 
     def doubts(self, config: Config) -> list[str]:
         """Return a warning for every setting that was probably not intended."""
-        usual = {"giou": 10.0, "smooth_l1": 1.0}[self.box_loss]
-        lines = self._without_effect(config.data)
-        if not usual / _FAR_ABOVE < self.box_weight < usual * _FAR_ABOVE:
-            lines.append(f"task.box_weight={self.box_weight:g} is far from the usual {usual:g} of {self.box_loss}")
-        if self.semantic_classes and self.semantic_weight > 0.2 * _FAR_ABOVE:
-            lines.append(f"task.semantic_weight={self.semantic_weight:g} is far above what is usual, 0.2")
-        stages = self.stage_ious[: self.stages]
-        if stages != sorted(stages):
-            lines.append(f"task.stage_ious={stages} do not increase, although the boxes get better from stage to stage")
-        size, short = resolution(config), max(self.short_sides)
-        if self.scaling == SHORT and size[0] * size[1] < short * self.long_side / 2:
-            lines.append(
-                f"data.resolution={size[0]}x{size[1]}: memory and FLOPs are computed for this size, and images of "
-                f"task.scaling=short have up to {short}x{self.long_side} pixels; set data.resolution=[{short},"
-                f"{self.long_side}]"
-            )
-        if config.engine.compile and (self.scaling == SHORT or config.data.eval_shards):
-            lines.append(
-                "engine.compile=true compiles the blocks again for every size of image, for minutes each; images of "
-                + ("a training" if self.scaling == SHORT else "an evaluation")
-                + " have many sizes"
-            )
-        return lines
-
-    def _without_effect(self, data: DataConfig) -> list[str]:
-        augment, usual, own = AugmentConfig(), DataConfig(), DetectionConfig()
-        lines = [
-            f"data.augment.{key}={getattr(data.augment, key)} has no effect in detection; task.scaling selects the "
-            "sizes of training images"
-            for key in ("scale", "ratio")
-            if getattr(data.augment, key) != getattr(augment, key)
-        ]
-        for key in ("crop_pct", "crop_mode"):
-            if getattr(data, key) != getattr(usual, key):
-                value = getattr(data, key)
-                lines.append(f"data.{key}={value} has no effect in detection, which evaluates entire images")
-        keys = ("scale",) if self.scaling == SHORT else ("short_sides", "long_side", "crop_sides")
-        for key in keys:
-            if getattr(self, key) != getattr(own, key):
-                lines.append(f"task.{key}={getattr(self, key)} has no effect with task.scaling={self.scaling}")
-        return lines
+        return doubts_of(self, config)
 
     def describe(self, config: Config) -> Description:
         """Return classes, detector, and augmentation, and the parameters with all heads."""
@@ -392,18 +356,24 @@ class DetectionConfig(TaskConfig):
         return (*super().open_fields(), *(("masks",) if self.masks is None else ()))
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
-        """Set the number of classes, and whether there are masks."""
+        """Set the number of classes with their original ids, and whether there are masks."""
         if self.label != DetectionConfig.label:
             card = None  # it describes the objects that swinv2-data packs, not another member
         super().complete(saved, card)
+        facts = card.objects if card is not None else None
+        if self.category_ids is None:
+            ids = [category.id for category in facts.categories] if facts is not None else saved.get("category_ids")
+            known = ids and len(ids) == self.num_classes and all(isinstance(each, int) for each in ids)
+            self.category_ids = list(ids) if known else None
         if self.masks is None:
-            facts = card.objects if card is not None else None
             stored = saved.get("masks") if facts is None else facts.all_masks
             self.masks = bool(stored)
 
     def for_evaluation(self, classes: int | None) -> DetectionConfig:
         """Return this section with this number of classes."""
-        return self if classes in (None, self.num_classes) else replace(self, num_classes=classes)
+        if classes in (None, self.num_classes):
+            return self
+        return replace(self, num_classes=classes, category_ids=None)
 
     def test_size(self, config: Config) -> tuple[int, int]:
         """Return the short side of images in evaluation and prediction, and their longest side."""

@@ -16,7 +16,7 @@ import numpy as np
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
-from swinv2_train.config.tasks.detection import JITTER
+from swinv2_train.config.tasks.detection_doubts import JITTER
 from swinv2_train.data.geometry import Crop, draw_part
 from swinv2_train.data.order import sample_rng
 

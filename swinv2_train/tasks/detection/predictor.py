@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.data.augment import in_range, normalise
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample
@@ -27,7 +28,7 @@ from swinv2_train.tasks.detection.tiles import Tile, detect_in_tiles, tiles_of
 from swinv2_train.tasks.detection.transform import evaluation_crops
 from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction, Predictor, Unreadable
 from swinv2_train.tasks.reduced import ReducedImage
-from swinv2_train.tasks.segmentation.colors import color_code
+from swinv2_train.tasks.segmentation.colors import object_color
 
 _PICTURES, _RESULTS = "pictures", "detections.json"
 _QUALITY = 90
@@ -55,6 +56,8 @@ class ObjectsPrediction(Prediction):
     shown_score: float = 0.0
     """Lowest score of the objects that tables and pictures show."""
     names: Sequence[str] = ()
+    category_ids: Sequence[int] = ()
+    """Original id of every class; empty: numbers from 1."""
 
     @cached_property
     def shown(self) -> Found:
@@ -80,17 +83,17 @@ class ObjectsPrediction(Prediction):
         return [(f"{name} ({count:,})", score) for count, (_, name, score) in pairs]
 
     def colors(self) -> list[str]:
-        # Those of `object_color`: label maps begin with the background.
-        return [color_code(number + 1) for number, _, _ in self.classes]
+        return ["#{:02X}{:02X}{:02X}".format(*object_color(number)) for number, _, _ in self.classes]
 
     @classmethod
     def collected(cls, found: Sequence[ObjectsPrediction], names: Sequence[str]) -> dict[str, str]:
         """Return detections.json: images, categories, and annotations with scores, as COCO has them.
 
-        Ids begin at 1. File names are relative to the common folder of the images, so that `swinv2-data pack` reads
-        the file as well.
+        Ids of images and annotations begin at 1. File names are relative to the common folder of the images, so that
+        `swinv2-data pack` reads the file as well.
         """
         images, annotations = [], []
+        ids = (found[0].category_ids if found else ()) or range(1, len(names) + 1)
         folders = [os.path.dirname(os.path.abspath(one.path)) for one in found]
         common = os.path.commonpath(folders) if folders else ""
         for number, one in enumerate(found, 1):
@@ -101,14 +104,14 @@ class ObjectsPrediction(Prediction):
                 annotation = {
                     "id": len(annotations) + 1,
                     "image_id": number,
-                    "category_id": each["number"] + 1,
+                    "category_id": ids[each["number"]],
                     "bbox": each["box"],
                     "area": each["area"],
                     "iscrowd": 0,
                     "score": each["score"],
                 }
                 annotations.append(annotation | ({"segmentation": each["mask"]} if each["mask"] else {}))
-        categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+        categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
         content = {"images": images, "categories": categories, "annotations": annotations}
         return {_RESULTS: f"{json.dumps(content, ensure_ascii=False)}\n"}
 
@@ -153,7 +156,7 @@ class ObjectPredictor(Predictor):
         config, names = self.model.config, self.model.names
         with open_regions(path, config.model.in_channels, DecodeOptions.of(config.data, self.model.mean)) as regions:
             found = self._found(regions, path)
-            prediction = _prediction(path, found, regions.size, config.task.shown_score, names)
+            prediction = _prediction(path, found, regions.size, config.task, names)
             if wanted or self.options.files is not None:
                 image, deep = _reduced(regions)
                 picture = detection_picture(image, prediction.shown, regions.size, names, deep=deep)
@@ -211,15 +214,23 @@ class ObjectPredictor(Predictor):
 
 
 def _prediction(
-    path: Path, found: Found, size: tuple[int, int], shown_score: float, names: Sequence[str]
+    path: Path, found: Found, size: tuple[int, int], task: DetectionConfig, names: Sequence[str]
 ) -> ObjectsPrediction:
-    numbers = found.classes[found.scores >= shown_score]
+    numbers = found.classes[found.scores >= task.shown_score]
     counts = np.bincount(numbers, minlength=len(names))
     order = [int(number) for number in np.argsort(-counts, kind="stable") if counts[number]]
     best = [float(found.scores[found.classes == number].max()) for number in order]
     classes = [(number, names[number], score) for number, score in zip(order, best, strict=True)]
-    kinds = {"counts": [int(counts[number]) for number in order], "found": found, "size": size}
-    return ObjectsPrediction(path, classes, shown_score=shown_score, names=names, **kinds)
+    return ObjectsPrediction(
+        path,
+        classes,
+        counts=[int(counts[number]) for number in order],
+        found=found,
+        size=size,
+        shown_score=task.shown_score,
+        names=names,
+        category_ids=task.category_ids or (),
+    )
 
 
 def _reduced(regions: ImageRegions) -> tuple[np.ndarray, bool]:

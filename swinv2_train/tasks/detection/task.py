@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
-from swinv2_train.config.tasks.detection import SHORT
+from swinv2_train.config.tasks.detection_doubts import SHORT
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.batch import Batch, Ragged, select
 from swinv2_train.data.card import Card

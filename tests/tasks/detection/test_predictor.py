@@ -97,7 +97,8 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     Image.fromarray(_scene((20, 64))).save(empty)
     broken.write_bytes(b"no image")
     places = {path: Path("deep/a"), empty: Path("b"), broken: Path("c")}
-    found, nothing, failed = _predictor(places, tmp_path / "out", masks=masks).predict([path, empty, broken])
+    predictor = _predictor(places, tmp_path / "out", masks=masks, category_ids=[7, 90])
+    found, nothing, failed = predictor.predict([path, empty, broken])
     assert isinstance(failed, Unreadable)
     assert isinstance(found, ObjectsPrediction)
     assert isinstance(nothing, ObjectsPrediction)
@@ -127,7 +128,7 @@ def test_an_image_becomes_tables_a_picture_and_coco_results(tmp_path: Path, mask
     everything = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
     assert len(everything) == 3
     assert [(each["category_id"], each["bbox"]) for each in everything[:2]] == [
-        (2, [4.0, 6.0, 16.0, 24.0]), (1, [40.0, 8.0, 12.0, 32.0]),
+        (90, [4.0, 6.0, 16.0, 24.0]), (7, [40.0, 8.0, 12.0, 32.0]),
     ]  # fmt: skip
     if masks:
         assert np.array_equal(coco.annToMask(everything[0]), _scene((48, 64), (4, 6, 20, 30, 1)))

@@ -1,0 +1,62 @@
+"""Warnings about settings of detection that can be run but were probably not intended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swinv2_train.config.checks import resolution
+from swinv2_train.config.data import AugmentConfig, DataConfig
+
+if TYPE_CHECKING:
+    from swinv2_train.config.schema import Config
+    from swinv2_train.config.tasks.detection import DetectionConfig
+
+JITTER, SHORT = "jitter", "short"
+"""Values of `DetectionConfig.scaling`."""
+_FAR_ABOVE = 10
+
+
+def doubts_of(task: DetectionConfig, config: Config) -> list[str]:
+    """Return a warning for every setting that was probably not intended."""
+    usual = {"giou": 10.0, "smooth_l1": 1.0}[task.box_loss]
+    lines = _without_effect(task, config.data)
+    if not usual / _FAR_ABOVE < task.box_weight < usual * _FAR_ABOVE:
+        lines.append(f"task.box_weight={task.box_weight:g} is far from the usual {usual:g} of {task.box_loss}")
+    if task.semantic_classes and task.semantic_weight > 0.2 * _FAR_ABOVE:
+        lines.append(f"task.semantic_weight={task.semantic_weight:g} is far above what is usual, 0.2")
+    stages = task.stage_ious[: task.stages]
+    if stages != sorted(stages):
+        lines.append(f"task.stage_ious={stages} do not increase, although the boxes get better from stage to stage")
+    size, short = resolution(config), max(task.short_sides)
+    if task.scaling == SHORT and size[0] * size[1] < short * task.long_side / 2:
+        lines.append(
+            f"data.resolution={size[0]}x{size[1]}: memory and FLOPs are computed for this size, and images of "
+            f"task.scaling=short have up to {short}x{task.long_side} pixels; set data.resolution=[{short},"
+            f"{task.long_side}]"
+        )
+    if config.engine.compile and (task.scaling == SHORT or config.data.eval_shards):
+        lines.append(
+            "engine.compile=true compiles the blocks again for every size of image, for minutes each; images of "
+            + ("a training" if task.scaling == SHORT else "an evaluation")
+            + " have many sizes"
+        )
+    return lines
+
+
+def _without_effect(task: DetectionConfig, data: DataConfig) -> list[str]:
+    augment, usual, own = AugmentConfig(), DataConfig(), type(task)()
+    lines = [
+        f"data.augment.{key}={getattr(data.augment, key)} has no effect in detection; task.scaling selects the "
+        "sizes of training images"
+        for key in ("scale", "ratio")
+        if getattr(data.augment, key) != getattr(augment, key)
+    ]
+    for key in ("crop_pct", "crop_mode"):
+        if getattr(data, key) != getattr(usual, key):
+            value = getattr(data, key)
+            lines.append(f"data.{key}={value} has no effect in detection, which evaluates entire images")
+    keys = ("scale",) if task.scaling == SHORT else ("short_sides", "long_side", "crop_sides")
+    for key in keys:
+        if getattr(task, key) != getattr(own, key):
+            lines.append(f"task.{key}={getattr(task, key)} has no effect with task.scaling={task.scaling}")
+    return lines
