@@ -37,7 +37,7 @@ def rle_of(mask: Mask, size: tuple[int, int]) -> dict[str, Any]:
                 f"its mask is for {mask['size'][1]} x {mask['size'][0]} pixels, and the image has {size[1]} x {size[0]}"
             )
         counts = mask["counts"]
-        counts = _from_text(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts, np.int64)
+        counts = run_lengths(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts, np.int64)
         if counts.ndim != 1 or (counts < 0).any() or counts.sum() != size[0] * size[1]:
             raise BrokenSample(f"the counts of its mask do not fill an image of {size[1]} x {size[0]} pixels")
         if isinstance(mask["counts"], (str, bytes)):
@@ -60,7 +60,7 @@ def window_of(mask: dict[str, Any], size: tuple[int, int], window: tuple[int, in
         window: top, left, bottom, right of the part.
     """
     top, left, bottom, right = window
-    ends = np.cumsum(_from_text(mask["counts"]))
+    ends = np.cumsum(run_lengths(mask["counts"]))
     first, last = left * size[0], right * size[0]
     taken = slice(int(np.searchsorted(ends, first, "right")), int(np.searchsorted(ends, last, "left")) + 1)
     edges = np.concatenate([[first], ends[taken].clip(first, last)])
@@ -183,7 +183,7 @@ def mask_area(mask: Mask, size: tuple[int, int]) -> int:
     return int(coco.area(rle_of(mask, size)))
 
 
-def _from_text(counts: str | bytes) -> np.ndarray:
+def run_lengths(counts: str | bytes) -> np.ndarray:
     """Return the run lengths in compressed counts: (N,) int64.
 
     A character has six bits, of which one says that the number continues. Starting with the fourth run, a number is the

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from swinv2_train.data.errors import BrokenSample
+
 if TYPE_CHECKING:  # these import torch and PIL
     import torch
     from PIL import Image
@@ -158,4 +160,31 @@ class Predictor(abc.ABC):
         Raises:
             FloatingPointError: if the outputs of the model are not finite.
             OSError: if a file cannot be written.
+        """
+
+
+class ImagePredictor(Predictor):
+    """Prediction of image files one by one."""
+
+    def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
+        pictures = 0
+        for number, path in enumerate(paths, 1):
+            try:
+                found = self.predict_image(path, wanted=pictures < self.options.pictures)
+                pictures += found.picture is not None
+                yield found
+            except BrokenSample as error:
+                yield Unreadable(path, str(error))
+            self.progress("images", number, len(paths))
+
+    @abc.abstractmethod
+    def predict_image(self, path: Path, *, wanted: bool) -> Prediction:
+        """Return the prediction for a file.
+
+        Args:
+            wanted: True if a picture is requested.
+
+        Raises:
+            BrokenSample: if it cannot be read.
+            FloatingPointError, OSError: as for `predict`.
         """

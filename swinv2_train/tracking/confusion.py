@@ -60,7 +60,7 @@ def confusion_chart(
     across = texts if predicted is None else _texts(num_classes, predicted)
     named = num_classes <= _NAMED
     with house_style():
-        figure, axes, beside = _frame(
+        figure, axes, bar_axes = _frame(
             num_classes, (texts, across) if named else (["000"], ["000"]), f"{totals.max():,.0f}"
         )
         axes.grid(False)
@@ -72,7 +72,7 @@ def confusion_chart(
         axes.set_xlabel("predicted class" if named else "predicted class (number, as in per_class.csv)")
         axes.set_ylabel("true class" if named else "true class (number, as in per_class.csv)")
         axes.set_title(f"{totals.sum():,.0f} {unit}" if title is None else title)
-        bar = figure.colorbar(drawn, cax=beside, format="%g")
+        bar = figure.colorbar(drawn, cax=bar_axes, format="%g")
         bar.set_label(f"% of the {unit} of the true class")
         bar.outline.set_linewidth(0.5)  # type: ignore[operator]
     return Chart(figure)

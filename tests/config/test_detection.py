@@ -112,7 +112,7 @@ def compiled(**task: Any) -> Config:
         (config(**HTC, semantic_weight=20.0), "task.semantic_weight=20 is far above what is usual, 0.2"),
         (config(stage_ious=[0.7, 0.6, 0.5]), "task.stage_ious=[0.7, 0.6, 0.5] do not increase"),
         (config(data={"augment": AugmentConfig(scale=[0.08, 1.0])}), "data.augment.scale=[0.08, 1.0] has no effect"),
-        (config(data={"crop_pct": 1.0}), "data.crop_pct=1.0 has no effect"),
+        (config(data={"crop_pct": 1.0}), "data.crop_pct=1.0 affects features alone"),
         (
             config(scaling="short", data={"resolution": 224}),
             "have up to 800x1333 pixels; set data.resolution=[800,1333]",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swinv2_train.config.checks import resolution
-from swinv2_train.config.data import AugmentConfig, DataConfig
+from swinv2_train.config.tasks.entire_images import without_effect
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -19,7 +19,14 @@ _FAR_ABOVE = 10
 def doubts_of(task: DetectionConfig, config: Config) -> list[str]:
     """Return a warning for every setting that was probably not intended."""
     usual = {"giou": 10.0, "smooth_l1": 1.0}[task.box_loss]
-    lines = _without_effect(task, config.data)
+    lines = without_effect(config.data, "detection", "scaling")
+    unused = ("scale",) if task.scaling == SHORT else ("short_sides", "long_side", "crop_sides")
+    default = type(task)()
+    lines += [
+        f"task.{key}={getattr(task, key)} has no effect with task.scaling={task.scaling}"
+        for key in unused
+        if getattr(task, key) != getattr(default, key)
+    ]
     if not usual / _FAR_ABOVE < task.box_weight < usual * _FAR_ABOVE:
         lines.append(f"task.box_weight={task.box_weight:g} is far from the usual {usual:g} of {task.box_loss}")
     if task.semantic_classes and task.semantic_weight > 0.2 * _FAR_ABOVE:
@@ -40,23 +47,4 @@ def doubts_of(task: DetectionConfig, config: Config) -> list[str]:
             + ("a training" if task.scaling == SHORT else "an evaluation")
             + " have many sizes"
         )
-    return lines
-
-
-def _without_effect(task: DetectionConfig, data: DataConfig) -> list[str]:
-    augment, usual, own = AugmentConfig(), DataConfig(), type(task)()
-    lines = [
-        f"data.augment.{key}={getattr(data.augment, key)} has no effect in detection; task.scaling selects the "
-        "sizes of training images"
-        for key in ("scale", "ratio")
-        if getattr(data.augment, key) != getattr(augment, key)
-    ]
-    for key in ("crop_pct", "crop_mode"):
-        if getattr(data, key) != getattr(usual, key):
-            value = getattr(data, key)
-            lines.append(f"data.{key}={value} has no effect in detection, which evaluates entire images")
-    keys = ("scale",) if task.scaling == SHORT else ("short_sides", "long_side", "crop_sides")
-    for key in keys:
-        if getattr(task, key) != getattr(own, key):
-            lines.append(f"task.{key}={getattr(task, key)} has no effect with task.scaling={task.scaling}")
     return lines

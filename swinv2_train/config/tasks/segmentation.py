@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from swinv2_train.config.checks import at_least, check_class_weights, resolution, share
 from swinv2_train.config.choices import check_choice
-from swinv2_train.config.data import AugmentConfig, DataConfig
+from swinv2_train.config.data import DataConfig
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry
 from swinv2_train.config.tasks.base import LOSS, PIXEL_LOGITS, Description, Metric, TaskConfig
+from swinv2_train.config.tasks.entire_images import without_effect
 from swinv2_train.config.tasks.segmentation_head import STRIP_BYTES, head_bytes, head_macs, head_parameters
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class SegmentationConfig(TaskConfig):
 
     def doubts(self, config: Config) -> list[str]:
         """Return a warning for every setting that was probably not intended."""
-        lines = self._without_effect(config.data)
+        lines = without_effect(config.data, "segmentation", "scale")
         for key, usual in (("auxiliary_weight", 0.4), ("dice_weight", 1), ("focal_gamma", 2)):
             value = getattr(self, key)
             if value > _FAR_ABOVE:
@@ -214,20 +215,6 @@ class SegmentationConfig(TaskConfig):
                 "engine.compile=true compiles the blocks again for every size of image in an evaluation, for minutes; "
                 "task.inference=slide evaluates in windows of one size"
             )
-        return lines
-
-    def _without_effect(self, data: DataConfig) -> list[str]:
-        default, usual = AugmentConfig(), DataConfig()
-        lines = [
-            f"data.augment.{key}={getattr(data.augment, key)} has no effect in segmentation; task.scale sets the size "
-            "of training crops"
-            for key in ("scale", "ratio")
-            if getattr(data.augment, key) != getattr(default, key)
-        ]
-        for key in ("crop_pct", "crop_mode"):
-            if getattr(data, key) != getattr(usual, key):
-                value = getattr(data, key)
-                lines.append(f"data.{key}={value} affects features alone: the task itself uses entire images")
         return lines
 
     def describe(self, config: Config) -> Description:

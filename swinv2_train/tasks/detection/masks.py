@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_train.data.object_masks import run_lengths
+
 THRESHOLD = 0.5
 _MOST_PIXELS = 1 << 20
 """Pixels of a mask that are computed at a time."""
@@ -47,26 +49,6 @@ def sampled(code: dict[str, Any], rows: np.ndarray, columns: np.ndarray) -> np.n
     ends = np.cumsum(run_lengths(code["counts"]))
     place = columns[None, :].astype(np.int64) * code["size"][0] + rows[:, None]
     return np.searchsorted(ends, place, side="right") % 2 == 1
-
-
-def run_lengths(counts: str | bytes) -> np.ndarray:
-    """Return the lengths of the runs of a compressed RLE, int64, zeros first.
-
-    Each number is stored in digits of 5 bits, lowest first, with a bit for "more follow"; from the fourth on, it is the
-    difference from the number two places before.
-    """
-    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, np.uint8).astype(np.int64) - 48
-    if not len(digits):
-        return np.zeros(0, np.int64)
-    last = digits & 32 == 0
-    first = np.flatnonzero(np.append(True, last[:-1]))
-    length = np.diff(np.append(first, len(digits)))
-    place = np.arange(len(digits)) - np.repeat(first, length)
-    values = np.add.reduceat((digits & 31) << 5 * place, first)
-    values -= np.where(digits[last] & 16, 1 << 5 * length, 0)  # negative numbers
-    for turn in (1, 2):
-        values[turn::2] = np.cumsum(values[turn::2])
-    return values
 
 
 def resampled(mask: np.ndarray, box: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from swinv2_train.tasks.detection.pictures import LONGEST_SIDE, detection_pictur
 from swinv2_train.tasks.detection.records import Found
 from swinv2_train.tasks.detection.tiles import Tile, detect_in_tiles, tiles_of
 from swinv2_train.tasks.detection.transform import evaluation_crops
-from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction, Predictor, Unreadable
+from swinv2_train.tasks.prediction import PICTURE_SIDE, ImagePredictor, Prediction
 from swinv2_train.tasks.reduced import ReducedImage
 from swinv2_train.tasks.segmentation.colors import object_color
 
@@ -135,24 +135,13 @@ def _objects(found: Found, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-class ObjectPredictor(Predictor):
+class ObjectPredictor(ImagePredictor):
     """The objects of every image. With `task.tile`, images are read and predicted in tiles, and those whose format
     allows it may have any size."""
 
     PREDICTION = ObjectsPrediction
 
-    def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
-        pictures = 0
-        for number, path in enumerate(paths, 1):
-            try:
-                found = self._predict(path, wanted=pictures < self.options.pictures)
-                pictures += found.picture is not None
-                yield found
-            except BrokenSample as error:
-                yield Unreadable(path, str(error))
-            self.progress("images", number, len(paths))
-
-    def _predict(self, path: Path, *, wanted: bool) -> ObjectsPrediction:
+    def predict_image(self, path: Path, *, wanted: bool) -> ObjectsPrediction:
         config, names = self.model.config, self.model.names
         with open_regions(path, config.model.in_channels, DecodeOptions.of(config.data, self.model.mean)) as regions:
             found = self._found(regions, path)

@@ -13,10 +13,9 @@ from torch import Tensor
 from swinv2_train.config.checks import resolution
 from swinv2_train.data.augment import in_range, normalise
 from swinv2_train.data.decode import DecodeOptions
-from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_regions import ImageRegions, Region, open_regions
 from swinv2_train.data.pixels import check_size
-from swinv2_train.tasks.prediction import PICTURE_SIDE, Prediction, Predictor, Unreadable
+from swinv2_train.tasks.prediction import PICTURE_SIDE, ImagePredictor, Prediction
 from swinv2_train.tasks.segmentation.colors import color_code
 from swinv2_train.tasks.segmentation.inference import Inference, Source, TensorSource, label_strips, label_type
 from swinv2_train.tasks.segmentation.label_files import LabelFile
@@ -70,24 +69,13 @@ class MapPrediction(Prediction):
         return "" if self.pixel_area is None else f"{pixels * self.pixel_area:.10g}"
 
 
-class LabelMapPredictor(Predictor):
+class LabelMapPredictor(ImagePredictor):
     """The class of every pixel. Images whose pixels keep their size (`task.resize=native`) are read in parts if their
     format allows it, so that with sliding windows, images of any size are predicted in bounded memory."""
 
     PREDICTION = MapPrediction
 
-    def predict(self, paths: Sequence[Path]) -> Iterator[Prediction | Unreadable]:
-        pictures = 0
-        for number, path in enumerate(paths, 1):
-            try:
-                found = self._predict(path, wanted=pictures < self.options.pictures)
-                pictures += found.picture is not None
-                yield found
-            except BrokenSample as error:
-                yield Unreadable(path, str(error))
-            self.progress("images", number, len(paths))
-
-    def _predict(self, path: Path, *, wanted: bool) -> MapPrediction:
+    def predict_image(self, path: Path, *, wanted: bool) -> MapPrediction:
         config, classes = self.model.config, len(self.model.names)
         options = DecodeOptions.of(config.data, self.model.mean)
         with open_regions(path, config.model.in_channels, options) as regions:

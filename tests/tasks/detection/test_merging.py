@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from swinv2_train.data.object_masks import run_lengths
 from swinv2_train.models.detection.structures import Detections
-from swinv2_train.tasks.detection.masks import run_lengths
 from swinv2_train.tasks.detection.merging import as_found, averaged, in_original, suppressed
 
 

@@ -155,7 +155,7 @@ def test_pictures_of_dark_images_of_16_bits_are_stretched(tmp_path: Path) -> Non
         path = tmp_path / name
         values = np.linspace(0, 90, 64 * 64).reshape(64, 64).astype(dtype)  # of 255, and of 65,535
         tifffile.imwrite(path, values) if dtype == np.uint16 else Image.fromarray(values).save(path)
-        _predictor({path: Path(name)}, tmp_path / "out")._predict(path, wanted=False)
+        _predictor({path: Path(name)}, tmp_path / "out").predict_image(path, wanted=False)
         shown.append(np.asarray(Image.open(tmp_path / "out" / "pictures" / f"{name}.jpg")))
     assert shown[0].max() < 120
     assert shown[1].max() > 200
