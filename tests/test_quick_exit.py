@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -59,7 +58,6 @@ def test_an_exit_function_that_fails_changes_no_exit_code() -> None:
     assert "ValueError" in errors
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a Linux device")
 def test_output_that_cannot_be_written_is_reported_by_the_interpreter() -> None:
     with open("/dev/full", "w") as full:
         code, _, errors = ended(f"{PROGRAM}{TORCH}end(0, whole_process=True)", stdout=full)

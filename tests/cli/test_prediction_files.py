@@ -33,7 +33,6 @@ def test_what_another_program_wrote_is_not_replaced(tmp_path: Path, name: str, k
     assert ImageFiles(tmp_path, {"labels": (".npy",)}).plan([Path("images/a.tif")]) == {Path("images/a.tif"): Path("a")}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names of any bytes")
 def test_files_of_an_interrupted_call_are_replaced(tmp_path: Path) -> None:
     odd = Path(os.fsdecode(b"images/\xff\n.png"))
     images = [Path("images/a.png"), odd]

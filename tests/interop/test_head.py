@@ -109,6 +109,14 @@ def test_the_option_names_the_rule(
         assert torch.equal(head, source.tensor("head.weight")[mapped])
 
 
+def test_names_that_differ_in_case_or_spaces_match_if_nothing_else_does() -> None:
+    found = rows_by_name(
+        ["person", "traffic light", "cat", "Fox", "fox"], ["Traffic_Light", "Person", "fox", "FOX", "dog"]
+    )
+    assert found is not None
+    assert found.rows == [1, 0, None, None, 2]  # FOX can be no other's, because the model has two such names
+
+
 def test_sides_without_names_are_not_matched() -> None:
     assert rows_by_name(None, ["a"]) is None
     assert rows_by_name(["a"], None) is None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.models.detection import Detections
-from swinv2_train.tasks.detection.merging import averaged, in_original, suppressed
+from swinv2_train.tasks.detection.merging import averaged, in_original, softened
 
 
 @dataclass(frozen=True)
@@ -74,5 +74,5 @@ def _merged(views: Sequence[Detections], inference: Inference) -> Detections:
     if len(views) == 1:
         return views[0]
     if inference.soft_nms:
-        return suppressed(views, inference.nms, soft=True, most=inference.most)
+        return softened(views, inference.nms, most=inference.most)
     return averaged(views, inference.nms, most=inference.most)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swinv2_train.models.detection.boxes import clip, overlaps
 from swinv2_train.models.detection.structures import Detections
-from swinv2_train.models.detection.suppression import decreasing, soften, suppress
+from swinv2_train.models.detection.suppression import decreasing, soften
 from swinv2_train.tasks.detection.masks import pasted, resampled
 from swinv2_train.tasks.detection.records import Found
 
@@ -80,20 +80,16 @@ def chosen(found: Detections, index: Tensor) -> Detections:
     return Detections(found.boxes[index], found.scores[index], found.classes[index], masks)
 
 
-def suppressed(
-    views: Sequence[Detections], threshold: float, *, soft: bool = False, most: int | None = None
-) -> Detections:
-    """Return the best detections of all views, after suppression within each class.
+def softened(views: Sequence[Detections], threshold: float, *, most: int | None = None) -> Detections:
+    """Return the best detections of all views, after soft suppression within each class.
 
     Args:
         views: in pixels of the original image.
-        threshold: overlap (IoU) above which the lower of two detections of a class is removed.
-        soft: lower its score instead; see `models.detection.suppression.soften`.
+        threshold: overlap (IoU) above which the score of the lower of two detections of a class is lowered; see
+            `models.detection.suppression.soften`.
         most: detections to return at most; None: all.
     """
     found = joined(views)
-    if not soft:
-        return chosen(found, suppress(found.boxes, found.classes, threshold)[:most])
     kept, scores = soften(found.boxes, found.scores, found.classes, threshold)
     return replace(chosen(found, kept[:most]), scores=scores[:most])
 

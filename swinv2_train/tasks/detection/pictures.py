@@ -38,9 +38,7 @@ class Shown:
     """True for an image of 16 bits, which is stretched for display."""
 
 
-def detection_sheet(
-    shown: Sequence[Shown], names: Sequence[str], threshold: float, caption: str = "", most: int | None = None
-) -> Image.Image:
+def detection_sheet(shown: Sequence[Shown], names: Sequence[str], threshold: float) -> Image.Image:
     """Return a row per image: its objects, and its detections; the images with the most errors first.
 
     The errors of an image are its missed objects, false alarms, and confused classes above the threshold (see
@@ -49,16 +47,14 @@ def detection_sheet(
     Args:
         names: of the classes.
         threshold: lowest score of the detections to draw.
-        most: rows at most; None: all images.
     """
     matched = [(each, match(each.record, threshold)) for each in shown]
     matched.sort(key=lambda pair: -pair[1].errors)  # stable: equal ones keep their order
-    matched = matched[:most]
     rows = [_panels(each, matches, names, threshold) for each, matches in matched]
     titles = [f"{len(one.missed)} missed\n{one.errors - len(one.missed)} wrong" for _, one in matched]
     grid = image_grid(rows, column_titles=["objects", f"detections, score {threshold:.2f} or more"], row_titles=titles)
-    notes = ["dashed: missed objects, false alarms, and confused classes", *filter(None, [caption])]
-    return with_legend(grid, _entries([each.record for each, _ in matched], names, threshold), "\n".join(notes))
+    caption = "dashed: missed objects, false alarms, and confused classes"
+    return with_legend(grid, _entries([each.record for each, _ in matched], names, threshold), caption)
 
 
 def detection_picture(
@@ -67,7 +63,6 @@ def detection_picture(
     size: tuple[int, int],
     names: Sequence[str],
     *,
-    scores: bool = True,
     deep: bool = False,
 ) -> Image.Image:
     """Return an image with boxes, names, scores, and masks.
@@ -78,7 +73,6 @@ def detection_picture(
         image: (C, h, w) with values in [0, 1]; may be smaller than the original.
         found: objects in pixels of the original image.
         size: height and width of the original image.
-        scores: write the scores too.
         deep: True for an image of 16 bits, which is stretched for display.
     """
     height, width = image.shape[1:]
@@ -86,7 +80,7 @@ def detection_picture(
     if max(height, width) < _LEAST_SIDE:
         factor = float(-(-_LEAST_SIDE // max(height, width)))
     picture = _resized(_visible(image, deep=deep), (max(1, round(width * factor)), max(1, round(height * factor))))
-    return _drawn(picture, _Layer(found, size, scores), names)
+    return _drawn(picture, _Layer(found, size, scores=True), names)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Detections of several views: suppressed or averaged, in the pixels of the original image."""
+"""Detections of several views: softened or averaged, in the pixels of the original image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from swinv2_train.data.object_masks import run_lengths
 from swinv2_train.models.detection.structures import Detections
-from swinv2_train.tasks.detection.merging import as_found, averaged, in_original, suppressed
+from swinv2_train.tasks.detection.merging import as_found, averaged, in_original, softened
 
 
 def detections(*rows: tuple[list[float], float, int], masks: float | None = None) -> Detections:
@@ -46,18 +46,16 @@ def test_detections_become_a_record() -> None:
     assert as_found(detections(), (30, 60)).masks is None
 
 
-def test_suppression_over_views_is_within_a_class() -> None:
+def test_soft_suppression_over_views_is_within_a_class() -> None:
     first = detections(([0.0, 0.0, 10.0, 10.0], 0.6, 0), ([50.0, 0.0, 60.0, 10.0], 0.5, 0), masks=0.25)
     second = detections(([0.0, 0.0, 10.0, 9.0], 0.8, 0), ([0.0, 0.0, 10.0, 10.0], 0.7, 1), masks=0.75)
-    found = suppressed([first, second], 0.5)
-    assert found.scores.tolist() == pytest.approx([0.8, 0.7, 0.5])
-    assert found.classes.tolist() == [0, 1, 0]
+    found = softened([first, second], 0.5)
+    assert found.scores.tolist() == pytest.approx([0.8, 0.7, 0.5, 0.06])
+    assert found.classes.tolist() == [0, 1, 0, 0]
     assert found.masks is not None
-    assert found.masks[:, 0, 0].tolist() == [0.75, 0.75, 0.25]
-    soft = suppressed([first, second], 0.5, soft=True)
-    assert soft.scores.tolist() == pytest.approx([0.8, 0.7, 0.5, 0.06])
-    assert suppressed([first, second], 0.5, soft=True, most=2).scores.tolist() == pytest.approx([0.8, 0.7])
-    assert len(suppressed([first.__class__(*(value[:0] for value in vars(first).values()))], 0.5).scores) == 0
+    assert found.masks[:, 0, 0].tolist() == [0.75, 0.75, 0.25, 0.25]
+    assert softened([first, second], 0.5, most=2).scores.tolist() == pytest.approx([0.8, 0.7])
+    assert len(softened([first.__class__(*(value[:0] for value in vars(first).values()))], 0.5).scores) == 0
 
 
 def test_the_mean_of_views_is_weighted_by_their_scores() -> None:

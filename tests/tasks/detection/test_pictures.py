@@ -61,7 +61,7 @@ def test_a_large_image_is_reduced_and_objects_keep_their_place() -> None:
     image = np.ones((1, 30, 45), np.float32)
     large = np.ones((1, 6000, 10), np.float32)
     assert detection_picture(large, found([], []), (6000, 10), NAMES).size == (3, 2048)
-    half = detection_picture(image, found([RIGHT], [1]), SIZE, NAMES, scores=False)  # half as large as the original
+    half = detection_picture(image, found([RIGHT], [1]), SIZE, NAMES)  # half as large as the original
     pixels = np.asarray(half).astype(int)
     place = (np.array([RIGHT[1] + RIGHT[3], RIGHT[0] + RIGHT[2]]) / 2 * half.height / SIZE[0]).astype(int)
     assert abs(pixels[tuple(place)] - (0.55 * 255 + 0.45 * np.array(object_color(1)))).max() <= 1
@@ -71,12 +71,11 @@ def test_the_worst_images_are_first() -> None:
     right = shown(1, found([LEFT, RIGHT], [0, 3], [0.9, 0.9]))
     missed = shown(2, found([LEFT, RIGHT], [0, 3], [0.9, 0.2]), value=0.5)
     worst = shown(3, found([LEFT, (60, 0, 70, 20)], [1, 2], [0.9, 0.8]), value=0.8)
-    sheet = detection_sheet([right, missed, worst], NAMES, 0.5, "caption")
+    sheet = detection_sheet([right, missed, worst], NAMES, 0.5)
     pixels = np.asarray(sheet)
     column = pixels[:, sheet.width // 2 - 30]
     first = [int(np.flatnonzero((column == value).all(axis=1))[0]) for value in (204, 128)]
     assert first == sorted(first)
-    assert detection_sheet([right, missed, worst], NAMES, 0.5, most=1).height < sheet.height / 2
     # Dashed boxes have less of the color than others, here those of the missed kite and of the crab.
     errors = detection_sheet([shown(1, found([], []))], NAMES, 0.5)
     hits = detection_sheet([right], NAMES, 0.5)

@@ -8,8 +8,9 @@ import torch
 
 from swinv2_train.models.detection.boxes import overlaps
 from swinv2_train.models.detection.structures import Detections
+from swinv2_train.models.detection.suppression import suppress
 from swinv2_train.tasks.detection.masks import pasted, sampled
-from swinv2_train.tasks.detection.merging import in_original, suppressed
+from swinv2_train.tasks.detection.merging import in_original, joined
 from swinv2_train.tasks.detection.tile_merging import merge_tiles
 
 SIZE = (480, 700)
@@ -72,7 +73,8 @@ def test_every_object_is_found_once_and_whole(seed: int) -> None:
     placed = [
         in_original(part, corner=(float(tile[1]), float(tile[0]))) for part, tile in zip(parts, where, strict=True)
     ]
-    assert len(suppressed(placed, 0.5).scores) > 1.5 * len(objects)  # the parts of objects remain
+    plain = joined(placed)
+    assert len(suppress(plain.boxes, plain.classes, 0.5)) > 1.5 * len(objects)  # the parts of objects remain
     found = merge_tiles(where, parts, SIZE, 0.5)
     assert len(found.scores) == len(objects)
     overlap = overlaps(objects, found.boxes) * (classes[:, None] == found.classes[None])
