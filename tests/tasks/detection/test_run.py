@@ -97,15 +97,18 @@ def test_a_killed_run_ends_like_its_twin(run: Path, shards: Path, tmp_path: Path
 
 @pytest.mark.distributed
 def test_two_ranks_follow_one(nursery: Nursery, run: Path, shards: Path, tmp_path: Path) -> None:
-    """With other micro-batches, accumulation, and a worker; a rank may have no object in a step."""
+    """With other micro-batches, accumulation, and a worker; a rank may have no object in a step.
+
+    Precision depends only on the order of the scores and on overlaps of half and more, which rounding does not change
+    here: so the metrics are equal.
+    """
     more = ("engine.micro_batch=1", "data.num_workers=1", "task.num_classes=3", "task.masks=true")
     two = FaultyRun(tmp_path / "two", command(run, shards, tmp_path / "two", *more), nursery)
     assert two.go(2) == FINISHED, two.jobs[0].output
     assert losses(tmp_path / "two") == pytest.approx(losses(run), rel=1e-6)
     ours, twin = ([row for row in metrics(path) if "eval/box_ap" in row] for path in (tmp_path / "two", run))
-    for one, other in zip(ours, twin, strict=True):
-        for name, value in other.items():
-            assert one[name] == (value if value is None else pytest.approx(value, abs=1e-3)), name
+    assert ours == twin
+    assert all(row["eval/box_ap"] > 0.01 for row in twin)
 
 
 @pytest.mark.slow
