@@ -11,6 +11,7 @@ from typing import Any
 from swinv2_train.config import own_parts
 from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
 from swinv2_train.config.choices import check_choice
+from swinv2_train.config.clips import check_clips
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
 from swinv2_train.config.model import stage_geometry, validate_model
@@ -340,6 +341,7 @@ def validate(config: Config) -> None:
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
     one_of("task.name", config.task.name, tuple(TASK_SECTIONS))
+    check_clips(config)
     config.task.validate(config)
     validate_data(config)
     validate_optim(config.optim)

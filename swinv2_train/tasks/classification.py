@@ -72,18 +72,25 @@ class ClassificationTransform(Transform):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         # Before the label: if both are broken, the list of broken samples must report the image.
-        data = self.data
-        if self.training:
-            image = train_image(sample, self.size, data.augment, rng)
-        else:
-            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+        image = self.read(sample, rng)
         task = self.task
         labels = checked_labels(sample.raw, task.num_classes, multi_label=task.multi_label, read=self.labels.read)
         if self.training:
-            image = self.colours(image, rng, sample.key)
-            image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
+            image = self.augmented(image, rng, sample.key)
         packed = pack_labels(labels, self.task.num_classes) if self.task.multi_label else torch.tensor(labels[0])
         return {"image": image, "label": packed}
+
+    def read(self, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+        """Return the cropped image."""
+        data = self.data
+        if self.training:
+            return train_image(sample, self.size, data.augment, rng)
+        return eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+
+    def augmented(self, image: torch.Tensor, rng: np.random.Generator, name: str) -> torch.Tensor:
+        """Return the image with other colors and an erased part."""
+        image = self.colours(image, rng, name)
+        return random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
 
     def partner(self, position: int) -> int | None:
         return partner_of(position, self.task.repeats) if self.training and self.task.mixes else None
