@@ -14,12 +14,13 @@ from swinv2_train.config.choices import check_choice
 from swinv2_train.config.clips import check_clips
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
-from swinv2_train.config.model import stage_geometry, validate_model
+from swinv2_train.config.model import stage_geometry
 from swinv2_train.config.order import check_order
 from swinv2_train.config.resume import check_resume
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.config.validate_optim import validate_optim
 from swinv2_train.config.values import check_label, check_values
 
