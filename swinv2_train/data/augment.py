@@ -119,6 +119,11 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], sizes
     return normalised if sizes is None else normalised.masked_fill_(_padding(sizes, images), 0.0)
 
 
+def normalise_clips(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return clips (..., C, T, H, W) normalized like images, with the same shape in float32."""
+    return normalise(clips.transpose(-4, -3), mean, std).transpose(-4, -3)
+
+
 def _padding(sizes: Tensor, images: Tensor) -> Tensor:
     """(..., 1, H, W) bool: True outside the true size of an image. Made on the device, so that nothing waits for it."""
     height, width = images.shape[-2:]

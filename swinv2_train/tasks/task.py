@@ -19,7 +19,7 @@ from torch import nn
 from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
-from swinv2_train.data.augment import normalise
+from swinv2_train.data.augment import normalise, normalise_clips
 from swinv2_train.data.batch import SIZE, Batch, Ragged, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
@@ -28,7 +28,7 @@ from swinv2_train.tasks.class_predictor import ClassPredictor
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.prediction import Predictor
 from swinv2_train.tasks.report import Report
-from swinv2_train.tracking.figures import image_grid, to_pil
+from swinv2_train.tracking.figures import film_strip, image_grid, to_pil
 
 NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
@@ -179,7 +179,7 @@ class Task(abc.ABC):
         Of images that differ in size, the centers at the size of the config.
         """
         if self.frames:
-            return normalised_clips(batch["image"], self.mean, self.std)
+            return normalise_clips(batch["image"], self.mean, self.std)
         if isinstance(batch["image"], Ragged):
             return torch.stack([_center(normalise(image, self.mean, self.std), self.size) for image in batch["image"]])
         return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
