@@ -90,7 +90,7 @@ def video(
         rotation: 90, 180 or 270: degrees by which a player must turn the frames clockwise. The frames are stored
             turned the other way, so that an upright frame shows its number.
         audio: seconds of silence.
-        settings: rate (30), time_base (15360), pix_fmt (yuv420p), gop (12), bframes (2; codecs that have them),
+        settings: rate (30), time_base (15360; as the rate in avi, which has no times), pix_fmt (yuv420p), gop (12), bframes (2; codecs that have them),
             options (of the encoder, a dict), muxer (options of the container, a dict).
     """
     shown = [one if isinstance(one, np.ndarray) else _stored(one, size, rotation) for one in _listed(frames)]
@@ -98,7 +98,7 @@ def video(
     with av.open(buffer, "w", format=MUXERS.get(container, container), options=settings.get("muxer", {})) as output:
         stream = _stream(output, codec or CODECS[container], shown[0].shape[:2], settings)
         sound = output.add_stream("libopus" if container == "webm" else "aac", rate=48000) if audio else None
-        base = Fraction(1, settings.get("time_base", 15360))
+        base = 1 / Fraction(stream.codec_context.time_base.denominator)
         step = round(1 / (base * settings.get("rate", 30)))
         for index, pixels in enumerate(shown):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=stream.pix_fmt)
@@ -118,7 +118,9 @@ def sound_only(seconds: float = 0.5) -> bytes:
     return buffer.getvalue()
 
 
-def muxed(packets: Sequence[bytes], codec: str, size: tuple[int, int], *, rate: int = 10, container: str = "mkv") -> bytes:
+def muxed(
+    packets: Sequence[bytes], codec: str, size: tuple[int, int], *, rate: int = 10, container: str = "mkv"
+) -> bytes:
     """Return a video whose packets are image files, such as JPEGs with codec mjpeg."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=MUXERS.get(container, container)) as output:
@@ -153,10 +155,12 @@ def _stored(number: int, size: tuple[int, int], rotation: int) -> np.ndarray:
 
 
 def _stream(output: Any, codec: str, size: tuple[int, int], settings: dict[str, Any]) -> Any:
-    stream = output.add_stream(codec, rate=settings.get("rate", 30))
+    rate = settings.get("rate", 30)
+    stream = output.add_stream(codec, rate=rate)
     stream.height, stream.width = size
     stream.pix_fmt = settings.get("pix_fmt", "yuv420p")
-    stream.codec_context.time_base = Fraction(1, settings.get("time_base", 15360))
+    timed = output.format.name != "avi"
+    stream.codec_context.time_base = Fraction(1, settings.get("time_base", 15360 if timed else rate))
     stream.codec_context.gop_size = settings.get("gop", 12)
     stream.codec_context.thread_count = 1
     options = _FAST.get(codec, {}) | settings.get("options", {})
