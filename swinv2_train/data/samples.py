@@ -15,6 +15,7 @@ from swinv2_train.config.image_formats import FIRST_EXTENSIONS
 from swinv2_train.data.image_files import ARRAY_EXTENSIONS, image_extensions, is_array
 from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.tar import Member
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
 
 IMAGE, VIDEO = "image", "video"
 TEXT_EXTENSIONS = ("cls", "txt", "json")
@@ -249,7 +250,7 @@ def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[t
         elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
             yield "dotted label", extension
         else:  # such as seg.png next to jpg
-            known = extension == OBJECTS or (
+            known = extension in (OBJECTS, VIDEO_FACTS) or (
                 last in image_extensions() and not any(character.isdecimal() for character in prefix)
             )
             yield f"{_OTHER_TYPE}:{extension if known else last}", extension
