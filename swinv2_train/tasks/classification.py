@@ -7,6 +7,7 @@ mixup and cutmix, label smoothing (arXiv 2111.09883, appendix; the order of oper
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -26,9 +26,7 @@ from swinv2_train.data.augment import eval_crop, train_image
 from swinv2_train.data.batch import Batch, has_deep_images
 from swinv2_train.data.clip_input import fixed_views, random_clip
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.samples import VIDEO
-
-VIDEO_FACTS = "frames.json"  # TEMP
+from swinv2_train.data.samples import VIDEO, VIDEO_FACTS
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import MaskedImageModel
 from swinv2_train.tasks.measured import Measured
@@ -229,7 +227,8 @@ class SimMIM(Task):
         hidden = torch.where(mask, 0.5, original)
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
-        titles = [f"loss\n{total / (count + NORMALISER_EPSILON):.4f}" for total, count in zip(sums, pixels, strict=True)]
+        means = (total / (count + NORMALISER_EPSILON) for total, count in zip(sums, pixels, strict=True))
+        titles = [f"loss\n{mean_loss:.4f}" for mean_loss in means]
         footer = caption(sum(sums) / (sum(pixels) + NORMALISER_EPSILON), window)
         if self.frames:
             return _strips(columns, titles, footer)

@@ -96,7 +96,7 @@ def test_other_texts_are_rejected(views: str) -> None:
 
 def test_several_crops_need_the_center_mode() -> None:
     made = config(VideoConfig(num_classes=10, views="2x3"), data={"crop_mode": "squash"})
-    with pytest.raises(ConfigError, match="several crops need data.crop_mode=center, not squash"):
+    with pytest.raises(ConfigError, match=r"several crops need data\.crop_mode=center, not squash"):
         made.task.validate(made)
     made.task.views = "2x1"
     made.task.validate(made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from swinv2_train.config.schema import Config
@@ -13,9 +12,7 @@ from swinv2_train.config.tasks import VideoConfig
 from swinv2_train.data.augment import random_erase
 from swinv2_train.data.clip_input import fixed_views, random_clip
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.samples import VIDEO
-
-VIDEO_FACTS = "frames.json"  # TEMP
+from swinv2_train.data.samples import VIDEO, VIDEO_FACTS
 from swinv2_train.tasks.classification import ClassificationTransform
 
 
