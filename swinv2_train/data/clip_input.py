@@ -69,7 +69,7 @@ def view_crops(
     crops = []
     for index in range(number):
         corner = list(center.corner)
-        corner[axis] = (2 * index * room + number - 1) // (2 * (number - 1))  # rounded, in integers
+        corner[axis] = round(index * room / (number - 1))  # the middle one is that of `fixed_crop`
         crops.append(replace(center, corner=(corner[0], corner[1])))
     return crops
 
