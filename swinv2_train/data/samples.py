@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from swinv2_train.config.image_formats import FIRST_EXTENSIONS
-from swinv2_train.data.card_videos import MEMBER as VIDEO_FACTS
 from swinv2_train.data.image_files import ARRAY_EXTENSIONS, image_extensions, is_array
 from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.tar import Member
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
 
 IMAGE, VIDEO = "image", "video"
 TEXT_EXTENSIONS = ("cls", "txt", "json")
