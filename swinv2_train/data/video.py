@@ -11,8 +11,9 @@ ones are put on white, and frames that differ in size from the first one are sca
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -28,6 +29,7 @@ from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.data.video_file import Source, format_name, opened, reading
 
 MAX_PIXELS = 200_000_000
+Change = Callable[[Tensor], Tensor]
 _REORDERED = 32
 """Frames by which presentation order and file order can differ; no codec keeps more than 16 frames back."""
 _UNTIMED_FORMATS = ("avi",)
@@ -46,6 +48,34 @@ _ORIENTATIONS = {
     (0, -1, 1, 0): 8,
 }
 """Display matrix (a, b, c, d) of x' = a x + c y and y' = b x + d y -> EXIF orientation."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video whose frames are decoded by their numbers."""
+
+    source: Source
+    facts: VideoFacts
+    max_pixels: int = MAX_PIXELS
+    """Largest frame that is decoded."""
+
+    @classmethod
+    def of(cls, source: Source, max_pixels: int = MAX_PIXELS) -> Video:
+        """Return a video with its facts from `probe`. Raises BrokenSample."""
+        return cls(source, probe(source, max_pixels), max_pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the upright frame."""
+        return self.facts.size
+
+    def frames(self, numbers: Sequence[int], change: Change | None = None) -> Tensor:
+        """Return (3, N, H, W) uint8, see `read_frames`."""
+        return read_frames(self.source, self.facts, numbers, self.max_pixels, change)
+
+    def each(self, numbers: Iterable[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (number, (3, H, W) uint8), see `iterate_frames`."""
+        return iterate_frames(self.source, self.facts, numbers, self.max_pixels)
 
 
 def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
@@ -91,29 +121,32 @@ def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
     )
 
 
-def read_frames(source: Source, facts: VideoFacts, numbers: Sequence[int], max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_frames(
+    source: Source,
+    facts: VideoFacts,
+    numbers: Sequence[int],
+    max_pixels: int = MAX_PIXELS,
+    change: Change | None = None,
+) -> Tensor:
     """Return frames by their numbers, in this order; a number may occur several times.
 
     Args:
         facts: as `probe` returns them for this source.
         max_pixels: largest frame that is decoded.
+        change: applied to each frame (3, H, W) when it is decoded, such as a crop and resize: the clip is then never
+            in memory at its full size. All results must have the same shape and type.
 
     Returns:
-        (3, N, H, W) uint8: RGB, upright.
+        (3, N, H, W) uint8: RGB, upright; with `change`, its results along axis 1.
 
     Raises:
         BrokenSample: if a frame cannot be decoded.
         IndexError: if the video does not have such a frame.
     """
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        places.setdefault(number, []).append(place)
-    check_size(*facts.size, max_pixels=max_pixels)
-    clip = torch.empty((3, len(numbers), *facts.size), dtype=torch.uint8)
-    for number, image in iterate_frames(source, facts, sorted(places), max_pixels):
-        for place in places[number]:
-            clip[:, place] = image
-    return clip
+    decoded: dict[int, Tensor] = {}
+    for number, image in iterate_frames(source, facts, sorted(set(numbers)), max_pixels):
+        decoded[number] = image if change is None else change(image)
+    return torch.stack([decoded[number] for number in numbers], dim=1)
 
 
 def iterate_frames(
@@ -271,11 +304,11 @@ class _Frames:
 
     def _until(self, number: int) -> Any | None:
         """Decode up to a frame; None if it does not come."""
-        assert self._decoded is not None
-        for self._last, frame in self._decoded:
-            if self._last == number and not frame.is_corrupt:
+        for last, frame in self._decoded or ():
+            self._last = last
+            if last == number and not frame.is_corrupt:
                 return frame
-            if self._last >= number:
+            if last >= number:
                 return None
         return None
 

@@ -12,11 +12,12 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
+from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry
 from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.config.values import VALUE_KEYS
 from swinv2_train.config.window_scale import TEST_WINDOW, with_test_window
 from swinv2_train.interop.metadata import (

@@ -21,8 +21,8 @@ from swinv2_train.config.model import (
     fit_window,
     pretrained_windows,
     stage_geometry,
-    validate_model,
 )
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.reading import UnreadableError, finite_number, from_object, is_count
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]

@@ -90,8 +90,8 @@ def video(
         rotation: 90, 180 or 270: degrees by which a player must turn the frames clockwise. The frames are stored
             turned the other way, so that an upright frame shows its number.
         audio: seconds of silence.
-        settings: rate (30), time_base (15360; as the rate in avi, which has no times), pix_fmt (yuv420p), gop (12), bframes (2; codecs that have them),
-            options (of the encoder, a dict), muxer (options of the container, a dict).
+        settings: rate (30), time_base (15360; in avi, which has no times, the rate), pix_fmt (yuv420p), gop (12),
+            bframes (2; of codecs that have them), options (of the encoder, a dict), muxer (options of the container, a dict).
     """
     shown = [one if isinstance(one, np.ndarray) else _stored(one, size, rotation) for one in _listed(frames)]
     buffer = io.BytesIO()

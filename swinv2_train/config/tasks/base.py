@@ -20,6 +20,8 @@ LOSS = "loss"
 """Name of the only term of a loss with one term."""
 LOGITS, PIXEL_LOGITS, DETECTIONS, FEATURES = "logits", "pixel_logits", "detections", "features"
 """Values of `TaskConfig.OUTPUT`."""
+NEVER, OPTIONAL, ALWAYS = "never", "optional", "always"
+"""Values of `TaskConfig.CLIPS`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class TaskConfig(Section):
     SIZES_DIFFER: ClassVar[bool] = False
     """True if images differ in size in an evaluation. The windows of the training are then recorded as the pretrained
     ones, because the position bias must not depend on the size."""
+    CLIPS: ClassVar[str] = NEVER
+    """Whether the inputs are clips of videos (`data.frames`) instead of images: `never`, `optional`, or `always`."""
     TITLE: ClassVar[str] = ""
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""
