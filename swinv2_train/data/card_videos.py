@@ -6,15 +6,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from swinv2_train.reading import is_count
 
 if TYPE_CHECKING:
     from swinv2_train.data.video import VideoFacts
 
-MEMBER = "frames.json"
-"""Member of the packer with the times and keyframes of a video; see `VideoFacts`."""
 _LENGTH_EDGES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN = 8
+_ROUNDING = 0.0025
+"""Seconds by which the durations of frames differ if their times are rounded to milliseconds, as in Matroska."""
 _SUMS = ("videos", "frames", "milliseconds", "keyframes", "variable", "rotated")
 _COUNTERS = ("rates", "lengths")
 
@@ -50,7 +52,7 @@ class VideoCounts:
             frames=facts.frames,
             milliseconds=round(1000 * facts.seconds),
             keyframes=len(facts.keyframes),
-            variable=int(facts.variable),
+            variable=int(_is_variable(facts)),
             rotated=int(facts.rotation != 0),
             shortest=facts.frames,
             longest=facts.frames,
@@ -117,6 +119,12 @@ class VideoCounts:
         if self.rotated:
             rows.append(("stored turned", f"{self.rotated:,}"))
         return rows
+
+
+def _is_variable(facts: VideoFacts) -> bool:
+    """Return whether the frames of a video have different durations."""
+    steps = np.diff(facts.pts.numbers)
+    return len(steps) > 1 and float(np.ptp(steps) * facts.time_base) > _ROUNDING
 
 
 def _most(counter: Counter[Any]) -> str:

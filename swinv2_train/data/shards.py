@@ -15,7 +15,6 @@ from typing import Any
 
 from swinv2_train.data.card import Card
 from swinv2_train.data.card_label_maps import MEMBER
-from swinv2_train.data.card_videos import MEMBER as VIDEO_FACTS
 from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.image_files import is_array
 from swinv2_train.data.index import build_index, misplaced_member
@@ -32,6 +31,7 @@ from swinv2_train.data.shard_files import ShardFiles, read_member
 from swinv2_train.data.shard_parts import Part, ShardParts
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.data.tar import BLOCK
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
 from swinv2_train.text import counted
 
 logger = logging.getLogger(__name__)
