@@ -49,7 +49,7 @@ from swinv2_train.launch.failures import begun, from_main, together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
-from swinv2_train.tasks.build import build_task, evaluation_loader
+from swinv2_train.tasks.build import build_task, evaluation_loader, measured_together
 from swinv2_train.tasks.measured import Measured, Sums
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.report import Report
@@ -287,7 +287,8 @@ class _Bench:
     def measure(self) -> Measured:
         """Measure this rank's part of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
-        with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
+        size = measured_together(self.config.task, self.options.batch)
+        with closing(open_loader(self.options.max_samples, size)) as loader:
             if not self.real_labels:
                 return self.task.evaluate(self.judged, self._batches(loader))
             found = Measured()

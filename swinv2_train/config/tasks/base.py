@@ -97,6 +97,7 @@ class TaskConfig(Section):
     # Not annotated, so these are not fields here; a section that has the setting defines a field of this name.
     multi_label = False  # a sample may have several classes
     repeats = 1  # differently augmented copies of a sample in one batch
+    eval_inputs = 1  # inputs of the model that a sample has in an evaluation
 
     @property
     def title(self) -> str:

@@ -66,6 +66,12 @@ class VideoConfig(ClassificationConfig):
             raise ConfigError("task.views", self.views, "must be clips times crops, such as 4x3")
         return int(found[1]), int(found[2])
 
+    @property
+    def eval_inputs(self) -> int:  # type: ignore[override]
+        """Views of a video in an evaluation."""
+        clips, crops = self.view_counts
+        return clips * crops
+
     def metrics(self) -> tuple[str, ...]:
         """Return the names of the metrics of an evaluation, other than the number of samples."""
         names = super().metrics()
@@ -115,6 +121,10 @@ class VideoConfig(ClassificationConfig):
     def evaluation_settings(self) -> dict[str, Any]:
         """Return the views."""
         return {"views": self.views}
+
+    def label_options(self) -> tuple[str, ...]:
+        """Return the label options of swinv2-eval that apply."""
+        return ("label_map",)
 
     def worker_modules(self) -> list[str]:
         """Return the module of the transforms, which does not import the model, and that of the augmentation if it is

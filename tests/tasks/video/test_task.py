@@ -131,15 +131,6 @@ def test_with_several_labels_the_probability_of_each_class_is_averaged() -> None
     assert set(metrics) == {"loss", "mAP", "f1", "samples"}
 
 
-@torch.no_grad()
-def test_any_of_several_correct_labels_counts() -> None:
-    task = make()
-    table = torch.tensor([[0.0, 5, 4]] * 4)
-    batch = numbered(task, 2, 2)
-    found = task.measure_any_of(ByView(table).eval(), batch, lambda position: [[0, 1], [2]][position])
-    assert (found.sums["correct_1"], found.sums["samples"]) == (1, 2)
-
-
 @pytest.mark.parametrize("several", [False, True])
 def test_figures_are_film_strips_of_held_out_and_of_training_samples(several: bool) -> None:
     task = make(["left", "right", "down"], multi_label=several)
