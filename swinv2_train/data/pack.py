@@ -30,10 +30,11 @@ from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_tiles import tiled
-from swinv2_train.data.pack_videos import PrepareVideos, VideoPacking
+from swinv2_train.data.pack_videos import PrepareVideos
 from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import CHUNK, ParallelMap
 from swinv2_train.data.samples import VIDEO
+from swinv2_train.data.video_packing import VideoPacking
 from swinv2_train.writing import write_bytes
 
 BROKEN_FILE = "broken.jsonl"

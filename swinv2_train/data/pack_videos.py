@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +30,6 @@ _EXTENSIONS = {"mp4": ("mp4", "m4v", "mov"), "matroska": ("mkv", "webm"), "avi":
 """Extensions of the members with a container format. A file keeps its own if it is one of them."""
 STATISTICS_FRAMES = 8
 """Frames of each video, evenly spaced, that mean and standard deviation of the card are computed from."""
-
-
-@dataclass(frozen=True)
-class VideoPacking:
-    """Options of packing videos."""
-
-    short_side: int | None = None
-    """Encode the videos, at most with this shorter side in pixels; None: they are packed as they are."""
-    keyframes: int = 30
-    """Most frames from one keyframe to the next in videos that are encoded."""
-    fps: float = 30.0
-    """Frames per second of folders of frames, which do not record it."""
 
 
 class PrepareVideos:
@@ -76,6 +64,7 @@ class PrepareVideos:
             check_frames(stored.path, facts, limit)
         else:
             stored, facts = self._encoded(entry, stored, facts, made)
+            own = "mp4"
         suffix = _suffix(facts, own)
         image = _statistics(stored.path, facts, suffix, limit)
         numbers, problem = known_labels(RawSample(entry.key, suffix, texts, VIDEO))

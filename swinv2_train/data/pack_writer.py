@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from webdataset import TarWriter
 
     from swinv2_train.data.label_rules import LabelRules
-    from swinv2_train.data.pack_videos import VideoPacking
     from swinv2_train.data.tiling import Tiling
+    from swinv2_train.data.video_packing import VideoPacking
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
 _TILES_VERSION = 2  # the same of tiles: the first one scaled those of 12 bits

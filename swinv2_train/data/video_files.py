@@ -48,7 +48,7 @@ class VideoScan(FolderScan):
         """Return a line for each kind of content that is not read."""
         lines = super().notes()
         if self.num_loose:
-            why = "a folder of frames has images, and neither videos nor subfolders"
+            why = f"a folder of frames is below {self.root}, with images, and without videos or subfolders"
             lines.append(
                 f"{self.root}: {self.num_loose:,} images are in no folder of frames, such as {self.loose[0]} ({why})"
             )
