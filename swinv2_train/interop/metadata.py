@@ -19,6 +19,7 @@ from swinv2_train.config.model import (
     NUM_STAGES,
     ModelConfig,
     fit_window,
+    pretrained_temporal_windows,
     pretrained_windows,
     stage_geometry,
 )
@@ -27,6 +28,8 @@ from swinv2_train.reading import UnreadableError, finite_number, from_object, is
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+CLIP_KEYS = ("frames", "frame_stride")
+"""Keys of the section `data` that describe the clips of a model."""
 _TORCHVISION = re.compile(r"swin_v2_([tsb])-[0-9a-f]{8}")
 """Names of torchvision's files, all for 256 pixels."""
 _TORCHVISION_RESIZED = {"t": 260, "s": 260, "b": 272}
@@ -71,6 +74,9 @@ def recorded_metadata(content: Any) -> dict[str, Any]:
         raise UnreadableError(f"its metadata is damaged: model.{error}") from error
     except ConfigError as error:
         raise UnreadableError(f"its metadata is damaged: {error}") from error
+    for key in CLIP_KEYS:
+        if not is_count(count := known["data"].get(key, 0)):
+            raise UnreadableError(f"its metadata is damaged: data.{key} is {reprlib.repr(count)}")
     sides = known["data"].get("resolution")
     if sides is not None and not (_is_list(sides, is_count) and len(sides) == 2 and all(sides)):
         raise UnreadableError(f"its metadata is damaged: data.resolution is {reprlib.repr(sides)}")
@@ -114,6 +120,12 @@ def trained_windows(metadata: Mapping[str, Any]) -> list[Window] | None:
         return None
     used = [stage.window for stage in stage_geometry(model, *resolution)]
     return put_trained(given, used)
+
+
+def keep_temporal_window(model: ModelConfig) -> None:
+    """Record the window along time that the weights of clips were trained with, before another one is set for use."""
+    if model.temporal_patch:
+        model.pretrained_temporal_window = pretrained_temporal_windows(model)
 
 
 def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
