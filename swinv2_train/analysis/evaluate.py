@@ -27,7 +27,7 @@ from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import check_label_maps, open_labeled
+from swinv2_train.data.configured import check_label_maps, main_member, open_labeled
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -207,8 +207,9 @@ class _Bench:
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
         options, config = self.options, self.loaded.config
-        image, label = config.data.image, config.task.label_member
-        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
+        label = config.task.label_member
+        reading = {"image": config.data.image, "label_member": label, "main": main_member(config.data)}
+        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, **reading)
         try:
             check_label_maps(shards, label)
         except DataError as error:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from swinv2_train.data.card import ImageFacts
 from swinv2_train.data.card_videos import VideoCounts
-from swinv2_train.data.decode import channel_moments
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_files import extension
 from swinv2_train.data.labels import known_labels
@@ -22,14 +17,13 @@ from swinv2_train.data.pack_members import StoredFile
 from swinv2_train.data.pack_writer import Packed, PackOptions
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.samples import TEXT_EXTENSIONS, VIDEO
-from swinv2_train.data.video import check_frames, iterate_frames, probe
+from swinv2_train.data.video import check_frames, probe
 from swinv2_train.data.video_facts import MEMBER, VideoFacts
+from swinv2_train.data.video_statistics import frame_facts
 from swinv2_train.data.video_writing import encode, join_frames
 
 _EXTENSIONS = {"mp4": ("mp4", "m4v", "mov"), "matroska": ("mkv", "webm"), "avi": ("avi",)}
 """Extensions of the members with a container format. A file keeps its own if it is one of them."""
-STATISTICS_FRAMES = 8
-"""Frames of each video, evenly spaced, that mean and standard deviation of the card are computed from."""
 
 
 class PrepareVideos:
@@ -66,7 +60,7 @@ class PrepareVideos:
             stored, facts = self._encoded(entry, stored, facts, made)
             own = "mp4"
         suffix = _suffix(facts, own)
-        image = _statistics(stored.path, facts, suffix, limit)
+        image = frame_facts(stored.path, facts, suffix, limit)
         numbers, problem = known_labels(RawSample(entry.key, suffix, texts, VIDEO))
         record = json.dumps(facts.to_json(), separators=(",", ":")).encode()
         members = {suffix: stored, MEMBER: record, **texts}
@@ -117,20 +111,3 @@ def _suffix(facts: VideoFacts, own: str) -> str:
     if names is None:
         raise BrokenSample(f"its format {facts.container} cannot be read at random: add --short-side to encode it")
     return own if own in names else names[0]
-
-
-def _statistics(path: Path, facts: VideoFacts, suffix: str, max_pixels: int) -> ImageFacts:
-    """Return what some frames of a video add to the card."""
-    numbers = spread(facts.frames, STATISTICS_FRAMES)
-    moments, flat = [], True
-    with contextlib.closing(iterate_frames(path, facts, numbers, max_pixels)) as frames:
-        for _, image in frames:
-            moments.append(channel_moments(image))
-            flat = flat and all(plane.min() == plane.max() for plane in image.numpy())
-    means, squares = (tuple(np.mean(values, axis=0).tolist()) for values in zip(*moments, strict=True))
-    return ImageFacts(suffix, 8, facts.height, facts.width, means, squares, flat=flat)
-
-
-def spread(total: int, count: int) -> list[int]:
-    """Return at most `count` different frame numbers of a video, evenly spaced, with the first and the last one."""
-    return np.unique(np.linspace(0, total - 1, count).round().astype(int)).tolist()
