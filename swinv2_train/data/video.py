@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,8 @@ def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         packets, first = _Packets(stream.codec_context.name), None
         for packet in container.demux(stream):
             packets.add(packet)
+            if packet.has_sidedata("encryption_info"):
+                raise BrokenSample("it is encrypted")
             first = first or next(iter(packet.decode()), None)
         if first is None:
             raise BrokenSample("none of its frames can be decoded" if packets.times else "it has no frames")
@@ -143,10 +146,16 @@ def read_frames(
         BrokenSample: if a frame cannot be decoded.
         IndexError: if the video does not have such a frame.
     """
-    decoded: dict[int, Tensor] = {}
-    for number, image in iterate_frames(source, facts, sorted(set(numbers)), max_pixels):
-        decoded[number] = image if change is None else change(image)
-    return torch.stack([decoded[number] for number in numbers], dim=1)
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        places.setdefault(number, []).append(place)
+    clip = torch.empty(0)
+    for number, image in iterate_frames(source, facts, sorted(places), max_pixels):
+        one = image if change is None else change(image)
+        if not clip.numel():
+            clip = one.new_empty((one.shape[0], len(numbers), *one.shape[1:]))
+        clip[:, places[number]] = one[:, None]
+    return clip
 
 
 def iterate_frames(
@@ -209,7 +218,7 @@ class _Packets:
 
         Times that begin again, as in joined recordings, are not usable.
         """
-        if None in self.times or start not in self.times:
+        if None in self.times or start not in self.times or any(a >= b for a, b in pairwise(self.keys)):
             return False
         ranks = np.argsort(np.argsort(self.times, kind="stable"), kind="stable")
         return bool((np.abs(ranks - np.arange(len(ranks))) <= _REORDERED).all())
@@ -286,7 +295,7 @@ class _Frames:
                 if found is not None:
                     return found
             for start in sorted({key, self._facts.keyframe(max(key - 1, 0)), 0}, reverse=True):
-                self._decoded, self._last = self._numbered(start), start - 1
+                self._decoded = self._numbered(start)
                 found = self._until(number)
                 if found is not None:
                     return found
@@ -303,13 +312,14 @@ class _Frames:
         return upright(flatten(image, WHITE) if alpha else image, self._facts.orientation)
 
     def _until(self, number: int) -> Any | None:
-        """Decode up to a frame; None if it does not come."""
+        """Decode up to a frame; None if it does not come, or depends on damaged ones."""
         for last, frame in self._decoded or ():
             self._last = last
-            if last == number and not frame.is_corrupt:
+            if frame.is_corrupt or last > number:
+                break
+            if last == number:
                 return frame
-            if last >= number:
-                return None
+        self._decoded = None
         return None
 
     def _numbered(self, key: int) -> Iterator[tuple[int, Any]]:

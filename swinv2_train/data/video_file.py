@@ -14,6 +14,7 @@ from typing import Any
 
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import sniff
+from swinv2_train.data.pixels import check_size
 
 Source = bytes | Path
 """Bytes of a video file, or its path: a long video is then read as it is decoded."""
@@ -23,21 +24,15 @@ _FORMATS = {
     "avi": "avi",
     "mpegts": "mpegts",
     "mpeg": "mpeg",
-    "mpegvideo": "mpegvideo",
-    "m4v": "m4v",
-    "h264": "h264",
-    "hevc": "hevc",
     "flv": "flv",
     "asf": "asf",
     "ogg": "ogg",
     "ivf": "ivf",
     "mxf": "mxf",
     "nut": "nut",
-    "yuv4mpegpipe": "y4m",
 }
 """FFmpeg's names of the formats that are read -> short names."""
-_ENCRYPTED = ("encv", "drmi")
-_HEADER = 64
+_HEADER = 4096
 _LONGEST = 200
 
 
@@ -66,17 +61,16 @@ def opened(source: Source, max_pixels: int) -> Iterator[tuple[Any, Any]]:
         if cut:
             raise BrokenSample(cut)
         file.seek(0)
-        allowed = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file", "max_pixels": str(max_pixels)}
+        allowed = {"format_whitelist": ",".join(_FORMATS), "protocol_whitelist": "file"}
         try:
             container = stack.enter_context(av.open(file, options=allowed))
-        except (av.error.FFmpegError, ValueError, OSError) as error:
-            raise BrokenSample(f"it is not a video, or it is cut off or damaged ({ffmpeg_reason(error)})") from None
+        except (av.error.FFmpegError, ValueError, OSError):
+            raise BrokenSample(_unopened(header)) from None
         stream = _video_stream(container)
         context = stream.codec_context
         if context is None:
             raise BrokenSample("its codec is unknown to FFmpeg")
-        if stream.codec_tag in _ENCRYPTED:
-            raise BrokenSample("it is encrypted")
+        check_size(context.height, context.width, max_pixels=max_pixels)
         context.thread_type, context.thread_count = "NONE", 1
         context.options = {"max_pixels": str(max_pixels)}
         yield container, stream
@@ -164,6 +158,15 @@ def _variable_integer(data: bytes, place: int) -> tuple[int, int]:
     if not width or place + width > len(data):
         return 0, 0
     return width, int.from_bytes(data[place : place + width], "big") & ((1 << 7 * width) - 1)
+
+
+def _unopened(header: bytes) -> str:
+    """Return why FFmpeg does not open a file, whose own message is the same for most reasons."""
+    if header[4:8] == b"ftyp":
+        return "its index (moov) is missing or damaged"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in header):
+        return "it is text, not a video"
+    return "it is not a video of a known format, or its beginning is missing or damaged"
 
 
 def _check_kind(header: bytes) -> None:

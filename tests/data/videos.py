@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -91,23 +93,15 @@ def video(
             turned the other way, so that an upright frame shows its number.
         audio: seconds of silence.
         settings: rate (30), time_base (15360; in avi, which has no times, the rate), pix_fmt (yuv420p), gop (12),
-            bframes (2; of codecs that have them), options (of the encoder, a dict), muxer (options of the container, a dict).
+            bframes (2; of codecs that have them), options (of the encoder, a dict), muxer (those of the container).
     """
     shown = [one if isinstance(one, np.ndarray) else _stored(one, size, rotation) for one in _listed(frames)]
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=MUXERS.get(container, container), options=settings.get("muxer", {})) as output:
-        stream = _stream(output, codec or CODECS[container], shown[0].shape[:2], settings)
-        sound = output.add_stream("libopus" if container == "webm" else "aac", rate=48000) if audio else None
-        base = 1 / Fraction(stream.codec_context.time_base.denominator)
-        step = round(1 / (base * settings.get("rate", 30)))
-        for index, pixels in enumerate(shown):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=stream.pix_fmt)
-            frame.pts, frame.time_base = (index * step if pts is None else pts[index]), base
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-        if sound is not None:
-            _add_silence(output, sound, audio)
-    return turned(buffer.getvalue(), rotation) if rotation else buffer.getvalue()
+    muxer = MUXERS.get(container, container)
+    with tempfile.NamedTemporaryFile() as file:  # FFmpeg reads a file again to move its index to the front
+        with av.open(file.name, "w", format=muxer, options=settings.get("muxer", {})) as output:
+            _write(output, shown, codec or CODECS[container], pts, audio, settings)
+        data = Path(file.name).read_bytes()
+    return turned(data, rotation) if rotation else data
 
 
 def sound_only(seconds: float = 0.5) -> bytes:
@@ -170,6 +164,22 @@ def _stream(output: Any, codec: str, size: tuple[int, int], settings: dict[str, 
         options |= {"sc_threshold": "0"}  # keyframes only where `gop` says
     stream.options = options
     return stream
+
+
+def _write(
+    output: Any, shown: list[np.ndarray], codec: str, pts: Sequence[int] | None, audio: float, settings: dict[str, Any]
+) -> None:
+    stream = _stream(output, codec, shown[0].shape[:2], settings)
+    sound = output.add_stream("libopus" if codec.startswith("libvpx") else "aac", rate=48000) if audio else None
+    base = 1 / Fraction(stream.codec_context.time_base.denominator)
+    step = round(1 / (base * settings.get("rate", 30)))
+    for index, pixels in enumerate(shown):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=stream.pix_fmt)
+        frame.pts, frame.time_base = (index * step if pts is None else pts[index]), base
+        output.mux(stream.encode(frame))
+    output.mux(stream.encode())
+    if sound is not None:
+        _add_silence(output, sound, audio)
 
 
 def _add_silence(output: Any, stream: Any, seconds: float) -> None:
