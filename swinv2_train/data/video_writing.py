@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_train.data.decode import read_pixels
 from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.pixels import check_size
@@ -108,16 +109,16 @@ def join_frames(folder: Path, target: Path, fps: float, max_pixels: int = MAX_PI
 
     paths = frames_of(folder)
     rate = Fraction(fps).limit_denominator(_FINEST)
-    kind, size = _kind_and_size(paths[0], paths[0].read_bytes(), max_pixels)
+    kind, size = first = _kind_and_size(paths[0], paths[0].read_bytes(), max_pixels)
     codec, pixel_format = _CODECS[kind]
     with _output(target, "mov", {}) as output:
         stream = output.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        stream.height, stream.width, stream.pix_fmt = *size, pixel_format
         for number, path in enumerate(paths):
             data = path.read_bytes()
-            found = _kind_and_size(path, data, max_pixels)
-            if found != (kind, size):
-                both = f"{paths[0].name} is {_shown(kind, size)}, {path.name} is {_shown(*found)}"
+            found = _kind_and_size(path, data, max_pixels) if number else first
+            if found != first:
+                both = f"{paths[0].name} is {_shown(*first)}, {path.name} is {_shown(*found)}"
                 raise BrokenSample(f"its frames differ in format or size: {both}")
             packet = av.Packet(data)
             packet.stream, packet.time_base = stream, 1 / rate
@@ -127,7 +128,7 @@ def join_frames(folder: Path, target: Path, fps: float, max_pixels: int = MAX_PI
 
 
 def _kind_and_size(path: Path, data: bytes, max_pixels: int) -> tuple[str, tuple[int, int]]:
-    """Return the format, width, and height of a frame. Raises BrokenSample if it cannot be one."""
+    """Decode a frame, and return its format, height, and width. Raises BrokenSample if it cannot be one."""
     kind = sniff(data)
     if kind not in _CODECS:
         shown = "not an image" if kind is None else kind
@@ -135,14 +136,18 @@ def _kind_and_size(path: Path, data: bytes, max_pixels: int) -> tuple[str, tuple
     size = header_size(data, kind)
     if size is None:
         raise BrokenSample(f"its frame {path.name} is damaged: its header has no size")
-    check_size(size[1], size[0], max_pixels=max_pixels)
+    check_size(*size, max_pixels=max_pixels)
     if orientation(data, kind) != 1:
         raise BrokenSample(f"its frame {path.name} is turned by its EXIF tag: save the frames upright")
+    try:
+        read_pixels(data, max_pixels)  # FFmpeg shows the rest of a frame that is cut off as gray
+    except BrokenSample as error:
+        raise BrokenSample(f"its frame {path.name}: {error.reason}") from None
     return kind, size
 
 
 def _shown(kind: str, size: tuple[int, int]) -> str:
-    return f"{kind}, {size[0]} x {size[1]}"
+    return f"{kind}, {size[1]} x {size[0]}"
 
 
 @contextmanager
