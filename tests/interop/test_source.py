@@ -282,7 +282,7 @@ def test_tensors_that_are_not_plain_are_one_sentence(tmp_path: Path) -> None:
         ({**weights, name: patches.to_sparse()}, f"holds {name} as a sparse tensor"),
         ({**weights, name: patches.to(torch.complex64)}, f"holds {name} as a complex tensor"),
         ({**weights, name: patches.to("meta")}, f"holds {name} as a meta (empty) tensor"),
-        ({**weights, name: torch.tensor(1.0)}, "patch_embed.proj.weight of 4 or 5 dimensions"),
+        ({**weights, name: torch.tensor(1.0)}, "patch_embed.proj.weight of 4 dimensions"),
         ({**weights, "layers.0.blocks.0.attn.logit_scale": torch.tensor(1.0)}, "logit_scale has no dimensions"),
         ({**weights, "head.weight": torch.tensor(1.0)}, "head.weight has no dimensions"),
     ):

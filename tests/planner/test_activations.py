@@ -27,7 +27,7 @@ GEOMETRIES = {
     "shifted": (128, 4, (48, 48), (12, 12), True),
     "padded": (256, 8, (30, 45), (7, 9), True),
     "wide": (64, 2, (64, 96), (32, 32), True),
-    "clip": (64, 2, (6, 20, 28), (4, 10, 14), True),
+    "clip": (64, 2, (7, 32, 48), (4, 16, 16), True),
 }
 """Channels, heads, map, window, and shift of a block."""
 
