@@ -146,7 +146,8 @@ def inspection_lines(found: Inspection) -> list[str]:
             f"no label: {counted(found.unlabeled, 'sample', ',')}, while others have one (first: "
             f"{found.first_unlabeled})"
         )
-    lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
+    what = "image" if found.card.videos is None else "video"
+    lines += [f"in both: {first} and {second} are the same {what}" for first, second in found.across[:_SHOWN]]
     if len(found.across) > _SHOWN:
         lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")
     return lines

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from swinv2_train.config.schema import DataConfig, ProbeConfig
 from swinv2_train.data.card_label_maps import MEMBER
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, OtherSamples
 from swinv2_train.data.label_counts import with_classes
+from swinv2_train.data.samples import IMAGE, VIDEO
 from swinv2_train.data.shards import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def open_set(
     label_member: str | None = None,
     warn: bool = True,
 ) -> ShardSet:
-    """Open shards as a config reads them, with the classes that `data.label` names on their card.
+    """Open shards as a config reads them, as images or videos, with the classes that `data.label` names on their card.
 
     Args:
         label_member: `TaskConfig.label_member`.
@@ -81,9 +82,23 @@ def open_set(
     Raises:
         DataError: if they cannot be used.
     """
-    shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
+    main = main_member(data)
+    reading = {"image": data.image, "label_member": label_member, "main": main}
+    try:
+        shards = open_labeled(spec, data.cache_dir, data.cache_gib, **reading, warn=warn)
+    except OtherSamples as error:
+        fix = "set data.frames=0 model.temporal_patch=0, or pack videos with swinv2-data pack --video"
+        if main == IMAGE:
+            fix = "set data.frames and model.temporal_patch, for a task of videos such as task=video"
+        error.args = (f"{error}; data.frames={data.frames} reads {main}s: {fix}",)
+        raise
     check_label_maps(shards, label_member)
     return with_classes(shards, data.label, names, warn=warn)
+
+
+def main_member(data: DataConfig) -> str:
+    """Return the kind of the main member of the samples that a config reads: image or video."""
+    return VIDEO if data.frames else IMAGE
 
 
 def open_labeled(
@@ -93,6 +108,7 @@ def open_labeled(
     *,
     image: str | None = None,
     label_member: str | None = None,
+    main: str = IMAGE,
     warn: bool = True,
 ) -> ShardSet:
     """Open shards whose label maps are known: they are neither the image nor one of several.
@@ -109,7 +125,7 @@ def open_labeled(
         raise DataError(
             f"{image} cannot be the image (data.image) and the label map (task.label): choose another image"
         )
-    shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False)
+    shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False, main=main)
     shards.label_member = label_member or shards.label_member
     for line in shards.warnings() if warn else ():
         logger.warning("%s", line)

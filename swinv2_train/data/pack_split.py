@@ -205,7 +205,7 @@ def _read_all(
 
 def _pieces(source: Source, entry: Entry) -> bytes | None:
     """Hash of the beginning, the middle, and the end; None if they cannot be read."""
-    if source.shards is not None:
+    if source.shards is not None or entry.frames:
         return _whole(source, entry)
     try:
         with open(entry.path, "rb") as file:
@@ -221,7 +221,7 @@ def _pieces(source: Source, entry: Entry) -> bytes | None:
 
 def _whole(source: Source, entry: Entry) -> bytes | None:
     try:
-        return hashlib.sha256(source.read(entry)[0]).digest()
+        return source.digest(entry)
     except (OSError, BrokenSample):
         return None
 

@@ -87,7 +87,7 @@ class ParallelMap:
         on."""
         names = ", ".join(map(self._name, items[:_NAMED]))
         which = f" while the processes decoded {names}" if items else ""
-        return f"a decoding process died{which}: an image crashes its decoder, or memory is short (use fewer --workers)"
+        return f"a decoding process died{which}: a file crashes its decoder, or memory is short (use fewer --workers)"
 
     def close(self) -> None:
         if self._pool is not None:

@@ -16,12 +16,12 @@ from swinv2_train.config.model import (
     drop_path_rates,
     fit_window,
     stage_geometry,
-    validate_model,
     variant,
     windows,
 )
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.tasks import SimMIMConfig
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.models import ImageClassifier, MaskedImageModel, SwinTransformerV2
 
 # Backbone, with 1000 classes, with 21841 classes; all without the extra norms of H and G.

@@ -27,6 +27,7 @@ GEOMETRIES = {
     "shifted": (128, 4, (48, 48), (12, 12), True),
     "padded": (256, 8, (30, 45), (7, 9), True),
     "wide": (64, 2, (64, 96), (32, 32), True),
+    "clip": (64, 2, (7, 32, 48), (4, 16, 16), True),
 }
 """Channels, heads, map, window, and shift of a block."""
 
@@ -67,8 +68,11 @@ def built_block(geometry: str, model: ModelConfig, backend: str) -> tuple[SwinBl
 def planned_block(gpu: bool, precision: str, geometry: str, model: ModelConfig, backend: str) -> Block:
     """The same block for the formulas."""
     dim, heads, sides, window, shifted = GEOMETRIES[geometry]
-    model.embed_dim, model.num_heads, model.window = dim, [heads] * 4, [list(window)] * 4
-    stage = stage_geometry(model, *(side * model.patch_size for side in sides))[0]
+    *time, height, width = sides
+    model.embed_dim, model.num_heads, model.window = dim, [heads] * 4, [list(window[-2:])] * 4
+    if time:
+        model.temporal_patch, model.temporal_window = 1, window[0]
+    stage = stage_geometry(model, height * model.patch_size, width * model.patch_size, *time)[0]
     return Block(model, stage, backend, 2, shifted, True, Kernels(DTYPES[precision].itemsize, gpu))
 
 
