@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from swinv2_train.data.integer_runs import MOST_NUMBERS, IntegerRuns
 
 
-@given(st.lists(st.integers(0, 5000), max_size=60), st.integers(-(2**40), 2**40), st.fractions(0, 50, max_denominator=9))
+@given(
+    st.lists(st.integers(0, 5000), max_size=60), st.integers(-(2**40), 2**40), st.fractions(0, 50, max_denominator=9)
+)
 def test_any_ascending_numbers_come_back(steps: list[int], start: int, likely: Fraction) -> None:
     numbers = (start + np.cumsum([0, *steps])).tolist()
     runs = IntegerRuns.of(numbers, [likely])
