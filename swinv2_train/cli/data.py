@@ -147,6 +147,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         picture_format(arguments.sheet)
         writable("--sheet", arguments.sheet.parent)
     opened = _open_of_any_kind(arguments)
+    _say_loading(opened)
 
     from swinv2_train.data.inspect import inspect
     from swinv2_train.data.parallel import available_cores
@@ -228,13 +229,16 @@ def _open_of_any_kind(arguments: argparse.Namespace) -> ShardSet:
 
 
 def _open(arguments: argparse.Namespace, main: str = "image") -> ShardSet:
-    """Open the shards that a command names, and report what is loaded then."""
+    """Open the shards that a command names."""
     from swinv2_train.data.shards import ShardSet
 
     spec, image = shards(arguments.shards), arguments.image
-    opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, warn=False, image=image, main=main)
+    return ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, warn=False, image=image, main=main)
+
+
+def _say_loading(opened: ShardSet) -> None:
+    """Report what is loaded after the shards were opened."""
     loading("swinv2-data", f"the decoders for {counted(opened.num_samples, 'sample', ',')}")
-    return opened
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -245,6 +249,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.scaled and arguments.entire:
         raise DataError("--scaled has no effect with --entire: remove one of them")
     opened = _open(arguments)
+    _say_loading(opened)
     for line in opened.warnings():
         print(f"warning: {line}", file=sys.stderr)
 

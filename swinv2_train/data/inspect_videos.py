@@ -51,8 +51,11 @@ def _compare(raw: RawSample, facts: VideoFacts) -> None:
         packed = VideoFacts.from_json(parse_json(raw.members[VIDEO_FACTS]))
     except (BrokenSample, UnreadableError) as error:
         raise BrokenSample(f"{VIDEO_FACTS}: {error}") from None
-    for name in ("frames", "size", "orientation"):
-        before, now = getattr(packed, name), getattr(facts, name)
+    for name, before, now in (
+        ("number of frames", packed.frames, facts.frames),
+        ("size", f"{packed.width} x {packed.height}", f"{facts.width} x {facts.height}"),
+        ("orientation", packed.orientation, facts.orientation),
+    ):
         if before != now:
             raise BrokenSample(f"{VIDEO_FACTS} is of another video: its {name} is {before}, not {now}")
     if not np.array_equal(packed.pts.numbers, facts.pts.numbers):

@@ -57,7 +57,7 @@ def encode(
     times, base = _times(facts)
     height, width = _encoded_size(facts, short_side)
     with _output(target, "mp4", {"movflags": "+faststart"}) as output:
-        stream = output.add_stream("libx264", rate=round(max(1.0, min(facts.fps, 1000.0))))
+        stream = output.add_stream("libx264", rate=_rate(facts))  # the last frame lasts as long as it says
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = _ENCODER
         context = stream.codec_context
@@ -82,9 +82,14 @@ def _times(facts: VideoFacts) -> tuple[np.ndarray, Fraction]:
     """Return the times of the frames from 0, and their unit; at a constant rate if two frames have the same time."""
     times = facts.pts.numbers - facts.pts.numbers[0]
     if len(times) > 1 and np.diff(times).min() <= 0:
-        rate = Fraction(facts.fps or 25.0).limit_denominator(1001)
-        return np.arange(facts.frames), 1 / max(rate, Fraction(1, 1001))
+        return np.arange(facts.frames), 1 / _rate(facts)
     return times, facts.time_base
+
+
+def _rate(facts: VideoFacts) -> Fraction:
+    """Return the mean number of frames per second, within what containers can state."""
+    rate = Fraction(facts.fps or 25.0).limit_denominator(1001)
+    return min(max(rate, Fraction(1, 1001)), Fraction(1000))
 
 
 def _encoded_size(facts: VideoFacts, short_side: int) -> tuple[int, int]:

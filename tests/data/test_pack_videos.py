@@ -244,6 +244,7 @@ def test_formats_without_random_access_are_packed_if_they_are_encoded(tmp_path: 
         assert shown(sample) == list(range(12))
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path, videos: Path) -> None:
     """Encoding included. Two processes are started once, because a test of this promise needs them."""
     write_frames(videos / "up/frames", 6)
