@@ -69,7 +69,7 @@ class ModelConfig(Section):
     clip shrinks it."""
     pretrained_temporal_window: Any = 0
     """Window along time that the weights were trained with, one or per stage, like `pretrained_window`; 0 means
-    `temporal_window`, even if the clips of that training are shorter."""
+    `temporal_window`, even if the clips of that training are shorter. It also is the size of a bias table."""
     drop_path: float = 0.1
     """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     extra_norm_period: int = 0
@@ -167,7 +167,8 @@ def temporal_windows(config: ModelConfig) -> list[int]:
 def pretrained_temporal_windows(config: ModelConfig) -> list[int]:
     """Return the window along time that each stage was pretrained with; the configured one if none is set.
 
-    Unlike the height and the width, it is never clamped: a short clip uses the middle of the position bias.
+    Unlike the height and the width, it is never clamped to the input, so an offset in time means the same for clips of
+    any length.
     """
     trained = _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
     return [before or own for before, own in zip(trained, temporal_windows(config), strict=True)]

@@ -27,7 +27,7 @@ from swinv2_train.data.errors import BrokenSample
 from swinv2_train.data.integer_runs import IntegerRuns
 from swinv2_train.data.pixels import check_size, upright
 from swinv2_train.data.video_facts import VideoFacts
-from swinv2_train.data.video_file import Source, format_name, opened, reading
+from swinv2_train.data.video_file import Source, declared_seconds, format_name, opened, reading
 
 MAX_PIXELS = 200_000_000
 Change = Callable[[Tensor], Tensor]
@@ -37,6 +37,7 @@ _UNTIMED_FORMATS = ("avi",)
 """Formats that store the order of decoding alone, so times of reordered frames are guesses."""
 _VP8_SHOWN = 0x10  # a flag in the first byte of a packet; other frames only serve as references
 _PREDICTED = (2, 3)  # av.video.frame.PictureType: P, B
+_LEAST_PART = 0.5  # more than that, because other programs cut videos without correcting the duration
 _UNKNOWN_RATE = 25
 _ORIENTATIONS = {
     (1, 0, 0, 1): 1,
@@ -101,6 +102,8 @@ def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
         container_name, base = format_name(container), stream.time_base
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
         guessed = container_name in _UNTIMED_FORMATS and stream.codec_context.has_b_frames and packets.ascending
+        declared = declared_seconds(container, stream)
+    packets.check_end(base, declared)
     steps = [1 / (rate * base) for rate in rates]
     counted = guessed or not packets.usable(first.pts)
     if counted:
@@ -208,6 +211,12 @@ class _Packets:
         if packet.pts is not None and (self._last is None or packet.pts >= self._last):
             self._last, self.last_duration = packet.pts, packet.duration or 0
 
+    def check_end(self, base: Fraction, declared: float | None) -> None:
+        """Raise BrokenSample if less than half of the seconds that the file declares are there."""
+        end = float((self._last or 0) * base)
+        if declared is not None and end + float(self.last_duration * base) < _LEAST_PART * declared:
+            raise BrokenSample(f"it is damaged: it declares {declared:.1f} s, but ends after {end:.1f} s")
+
     @property
     def ascending(self) -> bool:
         """True if every packet has a time, and they are in order."""
@@ -272,6 +281,9 @@ class _Frames:
         self._decoded: Iterator[tuple[int, Any]] | None = None
         self._last = -1
         """Number of the last frame that was decoded."""
+        self._skips = self._times is not None and facts.codec == "h264"  # only for H.264, FFmpeg's flag is exact
+        self._wanted = 0
+        """Time of the frame that is searched for."""
 
     def __enter__(self) -> _Frames:
         from av.video.reformatter import VideoReformatter
@@ -289,6 +301,7 @@ class _Frames:
             BrokenSample: if it cannot be decoded.
         """
         key = self._facts.keyframe(number)
+        self._wanted = 0 if self._times is None else int(self._times[number])
         with reading():
             if self._decoded is not None and key <= self._last + 1 <= number:
                 found = self._until(number)
@@ -330,6 +343,9 @@ class _Frames:
         """
         before = -1
         for packet in self._packets(key):
+            if self._skips and packet.pts is not None:
+                # Frames that no other one refers to are only decoded if they are wanted, and perhaps later.
+                self._stream.codec_context.skip_frame = "NONREF" if packet.pts < self._wanted else "DEFAULT"
             for frame in packet.decode():
                 number = before + 1 if self._times is None else self._number(frame.pts, before)
                 if number is None or number < key:

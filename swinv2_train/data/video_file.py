@@ -1,13 +1,14 @@
 """An open video file: its format, its stream of frames, and the reasons for which it cannot be read.
 
-The only file that imports `av` (PyAV), which contains FFmpeg. FFmpeg also opens playlists and scripts, which name other
-files and servers; the formats and protocols that are allowed here contain all their data.
+PyAV (`av`) contains FFmpeg and is imported only when a video is opened. FFmpeg also opens playlists and scripts, which
+name other files and servers; the formats that are allowed here contain all their data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _FORMATS = {
 """FFmpeg's names of the formats that are read -> short names."""
 _HEADER = 4096
 _LONGEST = 200
+_MICROSECONDS = 1_000_000
 
 
 @contextlib.contextmanager
@@ -79,6 +81,20 @@ def opened(source: Source, max_pixels: int) -> Iterator[tuple[Any, Any]]:
 def format_name(container: Any) -> str:
     """Return the short name of a container's format."""
     return _FORMATS.get(container.format.name, container.format.name)
+
+
+def declared_seconds(container: Any, stream: Any) -> float | None:
+    """Return the end of a stream as a Matroska file declares it; None for others, which list all their packets.
+
+    FFmpeg skips damaged parts of such a file, so fewer frames are the only sign of them.
+    """
+    if format_name(container) != "matroska":
+        return None
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:[.]\d+)?)", stream.metadata.get("DURATION", ""))
+    if found is not None:
+        return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    alone = len(container.streams) == 1 and container.duration is not None
+    return container.duration / _MICROSECONDS if alone else None
 
 
 @contextlib.contextmanager
@@ -182,13 +198,11 @@ def _check_kind(header: bytes) -> None:
 
 def _video_stream(container: Any) -> Any:
     """Return the video stream that players show: the default one of several, and never cover art."""
-    import av.stream
+    from av.stream import Disposition
 
-    attached = int(av.stream.Disposition.attached_pic)
-    found = [each for each in container.streams.video if not int(each.disposition) & attached]
+    found = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
     if found:
-        default = int(av.stream.Disposition.default)
-        return next((each for each in found if int(each.disposition) & default), found[0])
+        return next((each for each in found if each.disposition & Disposition.default), found[0])
     if container.streams.video:
         raise BrokenSample("it has no video stream, only a cover picture")
     kinds = sorted({each.type for each in container.streams})

@@ -165,8 +165,11 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
     }
 
 
-def refuse_other_models(shapes: Shapes, path: Path) -> None:
+def refuse_other_models(shapes: Shapes, path: Path, patch_dimensions: Sequence[int] = (4,)) -> None:
     """Reject weights that do not belong to a Swin Transformer V2.
+
+    Args:
+        patch_dimensions: possible numbers of dimensions of the patch embedding: 4 for images, 5 for clips.
 
     Raises:
         ConfigError: naming the model that they look like.
@@ -187,7 +190,7 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         hint = "DeepSpeed divides the weights among several files with ZeRO stage 3; join them with its zero_to_fp32.py"
         raise ConfigError("", path, f"{path} has tensors without elements; {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
-    if missing or len(shapes["patch_embed.proj.weight"]) != 4:
+    if missing or len(shapes["patch_embed.proj.weight"]) not in patch_dimensions:
         held = ", ".join(list(shapes)[:3]) or "nothing"
         key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
         raise ConfigError("", path, f"{path} is not a Swin Transformer V2: it lacks {key} (it has {held}, ...)")

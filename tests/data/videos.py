@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from torch import Tensor
 
 CODECS = {"mp4": "libx264", "mov": "libx264", "mkv": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
@@ -113,30 +114,98 @@ def sound_only(seconds: float = 0.5) -> bytes:
 
 
 def muxed(
-    packets: Sequence[bytes], codec: str, size: tuple[int, int], *, rate: int = 10, container: str = "mkv"
+    packets: Sequence[bytes], codec: str, size: tuple[int, int], *, container: str = "mkv", pix_fmt: str | None = None
 ) -> bytes:
-    """Return a video whose packets are image files, such as JPEGs with codec mjpeg."""
+    """Return a video of 10 frames per second whose packets are image files, such as JPEGs with codec mjpeg."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=MUXERS.get(container, container)) as output:
-        stream = output.add_stream(codec, rate=rate)
+        stream = output.add_stream(codec, rate=10)
         stream.height, stream.width = size
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "rgb24"
+        stream.pix_fmt = pix_fmt or ("yuvj420p" if codec == "mjpeg" else "rgb24")
         for index, data in enumerate(packets):
-            packet = av.Packet(data)
-            packet.stream, packet.time_base = stream, Fraction(1, rate)
-            packet.pts = packet.dts = index
-            packet.is_keyframe = True
-            output.mux(packet)
+            output.mux(_image_packet(data, stream, index))
     return buffer.getvalue()
 
 
-def turned(data: bytes, rotation: int) -> bytes:
-    """Return an mp4 file with the rotation of its video track set, in degrees clockwise."""
-    one = 1 << 16
-    a, b = {90: (0, one), 180: (-one, 0), 270: (0, -one)}[rotation]
+def remuxed(videos: Sequence[bytes]) -> bytes:
+    """Return a Matroska file with the packets of several videos of one codec, one after another."""
+    buffer, offset = io.BytesIO(), 0
+    with av.open(buffer, "w", format="matroska") as output:
+        joined = None
+        for data in videos:
+            with av.open(io.BytesIO(data)) as source:
+                stream, end = source.streams.video[0], offset
+                joined = joined or output.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.dts is not None:
+                        packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
+                        end = max(end, packet.pts + packet.duration)
+                        packet.stream = joined
+                        output.mux(packet)
+                offset = end
+    return buffer.getvalue()
+
+
+def streams(
+    videos: Sequence[tuple[Sequence[int], tuple[int, int]]], container: str, *, default: int = 0, cover: bytes = b""
+) -> bytes:
+    """Return a file with several video streams.
+
+    Args:
+        videos: the numbers that the frames of each show, equally many, and their size.
+        default: stream that players show.
+        cover: PNG file that is attached as the first stream, with sound.
+    """
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        picture = _cover_stream(output) if cover else None
+        sound = output.add_stream("aac", rate=48000) if cover else None
+        made = []
+        for place, (_, size) in enumerate(videos):
+            made.append(_stream(output, "libx264", size, {"time_base": 30}))
+            made[-1].disposition = Disposition.default if place == default else Disposition(0)
+        if picture is not None:
+            output.mux(_image_packet(cover, picture, 0))
+        for index in range(len(videos[0][0]) if videos else 0):
+            for stream, (numbers, size) in zip(made, videos, strict=True):
+                frame = av.VideoFrame.from_ndarray(numbered(numbers[index], *size), format="rgb24")
+                frame = frame.reformat(format="yuv420p")
+                frame.pts, frame.time_base = index, Fraction(1, 30)
+                output.mux(stream.encode(frame))
+        for stream in made:
+            output.mux(stream.encode())
+        if sound is not None:
+            _add_silence(output, sound, 0.1)
+    return buffer.getvalue()
+
+
+def turned(data: bytes, rotation: int = 0, matrix: tuple[int, int, int, int] | None = None) -> bytes:
+    """Return an mp4 file with another display matrix of its video track.
+
+    Args:
+        rotation: degrees clockwise.
+        matrix: (a, b, c, d) of x' = a x + c y and y' = b x + d y, in its place.
+    """
+    quarter = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[rotation]
+    a, b, c, d = ((one << 16) for one in matrix or (*quarter, -quarter[1], quarter[0]))
     header = data.index(b"tkhd") + 4
-    matrix = header + (52 if data[header] else 40)  # version 1 has longer times
-    return data[:matrix] + struct.pack(">9i", a, b, 0, -b, a, 0, 0, 0, 1 << 30) + data[matrix + 36 :]
+    place = header + (52 if data[header] else 40)  # version 1 has longer times
+    return data[:place] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[place + 36 :]
+
+
+def _image_packet(data: bytes, stream: Any, index: int) -> av.Packet:
+    packet = av.Packet(data)
+    packet.stream, packet.time_base = stream, Fraction(1, 10)
+    packet.pts = packet.dts = index
+    packet.is_keyframe = True
+    return packet
+
+
+def _cover_stream(output: Any) -> Any:
+    stream = output.add_stream("png", rate=1)
+    stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb24"
+    stream.disposition = Disposition.attached_pic
+    return stream
 
 
 def _listed(frames: int | Iterable[int | np.ndarray]) -> list[int | np.ndarray]:

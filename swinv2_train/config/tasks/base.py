@@ -72,7 +72,7 @@ class TaskConfig(Section):
     """True if images differ in size in an evaluation. The windows of the training are then recorded as the pretrained
     ones, because the position bias must not depend on the size."""
     CLIPS: ClassVar[str] = NEVER
-    """Whether the inputs are clips of videos (`data.frames`) instead of images: `never`, `optional`, or `always`."""
+    """Use of clips of videos (`data.frames`) instead of images: `never`, `optional`, or `always`."""
     TITLE: ClassVar[str] = ""
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""

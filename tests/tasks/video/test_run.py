@@ -173,3 +173,22 @@ def test_simmim_on_clips_starts_a_run_of_videos(shards: Path, tmp_path: Path) ->
             moved[name.removeprefix("backbone.")] = float((value - start).abs().max())
     assert moved["patch_embed.proj.weight"] == 0
     assert 0 < moved["layers.1.blocks.0.mlp.fc1.weight"] < moved["layers.3.blocks.0.mlp.fc1.weight"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_of_videos_starts_one_with_other_classes_and_windows(run: Path, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.txt").write_text("2\n1\n0\n0\n")
+    changes = (
+        "task.num_classes=4",
+        f"init.label_map={tmp_path / 'map.txt'}",
+        "model.temporal_window=4",
+        "optim.steps=1",
+    )
+    options = ("optim.warmup_steps=0", "optim.lr=1e-12", "optim.clip_norm=1e-3", "data.eval_shards=null")
+    command = tiny_video(shards, tmp_path / "other", f"init_from={run}", *changes, *options)
+    assert run_here(command) == FINISHED
+    before = load_weights(run / "checkpoints" / LAST)
+    after = load_weights(tmp_path / "other" / "checkpoints" / "step-00000001")
+    torch.testing.assert_close(after["head.weight"], before["head.weight"][[2, 1, 0, 0]], atol=1e-9, rtol=0)
+    table = (tmp_path / "other" / "init_from.txt").read_text()
+    assert "inflated" not in table
