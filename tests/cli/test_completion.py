@@ -157,7 +157,8 @@ def test_options_subcommands_and_their_choices(offered: Offered) -> None:
 
 
 def test_pipelines(offered: Offered) -> None:
-    assert offered("swinv2-pipeline pipeline=g") == ["pipeline=giant", "pipeline=giant_ade20k", "pipeline=giant_coco"]
+    giants = ["giant", "giant_ade20k", "giant_coco", "giant_k400"]
+    assert offered("swinv2-pipeline pipeline=g") == [f"pipeline={name}" for name in giants]
     assert offered("swinv2-pipeline st") == ["status"]
     assert offered("swinv2-pipeline status sh") == ["shards/"]
     assert offered("swinv2-pipeline pipeline=demo stages.simmim.optim.warmup_s") == [

@@ -44,7 +44,7 @@ def test_help_lists_every_pipeline_and_imports_nothing_slow() -> None:
         (
             [],
             "choose a pipeline, such as pipeline=demo; available: demo, detect_demo, giant, giant_ade20k, giant_coco, "
-            "segment_demo",
+            "giant_k400, segment_demo, video_demo",
         ),
         (["pipeline=demo", "--redo", "simmin"], "--redo=simmin: unknown stage"),
         (["pipeline=demo", "--json"], "--json requires status"),

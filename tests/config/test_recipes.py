@@ -14,7 +14,7 @@ from swinv2_train.config.metrics import best_mode
 from swinv2_train.config.model import pretrained_windows, stage_geometry
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig, DetectionConfig, SegmentationConfig
+from swinv2_train.config.tasks import ClassificationConfig, DetectionConfig, SegmentationConfig, VideoConfig
 from swinv2_train.config.validate import resolution, validate
 from swinv2_train.pipeline.spec import load_pipeline, split_arguments
 from swinv2_train.planner.activations import activations
@@ -122,7 +122,7 @@ NUMBERS = {
 
 
 def test_every_recipe_with_labels_is_listed() -> None:
-    assert NUMBERS.keys() | SEGMENTED.keys() | DETECTED.keys() == set(NAMES) - OWN - {
+    assert NUMBERS.keys() | SEGMENTED.keys() | DETECTED.keys() | FILMED.keys() == set(NAMES) - OWN - {
         f"simmim_{size}" for size in ("tiny", "small", "base", "large", "huge", "giant")
     }
 
@@ -234,6 +234,50 @@ def test_a_recipe_of_detection_has_the_numbers_of_its_source(name: str, recipes:
     }[size]
     assert task == expected
     assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/box_ap", "max")
+
+
+K400 = 240_436
+# name: size, frames, stride, batch, peak and first rate, warm-up steps, steps, decay, clip, drop path, windows, those of
+# the pretraining, test
+OFFICIAL = (224, 32, 2, 64, 1e-3, 1e-4, 9392, 112_704, 0.02, 0, 0.1, [7, 7, 7, 7], [8, 8, 8, 8], "task.views=4x3")
+FILMED = {
+    "k400_tiny": OFFICIAL,
+    "k400_base": (*OFFICIAL[:4], 3e-4, 3e-5, *OFFICIAL[6:8], 0.05, 0, 0.2, [7, 7, 7, 7], [12, 12, 12, 6], OFFICIAL[-1]),
+    "k400_giant_256": (256, 16, 4, 80, 3.6e-4, 3.6e-7, 7513, 60_109, 0.1, 100, 0.4, [16, 16, 16, 8], [12, 12, 12, 6], ""),
+    "k400_giant_320": (
+        320, 16, 4, 64, 5e-5, 5e-8, 3756, 18_784, 0.1, 100, 0.4, [20, 20, 20, 10], [12, 12, 12, 6],
+        "data.resolution=384 model.window=[24,24,24,12] task.views=4x5",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILMED)
+def test_a_recipe_of_videos_has_the_numbers_of_its_source(name: str, recipes: dict[str, Config]) -> None:
+    config = recipes[name]
+    size, frames, stride, batch, peak, first, warmup, steps, decay, clip, drop, used, trained, test = FILMED[name]
+    plan = make_plan(config, 16, K400)
+    data, optim, task = config.data, config.optim, config.task
+    assert (data.expected_samples, resolution(config)) == (K400, (size, size))
+    assert (data.frames, data.frame_stride, config.model.temporal_patch) == (frames, stride, 2)
+    assert frames * stride == 64
+    assert (plan.global_batch, plan.warmup_steps, plan.total_steps) == (batch, warmup, steps)
+    assert (plan.peak_lr, plan.warmup_lr, plan.min_lr) == pytest.approx((peak, first, 0))
+    assert (optim.weight_decay, optim.clip_norm, optim.schedule, optim.layer_decay) == (decay, clip, "cosine", 1)
+    assert (optim.lr_scales, config.model.drop_path) == ({"backbone": 0.1}, drop)
+    stages = stage_geometry(config.model, size, size, frames=frames)
+    assert [(stage.time, stage.time_window, *stage.window) for stage in stages] == [
+        (frames // 2, 8, side, side) for side in used
+    ]
+    assert [side[0] for side in pretrained_windows(config.model)] == trained
+    assert isinstance(task, VideoConfig)
+    assert task == VideoConfig(num_classes=400)
+    assert (task.dropout, task.mixup, task.label_smoothing, task.auto_augment) == (0.5, 0, 0, None)
+    assert (data.augment.scale, data.augment.hflip, data.augment.interpolation) == ([0.08, 1.0], 0.5, "bilinear")
+    assert (config.checkpoint.best_metric, best_mode(config.checkpoint)) == ("eval/top1", "max")
+    if test:
+        command = f"swinv2-eval outputs/{name} /data/k400/val {test}"
+        assert command in header(name)["Command"].replace("\\ ", "")
+        validate(compose([f"+experiment={name}", *test.split(), "data.crop_pct=1"]))
 
 
 def test_the_recipe_of_tiles_takes_any_channels(recipes: dict[str, Config]) -> None:

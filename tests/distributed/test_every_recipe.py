@@ -17,6 +17,7 @@ from swinv2_train.launch.environment import free_port
 from swinv2_train.launch.status import read_status
 from tests.detected import make_detected_data
 from tests.engine.apart import Apart
+from tests.filmed import make_filmed_data
 from tests.runs import losses, make_labelled_data
 from tests.segmented import make_segmented_data
 
@@ -38,7 +39,9 @@ DETECTED = (
     "data.std=[0.2,0.2,0.2]",
 )  # fmt: skip
 """More overrides of a recipe of detection."""
-EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512", "coco_tiny_cascade")
+FILMED = ("model.temporal_window=2", "data.frames=4", "data.frame_stride=1")
+"""More overrides of a recipe of videos."""
+EVALUATED = ("simmim_tiny", "in1k_tiny_256", "ade20k_tiny_512", "coco_tiny_cascade", "k400_tiny")
 """One of each task: held-out samples go to other workers, which take time to start."""
 
 
@@ -51,6 +54,8 @@ def small(name: str, folder: Path) -> Config:
         shards, more, between = folder / "objects", DETECTED, "/"
         if name.endswith("_cascade"):
             more += ("task.crop_sides=[24,40]", "task.crop_short_sides=[40,56]")
+    elif name.startswith("k400_") or "video" in name:
+        shards, more = folder / "videos", FILMED
     held_out = [f"data.eval_shards={shards}/eval{between}*.tar"] if name in EVALUATED else ["data.eval_shards=null"]
     config = compose([f"+experiment={name}", *SMALL, *more, f"data.shards={shards}/train{between}*.tar", *held_out])
     config.run.dir = str(folder / name)
@@ -89,6 +94,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     make_labelled_data(folder / "shards")
     make_segmented_data(folder / "scenes")
     make_detected_data(folder / "objects")
+    make_filmed_data(folder / "videos")
     configs = [small(name, folder) for name in NAMES]
     multiprocessing.forkserver._forkserver._stop()  # it may have been started with less
     with Apart(folder) as ranks:
