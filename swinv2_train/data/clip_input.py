@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from swinv2_train.config.data import DataConfig
 from swinv2_train.data.clips import test_clips, train_clip
 from swinv2_train.data.geometry import Crop, draw_crop, fixed_crop
 from swinv2_train.data.sample import Sample
+from swinv2_train.data.video import Video
 
 
 def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np.random.Generator) -> Tensor:
@@ -23,7 +24,7 @@ def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np
     video = sample.video
     numbers = train_clip(video.facts.frames, data.frames, data.frame_stride, rng)
     crop = draw_crop(video.size, size, data.augment, rng)
-    return _applied(crop, video.frames(numbers), data)
+    return _applied(crop, video.frames(numbers), data.augment.interpolation)
 
 
 def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts: tuple[int, int]) -> Tensor:
@@ -39,15 +40,47 @@ def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts:
         ConfigError: for an unknown `data.crop_mode`.
     """
     video, (clips, number) = sample.video, counts
-    crops = view_crops(video.size, size, data.crop_pct, data.crop_mode, number)
+    crops = FixedCrops.of(video.size, size, data, number)
     views = []
     for numbers in test_clips(video.facts.frames, data.frames, data.frame_stride, clips):
-        entire = replace(crops[0], size=crops[0].scaled, corner=(0, 0))  # resized once for all crops
-        scaled = _applied(entire, video.frames(numbers), data)
-        for crop in crops:
-            top, left = crop.corner
-            views.append(scaled[..., top : top + size[0], left : left + size[1]])
+        views += crops.views(crops.scaled(video.frames(numbers)))
     return torch.stack(views)
+
+
+def center_clip(video: Video, size: tuple[int, int], data: DataConfig) -> Tensor:
+    """Return the clip in the middle of a video, (3, `data.frames`, *size) uint8: the only view of `1x1`.
+
+    Raises BrokenSample.
+    """
+    (numbers,) = test_clips(video.facts.frames, data.frames, data.frame_stride, 1)
+    crops = FixedCrops.of(video.size, size, data)
+    (view,) = crops.views(crops.scaled(video.frames(numbers)))
+    return view
+
+
+@dataclass(frozen=True)
+class FixedCrops:
+    """The crops of a video's frames for a test."""
+
+    crops: list[Crop]
+    """See `view_crops`."""
+    interpolation: str
+
+    @classmethod
+    def of(cls, source: tuple[int, int], size: tuple[int, int], data: DataConfig, number: int = 1) -> FixedCrops:
+        """Return the crops of frames of a size `source`. Raises ConfigError for an unknown `data.crop_mode`."""
+        return cls(view_crops(source, size, data.crop_pct, data.crop_mode, number), data.augment.interpolation)
+
+    def scaled(self, clip: Tensor) -> Tensor:
+        """Resize frames once for all crops: (3, T, H, W) -> (3, T, h, w)."""
+        entire = replace(self.crops[0], size=self.crops[0].scaled, corner=(0, 0))
+        return _applied(entire, clip, self.interpolation)
+
+    def views(self, scaled: Tensor) -> list[Tensor]:
+        """Return the crops of frames that `scaled` has returned, each (3, T, *size)."""
+        height, width = self.crops[0].size
+        corners = [crop.corner for crop in self.crops]
+        return [scaled[..., top : top + height, left : left + width] for top, left in corners]
 
 
 def view_crops(
@@ -74,7 +107,7 @@ def view_crops(
     return crops
 
 
-def _applied(crop: Crop, clip: Tensor, data: DataConfig) -> Tensor:
+def _applied(crop: Crop, clip: Tensor, interpolation: str) -> Tensor:
     """Apply a crop to all frames: (3, T, H, W) -> (3, T, *crop.size)."""
     # Frames first: torch resizes images of 3 channels faster than those of T.
-    return crop.image(clip.transpose(0, 1), data.augment.interpolation).transpose(0, 1)
+    return crop.image(clip.transpose(0, 1), interpolation).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Image files that a user names, and synthetic images to compare two models on."""
+"""Image or video files that a user names, and synthetic images to compare two models on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.image_files import image_extensions, scan_folder
+from swinv2_train.data.image_files import FolderScan, image_extensions, scan_folder
+from swinv2_train.data.samples import IMAGE, VIDEO
+from swinv2_train.data.video_files import VIDEO_FILES, scan_videos
 
 if TYPE_CHECKING:  # finding images does without torch
     from torch import Tensor
@@ -21,23 +23,24 @@ if TYPE_CHECKING:  # finding images does without torch
 
 @dataclass
 class FoundImages:
-    """Image files that a user named."""
+    """Image or video files that a user named."""
 
     files: list[Path] = field(default_factory=list)
     """In the order of the names, each file once."""
     notes: list[str] = field(default_factory=list)
     """Contents of the folders that are not read, one line each."""
     lost: bool = False
-    """True if these may contain images."""
+    """True if these may contain images or videos."""
 
 
-def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
-    """Find the image files named by files, folders (at any depth), and patterns.
+def find_images(paths: Sequence[str], skip: Sequence[Path] = (), kind: str = IMAGE) -> FoundImages:
+    """Find the image or video files named by files, folders (at any depth), and patterns.
 
-    In folders, only files with an image extension are used; a file that is named explicitly may have any name.
+    In folders, only files with an extension of the kind are used; a file that is named explicitly may have any name.
 
     Args:
         skip: files and folders that folders and patterns do not find, such as outputs of the caller.
+        kind: `image` or `video`.
 
     Raises:
         ConfigError: as `user_path`.
@@ -49,10 +52,8 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
     for text in paths:
         path = user_path(text)
         if path.is_dir():
-            scan = scan_folder(path, skip)
-            matches = [Path(image) for image in scan.images]
-            found.notes += scan.notes()
-            found.lost |= scan.lost
+            scan = scan_videos(path, skip) if kind == VIDEO else scan_folder(path, skip)
+            matches = _files(scan, found)
         elif path.exists():
             matches = [path]
         else:
@@ -63,10 +64,25 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = ()) -> FoundImages:
         if not matches:
             where = "holds" if path.is_dir() else "matches"
             others = "".join(f"; {line}" for line in found.notes if line.startswith(str(path)))
-            raise DataError(f"{text} {where} no image ({', '.join(image_extensions())}){others}")
+            extensions = ", ".join(VIDEO_FILES if kind == VIDEO else image_extensions())
+            raise DataError(f"{text} {where} no {kind} ({extensions}){others}")
         files.update(dict.fromkeys(matches))
     found.files = list(files)
     return found
+
+
+def _files(scan: FolderScan, found: FoundImages) -> list[Path]:
+    """Return the files of a folder, and add to `found` what is not read: folders of frames are not files."""
+    found.notes += scan.notes()
+    found.lost |= scan.lost
+    folders = [path for path in scan.images if scan.kind == VIDEO and Path(path).is_dir()]
+    if folders:
+        found.lost = True
+        fix = "pack them with swinv2-data pack --video, or join each into a video"
+        found.notes.append(
+            f"{scan.root}: {len(folders):,} folders of frames, such as {folders[0]}, are not read: {fix}"
+        )
+    return [Path(path) for path in scan.images if path not in set(folders)]
 
 
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:

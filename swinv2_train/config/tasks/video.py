@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,7 +36,9 @@ class VideoConfig(ClassificationConfig):
     CLIPS = ALWAYS
     TITLE = "video classification"
     PURPOSE = "for video classification"
-    FREE = ("module", "views")
+    FREE = ("module", "views", "hop")
+    PREDICT_OPTIONS: ClassVar[dict[str, str]] = {"hop": "hop"}
+    PREDICT_FOLDERS: ClassVar[dict[str, tuple[str, ...]]] = {"strips": (".jpg",)}
 
     name: str = "video"
     """Name of the task."""
@@ -53,6 +56,9 @@ class VideoConfig(ClassificationConfig):
     Clips are spread over the video. Crops are spread along the longer side of the frame, whose shorter side is
     `data.resolution / data.crop_pct`; a single one is the center.
     """
+
+    hop: float = 0.0
+    """Seconds from the start of a window to that of the next one in swinv2-predict; 0: half the span of a clip."""
 
     @property
     def view_counts(self) -> tuple[int, int]:
@@ -81,8 +87,10 @@ class VideoConfig(ClassificationConfig):
         return (*names[:after], CLIP_TOP1, *names[after:])
 
     def validate(self, config: Config) -> None:
-        """Check what classification checks, dropout, and views."""
+        """Check what classification checks, dropout, views, and the hop."""
         super().validate(config)
+        if not 0 <= self.hop < math.inf:
+            raise ConfigError("task.hop", self.hop, "must be a number of seconds of at least 0")
         if not 0 <= self.dropout < 1:
             fix = f"must be a fraction from 0 to below 1{percent(self.dropout)}"
             raise ConfigError("task.dropout", self.dropout, fix)
