@@ -10,5 +10,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 "$python" -m pytest -m gpu -q tests
 name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
 "$python" scripts/bench/train_step.py --out "scripts/bench/results/train-step-$name.json"
-"$python" scripts/bench/segmentation_step.py --out "scripts/bench/results/segmentation-step-$name.json"
+for recipe in ade20k_tiny_512 k400_tiny; do
+    "$python" scripts/bench/recipe_step.py --experiment $recipe --out "scripts/bench/results/recipe-step-$recipe-$name.json"
+done
 "$python" scripts/bench/checkpoint.py --out "scripts/bench/results/checkpoint-$name.json"

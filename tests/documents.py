@@ -95,6 +95,7 @@ SMALL = ("model.embed_dim=24", "model.num_heads=[1,2,4,8]", "model.depths=[1,1,2
 SHORT = {
     "+experiment=own_": ("optim.epochs=10", "optim.warmup_epochs=1"),
     "+experiment=detect_own": ("optim.epochs=2", "optim.warmup_epochs=1", "data.resolution=64"),
+    "+experiment=video_own": ("optim.epochs=16", "optim.warmup_epochs=8", "data.resolution=64", "data.frames=4"),
 }
 """Additional overrides for the recipes for own images, which take minutes to hours, by the start of an argument."""
 

@@ -23,7 +23,7 @@ from swinv2_train.planner.memory import peak
 
 NAMES = [name for name, _ in experiments()]
 IN1K, IN22K, EXTENDED = 1_281_167, 14_197_122, 70_000_000
-SMALL = {name for name in NAMES if name.endswith("_demo") or name.startswith("own_")} | {"detect_own"}
+SMALL = {name for name in NAMES if name.endswith("_demo") or name.startswith("own_")} | {"detect_own", "video_own"}
 """Recipes of this project, for a CPU."""
 OWN = SMALL | {"segment_tiles"}
 """Recipes of this project."""

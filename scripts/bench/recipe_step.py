@@ -1,10 +1,12 @@
-"""One training step of a segmentation recipe at its full size: loss, time, and memory, on this machine's device.
+"""One training step of a recipe at its full size: loss, time, and memory, on this machine's device.
 
-    python scripts/bench/segmentation_step.py --experiment ade20k_tiny_512 --out results.json
+    python scripts/bench/recipe_step.py --experiment ade20k_tiny_512 --out results.json
+    python scripts/bench/recipe_step.py --experiment k400_tiny
 
 The model has random weights and the batch random pixels and labels, in fp32. A step is forward, the loss as a
 run normalizes it, backward, and an update by AdamW. A new decoder gives all classes nearly the same score, so the loss
-starts near 1.4 * 7/8 * ln(150) = 6.14 for ADE20K: with the auxiliary loss, and an eighth of the pixels ignored.
+starts near 1.4 * 7/8 * ln(150) = 6.14 for ADE20K: with the auxiliary loss, and an eighth of the pixels ignored. For
+Kinetics-400 it starts near ln(400) = 5.99.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from swinv2_train.data.batch import to_device
 from swinv2_train.planner.activations import activations
 
 
-def measured_step(config: Config, images: int) -> dict[str, Any]:
+def measured_step(config: Config, samples: int) -> dict[str, Any]:
     """Return the loss of a step, its gradient, the seconds of its parts, and memory in GiB."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = config.task.implementation()(config, [0.5] * 3, [0.25] * 3)
     model = task.build_model().to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optim.lr)
-    batch, factors = to_device(task.example_batch(images), device), config.task.terms()
+    batch, factors = to_device(task.example_batch(samples), device), config.task.terms()
     weights = task.weights(batch)
     before = peak_gib()
     started = now()
@@ -54,7 +56,7 @@ def measured_step(config: Config, images: int) -> dict[str, Any]:
             "backward": differentiated - computed,
             "update": updated - differentiated,
         },
-        "saved_activations_gib_calculated": activations(config, images, gpu=device.type == "cuda")[-1].saved / 2**30,
+        "saved_activations_gib_calculated": activations(config, samples, gpu=device.type == "cuda")[-1].saved / 2**30,
         "memory_gib": {"before": before, "peak": peak_gib()},
     }
 
@@ -76,14 +78,15 @@ def peak_gib() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="ade20k_tiny_512")
-    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=1, help="images or clips")
     parser.add_argument("--overrides", nargs="*", default=[], help="config keys, such as data.resolution=640")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()
     config = compose([f"+experiment={options.experiment}", "engine.precision=fp32", *options.overrides])
     config.task.complete({}, None)
-    found = measured_step(config, options.images)
-    print(f"{found['parameters']:,} parameters, {config.data.resolution} pixels: loss {found['loss']:.4f}")
+    found = measured_step(config, options.samples)
+    frames = f"{config.data.frames} frames of " if config.data.frames else ""
+    print(f"{found['parameters']:,} parameters, {frames}{config.data.resolution} pixels: loss {found['loss']:.4f}")
     print(f"gradient norm {found['gradient_norm']:.3f}, peak of memory {found['memory_gib']['peak']:.2f} GiB")
     print(", ".join(f"{name} {seconds:.1f} s" for name, seconds in found["seconds"].items()))
     write_report(options.out, ("torch",), device=device_name(), threads=torch.get_num_threads(), results=found)
