@@ -237,13 +237,15 @@ def test_a_recipe_of_detection_has_the_numbers_of_its_source(name: str, recipes:
 
 
 K400 = 240_436
-# name: size, frames, stride, batch, peak and first rate, warm-up steps, steps, decay, clip, drop path, windows, those of
-# the pretraining, test
+# name: size, frames, stride, batch, peak and first rate, warm-up steps, steps, decay, clip, drop path, windows, windows
+# of the pretraining, test
 OFFICIAL = (224, 32, 2, 64, 1e-3, 1e-4, 9392, 112_704, 0.02, 0, 0.1, [7, 7, 7, 7], [8, 8, 8, 8], "task.views=4x3")
 FILMED = {
     "k400_tiny": OFFICIAL,
     "k400_base": (*OFFICIAL[:4], 3e-4, 3e-5, *OFFICIAL[6:8], 0.05, 0, 0.2, [7, 7, 7, 7], [12, 12, 12, 6], OFFICIAL[-1]),
-    "k400_giant_256": (256, 16, 4, 80, 3.6e-4, 3.6e-7, 7513, 60_109, 0.1, 100, 0.4, [16, 16, 16, 8], [12, 12, 12, 6], ""),
+    "k400_giant_256": (
+        256, 16, 4, 80, 3.6e-4, 3.6e-7, 7513, 60_109, 0.1, 100, 0.4, [16, 16, 16, 8], [12, 12, 12, 6], "",
+    ),
     "k400_giant_320": (
         320, 16, 4, 64, 5e-5, 5e-8, 3756, 18_784, 0.1, 100, 0.4, [20, 20, 20, 10], [12, 12, 12, 6],
         "data.resolution=384 model.window=[24,24,24,12] task.views=4x5",
