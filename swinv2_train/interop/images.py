@@ -87,6 +87,7 @@ def _files(scan: FolderScan, found: FoundImages) -> list[Path]:
 
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     """Return synthetic images, normalized (count, C, H, W) float32, with photo-like statistics: shapes, detail, grain.
+    For a model of clips, every frame of (count, C, T, H, W) is one.
 
     Args:
         seed: the same seed returns the same images.
@@ -98,7 +99,9 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     from swinv2_train.data.augment import normalise
 
     height, width = resolution(loaded.config)
-    channels = loaded.config.model.in_channels
+    channels, frames = loaded.config.model.in_channels, loaded.config.data.frames
+    if frames:
+        count *= frames
     rng = np.random.default_rng(seed)
     image = torch.zeros(count, channels, height, width)
     for cells, strength in ((3, 0.5), (9, 0.25), (31, 0.12)):
@@ -106,7 +109,8 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
         image += strength * F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
     image += torch.from_numpy(rng.normal(0, 0.02, tuple(image.shape))).float()
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return normalise(pixels, loaded.mean, loaded.std)
+    made = normalise(pixels, loaded.mean, loaded.std)
+    return made.unflatten(0, (-1, frames)).transpose(1, 2).contiguous() if frames else made
 
 
 def _is_below(path: Path, places: Collection[Path]) -> bool:
