@@ -171,7 +171,7 @@ def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Ro
     largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
     size = f"{loaded.config.model.in_channels} channels, {height}x{width} pixels"
     if data.frames:
-        size += f", {data.frames} frames, every {data.frame_stride} of the video"
+        size += f", {data.frames} frames at stride {data.frame_stride}"
     return [
         ("size", size),
         ("preparation", f"{crop}; {data.augment.interpolation}, antialiased"),
