@@ -40,8 +40,8 @@ from swinv2_train.data.loader import SampleSource, Share, fixed_batches
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import Workers
 from swinv2_train.errors import RunError
+from swinv2_train.interop.export_facts import clip_facts
 from swinv2_train.interop.load import LoadedModel, load_model
-from swinv2_train.interop.metadata import CLIP_KEYS
 from swinv2_train.launch.environment import local_ranks
 from swinv2_train.launch.failures import begun, from_main, on_main, together
 from swinv2_train.launch.ranks import Ranks
@@ -174,10 +174,9 @@ def _about(options: FeatureOptions, loaded: LoadedModel, count: int, names: Sequ
     config, source = loaded.config, loaded.source
     data = config.data
     labels = {"label": data.label, "classes": names} if data.label is not None else {}
-    clips = {key: getattr(data, key) for key in CLIP_KEYS} if data.frames else {}
     return redacted({
         **labels,
-        **clips,
+        **clip_facts(config),
         "format": 1,
         "checkpoint": str(source.path.resolve()),
         "step": source.step,

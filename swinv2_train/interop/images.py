@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.paths import user_path
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.image_files import FolderScan, image_extensions, scan_folder
+from swinv2_train.data.image_files import image_extensions, scan_folder
 from swinv2_train.data.samples import IMAGE, VIDEO
 from swinv2_train.data.video_files import VIDEO_FILES, scan_videos
+from swinv2_train.text import counted
 
 if TYPE_CHECKING:  # finding images does without torch
     from torch import Tensor
@@ -52,8 +53,7 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = (), kind: str = IMA
     for text in paths:
         path = user_path(text)
         if path.is_dir():
-            scan = scan_videos(path, skip) if kind == VIDEO else scan_folder(path, skip)
-            matches = _files(scan, found)
+            matches = (_videos if kind == VIDEO else _images)(path, skip, found)
         elif path.exists():
             matches = [path]
         else:
@@ -71,22 +71,34 @@ def find_images(paths: Sequence[str], skip: Sequence[Path] = (), kind: str = IMA
     return found
 
 
-def _files(scan: FolderScan, found: FoundImages) -> list[Path]:
-    """Return the files of a folder, and add to `found` what is not read: folders of frames are not files."""
+def _images(path: Path, skip: Sequence[Path], found: FoundImages) -> list[Path]:
+    """Return the image files of a folder, and add to `found` what is not read."""
+    scan = scan_folder(path, skip)
     found.notes += scan.notes()
     found.lost |= scan.lost
-    folders = [path for path in scan.images if scan.kind == VIDEO and Path(path).is_dir()]
+    return [Path(image) for image in scan.images]
+
+
+def _videos(path: Path, skip: Sequence[Path], found: FoundImages) -> list[Path]:
+    """Return the video files of a folder, and add to `found` what is not read: images, and folders of frames."""
+    scan = scan_videos(path, skip)
+    folders = [name for name in scan.images if Path(name).is_dir()]
+    loose, scan.num_loose = scan.num_loose, 0  # next to videos, they are probably pictures of them
+    found.notes += scan.notes()
+    found.lost |= scan.lost
+    if loose:
+        found.notes.append(f"{path}: {counted(loose, 'image', ',')} not read, such as {scan.loose[0]}")
     if folders:
-        found.lost = True
-        fix = "pack them with swinv2-data pack --video, or join each into a video"
+        fix = "swinv2-data pack --video reads folders of frames"
         found.notes.append(
-            f"{scan.root}: {len(folders):,} folders of frames, such as {folders[0]}, are not read: {fix}"
+            f"{path}: {counted(len(folders), 'folder', ',')} of images not read, such as {folders[0]}: {fix}"
         )
-    return [Path(path) for path in scan.images if path not in set(folders)]
+    return [Path(name) for name in scan.images if name not in set(folders)]
 
 
 def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     """Return synthetic images, normalized (count, C, H, W) float32, with photo-like statistics: shapes, detail, grain.
+    For a model of clips, every frame of (count, C, T, H, W) is one.
 
     Args:
         seed: the same seed returns the same images.
@@ -98,7 +110,9 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
     from swinv2_train.data.augment import normalise
 
     height, width = resolution(loaded.config)
-    channels = loaded.config.model.in_channels
+    channels, frames = loaded.config.model.in_channels, loaded.config.data.frames
+    if frames:
+        count *= frames
     rng = np.random.default_rng(seed)
     image = torch.zeros(count, channels, height, width)
     for cells, strength in ((3, 0.5), (9, 0.25), (31, 0.12)):
@@ -106,7 +120,8 @@ def made_images(loaded: LoadedModel, count: int, seed: int = 0) -> Tensor:
         image += strength * F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)
     image += torch.from_numpy(rng.normal(0, 0.02, tuple(image.shape))).float()
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return normalise(pixels, loaded.mean, loaded.std)
+    made = normalise(pixels, loaded.mean, loaded.std)
+    return made.unflatten(0, (-1, frames)).transpose(1, 2).contiguous() if frames else made
 
 
 def _is_below(path: Path, places: Collection[Path]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,14 +90,19 @@ class VideoConfig(ClassificationConfig):
     def validate(self, config: Config) -> None:
         """Check what classification checks, dropout, views, and the hop."""
         super().validate(config)
-        if not 0 <= self.hop < math.inf:
-            raise ConfigError("task.hop", self.hop, "must be a number of seconds of at least 0")
+        self.check_prediction()
         if not 0 <= self.dropout < 1:
             fix = f"must be a fraction from 0 to below 1{percent(self.dropout)}"
             raise ConfigError("task.dropout", self.dropout, fix)
         if self.view_counts[1] > 1 and config.data.crop_mode != "center":
             hint = f"several crops need data.crop_mode=center, not {config.data.crop_mode}"
             raise ConfigError("task.views", self.views, hint)
+
+    def check_prediction(self, given: Mapping[str, Any] | None = None) -> None:
+        """Check the views and the hop of finished weights, see `TaskConfig.check_prediction`."""
+        _ = self.view_counts
+        if not 0 <= self.hop < math.inf:
+            raise ConfigError("task.hop", self.hop, "must be a number of seconds of at least 0")
 
     def describe(self, config: Config) -> Description:
         """Return clips, classes, and augmentation, and the parameters with the linear head."""
