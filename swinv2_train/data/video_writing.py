@@ -25,8 +25,8 @@ from swinv2_train.data.video_files import frames_of
 _ENCODER = {"preset": "medium", "crf": "20", "x264-params": "mbtree=0"}
 """Nearly transparent at the sizes that clips are trained at.
 
-Without mbtree, which reads uninitialized memory in x264 165 if a row has few blocks: 14 of 150 encodings at 48 pixels had
-other bytes than the rest of the same video.
+Without mbtree, which reads uninitialized memory in x264 165 if a row has few blocks: 14 of 150 encodings at 48 pixels
+had other bytes than the rest of the same video.
 """
 _BT601, _LIMITED = 6, 1
 """Color matrix (SMPTE 170M) and range of the encoded frames, by FFmpeg's numbers."""
