@@ -43,7 +43,7 @@ def clip_of(video: Any, config: Config) -> Tensor:
         (numbers,) = test_clips(frames.shape[1], data.frames, data.frame_stride, 1)
         frames = frames[:, numbers]
     crops = FixedCrops.of((frames.shape[-2], frames.shape[-1]), size, data)
-    (clip,) = crops.views(crops.scaled(frames))
+    (clip,) = crops.views(crops.scaled(frames.transpose(0, 1)).transpose(0, 1))
     return clip
 
 

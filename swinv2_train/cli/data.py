@@ -106,7 +106,7 @@ def _add_inspect(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
-        help="measure how fast this host makes training images",
+        help="measure how fast this host makes training images or clips",
         description=filled(
             "Read, decode, crop, and collate random samples as a data worker does, and print the images per second and "
             "core of each stage, by CPU time. The storage is not measured: samples are read once before. From this "
@@ -128,6 +128,8 @@ def _add_bench(commands: Any) -> None:
         help="smallest part of the image area that a crop covers (default: %(default)s)",
     )
     add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="(default: %(default)s)")
+    add("--frames", type=whole(1), metavar="N", help="measure clips of N frames, for shards of videos")
+    add("--frame-stride", type=whole(1), metavar="N", help="distance of two frames of a clip (default: 2)")
     add("--entire", action="store_true", help="decode entire images, as with data.crop_decoding=false")
     add("--scaled", action="store_true", help="decode large images at a fraction, as with data.scaled_decoding=true")
     add("--seed", type=whole(), default=0, help="selects the samples (default: %(default)s)")
@@ -244,11 +246,10 @@ def _say_loading(opened: ShardSet) -> None:
 def _bench(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import feeding_lines, print_table, speed_lines
     from swinv2_train.config.schema import AugmentConfig
-    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.samples import IMAGE, VIDEO
 
-    if arguments.scaled and arguments.entire:
-        raise DataError("--scaled has no effect with --entire: remove one of them")
-    opened = _open(arguments)
+    clip = _clip(arguments)
+    opened = _open(arguments, VIDEO if clip else IMAGE)
     _say_loading(opened)
     for line in opened.warnings():
         print(f"warning: {line}", file=sys.stderr)
@@ -258,7 +259,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.speed import measure_speed
 
-    reason = "--entire" if arguments.entire else prepare()
+    reason = "--entire" if arguments.entire else "" if clip else prepare()
     augment = AugmentConfig(scale=[arguments.least_area, 1.0], interpolation=arguments.interpolation)
     options = DecodeOptions(max_pixels=arguments.max_pixels, parts=not arguments.entire, scaled=arguments.scaled)
     side = arguments.resolution
@@ -270,15 +271,38 @@ def _bench(arguments: argparse.Namespace) -> int:
         num_samples=arguments.samples,
         micro_batch=arguments.batch,
         seed=arguments.seed,
+        clip=clip,
     )
+    frames = clip[0] if clip else 0
     decoder = f"torchvision, entire images: {reason}" if reason else "libjpeg-turbo, only the parts that crops need"
+    how = ("clips", f"{frames} frames at stride {clip[1]}") if clip else ("JPEG decoder", decoder)
     crops = f"{side} x {side} of at least {arguments.least_area:.0%} of the area, {arguments.interpolation}"
-    print_table([("JPEG decoder", decoder), ("crops", crops)])
-    for line in (*speed_lines(speed), "", *feeding_lines(speed.rate(), available_cores(), side)):
+    print_table([how, ("crops", crops)])
+    for line in (*speed_lines(speed, frames), "", *feeding_lines(speed.rate(), available_cores(), side, frames)):
         print(line)
     if speed.num_broken:
         print(f"{speed.num_broken} broken samples were left out: see swinv2-data inspect", file=sys.stderr)
     return 1 if speed.num_broken else 0
+
+
+def _clip(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """Return frames and stride of the clips to be measured; None for images.
+
+    Raises:
+        DataError: for an option without effect.
+    """
+    from swinv2_train.data.errors import DataError
+
+    if arguments.scaled and arguments.entire:
+        raise DataError("--scaled has no effect with --entire: remove one of them")
+    if arguments.frames is None:
+        if arguments.frame_stride is not None:
+            raise DataError("--frame-stride is for clips: add --frames N")
+        return None
+    for option in ("scaled", "entire", "image"):
+        if getattr(arguments, option):
+            raise DataError(f"--{option} is for images, and --frames measures videos: remove one of them")
+    return arguments.frames, arguments.frame_stride or 2
 
 
 if __name__ == "__main__":

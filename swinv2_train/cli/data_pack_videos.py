@@ -44,7 +44,7 @@ def add_videos(add: Any) -> None:
 
 
 def video_packing(arguments: argparse.Namespace) -> VideoPacking | None:
-    """Return how videos are packed; None without --video. Raises DataError for options that exclude each other."""
+    """Return the options of packing videos; None without --video. Raises DataError for options that contradict."""
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.video_packing import VideoPacking
 

@@ -40,7 +40,7 @@ def _check_task(config: Config, frames: int) -> None:
         hint = f"task={task.name} is for images; set data.frames=0 model.temporal_patch=0, or use task=video"
         raise ConfigError("data.frames", frames, hint)
     if not frames and task.CLIPS == ALWAYS:
-        hint = f"task={task.name} is for clips; set such as data.frames=32 model.temporal_patch=2"
+        hint = f"task={task.name} is for clips; set their length, such as data.frames=32, and model.temporal_patch=2"
         raise ConfigError("data.frames", frames, hint)
 
 
@@ -61,5 +61,5 @@ def _check_frames(config: Config) -> None:
         hint = f"makes an image, and data.frames={data.frames} needs clips; set null"
         raise ConfigError("data.augment.transform", data.augment.transform, hint)
     if config.probe.shards:
-        hint = f"probes read images, and data.frames={data.frames} makes a model of clips; set none"
+        hint = f"probes read images, and data.frames={data.frames} makes a model of clips; leave it empty"
         raise ConfigError("probe.shards", config.probe.shards, hint)

@@ -37,7 +37,7 @@ class FolderScan:
     images: list[str] = field(default_factory=list)
     """Paths of the image files, sorted."""
     kind: str = "image"
-    """What is searched for."""
+    """Kind of the files that are searched for."""
     subfolders: list[str] = field(default_factory=list)
     """Names of the folders directly in it."""
     unread: Counter[str] = field(default_factory=Counter)

@@ -296,10 +296,12 @@ def _prepared(source: Source, options: PackOptions, out: Path, workers: int) -> 
         scratch.mkdir()
         task = PrepareVideos(source, options, scratch)
     prepare = ParallelMap(task, workers, name=lambda entry: entry.name, chunk=_chunk(options))
+    complete = False
     try:
         yield prepare
+        complete = True
     finally:
-        prepare.close()
+        prepare.close(wait=complete)
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -73,7 +73,7 @@ class PackOptions:
     tile: Tiling | None = None
     """Cut larger images into tiles."""
     video: VideoPacking | None = None
-    """How videos are packed; None: the samples are images."""
+    """Options of packing videos; None: the samples are images."""
 
 
 @dataclass(frozen=True)

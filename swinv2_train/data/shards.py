@@ -25,7 +25,7 @@ from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import NoPartsError, ShardCache
 from swinv2_train.data.remote_file import RemoteFile
-from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope, choice_lines
+from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, VIDEO, LeftOut, Scope, choice_lines
 from swinv2_train.data.shard import Shard
 from swinv2_train.data.shard_files import ShardFiles, read_member
 from swinv2_train.data.shard_parts import Part, ShardParts
@@ -156,12 +156,10 @@ class ShardSet:
             counted.remove(self.label_member)
             if not self.several_images(shard):
                 counted.counts.pop("shared key", None)
-        for member, facts in (
-            (OBJECTS, self.card and self.card.objects),
-            (VIDEO_FACTS, self.card and self.card.videos),
-        ):
-            if facts:
-                counted.remove(member)
+        if self.card is not None and self.card.objects is not None:
+            counted.remove(OBJECTS)
+        if self.scope.main == VIDEO:
+            counted.remove(VIDEO_FACTS)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:

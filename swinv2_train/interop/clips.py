@@ -62,5 +62,5 @@ def prepared_clips(loaded: LoadedModel, clips: Sequence[Tensor]) -> Tensor:
     config, found = loaded.config, []
     for clip in clips:
         crops = FixedCrops.of((clip.shape[-2], clip.shape[-1]), resolution(config), config.data)
-        found += crops.views(crops.scaled(clip.transpose(0, 1)))
+        found += crops.views(crops.scaled(clip).transpose(0, 1))
     return normalise_clips(torch.stack(found), loaded.mean, loaded.std)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.config.checks import clip_frames, resolution
+from swinv2_train.config.clips import check_clips
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry
@@ -265,6 +266,7 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     """
     try:
         validate_model(config.model)
+        check_clips(config)
         stage_geometry(config.model, *resolution(config), clip_frames(config))
         validate_data(config)
         config.task.check_prediction()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import swinv2_train
 from swinv2_train.config.data import DataConfig
+from swinv2_train.data import index as index_module
+from swinv2_train.data import shard_files
 from swinv2_train.data.configured import open_held_out, open_shards, open_training
 from swinv2_train.data.errors import DataError, OtherSamples
 from swinv2_train.data.pack import PackOptions, pack
-from swinv2_train.data.samples import VIDEO, VIDEO_FACTS
+from swinv2_train.data.samples import VIDEO, VIDEO_FACTS, Scope
 from swinv2_train.data.shards import ShardSet
 from tests.data.filmed import packed, shown, write_videos
 from tests.data.http_server import FlakyServer
@@ -99,6 +104,21 @@ def test_uploaded_indexes_of_videos_are_used(sets: Path, tmp_path: Path) -> None
         assert again.read(2, MEMBERS).members == local.read(2, MEMBERS).members
     finally:
         server.close()
+
+
+def test_large_members_are_read_in_parts(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reads at most 2 GiB at a time, and a checksum needs no more of a video in memory than a part."""
+    raw = ShardSet.open(str(sets / "videos"), tmp_path / "cache", main=VIDEO).read(0, MEMBERS)
+    some = SimpleNamespace(**vars(os) | {"pread": lambda fd, size, offset: os.pread(fd, min(size, 700), offset)})
+    monkeypatch.setattr(shard_files, "os", some)
+    opened = ShardSet.open(str(sets / "videos"), tmp_path / "cache", main=VIDEO)
+    assert opened.read(0, MEMBERS).members == raw.members
+    monkeypatch.setattr(index_module, "_CHUNK", 100)
+    with (sets / "videos/train-000000.tar").open("rb") as tar:
+        built = index_module.build_index("a", tar.fileno(), scope=Scope(VIDEO, all_members=True))
+        sums = dict(zip(built.extensions, index_module.checksums(built, tar.fileno())[:, 0].tolist(), strict=True))
+    names = {VIDEO: raw.extension}
+    assert sums == {names.get(name, name): zlib.crc32(data) for name, data in raw.members.items()}
 
 
 def test_the_api_reads_videos(sets: Path) -> None:

@@ -344,12 +344,12 @@ def test_held_out_videos_are_divided_like_images(tmp_path: Path, videos: Path) -
     for pair in ({"up/a", "up/copy"}, {"up/frames", "up/same"}):
         assert any(pair <= side for side in sides), pair
     assert len(report.notes) == 1
-    assert report.notes[0].startswith("exact copies of other images, kept on one side: 2")
+    assert report.notes[0].startswith("exact copies of other videos, kept on one side: 2")
     with pytest.raises(NoHeldOutImages, match=r"0.01 of 4 videos leaves none for eval"):
         packed(write_videos(tmp_path / "few"), tmp_path / "none", eval_share=0.01)
 
 
-def test_images_that_are_no_frames_are_named(tmp_path: Path, videos: Path) -> None:
+def test_images_outside_of_folders_of_frames_are_named(tmp_path: Path, videos: Path) -> None:
     (videos / "up/cover.jpg").write_bytes(jpeg(0))
     (videos / "sheet.png").write_bytes(jpeg(1))
     (videos / "notes.txt").write_text("x")

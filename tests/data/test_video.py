@@ -7,6 +7,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import av
 import numpy as np
@@ -221,7 +222,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_files_that_are_no_videos_have_a_reason(kind: str) -> None:
+def test_unusable_files_have_a_reason(kind: str) -> None:
     make, reason = BROKEN[kind]
     with pytest.raises(BrokenSample, match=f"^{reason if '.*' in reason or '+' in reason else ''}") as found:
         probe(make())
@@ -323,6 +324,11 @@ def test_samples_decode_their_video_with_its_facts_or_without() -> None:
         _ = Sample(RawSample("a", "jpg", {"image": b""})).video
 
 
+@pytest.fixture(scope="module")
+def content() -> dict[str, object]:
+    return probe(video(30)).to_json()
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -338,8 +344,7 @@ def test_samples_decode_their_video_with_its_facts_or_without() -> None:
         ({"codec": None}, "its codec or container is not a text"),
     ],
 )
-def test_other_facts_are_refused(change: dict[str, object], reason: str) -> None:
-    content = probe(video(30)).to_json()
+def test_other_facts_are_refused(content: dict[str, object], change: dict[str, object], reason: str) -> None:
     with pytest.raises(BrokenSample, match=reason):
         VideoFacts.from_json(content | change)
     with pytest.raises(BrokenSample, match="it is not a JSON object"):

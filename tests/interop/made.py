@@ -19,6 +19,7 @@ from swinv2_train.config.tasks import (
     SegmentationConfig,
     SimMIMConfig,
     TaskConfig,
+    VideoConfig,
 )
 from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
 from swinv2_train.models.detection import Detector
@@ -49,7 +50,8 @@ def write_model(
     torch.manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
     config = ModelConfig(**{**SMALL, **model})
-    task: TaskConfig = SimMIMConfig() if simmim else segmentation or ClassificationConfig(num_classes=len(CLASSES))
+    plain = VideoConfig if frames else ClassificationConfig
+    task: TaskConfig = SimMIMConfig() if simmim else segmentation or plain(num_classes=len(CLASSES))
     built: torch.nn.Module = MaskedImageModel(config, sides) if simmim else ImageClassifier(config, len(CLASSES), sides)
     if segmentation is not None:
         segmentation.num_classes = len(CLASSES)

@@ -130,7 +130,7 @@ def test_weights_of_clips_do_not_become_images_nor_clips_of_other_patches(tmp_pa
 @pytest.mark.parametrize("bias", [{}, TABLE], ids=["network", "table"])
 def test_clips_are_used_at_other_windows_with_the_bias_of_their_training(tmp_path: Path, bias: dict[str, Any]) -> None:
     path = write_model(tmp_path / "clips.safetensors", frames=4, **CLIP, **bias)
-    loaded = load_model(path, ["task.name=classification"])
+    loaded = load_model(path)
     assert (loaded.config.data.frames, loaded.config.data.frame_stride) == (4, 3)
     assert loaded.config.model.pretrained_temporal_window == [2] * 4
     wider = load_model(path, ["model.temporal_window=3", "model.window=6", "data.frames=12"])
@@ -141,3 +141,5 @@ def test_clips_are_used_at_other_windows_with_the_bias_of_their_training(tmp_pat
     for window in ((2, 4, 4), (3, 6, 6)):
         assert torch.equal(attention.position_table(window), before.position_table(window))
     assert wider.model(torch.zeros(1, 3, 12, 64, 64)).shape == (1, 6)
+    with pytest.raises(ConfigError, match=r"data.frames=5: must be a multiple of model.temporal_patch=2, such as 6"):
+        load_model(path, ["data.frames=5"])

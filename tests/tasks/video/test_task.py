@@ -15,6 +15,7 @@ from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
 from swinv2_train.data.batch import Batch, select
 from swinv2_train.tasks.metrics import classification_sums
+from swinv2_train.tasks.task import Task
 from swinv2_train.tasks.video.task import HEAD_STD, Video
 from tests.evaluated import lively
 from tests.filmed import TINY_VIDEO
@@ -150,3 +151,17 @@ def test_clips_are_normalized_frame_by_frame() -> None:
     assert images.is_contiguous()
     torch.testing.assert_close(images, (batch["image"][:, 0].float() / 255 - 0.5) / 0.25)
     torch.testing.assert_close(task.images(task.example_batch(2)), images)
+
+
+class Plain(Video):
+    """As a task of a user that overrides nothing of this."""
+
+    images, figure, example_batch = Task.images, Task.figure, Task.example_batch
+
+
+def test_tasks_of_users_get_clips_by_default() -> None:
+    task = Plain(tiny(), [0.5] * 3, [0.25] * 3)
+    batch = task.example_batch(2)
+    assert batch["image"].shape == (2, 3, 8, 32, 32)
+    torch.testing.assert_close(task.images(batch), (batch["image"].float() / 255 - 0.5) / 0.25)
+    assert task.figure(nn.Identity(), batch).width > 8 * 32
