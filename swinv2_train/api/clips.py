@@ -33,11 +33,8 @@ def clip_of(video: Any, config: Config) -> Tensor:
     if isinstance(video, Sample):
         return center_clip(video.video, size, data)
     if isinstance(video, (str, Path, bytes)):
-        try:
-            source = video if isinstance(video, bytes) else user_path(video)
-            return center_clip(Video.of(source, data.max_pixels), size, data)
-        except OSError as error:
-            raise BrokenSample(f"it cannot be read ({error.strerror})") from error
+        source = video if isinstance(video, bytes) else user_path(video)
+        return center_clip(Video.of(source, data.max_pixels), size, data)
     frames = _frames(video)
     if frames.shape[1] != data.frames:
         (numbers,) = test_clips(frames.shape[1], data.frames, data.frame_stride, 1)

@@ -39,8 +39,6 @@ def encoded_videos(paths: Sequence[Path], loaded: LoadedModel) -> list[Tensor]:
             found.append(video.frames(numbers).transpose(0, 1).contiguous())
         except BrokenSample as error:
             raise DataError(f"{path}: {error}") from error
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror})") from error
     return found
 
 
