@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python scripts/bench/video_loader.py --out scripts/bench/results/video_loader.json
 
 Videos of 340x256 and 300 frames, H.264, pan over the photographs of scripts/photos.py, with noise as of a camera. They
-are read from a tar with a warm page cache, in one process without workers. A clip is 32 frames, 2 apart, with one random
-resized crop to 224 pixels and a flip. Every round runs all cases in turn; results are medians. Time is CPU time.
+are read from a tar with a warm page cache, in one process without workers. A clip is 32 frames, 2 apart, with one
+random resized crop to 224 pixels and a flip. Every round runs all cases in turn; results are medians. Time is CPU time.
 """
 
 from __future__ import annotations

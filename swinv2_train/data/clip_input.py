@@ -24,7 +24,7 @@ def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np
     video = sample.video
     numbers = train_clip(video.facts.frames, data.frames, data.frame_stride, rng)
     crop = draw_crop(video.size, size, data.augment, rng)
-    return _applied(crop, video.frames(numbers), data.augment.interpolation)
+    return video.frames(numbers, lambda frame: crop.image(frame, data.augment.interpolation))
 
 
 def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts: tuple[int, int]) -> Tensor:
@@ -43,7 +43,7 @@ def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts:
     crops = FixedCrops.of(video.size, size, data, number)
     views = []
     for numbers in test_clips(video.facts.frames, data.frames, data.frame_stride, clips):
-        views += crops.views(crops.scaled(video.frames(numbers)))
+        views += crops.views(video.frames(numbers, crops.scaled))
     return torch.stack(views)
 
 
@@ -54,7 +54,7 @@ def center_clip(video: Video, size: tuple[int, int], data: DataConfig) -> Tensor
     """
     (numbers,) = test_clips(video.facts.frames, data.frames, data.frame_stride, 1)
     crops = FixedCrops.of(video.size, size, data)
-    (view,) = crops.views(crops.scaled(video.frames(numbers)))
+    (view,) = crops.views(video.frames(numbers, crops.scaled))
     return view
 
 
@@ -71,13 +71,13 @@ class FixedCrops:
         """Return the crops of frames of a size `source`. Raises ConfigError for an unknown `data.crop_mode`."""
         return cls(view_crops(source, size, data.crop_pct, data.crop_mode, number), data.augment.interpolation)
 
-    def scaled(self, clip: Tensor) -> Tensor:
-        """Resize frames once for all crops: (3, T, H, W) -> (3, T, h, w)."""
+    def scaled(self, frames: Tensor) -> Tensor:
+        """Resize frames once for all crops: (..., 3, H, W) -> (..., 3, h, w)."""
         entire = replace(self.crops[0], size=self.crops[0].scaled, corner=(0, 0))
-        return _applied(entire, clip, self.interpolation)
+        return entire.image(frames, self.interpolation)
 
     def views(self, scaled: Tensor) -> list[Tensor]:
-        """Return the crops of frames that `scaled` has returned, each (3, T, *size)."""
+        """Return the crops of a clip of scaled frames (3, T, h, w), each (3, T, *size)."""
         height, width = self.crops[0].size
         corners = [crop.corner for crop in self.crops]
         return [scaled[..., top : top + height, left : left + width] for top, left in corners]
@@ -105,9 +105,3 @@ def view_crops(
         corner[axis] = round(index * room / (number - 1))  # the middle one is that of `fixed_crop`
         crops.append(replace(center, corner=(corner[0], corner[1])))
     return crops
-
-
-def _applied(crop: Crop, clip: Tensor, interpolation: str) -> Tensor:
-    """Apply a crop to all frames: (3, T, H, W) -> (3, T, *crop.size)."""
-    # Frames first: torch resizes images of 3 channels faster than those of T.
-    return crop.image(clip.transpose(0, 1), interpolation).transpose(0, 1)
