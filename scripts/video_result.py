@@ -20,8 +20,8 @@ RUNS = {"video": "from weights of images", "video-scratch": "from scratch", "one
 def draw(directory: Path, predictions: Path, chance: float) -> Chart:
     """Draw held-out videos with their predictions next to the accuracy of all runs."""
     with house_style():
-        figure = Figure(figsize=(10.0, 4.5), layout="constrained")
-        strips, chart = figure.subplots(1, 2, width_ratios=(1.5, 1))
+        figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+        strips, chart = figure.subplots(1, 2, width_ratios=(1, 1.2))
         strips.imshow(Image.open(predictions), interpolation="lanczos")
         strips.set_axis_off()
         for number, (name, title) in enumerate(RUNS.items()):
@@ -29,9 +29,9 @@ def draw(directory: Path, predictions: Path, chance: float) -> Chart:
                 *curve(directory / name, "eval/top1"), marker=MARKERS[number], color=PALETTE[number], label=title
             )
         chart.axhline(chance, color="#B0B0B0", linestyle="--", label="chance")
-        chart.set(title="Motion of held-out videos", xlabel="step", ylabel="top-1 accuracy", ylim=(0, None))
+        chart.set(title="Motion of held-out videos", xlabel="step", ylabel="top-1 accuracy", xlim=(0, None), ylim=(0, None))
         chart.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        chart.legend(loc="best")
+        chart.legend(loc="upper left")
     return Chart(figure)
 
 
