@@ -29,7 +29,9 @@ def draw(directory: Path, predictions: Path, chance: float) -> Chart:
                 *curve(directory / name, "eval/top1"), marker=MARKERS[number], color=PALETTE[number], label=title
             )
         chart.axhline(chance, color="#B0B0B0", linestyle="--", label="chance")
-        chart.set(title="Motion of held-out videos", xlabel="step", ylabel="top-1 accuracy", xlim=(0, None), ylim=(0, None))
+        chart.set(
+            title="Motion of held-out videos", xlabel="step", ylabel="top-1 accuracy", xlim=(0, None), ylim=(0, None)
+        )
         chart.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         chart.legend(loc="upper left")
     return Chart(figure)
