@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_train.class_lists import plain_name
 from swinv2_train.data.objects import Objects
 from swinv2_train.reading import is_count
 
@@ -28,6 +29,14 @@ class Category:
     """Original id; None if the source has only names."""
     name: str
     supercategory: str | None = None
+
+
+def differing_id(first: Sequence[Category], second: Sequence[Category]) -> tuple[str, int | str, int | str] | None:
+    """Return the name of the first category to which two tables give other ids, and both; None if there is none."""
+    for one, other in zip(first, second, strict=False):
+        if None not in (one.id, other.id) and one.id != other.id and plain_name(one.name) == plain_name(other.name):
+            return one.name, one.id, other.id
+    return None
 
 
 @dataclass
@@ -54,6 +63,8 @@ class ObjectFacts:
     medium: int = 0
     """Objects with an area from `SMALL` to below `MEDIUM`."""
     large: int = 0
+    other_id: tuple[str, int | str, int | str] | None = None
+    """Name of a category with other ids on merged cards, and two of them; not stored."""
 
     @classmethod
     def of(cls, found: Objects) -> ObjectFacts:
@@ -77,6 +88,7 @@ class ObjectFacts:
 
     def add(self, other: ObjectFacts) -> None:
         """Count others in."""
+        self.other_id = self.other_id or other.other_id or differing_id(self.categories, other.categories)
         self.categories = self.categories or list(other.categories)
         for name in _COUNTERS:
             getattr(self, name).update(getattr(other, name))

@@ -131,8 +131,9 @@ class LabelMapCheck:
                 raise DataError(f"--labels {member}: the label maps of these shards are their members {MEMBER}")
             if ignore not in (None, known):
                 raise DataError(f"--ignore {ignore}: in the label maps of these shards {known} means no class")
-            # With objects, the number of classes on the card is that of their categories.
-            return cls(MEMBER, known, card.num_classes if card.objects is None else None)
+            names = card.label_map_names
+            # Without names, the number of classes is that of the highest value, as it was counted.
+            return cls(MEMBER, known, len(names) if names else card.num_classes if card.objects is None else None)
         if member is None:
             if ignore is not None:
                 raise DataError(f"--ignore {ignore} is for label maps: add --labels MEMBER, such as --labels mask.png")
@@ -301,6 +302,8 @@ def inspect(
         checked_samples.close()
     if found.card.objects is not None and shards.card is not None and shards.card.objects is not None:
         found.card.objects.categories = shards.card.objects.categories
+        if found.card.label_maps is not None:
+            found.card.label_maps.names = shards.card.label_map_names
     found.card.broken = len(found.broken)
     found.truncated = [(shard.url, shard.truncated) for shard in shards.shards if shard.truncated]
     found.choices = shards.choices()

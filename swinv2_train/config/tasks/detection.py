@@ -180,6 +180,10 @@ class DetectionConfig(TaskConfig):
         """True if the model predicts masks; also while the data decides it."""
         return self.masks is not False
 
+    @property
+    def object_member(self) -> str:
+        return self.label
+
     def metrics(self) -> tuple[str, ...]:
         """Return the metrics of the boxes, and those of the masks if there are any."""
         return (*BOX, *(MASK if self.with_masks else ()))
