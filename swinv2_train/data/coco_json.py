@@ -29,6 +29,7 @@ _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _DAMAGED = (OSError, EOFError, zlib.error)
 """Errors of a file that is missing or of which the compression is damaged."""
+_SEVERAL = "pack the images of each file by its own command, with --split NAME and --class-names TRAIN.dataset.json"
 _FORM = '{"images": [...], "annotations": [...], "categories": [...]}'
 
 
@@ -151,7 +152,9 @@ def _opened(path: Path) -> BinaryIO:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return DataError(f"--coco {path} cannot be read ({reason})")
+    several = isinstance(error, FileNotFoundError) and set(str(path)) & set(",*?[")
+    fix = f"; it is one file: {_SEVERAL}" if several else ""
+    return DataError(f"--coco {path} cannot be read ({reason}){fix}")
 
 
 class _Strict:

@@ -181,6 +181,7 @@ def _check_label_maps(shards: ShardSet, member: str) -> None:
 
 def _check_objects(shards: ShardSet, member: str) -> None:
     """Check that a sample may have objects, and that one of the first can be read. Raises DataError."""
+    shards.declare((member,))
     members = shards.members_without(member)
     if members is not None:
         raise DataError(

@@ -56,7 +56,7 @@ class Detection(Task):
     """The detection task.
 
     Args:
-        categories: the classes by number, with their original ids; None: their numbers.
+        categories: the classes by number, with their original ids; None: those of `task.category_ids`, or from 1.
 
     Raises:
         ConfigError: if the config needs masks and the data has none.
@@ -71,8 +71,8 @@ class Detection(Task):
         assert isinstance(config.task, DetectionConfig)
         super().__init__(config, mean, std)
         self.task = config.task
-        numbers = range(self.task.num_classes)
-        self.categories = list(categories or (Category(number, f"class {number}") for number in numbers))
+        ids = self.task.category_ids or range(1, self.task.num_classes + 1)  # as for predictions
+        self.categories = list(categories or (Category(each, f"class {n}") for n, each in enumerate(ids)))
         if self.task.copy_paste and not self.task.masks:
             hint = "pastes objects by their masks, and the objects of data.shards have none; set it to 0"
             raise ConfigError("task.copy_paste", self.task.copy_paste, hint)
