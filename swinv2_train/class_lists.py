@@ -40,21 +40,21 @@ def lists_differ(first: Sequence[str] | None, second: Sequence[str] | None) -> b
     return bool(first and second) and list(map(plain_name, first or ())) != list(map(plain_name, second or ()))
 
 
-def difference(first: Sequence[str], second: Sequence[str], *, lacks: tuple[str, str]) -> str | None:
-    """Return how two lists differ, naming classes: those that one lacks, else the first with another name.
+def difference(first: Sequence[str], second: Sequence[str], *, places: tuple[str, str]) -> str | None:
+    """Return how two lists differ, naming classes: those that only one has, else the first with another name.
 
     Args:
-        lacks: subjects of a sentence for either list, such as "the model".
+        places: of the lists, in the text, such as "the model".
     """
     if not lists_differ(first, second):
         return None
     found = []
-    for names, others, subject in ((second, first, lacks[0]), (first, second, lacks[1])):
+    for names, others, place in ((first, second, places[0]), (second, first, places[1])):
         known = set(map(plain_name, others))
-        missing = [name for name in names if plain_name(name) not in known]
-        if missing:
-            more = ", ..." if missing[_SHOWN:] else ""
-            found.append(f"{subject} lacks {', '.join(map(repr, missing[:_SHOWN]))}{more}")
+        alone = [name for name in names if plain_name(name) not in known]
+        if alone:
+            more = ", ..." if alone[_SHOWN:] else ""
+            found.append(f"{', '.join(map(repr, alone[:_SHOWN]))}{more} only in {place}")
     pairs = enumerate(zip(first, second, strict=False))
     moved = [f"class {n} is {a!r} and {b!r}" for n, (a, b) in pairs if plain_name(a) != plain_name(b)]
     return " and ".join(found) or (moved[0] if moved else f"{len(first)} and {len(second)} classes")

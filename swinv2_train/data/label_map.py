@@ -160,7 +160,7 @@ def check_same_categories(
     """
     if not data:
         return
-    shown = difference(data, model, lacks=("the shards", "the model")) if model else None
+    shown = difference(data, model, places=("the shards", "the model")) if model else None
     if not model and len(data) != num_classes:
         shown = f"the shards have {len(data)}, and the model {num_classes}"
     if shown is not None:

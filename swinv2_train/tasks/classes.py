@@ -72,7 +72,7 @@ def check_same_numbers(cards: Mapping[str, Card | None]) -> None:
     (train, first), (held_out, second) = cards.items()
     names = [one.class_names if one else None for one in (first, second)]
     again = f"pack them again with --class-names of {train} (TRAIN.dataset.json)"
-    shown = difference(names[0] or [], names[1] or [], lacks=(train, held_out)) if all(names) else None
+    shown = difference(names[0] or [], names[1] or [], places=(train, held_out)) if all(names) else None
     if shown is not None:
         raise DataError(f"held-out shards number their classes differently from {train} ({held_out}: {shown}): {again}")
     for key, here, there in ((train, names[0], second), (held_out, names[1], first)):

@@ -55,8 +55,8 @@ def mixed() -> Card:
 @pytest.mark.parametrize(
     ("num_classes", "card", "held_out", "message"),
     [
-        (3, Card(class_names=CATS), Card(class_names=["cat", "owl"]), r"data.eval_shards lacks 'dog'.*--class-names"),
-        (3, Card(class_names=CATS), Card(class_names=CATS[:2]), "data.eval_shards lacks 'owl'"),
+        (3, Card(class_names=CATS), Card(class_names=["cat", "owl"]), r"'dog' only in data.shards.*--class-names"),
+        (3, Card(class_names=CATS), Card(class_names=CATS[:2]), "'owl' only in data.shards"),
         (3, Card(class_names=CATS), Card(class_names=["cat", "owl", "dog"]), "class 1 is 'dog' and 'owl'"),
         (3, mixed(), None, "the shards of data.shards number their classes differently"),
         (3, None, mixed(), "the shards of data.eval_shards number their classes differently"),
