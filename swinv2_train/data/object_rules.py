@@ -88,7 +88,7 @@ class _Cleaner:
         if "iscrowd" not in annotation:
             self._cleaning.add("iscrowd", self.name)
         identity = annotation.get("id")
-        if annotation.get("id_repeated"):
+        if annotation.get("id_repeated") == "others":
             self._cleaning.add("id", self.name)
             identity = None
         crowd = int(_is_set(annotation.get("iscrowd")))

@@ -108,7 +108,7 @@ def test_missing_iscrowd_and_shared_ids() -> None:
     single = one()
     del single["iscrowd"]
     assert cleaned(single)[1] == {"iscrowd"}
-    first, copy, other = (one(id_repeated=True, bbox=box) for box in ([1, 1, 4, 4], [1, 1, 4, 4], [2, 2, 4, 4]))
+    first, copy, other = (one(id_repeated="others", bbox=box) for box in ([1, 1, 4, 4], [1, 1, 4, 4], [2, 2, 4, 4]))
     found, kinds = cleaned(first, copy, other)
     assert ([each["id"] for each in found], kinds) == ([None, None], {"repeated", "id"})
 
@@ -207,7 +207,7 @@ def test_a_store_is_read_by_other_processes_and_removed_with_its_owner(tmp_path:
     read = read_coco(write_coco(tmp_path, content), None)
     copy = pickle.loads(pickle.dumps(read.store))
     assert [one["id"] for one in copy.of_image(2)] == [20, 21]
-    assert [one.get("id_repeated", False) for one in copy.of_image(2)] == [True, False]
+    assert [one.get("id_repeated") for one in copy.of_image(2)] == ["others", None]
     assert copy.of_image(3) == []
     assert [number for number, _ in copy.digests()] == [0, 1, 2, 4, 5]
     place = copy._path
