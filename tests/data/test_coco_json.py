@@ -120,16 +120,12 @@ def test_compressed_files_are_read_whatever_their_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train.json,val.json", "*.json"])
 def test_several_files_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        DataError, match="it is one file: pack the images of each file by its own command"
-    ):
+    with pytest.raises(DataError, match="it is one file: pack the images of each file by its own command"):
         read_coco(tmp_path / name, None)
 
 
 def test_two_images_of_one_file_are_refused(tmp_path: Path) -> None:
     given = coco(2)
     given["images"][1]["file_name"] = "a/0.jpg"
-    with pytest.raises(
-        DataError, match=r"\(id 100\) and a/0.jpg \(id 101\) are both the file a/0.jpg: keep one"
-    ):
+    with pytest.raises(DataError, match=r"\(id 100\) and a/0.jpg \(id 101\) are both the file a/0.jpg: keep one"):
         packed(write_images(tmp_path, 2), write_coco(tmp_path, given), tmp_path / "out")
