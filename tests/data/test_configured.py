@@ -17,6 +17,7 @@ from swinv2_train.config.tasks import (
     TaskConfig,
 )
 from swinv2_train.data.card import Card
+from swinv2_train.data.class_names import read_class_names
 from swinv2_train.data.configured import open_set
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.inspect import inspect
@@ -134,6 +135,11 @@ def test_label_maps_keep_their_names_next_to_objects(place: Path, tmp_path: Path
     """When they are counted again, packed again, and stored; cards of earlier versions have none."""
     shards = open_packed(place / "both")
     assert inspect(shards).card.label_map_names == MAPS
+    manifest = place / "both" / "train.dataset.json"
+    assert (read_class_names(manifest), read_class_names(manifest, label_maps=True)) == (CATEGORIES, MAPS)
+    assert read_class_names(place / "maps" / "train.dataset.json", label_maps=True) == MAPS
+    with pytest.raises(DataError, match="knows no names of classes"):
+        read_class_names(place / "objects" / "train.dataset.json", label_maps=True)
     again = pack(str(place / "both"), tmp_path / "again", SMALL).cards["train"]
     assert (again.class_names, again.label_map_names) == (CATEGORIES, MAPS)
     content = json.loads(json.dumps(again.to_json()))

@@ -90,12 +90,6 @@ class Detection(Task):
             raise ConfigError("task.num_classes", 0, fix)
         if card is None or config.task.label != MEMBER:
             return cls(config, mean, std)
-        if card.objects is None and (card.class_counts or card.label_maps):
-            fix = (
-                f"the shards have {'label maps' if card.label_maps else 'classes of whole images'} and no objects: "
-                "pack them with swinv2-data pack --coco"
-            )
-            raise ConfigError("task.label", MEMBER, fix)
         return cls(config, mean, std, categories_of(card.objects, config.task.classes))
 
     def warnings(self, card: Card | None) -> list[str]:
