@@ -117,7 +117,7 @@ def test_data_that_was_packed_again_is_compared_on_resume(now: list[str], what: 
     assert [one.what for one in found] == ([] if what is None else [what])
 
 
-def test_ids_that_this_split_does_not_list_are_no_category(tmp_path: Path) -> None:
+def test_ids_that_this_split_does_not_list_are_unknown(tmp_path: Path) -> None:
     """The id of a category that only the first split has is not one of this split."""
     content = coco() | {"categories": [{"id": 7, "name": "Cat"}]}
     content["annotations"] = [annotation(1, 100, 7), annotation(2, 100, 2)]

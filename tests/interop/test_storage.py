@@ -1,4 +1,4 @@
-"""Files that are no weights, are damaged, or would run code: each ends in one sentence, and nothing in it is run."""
+"""Other files than weights, damaged ones, and those that would run code each end in one sentence; none of it is run."""
 
 from __future__ import annotations
 
