@@ -28,6 +28,7 @@ RPN_CLASS, RPN_BOX, SEMANTIC = "rpn_class", "rpn_box", "semantic"
 """Names of the terms of the loss that exist once; those of a stage end in its number, from 1."""
 MOST_STAGES = 3
 """Stages whose deviations of the box offsets the sources define."""
+_LOWEST_OF_VIEWS = 1e-3
 _LABEL = r"([\w-]+\.)*json"
 _MAP = r"([\w-]+\.)*(png|tif|tiff)"
 _TESTED = (
@@ -146,7 +147,8 @@ class DetectionConfig(TaskConfig):
     """Fraction of the training images that get objects of another image of the same step pasted in, by their masks
     (arXiv 2012.07177)."""
     score_threshold: float = 0.05
-    """Lowest score of a detection in one view, before views are averaged or `soft_nms` lowers it; HTC has 0.001."""
+    """Lowest score of a detection, before `soft_nms` lowers it in an image of one view, or after the views of
+    `test_scales` and `test_flip` are merged; HTC has 0.001."""
     nms: float = 0.5
     """Overlap (IoU) above which the lower of two detections of a class is suppressed."""
     soft_nms: bool = False
@@ -177,6 +179,12 @@ class DetectionConfig(TaskConfig):
     def stages(self) -> int:
         """Number of stages after the region proposals."""
         return 1 if self.detector == MASK_RCNN else len(self.stage_ious)
+
+    @property
+    def view_threshold(self) -> float:
+        """Lowest score of a detection in one view. Of several views it is low, because it counts in their mean."""
+        several = self.test_flip or len(self.test_scales) > 1
+        return min(self.score_threshold, _LOWEST_OF_VIEWS) if several else self.score_threshold
 
     @property
     def with_masks(self) -> bool:

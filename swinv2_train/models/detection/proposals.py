@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,9 @@ DRAW = 0
 """Number of the draw of anchors in `candidate_noise`."""
 
 
-@dataclass
-class Predicted:
-    """Output of the network, with the anchors of all levels end to end."""
+class Predicted(NamedTuple):
+    """Output of the network, with the anchors of all levels end to end. A tuple, because ZeRO-3 finds the tensors in the
+    output of a module only if it is a tuple, list, or dict."""
 
     anchors: Tensor
     """(A, 4)."""

@@ -155,6 +155,8 @@ def test_detections_are_inside_of_their_images(kind: str) -> None:
                 assert set(found.classes.tolist()) <= {0, 1, 2}
         model.heads.task.score_threshold = 1.0
         assert [len(found.masks) for found in model(images, sizes)] == [0] * 5
+        model.heads.task.test_flip = True  # which is merged before scores are compared
+        assert [len(found.masks) for found in model(images, sizes)] == [15] * 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
