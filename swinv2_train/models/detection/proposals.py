@@ -32,8 +32,10 @@ DRAW = 0
 
 
 class Predicted(NamedTuple):
-    """Output of the network, with the anchors of all levels end to end. A tuple, because ZeRO-3 finds the tensors in the
-    output of a module only if it is a tuple, list, or dict."""
+    """Output of the network, with the anchors of all levels end to end.
+
+    It is a tuple, because ZeRO-3 finds the tensors in the output of a module only in tuples, lists, and dicts.
+    """
 
     anchors: Tensor
     """(A, 4)."""
