@@ -11,4 +11,5 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-").lower())')
 "$python" scripts/bench/train_step.py --out "scripts/bench/results/train-step-$name.json"
 "$python" scripts/bench/segmentation_step.py --out "scripts/bench/results/segmentation-step-$name.json"
+"$python" scripts/bench/detection_step.py --out "scripts/bench/results/detection-step-$name.json"
 "$python" scripts/bench/checkpoint.py --out "scripts/bench/results/checkpoint-$name.json"

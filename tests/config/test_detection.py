@@ -196,10 +196,26 @@ def test_terms_and_metrics_follow_stages_and_masks() -> None:
 
 
 def test_the_size_of_images_in_evaluation() -> None:
-    assert config().task.test_size(config(data={"resolution": [320, 480]})) == (320, 480)
+    """Without a size of its own, an image fits in the canvas of the training, whichever way both lie."""
+    lying, upright = (config(data={"resolution": sides}) for sides in ([320, 480], [480, 320]))
+    sizes = {(600, 900): (320, 480), (900, 600): (320, 213), (500, 500): (320, 320), (300, 900): (160, 480)}
+    for source, size in sizes.items():
+        assert lying.task.test_size(lying, source) == size
+        assert upright.task.test_size(upright, source[::-1]) == size[::-1]
+    assert lying.task.test_size(lying, (900, 600), 1.5) == (480, 320)
+    assert lying.task.test_sides(lying) is None
+    assert lying.task.preparation(lying) == "largest size within 320 x 480 pixels"
+    for sides, source, size in (
+        ({"test_short": 240}, (600, 900), (240, 360)), ({"test_short": 240}, (900, 600), (360, 240)),
+        ({"test_short": 600}, (600, 900), (400, 600)), ({"test_long": 400}, (900, 600), (400, 267)),
+        ({"test_long": 200}, (900, 900), (200, 200)),
+    ):  # fmt: skip
+        one = config(data={"resolution": [320, 480]}, **sides)
+        assert one.task.test_size(one, source) == size
     short = config(scaling="short")
-    assert short.task.test_size(short) == (800, 1333)
-    assert config(test_short=600).task.test_size(config()) == (600, 600)
+    assert short.task.test_sides(short) == (800, 1333)
+    assert short.task.test_size(short, (480, 640)) == (800, 1067)
+    assert short.task.test_size(short, (640, 480), 0.5) == (533, 400)
     both = config(scaling="short", test_short=640, test_long=900, test_scales=[1.0, 1.5], test_flip=True)
     assert both.task.preparation(both) == (
         "short side 640 pixels, longer side at most 900, scales 1, 1.5, with mirrored images"

@@ -17,6 +17,7 @@ from swinv2_train.config.tasks.base import DETECTIONS, Description, Metric, Task
 from swinv2_train.config.tasks.detection_doubts import JITTER, SHORT, doubts_of
 from swinv2_train.config.tasks.detection_head import head_bytes, head_macs, head_parameters, head_transient
 from swinv2_train.config.tasks.detection_metrics import BOX, MASK, METRICS
+from swinv2_train.config.tasks.detection_sizes import enlarged, fitted, within
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -27,6 +28,7 @@ RPN_CLASS, RPN_BOX, SEMANTIC = "rpn_class", "rpn_box", "semantic"
 """Names of the terms of the loss that exist once; those of a stage end in its number, from 1."""
 MOST_STAGES = 3
 """Stages whose deviations of the box offsets the sources define."""
+_LOWEST_OF_VIEWS = 1e-3
 _LABEL = r"([\w-]+\.)*json"
 _MAP = r"([\w-]+\.)*(png|tif|tiff)"
 _TESTED = (
@@ -145,7 +147,8 @@ class DetectionConfig(TaskConfig):
     """Fraction of the training images that get objects of another image of the same step pasted in, by their masks
     (arXiv 2012.07177)."""
     score_threshold: float = 0.05
-    """Lowest score of a detection in one view, before views are averaged or `soft_nms` lowers it; HTC has 0.001."""
+    """Lowest score of a detection, before `soft_nms` lowers it in an image of one view, or after the views of
+    `test_scales` and `test_flip` are merged; HTC has 0.001."""
     nms: float = 0.5
     """Overlap (IoU) above which the lower of two detections of a class is suppressed."""
     soft_nms: bool = False
@@ -153,10 +156,12 @@ class DetectionConfig(TaskConfig):
     max_detections: int = 100
     """Detections of an image at most."""
     test_short: int | None = None
-    """Short side of an image in evaluation and prediction; null: with `scaling=jitter` the shorter side of
-    `data.resolution`, else the largest of `short_sides`."""
+    """Short side of an image in evaluation and prediction, lying or upright. null: with `scaling=jitter` and without
+    `test_long`, the largest size that fits in `data.resolution`, as with a factor of 1 in training; else the shorter
+    side of `data.resolution`, or with `scaling=short` the largest of `short_sides`."""
     test_long: int | None = None
-    """Longest side of it; null: the longer side of `data.resolution`, else `long_side`."""
+    """Longest side of such an image; null: the longer side of `data.resolution`, or with `scaling=short`
+    `long_side`."""
     test_scales: list[float] = field(default_factory=lambda: [1.0])
     """Factors of the image size in evaluation and prediction; the detections of several are averaged, or with
     `soft_nms` suppressed together."""
@@ -174,6 +179,12 @@ class DetectionConfig(TaskConfig):
     def stages(self) -> int:
         """Number of stages after the region proposals."""
         return 1 if self.detector == MASK_RCNN else len(self.stage_ious)
+
+    @property
+    def view_threshold(self) -> float:
+        """Lowest score of a detection in one view. Of several views it is low, because it counts in their mean."""
+        several = self.test_flip or len(self.test_scales) > 1
+        return min(self.score_threshold, _LOWEST_OF_VIEWS) if several else self.score_threshold
 
     @property
     def with_masks(self) -> bool:
@@ -379,14 +390,29 @@ class DetectionConfig(TaskConfig):
             return self
         return replace(self, num_classes=classes, category_ids=None)
 
-    def test_size(self, config: Config) -> tuple[int, int]:
-        """Return the short side of images in evaluation and prediction, and their longest side."""
-        if self.scaling == JITTER:
-            short, long = min(resolution(config)), max(resolution(config))
-        else:
+    def test_sides(self, config: Config) -> tuple[int, int] | None:
+        """Return the short side of images in evaluation and prediction, and their longest side; None if they have the
+        largest size that fits in `data.resolution`."""
+        if self.scaling == SHORT:
             short, long = max(self.short_sides), self.long_side
-        short = self.test_short or short
+        elif self.test_short is None and self.test_long is None:
+            return None
+        else:
+            short, long = min(resolution(config)), max(resolution(config))
+        short = self.test_short or min(short, self.test_long or short)
         return short, self.test_long or max(short, long)
+
+    def test_size(self, config: Config, source: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
+        """Return the height and width that an image has in evaluation and prediction.
+
+        Args:
+            source: those of the original.
+            scale: factor of `test_scales`.
+        """
+        sides = self.test_sides(config)
+        if sides is None:
+            return within(source, enlarged(resolution(config), scale))
+        return fitted(source, *enlarged(sides, scale))
 
     def fixed_crop(self, data: DataConfig) -> tuple[float, str]:
         """Return the crop of the center that keeps the aspect."""
@@ -394,15 +420,20 @@ class DetectionConfig(TaskConfig):
 
     def scaled_images(self, config: Config, factor: float) -> list[str] | None:
         """Return the sides of the images times a factor, unless they follow `data.resolution`."""
-        if self.scaling == JITTER and self.test_short is None and self.test_long is None:
+        sides = self.test_sides(config)
+        if sides is None:
             return None
-        short, long = (max(1, round(side * factor)) for side in self.test_size(config))
+        short, long = enlarged(sides, factor)
         return [f"task.test_short={short}", f"task.test_long={long}"]
 
     def preparation(self, config: Config) -> str:
         """Return the size of an image, and the scales and flips that are merged."""
-        short, long = self.test_size(config)
-        parts = [f"short side {short} pixels, longer side at most {long}"]
+        sides, (height, width) = self.test_sides(config), resolution(config)
+        parts = [
+            f"largest size within {height} x {width} pixels"
+            if sides is None
+            else f"short side {sides[0]} pixels, longer side at most {sides[1]}"
+        ]
         if self.test_scales != [1.0]:
             parts.append(f"scales {', '.join(f'{scale:g}' for scale in self.test_scales)}")
         if self.test_flip:

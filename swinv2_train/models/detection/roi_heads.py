@@ -200,7 +200,7 @@ class RoiHeads(nn.Module):
             scores: (P, K).
         """
         task = self.task
-        place, classes = (scores > task.score_threshold).nonzero(as_tuple=True)
+        place, classes = (scores > task.view_threshold).nonzero(as_tuple=True)
         score = scores[place, classes]
         order = decreasing(score)
         place, classes, score = place[order], classes[order], score[order]

@@ -7,7 +7,6 @@ other images of a micro-batch: it is a function of the image, the seed, and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +16,7 @@ from swinv2_train.config.checks import resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import DetectionConfig
 from swinv2_train.config.tasks.detection_doubts import JITTER
+from swinv2_train.config.tasks.detection_sizes import fitted
 from swinv2_train.data.geometry import Crop, draw_part
 from swinv2_train.data.order import sample_rng
 
@@ -100,11 +100,3 @@ class Drawing:
 
     def _whole(self, side: int) -> int:
         return -(-side // self.multiple) * self.multiple
-
-
-def fitted(source: Sequence[int], short: int, long: int) -> tuple[int, int]:
-    """Return the height and width of an image that is scaled to a short side, or a smaller one if its longest side
-    would exceed `long`."""
-    factor = min(short / min(source), long / max(source))
-    tall, wide = (max(1, round(side * factor)) for side in source)
-    return tall, wide

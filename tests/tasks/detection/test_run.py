@@ -160,7 +160,7 @@ def test_swinv2_eval_writes_results_that_pycocotools_scores_the_same_way_on_any_
         ours = [value for name, value in scores.items() if name.startswith(f"{kind}_")]
         assert [-1 if value is None else value for value in ours] == pytest.approx(numbers, abs=1e-12)
     assert {"per_class.csv", "box_precision_recall.png"} <= {path.name for path in out.iterdir()}
-    assert "short side 64 pixels, longer side at most 80" in capsys.readouterr().out
+    assert "largest size within 64 x 80 pixels" in capsys.readouterr().out
     trained = [row for row in metrics(run) if "eval/box_ap" in row][-1]
     options = EvalOptions(str(run), f"{shards}/eval/*.tar", workers=0, batch=2)
     for world_size in (2, 3):
