@@ -210,7 +210,7 @@ class _Bench:
         image, label = config.data.image, config.task.label_member
         shards = open_labeled(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
         try:
-            check_label_maps(shards, label)
+            check_label_maps(shards, config.task, training=False)
         except DataError as error:
             error.args = (f"data={options.data}: {error}",)
             raise

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from swinv2_train.config.schema import DataConfig, ProbeConfig
+from swinv2_train.config.tasks import TaskConfig
 from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -18,14 +19,14 @@ OpenedSets = tuple[ShardSet, ShardSet | None]
 
 
 def open_held_out(
-    data: DataConfig, training: ShardSet | None = None, *, label_member: str | None = None
+    data: DataConfig, training: ShardSet | None = None, *, task: TaskConfig | None = None
 ) -> ShardSet | None:
     """Open `data.eval_shards`; None without any.
 
     Args:
         training: the opened training shards, whose classes number those of the held-out ones; None: opened for that
             if `data.label` is set.
-        label_member: `TaskConfig.label_member`.
+        task: section of the task, whose label maps are never images; None: one that reads none.
 
     Raises:
         DataError: naming the key, if they cannot be used.
@@ -34,31 +35,31 @@ def open_held_out(
         return None
     names = _names(data, training)
     try:
-        return open_set(data, data.eval_shards, names, label_member=label_member)
+        return open_set(data, data.eval_shards, names, task=task)
     except DataError as error:
         fix = "; data.eval_shards=null trains without evaluation" if str(error).endswith(" does not exist") else ""
         error.args = (f"data.eval_shards={data.eval_shards}: {error}{fix}",)
         raise
 
 
-def open_training(data: DataConfig, *, label_member: str | None = None) -> ShardSet:
+def open_training(data: DataConfig, *, task: TaskConfig | None = None) -> ShardSet:
     """Open `data.shards`; see `open_held_out`.
 
     Raises:
         DataError: naming the key, if they cannot be used.
     """
     try:
-        return open_set(data, data.shards, label_member=label_member)
+        return open_set(data, data.shards, task=task, training=True)
     except DataError as error:
         error.args = (f"data.shards={data.shards}: {error}",)
         raise
 
 
-def open_shards(data: DataConfig, *, label_member: str | None = None) -> OpenedSets:
+def open_shards(data: DataConfig, *, task: TaskConfig | None = None) -> OpenedSets:
     """Open the training shards and the held-out ones; see `open_held_out`, and for errors `open_training`."""
     if data.label is None:  # the held-out shards first: they are few, so an error there is found early
-        held_out = open_held_out(data, label_member=label_member)
-        return open_training(data, label_member=label_member), held_out
+        held_out = open_held_out(data, task=task)
+        return open_training(data, task=task), held_out
     training = open_training(data)
     return training, open_held_out(data, training)
 
@@ -68,21 +69,25 @@ def open_set(
     spec: object,
     names: Sequence[str] | None = None,
     *,
-    label_member: str | None = None,
+    task: TaskConfig | None = None,
+    training: bool = False,
     warn: bool = True,
 ) -> ShardSet:
     """Open shards as a config reads them, with the classes that `data.label` names on their card.
 
     Args:
-        label_member: `TaskConfig.label_member`.
         names: as for `with_classes`.
+        task: as for `open_held_out`.
+        training: True if they are trained on.
         warn: log what is wrong with single shards and samples.
 
     Raises:
         DataError: if they cannot be used.
     """
-    shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label_member, warn=warn)
-    check_label_maps(shards, label_member)
+    label = task.label_member if task is not None else None
+    shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label, warn=warn)
+    if task is not None:
+        check_label_maps(shards, task, training=training)
     return with_classes(shards, data.label, names, warn=warn)
 
 
@@ -116,24 +121,19 @@ def open_labeled(
     return shards
 
 
-def check_label_maps(shards: ShardSet, label_member: str | None) -> None:
-    """Check that a sample may have a label map.
-
-    Args:
-        label_member: `TaskConfig.label_member`; None: none is read.
+def check_label_maps(shards: ShardSet, task: TaskConfig, *, training: bool) -> None:
+    """Check that a sample may have the label map that a task reads.
 
     Raises:
         DataError: if the indexes show that no sample has this member, with the members that exist.
     """
-    packed = label_member == MEMBER and shards.card is not None and shards.card.label_maps is not None
-    if label_member is None or packed:
+    member, remedy = task.label_member, task.maps_remedy(training=training)
+    packed = member == MEMBER and shards.card is not None and shards.card.label_maps is not None
+    if member is None or remedy is None or packed:
         return
-    members = shards.members_without(label_member)
+    members = shards.members_without(member)
     if members is not None:
-        raise DataError(
-            f"no sample has a label map {label_member} (task.label); the members are {', '.join(members)}: set "
-            "task.label to the one with the label maps, or pack the images with swinv2-data pack --labels"
-        )
+        raise DataError(f"no sample has a label map {member}; the members are {', '.join(members)}: {remedy}")
 
 
 def open_probe_sets(data: DataConfig, probe: ProbeConfig) -> dict[str, ShardSet | None]:

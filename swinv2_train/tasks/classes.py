@@ -34,7 +34,7 @@ def check_held_out_classes(config: Config, card: Card | None) -> None:
     data, probe = config.data, config.probe
 
     if config.task.classes is not None:
-        held_out = open_held_out(data, label_member=config.task.label_member)
+        held_out = open_held_out(data, task=config.task)
         check_classes(config.task.classes, card, held_out.card if held_out else None)
     sets = open_probe_sets(data, probe)
     check_same_numbers({key: shards.card if shards else None for key, shards in sets.items()})

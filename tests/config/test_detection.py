@@ -140,7 +140,7 @@ def test_what_is_usual_is_not_warned_of(made: Config) -> None:
 def card(ids: tuple[Any, ...] = (), **objects: Any) -> Any:
     categories = [SimpleNamespace(id=each) for each in ids]
     facts = SimpleNamespace(categories=categories, **objects) if objects else None
-    return SimpleNamespace(num_classes=7, objects=facts)
+    return SimpleNamespace(num_classes=7, objects=facts, label_maps=None)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +180,17 @@ def test_the_data_completes_the_ids_of_the_categories(saved: Any, facts: Any, ex
     assert task.category_ids == expected
     assert task.for_evaluation(2).category_ids == expected
     assert task.for_evaluation(3).category_ids is None
+
+
+def test_the_semantic_branch_has_the_classes_of_the_label_maps() -> None:
+    facts = SimpleNamespace(num_classes=3)
+    data = SimpleNamespace(num_classes=7, objects=None, label_maps=facts)
+    for given in ({"semantic_classes": 3}, {}, {"semantic_classes": 2, "semantic_label": "other.png"}):
+        DetectionConfig(**given).complete({}, data)
+    with pytest.raises(ConfigError, match=r"task\.semantic_classes=2: the label maps of data\.shards have 3 classes"):
+        DetectionConfig(semantic_classes=2).complete({}, data)
+    facts.num_classes = None  # not one pixel has a class
+    DetectionConfig(semantic_classes=2).complete({}, data)
 
 
 def test_terms_and_metrics_follow_stages_and_masks() -> None:

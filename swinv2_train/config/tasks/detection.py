@@ -184,6 +184,20 @@ class DetectionConfig(TaskConfig):
         """Return the metrics of the boxes, and those of the masks if there are any."""
         return (*BOX, *(MASK if self.with_masks else ()))
 
+    @property
+    def label_member(self) -> str | None:
+        """Member with the label map of the semantic branch, which is never the image; None without the branch."""
+        return self.semantic_label if self.semantic_classes else None
+
+    def maps_remedy(self, *, training: bool) -> str | None:
+        """Return the remedy if no training sample has a label map; an evaluation needs none."""
+        if not training:
+            return None
+        return (
+            "set task.semantic_label to the one with the label maps, add them to the objects with swinv2-data pack "
+            "--labels, or set task.semantic_classes=0"
+        )
+
     def terms(self) -> dict[str, float]:
         """Return the terms of the loss by name, each with its factor in the sum."""
         factors = {RPN_CLASS: 1.0, RPN_BOX: 1.0}
@@ -357,6 +371,8 @@ class DetectionConfig(TaskConfig):
 
     def complete(self, saved: Mapping[str, Any], card: Any) -> None:
         """Set the number of classes with their original ids, and whether there are masks."""
+        if self.semantic_label == DetectionConfig.semantic_label and card is not None:
+            self._check_label_maps(card.label_maps)
         if self.label != DetectionConfig.label:
             card = None  # it describes the objects that swinv2-data packs, not another member
         super().complete(saved, card)
@@ -368,6 +384,13 @@ class DetectionConfig(TaskConfig):
         if self.masks is None:
             stored = saved.get("masks") if facts is None else facts.all_masks
             self.masks = bool(stored)
+
+    def _check_label_maps(self, facts: Any) -> None:
+        """Check that the semantic branch has the classes of the label maps on the card, if there are any."""
+        found = facts.num_classes if facts is not None and self.semantic_classes else None
+        if found is not None and found > self.semantic_classes:
+            hint = f"the label maps of data.shards have {found} classes; set it to their number, at most 255"
+            raise ConfigError("task.semantic_classes", self.semantic_classes, hint)
 
     def for_evaluation(self, classes: int | None) -> DetectionConfig:
         """Return this section with this number of classes."""
