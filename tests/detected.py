@@ -108,6 +108,15 @@ HTC = (
 """Everything that has randomness, canvases of several sizes, and what saves memory."""
 
 
+_NARROW = "model.window=[[4,2],[2,4],[4,2],[2,2]]"
+DETECTORS = {
+    "htc": HTC,
+    "boxes": ("task.masks=false", _NARROW),
+    "mask_rcnn": ("task.detector=mask_rcnn", "task.box_head=2fc", _NARROW),
+}
+"""Settings of every detector. Neither the canvas nor the narrow windows are square."""
+
+
 def tiny_detection(shards: Path, run_dir: Path, *overrides: str) -> list[str]:
     """The overrides of a run of 4 steps over the shards of `make_detected_data`; later overrides win."""
     return last_of_each([

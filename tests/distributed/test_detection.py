@@ -15,18 +15,13 @@ import torch
 from swinv2_train.config.compose import compose
 from swinv2_train.config.schema import Config
 from tests.checkpoint.weights import load_weights
-from tests.detected import HTC, make_detected_data, tiny_detection
+from tests.detected import DETECTORS, make_detected_data, tiny_detection
 from tests.engine.apart import trained_in_turn
 from tests.runs import comparable, losses, metrics
 
 pytestmark = pytest.mark.distributed
-NARROW = "model.window=[[4,2],[2,4],[4,2],[2,2]]"
-KINDS = {
-    "htc": (*HTC, "data.eval_shards=null"),
-    "boxes": ("task.masks=false", "data.num_workers=2", NARROW, "data.eval_shards=null"),
-    "mask_rcnn": ("task.detector=mask_rcnn", "task.box_head=2fc", NARROW),
-}
-"""Neither the canvas nor the narrow windows are square."""
+MORE = {"htc": ("data.eval_shards=null",), "boxes": ("data.eval_shards=null", "data.num_workers=2"), "mask_rcnn": ()}
+"""Further settings of the detectors."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,9 @@ class Cell:
     def config(self, folder: Path, *more: str, suffix: str = "") -> Config:
         """The complete config. A rank alone has larger micro-batches than one of two."""
         config = compose(tiny_detection(
-            folder / "data", folder / f"{self.name}{suffix}", *KINDS[self.kind], "task.num_classes=3",
-            f"engine.precision={self.precision}", f"engine.zero_stage={self.stage}", "optim.steps=3",
-            f"engine.micro_batch={2 // self.ranks}", "eval.figure_every_steps=0", *more,
+            folder / "data", folder / f"{self.name}{suffix}", *DETECTORS[self.kind], *MORE[self.kind],
+            "task.num_classes=3", f"engine.precision={self.precision}", f"engine.zero_stage={self.stage}",
+            "optim.steps=3", f"engine.micro_batch={2 // self.ranks}", "eval.figure_every_steps=0", *more,
         ))  # fmt: skip
         config.run.name = f"{self.name}{suffix}"
         config.task.masks = config.task.masks is not False

@@ -60,19 +60,20 @@ def _found(rng: np.random.Generator, truth: Found, size: tuple[int, int], *, emp
 
 
 def disturbed(record: ImageRecord) -> Found:
-    """Detections of an evaluation by a model that is neither bad nor perfect: most objects, a few pixels off, every
-    third of class 1 as class 0, and a false alarm."""
-    size, rng = record.size, np.random.default_rng(int(record.image_id))
+    """Detections of an evaluation by a model that is neither bad nor perfect: most objects, some a pixel off, some of
+    class 1 as class 0, masks without their first rows, and a false alarm."""
+    size, rng = record.size, np.random.default_rng([7, int(record.image_id)])
     truth = record.truth.chosen(~record.truth.is_crowd & (rng.random(len(record.truth)) < 0.9))
     assert truth.masks is not None
     boxes, masks = [np.array([1.0, 1.0, 12.0, 9.0])], [np.zeros(size, np.uint8)]
     masks[0][1:9, 1:12] = 1
     for box, mask in zip(truth.boxes, truth.masks, strict=True):
         assert mask is not None
-        down, right = (int(pixels) for pixels in rng.integers(0, 5, 2))
+        down, right = (int(pixels) for pixels in rng.integers(0, 2, 2))
         boxes.append(box + np.array([right, down, right, down]))
         masks.append(np.pad(bitmap(mask, size), ((down, 0), (right, 0)))[: size[0], : size[1]])
-    classes = np.concatenate([[1], np.where((truth.classes == 1) & (rng.random(len(truth)) < 0.33), 0, truth.classes)])
+        masks[-1][: int(box[1]) + 2] = 0
+    classes = np.concatenate([[1], np.where((truth.classes == 1) & (rng.random(len(truth)) < 0.15), 0, truth.classes)])
     limits = np.array([size[1], size[0]] * 2)
     scores = np.sort(rng.integers(1, 10, len(boxes)) / 10)[::-1].astype(np.float32)
     found = np.stack(boxes).clip(0, limits).astype(np.float32)

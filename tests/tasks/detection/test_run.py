@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,13 +17,13 @@ from swinv2_train.config.tasks import ClassificationConfig, SegmentationConfig, 
 from swinv2_train.exit_codes import FINISHED
 from swinv2_train.tasks.detection import task as task_module
 from swinv2_train.tasks.detection.task import Detection
-from swinv2_train.tasks.task import Losses
 from tests.checkpoint.weights import load_weights
 from tests.detected import HTC, make_detected_data, tiny_detection
 from tests.engine.threads import on_ranks
 from tests.evaluated import save_weights
-from tests.runs import comparable, exit_code, metrics, run_here
+from tests.runs import comparable, cut_short, exit_code, metrics, origins, run_here
 from tests.tasks.detection.synthetic import disturbed, judge
+from tests.tasks.refused import refuse_and_replay
 
 LAST = "step-00000004"
 
@@ -49,19 +47,6 @@ def command(run: Path, shards: Path, run_dir: Path, *overrides: str) -> list[str
     return tiny_detection(shards, run_dir, f"init_from={simmim}", *HTC, *overrides)
 
 
-def half(run: Path, copy: Path) -> None:
-    """Copy a run as if it had been killed after its middle checkpoint."""
-    shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / LAST)
-    for name in ("status.json", "report.html"):
-        (copy / name).unlink(missing_ok=True)
-
-
-def origins(run: Path) -> dict[str, str]:
-    table = (run / "init_from.txt").read_text().splitlines()
-    return dict(line.split(maxsplit=2)[:2] for line in table if "  " in line)
-
-
 @pytest.mark.slow
 def test_a_run_from_simmim_measures_and_draws(run: Path) -> None:
     found = origins(run)
@@ -82,7 +67,7 @@ def test_a_run_from_simmim_measures_and_draws(run: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_ends_like_its_twin(run: Path, shards: Path, tmp_path: Path) -> None:
-    half(run, tmp_path / "half")
+    cut_short(run, tmp_path / "half")
     assert run_here(command(run, shards, tmp_path / "half")) == FINISHED
     assert comparable(tmp_path / "half") == comparable(run)
     ours, twin = (load_weights(path / "checkpoints" / LAST) for path in (tmp_path / "half", run))
@@ -92,22 +77,9 @@ def test_a_killed_run_ends_like_its_twin(run: Path, shards: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_refused_step_is_replayed(run: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    half(run, tmp_path / "half")
-    real = Detection.loss
-
-    def poisoned(self: Detection, model: torch.nn.Module, batch: dict[str, Any]) -> Losses:
-        terms = real(self, model, batch).terms
-        bad = float("nan") if 10 in batch["position"].tolist() else 1.0
-        return Losses({**terms, "rpn_box": terms["rpn_box"] * bad})
-
-    monkeypatch.setattr(Detection, "loss", poisoned)
-    assert run_here(command(run, shards, tmp_path / "half", "guard.policy=skip", "optim.steps=3")) == FINISHED
-    (incident,) = (tmp_path / "half" / "incidents").glob("*.json")
-    assert run_here([f"replay={incident}"]) == FINISHED
-    report = json.loads((incident.with_suffix("") / "replay.json").read_text())
-    assert report["same_to_the_bit"]
-    assert report["worst_samples"][0]["position"] == 10
-    assert list(incident.with_suffix("").rglob("*worst-samples-*.png"))
+    half = cut_short(run, tmp_path / "half")
+    skipping = command(run, shards, half, "guard.policy=skip", "optim.steps=3")
+    refuse_and_replay(monkeypatch, Detection, "rpn_box", 10, skipping)
 
 
 @pytest.mark.slow
@@ -127,7 +99,7 @@ def test_swinv2_eval_writes_results_that_pycocotools_scores_the_same_way_on_any_
         ours = [value for name, value in scores.items() if name.startswith(f"{kind}_")]
         assert [-1 if value is None else value for value in ours] == pytest.approx(numbers, abs=1e-12)
     rows = list(csv.DictReader((out / "per_class.csv").open()))
-    tile, brick = (float(row["mask_ap"]) for row in rows if row["class"] in ("tile", "brick"))
+    tile, brick = (float(row["mask_ap"]) for row in rows if row["name"] in ("tile", "brick"))
     assert 0.2 < brick < tile < 0.9
     assert {"per_class.csv", "box_precision_recall.png"} <= {path.name for path in out.iterdir()}
     assert "short side 64 pixels, longer side at most 80" in capsys.readouterr().out
