@@ -334,3 +334,27 @@ def test_objects_survive_their_json() -> None:
     """The transform reads the form that the packer writes."""
     made = Objects.from_json(content(rle=(1,)))
     assert Objects.from_json(json.loads(json.dumps(made.to_json()))).masks == replace(made).masks
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [("RGB", (1, 1)), ("RGB", (20_000, 3)), ("L", (30, 20)), ("I;16", (30, 20)), ("RGBA", (30, 20)), ("P", (30, 20))],
+)
+@pytest.mark.parametrize("scaling", ["jitter", "short"])
+def test_unusual_images_become_samples(mode: str, size: tuple[int, int], scaling: str) -> None:
+    """Of the smallest size, very wide, gray, of 16 bits, with transparent pixels, and with a palette."""
+    width, height = size
+    picture, buffer = Image.new(mode, size, 0 if mode in ("L", "I;16", "P") else "blue"), io.BytesIO()
+    picture.save(buffer, "PNG")
+    objects = content([(0, 0, width, height)], (height, width))
+    members = {"image": buffer.getvalue(), "objects.json": json.dumps(objects).encode()}
+    made = config(scaling=scaling, short_sides=[32], long_side=64)
+    for transform in (TrainingTransform(made, [0.5] * 3), EvaluationTransform(made)):
+        found = transform(Sample(RawSample("a", "png", members), 3), np.random.default_rng(0))
+        assert found["image"].shape[0] == 3
+        assert found["image"].dtype == (torch.uint16 if mode == "I;16" else torch.uint8)
+        assert min(found["image"].shape[1:]) >= 1
+        if "record" in found:
+            assert found["record"].truth.boxes.tolist() == [[0, 0, width, height]]
+        else:
+            assert all(side <= whole for side, whole in zip(found["image"].shape[1:], found["canvas"], strict=True))
