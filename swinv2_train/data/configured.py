@@ -61,7 +61,7 @@ def open_training(data: DataConfig, *, task: TaskConfig | None = None) -> ShardS
         DataError: naming the key, if they cannot be used.
     """
     try:
-        return open_set(data, data.shards, task=task)
+        return open_set(data, data.shards, task=task, training=True)
     except DataError as error:
         error.args = (f"data.shards={data.shards}: {error}",)
         raise
@@ -82,6 +82,7 @@ def open_set(
     names: Sequence[str] | None = None,
     *,
     task: TaskConfig | None = None,
+    training: bool = False,
     warn: bool = True,
 ) -> ShardSet:
     """Open shards as a config reads them, with the classes that `data.label` names on their card.
@@ -89,6 +90,8 @@ def open_set(
     Args:
         task: section of the task that reads them; None: nothing but images and their labels.
         names: as for `with_classes`.
+        task: as for `open_held_out`.
+        training: True if they are trained on.
         warn: log what is wrong with single shards and samples.
 
     Raises:
@@ -96,7 +99,7 @@ def open_set(
     """
     label = task.label_member if task is not None else None
     shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label, warn=warn)
-    return with_classes(as_read_by(task, shards, data.label), data.label, names, warn=warn)
+    return with_classes(as_read_by(task, shards, data.label, training=training), data.label, names, warn=warn)
 
 
 def open_labeled(
@@ -129,11 +132,14 @@ def open_labeled(
     return shards
 
 
-def as_read_by(task: TaskConfig | None, shards: ShardSet, label: str | None = None) -> ShardSet:
+def as_read_by(
+    task: TaskConfig | None, shards: ShardSet, label: str | None = None, *, training: bool = False
+) -> ShardSet:
     """Leave on the card of shards only the classes of what a task reads: images, label maps, or objects.
 
     Args:
         label: `data.label`, whose classes are counted afterwards.
+        training: True if they are trained on.
 
     Returns:
         The shards, changed in place.
@@ -144,6 +150,7 @@ def as_read_by(task: TaskConfig | None, shards: ShardSet, label: str | None = No
     card = shards.card
     if task is None or task.OUTPUT == FEATURES:
         return shards
+    _check_label_maps(shards, task, training=training)
     if task.OUTPUT == LOGITS:
         found = None if card is None else card.of_images()
         if card is not None and found is None and (card.label_maps or card.objects) and label is None:
@@ -154,12 +161,12 @@ def as_read_by(task: TaskConfig | None, shards: ShardSet, label: str | None = No
             )
     elif task.OUTPUT == PIXEL_LOGITS and task.label_member is not None:
         found = card.of_label_maps() if card is not None and task.label_member == MEMBER else None
-        if found is None:
-            _check_label_maps(shards, task.label_member)
     elif task.OUTPUT == DETECTIONS and task.object_member is not None:
         found = card.of_objects() if card is not None and task.object_member == OBJECTS else None
         if found is None:
             _check_objects(shards, task.object_member)
+        elif card is not None and task.label_member == MEMBER:  # those of a semantic branch
+            found = replace(found, label_maps=card.label_maps)
     else:
         return shards  # a custom task, which reads its own members
     if card is not None:
@@ -169,14 +176,15 @@ def as_read_by(task: TaskConfig | None, shards: ShardSet, label: str | None = No
     return shards
 
 
-def _check_label_maps(shards: ShardSet, member: str) -> None:
-    """Check that a sample may have a label map. Raises DataError with the members that exist."""
+def _check_label_maps(shards: ShardSet, task: TaskConfig, *, training: bool) -> None:
+    """Check that a sample may have the label map that a task reads. Raises DataError with the members that exist."""
+    member, remedy = task.label_member, task.maps_remedy(training=training)
+    packed = member == MEMBER and shards.card is not None and shards.card.label_maps is not None
+    if member is None or remedy is None or packed:
+        return
     members = shards.members_without(member)
     if members is not None:
-        raise DataError(
-            f"no sample has a label map {member} (task.label); the members are {', '.join(members)}: set "
-            "task.label to the one with the label maps, or pack the images with swinv2-data pack --labels"
-        )
+        raise DataError(f"no sample has a label map {member}; the members are {', '.join(members)}: {remedy}")
 
 
 def _check_objects(shards: ShardSet, member: str) -> None:

@@ -77,7 +77,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CLASSES, MASKS, BOXES = ClassificationConfig, SegmentationConfig, DetectionConfig
 NONE = "the dataset card of data.shards lists no classes"
-NO_MAPS = r"no sample has a label map seg.png \(task.label\); the members are .*swinv2-data pack --labels"
+NO_MAPS = r"no sample has a label map seg.png; the members are .*swinv2-data pack --labels"
 NO_OBJECTS = r"no sample has objects objects.json \(task.label\); the members are .*jpg.*swinv2-data pack --coco"
 TABLE: dict[str, tuple[TaskConfig, str, list[str] | int | str | None]] = {
     "simmim, plain": (SimMIMConfig(), "plain", None),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.schema import AugmentConfig, DataConfig
-from swinv2_train.config.tasks import SegmentationConfig
+from swinv2_train.config.tasks import DetectionConfig, SegmentationConfig
 from swinv2_train.data import sample as sample_module
 from swinv2_train.data import shards as shards_module
 from swinv2_train.data.configured import as_read_by, open_held_out, open_training
@@ -341,7 +341,7 @@ def test_a_label_map_that_no_sample_has_is_refused_with_the_members(tmp_path: Pa
     for found in ("seg.png", "depth.npy"):
         check(found)
     for missing in ("mask.png", "mask.tif", *(("mask.npy",) if wide else ())):
-        with pytest.raises(DataError, match=rf"no sample has a label map {missing} .task.label.; .* cls, .*jpg"):
+        with pytest.raises(DataError, match=rf"no sample has a label map {missing}; .* cls, .*jpg.*: set task.label"):
             check(missing)
     write_tar(tmp_path / "2.tar", [("b.jpg", jpeg(0)), ("b.mask.png", label_png(1))])
     shards = ShardSet.open(f"{tmp_path}/*.tar", tmp_path / "cache", warn=False)
@@ -349,13 +349,19 @@ def test_a_label_map_that_no_sample_has_is_refused_with_the_members(tmp_path: Pa
 
 
 def test_sets_and_evaluations_check_the_label_maps(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", [("a.jpg", jpeg(0)), ("a.seg.png", label_png(0))])
+    objects = b'{"width": 8, "height": 8, "objects": []}'
+    members = [("a.jpg", jpeg(0)), ("a.objects.json", objects), ("a.seg.png", label_png(0))]
+    write_tar(tmp_path / "0.tar", members)
     data = DataConfig(shards=str(tmp_path / "0.tar"), eval_shards=str(tmp_path / "0.tar"), cache_dir=str(tmp_path))
-    missing = SegmentationConfig(label="mask.png")
-    assert open_training(data, task=SegmentationConfig()).num_samples == 1
+    for reads in (SegmentationConfig(), DetectionConfig(semantic_classes=3), DetectionConfig(semantic_label="x.png")):
+        assert open_training(data, task=reads).num_samples == open_held_out(data, task=reads).num_samples == 1
     with pytest.raises(DataError, match=r"^data\.shards=.*0.tar: no sample has a label map mask.png"):
-        open_training(data, task=missing)
+        open_training(data, task=SegmentationConfig(label="mask.png"))
     with pytest.raises(DataError, match=r"^data\.eval_shards=.*0.tar: no sample has a label map mask.png"):
-        open_held_out(data, task=missing)
+        open_held_out(data, task=SegmentationConfig(label="mask.png"))
+    branch = DetectionConfig(semantic_classes=3, semantic_label="mask.png")
+    with pytest.raises(DataError, match=r"no sample has a label map mask.png; .*, or set task.semantic_classes=0"):
+        open_training(data, task=branch)
+    assert open_held_out(data, task=branch).num_samples == 1  # an evaluation needs none
     with pytest.raises(ConfigError, match=r"task\.num_classes=0: no dataset card describes the member mask.png"):
-        missing.complete({}, None)
+        SegmentationConfig(label="mask.png").complete({}, None)

@@ -96,7 +96,7 @@ class TrainingTransform(_ObjectsTransform):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         objects = self.objects(sample)
-        drawn = self.drawing.draw(sample.size, sample.position, rng)
+        drawn = self.drawing.draw(sample.size, sample.batch, rng)
         crop = sample.aligned(drawn.crop)
         try:
             found = annotations_under(objects, crop, masks=bool(self.task.masks), most=self.task.max_objects)
