@@ -63,7 +63,7 @@ def test_every_image_gets_a_picture_and_all_objects_are_in_one_file(
     assert len(rows) == sum(each["score"] >= 0.3 for each in results["annotations"])
     of_b = [each for each in results["annotations"] if each["image_id"] == 2]
     loaded = load_model(place / "detector.safetensors")
-    crops = evaluation_crops((50, 33), 32, 32, [1.0])
+    crops = evaluation_crops(loaded.config, (50, 33))
     image = crops[0].image(decode((pictures / "deeper" / "b.png").read_bytes(), 3), "bilinear") / 255
     with torch.inference_mode():
         expected = detections(loaded.model, [(image - 0.5) / 0.25], (50, 33), Inference.of(loaded.config.task))

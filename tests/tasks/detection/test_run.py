@@ -102,7 +102,7 @@ def test_swinv2_eval_writes_results_that_pycocotools_scores_the_same_way_on_any_
     tile, brick = (float(row["mask_ap"]) for row in rows if row["name"] in ("tile", "brick"))
     assert 0.2 < brick < tile < 0.9
     assert {"per_class.csv", "box_precision_recall.png"} <= {path.name for path in out.iterdir()}
-    assert "largest size within 64 x 80 pixels" in capsys.readouterr().out
+    assert "short side 64 pixels, longer side at most 80" in capsys.readouterr().out
     options = EvalOptions(str(run), f"{shards}/eval/*.tar", workers=0, batch=2)
     for world_size in (2, 3):
         for found in on_ranks(world_size, lambda ranks: evaluate(options, ranks)):
