@@ -60,5 +60,5 @@ print("versions: Python", sys.version.split()[0] + ",", ", ".join(f"{name} {vers
 # The tests that depend most on other packages: models and torch.compile, other libraries, files, loaders, console, a run.
 [ $# -gt 0 ] || set -- tests/models tests/interop tests/tracking tests/tasks tests/config/test_compose.py \
     tests/checkpoint/test_save.py tests/data/test_decode.py tests/data/test_loader.py tests/data/test_pack.py \
-    tests/data/test_remote.py tests/engine/test_run.py tests/engine/test_reduction.py tests/sweep/test_call.py
+    tests/data/test_remote.py tests/data/test_video.py tests/engine/test_run.py tests/engine/test_reduction.py tests/sweep/test_call.py
 exec python -m pytest "$@"

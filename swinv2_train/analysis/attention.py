@@ -72,7 +72,7 @@ def _recorded(backbone: nn.Module, position: tuple[float, float] | None) -> Iter
     handles = []
 
     def record(block: SwinBlock, attention: WindowAttention, args: tuple) -> None:
-        x, window, shift = args
+        x, window, shift, *_ = args  # images have no padding in time
         weights = attention.weights(x, window, shift).float().mean(dim=2)[0]
         sides = sizes[block]
         everyone = torch.ones(sides, device=x.device)

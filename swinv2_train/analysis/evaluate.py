@@ -27,7 +27,7 @@ from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.batch import Batch
 from swinv2_train.data.card import Card
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import as_read_by, open_labeled
+from swinv2_train.data.configured import as_read_by, main_member, open_labeled
 from swinv2_train.data.device import on_device
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.label_counts import with_classes
@@ -50,7 +50,7 @@ from swinv2_train.launch.failures import begun, from_main, together
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import PARENT_VARIABLE
 from swinv2_train.models.precision import PRECISIONS
-from swinv2_train.tasks.build import build_task, evaluation_loader
+from swinv2_train.tasks.build import build_task, evaluation_loader, measured_together
 from swinv2_train.tasks.classes import check_one_numbering
 from swinv2_train.tasks.measured import Measured, Sums
 from swinv2_train.tasks.outcome import combine
@@ -209,8 +209,9 @@ class _Bench:
     def open_shards(self) -> ShardSet:
         """Open the shards to evaluate on."""
         options, config = self.options, self.loaded.config
-        image, label = config.data.image, config.task.label_member
-        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, image=image, label_member=label)
+        label = config.task.label_member
+        reading = {"image": config.data.image, "label_member": label, "main": main_member(config.data)}
+        shards = open_labeled(options.data, options.cache_dir, options.cache_gib, **reading)
         try:
             # The labels of a file replace those of the shards, which need not have any.
             shards = shards if options.real_labels else as_read_by(config.task, shards, config.data.label)
@@ -294,7 +295,8 @@ class _Bench:
     def measure(self) -> Measured:
         """Measure this rank's part of the samples."""
         open_loader = evaluation_loader(self.config, self.task, self.shards, self.ranks)
-        with closing(open_loader(self.options.max_samples, self.options.batch)) as loader:
+        size = measured_together(self.config.task, self.options.batch)
+        with closing(open_loader(self.options.max_samples, size)) as loader:
             if not self.real_labels:
                 return self.task.evaluate(self.judged, self._batches(loader))
             found = Measured()

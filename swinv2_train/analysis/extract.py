@@ -32,7 +32,7 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import stage_geometry
 from swinv2_train.data.augment import normalise
 from swinv2_train.data.channel_statistics import check_channels_of_model
-from swinv2_train.data.configured import open_labeled
+from swinv2_train.data.configured import main_member, open_labeled
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.file_set import FileSet
@@ -153,7 +153,8 @@ def _open(options: FeatureOptions, loaded: LoadedModel, out: Path) -> tuple[Samp
         found = find_inputs(options.images, out, options.sheet)
         return FileSet(found.files), found.notes, found.lost, None
     data, label = loaded.config.data, loaded.config.task.label_member
-    shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, image=data.image, label_member=label)
+    reading = {"image": data.image, "label_member": label, "main": main_member(data)}
+    shards = open_labeled(options.shards, options.cache_dir, options.cache_gib, **reading)
     if data.image is None:  # the card describes the first image of each sample
         check_channels_of_model(shards.card, loaded.config.model.in_channels, "shards", options.shards)
     notes = []

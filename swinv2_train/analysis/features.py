@@ -85,7 +85,7 @@ def features_of(model: nn.Module, images: Tensor, stages: Sequence[int] = ()) ->
 
     Args:
         model: a backbone, or any model that contains one, wrapped or not.
-        images: (B, C, H, W), normalized, on the model's device.
+        images: (B, C, H, W), or clips (B, C, T, H, W), normalized, on the model's device.
         stages: numbers from 1 to 4.
 
     Raises:
@@ -96,7 +96,7 @@ def features_of(model: nn.Module, images: Tensor, stages: Sequence[int] = ()) ->
         raise ValueError(f"stage {wrong[0]} does not exist; use 1 to {NUM_STAGES}")
     maps = backbone_of(model)(images)
     found = {POOLED: mean_of_tokens(maps[-1])}
-    found.update({stage_name(stage): maps[stage - 1].permute(0, 3, 1, 2) for stage in stages})
+    found.update({stage_name(stage): maps[stage - 1].movedim(-1, 1) for stage in stages})
     return {name: value.float().cpu().contiguous() for name, value in found.items()}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import attention_backends, stage_geometry, total_stride
 from swinv2_train.config.schema import Config
@@ -91,10 +91,9 @@ def _least_bytes(config: Config, window: int, size: tuple[int, int], images: int
     These are the images, and of one attention its input, queries, keys, and values, and the bias of every pair of
     tokens in a window.
     """
-    model = replace(config.model, window=scaled_windows(config.model, window))
+    model, frames = replace(config.model, window=scaled_windows(config.model, window)), clip_frames(config)
     most = 0
-    for stage, backend in zip(stage_geometry(model, *size), attention_backends(model), strict=True):
-        tokens, pairs = stage.height * stage.width, (stage.window[0] * stage.window[1]) ** 2
-        bias = 0 if backend == _CHUNKED else stage.num_heads * pairs
-        most = max(most, 4 * images * tokens * stage.dim + bias)
-    return element * (images * model.in_channels * size[0] * size[1] + most)
+    for stage, backend in zip(stage_geometry(model, *size, frames), attention_backends(model), strict=True):
+        bias = 0 if backend == _CHUNKED else stage.num_heads * stage.window_tokens**2
+        most = max(most, 4 * images * stage.tokens * stage.dim + bias)
+    return element * (images * model.in_channels * max(frames, 1) * size[0] * size[1] + most)

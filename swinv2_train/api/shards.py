@@ -12,17 +12,18 @@ from swinv2_train.config.values import check_scale, scale_pairs
 from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.configured import open_labeled
 from swinv2_train.data.decode import DecodeOptions
-from swinv2_train.data.errors import BrokenSample
+from swinv2_train.data.errors import BrokenSample, OtherSamples
 from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
+from swinv2_train.data.samples import TEXT_EXTENSIONS, VIDEO_FACTS
+from swinv2_train.data.shards import ShardSet
 from swinv2_train.text import counted
 
 
 class LabeledSample(Sample):
-    """A sample: `key`, `image` (C, H, W), `json()`, `text()`, `label_map()`, `array()`, and its labels.
+    """A sample: `key`, `image` (C, H, W) or `video`, `json()`, `text()`, `label_map()`, `array()`, and its labels.
 
     The image is uint8, uint16, or with `scale` float32 in [0, 1].
 
@@ -49,7 +50,7 @@ class Shards(Sequence[LabeledSample]):
 
     Args:
         channels: number of channels of the images; None: as they are stored.
-        members: members to read, in addition to the image and the texts.
+        members: members to read, in addition to the image or video and the texts.
         decoding: how images are decoded.
         label: where the labels are, as `data.label`.
     """
@@ -66,7 +67,8 @@ class Shards(Sequence[LabeledSample]):
         self.decoding = decoding
         self.channels = channels
         self._source = LabelSource.of(label, self.class_names)
-        self.members = tuple(dict.fromkeys((*IMAGE_AND_TEXTS, *members, *self._source.members)))
+        first = (shards.scope.main, *TEXT_EXTENSIONS)
+        self.members = tuple(dict.fromkeys((*first, *members, *self._source.members)))
 
     @property
     def class_names(self) -> list[str] | None:
@@ -108,7 +110,7 @@ def open_shards(
     cache_dir: str | Path = "~/.cache/swinv2_train/shards",
     cache_gib: float = 50.0,
 ) -> Shards:
-    """Open WebDataset shards as a sequence of samples.
+    """Open WebDataset shards as a sequence of samples with an image each, or without images with a video.
 
     Args:
         spec: a path, a directory, a pattern such as `shards/train-*.tar`, a URL, or a list of these.
@@ -132,7 +134,11 @@ def open_shards(
             raise ConfigError("scale", scale, "must be numbers: [low, high], or a list of such pairs")
         check_scale(list(scale), channels or len(scale_pairs(list(scale))))
         decoding = DecodeOptions.of(DataConfig(scale=list(scale)), [0.0])
-    opened = open_labeled(places, cache_dir, cache_gib, label_member=label_map)
+    try:
+        opened = open_labeled(places, cache_dir, cache_gib, label_member=label_map)
+    except OtherSamples as other:
+        opened = open_labeled(places, cache_dir, cache_gib, label_member=label_map, main=other.main)
+        members = (*members, VIDEO_FACTS)
     if label_map == MEMBER and opened.card is not None:
         opened.card = opened.card.of_label_maps() or opened.card
     found = with_classes(opened, label)

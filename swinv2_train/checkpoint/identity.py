@@ -23,6 +23,8 @@ from swinv2_train.config.values import VALUE_KEYS, value_settings
 
 FREE_MODEL_KEYS = ("name", "attention", "sequential_chunk_mib", "checkpointing", "drop_path")
 """Fields of the model section that change neither its parameters nor their meaning."""
+CLIP_MODEL_KEYS = ("temporal_window", "pretrained_temporal_window")
+"""Fields of the model section that mean nothing for a model of images."""
 COMPARED = ("model", "task", "data", "order")
 """Sections of the metadata that must not change within a run; the others are for readers of the weights."""
 SHARDS, CONTENT = "data.shards", "data.content"
@@ -188,7 +190,9 @@ def run_metadata(
         bits: bit depths of the training images, if the dataset card records them.
     """
     mean, std = statistics or (config.data.mean, config.data.std)
-    model = {key: value for key, value in to_dict(config.model).items() if key not in FREE_MODEL_KEYS}
+    unused = (*FREE_MODEL_KEYS, *(() if config.model.temporal_patch else CLIP_MODEL_KEYS))
+    model = {key: value for key, value in to_dict(config.model).items() if key not in unused}
+    clips = {"frames": config.data.frames, "frame_stride": config.data.frame_stride} if config.data.frames else {}
     return {
         "imports": list(config.imports),
         "task": to_dict(config.task),
@@ -200,6 +204,7 @@ def run_metadata(
             "background": config.data.background,
             **{key: getattr(config.data, key) for key in VALUE_KEYS},
             "label": config.data.label,
+            **clips,
         },
         "order": {
             "seed": config.seed,

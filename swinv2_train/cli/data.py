@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from swinv2_train.data.shards import ShardSet
 
 # Modules that import torch are imported where they are used, to keep --help fast.
-_SHEET_SAMPLES = 48
+_SHEET_IMAGES, _SHEET_VIDEOS = 48, 12
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,9 +68,9 @@ def _add_inspect(commands: Any) -> None:
         "inspect",
         help="check shards and show their contents",
         description=filled(
-            "Decode every sample, with its label map and objects, and print the dataset card. List the samples that "
-            "are broken, the members of the tars that are not read, labels that cannot be used, and images that are "
-            "in two splits. Reads any WebDataset tars."
+            "Decode every sample, an image with its label map and objects or a video, and print the dataset card. List "
+            "the samples that are broken, the members of the tars that are not read, labels that cannot be used, and "
+            "images or videos that are in two splits. Reads any WebDataset tars."
         ),
         epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,7 +81,7 @@ def _add_inspect(commands: Any) -> None:
         "--sheet",
         type=file_path,
         metavar="FILE.png",
-        help="also draw randomly chosen samples into this image file "
+        help="also draw randomly chosen samples into this image file, 8 frames of a video "
         "(Chinese, Japanese, and Korean names appear as boxes)",
     )
     add(
@@ -95,7 +95,8 @@ def _add_inspect(commands: Any) -> None:
         metavar="VALUE",
         help="value of pixels without a class in the label maps of --labels (default: 255, with 16 bits 65535)",
     )
-    add("--samples", type=whole(1), metavar="N", help="samples on the sheet (default: 48)")
+    add("--samples", type=whole(1), metavar="N", help="samples on the sheet (default: 48, or 12 videos)")
+    add("--video", action="store_true", help="read the videos of samples that have images as well")
     add("--seed", type=whole(), help="selects the samples of the sheet (default: 0)")
     add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
     add_reading(add, "and for the sheet")
@@ -105,7 +106,7 @@ def _add_inspect(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser(
         "bench",
-        help="measure how fast this host makes training images",
+        help="measure how fast this host makes training images or clips",
         description=filled(
             "Read, decode, crop, and collate random samples as a data worker does, and print the images per second and "
             "core of each stage, by CPU time. The storage is not measured: samples are read once before. From this "
@@ -127,6 +128,8 @@ def _add_bench(commands: Any) -> None:
         help="smallest part of the image area that a crop covers (default: %(default)s)",
     )
     add("--interpolation", choices=("bilinear", "bicubic"), default="bilinear", help="(default: %(default)s)")
+    add("--frames", type=whole(1), metavar="N", help="measure clips of N frames, for shards of videos")
+    add("--frame-stride", type=whole(1), metavar="N", help="distance of two frames of a clip (default: 2)")
     add("--entire", action="store_true", help="decode entire images, as with data.crop_decoding=false")
     add("--scaled", action="store_true", help="decode large images at a fraction, as with data.scaled_decoding=true")
     add("--seed", type=whole(), default=0, help="selects the samples (default: %(default)s)")
@@ -138,7 +141,6 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, inspection_lines, print_table
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.image_files import picture_format
-    from swinv2_train.data.value_range import numbers_of
 
     for option in ("samples", "seed"):
         if getattr(arguments, option) is not None and arguments.sheet is None:
@@ -146,11 +148,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.sheet is not None:
         picture_format(arguments.sheet)
         writable("--sheet", arguments.sheet.parent)
-    opened = _open(arguments)
+    opened = _open_of_any_kind(arguments)
+    _say_loading(opened)
 
-    from swinv2_train.data.background import background_color
-    from swinv2_train.data.contact_sheet import contact_sheet
-    from swinv2_train.data.decode import DecodeOptions
     from swinv2_train.data.inspect import inspect
     from swinv2_train.data.parallel import available_cores
 
@@ -168,16 +168,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for line in inspection_lines(found):
         print(line)
     if arguments.sheet is not None:
-        options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
-        count, seed = arguments.samples or _SHEET_SAMPLES, arguments.seed or 0
-        nodata = numbers_of(arguments.nodata)
-        overlays = _overlays(found)
-        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-        drawn = contact_sheet(
-            opened, arguments.sheet, num_samples=count, seed=seed, options=options, nodata=nodata, overlays=overlays
-        )
-        print(f"{counted(drawn, 'sample')} drawn in {arguments.sheet}")
+        print(f"{counted(_draw_sheet(arguments, opened, found), 'sample')} drawn in {arguments.sheet}")
     return 0 if found.complete else 1
+
+
+def _draw_sheet(arguments: argparse.Namespace, opened: ShardSet, found: Inspection) -> int:
+    """Draw the contact sheet, or the film strips of videos; return the number of samples on it."""
+    from swinv2_train.data.background import background_color
+    from swinv2_train.data.contact_sheet import contact_sheet
+    from swinv2_train.data.decode import DecodeOptions
+    from swinv2_train.data.film_strips import film_sheet
+    from swinv2_train.data.samples import VIDEO
+    from swinv2_train.data.value_range import numbers_of
+
+    videos = opened.scope.main == VIDEO
+    usual = _SHEET_VIDEOS if videos else _SHEET_IMAGES
+    chosen = {"num_samples": arguments.samples or usual, "seed": arguments.seed or 0}
+    arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
+    if videos:
+        return film_sheet(opened, arguments.sheet, max_pixels=arguments.max_pixels, **chosen)
+    options = DecodeOptions(background_color(arguments.background, ()), arguments.max_pixels)
+    shown = {"options": options, "nodata": numbers_of(arguments.nodata), "overlays": _overlays(found)}
+    return contact_sheet(opened, arguments.sheet, **chosen, **shown)
 
 
 def _overlays(found: Inspection) -> list[Overlay]:
@@ -200,24 +212,44 @@ def _overlays(found: Inspection) -> list[Overlay]:
     return overlays
 
 
-def _open(arguments: argparse.Namespace) -> ShardSet:
-    """Open the shards that a command names, and report what is loaded then."""
+def _open_of_any_kind(arguments: argparse.Namespace) -> ShardSet:
+    """Open shards of images, or without images of videos. Raises DataError for options of images with videos."""
+    from swinv2_train.data.errors import DataError, OtherSamples
+    from swinv2_train.data.samples import IMAGE, VIDEO
+
+    try:
+        opened = _open(arguments, VIDEO if arguments.video else IMAGE)
+    except OtherSamples as other:
+        if arguments.video:
+            raise
+        opened = _open(arguments, other.main)
+    for name in ("labels", "ignore", "nodata", "image") if opened.scope.main == VIDEO else ():
+        if getattr(arguments, name) is not None:
+            raise DataError(f"--{name} is for images, and these shards have videos: omit it")
+    return opened
+
+
+def _open(arguments: argparse.Namespace, main: str = "image") -> ShardSet:
+    """Open the shards that a command names."""
     from swinv2_train.data.shards import ShardSet
 
-    spec = shards(arguments.shards)
-    opened = ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, warn=False, image=arguments.image)
+    spec, image = shards(arguments.shards), arguments.image
+    return ShardSet.open(spec, arguments.cache_dir, arguments.cache_gib, warn=False, image=image, main=main)
+
+
+def _say_loading(opened: ShardSet) -> None:
+    """Report what is loaded after the shards were opened."""
     loading("swinv2-data", f"the decoders for {counted(opened.num_samples, 'sample', ',')}")
-    return opened
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import feeding_lines, print_table, speed_lines
     from swinv2_train.config.schema import AugmentConfig
-    from swinv2_train.data.errors import DataError
+    from swinv2_train.data.samples import IMAGE, VIDEO
 
-    if arguments.scaled and arguments.entire:
-        raise DataError("--scaled has no effect with --entire: remove one of them")
-    opened = _open(arguments)
+    clip = _clip(arguments)
+    opened = _open(arguments, VIDEO if clip else IMAGE)
+    _say_loading(opened)
     for line in opened.warnings():
         print(f"warning: {line}", file=sys.stderr)
 
@@ -226,7 +258,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     from swinv2_train.data.parallel import available_cores
     from swinv2_train.data.speed import measure_speed
 
-    reason = "--entire" if arguments.entire else prepare()
+    reason = "--entire" if arguments.entire else "" if clip else prepare()
     augment = AugmentConfig(scale=[arguments.least_area, 1.0], interpolation=arguments.interpolation)
     options = DecodeOptions(max_pixels=arguments.max_pixels, parts=not arguments.entire, scaled=arguments.scaled)
     side = arguments.resolution
@@ -238,15 +270,38 @@ def _bench(arguments: argparse.Namespace) -> int:
         num_samples=arguments.samples,
         micro_batch=arguments.batch,
         seed=arguments.seed,
+        clip=clip,
     )
+    frames = clip[0] if clip else 0
     decoder = f"torchvision, entire images: {reason}" if reason else "libjpeg-turbo, only the parts that crops need"
+    how = ("clips", f"{frames} frames at stride {clip[1]}") if clip else ("JPEG decoder", decoder)
     crops = f"{side} x {side} of at least {arguments.least_area:.0%} of the area, {arguments.interpolation}"
-    print_table([("JPEG decoder", decoder), ("crops", crops)])
-    for line in (*speed_lines(speed), "", *feeding_lines(speed.rate(), available_cores(), side)):
+    print_table([how, ("crops", crops)])
+    for line in (*speed_lines(speed, frames), "", *feeding_lines(speed.rate(), available_cores(), side, frames)):
         print(line)
     if speed.num_broken:
         print(f"{speed.num_broken} broken samples were left out: see swinv2-data inspect", file=sys.stderr)
     return 1 if speed.num_broken else 0
+
+
+def _clip(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """Return frames and stride of the clips to be measured; None for images.
+
+    Raises:
+        DataError: for an option without effect.
+    """
+    from swinv2_train.data.errors import DataError
+
+    if arguments.scaled and arguments.entire:
+        raise DataError("--scaled has no effect with --entire: remove one of them")
+    if arguments.frames is None:
+        if arguments.frame_stride is not None:
+            raise DataError("--frame-stride is for clips: add --frames N")
+        return None
+    for option in ("scaled", "entire", "image"):
+        if getattr(arguments, option):
+            raise DataError(f"--{option} is for images, and --frames measures videos: remove one of them")
+    return arguments.frames, arguments.frame_stride or 2
 
 
 if __name__ == "__main__":

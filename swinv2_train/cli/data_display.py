@@ -64,40 +64,46 @@ def rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def speed_lines(speed: Speed) -> list[str]:
-    """Return a table of the stages of `swinv2-data bench`."""
+def speed_lines(speed: Speed, frames: int = 0) -> list[str]:
+    """Return a table of the stages of `swinv2-data bench`.
+
+    Args:
+        frames: of a clip; 0: images.
+    """
     from swinv2_train.data.speed import STAGES
 
-    count = speed.num_samples
+    count, noun = speed.num_samples, "clip" if frames else "image"
     size = f"{rounded(speed.bytes_read / count / 1000)} kB and {speed.pixels / count / 1e6:.2g} megapixels on average"
     rows = [f"{stage:<10}{rounded(speed.rate(stage)):>16}{speed.share(stage):>8.0%}" for stage in STAGES]
     return [
-        f"{counted(count, 'image', ',')}, {size}",
-        f"{'stage':<10}{'images/s, core':>16}{'time':>8}",
+        f"{counted(count, noun, ',')}, {size}",
+        f"{'stage':<10}{f'{noun}s/s, core':>16}{'time':>8}",
         *rows,
         f"{'all':<10}{rounded(speed.rate()):>16}",
     ]
 
 
-def feeding_lines(rate: float, cores: int, side: int) -> list[str]:
+def feeding_lines(rate: float, cores: int, side: int, frames: int = 0) -> list[str]:
     """Return a table of the GPUs that a host can feed, by model.
 
     Args:
-        rate: images per second and core.
+        rate: images or clips per second and core.
         side: of the input, in pixels.
+        frames: of a clip; 0: images.
     """
     from swinv2_train.planner.feeding import GPUS, MODELS, UTILIZATION, images_per_second
 
     def cell(model: str, gpu: str) -> str:
-        wanted = images_per_second(model, side, gpu)
+        wanted = images_per_second(model, side, gpu, frames)
         return f"{rounded(rate * cores / wanted)} ({rounded(wanted)})"
 
+    unit = f"{'clips' if frames else 'images'}/s"
     return [
-        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rounded(rate * cores)} images/s, enough for "
-        "this many GPUs (in brackets: images/s of one):",
+        f"{cores} {'core makes' if cores == 1 else 'cores make'} about {rounded(rate * cores)} {unit}, enough for "
+        f"this many GPUs (in brackets: {unit} of one):",
         f"{'':<14}" + "".join(f"{gpu:>20}" for gpu in GPUS),
         *(f"{model:<14}" + "".join(f"{cell(model, gpu):>20}" for gpu in GPUS) for model in MODELS),
-        f"The images/s of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16.",
+        f"The {unit} of a GPU are an estimate, not a measurement: SimMIM at {UTILIZATION:.0%} of its peak in bf16.",
         "The training processes need cores as well.",
     ]
 
@@ -146,7 +152,8 @@ def inspection_lines(found: Inspection) -> list[str]:
             f"no label: {counted(found.unlabeled, 'sample', ',')}, while others have one (first: "
             f"{found.first_unlabeled})"
         )
-    lines += [f"in both: {first} and {second} are the same image" for first, second in found.across[:_SHOWN]]
+    what = "image" if found.card.videos is None else "video"
+    lines += [f"in both: {first} and {second} are the same {what}" for first, second in found.across[:_SHOWN]]
     if len(found.across) > _SHOWN:
         lines.append(f"in both: and {len(found.across) - _SHOWN:,} more")
     return lines

@@ -1,4 +1,4 @@
-"""`swinv2-data pack`: images, label maps, and objects into shards."""
+"""`swinv2-data pack`: images with label maps and objects, or videos, into shards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.cli.data_arguments import STATUS, add_reading
+from swinv2_train.cli.data_pack_videos import add_videos, check_fps, video_packing
 from swinv2_train.cli.loading import loading
 from swinv2_train.cli.manual import filled, manual
 from swinv2_train.cli.values import file_path, fraction, size, whole
@@ -28,13 +29,13 @@ def add_pack(commands: Any) -> None:
     """Add the command `pack`."""
     pack = commands.add_parser(
         "pack",
-        help="pack images into shards",
+        help="pack images or videos into shards",
         description=filled(
-            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images, or arrays of NumPy "
-            "(npy, npz), into OUT/train-000000.tar, ...: standard WebDataset tars with an index, a manifest, and a "
-            "dataset card. Files are copied unchanged; each is decoded once, and what does not decode is skipped and "
-            "listed in OUT/broken.jsonl. Files of other types are counted. The order is shuffled, the same for the "
-            "same seed. If the command is interrupted, rerun it to resume."
+            "Pack JPEG, PNG, WebP, TIFF, BMP, GIF (its first frame), AVIF, and JPEG 2000 images, arrays of NumPy "
+            "(npy, npz), or with --video videos, into OUT/train-000000.tar, ...: standard WebDataset tars with an "
+            "index, a manifest, and a dataset card. Files are copied unchanged; each is decoded once, and what does "
+            "not decode is skipped and listed in OUT/broken.jsonl. Files of other types are counted. The order is "
+            "shuffled, the same for the same seed. If the command is interrupted, rerun it to resume."
         ),
         epilog=manual("data", STATUS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,6 +63,7 @@ def add_pack(commands: Any) -> None:
         metavar="Q",
         help="JPEG quality of the images that --resize shrinks, and of the tiles of a JPEG (default: 92)",
     )
+    add_videos(add)
     add("--channels", type=whole(1), metavar="C", help="skip images that cannot be read with C channels")
     add_reading(add, "(the shards keep the alpha channel, except that drop with --resize removes it)")
     _add_label_maps(add)
@@ -94,7 +96,7 @@ def add_pack(commands: Any) -> None:
         type=fraction,
         default=0.0,
         metavar="SHARE",
-        help="put this fraction of the images into OUT/eval-*.tar",
+        help="put this fraction of the images or videos into OUT/eval-*.tar",
     )
     add("--seed", type=whole(), default=0, help="determines the order and the split (default: %(default)s)")
     add("--workers", type=whole(0), metavar="N", help="processes (default: one per core); 0: only this one")
@@ -153,30 +155,20 @@ def _pack(arguments: argparse.Namespace) -> int:
     from swinv2_train.cli.data_display import Progress, broken_lines, label_lines, object_lines, print_table
     from swinv2_train.data.errors import DataError
     from swinv2_train.data.pack_entries import grouped, problem_name
-    from swinv2_train.data.pack_sources import open_source
 
     if "/" in arguments.split or arguments.split.startswith(".") or not arguments.split:
         raise DataError(f"--split {arguments.split!r} cannot be the start of a file name")
     if arguments.eval_share and arguments.split == "eval":
         raise DataError("--split eval and --eval-share would write the same shards")
+    video = video_packing(arguments)
     if arguments.quality and not (arguments.resize or arguments.tile):
         raise DataError("--quality applies to images that --resize shrinks or --tile cuts: add one of the two")
     tiling = _tiling(arguments)
-    labels, objects = _label_maps(arguments), _objects(arguments)
-    found = open_source(
-        arguments.source,
-        classes=arguments.classes,
-        class_names=None if labels or objects else arguments.class_names,
-        seed=arguments.seed,
-        out=arguments.out,
-        image=arguments.image,
-        labels=labels,
-        objects=objects,
-    )
-    if not (arguments.resize or arguments.tile):
+    found = _found(arguments)
+    if not (arguments.resize or arguments.tile or arguments.short_side):
         _check_room(found, arguments.out)
     writable("OUT", arguments.out)
-    loading("swinv2-data", f"the decoders for {counted(len(found.entries), 'image', ',')}")
+    loading("swinv2-data", f"the decoders for {counted(len(found.entries), found.main, ',')}")
 
     from swinv2_train.data.pack import BROKEN_FILE, OBJECTS_FILE, PackOptions, PackRun, pack
     from swinv2_train.data.parallel import available_cores
@@ -193,6 +185,7 @@ def _pack(arguments: argparse.Namespace) -> int:
         image=arguments.image,
         nodata=arguments.nodata,
         tile=tiling,
+        video=video,
     )
     with Progress() as progress:
         report = pack(
@@ -227,10 +220,26 @@ def _pack(arguments: argparse.Namespace) -> int:
     return 0 if report.complete else 1
 
 
+def _found(arguments: argparse.Namespace) -> Source:
+    """Find the images or videos to pack. Raises DataError."""
+    from swinv2_train.data.pack_sources import open_source
+    from swinv2_train.data.pack_video_sources import open_videos
+
+    where = {"classes": arguments.classes, "seed": arguments.seed, "out": arguments.out}
+    if arguments.video:
+        found = open_videos(arguments.source, class_names=arguments.class_names, **where)
+        check_fps(arguments, found)
+        return found
+    labels, objects = _label_maps(arguments), _objects(arguments)
+    names = None if labels or objects else arguments.class_names
+    content = {"image": arguments.image, "labels": labels, "objects": objects}
+    return open_source(arguments.source, class_names=names, **where, **content)
+
+
 def _skipped(broken: list[dict[str, str]], found: Source, where: Path) -> str:
     from swinv2_train.data.pack_entries import counted_problems
 
-    what, one = counted_problems(broken), len(broken) == 1
+    what, one = counted_problems(broken, found.main), len(broken) == 1
     if found.labels is None and found.objects is None:
         what += " is broken and" if one else " are broken and"
     return f"{what} {'was' if one else 'were'} skipped: see {where}"
@@ -296,5 +305,6 @@ def _check_room(found: Source, out: Path) -> None:
     from swinv2_train.checkpoint.disk import check_space
 
     held = sum(path.stat().st_size for path in out.glob("*.tar"))
-    hint = "remove other files on this disk, choose another OUT, or shrink the images with --resize"
+    shrink = "--resize" if found.main == "image" else "--short-side"
+    hint = f"remove other files on this disk, choose another OUT, or shrink the {found.main}s with {shrink}"
     check_space(out, max(0, found.num_bytes - held), hint)

@@ -60,13 +60,16 @@ def _facts(found: Evaluated, options: EvalOptions) -> list[tuple[str, str]]:
     shown = found.config.task.preparation(found.config) or f"{height}x{width} pixels, {crop}"
     ranks = f"{found.ranks} ranks on {found.device}" if found.ranks > 1 else found.device
     broken = f", {len(found.broken):,} broken" if found.broken else ""
+    samples, window = "images", f"window {found.config.model.window}"
+    if data.frames:
+        samples, window = "videos", f"{window}, over {found.config.model.temporal_window} tokens in time"
     return [
         ("weights", f"{found.source}{step}{', moving average' if options.ema else ''}"),
         ("data", f"{options.data}: {counted(found.samples, 'sample', ',')}{broken}"),
-        ("input", f"{shown}, window {found.config.model.window}"),
+        ("input", f"{shown}, {window}"),
         (
             "computed",
-            f"{options.precision}, {ranks}, {found.images_per_second:,.1f} images/s including reading and decoding",
+            f"{options.precision}, {ranks}, {found.images_per_second:,.1f} {samples}/s including reading and decoding",
         ),
     ]
 

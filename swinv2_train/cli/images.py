@@ -24,7 +24,7 @@ from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.tasks import DETECTIONS, PIXEL_LOGITS
 from swinv2_train.config.validate import validate
 from swinv2_train.config.values import percentiles
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, VideosFound
 from swinv2_train.imports import lean_imports
 from swinv2_train.launch.environment import joined
 from swinv2_train.reading import UnreadableError, is_count, read_object
@@ -96,6 +96,9 @@ def _refuse(config: Config, name: str, overrides: Sequence[str]) -> None:
     """Check that the folder can be packed here, for this run."""
     if not name:
         raise ConfigError("images", "''", "set a folder of images, such as images=my-images")
+    if config.data.frames:
+        hint = f"data.frames={config.data.frames} reads videos, and images are packed here; pack videos with"
+        raise ConfigError("images", name, f"{hint} swinv2-data pack {name} shards --video, and set data.shards")
     if config.task.OUTPUT == DETECTIONS:
         hint = f"task={config.task.name} needs the boxes of every image; pack them with swinv2-data pack {name} shards"
         raise ConfigError("images", name, f"{hint} --coco FILE.json (or --boxes, --voc), and set data.shards")
@@ -136,6 +139,10 @@ def _find(config: Config, name: str) -> Folder:
     place = str(user_path(name))
     try:
         source = open_source(place, classes=False, seed=0, out=root)
+    except VideosFound as error:
+        hint = "has videos and no images; pack them with"
+        fix = f"swinv2-data pack {name} shards --video, and set data.shards and data.frames (task=video)"
+        raise ConfigError("images", name, f"{hint} {fix}") from error
     except DataError as error:
         if not Path(place).is_file():
             raise
@@ -153,7 +160,7 @@ def _find(config: Config, name: str) -> Folder:
         raise ConfigError("images", name, f"{hint}; a list of paths and labels (.csv) works as well")
     files = [(entry.key, entry.version, entry.label) for entry in source.entries]
     options = asdict(_options(config))
-    for later in ("labels", "tile"):  # no run sets them, and earlier versions named the directory without them
+    for later in ("labels", "tile", "video"):  # no run sets them, and earlier versions named the directory without them
         del options[later]
     decides = [_VERSION, HELD_OUT, source.root, source.class_names, options, files]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()

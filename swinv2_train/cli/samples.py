@@ -61,6 +61,9 @@ def count_samples(config: Config, *, required: bool) -> Samples:
 
 def require_shards(config: Config) -> None:
     """Raise ConfigError if a config names no training shards."""
+    if not config.data.shards and config.data.frames:
+        hint = "set tar files of videos, such as data.shards='shards/train-*.tar' (swinv2-data pack --video makes them)"
+        raise ConfigError("data.shards", "''", hint)
     if not config.data.shards:
         raise ConfigError(
             "data.shards",

@@ -11,6 +11,8 @@ from swinv2_train.config.override_text import plain_text, split_list
 from swinv2_train.config.paths import user_path
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_FASTEST = 1000
+"""Frames per second."""
 _SIZE = re.compile(r"([\d.]+)\s*([kmg]?i?)b?")
 
 
@@ -50,6 +52,13 @@ def above_zero(text: str) -> float:
     """Convert a number above 0."""
     if not (value := number(text)) > 0:
         raise ValueError("must be a number above 0")
+    return value
+
+
+def fps(text: str) -> float:
+    """Convert a number of frames per second."""
+    if not 0 < (value := number(text)) <= _FASTEST:
+        raise ValueError(f"must be above 0 and at most {_FASTEST}")
     return value
 
 

@@ -28,6 +28,16 @@ def resolution(config: Config) -> tuple[int, int]:
     return pair
 
 
+def clip_frames(config: Config) -> int:
+    """Return the number of frames of a clip; 0 for images.
+
+    Raises:
+        ConfigError: if `data.frames` is below 0.
+    """
+    at_least("data.frames", config.data.frames, 0)
+    return config.data.frames
+
+
 def one_of(key: str, value: Any, options: tuple[Any, ...]) -> None:
     if value not in options:
         raise ConfigError(

@@ -36,6 +36,10 @@ class DataConfig(Section):
     """Shards held out from training; empty: no evaluation."""
     resolution: Any = 192
     """Side of the input in pixels, or [height, width]."""
+    frames: int = 0
+    """Frames of a clip, a multiple of `model.temporal_patch`; 0: the shards contain images."""
+    frame_stride: int = 2
+    """Distance of two frames of a clip, in frames of the video."""
     mean: Any = "imagenet"
     """Per-channel mean in [0, 1]: a list, `imagenet`, or `dataset` (from the dataset card)."""
     std: Any = "imagenet"

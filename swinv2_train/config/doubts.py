@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from swinv2_train.config.model import ModelConfig
 from swinv2_train.config.plan import Plan
 from swinv2_train.config.schema import Config
 from swinv2_train.text import counted
@@ -19,7 +20,7 @@ _USUAL_SHARE = 0.875
 
 def doubts(config: Config, plan: Plan) -> list[str]:
     """Return a warning for every setting of a run that was probably not intended."""
-    return [*_rates(config, plan), *_milestones(config, plan), *config.task.doubts(config)]
+    return [*_rates(config, plan), *_milestones(config, plan), *_clips(config), *config.task.doubts(config)]
 
 
 def _rates(config: Config, plan: Plan) -> list[str]:
@@ -71,6 +72,17 @@ def _milestones(config: Config, plan: Plan) -> list[str]:
             f"{length:g} {unit}; the marks are in the unit of the run's length, {usual}"
         )
     return lines
+
+
+def _clips(config: Config) -> list[str]:
+    if config.model.temporal_patch:
+        return []
+    plain = ModelConfig()
+    return [
+        f"model.{key}={getattr(config.model, key)} has no effect on a model of images (model.temporal_patch=0)"
+        for key in ("temporal_window", "pretrained_temporal_window")
+        if getattr(config.model, key) != getattr(plain, key)
+    ]
 
 
 def _numbers(values: list[float]) -> str:

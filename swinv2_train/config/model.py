@@ -8,11 +8,12 @@ Sources: arXiv 2111.09883 sections 3.2 to 3.6 and the official implementation (m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from swinv2_train.config import own_parts
-from swinv2_train.config.errors import ConfigError, percent
+from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.own_parts import ATTENTION_BACKENDS
 from swinv2_train.config.section import Section
 
@@ -48,7 +49,8 @@ class ModelConfig(Section):
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, as a multiple of its channels."""
     window: Any = 8
-    """Attention window in tokens: one side, or per stage a side or a [height, width] pair."""
+    """Attention window in tokens: one side, or per stage a side or a [height, width] pair. Clips also have
+    `temporal_window`."""
     window_rule: str = "per-axis"
     """Windows on a map with a side not larger than the window: per-axis (as in timm: that side of the window shrinks to
     the map and is not shifted; the other side is unaffected), or official (as in the official code: one square window
@@ -59,6 +61,15 @@ class ModelConfig(Section):
     coordinates of log-CPB and linear-CPB, and it is the size of a bias table.  Set it as it was clamped to the small
     maps of that training: weights from 192 pixels and window 12 had [12, 12, 12, 6].
     """
+    temporal_patch: int = 0
+    """Frames per patch of a model of clips, such as 2; 0: a model of images. The frames of a clip (`data.frames`) must
+    be a multiple."""
+    temporal_window: Any = 8
+    """Attention window along time, in tokens of `temporal_patch` frames, one or per stage; for clips only. A shorter
+    clip shrinks it."""
+    pretrained_temporal_window: Any = 0
+    """Window along time that the weights were trained with, one or per stage, like `pretrained_window`; 0 means
+    `temporal_window`, even if the clips of that training are shorter. It also is the size of a bias table."""
     drop_path: float = 0.1
     """Stochastic depth rate of the last block; it increases linearly from 0 at the first."""
     extra_norm_period: int = 0
@@ -74,7 +85,8 @@ class ModelConfig(Section):
     """Position bias: log-cpb (a network on log-spaced offsets), linear-cpb (the same on plain offsets), or table (a
     parameter per offset, as in Swin V1; needs `data.resolution`; bicubic interpolation for another window)."""
     absolute_position: bool = False
-    """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`)."""
+    """Add a learned absolute position embedding after the patch embedding (needs `data.resolution`; for images
+    only)."""
     attention: Any = "sdpa"
     """Attention backend, one or per stage: reference (plain formula), sdpa (torch's), sequential (in chunks), or one of
     a module in `imports`."""
@@ -145,6 +157,51 @@ def windows(config: ModelConfig) -> list[tuple[int, int]]:
 def pretrained_windows(config: ModelConfig) -> list[tuple[int, int]]:
     """Return the window (height, width) that each stage was pretrained with; (0, 0) means its own."""
     return _sides("model.pretrained_window", config.pretrained_window, minimum=0)
+
+
+def temporal_windows(config: ModelConfig) -> list[int]:
+    """Return the configured attention window along time of each stage, before clamping to the clip."""
+    return _lengths("model.temporal_window", config.temporal_window, minimum=1)
+
+
+def pretrained_temporal_windows(config: ModelConfig) -> list[int]:
+    """Return the window along time that each stage was pretrained with; the configured one if none is set.
+
+    Unlike the height and the width, it is never clamped to the input, so an offset in time means the same for clips of
+    any length.
+    """
+    trained = _lengths("model.pretrained_temporal_window", config.pretrained_temporal_window, minimum=0)
+    return [before or own for before, own in zip(trained, temporal_windows(config), strict=True)]
+
+
+def _lengths(key: str, value: Any, *, minimum: int) -> list[int]:
+    lengths = per_stage(key, value)
+    if any(not isinstance(each, int) or isinstance(each, bool) or each < minimum for each in lengths):
+        raise ConfigError(key, value, f"must be an integer of at least {minimum}, or {NUM_STAGES}, one per stage")
+    return lengths
+
+
+def attention_windows(config: ModelConfig) -> list[tuple[int, ...]]:
+    """Return the window of each stage as its blocks get it: (height, width), or (time, height, width) for clips."""
+    return _with_time(config, temporal_windows(config), windows(config))
+
+
+def attention_pretrained_windows(
+    config: ModelConfig, resolution: tuple[int, int] | None = None
+) -> list[tuple[int, ...]]:
+    """Return the pretraining window of each stage as its blocks get it, along the axes of `attention_windows`.
+
+    For `position_bias=table`, it is the window whose offsets the table contains, see `table_windows`. Otherwise a
+    height or width of 0 means that of the window in use.
+    """
+    spatial = table_windows(config, resolution) if config.position_bias == "table" else pretrained_windows(config)
+    return _with_time(config, pretrained_temporal_windows(config), spatial)
+
+
+def _with_time(config: ModelConfig, lengths: list[int], spatial: list[tuple[int, int]]) -> list[tuple[int, ...]]:
+    if not config.temporal_patch:
+        return list(spatial)
+    return [(length, *pair) for length, pair in zip(lengths, spatial, strict=True)]
 
 
 def attention_backends(config: ModelConfig) -> list[str]:
@@ -228,7 +285,7 @@ def drop_path_rates(config: ModelConfig) -> list[float]:
 
 @dataclass(frozen=True)
 class StageGeometry:
-    """Geometry of one stage of the backbone at one input size. All sizes in tokens."""
+    """Geometry of one stage of the backbone at one input size. All sizes in tokens; images have a time of 1."""
 
     height: int
     width: int
@@ -242,14 +299,25 @@ class StageGeometry:
     dim: int
     depth: int
     num_heads: int
+    time: int = 1
+    time_window: int = 1
+    """Window along time after clamping to a short clip."""
+    time_shift: int = 0
+    time_padded: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the map."""
+        return self.time * self.height * self.width
 
     @property
     def num_windows(self) -> int:
-        return (self.padded[0] // self.window[0]) * (self.padded[1] // self.window[1])
+        rows, columns = (side // extent for side, extent in zip(self.padded, self.window, strict=True))
+        return self.time_padded // self.time_window * rows * columns
 
     @property
     def window_tokens(self) -> int:
-        return self.window[0] * self.window[1]
+        return self.time_window * self.window[0] * self.window[1]
 
 
 def fit_window(
@@ -273,86 +341,56 @@ def fit_window(
     return clamped, shift
 
 
-def stage_geometry(config: ModelConfig, height: int, width: int) -> list[StageGeometry]:
+def stage_geometry(config: ModelConfig, height: int, width: int, frames: int = 0) -> list[StageGeometry]:
     """Return the geometry of all stages for an input of height x width pixels.
 
+    Args:
+        frames: of a clip; 0: an image, or a clip whose time does not matter.
+
     Raises:
-        ConfigError: if the input has no pixels.
+        ConfigError: if the input has no pixels, or if its frames are not whole patches.
     """
     if height < 1 or width < 1:
         raise ConfigError("data.resolution", [height, width], "an image must have at least one pixel on each side")
     rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
+    time = clip_tokens(config, frames) if frames else 1
+    lengths = temporal_windows(config) if frames else [1] * NUM_STAGES
     stages = []
-    for stage, window in enumerate(windows(config)):
-        fitted, shift = fit_window(window, (rows, columns), config.window_rule)
-        padded = tuple(-(-side // fit) * fit for side, fit in zip((rows, columns), fitted, strict=True))
-        stages.append(
-            StageGeometry(
-                height=rows,
-                width=columns,
-                window=fitted,
-                shift=shift,
-                padded=padded,
-                dim=config.embed_dim * 2**stage,
-                depth=config.depths[stage],
-                num_heads=config.num_heads[stage],
-            )
-        )
+    for stage, (length, pair) in enumerate(zip(lengths, windows(config), strict=True)):
+        sides = (time, rows, columns)
+        window, shift = fit_window((length, *pair), sides, config.window_rule)
+        padded = tuple(-(-side // fit) * fit for side, fit in zip(sides, window, strict=True))
+        dim, depth, heads = config.embed_dim * 2**stage, config.depths[stage], config.num_heads[stage]
+        along_time = (time, window[0], shift[0], padded[0])
+        stages.append(StageGeometry(rows, columns, window[1:], shift[1:], padded[1:], dim, depth, heads, *along_time))
         rows, columns = -(-rows // 2), -(-columns // 2)
     return stages
 
 
-def validate_model(config: ModelConfig) -> None:
-    """Reject a model that cannot be built.
+def clip_tokens(config: ModelConfig, frames: int) -> int:
+    """Return the tokens of a clip along time.
 
     Raises:
-        ConfigError: naming the field, its value, and the fix.
+        ConfigError: if its frames are not whole patches.
     """
-    for key in ("depths", "num_heads"):
-        values = getattr(config, key)
-        if len(values) != NUM_STAGES or any(value < 1 for value in values):
-            raise ConfigError(f"model.{key}", values, f"must be {NUM_STAGES} integers of at least 1, one per stage")
-    for key in ("in_channels", "patch_size", "embed_dim"):
-        if getattr(config, key) < 1:
-            raise ConfigError(f"model.{key}", getattr(config, key), "must be at least 1")
-    for stage, heads in enumerate(config.num_heads):
-        dim = config.embed_dim * 2**stage
-        if dim % heads:
-            hint = f"{heads} heads do not divide the {dim} channels of stage {stage + 1}"
-            raise ConfigError("model.num_heads", config.num_heads, hint)
-    if mlp_width(config, config.embed_dim) < 1:
-        raise ConfigError("model.mlp_ratio", config.mlp_ratio, "leaves the MLP of stage 1 without a hidden channel")
-    if not 0 <= config.drop_path < 1:
-        hint = f"must be a probability from 0 to below 1{percent(config.drop_path)}"
-        raise ConfigError("model.drop_path", config.drop_path, hint)
-    if config.extra_norm_period < 0:
-        raise ConfigError("model.extra_norm_period", config.extra_norm_period, "must be 0 (none) or a number of blocks")
-    if config.sequential_chunk_mib <= 0:
-        raise ConfigError("model.sequential_chunk_mib", config.sequential_chunk_mib, "must be above 0")
-    for key, choices in (
-        ("norm_placement", NORM_PLACEMENTS),
-        ("similarity", SIMILARITIES),
-        ("position_bias", POSITION_BIASES),
-        ("window_rule", WINDOW_RULES),
-    ):
-        if getattr(config, key) not in choices:
-            raise ConfigError(f"model.{key}", getattr(config, key), f"must be one of {', '.join(choices)}")
-    if config.window_rule == "official" and any(height != width for height, width in windows(config)):
-        hint = "model.window_rule=official needs square windows; use square ones, or model.window_rule=per-axis"
-        raise ConfigError("model.window", config.window, hint)
-    windows(config), pretrained_windows(config), attention_backends(config), checkpointing_periods(config)
+    if not config.temporal_patch or frames % config.temporal_patch:
+        needed = f"must be a multiple of model.temporal_patch={config.temporal_patch}"
+        fix = needed if config.temporal_patch else "needs model.temporal_patch, such as 2"
+        raise ConfigError("data.frames", frames, fix)
+    return frames // config.temporal_patch
 
 
 def block_parameters(config: ModelConfig, resolution: tuple[int, int] | None = None) -> list[int]:
     """Return per stage the number of parameters of one block, without an extra norm; arguments as for
     `count_parameters`."""
     norms = 4 if config.norm_placement == "sandwich" else 2
-    tables = table_windows(config, resolution) if config.position_bias == "table" else [None] * NUM_STAGES
+    table = config.position_bias == "table"
     counts = []
-    for stage, (heads, table) in enumerate(zip(config.num_heads, tables, strict=True)):
-        d = config.embed_dim * 2**stage
+    for stage, window in enumerate(attention_pretrained_windows(config, resolution)):
+        d, heads = config.embed_dim * 2**stage, config.num_heads[stage]
         mlp = mlp_width(config, d)
-        bias = (3 + heads) * CPB_HIDDEN if table is None else (2 * table[0] - 1) * (2 * table[1] - 1) * heads
+        network = (len(window) + 1 + heads) * CPB_HIDDEN
+        bias = heads * math.prod(2 * side - 1 for side in window) if table else network
         attention = 3 * d * d + 2 * d + d * d + d + (heads if config.similarity == "cosine" else 0) + bias
         counts.append(attention + 2 * d * mlp + mlp + d + norms * 2 * d)
     return counts
@@ -371,7 +409,7 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
         ConfigError: if there is no resolution and one is needed.
     """
     c = config.embed_dim
-    total = config.in_channels * config.patch_size**2 * c + c + 2 * c
+    total = config.in_channels * patch_pixels(config) * c + c + 2 * c
     norms = extra_norms(config)
     for stage, (depth, block) in enumerate(zip(config.depths, block_parameters(config, resolution), strict=True)):
         d = c * 2**stage
@@ -382,6 +420,11 @@ def count_parameters(config: ModelConfig, resolution: tuple[int, int] | None = N
         rows, columns = position_map(config, resolution)
         total += rows * columns * c
     return total + 2 * 8 * c + (8 * c + 1) * num_classes
+
+
+def patch_pixels(config: ModelConfig) -> int:
+    """Return the pixels of a patch in one channel, over all of its frames."""
+    return max(config.temporal_patch, 1) * config.patch_size**2
 
 
 def total_stride(config: ModelConfig) -> int:

@@ -11,14 +11,16 @@ from typing import Any
 from swinv2_train.config import own_parts
 from swinv2_train.config.checks import at_least, check_background, check_statistics, one_of, resolution, share
 from swinv2_train.config.choices import check_choice
+from swinv2_train.config.clips import check_clips
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.metrics import PROBED, better_end, checked_mode, evaluated_metrics, probed_metrics
-from swinv2_train.config.model import stage_geometry, validate_model
+from swinv2_train.config.model import stage_geometry
 from swinv2_train.config.order import check_order
 from swinv2_train.config.resume import check_resume
 from swinv2_train.config.schema import Config, LaunchConfig
 from swinv2_train.config.section import flat
 from swinv2_train.config.tasks import TASK_SECTIONS
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.config.validate_optim import validate_optim
 from swinv2_train.config.values import check_label, check_values
 
@@ -340,6 +342,7 @@ def validate(config: Config) -> None:
     validate_model(config.model)
     stage_geometry(config.model, *resolution(config))
     one_of("task.name", config.task.name, tuple(TASK_SECTIONS))
+    check_clips(config)
     config.task.validate(config)
     validate_data(config)
     validate_optim(config.optim)

@@ -81,13 +81,14 @@ _ERASED_ASPECT = (0.3, 1 / 0.3)
 def random_erase(
     image: Tensor, probability: float, mean: Sequence[float], std: Sequence[float], rng: np.random.Generator
 ) -> Tensor:
-    """Put noise into a random rectangle, (C, H, W) -> (C, H, W) (arXiv 1708.04896, with the numbers of timm).
+    """Put noise into a random rectangle, (C, ..., H, W) -> the same shape (arXiv 1708.04896, with the numbers of timm).
 
-    The noise is normal, with the data's mean and deviation per channel, cut to the range of the dtype.
+    The noise is normal, with the data's mean and deviation per channel, cut to the range of the dtype. All frames of a
+    clip (C, T, H, W) get the same.
     """
     if rng.random() >= probability:
         return image
-    channels, height, width = image.shape
+    channels, (height, width) = len(image), image.shape[-2:]
     for _ in range(10):
         area = height * width * rng.uniform(*_ERASED_AREA)
         aspect = math.exp(rng.uniform(math.log(_ERASED_ASPECT[0]), math.log(_ERASED_ASPECT[1])))
@@ -99,7 +100,8 @@ def random_erase(
             noise = noise * np.array(std, np.float32)[:, None, None] + np.array(mean, np.float32)[:, None, None]
             noise = np.clip(noise, 0, 1) * largest
             erased = image.numpy().copy()  # numpy, because not every version of torch can write into uint16
-            erased[:, top : top + tall, left : left + wide] = noise if image.is_floating_point() else np.rint(noise)
+            noise = noise.reshape(channels, *[1] * (image.ndim - 3), tall, wide)
+            erased[..., top : top + tall, left : left + wide] = noise if image.is_floating_point() else np.rint(noise)
             return torch.from_numpy(erased)
     return image
 
@@ -115,6 +117,11 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float], sizes
     shift, scale = _constants(tuple(mean), tuple(std), largest_value(images), images.device)
     normalised = images.to(torch.float32, copy=True).sub_(shift).div_(scale)
     return normalised if sizes is None else normalised.masked_fill_(_padding(sizes, images), 0.0)
+
+
+def normalise_clips(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return clips (..., C, T, H, W) normalized like images, with the same shape in float32."""
+    return normalise(clips.transpose(-4, -3), mean, std).transpose(-4, -3)
 
 
 def _padding(sizes: Tensor, images: Tensor) -> Tensor:

@@ -72,6 +72,16 @@ class ColourAugment:
                 image = step(image)
         return image
 
+    def clip(self, clip: Tensor, rng: np.random.Generator, name: str) -> Tensor:
+        """Apply the same to every frame of a clip, (3, T, H, W) -> (3, T, H, W)."""
+        if not _steps(self):
+            return clip
+        drawn, frames = rng.bit_generator.state, []
+        for frame in clip.unbind(dim=1):
+            rng.bit_generator.state = drawn  # the same numbers for every frame
+            frames.append(self(frame, rng, name))
+        return torch.stack(frames, dim=1)
+
 
 @lru_cache(maxsize=8)
 def _steps(settings: ColourAugment) -> tuple[Callable[[Tensor], Tensor], ...]:

@@ -1,4 +1,4 @@
-"""Dataset card: the contents of a set of images, counted while it is packed or inspected.
+"""Dataset card: the contents of a set of images or videos, counted while it is packed or inspected.
 
 Cards add up: the card of a data set is the sum of the cards of its shards.
 """
@@ -9,26 +9,30 @@ import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from swinv2_train.class_lists import lists_differ
 from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.card_objects import ObjectFacts
+from swinv2_train.data.card_videos import VideoCounts
+from swinv2_train.data.samples import IMAGE, VIDEO
 from swinv2_train.data.value_stats import ValueStats
 from swinv2_train.reading import is_count
 
 Part = TypeVar("Part")
+_VIDEOS = "videos"
+"""Entry of a card about videos."""
 _SIDE_EDGES = (64, 128, 192, 224, 256, 384, 512, 768, 1024, 1536, 2048)
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Contribution of one image to a card."""
+    """Contribution of one image, or of some frames of a video, to a card."""
 
     format: str
-    """Format of the bytes, regardless of the name, as `image_header.sniff` returns it."""
+    """Format of the bytes, regardless of the name, as `image_header.sniff` returns it; of a video, its container."""
     bits: int
     height: int
     width: int
@@ -71,7 +75,7 @@ class Card:
 
     num_samples: int = 0
     bytes: int = 0
-    """Encoded images only."""
+    """Encoded images or videos only."""
     broken: int = 0
     """Files or samples that could not be decoded and are not part of the counts."""
     split: str | None = None
@@ -106,6 +110,8 @@ class Card:
     objects, too; see `label_map_names`."""
     objects: ObjectFacts | None = None
     """Counts over the objects, whose categories `class_names` are; None if the images have none."""
+    videos: VideoCounts | None = None
+    """Counts over the videos; None if the samples are images."""
 
     def add_image(
         self,
@@ -114,6 +120,7 @@ class Card:
         labels: Sequence[int] | None,
         label_map: LabelMapFacts | None = None,
         objects: ObjectFacts | None = None,
+        video: VideoCounts | None = None,
     ) -> None:
         self.num_samples += 1
         self.bytes += num_bytes
@@ -130,8 +137,7 @@ class Card:
             self._add_moments(len(facts.means), Moments(1, list(facts.means), list(facts.squares)))
         if facts.values is not None:
             self.values.setdefault(facts.channels, ValueStats()).add(facts.values)
-        self._add_label_maps(label_map)
-        self._add_objects(objects)
+        self._add_parts(label_map, objects, video)
 
     def add(self, other: Card) -> None:
         """Count another card in. Raises DataError if their label maps cannot be read together."""
@@ -149,8 +155,7 @@ class Card:
             self._add_moments(channels, moments)
         for channels, stats in other.values.items():
             self.values.setdefault(channels, ValueStats()).add(stats)
-        self._add_label_maps(other.label_maps)
-        self._add_objects(other.objects)
+        self._add_parts(other.label_maps, other.objects, other.videos)
         self.nodata = self.nodata if self.nodata is not None else other.nodata
         self.split = self.split or other.split
         self.class_lists_differ |= other.class_lists_differ
@@ -265,7 +270,8 @@ class Card:
             },
         }
         objects = {} if self.objects is None else {"objects": self.objects.to_json()}
-        return content | ({"values": values, "nodata": self.nodata} if values else {}) | label_maps | objects
+        videos = {} if self.videos is None else {_VIDEOS: self.videos.to_json()}
+        return content | ({"values": values, "nodata": self.nodata} if values else {}) | label_maps | objects | videos
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Card:
@@ -299,6 +305,7 @@ class Card:
             nodata=_entry(content, "nodata", list, None),
             label_maps=_part(content, "label_maps", LabelMapFacts.from_json),
             objects=_part(content, "objects", ObjectFacts.from_json),
+            videos=_part(content, _VIDEOS, VideoCounts.from_json),
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -306,12 +313,14 @@ class Card:
         rows = [
             ("samples", f"{self.num_samples:,}"),
             ("broken, left out", f"{self.broken:,}"),
-            ("image bytes", f"{self.bytes / 2**20:,.1f} MiB"),
+            (f"{IMAGE if self.videos is None else VIDEO} bytes", f"{self.bytes / 2**20:,.1f} MiB"),
             ("formats", _listed(self.formats)),
             ("channels", _listed(self.channels)),
             ("bits per channel", _listed(self.bits)),
             ("shorter side", ", ".join(f"{_bin_name(edge)}: {n:,}" for edge, n in sorted(self.short_sides.items()))),
         ]
+        if self.videos is not None:
+            rows += self.videos.rows()
         if self.alpha:
             behind = f", counted on {self.background}" if self.transparent and self.background is not None else ""
             rows.append(("with alpha", f"{self.alpha:,}, {self.transparent:,} of them transparent{behind}"))
@@ -337,23 +346,26 @@ class Card:
             rows.insert(0, ("split", self.split))
         return rows
 
-    def _add_label_maps(self, other: LabelMapFacts | None) -> None:
-        if self.label_maps is None:
-            self.label_maps = None if other is None else other.copy()
-        elif other is not None:
-            self.label_maps.add(other)
-
-    def _add_objects(self, other: ObjectFacts | None) -> None:
-        if self.objects is None:
-            self.objects = None if other is None else other.copy()
-        elif other is not None:
-            self.objects.add(other)
+    def _add_parts(
+        self, label_maps: LabelMapFacts | None, objects: ObjectFacts | None, videos: VideoCounts | None
+    ) -> None:
+        for name, other in (("label_maps", label_maps), ("objects", objects), (_VIDEOS, videos)):
+            own = getattr(self, name)
+            if own is None:
+                setattr(self, name, None if other is None else other.copy())
+            elif other is not None:
+                own.add(other)
 
     def _add_moments(self, channels: int, moments: Moments) -> None:
         if channels in self.moments:
             self.moments[channels].add(moments)
         else:
             self.moments[channels] = Moments(moments.images, list(moments.means), list(moments.squares))
+
+
+def main_of(content: Mapping[str, Any]) -> str:
+    """Return the kind of main member of the samples of a card, from its JSON: image or video."""
+    return VIDEO if content.get(_VIDEOS) else IMAGE
 
 
 def _plain(counter: Counter[Any]) -> dict[str, int]:

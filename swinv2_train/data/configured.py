@@ -11,11 +11,11 @@ from pathlib import Path
 from swinv2_train.config.schema import DataConfig, ProbeConfig
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS, TaskConfig
 from swinv2_train.data.card_label_maps import MEMBER
-from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.errors import BrokenSample, DataError, OtherSamples
 from swinv2_train.data.label_counts import with_classes
 from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.objects import Objects
-from swinv2_train.data.samples import IMAGE
+from swinv2_train.data.samples import IMAGE, VIDEO
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.reading import UnreadableError, parse_json
 
@@ -85,12 +85,11 @@ def open_set(
     training: bool = False,
     warn: bool = True,
 ) -> ShardSet:
-    """Open shards as a config reads them, with the classes that `data.label` names on their card.
+    """Open shards as a config reads them, as images or videos, with the classes that `data.label` names on their card.
 
     Args:
         task: section of the task that reads them; None: nothing but images and their labels.
         names: as for `with_classes`.
-        task: as for `open_held_out`.
         training: True if they are trained on.
         warn: log what is wrong with single shards and samples.
 
@@ -98,8 +97,22 @@ def open_set(
         DataError: if they cannot be used.
     """
     label = task.label_member if task is not None else None
-    shards = open_labeled(spec, data.cache_dir, data.cache_gib, image=data.image, label_member=label, warn=warn)
+    main = main_member(data)
+    reading = {"image": data.image, "label_member": label, "main": main}
+    try:
+        shards = open_labeled(spec, data.cache_dir, data.cache_gib, **reading, warn=warn)
+    except OtherSamples as error:
+        fix = "set data.frames=0 model.temporal_patch=0, or pack videos with swinv2-data pack --video"
+        if main == IMAGE:
+            fix = "set data.frames and model.temporal_patch, for a task of videos such as task=video"
+        error.args = (f"{error}; data.frames={data.frames} reads {main}s: {fix}",)
+        raise
     return with_classes(as_read_by(task, shards, data.label, training=training), data.label, names, warn=warn)
+
+
+def main_member(data: DataConfig) -> str:
+    """Return the kind of the main member of the samples that a config reads: image or video."""
+    return VIDEO if data.frames else IMAGE
 
 
 def open_labeled(
@@ -109,6 +122,7 @@ def open_labeled(
     *,
     image: str | None = None,
     label_member: str | None = None,
+    main: str = IMAGE,
     warn: bool = True,
 ) -> ShardSet:
     """Open shards whose label maps are known: they are neither the image nor one of several.
@@ -125,7 +139,7 @@ def open_labeled(
         raise DataError(
             f"{image} cannot be the image (data.image) and the label map (task.label): choose another image"
         )
-    shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False)
+    shards = ShardSet.open(spec, cache_dir, cache_gib, image=image, warn=False, main=main)
     shards.label_member = label_member or shards.label_member
     for line in shards.warnings() if warn else ():
         logger.warning("%s", line)

@@ -159,6 +159,19 @@ def opaque(pixels: Pixels, channels: int | None, background: Background) -> Tens
     raise BrokenSample(f"it has {have} channels, not {channels}")
 
 
+def channel_moments(image: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean of each channel, and that of its square, in [0, 1]; of large images every n-th pixel counts.
+
+    Args:
+        image: (C, H, W) uint8 or uint16.
+    """
+    _, height, width = image.shape
+    stride = max(1, int((height * width / _STATISTICS_PIXELS) ** 0.5))
+    highest = 2 ** (16 if image.dtype == torch.uint16 else 8) - 1
+    shares = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / highest
+    return tuple(shares.mean(dim=1).tolist()), tuple(shares.square().mean(dim=1).tolist())
+
+
 def image_facts(data: bytes, image: Tensor, pixels: Pixels, nodata: Nodata = None) -> ImageFacts:
     """Return what a decoded image adds to the dataset card.
 
@@ -186,18 +199,16 @@ def image_facts(data: bytes, image: Tensor, pixels: Pixels, nodata: Nodata = Non
             flat=values is not None and all(each.low == each.high for each in values.channels if each.count),
             values=values,
         )
-    stride = max(1, int((height * width / _STATISTICS_PIXELS) ** 0.5))
     bits = 16 if image.dtype == torch.uint16 else 8
-    shares = image[:, ::stride, ::stride].to(torch.float64).flatten(1) / (2**bits - 1)
-    means, squares = shares.mean(dim=1), shares.square().mean(dim=1)
+    means, squares = channel_moments(image)
     planes = image.numpy()
     return ImageFacts(
         sniff(data) or "",
         bits,
         height,
         width,
-        tuple(means.tolist()),
-        tuple(squares.tolist()),
+        means,
+        squares,
         alpha=pixels.alpha,
         transparent=pixels.transparent,
         flat=all(plane.min() == plane.max() for plane in planes),

@@ -31,6 +31,24 @@ class NoHeldOutImages(DataError):  # noqa: N818 (a state, as the message names i
     """A source with so few images that its held-out share, or the rest, would be empty."""
 
 
+class VideosFound(DataError):  # noqa: N818 (a state, as the message names it)
+    """A folder of videos where one of images is expected."""
+
+
+class OtherSamples(DataError):  # noqa: N818 (a state, as the message names it)
+    """Shards of videos that were opened as images, or of images that were opened as videos.
+
+    Args:
+        place: shards or manifest.
+        main: kind of main member that the samples have.
+        wanted: kind that they were opened as.
+    """
+
+    def __init__(self, place: str, main: str, wanted: str) -> None:
+        self.main = main
+        super().__init__(f"the samples of {place} are {main}s, and {wanted}s are expected")
+
+
 class BrokenSample(Redacted, Exception):  # noqa: N818 (an event that the loader counts and replaces, not the end of a run)
     """One sample that cannot be read or decoded; `reason` is the cause in a few words."""
 

@@ -36,6 +36,8 @@ class FolderScan:
     root: str
     images: list[str] = field(default_factory=list)
     """Paths of the image files, sorted."""
+    kind: str = "image"
+    """Kind of the files that are searched for."""
     subfolders: list[str] = field(default_factory=list)
     """Names of the folders directly in it."""
     unread: Counter[str] = field(default_factory=Counter)
@@ -58,10 +60,10 @@ class FolderScan:
             counted = ", ".join(
                 f"{count:,} {f'.{suffix}' if suffix else 'without a suffix'}" for suffix, count in kinds
             )
-            lines.append(f"{self.root}: files that are not read as images: {counted}")
+            lines.append(f"{self.root}: files that are not read as {self.kind}s: {counted}")
         if self.not_files:
-            count = len(self.not_files)
-            lines.append(f"{self.root}: {count:,} names of images are not regular files, such as {self.not_files[0]}")
+            count, names = len(self.not_files), f"names of {self.kind}s"
+            lines.append(f"{self.root}: {count:,} {names} are not regular files, such as {self.not_files[0]}")
         lines.extend(f"{folder} cannot be read ({reason})" for folder, reason in self.unreadable)
         return lines
 
@@ -98,7 +100,7 @@ def scan_folder(root: str | Path, skip: Collection[Path] = ()) -> FolderScan:
     found, arrays = FolderScan(str(root)), []
     skipped = {os.path.realpath(path): os.path.basename(path) for path in skip}
     read = frozenset(image_extensions())
-    for path, is_file in _walk(str(root), frozenset(), skipped, found):
+    for path, is_file in walk(str(root), frozenset(), skipped, found):
         suffix = extension(path)
         if suffix in ARRAY_EXTENSIONS and is_file:
             arrays.append(path)
@@ -113,13 +115,23 @@ def scan_folder(root: str | Path, skip: Collection[Path] = ()) -> FolderScan:
     else:
         found.images = arrays
     found.images.sort()
-    with contextlib.suppress(OSError), os.scandir(root) as listing:
-        folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]
-        found.subfolders = sorted(entry.name for entry in folders if os.path.realpath(entry.path) not in skipped)
+    found.subfolders = subfolders(root, skipped)
     return found
 
 
-def _walk(
+def subfolders(root: str | Path, skipped: Collection[str]) -> list[str]:
+    """Return the names of the folders directly in a folder, sorted.
+
+    Args:
+        skipped: real paths of those that do not count.
+    """
+    with contextlib.suppress(OSError), os.scandir(root) as listing:
+        folders = [entry for entry in listing if _is_folder(entry) and not _ignored(entry.name)]
+        return sorted(entry.name for entry in folders if os.path.realpath(entry.path) not in skipped)
+    return []
+
+
+def walk(
     folder: str, above: frozenset[str], skipped: Mapping[str, str], found: FolderScan
 ) -> Iterator[tuple[str, bool]]:
     """Yield (path, true if it is a regular file or a link to nothing) of all files below a folder.
@@ -142,7 +154,7 @@ def _walk(
         if _ignored(entry.name):
             continue
         if _is_folder(entry):
-            yield from _walk(entry.path, above | {place}, skipped, found)
+            yield from walk(entry.path, above | {place}, skipped, found)
         elif entry.name not in names or os.path.realpath(entry.path) not in skipped:
             yield entry.path, _is_file(entry)
 

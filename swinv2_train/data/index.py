@@ -34,15 +34,20 @@ logger = logging.getLogger(__name__)
 
 INDEX_SUFFIX = ".index.jsonl"
 _FORMAT = 1
+_CHUNK = 8 << 20
 _IMAGES = Scope()
 
 
 class EmptyShardError(DataError):
-    """A shard without any sample."""
+    """A shard without any sample.
 
-    def __init__(self, message: str, left_out: LeftOut | None = None) -> None:
+    Args:
+        other_main: main member that it has samples of instead; empty: neither.
+    """
+
+    def __init__(self, message: str, left_out: LeftOut | None = None, other_main: str = "") -> None:
         super().__init__(message)
-        self.left_out = left_out or LeftOut()
+        self.left_out, self.other_main = left_out or LeftOut(), other_main
 
 
 @dataclass
@@ -158,6 +163,7 @@ def build_index(name: str, fd: int, extra: dict[str, Any] | None = None, scope: 
         raise EmptyShardError(
             f"{name} holds no sample with {main_member(scope)} ({kinds}){cut}{others}",
             groups.left_out,
+            next((main for main in (IMAGE, VIDEO) if main != scope.main and groups.have(main)), ""),
         )
     extensions = sorted({extension for sample in samples for extension in sample.members})
     rows = [[sample.members.get(extension, (-1, 0)) for sample in samples] for extension in extensions]
@@ -181,7 +187,10 @@ def checksums(index: ShardIndex, fd: int) -> np.ndarray:
     """Return the CRC-32 of the data of every member in an open tar, (extensions, samples); 0 where there is none."""
     found = np.zeros_like(index.offsets)
     for row, sample in np.argwhere(index.offsets >= 0).tolist():
-        found[row, sample] = zlib.crc32(os.pread(fd, int(index.sizes[row, sample]), int(index.offsets[row, sample])))
+        start, left, crc = int(index.offsets[row, sample]), int(index.sizes[row, sample]), 0
+        while left and (part := os.pread(fd, min(left, _CHUNK), start)):  # a video may be larger than the memory
+            start, left, crc = start + len(part), left - len(part), zlib.crc32(part, crc)
+        found[row, sample] = crc
     return found
 
 

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from swinv2_train.data.index import (
 from swinv2_train.data.index_rows import ROWS_SUFFIX, IndexRows, rows_of, write_rows
 from swinv2_train.data.remote import ShardCache
 from swinv2_train.data.remote_file import RemoteFile
-from swinv2_train.data.samples import IMAGE, Scope
+from swinv2_train.data.samples import IMAGE, VIDEO, Scope
 from swinv2_train.reading import UnreadableError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def index_header(
         header = read_header(path)
         if header is not None and _fresh(header, url, file) and _complete(header, file, scope):
             return header
-    uploaded = _uploaded_header(file, cache, scope, start) if file is not None and scope.main == IMAGE else None
+    uploaded = _uploaded_header(file, cache, scope, start) if file is not None else None
     return uploaded or load_index(url, cache, file, scope).header()
 
 
@@ -191,20 +191,21 @@ def open_copy(file: RemoteFile, index: ShardIndex, cache: ShardCache) -> tuple[i
     return fd, file, built
 
 
-def index_path(tar: str | Path) -> Path:
-    """Return the place of an index next to its tar."""
-    return Path(f"{tar}{INDEX_SUFFIX}")
+def index_path(tar: str | Path, main: str = IMAGE) -> Path:
+    """Return the place of an index next to its tar; `main` is that of its scope."""
+    return Path(f"{tar}{_suffix(main, INDEX_SUFFIX)}")
 
 
-def rows_path(tar: str | Path) -> Path:
+def rows_path(tar: str | Path, main: str = IMAGE) -> Path:
     """Return the place of the rows of an index next to its tar."""
-    return Path(f"{tar}{ROWS_SUFFIX}")
+    return Path(f"{tar}{_suffix(main, ROWS_SUFFIX)}")
 
 
-def remove_index(tar: str | Path) -> None:
-    """Remove the index next to a tar, and its rows."""
-    for path in (index_path(tar), rows_path(tar)):
-        path.unlink(missing_ok=True)
+def remove_index(tar: str | Path, mains: Sequence[str] = (IMAGE, VIDEO)) -> None:
+    """Remove the indexes of these main members next to a tar, and their rows."""
+    for main in mains:
+        for path in (index_path(tar, main), rows_path(tar, main)):
+            path.unlink(missing_ok=True)
 
 
 def forget_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> None:
@@ -219,18 +220,21 @@ def ask_for_start(fs: Any, path: str) -> Awaitable[bytes]:
     return fs._cat_file(path, start=0, end=HEADER_BYTES)
 
 
-def uploaded_index(url: str) -> str:
+def uploaded_index(url: str, main: str) -> str:
     """Return the URL of the index next to a remote shard, with the query of the shard."""
     path, mark, query = url.partition("?")
-    return f"{path}{INDEX_SUFFIX}{mark}{query}"
+    return f"{path}{_suffix(main, INDEX_SUFFIX)}{mark}{query}"
 
 
 def _places(
     url: str, cache: ShardCache, file: RemoteFile | None, scope: Scope, suffix: str = INDEX_SUFFIX
 ) -> list[Path]:
+    return places_next_to(url, cache, file, _suffix(scope.main, suffix))
+
+
+def _suffix(main: str, suffix: str) -> str:
     # Other main members are other samples, so both indexes of a tar may be in use at a time.
-    suffix = suffix if scope.main == IMAGE else f".{scope.main}{suffix}"
-    return places_next_to(url, cache, file, suffix)
+    return suffix if main == IMAGE else f".{main}{suffix}"
 
 
 def places_next_to(url: str, cache: ShardCache, file: RemoteFile | None, suffix: str) -> list[Path]:
@@ -319,7 +323,7 @@ def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope, start: b
     A short index arrives completely and is kept, so that reading the shard does not fetch it again.
     """
     if start is None:
-        start = cache.fetch_bytes(uploaded_index(file.url), HEADER_BYTES)
+        start = cache.fetch_bytes(uploaded_index(file.url, scope.main), HEADER_BYTES)
     line, end, _ = (start or b"").partition(b"\n")
     try:
         header = parse_header(line) if end else None
@@ -337,7 +341,7 @@ def _uploaded_header(file: RemoteFile, cache: ShardCache, scope: Scope, start: b
 
 def _uploaded_index(file: RemoteFile, cache: ShardCache, scope: Scope) -> ShardIndex | None:
     """Return the index next to a remote shard; None if there is none of this shard."""
-    content = cache.fetch_bytes(uploaded_index(file.url)) if scope.main == IMAGE else None
+    content = cache.fetch_bytes(uploaded_index(file.url, scope.main))
     if content is None:
         return None
     index = parse_index(content, f"next to {file.url}")

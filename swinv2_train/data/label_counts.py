@@ -17,6 +17,7 @@ from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index_store import places_next_to
 from swinv2_train.data.label_source import LabelSource
 from swinv2_train.data.labels import class_numbers
+from swinv2_train.data.samples import IMAGE
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.reading import UnreadableError, from_object, read_object
 from swinv2_train.writing import write_bytes
@@ -120,6 +121,8 @@ def _counted(shards: ShardSet, number: int, label: str) -> LabelCounts:
     """Return the labels of one shard, from the file next to its index if that is of this tar."""
     shard = shards.shards[number]
     state = {"format": _FORMAT, "label": label, "content": shard.content, "samples": shard.num_samples}
+    if shards.scope.main != IMAGE:
+        state["main"] = shards.scope.main
     if shard.file is None:
         state["time"] = Path(shard.url).stat().st_mtime_ns
     places = places_next_to(shard.url, shards.cache, shard.file, f".labels-{_short(label)}.json")

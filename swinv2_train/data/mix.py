@@ -56,7 +56,7 @@ def draw_mix(config: ClassificationConfig, size: tuple[int, int], rng: np.random
 
 
 def blend(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
-    """Two images (C, H, W), 8 or 16 bit or float32, as one; the arguments stay as they are."""
+    """Two images (C, H, W) or clips (C, T, H, W), 8 or 16 bit or float32, as one; the arguments stay as they are."""
     if mix.share == 1.0:
         return own
     own, other = same_depth([own, other])
@@ -65,5 +65,5 @@ def blend(own: Tensor, other: Tensor, mix: Mix) -> Tensor:
         return mixed if own.is_floating_point() else mixed.round().to(own.dtype)
     top, left, bottom, right = mix.box
     pasted = own.numpy().copy()  # numpy, because not every version of torch can write into uint16
-    pasted[:, top:bottom, left:right] = other[:, top:bottom, left:right].numpy()
+    pasted[..., top:bottom, left:right] = other[..., top:bottom, left:right].numpy()
     return torch.from_numpy(pasted)

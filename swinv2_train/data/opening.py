@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from swinv2_train.data.ask import REQUESTS, ask_all
-from swinv2_train.data.card import Card
+from swinv2_train.data.card import Card, main_of
 from swinv2_train.data.catalog import Catalog, Counted, catalog_path, place_of, read_catalog, write_catalog
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import DataError, OtherSamples
 from swinv2_train.data.index import EmptyShardError
 from swinv2_train.data.index_store import ask_for_start, index_header, uploaded_index
 from swinv2_train.data.remote import ShardCache
@@ -36,13 +36,14 @@ def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard]
     counted from their index, which is built if need be; the next opening finds the counts in a catalog.
 
     Raises:
+        OtherSamples: if the samples have another main member than `scope`.
         DataError: if a shard is missing or is not a tar, or no shard has a sample.
     """
     try:
         urls = expand(spec, cache, check=False)
         manifests = manifests_of(urls, cache)
-        # Manifests count samples with an image.
-        described = scope.main == IMAGE and all(_manifest_of(url, manifests) for url in urls)
+        _refuse_other_samples(manifests, scope)
+        described = all(_manifest_of(url, manifests) for url in urls)
         place = catalog_path(urls, cache, scope)
         opener = _Opener(manifests, cache, scope, {} if described else read_catalog(place))
         with ThreadPoolExecutor(REQUESTS if any(map(is_remote, urls)) else _LOCAL_THREADS) as pool:
@@ -57,12 +58,21 @@ def find_shards(spec: Any, cache: ShardCache, scope: Scope) -> tuple[list[Shard]
         raise DataError(f"{error.filename} cannot be read ({error.strerror})") from None
     shards = [one.shard for one in found]
     if not any(shard.num_samples for shard in shards):
-        raise DataError(shards[0].empty)
+        other = next((shard for shard in shards if shard.other_main), None)
+        raise DataError(shards[0].empty) if other is None else OtherSamples(other.url, other.other_main, scope.main)
     if any(one.new for one in found):
         write_catalog(place, (Counted(one.shard, one.state) for one in found if one.state is not None))
     covered = all(_manifest_of(url, manifests) for url in urls)
     cards = [Card.from_json(manifest.card) for manifest in manifests.values() if manifest is not None]
     return shards, Card.merged(cards) if covered else None
+
+
+def _refuse_other_samples(manifests: Mapping[str | None, Manifest | None], scope: Scope) -> None:
+    """Refuse packed shards whose manifest counts samples with another main member. Raises OtherSamples."""
+    for place, manifest in manifests.items():
+        main = IMAGE if manifest is None else main_of(manifest.card)
+        if manifest is not None and main != scope.main:
+            raise OtherSamples(str(place), main, scope.main)
 
 
 def _manifest_of(url: str, manifests: dict[str | None, Manifest | None]) -> Manifest | None:
@@ -112,10 +122,8 @@ class _Opener:
 
     def _starts(self, files: Mapping[str, RemoteFile]) -> dict[str, bytes]:
         """Return the starts of the indexes that were uploaded with shards that the catalog does not have."""
-        if self.scope.main != IMAGE:
-            return {}
         new = [url for url, file in files.items() if self._known(url, file.size, file.version, file) is None]
-        answers = ask_all([uploaded_index(url) for url in new], ask_for_start)
+        answers = ask_all([uploaded_index(url, self.scope.main) for url in new], ask_for_start)
         return {url: start for url, start in zip(new, answers, strict=True) if start is not None}
 
     def _known(self, url: str, size: int, state: str, file: RemoteFile | None) -> Shard | None:
@@ -125,7 +133,7 @@ class _Opener:
     def _open(self, url: str, file: RemoteFile | None, start: bytes | None) -> _Found:
         """Find a shard and count its samples: by its manifest, the catalog, or its index, which is built if need be."""
         manifest = _manifest_of(url, self.manifests)
-        listed = listed_shard(url, manifest) if self.scope.main == IMAGE else None
+        listed = listed_shard(url, manifest)
         if file is None and is_remote(url):
             file = remote_file(url, manifest, self.cache)
         if file is not None:
@@ -153,7 +161,8 @@ class _Opener:
                 raise DataError(
                     f"{error}, but its manifest counts {counted(listed.num_samples, 'sample')}: copy the shard again"
                 ) from None
-            return Shard(url, 0, 0, file=file, left_out=error.left_out, empty=str(error))
+            empty = {"left_out": error.left_out, "empty": str(error), "other_main": error.other_main}
+            return Shard(url, 0, 0, file=file, **empty)
         left_out = LeftOut.from_json(header.get("left_out"))
         record = header["extra"].get("pack", {})
         packed = (str(record.get("fingerprint", "")), str(record.get("sha256", "")))

@@ -1,6 +1,6 @@
-"""Pack images into WebDataset tars of bounded size, with index, manifest and dataset card.
+"""Pack images or videos into WebDataset tars of bounded size, with index, manifest and dataset card.
 
-The bytes of a shard depend only on its images and the options, not on the number of processes. A shard gets its final
+The bytes of a shard depend only on its samples and the options, not on the number of processes. A shard gets its final
 name only once it is complete. It stores a fingerprint of its inputs, so rerunning an interrupted command resumes where
 it stopped.
 """
@@ -13,6 +13,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,13 +30,18 @@ from swinv2_train.data.pack_record import Origin, keys_of, origins
 from swinv2_train.data.pack_sources import open_source
 from swinv2_train.data.pack_split import RULE, SplitRule, divide
 from swinv2_train.data.pack_tiles import tiled
-from swinv2_train.data.pack_writer import FinishedShard, PackOptions, SplitWriter
+from swinv2_train.data.pack_videos import PrepareVideos
+from swinv2_train.data.pack_writer import FinishedShard, Packed, PackOptions, SplitWriter
 from swinv2_train.data.parallel import CHUNK, ParallelMap
+from swinv2_train.data.samples import VIDEO
+from swinv2_train.data.video_packing import VideoPacking
 from swinv2_train.writing import write_bytes
 
 BROKEN_FILE = "broken.jsonl"
 OBJECTS_FILE = "objects.jsonl"
 """File with the objects that were dropped or changed: a line for each reason."""
+_SCRATCH = ".videos.tmp"
+"""Folder in that of the shards for videos on their way into one."""
 _TILE_BYTES = 32 << 20
 """Of the tiles that one process gets at a time, if a pixel has 8 bytes."""
 
@@ -49,11 +55,11 @@ class PackRun:
     """Settings of a packing that do not affect the bytes of its shards."""
 
     workers: int = 0
-    """Decoding processes; 0: images are decoded in this one."""
+    """Decoding processes; 0: samples are decoded in this one."""
     overwrite: bool = False
     """Replace shards of another source or split."""
     progress: Callable[[str, int, int], None] = _no_progress
-    """Is called with the split, the images done, and their number."""
+    """Is called with the split, the samples done, and their number."""
 
 
 @dataclass
@@ -63,21 +69,21 @@ class PackReport:
     cards: dict[str, Card] = field(default_factory=dict)
     """Card of each split."""
     broken: list[dict[str, str]] = field(default_factory=list)
-    """`Entry.problem` of every image or tile that was skipped."""
+    """`Entry.problem` of every image, video, or tile that was skipped."""
     label_problems: list[dict[str, str]] = field(default_factory=list)
     """The same of every one that was packed with a label that cannot be used."""
     unlabeled: int = 0
-    """Images that were packed without a label."""
+    """Samples that were packed without a label."""
     notes: list[str] = field(default_factory=list)
     """Contents of the source that were not read, one line each."""
     lost: bool = False
-    """True if these contents may include images or labels."""
+    """True if these contents may include samples or labels."""
     empty: int = 0
     """Tiles that were left out, because all of their pixels are without data or without a class."""
     smooth: dict[str, None] = field(default_factory=dict)
     """Names of label maps that look as if they were resized with interpolation, in order."""
-    tiled: bool = False
-    """True if the samples can be tiles."""
+    samples: str = "images"
+    """Name of the samples, in the plural; `samples` if they can be tiles."""
     cleaning: Cleaning = field(default_factory=Cleaning)
     """Objects that were dropped or changed."""
     num_shards: int = 0
@@ -88,7 +94,8 @@ class PackReport:
     def of(cls, source: Source, *, tiled: bool) -> PackReport:
         """Return what a source reports before it is packed."""
         refused = [{"path": path, "reason": reason} for path, reason in source.refused]
-        report = cls(broken=refused, notes=list(source.notes), lost=source.lost, tiled=tiled)
+        samples = "samples" if tiled else f"{source.main}s"
+        report = cls(broken=refused, notes=list(source.notes), lost=source.lost, samples=samples)
         if source.objects is not None:
             report.cleaning.merge(source.objects.cleaning)
         return report
@@ -106,20 +113,20 @@ class PackReport:
 
     @property
     def complete(self) -> bool:
-        """True if everything that looks like an image, a label, or an object was packed and can be used."""
+        """True if everything that looks like an image, a video, a label, or an object was packed and can be used."""
         lost = self.broken or self.label_problems or self.lost or self.cleaning.lost
         return not (lost or self._partly_labeled)
 
     @property
     def _partly_labeled(self) -> bool:
-        """True if some images have a label and others none."""
+        """True if some samples have a label and others none."""
         unusable = self.unlabeled + len(self.label_problems)
         return self.unlabeled > 0 and unusable < sum(card.num_samples for card in self.cards.values())
 
     @property
     def warnings(self) -> list[str]:
         """Warnings about a packing that succeeded."""
-        samples, lines = "samples" if self.tiled else "images", []
+        samples, lines = self.samples, []
         if self._partly_labeled:
             lines.append(f"{self.unlabeled:,} {samples} have no label, while others have one")
         if self.empty:
@@ -176,8 +183,8 @@ def pack(
     """Pack a folder, a list (CSV or JSONL) or shards into `out`/<split>-NNNNNN.tar.
 
     Args:
-        source: the folder, list, or shards, or what `open_source` has found there.
-        eval_share: fraction of the images that goes to the split `eval`, see `pack_split`.
+        source: the folder, list, or shards with images, or what `open_source` or `open_videos` has found there.
+        eval_share: fraction of the samples that goes to the split `eval`, see `pack_split`.
         classes: the subfolders of a folder are its classes.
         class_names: file with the order of the classes: a name per line, or a manifest. Without one they are numbered
             in the order of `in_order`.
@@ -193,7 +200,8 @@ def pack(
             source, classes=classes, class_names=class_names, seed=options.seed, out=out, image=options.image
         )
     )
-    options = replace(options, labels=found.labels)
+    video = (options.video or VideoPacking()) if found.main == VIDEO else None
+    options = replace(options, labels=found.labels, video=video)
     report = PackReport.of(found, tiled=options.tile is not None)
     names = (split, "eval") if eval_share else (split,)
     rule = SplitRule(eval_share, options.seed)
@@ -216,12 +224,8 @@ def pack(
                 writer.check(known, how.overwrite)
             if not all(writer.is_finished() for writer in writers.values()):
                 _remove_moved(out, known, writers, splits, may_differ=how.overwrite or rule.rule == RULE)
-            task = Prepare(found, options)
-            prepare = ParallelMap(task, how.workers, name=lambda entry: entry.name, chunk=_chunk(options))
-            try:
+            with _prepared(found, options, out, how.workers) as prepare:
                 _write_splits(writers, prepare, report, how.progress)
-            finally:
-                prepare.close()
             _write_lines(out / BROKEN_FILE, report.broken)
             _write_lines(out / OBJECTS_FILE, report.cleaning.rows())
     except OSError as error:
@@ -270,7 +274,7 @@ def _nothing_packed(report: PackReport, found: Source, out: Path) -> str:
             f"{options} names the right value"
         )
     tried = report.broken[len(found.refused) :] or report.broken  # those that are missing explain less
-    count = counted_problems(report.broken)
+    count = counted_problems(report.broken, found.main)
     if report.empty:
         summary = (
             f"{found.root} has no tile to pack: {count} cannot be read, and {report.empty:,} are without data or class"
@@ -282,8 +286,30 @@ def _nothing_packed(report: PackReport, found: Source, out: Path) -> str:
     return f"{summary}: see {out / BROKEN_FILE}; the first: {problem_name(tried[0])}: {tried[0]['reason']}"
 
 
+@contextlib.contextmanager
+def _prepared(source: Source, options: PackOptions, out: Path, workers: int) -> Iterator[ParallelMap]:
+    """Start the processes that prepare the samples; stop them at the end, and remove the files that they made."""
+    scratch = out / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a command that was killed
+    task: Callable[[Entry], Packed] = Prepare(source, options)
+    if source.main == VIDEO:
+        scratch.mkdir()
+        task = PrepareVideos(source, options, scratch)
+    prepare = ParallelMap(task, workers, name=lambda entry: entry.name, chunk=_chunk(options))
+    complete = False
+    try:
+        yield prepare
+        complete = True
+    finally:
+        prepare.close(wait=complete)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _chunk(options: PackOptions) -> int:
-    """Return the images that a process gets at a time: fewer tiles, because many finished ones wait in memory."""
+    """Return the samples that a process gets at a time: fewer tiles, because many finished ones wait in memory, and one
+    video, because it takes long."""
+    if options.video is not None:
+        return 1
     if options.tile is None:
         return CHUNK
     return max(1, min(CHUNK, _TILE_BYTES // (8 * options.tile.side**2)))
@@ -305,7 +331,8 @@ def _split(
     splits = dict(zip(names, (division.train, division.held_out), strict=True))
     for name, entries in splits.items():
         if not entries:
-            raise NoHeldOutImages(f"--eval-share {rule.share:g} of {len(source.entries)} images leaves none for {name}")
+            count = f"{len(source.entries)} {source.main}s"
+            raise NoHeldOutImages(f"--eval-share {rule.share:g} of {count} leaves none for {name}")
     return splits
 
 

@@ -1,4 +1,4 @@
-"""Images to pack, and how they are read."""
+"""Images or videos to pack, and how they are read."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from swinv2_train.data.label_rules import LabelRules
 from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.object_store import Annotated, ListedImage, ObjectStore
 from swinv2_train.data.objects import MEMBER, Objects
-from swinv2_train.data.samples import TEXT_EXTENSIONS
+from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS
 from swinv2_train.data.shards import IMAGE_AND_TEXTS, ShardSet
+from swinv2_train.data.video_files import frames_of
 from swinv2_train.reading import UnreadableError, parse_json
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image to pack."""
+    """One image or video to pack."""
 
     path: str
-    """Its origin: a file, or shard and key."""
+    """Its origin: a file, a folder of frames, or shard and key."""
     key: str
     """Its name in the new shard; its place in the order depends only on this."""
     version: str
@@ -42,6 +43,8 @@ class Entry:
     """Height and width of the entire image, if a part of it is packed."""
     listed: ListedImage | None = None
     """The image as its annotations list it, if it has objects from a file of annotations."""
+    frames: bool = False
+    """True for a folder of frames, which becomes one video."""
 
     @property
     def name(self) -> str:
@@ -79,11 +82,12 @@ def grouped(problems: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     return [(name, ones[0]["reason"]) for name, ones in zip(names, found.values(), strict=True)]
 
 
-def counted_problems(problems: Sequence[Mapping[str, str]]) -> str:
-    """Return the number of images and of tiles in a list of problems: `1 image and 4 tiles`."""
+def counted_problems(problems: Sequence[Mapping[str, str]], main: str = IMAGE) -> str:
+    """Return the number of images (or videos, see `Source.main`) and tiles in a list: `1 image and 4 tiles`."""
     tiles = sum("tile" in problem for problem in problems)
-    parts = [(len(problems) - tiles, "image"), (tiles, "tile")]
-    return " and ".join(f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in parts if count) or "0 images"
+    parts = [(len(problems) - tiles, main), (tiles, "tile")]
+    counts = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in parts if count]
+    return " and ".join(counts) or f"0 {main}s"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Source:
     """Meaning of the values of the label maps; None: images have none."""
     objects: SourceObjects | None = None
     """Objects of the images; None: they have none."""
+    main: str = IMAGE
+    """Kind of the main member of its samples: image or video."""
 
     @property
     def label_map_names(self) -> list[str] | None:
@@ -132,14 +138,25 @@ class Source:
         return raw.data, raw.texts
 
     def content(self, entry: Entry) -> Path | bytes:
-        """Return the file of an image, or its bytes in a shard. Raises BrokenSample."""
+        """Return the file of an image or video, or its bytes in a shard. Raises BrokenSample."""
         if self.shards is None:
             return Path(entry.path)
         assert entry.index is not None
-        return self.shards.read(entry.index).data
+        return self.shards.read(entry.index, (self.main,)).data
+
+    def digest(self, entry: Entry) -> bytes:
+        """Return the hash of the bytes of an image or video. Raises OSError or BrokenSample."""
+        content = self.content(entry)
+        if isinstance(content, bytes):
+            return hashlib.sha256(content).digest()
+        found = hashlib.sha256()
+        for path in frames_of(content) if entry.frames else [content]:
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        return found.digest()
 
     def texts(self, entry: Entry) -> dict[str, bytes]:
-        """Return the text members that belong to an image. Raises BrokenSample."""
+        """Return the text members that belong to an image or video. Raises BrokenSample."""
         if self.shards is None:
             return _label_member(entry.label)
         assert entry.index is not None

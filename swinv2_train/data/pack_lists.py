@@ -20,6 +20,7 @@ from typing import Any
 
 from swinv2_train.data.errors import DataError
 from swinv2_train.data.image_files import ARRAY_EXTENSIONS, extension, image_extensions
+from swinv2_train.data.video_files import VIDEO_FILES
 from swinv2_train.reading import UnreadableError, decode_text
 
 LIST_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -183,7 +184,7 @@ def _from_csv(path: Path, text: str, label_maps: str | None) -> ImageList:
 
 
 def _files() -> tuple[str, ...]:
-    return (*image_extensions(), *ARRAY_EXTENSIONS)
+    return (*image_extensions(), *ARRAY_EXTENSIONS, *VIDEO_FILES)
 
 
 def _layout(path: Path, text: str, separators: Sequence[str]) -> tuple[str, list[str] | None]:

@@ -6,6 +6,7 @@ again after a copy, therefore does not turn packed shards into foreign ones.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import build_index, checksums, read_header, read_index, write_index
+from swinv2_train.data.index import ShardIndex, build_index, checksums, read_header, read_index, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, rows_path
+from swinv2_train.data.samples import IMAGE, VIDEO, Scope
 from swinv2_train.data.sources import MANIFEST_SUFFIX, Manifest, manifest_url, parse_manifest
 
 
@@ -27,6 +29,22 @@ class Origin:
     """Its source; None if an earlier version did not record it and the index is lost."""
     split: dict[str, Any] | None = None
     """The rule that divided the source; None for shards of earlier versions."""
+
+
+def packed_header(tar: Path) -> dict[str, Any] | None:
+    """Return the header of the index that the packer wrote next to a shard of images or videos; None without one."""
+    return read_header(_index(tar))
+
+
+def _index(tar: Path) -> Path:
+    """Return the place of the index next to a shard: that of videos if it is the only one."""
+    of_videos = index_path(tar, VIDEO)
+    return of_videos if of_videos.exists() and not index_path(tar).exists() else index_path(tar)
+
+
+def _write(index: ShardIndex, tar: Path) -> None:
+    write_index(index, index_path(tar, index.scope.main))
+    write_rows(index, rows_path(tar, index.scope.main))
 
 
 def origins(out: Path) -> dict[Path, Origin]:
@@ -45,14 +63,14 @@ def origins(out: Path) -> dict[Path, Origin]:
 
 def keys_of(tar: Path) -> list[str]:
     """Return the keys of a shard's samples; none if it cannot be read."""
-    index = read_index(index_path(tar))
+    index = read_index(_index(tar))
     if index is not None and index.tar_size == tar.stat().st_size:
         return index.keys
     with tar.open("rb") as file:
-        try:
-            return build_index(str(tar), file.fileno()).keys
-        except DataError:
-            return []
+        for main in (IMAGE, VIDEO):
+            with contextlib.suppress(DataError):
+                return build_index(str(tar), file.fileno(), scope=Scope(main)).keys
+    return []
 
 
 def confirmed(tar: Path, sha256: str) -> bool:
@@ -61,7 +79,7 @@ def confirmed(tar: Path, sha256: str) -> bool:
     Args:
         sha256: recorded hash of its bytes. Without one, the names and places of its members are compared.
     """
-    index = read_index(index_path(tar))
+    index = read_index(_index(tar))
     if index is None or index.tar_size != tar.stat().st_size:
         return False
     with tar.open("rb") as file:
@@ -70,30 +88,27 @@ def confirmed(tar: Path, sha256: str) -> bool:
             same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
         else:
             try:
-                now = build_index(str(tar), file.fileno())
+                now = build_index(str(tar), file.fileno(), scope=index.scope)
             except DataError:
                 return False
             same = now.truncated is None and now.same_members(index)
     if same:
-        index = replace(index, tar_mtime_ns=time)
-        write_index(index, index_path(tar))
-        write_rows(index, rows_path(tar))
+        _write(replace(index, tar_mtime_ns=time), tar)
     return same
 
 
 def add_checksums(tar: Path) -> None:
     """Record the checksums of the members in the index of a finished shard, if an earlier version packed it."""
-    index = read_index(index_path(tar))
+    index = read_index(_index(tar))
     if index is None or index.checksums is not None:
         return
     with tar.open("rb") as file:
         index.checksums = checksums(index, file.fileno())
-    write_index(index, index_path(tar))
-    write_rows(index, rows_path(tar))
+    _write(index, tar)
 
 
 def _origin(tar: Path, manifest: Manifest | None) -> Origin | None:
-    header = read_header(index_path(tar))
+    header = packed_header(tar)
     record = header["extra"].get("pack") if header else None
     if record:
         return Origin(record["source"], record.get("split"))

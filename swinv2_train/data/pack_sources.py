@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from swinv2_train.config.image_formats import FIRST_EXTENSIONS, IMAGE_EXTENSIONS
+from swinv2_train.config.image_formats import IMAGE_EXTENSIONS
 from swinv2_train.config.paths import user_path
 from swinv2_train.data.card_label_maps import MEMBER
 from swinv2_train.data.class_names import read_class_names
-from swinv2_train.data.class_order import in_order, is_number
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.class_order import in_order
+from swinv2_train.data.errors import DataError, VideosFound
 from swinv2_train.data.image_files import (
     ARRAY_EXTENSIONS,
     FolderScan,
@@ -25,11 +25,13 @@ from swinv2_train.data.image_files import (
 from swinv2_train.data.label_pairs import LabelMaps, pair_folder
 from swinv2_train.data.label_rules import packed_rules
 from swinv2_train.data.pack_entries import Entry, Source, SourceObjects, fraction
+from swinv2_train.data.pack_keys import class_numbers, numbered, unused, version, with_keys
 from swinv2_train.data.pack_lists import LIST_SUFFIXES, ImageList, Row, class_labels, located, read_list
 from swinv2_train.data.pack_objects import ObjectsOption, with_objects
-from swinv2_train.data.samples import LeftOut
+from swinv2_train.data.samples import IMAGE, LeftOut
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.sources import MANIFEST_SUFFIX
+from swinv2_train.data.video_files import VIDEO_FILES, scan_videos
 from swinv2_train.text import counted
 
 _NOT_LISTS = {
@@ -38,6 +40,7 @@ _NOT_LISTS = {
     ".parquet": "write it as .csv or .jsonl",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV UTF-8"),
     **dict.fromkeys((f".{name}" for name in (*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS)), "it is an image; name its folder"),
+    **dict.fromkeys((f".{name}" for name in VIDEO_FILES), "it is a video; name its folder, and add --video"),
 }
 """Other files that users name, and what to do with them."""
 
@@ -74,32 +77,55 @@ def open_source(
     if path.suffix.lower() in LIST_SUFFIXES and not path.is_dir():
         if classes:
             raise DataError("--classes is for folders: a list brings its own labels")
-        found = _from_list(path, names, labels)
+        found = _list_of_images(path, names, labels)
     elif (scan := _scan(path, out, labels)) is not None:
         if names is not None and not classes:
             raise DataError("--class-names numbers the classes of a list, or of a folder with --classes")
-        found = _from_folder(scan, classes, names)
+        found = from_folder(scan, classes, names)
         found = found if labels is None else _labeled(found, path, labels)
         found = found if objects is None else with_objects(found, path, objects)
-    elif path.suffix.lower() in _NOT_LISTS and path.is_file():
-        raise DataError(f"{source} is not a list that can be read: {_NOT_LISTS[path.suffix.lower()]}")
     else:
+        check_listable(source, path)
         if classes:
             raise DataError("--classes is for folders: shards bring their own labels")
         if names is not None:
             raise DataError("--class-names is for folders and lists: shards bring their own labels")
-        found = _with_loose_images(_from_shards(source, image, labels), path)
+        found = _with_loose_images(from_shards(source, image, labels), path)
     if objects is not None and (found.objects is None or found.shards is not None):
         raise DataError(f"--{objects.kind} is for a folder of images, and {source} is a list or shards: use a folder")
     if image is not None and found.shards is None:
         raise DataError(f"--image {image} is for shards whose samples have several images, and {source} is not a shard")
+    _name_videos(found, path, out)
     if not found.entries:
         reasons = "".join(
             f"; {line}" for line in (*found.notes, *(f"{path}: {why}" for path, why in found.refused[:1]))
         )
         raise DataError(f"{source} holds no images ({', '.join((*image_extensions(), *ARRAY_EXTENSIONS))}){reasons}")
-    ordered = sorted(found.entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
-    return replace(found, entries=ordered, arrays=_has_arrays(found))
+    return replace(found, entries=in_fixed_order(found.entries, seed), arrays=_has_arrays(found))
+
+
+def in_fixed_order(entries: Iterable[Entry], seed: int) -> list[Entry]:
+    """Return entries in an order that looks random and depends only on their keys and the seed."""
+    return sorted(entries, key=lambda entry: fraction(f"{seed}/{entry.key}"))
+
+
+def check_listable(source: str, path: Path) -> None:
+    """Raise DataError for a file that may be meant as a list or a folder, and is neither."""
+    if path.suffix.lower() in _NOT_LISTS and path.is_file():
+        raise DataError(f"{source} is not a list that can be read: {_NOT_LISTS[path.suffix.lower()]}")
+
+
+def _name_videos(found: Source, path: Path, out: Path | None) -> None:
+    """Raise VideosFound if a folder or list has only videos."""
+    if path.is_dir() and not found.entries:
+        videos = scan_videos(path, () if out is None else (out,)).images
+    else:
+        listed = found.entries if found.shards is None else ()
+        videos = [entry.path for entry in listed if extension(entry.path) in VIDEO_FILES]
+        videos = videos if len(videos) == len(found.entries) else []
+    if videos:
+        count = counted(len(videos), "video", ",")
+        raise VideosFound(f"{path} has {count} and no images, such as {videos[0]}: add --video to pack videos")
 
 
 def _has_arrays(found: Source) -> bool:
@@ -119,18 +145,40 @@ def _scan(path: Path, out: Path | None, labels: LabelMaps | None) -> FolderScan 
     """
     if not path.is_dir():
         return None
-    inside = out is not None and os.path.realpath(out) == os.path.realpath(path)  # the shards go between the images
-    tars = any(path.glob("*.tar"))
-    if tars and not inside and any(path.glob(f"*{MANIFEST_SUFFIX}")):
+    inside, skip = only_shards(path, out)
+    if inside is None:
         return None
-    skip = () if inside or out is None else (out,)
     scan = scan_folder(path, skip=skip if labels is None else (*skip, labels.folder(path)))
+    refuse_unreadable(scan, path, inside=inside)
+    return None if any(path.glob("*.tar")) and not scan.images else scan
+
+
+def only_shards(path: Path, out: Path | None) -> tuple[bool | None, tuple[Path, ...]]:
+    """Return whether the shards go into a folder that is packed, and the folders in it that do not count.
+
+    Args:
+        out: folder that the shards go to.
+
+    Returns:
+        None instead of a bool if the folder has the shards of an earlier packing, so that these are the source.
+    """
+    inside = out is not None and os.path.realpath(out) == os.path.realpath(path)  # the shards go between the files
+    if not inside and any(path.glob("*.tar")) and any(path.glob(f"*{MANIFEST_SUFFIX}")):
+        return None, ()
+    return inside, () if inside or out is None else (out,)
+
+
+def refuse_unreadable(scan: FolderScan, path: Path, *, inside: bool) -> None:
+    """Raise DataError if a part of a folder cannot be searched.
+
+    Args:
+        inside: the shards go into it; their files are then forgotten.
+    """
     for suffix in ("tar", "json", "jsonl") if inside else ():
         scan.unread.pop(suffix, None)
     if scan.unreadable:
         folder, reason = scan.unreadable[0]
         raise DataError(f"{folder} cannot be read ({reason}): change its permissions, or move it out of {path}")
-    return None if tars and not scan.images else scan
 
 
 def _with_loose_images(found: Source, path: Path) -> Source:
@@ -145,36 +193,44 @@ def _with_loose_images(found: Source, path: Path) -> Source:
     return replace(found, notes=(*found.notes, note), lost=True)
 
 
-def _from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None) -> Source:
-    root = Path(scan.root)
+def from_folder(scan: FolderScan, classes: bool, class_names: list[str] | None) -> Source:
+    """Return the images (or videos) of a folder.
+
+    Args:
+        classes: the subfolders are their classes.
+        class_names: order of the classes.
+    """
+    root, what = Path(scan.root), f"{scan.kind}s"
     notes, lost = scan.notes(), scan.lost
     if "tar" in scan.unread and scan.images:
-        notes.append(f"{root}: its images are packed; to pack shards, name them with a pattern such as '{root}/*.tar'")
+        notes.append(f"{root}: its {what} are packed; to pack shards, name them with a pattern such as '{root}/*.tar'")
     images = [(path, _relative(path, root)) for path in scan.images]
     label = dict.fromkeys((path for path, _ in images), None)
     names = None
     if classes:
-        names, numbers = _folder_classes(root, [relative for _, relative in images], class_names)
+        names, numbers = _folder_classes(scan, [relative for _, relative in images], class_names)
         label = {path: numbers[Path(relative).parts[0]] for path, relative in images}
         empty = [name for name in scan.subfolders if name not in {Path(relative).parts[0] for _, relative in images}]
         if empty:
             lost = True
             more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-            notes.append(f"{root}: subfolders without an image, which are not classes: {', '.join(empty[:5])}{more}")
+            listed = f"{', '.join(empty[:5])}{more}"
+            without = "an image" if scan.kind == IMAGE else f"a {scan.kind}"
+            notes.append(f"{root}: subfolders without {without}, which are not classes: {listed}")
     rows = ((path, relative, label[path]) for path, relative in images)
-    return Source(str(root.resolve()), _with_keys(rows), names, notes=tuple(notes), lost=lost)
+    return Source(str(root.resolve()), with_keys(rows), names, notes=tuple(notes), lost=lost)
 
 
 def _folder_classes(
-    root: Path, images: list[str], class_names: list[str] | None
+    scan: FolderScan, images: list[str], class_names: list[str] | None
 ) -> tuple[list[str], dict[str | None, int]]:
     """Return the names of the classes, and the number of each."""
     found = {Path(relative).parts[0] for relative in images if len(Path(relative).parts) > 1}
     loose = sum(len(Path(relative).parts) == 1 for relative in images)
     if not found or loose:
-        what = f"{loose} images lie in it directly" if loose else "it has no subfolders with images"
-        raise DataError(f"{root}: --classes takes the subfolders as classes, but {what}")
-    return _numbered(in_order(found), class_names, str(root))
+        what = f"{loose} {scan.kind}s lie in it directly" if loose else f"it has no subfolders with {scan.kind}s"
+        raise DataError(f"{scan.root}: --classes takes the subfolders as classes, but {what}")
+    return numbered(in_order(found), class_names, scan.root)
 
 
 def _relative(path: str, root: Path) -> str:
@@ -185,7 +241,7 @@ def _labeled(found: Source, root: Path, labels: LabelMaps) -> Source:
     """Add the label maps of a folder to the images of another."""
     pairs = pair_folder({entry.path: _relative(entry.path, root) for entry in found.entries}, labels.folder(root))
     kept = [
-        replace(entry, label_map=file, version=f"{entry.version}/{_version(file)}")
+        replace(entry, label_map=file, version=f"{entry.version}/{version(file)}")
         for entry in found.entries
         if (file := pairs.files.get(entry.path)) is not None
     ]
@@ -200,14 +256,25 @@ def _labeled(found: Source, root: Path, labels: LabelMaps) -> Source:
     )
 
 
-def _from_list(path: Path, class_names: list[str] | None, labels: LabelMaps | None) -> Source:
+def _list_of_images(path: Path, class_names: list[str] | None, labels: LabelMaps | None) -> Source:
     found = read_list(path, None if labels is None else labels.place)
-    rows, refused = _present(found)
-    if labels is not None:
-        return _list_of_label_maps(found, rows, refused, labels)
+    if labels is None:
+        return from_list(found, class_names)
+    return _list_of_label_maps(found, *_present(found), labels)
+
+
+def from_list(found: ImageList, class_names: list[str] | None, *, folders: bool = False) -> Source:
+    """Return the images (or videos) of a list, with their classes.
+
+    Args:
+        class_names: order of the classes.
+        folders: accept rows that are a folder, which is one of frames.
+    """
+    path = found.source
+    rows, refused = _present(found, folders=folders)
     labels = class_labels(found, [row for row, _ in rows])
     texts = {text for label in labels for text in (label if isinstance(label, tuple) else (label,)) if text is not None}
-    names, numbers = _class_numbers(texts, class_names, str(path))
+    names, numbers = class_numbers(texts, class_names, str(path))
     files = []
     for (row, place), label in zip(rows, labels, strict=True):
         number = tuple(map(numbers.__getitem__, label)) if isinstance(label, tuple) else numbers.get(label)
@@ -218,7 +285,7 @@ def _from_list(path: Path, class_names: list[str] | None, labels: LabelMaps | No
             f"{path}: none of its {len(found.rows)} files can be packed ({refused[0][0]}: {refused[0][1]}); paths are "
             f"taken relative to {path.parent.resolve()}"
         )
-    return Source(str(path.resolve()), _with_keys(files), names, refused=tuple(refused), notes=tuple(found.notes))
+    return Source(str(path.resolve()), with_keys(files), names, refused=tuple(refused), notes=tuple(found.notes))
 
 
 def _list_of_label_maps(
@@ -241,8 +308,8 @@ def _list_of_label_maps(
         first = f" ({refused[0][0]}: {refused[0][1]})" if refused else ""
         raise DataError(f"{found.source}: none of its {len(found.rows)} images has a label map{first}")
     entries = [
-        replace(entry, label_map=maps[entry.path], version=f"{entry.version}/{_version(maps[entry.path])}")
-        for entry in _with_keys(files)
+        replace(entry, label_map=maps[entry.path], version=f"{entry.version}/{version(maps[entry.path])}")
+        for entry in with_keys(files)
     ]
     return Source(
         str(found.source.resolve()),
@@ -254,7 +321,7 @@ def _list_of_label_maps(
     )
 
 
-def _present(found: ImageList) -> tuple[list[tuple[Row, str]], list[tuple[str, str]]]:
+def _present(found: ImageList, *, folders: bool = False) -> tuple[list[tuple[Row, str]], list[tuple[str, str]]]:
     """Return the rows whose file exists, with its path; and (path, reason) of the others.
 
     Raises DataError if two rows assign different labels to one file.
@@ -264,7 +331,7 @@ def _present(found: ImageList) -> tuple[list[tuple[Row, str]], list[tuple[str, s
     first: dict[str, Row] = {}
     for row in found.rows:
         place = located(found.source.parent, row.path)
-        reason = _no_file(place)
+        reason = None if folders and os.path.isdir(place) else _no_file(place)
         before = first.setdefault(os.path.abspath(place), row)
         if reason is not None:
             refused.append((place, f"{reason} (line {row.line} of {found.source.name})"))
@@ -291,28 +358,14 @@ def _no_file(path: str) -> str | None:
     return None if stat.S_ISREG(mode) else "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
 
 
-def _class_numbers(
-    labels: set[str], class_names: list[str] | None, where: str
-) -> tuple[list[str] | None, dict[str | None, int]]:
-    """Keep labels that are numbers; number names in the order of `class_names`, or else of `in_order`."""
-    if class_names is None and all(map(is_number, labels)):
-        return None, {label: int(label) for label in labels}
-    return _numbered(in_order(labels), class_names, where)
+def from_shards(spec: str, image: str | None = None, labels: LabelMaps | None = None, main: str = IMAGE) -> Source:
+    """Return the samples of shards.
 
-
-def _numbered(found: list[str], class_names: list[str] | None, where: str) -> tuple[list[str], dict[str | None, int]]:
-    """Return the names of the classes, and the number of each."""
-    names = found if class_names is None else class_names
-    numbers: dict[str | None, int] = {name: i for i, name in enumerate(names)}
-    unknown = [name for name in found if name not in numbers]
-    if unknown:
-        known = counted(len(names), "name")
-        raise DataError(f"{where}: the class {unknown[0]!r} is not one of the names in --class-names ({known})")
-    return names, numbers
-
-
-def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Source:
-    shards = ShardSet.open(spec, warn=False, image=image)
+    Args:
+        image, labels: as for `open_source`.
+        main: kind of the main member of the samples.
+    """
+    shards = ShardSet.open(spec, warn=False, image=image, main=main)
     names = shards.card.class_names if shards.card else None
     packed = shards.card.label_maps if shards.card else None
     facts = shards.card.objects if shards.card else None
@@ -332,7 +385,7 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
     shards.label_member = member
     entries, taken, left_out = [], set(), LeftOut()
     for index in range(shards.num_samples):
-        name, key = shards.name(index), _unused(shards.key(index), taken)
+        name, key = shards.name(index), unused(shards.key(index), taken)
         shard = shards.shards[shards.locate(index)[0]]
         version = f"{shard.size}/{name}"
         entries.append(Entry(f"{shard.url}/{shards.key(index)}", key, version, index=index, label_map=member))
@@ -343,33 +396,5 @@ def _from_shards(spec: str, image: str | None, labels: LabelMaps | None) -> Sour
     notes += [str(shard.empty) for shard in shards.empty]
     lost = left_out.lost or bool(shards.empty) or any(shard.truncated for shard in shards.shards)
     root = ", ".join(shard.url for shard in shards.shards)
-    return Source(root, entries, names, shards, notes=tuple(notes), lost=lost, labels=rules, objects=objects)
-
-
-def _with_keys(rows: Iterable[tuple[str, str, int | tuple[int, ...] | None]]) -> list[Entry]:
-    """Entries for (path, relative path, label); files of the formats that every version read get their keys first."""
-    entries, taken = [], set()
-    for path, relative, label in sorted(rows, key=lambda row: extension(row[0]) not in FIRST_EXTENSIONS):
-        version = _version(path)
-        stem = os.path.splitext(relative)[0]
-        key = _unused("/".join(part.replace(".", "_") for part in Path(stem).parts if part not in ("/", "..")), taken)
-        entries.append(Entry(path, key, version, label))
-    return entries
-
-
-def _version(path: str) -> str:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return "unreadable"  # for example, a dangling link: reading it will fail
-    return f"{found.st_size}-{found.st_mtime_ns}"
-
-
-def _unused(key: str, taken: set[str]) -> str:
-    """Return the key itself, or with a number if two files differ only in their extension."""
-    candidate, number = key, 1
-    while candidate in taken:
-        number += 1
-        candidate = f"{key}-{number}"
-    taken.add(candidate)
-    return candidate
+    found = Source(root, entries, names, shards, notes=tuple(notes), lost=lost, main=main)
+    return replace(found, labels=rules, objects=objects)

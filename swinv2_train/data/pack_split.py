@@ -76,7 +76,7 @@ def divide(source: Source, rule: SplitRule, progress: Callable[[str, int, int], 
         [entry for number, entry in enumerate(entries) if number not in chosen],
         [entry for number, entry in enumerate(entries) if number in chosen],
     )
-    _report(division, entries, groups, labels, chosen)
+    _report(division, source, groups, labels, chosen)
     return division
 
 
@@ -205,7 +205,7 @@ def _read_all(
 
 def _pieces(source: Source, entry: Entry) -> bytes | None:
     """Hash of the beginning, the middle, and the end; None if they cannot be read."""
-    if source.shards is not None:
+    if source.shards is not None or entry.frames:
         return _whole(source, entry)
     try:
         with open(entry.path, "rb") as file:
@@ -221,20 +221,22 @@ def _pieces(source: Source, entry: Entry) -> bytes | None:
 
 def _whole(source: Source, entry: Entry) -> bytes | None:
     try:
-        return hashlib.sha256(source.read(entry)[0]).digest()
+        return source.digest(entry)
     except (OSError, BrokenSample):
         return None
 
 
 def _report(
-    division: Division, entries: Sequence[Entry], groups: list[list[int]], labels: Sequence[Label], chosen: set[int]
+    division: Division, source: Source, groups: list[list[int]], labels: Sequence[Label], chosen: set[int]
 ) -> None:
+    entries, what = source.entries, f"{source.main}s"
+
     def pair(numbers: Sequence[int]) -> str:
         return f"such as {entries[numbers[0]].path} and {entries[numbers[1]].path}"
 
     if groups:
         count = sum(len(group) - 1 for group in groups)
-        division.notes.append(f"exact copies of other images, kept on one side: {count:,}, {pair(groups[0])}")
+        division.notes.append(f"exact copies of other {what}, kept on one side: {count:,}, {pair(groups[0])}")
     both = [
         (outside[0], inside[0])
         for group in groups
@@ -243,10 +245,10 @@ def _report(
     if both:
         division.leaked = True
         division.notes[-1] = (
-            f"copies of {len(both):,} images are on both sides of the split, because an earlier version chose the "
-            f"held-out images, {pair(both[0])}; --overwrite splits them again"
+            f"copies of {len(both):,} {what} are on both sides of the split, because an earlier version chose the "
+            f"held-out {what}, {pair(both[0])}; --overwrite splits them again"
         )
     differ = [group for group in groups if len({labels[number] for number in group}) > 1]
     if differ:
         first = next([differ[0][0], n] for n in differ[0] if labels[n] != labels[differ[0][0]])
-        division.notes.append(f"copies of {len(differ):,} images have different labels, {pair(first)}")
+        division.notes.append(f"copies of {len(differ):,} {what} have different labels, {pair(first)}")

@@ -7,24 +7,26 @@ import itertools
 import json
 import os
 import re
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from swinv2_train.data.card import Card, ImageFacts
 from swinv2_train.data.card_label_maps import LabelMapFacts
 from swinv2_train.data.card_objects import ObjectFacts
+from swinv2_train.data.card_videos import VideoCounts
 from swinv2_train.data.decode import MAX_PIXELS
 from swinv2_train.data.errors import DataError
-from swinv2_train.data.index import build_index, checksums, read_header, write_index
+from swinv2_train.data.index import build_index, checksums, write_index
 from swinv2_train.data.index_rows import write_rows
 from swinv2_train.data.index_store import index_path, remove_index, rows_path
 from swinv2_train.data.object_cleaning import Cleaning
 from swinv2_train.data.pack_entries import Entry, Source
-from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest
+from swinv2_train.data.pack_members import Content, padded, size_of, tar_bytes, tar_writer, write_member
+from swinv2_train.data.pack_record import Origin, add_checksums, confirmed, known_manifest, packed_header
 from swinv2_train.data.parallel import ParallelMap
+from swinv2_train.data.samples import IMAGE, VIDEO, Scope
 from swinv2_train.data.sources import MANIFEST_SUFFIX, ListedShard, Manifest, manifest_text
 from swinv2_train.data.value_range import numbers_of
 from swinv2_train.text import counted
@@ -35,20 +37,19 @@ if TYPE_CHECKING:
 
     from swinv2_train.data.label_rules import LabelRules
     from swinv2_train.data.tiling import Tiling
+    from swinv2_train.data.video_packing import VideoPacking
 
 _VERSION = 1  # version of the packed bytes; part of every fingerprint
 _TILES_VERSION = 2  # the same of tiles: the first one scaled those of 12 bits
 _LABELS_VERSION = 2  # the same of images with label maps: the first one skipped turned TIFFs and did not warn
-_BLOCK = 512
-_LONG_NAME = 3 * _BLOCK  # minimum size of a PAX header for a long or non-ASCII name
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """Options that decide the bytes of the shards, in addition to the images."""
+    """Options that decide the bytes of the shards, in addition to the images or videos."""
 
     max_bytes: int = 256 << 20
-    """Upper bound of a shard; a single larger image gets its own shard."""
+    """Upper bound of a shard; a single larger sample gets its own shard."""
     max_count: int = 10_000
     """Most samples in a shard."""
     resize: int | None = None
@@ -71,14 +72,17 @@ class PackOptions:
     """Meaning of the values of label maps; None: images have none."""
     tile: Tiling | None = None
     """Cut larger images into tiles."""
+    video: VideoPacking | None = None
+    """Options of packing videos; None: the samples are images."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One image that is ready to be written, or the reason why it is skipped."""
+    """One image or video that is ready to be written, or the reason why it is skipped."""
 
     entry: Entry
-    members: dict[str, bytes] = field(default_factory=dict)
+    members: dict[str, Content] = field(default_factory=dict)
+    """The main one first."""
     facts: ImageFacts | None = None
     labels: tuple[int, ...] | None = None
     broken: str | None = None
@@ -94,6 +98,7 @@ class Packed:
     """Name of its label map if it looks as if it was resized with interpolation."""
     empty: bool = False
     """True for a tile that is left out because all of its pixels are without data, or without a class."""
+    video: VideoCounts | None = None
 
     @property
     def labeled(self) -> bool:
@@ -128,7 +133,8 @@ class FinishedShard:
 
 
 _LATER = {
-    name: getattr(PackOptions(), name) for name in ("background", "max_pixels", "image", "nodata", "labels", "tile")
+    name: getattr(PackOptions(), name)
+    for name in ("background", "max_pixels", "image", "nodata", "labels", "tile", "video")
 }
 """Options that the fingerprints of earlier versions do not contain, with the defaults that leave these as they are."""
 
@@ -237,7 +243,7 @@ class SplitWriter:
     def _finished(self, name: str, start: int) -> FinishedShard | None:
         """Return the shard of this name if it contains exactly the entries that it would be made of now."""
         tar = self._out / name
-        header = read_header(index_path(tar))
+        header = packed_header(tar)
         record = header["extra"].get("pack") if header else None
         if not header or not record or not tar.is_file() or record["start"] != start:
             return None
@@ -275,7 +281,7 @@ class SplitWriter:
         temporary = self._out / f".{name}.tmp"
         try:
             with temporary.open("wb") as file:
-                with _tar_writer(file) as tar:
+                with tar_writer(file) as tar:
                     for packed in ahead:
                         if packed.broken is not None:
                             broken.append(packed.entry.problem(packed.broken))
@@ -337,9 +343,11 @@ class SplitWriter:
             "cleaning": shard.cleaning.to_json(),
             "smooth": shard.smooth,
         }
+        main = self._source.main
+        scope = Scope(main, all_members=main != IMAGE)
         fd = os.open(temporary, os.O_RDONLY)
         try:
-            index = build_index(tar.name, fd, {"card": shard.card.to_json(), "pack": record})
+            index = build_index(tar.name, fd, {"card": shard.card.to_json(), "pack": record}, scope)
             index.checksums = checksums(index, fd)
         finally:
             os.close(fd)
@@ -349,14 +357,14 @@ class SplitWriter:
             )
         self._manifest.unlink(missing_ok=True)  # it describes the previous content
         # Write the index first: the next command would treat a tar without one as foreign.
-        write_index(index, index_path(tar))
-        write_rows(index, rows_path(tar))
+        write_index(index, index_path(tar, main))
+        write_rows(index, rows_path(tar, main))
         temporary.replace(tar)
+        remove_index(tar, [other for other in (IMAGE, VIDEO) if other != main])  # of a shard that this one replaces
 
     def _full(self, offset: int, count: int, packed: Packed) -> bool:
-        needed = sum(_member_bytes(packed.entry.key, extension, data) for extension, data in packed.members.items())
-        size = -(-(offset + needed + 2 * _BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-        return count >= self._options.max_count or size > self._options.max_bytes
+        needed = sum(tar_bytes(packed.entry.key, extension, data) for extension, data in packed.members.items())
+        return count >= self._options.max_count or padded(offset + needed) > self._options.max_bytes
 
     def _fingerprint(self, start: int, stop: int) -> str:
         """Hash everything that determines the bytes: options, the entries, and the next one, which no longer fit."""
@@ -387,24 +395,9 @@ class _Ahead:
         self._returned.append(item)
 
 
-def _tar_writer(file: BinaryIO) -> TarWriter:
-    """Open webdataset's writer so that the bytes depend only on names and contents: time 0, owner 0 without a name."""
-    from webdataset import TarWriter
-
-    return TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0, format="PAX_FORMAT")
-
-
 def _add(tar: TarWriter, packed: Packed, card: Card) -> None:
     assert packed.facts is not None
-    for extension, data in packed.members.items():
-        # One by one, because the writer sorts the members that it gets together, and the image comes first here.
-        tar.write({"__key__": packed.entry.key, extension: data})
-    image = next(iter(packed.members.values()))
-    card.add_image(packed.facts, len(image), packed.labels, packed.label_map, packed.objects)
-
-
-def _member_bytes(key: str, extension: str, data: bytes) -> int:
-    name = f"{key}.{extension}"
-    plain = name.isascii() and len(name) <= 100
-    path = 0 if plain else _LONG_NAME + -(-len(os.fsencode(name)) // _BLOCK) * _BLOCK
-    return _BLOCK + -(-len(data) // _BLOCK) * _BLOCK + path
+    for extension, content in packed.members.items():
+        write_member(tar, packed.entry.key, extension, content)
+    size = size_of(next(iter(packed.members.values())))
+    card.add_image(packed.facts, size, packed.labels, packed.label_map, packed.objects, packed.video)

@@ -87,11 +87,17 @@ class ParallelMap:
         on."""
         names = ", ".join(map(self._name, items[:_NAMED]))
         which = f" while the processes decoded {names}" if items else ""
-        return f"a decoding process died{which}: an image crashes its decoder, or memory is short (use fewer --workers)"
+        return f"a decoding process died{which}: a file crashes its decoder, or memory is short (use fewer --workers)"
 
-    def close(self) -> None:
+    def close(self, *, wait: bool = True) -> None:
+        """End the processes.
+
+        Args:
+            wait: until each has finished its item, such as a long video; False: they end on their own, or with this
+                process.
+        """
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _start(task: Callable[[Any], Any], current: CurrentItems, started: Any, plugins: list[str]) -> None:

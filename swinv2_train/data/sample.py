@@ -18,7 +18,10 @@ from swinv2_train.data.image_header import header_size, orientation, sniff
 from swinv2_train.data.label_image import decode_label_map
 from swinv2_train.data.objects import MEMBER, Objects
 from swinv2_train.data.raw_sample import RawSample
-from swinv2_train.data.samples import IMAGE
+from swinv2_train.data.samples import IMAGE, VIDEO
+from swinv2_train.data.video import Video
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
+from swinv2_train.data.video_facts import VideoFacts
 from swinv2_train.reading import UnreadableError, parse_json
 
 
@@ -103,6 +106,18 @@ class Sample:
     @cached_property
     def _frame(self) -> JpegFrame | None:
         return JpegFrame.of(self.data(IMAGE))
+
+    @cached_property
+    def video(self) -> Video:
+        """Video whose frames are decoded by their numbers. Declare `frames.json` in `Transform.members` as well.
+
+        Shards of other programs have no `frames.json`: a pass over the video's packets replaces it.
+        """
+        self.data(VIDEO)
+        if VIDEO_FACTS not in self.raw.members and (self._declared is None or VIDEO_FACTS in self._declared):
+            return Video.of(self.data(VIDEO), self._decoding.max_pixels)
+        facts = self._once("video facts", VIDEO_FACTS, lambda data: VideoFacts.from_json(parse_json(data)))
+        return Video(self.data(VIDEO), facts, self._decoding.max_pixels)
 
     def data(self, name: str) -> bytes:
         """Return the bytes of a member.

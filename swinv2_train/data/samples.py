@@ -15,6 +15,7 @@ from swinv2_train.config.image_formats import FIRST_EXTENSIONS
 from swinv2_train.data.image_files import ARRAY_EXTENSIONS, image_extensions, is_array
 from swinv2_train.data.objects import MEMBER as OBJECTS
 from swinv2_train.data.tar import Member
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
 
 IMAGE, VIDEO = "image", "video"
 TEXT_EXTENSIONS = ("cls", "txt", "json")
@@ -204,6 +205,11 @@ class SampleGroups:
         if match is not None and self._samples and self._samples[-1].key == match[1]:
             self._samples.pop()
 
+    def have(self, main: str) -> bool:
+        """Return whether any sample has a member that is read as an image, or as a video."""
+        scope = Scope(main)
+        return any(scope.is_main(extension) for sample in self._samples for extension in sample.names)
+
     def finish(self) -> list[MemberGroup]:
         """Return the samples with a main member, in order, and complete `left_out`."""
         scope, main = self._scope, self._scope.extensions
@@ -249,7 +255,7 @@ def _unread(sample: MemberGroup, chosen: str, main: Sequence[str]) -> Iterator[t
         elif last == "cls" or (last in TEXT_EXTENSIONS and prefix == chosen.rpartition(".")[0]):
             yield "dotted label", extension
         else:  # such as seg.png next to jpg
-            known = extension == OBJECTS or (
+            known = extension in (OBJECTS, VIDEO_FACTS) or (
                 last in image_extensions() and not any(character.isdecimal() for character in prefix)
             )
             yield f"{_OTHER_TYPE}:{extension if known else last}", extension

@@ -33,6 +33,8 @@ class Shard:
     """Members that are not read, as far as they were counted when the set was opened."""
     empty: str | None = None
     """Why the shard has no samples, if it has none."""
+    other_main: str = ""
+    """Main member that it has samples of instead, if it has none; empty: neither."""
 
     @property
     def name(self) -> str:

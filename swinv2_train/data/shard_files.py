@@ -8,7 +8,7 @@ import socket
 from collections import OrderedDict
 from typing import Any
 
-from swinv2_train.data.errors import DataError
+from swinv2_train.data.errors import BrokenSample, DataError
 from swinv2_train.data.index import ShardIndex
 from swinv2_train.data.index_rows import IndexRows
 from swinv2_train.data.index_store import forget_index, load_index, open_rows, store_rows
@@ -147,3 +147,17 @@ class ShardFiles:
                 raise self.changed(shard, index.num_samples)
             self._index_of = (shard, index)
         return self._index_of[1]
+
+
+def read_member(fd: int, offset: int, size: int) -> bytes:
+    """Read a member of an open tar. Raises BrokenSample if it cannot be read completely."""
+    parts, left = list[bytes](), size
+    try:
+        while left and (part := os.pread(fd, left, offset + size - left)):  # Linux reads at most 2 GiB at a time
+            parts.append(part)
+            left -= len(part)
+    except OSError as error:
+        raise BrokenSample(f"the shard cannot be read here ({error.strerror})") from None
+    if left:
+        raise BrokenSample(f"the shard ends {left} bytes too early")
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -25,12 +25,13 @@ from swinv2_train.data.prefetch import Prefetcher
 from swinv2_train.data.raw_sample import RawSample
 from swinv2_train.data.remote import NoPartsError, ShardCache
 from swinv2_train.data.remote_file import RemoteFile
-from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, LeftOut, Scope, choice_lines
+from swinv2_train.data.samples import IMAGE, TEXT_EXTENSIONS, VIDEO, LeftOut, Scope, choice_lines
 from swinv2_train.data.shard import Shard
-from swinv2_train.data.shard_files import ShardFiles
+from swinv2_train.data.shard_files import ShardFiles, read_member
 from swinv2_train.data.shard_parts import Part, ShardParts
 from swinv2_train.data.shard_table import ShardTable
 from swinv2_train.data.tar import BLOCK
+from swinv2_train.data.video_facts import MEMBER as VIDEO_FACTS
 from swinv2_train.text import counted
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,8 @@ class ShardSet:
                 counted.counts.pop("shared key", None)
         if self.card is not None and self.card.objects is not None:
             counted.remove(OBJECTS)
+        if self.scope.main == VIDEO:
+            counted.remove(VIDEO_FACTS)
         return counted
 
     def several_images(self, shard: int) -> Counter[tuple[str, ...]]:
@@ -256,7 +259,7 @@ class ShardSet:
         for name in members:
             place = places.get(main if name == self.scope.main else name)
             if place is not None:
-                found[name] = _pread(fd, place[0] - start, place[1])
+                found[name] = read_member(fd, place[0] - start, place[1])
         return RawSample(key, main, found, self.scope.main)
 
     def _other_bytes(self, shard: int, sample: int, raw: RawSample) -> str | None:
@@ -437,13 +440,3 @@ class ShardSet:
         finally:
             if file is not None:
                 os.close(fd)
-
-
-def _pread(fd: int, offset: int, size: int) -> bytes:
-    try:
-        data = os.pread(fd, size, offset)
-    except OSError as error:
-        raise BrokenSample(f"the shard cannot be read here ({error.strerror})") from None
-    if len(data) < size:
-        raise BrokenSample(f"the shard ends {size - len(data)} bytes too early")
-    return data

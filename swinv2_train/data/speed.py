@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.batch import collate, share_memory
+from swinv2_train.data.clips import train_clip
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import BrokenSample, DataError
-from swinv2_train.data.geometry import draw_crop
+from swinv2_train.data.geometry import Crop, draw_crop
 from swinv2_train.data.order import sample_rng
 from swinv2_train.data.sample import Sample
-from swinv2_train.data.samples import IMAGE
+from swinv2_train.data.samples import IMAGE, VIDEO, VIDEO_FACTS
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.workers import unshared
 
@@ -35,7 +38,7 @@ class Speed:
     num_broken: int = 0
     bytes_read: int = 0
     pixels: int = 0
-    """Pixels of the images, decoded or not."""
+    """Pixels of the images, decoded or not, or of the frames of the clips."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def rate(self, stage: str | None = None) -> float:
@@ -66,11 +69,15 @@ def measure_speed(
     num_samples: int = 512,
     micro_batch: int = 64,
     seed: int = 0,
+    clip: tuple[int, int] | None = None,
 ) -> Speed:
     """Make training samples as a data worker does, on one thread of this process, and measure each stage.
 
     Samples are chosen at random, and read once before, so that the storage is not part of the result. Flips are; the
     augmentation of a task, such as its masks or colors, is not.
+
+    Args:
+        clip: frames and stride of the clips to make of videos; None for images.
 
     Raises:
         DataError: if no sample can be used, or shared memory is full.
@@ -79,11 +86,12 @@ def measure_speed(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _measure(shards, chosen[:_WARM_UP], size, augment, decoding, micro_batch)
+        made = _Inputs(size, augment, decoding, clip)
+        _measure(shards, chosen[:_WARM_UP], made, micro_batch)
         for index in chosen:
             with _suppressed():
-                shards.read(index, (IMAGE,))
-        speed = _measure(shards, chosen, size, augment, decoding, micro_batch)
+                shards.read(index, _members(shards))
+        speed = _measure(shards, chosen, made, micro_batch)
     finally:
         torch.set_num_threads(threads)
     if not speed.num_samples:
@@ -91,28 +99,43 @@ def measure_speed(
     return speed
 
 
-def _measure(
-    shards: ShardSet,
-    chosen: list[int],
-    size: tuple[int, int],
-    augment: AugmentConfig,
-    decoding: DecodeOptions,
-    micro_batch: int,
-) -> Speed:
+@dataclass(frozen=True)
+class _Inputs:
+    """Inputs of a model to be made; see `measure_speed`."""
+
+    size: tuple[int, int]
+    augment: AugmentConfig
+    decoding: DecodeOptions
+    clip: tuple[int, int] | None
+
+    def decoded(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, Crop]:
+        """Return the pixels (..., C, H, W) that a drawn crop needs, and the crop."""
+        if self.clip is None:
+            return sample.part(sample.aligned(draw_crop(sample.size, self.size, self.augment, rng)))
+        numbers = train_clip(sample.video.facts.frames, *self.clip, rng)
+        crop = draw_crop(sample.video.size, self.size, self.augment, rng)
+        return sample.video.frames(numbers).transpose(0, 1), crop
+
+
+def _members(shards: ShardSet) -> tuple[str, ...]:
+    return (VIDEO, VIDEO_FACTS) if shards.scope.main == VIDEO else (IMAGE,)
+
+
+def _measure(shards: ShardSet, chosen: list[int], made: _Inputs, micro_batch: int) -> Speed:
     speed = Speed()
     waiting: list[dict[str, Any]] = []
     for number, index in enumerate(chosen):
         with _suppressed(speed):
             with speed.timed("read"):
-                sample = Sample(shards.read(index, (IMAGE,)), None, decoding)
+                sample = Sample(shards.read(index, _members(shards)), None, made.decoding)
             with speed.timed("decode"):
-                crop = draw_crop(sample.size, size, augment, sample_rng(0, number))
-                part, inside = sample.part(sample.aligned(crop))
+                part, crop = made.decoded(sample, sample_rng(0, number))
             with speed.timed("augment"):
-                waiting.append({"image": inside.image(part, augment.interpolation)})
+                image = crop.image(part, made.augment.interpolation)
+                waiting.append({"image": image.movedim(-3, 0)})
             speed.num_samples += 1
-            speed.bytes_read += len(sample.data(IMAGE))
-            speed.pixels += crop.source[0] * crop.source[1]
+            speed.bytes_read += len(sample.raw.data)
+            speed.pixels += part.shape[0] * math.prod(crop.source) if made.clip else math.prod(sample.size)
         if waiting and (len(waiting) == micro_batch or index == chosen[-1]):
             with speed.timed("collate"):
                 _passed_on(waiting)

@@ -20,6 +20,7 @@ from swinv2_train.engine.drawing import same_number
 from swinv2_train.launch.ranks import Ranks
 from swinv2_train.launch.signals import StopRequest
 from swinv2_train.launch.watchdog import Watchdog
+from swinv2_train.tasks.build import measured_together
 from swinv2_train.tasks.outcome import combine
 from swinv2_train.tasks.task import Task
 from swinv2_train.tracking.figures import with_heading
@@ -108,7 +109,8 @@ class Evaluation:
 
     def _measure(self, step: int) -> dict[str, float]:
         self.watchdog.now("evaluation", step)
-        with self._batches(self.config.eval.max_samples, self.plan.micro_batch) as batches:
+        size = measured_together(self.config.task, self.plan.micro_batch)
+        with self._batches(self.config.eval.max_samples, size) as batches:
             own = self.task.evaluate(self.engine.model, batches)
         return combine(self.task, own, self.ranks).metrics
 

@@ -14,7 +14,7 @@ from swinv2_train.checkpoint.errors import CheckpointError
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import pretrained_windows, table_windows
+from swinv2_train.config.model import pretrained_temporal_windows, pretrained_windows, table_windows
 from swinv2_train.config.order import fill_in_order
 from swinv2_train.config.schema import Config
 from swinv2_train.data.card import Card
@@ -24,7 +24,7 @@ from swinv2_train.data.label_map import NAMES, NUMBERS, match_names, read_label_
 from swinv2_train.data.value_range import fill_in_scale
 from swinv2_train.engine.identity import saved_metadata
 from swinv2_train.engine.origin import check_origin, origin_of
-from swinv2_train.interop.metadata import Window, plain_windows, put_trained, trained_windows
+from swinv2_train.interop.metadata import Window, model_config, plain_windows, put_trained, trained_windows
 from swinv2_train.interop.source import WeightSource, open_source
 from swinv2_train.interop.transfer import check_structure, shares_head
 from swinv2_train.tasks.classes import names_of_classes
@@ -64,6 +64,8 @@ def complete(config: Config, card: Card | None, *, weights: bool = True) -> Conf
     if begun is not None:
         if not any(map(any, pretrained_windows(config.model))):
             config.model.pretrained_window = _saved(begun, "model", "pretrained_window") or 0
+        if not config.model.pretrained_temporal_window:
+            config.model.pretrained_temporal_window = _saved(begun, "model", "pretrained_temporal_window") or 0
         return config
     if config.init_from and weights and not config.replay:  # the config of a replay is complete
         with _opened(config) as source:
@@ -151,6 +153,22 @@ def _take_windows(config: Config, source: WeightSource) -> None:
         )
         raise ConfigError("model.pretrained_window", _written(given), hint)
     config.model.pretrained_window = plain_windows(taken)
+    _take_temporal_window(config, source)
+
+
+def _take_temporal_window(config: Config, source: WeightSource) -> None:
+    """Do the same for the window along time, if the weights are of clips."""
+    there = model_config(source.metadata)
+    if not there.temporal_patch or not config.model.temporal_patch:
+        return
+    given, trained = config.model.pretrained_temporal_window, pretrained_temporal_windows(there)
+    if given and pretrained_temporal_windows(config.model) != trained:
+        hint = (
+            f"the weights in {source.path} were trained with {str(trained).replace(' ', '')}; "
+            "model.pretrained_temporal_window=0 uses the windows of the source"
+        )
+        raise ConfigError("model.pretrained_temporal_window", given, hint)
+    config.model.pretrained_temporal_window = trained
 
 
 def _written(windows: list[Window]) -> str:

@@ -81,7 +81,8 @@ def saved_metadata(directory: Path, config: Config, step: int | None = None) -> 
 
     Args:
         directory: the run directory.
-        config: may leave `model.pretrained_window` at 0 and fields of the task open, which are then not compared.
+        config: may leave the pretrained windows of the model at 0 and fields of the task open, which are then not
+            compared.
         step: of the only checkpoint that counts; None: all.
     """
     found = [saved for _, saved in _all_metadata(directory, step)]
@@ -90,6 +91,8 @@ def saved_metadata(directory: Path, config: Config, step: int | None = None) -> 
         del own.metadata["task"][key]
     if not any(map(any, pretrained_windows(config.model))):
         del own.metadata["model"]["pretrained_window"]
+    if not config.model.pretrained_temporal_window:
+        own.metadata["model"].pop("pretrained_temporal_window", None)
     return next((saved for saved in found if own.refusal(saved) is None), found[0] if found else None)
 
 

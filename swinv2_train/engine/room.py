@@ -26,6 +26,7 @@ from swinv2_train.models.state import persistent_buffers
 from swinv2_train.models.trainable import count_trained
 from swinv2_train.planner.fit import Gpu, check_fit
 from swinv2_train.planner.memory import checkpoint_bytes
+from swinv2_train.tasks.build import measured_together
 from swinv2_train.tasks.task import Task
 from swinv2_train.text import counted
 
@@ -70,8 +71,9 @@ def shared_memory_needed(
     needed = kept * _sample_bytes(task, card)
     if held_out is not None and config.eval.every_steps and batches:
         count = min(config.eval.max_samples or held_out.num_samples, held_out.num_samples)
-        own = -(-count // plan.world_size)
-        needed += min(own, batches * config.data.prefetch_batches) * _sample_bytes(task, held_out.card)
+        own, inputs = -(-count // plan.world_size), config.task.eval_inputs
+        kept = config.data.num_workers * measured_together(config.task, plan.micro_batch) * config.data.prefetch_batches
+        needed += min(own, kept) * inputs * _sample_bytes(task, held_out.card)
     return needed
 
 

@@ -103,10 +103,12 @@ def train(
         ConfigError, DataError, RunError, CheckpointError: any error that ends the run, with a one-sentence message.
     """
     check_address_space()
-    if config.data.crop_decoding and not (problem or config.launch.preflight_only):
+    clips, preparing = bool(config.data.frames), not (problem or config.launch.preflight_only)
+    if config.data.crop_decoding and not clips and preparing:
         prepare_jpeg_parts()  # data workers load what it compiles
-    if config.data.num_workers and not (problem or config.launch.preflight_only):
-        start_server(config.task.worker_modules())  # imports the workers' modules while this process builds the model
+    if config.data.num_workers and preparing:
+        # It imports the workers' modules while this process builds the model.
+        start_server([*config.task.worker_modules(), *(["av"] if clips else [])])
     device, _ = choose_ranks(config.launch.device, 1, LAUNCH_KEYS)
     with joined_ranks(device, collective_minutes(config.watchdog), config.watchdog.start_minutes) as ranks:
         return _train(config, ranks, stop, environment, problem, begins=begins, data=data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 from swinv2_train.checkpoint.identity import EARLIER_BACKGROUND
@@ -205,7 +206,9 @@ def start_lines(config: Config, plan: Plan, state: TrainState, ranks: Ranks) -> 
 
 
 def decoder_line(config: Config) -> str:
-    """Return a line for the log about the decoder of JPEGs in training."""
+    """Return a line for the log about the decoder of JPEGs or videos in training."""
+    if config.data.frames:
+        return f"video decoder: PyAV {version('av')}, only the frames that clips need"
     if not config.data.crop_decoding:
         reason = "data.crop_decoding=false"
     elif config.task.repeats > 1:

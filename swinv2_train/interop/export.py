@@ -31,6 +31,7 @@ from swinv2_train.interop import onnx, peers
 from swinv2_train.interop.agreement import disagreement, is_installed
 from swinv2_train.interop.images import made_images
 from swinv2_train.interop.input_check import check_input, made_pictures, prepared, recorded_bits
+from swinv2_train.interop.metadata import CLIP_KEYS
 from swinv2_train.interop.model_card import Comparison, model_card
 from swinv2_train.interop.names import FORMATS, HEAD, in_backbone
 from swinv2_train.interop.target import (
@@ -275,10 +276,11 @@ def _write_weights(path: Path, tensors: Mapping[str, Tensor], dtype: str, metada
 def exported_metadata(loaded: LoadedModel) -> dict[str, Any]:
     """Return what a reader must know about the weights, in the sections of a checkpoint's manifest."""
     config = loaded.config
+    clips = {key: getattr(config.data, key) for key in CLIP_KEYS} if config.data.frames else {}
     return {
         "task": to_dict(config.task),
         "model": {key: value for key, value in to_dict(config.model).items() if key not in _TRAINING_ONLY},
-        "data": {"resolution": list(resolution(config)), "mean": loaded.mean, "std": loaded.std},
+        "data": {"resolution": list(resolution(config)), "mean": loaded.mean, "std": loaded.std, **clips},
         "classes": loaded.class_names,
         "preprocess": _preprocess(loaded),
     }

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swinv2_train.checkpoint.errors import CheckpointError
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
+from swinv2_train.config.clips import check_clips
 from swinv2_train.config.compose import override, to_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry, validate_model
+from swinv2_train.config.model import ModelConfig, pretrained_windows, stage_geometry
 from swinv2_train.config.plugins import import_recorded
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import TaskConfig, task_section
 from swinv2_train.config.validate import validate_data
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.config.values import VALUE_KEYS
 from swinv2_train.config.window_scale import TEST_WINDOW, with_test_window
 from swinv2_train.interop.metadata import (
+    CLIP_KEYS,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    keep_temporal_window,
     model_config,
     plain_windows,
     put_trained,
@@ -125,6 +129,7 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
     source.notes += import_recorded(metadata.get("imports"))
     values = {**metadata.get("task", {}), **({"module": module} if module else {})}
     config = Config(task=_task(values, source.path), model=model_config(metadata))
+    keep_temporal_window(config.model)
     overrides = with_test_window(config.model, overrides)
     trained = trained_windows(metadata)
     data, crop = metadata["data"], metadata.get("preprocess", {})
@@ -141,6 +146,8 @@ def source_config(source: WeightSource, overrides: Sequence[str] = ()) -> Config
         if crop.get(key) is not None:
             setattr(config.data, key, crop[key])
     config.data.label = _label(data.get("label"), source.path)
+    for key in CLIP_KEYS:
+        setattr(config.data, key, data.get(key, getattr(config.data, key)))
     given = {item.partition("=")[0] for item in overrides}
     sides = data.get("resolution")
     known: dict[str, Any] = {
@@ -259,7 +266,8 @@ def _validate(config: Config, source: WeightSource, given: set[str]) -> None:
     """
     try:
         validate_model(config.model)
-        stage_geometry(config.model, *resolution(config))
+        check_clips(config)
+        stage_geometry(config.model, *resolution(config), clip_frames(config))
         validate_data(config)
         config.task.check_prediction()
         if isinstance(config.data.scale, str):

@@ -19,14 +19,17 @@ from swinv2_train.config.model import (
     NUM_STAGES,
     ModelConfig,
     fit_window,
+    pretrained_temporal_windows,
     pretrained_windows,
     stage_geometry,
-    validate_model,
 )
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.reading import UnreadableError, finite_number, from_object, is_count
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+CLIP_KEYS = ("frames", "frame_stride")
+"""Keys of the section `data` that describe the clips of a model."""
 _TORCHVISION = re.compile(r"swin_v2_([tsb])-[0-9a-f]{8}")
 """Names of torchvision's files, all for 256 pixels."""
 _TORCHVISION_RESIZED = {"t": 260, "s": 260, "b": 272}
@@ -71,6 +74,9 @@ def recorded_metadata(content: Any) -> dict[str, Any]:
         raise UnreadableError(f"its metadata is damaged: model.{error}") from error
     except ConfigError as error:
         raise UnreadableError(f"its metadata is damaged: {error}") from error
+    for key in CLIP_KEYS:
+        if not is_count(count := known["data"].get(key, 0)):
+            raise UnreadableError(f"its metadata is damaged: data.{key} is {reprlib.repr(count)}")
     sides = known["data"].get("resolution")
     if sides is not None and not (_is_list(sides, is_count) and len(sides) == 2 and all(sides)):
         raise UnreadableError(f"its metadata is damaged: data.resolution is {reprlib.repr(sides)}")
@@ -116,6 +122,12 @@ def trained_windows(metadata: Mapping[str, Any]) -> list[Window] | None:
     return put_trained(given, used)
 
 
+def keep_temporal_window(model: ModelConfig) -> None:
+    """Record the window along time that the weights of clips were trained with, before another one is set for use."""
+    if model.temporal_patch:
+        model.pretrained_temporal_window = pretrained_temporal_windows(model)
+
+
 def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
     """Return the fields of a model that its canonical tensors determine: all except windows, their rule, and fields
     without weights.
@@ -153,8 +165,11 @@ def infer_model(shapes: Shapes, path: Path) -> dict[str, Any]:
     }
 
 
-def refuse_other_models(shapes: Shapes, path: Path) -> None:
+def refuse_other_models(shapes: Shapes, path: Path, patch_dimensions: Sequence[int] = (4,)) -> None:
     """Reject weights that do not belong to a Swin Transformer V2.
+
+    Args:
+        patch_dimensions: possible numbers of dimensions of the patch embedding: 4 for images, 5 for clips.
 
     Raises:
         ConfigError: naming the model that they look like.
@@ -175,7 +190,7 @@ def refuse_other_models(shapes: Shapes, path: Path) -> None:
         hint = "DeepSpeed divides the weights among several files with ZeRO stage 3; join them with its zero_to_fp32.py"
         raise ConfigError("", path, f"{path} has tensors without elements; {hint}")
     missing = [key for key in ("patch_embed.proj.weight", f"{block}qkv.weight", "norm.weight") if key not in shapes]
-    if missing or len(shapes["patch_embed.proj.weight"]) != 4:
+    if missing or len(shapes["patch_embed.proj.weight"]) not in patch_dimensions:
         held = ", ".join(list(shapes)[:3]) or "nothing"
         key = missing[0] if missing else "patch_embed.proj.weight of 4 dimensions"
         raise ConfigError("", path, f"{path} is not a Swin Transformer V2: it lacks {key} (it has {held}, ...)")

@@ -6,26 +6,24 @@ the dataset card next to its shards, its evaluations); and from the export itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swinv2_train.checkpoint.identity import CLIP_MODEL_KEYS
 from swinv2_train.config.checks import resolution
 from swinv2_train.config.compose import from_yaml
 from swinv2_train.config.errors import ConfigError
-from swinv2_train.config.model import (
-    ModelConfig,
-    extra_norm_text,
-    stage_geometry,
-)
 from swinv2_train.config.paths import user_path
 from swinv2_train.config.tasks import DETECTIONS, FEATURES, LOGITS, PIXEL_LOGITS
 from swinv2_train.config.values import scale_pairs, value_settings
 from swinv2_train.interop.card_data import dataset_card, role_in_training
 from swinv2_train.interop.input_code import input_code
+from swinv2_train.interop.metadata import CLIP_KEYS
+from swinv2_train.interop.model_rows import Rows, listed, model_rows
 from swinv2_train.interop.onnx import LEVELS
-from swinv2_train.interop.peers import earlier_windows, version_of
+from swinv2_train.interop.peers import version_of
 from swinv2_train.interop.target import OWN
 from swinv2_train.reading import read_object
 from swinv2_train.redact import redact
@@ -51,7 +49,6 @@ _OWN_CODE = {
     DETECTIONS: "\nfound = model(images, torch.tensor([images.shape[-2:]] * len(images)))  # of each image",
 }
 """Lines that compute the outputs, in this package."""
-Rows = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def model_card(
     trained = _resolved(run)
     card = dataset_card(trained.data.shards) if trained else None
     sections = [
-        ("Model", _table(_model_rows(loaded, compared.parameters, dtype, weights))),
+        ("Model", _table(model_rows(loaded, compared.parameters, dtype, weights))),
         ("Use", _usage(loaded, layout, name, compared)),
         ("Input", f"{_table(_input_rows(loaded, compared.input, card))}\n\n```python\n{input_code(loaded)}```"),
         ("Classes", _classes(loaded)),
@@ -138,38 +135,6 @@ def _summary(loaded: LoadedModel) -> str:
     return f"A Swin Transformer V2 ([paper]({PAPER})) {task.PURPOSE or f'for the task {task.title}'}."
 
 
-def _model_rows(loaded: LoadedModel, parameters: int, dtype: str, weights: str) -> Rows:
-    model, size = loaded.config.model, resolution(loaded.config)
-    rows = [
-        ("parameters", f"{parameters:,}"),
-        ("channels per stage", _listed(model.embed_dim * 2**stage for stage in range(len(model.depths)))),
-        ("blocks per stage", _listed(model.depths)),
-        ("heads per stage", _listed(model.num_heads)),
-        ("windows per stage", _listed(_sides(stage.window) for stage in stage_geometry(model, *size))),
-        ("patch", f"{model.patch_size}x{model.patch_size} pixels"),
-        ("MLP ratio", f"{model.mlp_ratio:g}"),
-    ]
-    earlier = earlier_windows(model, size)
-    if any(map(any, earlier)):
-        own = [stage.window for stage in stage_geometry(model, *size)]
-        pairs = zip(earlier, own, strict=True)
-        rows.append(
-            ("windows of the pretraining", _listed(_sides(before if any(before) else now) for before, now in pairs))
-        )
-    if norms := extra_norm_text(model):
-        rows.append(("extra norm", norms))
-    if model.absolute_position:
-        rows.append(("absolute position embedding", "yes"))
-    default = ModelConfig()
-    for key in ("norm_placement", "similarity", "position_bias", "window_rule"):
-        if getattr(model, key) != getattr(default, key):
-            rows.append((key.replace("_", " "), str(getattr(model, key))))
-    rows.append(("weights", f"{dtype}, {'moving average' if weights == 'ema' else 'as trained'}"))
-    if loaded.source.step is not None:
-        rows.append(("step", f"{loaded.source.step:,}"))
-    return rows
-
-
 def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Rows:
     """Return the rows of the input.
 
@@ -189,7 +154,7 @@ def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Ro
         crop = f"resize so that the crop covers {part}the tighter side, then the center"
     range_text = ""
     if data.scale is not None:
-        pairs = _listed(f"{low:.6g} to {high:.6g}" for low, high in scale_pairs(data.scale))
+        pairs = listed(f"{low:.6g} to {high:.6g}" for low, high in scale_pairs(data.scale))
         nodata = "" if data.nodata is None else f", nodata {data.nodata}"
         range_text = f"{pairs} becomes 0 to 1, clipped; missing pixels (NaN{nodata}) become {data.fill}"
     largest = " or ".join(f"{2**bits - 1} ({bits} bits)" for bits in check.bits)
@@ -199,8 +164,8 @@ def _input_rows(loaded: LoadedModel, check: InputCheck, card: Card | None) -> Ro
         *([("evaluated with", own)] if (own := loaded.config.task.preparation(loaded.config)) else []),
         *([("transparency", _transparency(data.background))] if may_be_transparent else []),
         ("values", f"{range_text or f'divided by {largest}'}, minus mean, divided by standard deviation"),
-        ("mean", _listed(f"{value:.6g}" for value in loaded.mean)),
-        ("standard deviation", _listed(f"{value:.6g}" for value in loaded.std)),
+        ("mean", listed(f"{value:.6g}" for value in loaded.mean)),
+        ("standard deviation", listed(f"{value:.6g}" for value in loaded.std)),
     ]
 
 
@@ -246,7 +211,7 @@ def _training_rows(config: Config) -> Rows:
             "learning rate",
             f"{rate}, {optim.schedule}" + (f", {counted(warmup, unit, 'g')} of warm-up" if warmup else ""),
         ),
-        ("optimizer", f"AdamW, betas {_listed(optim.betas)}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}"),
+        ("optimizer", f"AdamW, betas {listed(optim.betas)}, eps {optim.eps:g}, weight decay {optim.weight_decay:g}"),
         ("gradient clipping", f"{optim.clip_norm:g}" if optim.clip_norm else "none"),
         ("drop path", f"{config.model.drop_path:g}"),
         ("precision", f"{config.engine.precision}, ZeRO {config.engine.zero_stage}"),
@@ -292,7 +257,7 @@ def _data(card: Card | None) -> str:
 
 
 def _names(shards: Any) -> str:
-    return _listed(Path(str(place)).name for place in (shards if isinstance(shards, (list, tuple)) else [shards]))
+    return listed(Path(str(place)).name for place in (shards if isinstance(shards, (list, tuple)) else [shards]))
 
 
 def _results(loaded: LoadedModel, run: Path | None, weights: str, trained: Config | None) -> str:
@@ -319,12 +284,15 @@ def _results(loaded: LoadedModel, run: Path | None, weights: str, trained: Confi
 def evaluated_input(config: Config, mean: list[float], std: list[float]) -> dict[str, Any]:
     """Return the record of an evaluation's input in results.json: all inputs other than weights and data."""
     data, model = config.data, config.model
+    clips = {key: getattr(model, key) for key in CLIP_MODEL_KEYS} if model.temporal_patch else {}
+    clips |= {key: getattr(data, key) for key in CLIP_KEYS} if data.frames else {}
     crop = {} if config.task.SIZES_DIFFER else {key: getattr(data, key) for key in _CROP}  # entire images
     return {
         "resolution": list(resolution(config)),
         "window": model.window,
         "pretrained_window": model.pretrained_window,
         "window_rule": model.window_rule,
+        **clips,
         **crop,
         "interpolation": data.augment.interpolation,
         "background": data.background,
@@ -434,14 +402,6 @@ def _table(rows: Rows) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        shown = _listed(value[:8])
+        shown = listed(value[:8])
         return f"{shown}, ... ({len(value)} values)" if len(value) > 8 else shown
     return "none" if value is None else str(value)
-
-
-def _sides(window: tuple[int, int]) -> str:
-    return f"{window[0]}x{window[1]}"
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(map(str, values))

@@ -47,6 +47,7 @@ def has_buffers(names: Iterable[str]) -> bool:
 
 _NOT_PLAIN = (
     "extra_norm_period", "extra_norm_stage", "norm_placement", "similarity", "position_bias", "absolute_position",
+    "temporal_patch",
 )  # fmt: skip
 """Fields of the model section that a plain SwinV2 leaves at their defaults."""
 _HF_BLOCK = {
@@ -97,7 +98,7 @@ class Format:
     fused: bool = True
     """True if query, key, and value are one tensor."""
     plain_only: bool = False
-    """True if it supports only the plain SwinV2: no extra norms, and no other norm, attention, or bias."""
+    """True if it supports only the plain SwinV2: no extra norms, no clips, and no other norm, attention, or bias."""
     parts_of: Callable[[str], Mapping[str, arrange.Arrangement]] | None = None
     """Canonical tensors that are made from the one of this name; empty for a name that is canonical."""
     pack: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None

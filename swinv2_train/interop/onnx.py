@@ -74,22 +74,28 @@ def trace(inference: Inference, config: ModelConfig, images: Tensor) -> torch.ex
     `inference` loses the modules that compute its position tables, so it can only be used at this size afterward.
 
     Args:
-        images: (2 or more, in_channels, H, W), an example.
+        images: (2 or more, in_channels, H, W), or clips (2 or more, in_channels, T, H, W), an example.
     """
-    fix_tables(inference.model, config, (images.shape[-2], images.shape[-1]))
+    fix_tables(inference.model, config, tuple(images.shape[2:]))
     with torch.no_grad():
         inference(images)  # fills the mask caches, so that masks become constants
         batch = torch.export.Dim("batch", min=1)
         return torch.export.export(inference, (images,), dynamic_shapes={"images": {0: batch}}, strict=False)
 
 
-def fix_tables(model: nn.Module, config: ModelConfig, resolution: tuple[int, int]) -> None:
-    """Replace the modules that compute the position bias by the tables of the windows at this resolution."""
-    for stage, geometry in zip(backbone_of(model).layers, stage_geometry(config, *resolution), strict=True):
+def fix_tables(model: nn.Module, config: ModelConfig, size: tuple[int, ...]) -> None:
+    """Replace the modules that compute the position bias by the tables of the windows at one size of the input.
+
+    Args:
+        size: (height, width) in pixels, or (frames, height, width).
+    """
+    *frames, height, width = size
+    for stage, geometry in zip(backbone_of(model).layers, stage_geometry(config, height, width, *frames), strict=True):
+        window = (geometry.time_window, *geometry.window) if frames else geometry.window
         for block in stage.blocks:
             attention = block.attn
             with torch.no_grad():
-                table = attention.position_table(geometry.window).contiguous().clone()
+                table = attention.position_table(window).contiguous().clone()
             attention.register_buffer("fixed_table", table)
             attention.position_table = _Fixed(attention)
             attention.use_backend("reference")
@@ -104,7 +110,7 @@ class _Fixed:
     def __init__(self, attention: nn.Module) -> None:
         self.attention = attention
 
-    def __call__(self, window: tuple[int, int]) -> Tensor:
+    def __call__(self, window: tuple[int, ...]) -> Tensor:
         return self.attention.fixed_table
 
 

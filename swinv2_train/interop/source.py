@@ -282,7 +282,7 @@ def _own(
 ) -> WeightSource:
     located = FORMATS[OWN].locate(storage.shapes)
     shapes = _joined_shapes(located, storage, path)
-    refuse_other_models(shapes, path)
+    refuse_other_models(shapes, path, patch_dimensions=(4, 5))
     try:
         known = recorded_metadata(metadata)
     except UnreadableError as error:

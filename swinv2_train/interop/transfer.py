@@ -17,6 +17,7 @@ from swinv2_train.config.model import NUM_STAGES, VARIANTS, ModelConfig, fit_win
 from swinv2_train.config.structure import structural_difference
 from swinv2_train.config.tasks import TASK_SECTIONS, TaskConfig
 from swinv2_train.interop.head import HeadRows, rows_by_name
+from swinv2_train.interop.inflation import PATCHES, change_channels, inflated
 from swinv2_train.interop.metadata import model_config
 from swinv2_train.interop.names import FORMATS, HEAD, SIMMIM_ONLY, in_backbone
 from swinv2_train.interop.source import OWN, WeightSource
@@ -26,7 +27,7 @@ from swinv2_train.text import counted
 if TYPE_CHECKING:
     from torch import Tensor
 
-PATCHES, POSITION = "patch_embed.proj.weight", "absolute_pos_embed"
+POSITION = "absolute_pos_embed"
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,11 @@ def _row(
         transfer._kept.add(key)
         spelled = source.renamed.get(key)
         return Row(key, "renamed", f"from {spelled}") if spelled else Row(key, "loaded")
+    still = model.temporal_patch and not model_config(source.metadata).temporal_patch
+    if still and there is not None and (found := inflated(key, there, shape)):
+        make, detail = found
+        transfer._make[key] = lambda: make(source.tensor(key))
+        return Row(key, "inflated", detail)
     if key == PATCHES:
         transfer._make[key] = lambda: change_channels(source.tensor(key), shape[1])
         return _channels_row(key, there[1], shape[1])
@@ -302,23 +308,6 @@ def _head(transfer: Transfer, key: str, shape: tuple[int, ...]) -> Row:
 
     transfer._make[key] = make
     return Row(key, ROWS_TAKEN if transfer.head.taken else "new", transfer.head.detail(classes))
-
-
-def change_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return a patch embedding (C, old, p, p) for another number of input channels, (C, channels, p, p).
-
-    New channels repeat the old ones in turn, and the copies share the old weight; surplus ones are summed in turn.
-    Therefore an image with identical values in all channels has the same response before and after.
-    """
-    import torch
-
-    old = weight.shape[1]
-    if channels >= old:
-        index = torch.arange(channels) % old
-        copies = torch.bincount(index, minlength=old).to(weight.dtype)
-        return weight[:, index] / copies[index][None, :, None, None]
-    folded = torch.zeros(weight.shape[0], channels, *weight.shape[2:], dtype=weight.dtype)
-    return folded.index_add_(1, torch.arange(old) % channels, weight)
 
 
 def _channels_row(key: str, old: int, new: int) -> Row:
@@ -393,6 +382,9 @@ def check_structure(source: WeightSource, model: ModelConfig) -> None:
     there = model_config(source.metadata)
     if name := structural_difference(there, model):
         before, now = getattr(there, name), getattr(model, name)
+        if name == "absolute_position" and model.temporal_patch:
+            hint = "have an absolute position embedding, which models of clips do not have; use others"
+            raise ConfigError(f"model.{name}", _written(now), f"the weights in {source.path} {hint}")
         sizes = ("embed_dim", "depths", "num_heads")
         known = [key for key, fields in VARIANTS.items() if all(fields[f] == getattr(there, f) for f in sizes)]
         hint = f"take model={known[0]}" if known and name in sizes else f"set model.{name}={_written(before)}"
@@ -412,8 +404,7 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
     if name == "depths":
         return f"{there.depths[stage]} blocks in layers.{stage}.blocks, the model {model.depths[stage]}"
     shapes = {
-        "embed_dim": (PATCHES, lambda m: (m.embed_dim, m.in_channels, m.patch_size, m.patch_size)),
-        "patch_size": (PATCHES, lambda m: (m.embed_dim, m.in_channels, m.patch_size, m.patch_size)),
+        **dict.fromkeys(("embed_dim", "patch_size", "temporal_patch"), (PATCHES, _patch_shape)),
         "num_heads": (f"layers.{stage}.blocks.0.attn.logit_scale", lambda m: (m.num_heads[stage], 1, 1)),
         "mlp_ratio": ("layers.0.blocks.0.mlp.fc1.weight", lambda m: (mlp_width(m, m.embed_dim), m.embed_dim)),
     }
@@ -421,6 +412,11 @@ def _shown(name: str, there: ModelConfig, model: ModelConfig) -> str:
         return ""
     key, shape = shapes[name]
     return f"{key} of shape {shape(there)}, the model {shape(model)}"
+
+
+def _patch_shape(model: ModelConfig) -> tuple[int, ...]:
+    frames = (model.temporal_patch,) if model.temporal_patch else ()
+    return (model.embed_dim, model.in_channels, *frames, model.patch_size, model.patch_size)
 
 
 def _refuse_incomplete(source: WeightSource, wanted: Mapping[str, tuple[int, ...]]) -> None:

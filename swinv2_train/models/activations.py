@@ -1,8 +1,8 @@
 """Activation amplitudes by block: the numbers of a signal propagation plot (paper, figure 2).
 
-The amplitude of a token map (B, H, W, C) is its average channel variance (arXiv 2101.08692, section 3): for each
-channel, the variance over all tokens of all images of one forward pass (divided by B * H * W), then the mean over the
-channels. It is computed in at least float32, whatever the dtype of the activations.
+The amplitude of a token map (B, *sides, C) is its average channel variance (arXiv 2101.08692, section 3): for each
+channel, the variance over all tokens of all images of one forward pass (divided by their number), then the mean over
+the channels. It is computed in at least float32, whatever the dtype of the activations.
 
 - `main`: amplitude of the main branch at the end of a block, after its extra norm if it has one.
 - `branch`: the larger amplitude of the two residual branches as they are added to the main branch: after a norm at the
@@ -61,9 +61,9 @@ class ActivationStatistics:
 
 
 def amplitude(x: Tensor) -> Tensor:
-    """Return the average channel variance of a (B, H, W, C) map: a scalar in at least float32, on its device."""
+    """Return the average channel variance of a (B, *sides, C) map: a scalar in at least float32, on its device."""
     x = x.detach().to(at_least_float32(x.dtype))
-    return x.var(dim=(0, 1, 2), correction=0).mean()
+    return x.var(dim=tuple(range(x.ndim - 1)), correction=0).mean()
 
 
 class _Recorder:

@@ -3,6 +3,9 @@
 Works on images of any size and any number of channels: maps are padded to whole windows, and windows that exceed a map
 are clamped to it by one of two rules. At sizes that the official code accepts, `window_rule="official"` reproduces its
 results; `window_rule="per-axis"` does so if every map is square, or larger than its window along both sides.
+
+With `temporal_patch`, it works on clips the same way, with windows in space and time; the time is not merged between
+stages (as in Video Swin, arXiv 2106.13230).
 """
 
 from __future__ import annotations
@@ -16,16 +19,15 @@ from swinv2_train.config.model import (
     NUM_STAGES,
     ModelConfig,
     attention_backends,
+    attention_pretrained_windows,
+    attention_windows,
     checkpointed_blocks,
     drop_path_rates,
     extra_norms,
     mlp_width,
     position_map,
-    pretrained_windows,
-    table_windows,
-    validate_model,
-    windows,
 )
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.block import BlockWindow, SwinBlock, SwinStage
 from swinv2_train.models.drop_path import branch_scales
@@ -48,7 +50,7 @@ class SwinTransformerV2(nn.Module):
     def __init__(self, config: ModelConfig, resolution: tuple[int, int] | None = None) -> None:
         super().__init__()
         validate_model(config)
-        self.in_channels = config.in_channels
+        self.in_channels, self.temporal_patch = config.in_channels, config.temporal_patch
         self.num_blocks = sum(config.depths)
         self.dims = [config.embed_dim * 2**stage for stage in range(NUM_STAGES)]
         self.drop_path_rates = drop_path_rates(config)
@@ -57,7 +59,7 @@ class SwinTransformerV2(nn.Module):
             self.position_map = position_map(config, resolution)
             length = self.position_map[0] * self.position_map[1]
             self.absolute_pos_embed = nn.Parameter(torch.empty(1, length, config.embed_dim))
-        self.patch_embed = PatchEmbed(config.in_channels, config.patch_size, config.embed_dim)
+        self.patch_embed = PatchEmbed(config.in_channels, config.patch_size, config.embed_dim, config.temporal_patch)
         self.layers = nn.ModuleList(_build_stage(config, stage, resolution) for stage in range(NUM_STAGES))
         self.norm = LayerNorm(self.dims[-1])
         init_weights(self)
@@ -78,21 +80,24 @@ class SwinTransformerV2(nn.Module):
         """Return the features of every stage.
 
         Args:
-            images: (B, in_channels, H, W), any size.
+            images: (B, in_channels, H, W), any size; for clips (B, in_channels, T, H, W), T a multiple of the
+                temporal patch.
             mask_token: (C,) replaces the masked tokens, after the patch norm and before a position embedding.
-            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked.
+            token_mask: (B, ceil(H / p), ceil(W / p)) bool, True if masked; in a clip, at all times.
             noise: (B, num_blocks, 2) uniform numbers in [0, 1) that decide stochastic depth in training (see
                 `drop_path_noise`); None draws them from torch's global generator. Not used in eval mode.
 
         Returns:
-            Per stage (B, H_i, W_i, C_i): before patch merging, the last one after the final norm.
+            Per stage (B, H_i, W_i, C_i), or (B, T / temporal_patch, H_i, W_i, C_i): before patch merging, the last one
+            after the final norm.
 
         Raises:
             InputError: if an argument does not fit the model or the images.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
+        kind, axes = ("clips", "frames, height, width") if self.temporal_patch else ("images", "height, width")
+        if images.ndim != (5 if self.temporal_patch else 4) or images.shape[1] != self.in_channels:
             raise InputError(
-                f"images of shape {tuple(images.shape)}: the model needs (batch, {self.in_channels}, height, width)"
+                f"{kind} of shape {tuple(images.shape)}: the model needs (batch, {self.in_channels}, {axes})"
             )
         x = self.patch_embed(images)
         x = _put_mask_token(x, mask_token, token_mask)
@@ -152,21 +157,21 @@ def backbone_of(model: nn.Module) -> SwinTransformerV2:
 def _build_stage(config: ModelConfig, stage: int, resolution: tuple[int, int] | None) -> SwinStage:
     dim = config.embed_dim * 2**stage
     norms = extra_norms(config)[stage]
-    trained = table_windows(config, resolution) if config.position_bias == "table" else pretrained_windows(config)
+    trained, window = attention_pretrained_windows(config, resolution)[stage], attention_windows(config)[stage]
     blocks = [
         SwinBlock(
             dim,
             WindowAttention(
                 dim,
                 config.num_heads[stage],
-                trained[stage],
+                trained,
                 backend=attention_backends(config)[stage],
                 chunk_mib=config.sequential_chunk_mib,
                 similarity=config.similarity,
                 position_bias=config.position_bias,
             ),
             mlp_width(config, dim),
-            window=BlockWindow(windows(config)[stage], shifted=index % 2 == 1, rule=config.window_rule),
+            window=BlockWindow(window, shifted=index % 2 == 1, rule=config.window_rule),
             norm_placement=config.norm_placement,
             extra_norm=norms[index],
         )
@@ -181,8 +186,8 @@ def _put_mask_token(x: Tensor, mask_token: Tensor | None, token_mask: Tensor | N
         return x
     if mask_token is None or token_mask is None:
         raise InputError("mask_token and token_mask go together: pass both or neither")
-    if token_mask.shape != x.shape[:3]:
-        raise InputError(
-            f"token_mask of shape {tuple(token_mask.shape)}: these images have {tuple(x.shape[:3])} tokens"
-        )
-    return torch.where(token_mask.bool().unsqueeze(-1), mask_token.to(x.dtype), x)
+    places = (x.shape[0], *x.shape[-3:-1])
+    if token_mask.shape != places:
+        raise InputError(f"token_mask of shape {tuple(token_mask.shape)}: these images have {places} tokens")
+    masked = token_mask.bool().unsqueeze(-1)
+    return torch.where(masked if x.ndim == 4 else masked.unsqueeze(1), mask_token.to(x.dtype), x)

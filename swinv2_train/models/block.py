@@ -97,12 +97,12 @@ class SwinBlock(nn.Module):
         axes = tuple(range(1, len(sides) + 1))
         window, shift = self.window.fit(sides)
         padding = [-side % extent for side, extent in zip(sides, window, strict=True)]
-        # Pad before the roll, as in the official dense prediction code; padding tokens are not masked.
+        # Pad before the roll, as in the official dense prediction code; padding in space is not masked.
         if any(padding):
             x = F.pad(x, (0, 0, *(size for end in reversed(padding) for size in (0, end))))
         if any(shift):
             x = x.roll(tuple(-offset for offset in shift), dims=axes)
-        x = self.attn(x, window, shift)
+        x = self.attn(x, window, shift, padding[0] if len(sides) > 2 else 0)
         if any(shift):
             x = x.roll(shift, dims=axes)
         return x[(slice(None), *(slice(side) for side in sides))]

@@ -27,7 +27,12 @@ Span = tuple[int, int]
 """A range of indices along one axis: first and end (exclusive)."""
 
 MASK_VALUE = -100.0
-"""Added to the score of a pair of tokens from different regions. Not -inf: official weights were trained with this."""
+"""Added to the score of a pair of tokens from different regions of an image. Not -inf: official weights were trained
+with this."""
+_PLACES = 9
+"""Regions of the height and the width together; a region is its part of the time axis times this, plus its place."""
+_PADDING = 3
+"""Part of the time axis of padding tokens, after the three parts of a rolled map."""
 
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -137,10 +142,15 @@ def resize_table(table: Tensor, window: Window) -> Tensor:
 
 
 @_constant_when_compiled
-def window_regions(padded: Window, window: Window, shift: Window, device: torch.device) -> Tensor:
+def window_regions(
+    padded: Window, window: Window, shift: Window, device: torch.device, time_padding: int = 0
+) -> Tensor:
     """Return the region of the rolled map that each token of each window comes from: one of three per axis.
 
-    Two tokens of a window attend to each other freely if their regions are equal; see `region_mask`.
+    Two tokens of a window attend to each other freely if their regions are equal; see `score_mask`.
+
+    Args:
+        time_padding: padding tokens at the end of the time axis, before the roll; they are one more part of that axis.
 
     Returns:
         (nW, N) uint8.
@@ -148,23 +158,53 @@ def window_regions(padded: Window, window: Window, shift: Window, device: torch.
 
     def build() -> Tensor:
         regions = torch.zeros((), dtype=torch.int32, device=device)
-        for side, extent, offset in zip(padded, window, shift, strict=True):
+        for axis, (side, extent, offset) in enumerate(zip(padded, window, shift, strict=True)):
             place = torch.arange(side, device=device)
             along = (place >= side - extent).int() + (place >= side - offset).int()
-            regions = regions.unsqueeze(-1) * 3 + (along if offset else torch.zeros_like(along))
+            along = along if offset else torch.zeros_like(along)
+            if axis == 0 and time_padding:
+                before_roll = (place + offset) % side
+                along = along.masked_fill(before_roll >= side - time_padding, _PADDING)
+            regions = regions.unsqueeze(-1) * 3 + along
         return to_windows(regions.to(torch.uint8)[None, ..., None], window, 1, 1).reshape(-1, math.prod(window))
 
-    return REGIONS.get((padded, window, shift, device), build)
+    return REGIONS.get((padded, window, shift, device, time_padding), build)
 
 
-def map_regions(x: Tensor, window: Window, shift: Window) -> Tensor | None:
-    """Return the regions of a (B, *padded, C) map that is rolled by `shift`; None if nothing is shifted."""
-    return window_regions(tuple(x.shape[1:-1]), window, shift, x.device) if any(shift) else None
+def map_regions(x: Tensor, window: Window, shift: Window, time_padding: int = 0) -> Tensor | None:
+    """Return the regions of a (B, *padded, C) map that is rolled by `shift`; None if all tokens attend to each other.
+
+    Args:
+        time_padding: see `window_regions`.
+    """
+    if not any(shift) and not time_padding:
+        return None
+    return window_regions(tuple(x.shape[1:-1]), window, shift, x.device, time_padding)
 
 
 def region_mask(queries: Tensor, keys: Tensor) -> Tensor:
-    """(..., q) and (..., k) regions -> (..., q, k) bool, True if the pair must not attend."""
+    """(..., q) and (..., k) regions -> (..., q, k) bool, True if the score of the pair gets `MASK_VALUE` added."""
     return queries.unsqueeze(-1) != keys.unsqueeze(-2)
+
+
+def time_mask(queries: Tensor, keys: Tensor) -> Tensor:
+    """(..., q) and (..., k) regions of clips -> (..., q, k) bool, True if the pair must not attend at all.
+
+    -100 leaves a small part of a masked token. In a still clip, with a shift in space and in time, a window contains
+    such tokens several times, so its features would not be those of the image. Every token has its own region, so no
+    row is masked throughout.
+    """
+    return region_mask(queries // _PLACES, keys // _PLACES)
+
+
+def score_mask(regions: Tensor, axes: int) -> Tensor:
+    """Return the mask to add to the scores between the tokens of each window: (nW, N) regions -> (nW, N, N) float32.
+
+    Args:
+        axes: of the window; the first of three is the time.
+    """
+    mask = region_mask(regions, regions) * MASK_VALUE
+    return mask.masked_fill_(time_mask(regions, regions), -math.inf) if axes > 2 else mask
 
 
 def to_windows(x: Tensor, window: Window, parts: int, heads: int) -> Tensor:

@@ -45,22 +45,35 @@ class LayerNorm(nn.LayerNorm):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: (B, in_channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim).
+    """Non-overlapping patches to tokens: (B, in_channels, H, W) -> (B, ceil(H / p), ceil(W / p), dim), or for clips
+    (B, in_channels, T, H, W) -> (B, T / temporal_patch, ceil(H / p), ceil(W / p), dim).
 
-    The image is padded with zeros at the bottom and right to whole patches.
+    Images are padded with zeros at the bottom and right to whole patches. Clips are not padded in time.
+
+    Args:
+        temporal_patch: frames per patch; 0: images.
     """
 
-    def __init__(self, in_channels: int, patch_size: int, dim: int) -> None:
+    def __init__(self, in_channels: int, patch_size: int, dim: int, temporal_patch: int = 0) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size, self.temporal_patch = patch_size, temporal_patch
+        if temporal_patch:
+            patch = (temporal_patch, patch_size, patch_size)
+            self.proj: nn.Module = nn.Conv3d(in_channels, dim, kernel_size=patch, stride=patch)
+        else:
+            self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
         self.norm = LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        below, right = -images.shape[2] % self.patch_size, -images.shape[3] % self.patch_size
+        if self.temporal_patch and images.shape[2] % self.temporal_patch:
+            raise InputError(
+                f"clips of {images.shape[2]} frames: the model needs a multiple of its "
+                f"temporal_patch={self.temporal_patch}"
+            )
+        below, right = -images.shape[-2] % self.patch_size, -images.shape[-1] % self.patch_size
         if below or right:
             images = F.pad(images, (0, right, 0, below))
-        return self.norm(self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1))
+        return self.norm(self.proj(images.to(self.proj.weight.dtype)).movedim(1, -1))
 
 
 class PatchMerging(nn.Module):

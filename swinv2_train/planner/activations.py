@@ -2,7 +2,7 @@
 
 The formulas follow the code of `models/`: a tensor counts once, however many operations save it. Symbols:
 
-    b   bytes of an element of weights and activations        T   tokens of all images of a micro-batch, B * H * W
+    b   bytes of an element of weights and activations        T   tokens of a micro-batch, B * H * W or B * T * H * W
     d   channels of the stage                                 Tp  the same with the padding to whole windows
     h   heads                                                 N   tokens of a window
 
@@ -11,9 +11,10 @@ The formulas follow the code of `models/`: a tensor counts once, however many op
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.model import (
     ATTENTION_BACKENDS,
     CPB_HIDDEN,
@@ -64,7 +65,7 @@ class Block:
     @property
     def map(self) -> int:
         """Elements of a token map, T * d."""
-        return self.images * self.stage.height * self.stage.width * self.stage.dim
+        return self.images * self.stage.tokens * self.stage.dim
 
     @property
     def padded(self) -> int:
@@ -74,8 +75,7 @@ class Block:
     @property
     def offsets(self) -> int:
         """Entries of the position bias of a head."""
-        height, width = self.stage.window
-        return (2 * height - 1) * (2 * width - 1)
+        return math.prod(2 * side - 1 for side in (self.stage.time_window, *self.stage.window))
 
     @property
     def pairs(self) -> int:
@@ -84,8 +84,9 @@ class Block:
 
     @property
     def masked(self) -> bool:
-        """True if tokens of different regions share a window."""
-        return self.shifted and any(self.stage.shift)
+        """True if tokens of different regions share a window, because of the shift or of padding in time."""
+        shifted = self.shifted and (self.stage.time_shift or any(self.stage.shift))
+        return bool(shifted) or self.stage.time_padded != self.stage.time
 
     @property
     def mask(self) -> int:
@@ -247,14 +248,14 @@ def activations(config: Config, images: int, *, gpu: bool) -> list[Reached]:
         images: samples of a micro-batch.
         gpu: True for the kernels of a GPU, False for those of a CPU.
     """
-    model, (height, width) = config.model, resolution(config)
+    model, (height, width), frames = config.model, resolution(config), clip_frames(config)
     kernels = Kernels(ELEMENT_BYTES[config.engine.precision], gpu)
-    stages = stage_geometry(model, height, width)
+    stages = stage_geometry(model, height, width, frames)
     # The needs of own backends are unknown. Counted as the least, they never reject a run that fits.
     backends = [name if name in ATTENTION_BACKENDS else "sequential" for name in attention_backends(model)]
     checkpointed, norms = checkpointed_blocks(model), extra_norms(model)
-    first = images * stages[0].height * stages[0].width
-    saved: float = kernels.element * images * model.in_channels * height * width
+    first = images * stages[0].tokens
+    saved: float = kernels.element * images * model.in_channels * max(frames, 1) * height * width
     saved += (kernels.norm * stages[0].dim + 8) * first
     found = []
     for index, stage in enumerate(stages):
@@ -268,10 +269,10 @@ def activations(config: Config, images: int, *, gpu: bool) -> list[Reached]:
             saved += own
             found.append(Reached(index, number, saved, again, block_transient(block)))
         if index < NUM_STAGES - 1:
-            merged = images * -(-stage.height // 2) * -(-stage.width // 2)
+            merged = images * stage.time * -(-stage.height // 2) * -(-stage.width // 2)
             saved += merged * (4 * kernels.element * stage.dim + 2 * kernels.norm * stage.dim + 8)
     last = stages[-1]
-    saved += images * last.height * last.width * (kernels.norm * last.dim + 8)
+    saved += images * last.tokens * (kernels.norm * last.dim + 8)
     head = images * config.task.head_bytes(config, kernels.element)
     transient = config.task.head_transient(config, kernels.element, images)
     return [*found, Reached(NUM_STAGES, 0, saved + head, 0.0, transient)]

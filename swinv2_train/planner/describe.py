@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from swinv2_train.config.checks import clip_frames
 from swinv2_train.config.model import (
     ModelConfig,
     attention_backends,
@@ -44,22 +45,23 @@ def _schedule(config: Config, plan: Plan) -> str:
 
 
 def _stages(config: Config) -> list[str]:
+    frames = clip_frames(config)
     lines = ["  stage  blocks  channels  heads  tokens    window   shift    attention   checkpointing"]
     backends, periods = attention_backends(config.model), checkpointing_periods(config.model)
-    for index, stage in enumerate(stage_geometry(config.model, *resolution(config))):
+    for index, stage in enumerate(stage_geometry(config.model, *resolution(config), frames)):
         period = periods[index]
         policy = "none" if period == 0 else "every block" if period == 1 else f"every {period} blocks"
-        padded = "" if stage.padded == (stage.height, stage.width) else f"  (padded to {_size(stage.padded)})"
-        tokens = _size((stage.height, stage.width))
+        along_time = zip((stage.time, stage.time_window, stage.time_shift, stage.time_padded), strict=True)
+        sides = ((stage.height, stage.width), stage.window, stage.shift, stage.padded)
+        tokens, window, shift, whole = (
+            "x".join(map(str, (*time, *pair) if frames else pair)) for time, pair in zip(along_time, sides, strict=True)
+        )
+        padded = "" if whole == tokens else f"  (padded to {whole})"
         lines.append(
             f"  {index + 1:<5}  {stage.depth:<6}  {stage.dim:<8}  {stage.num_heads:<5}  {tokens:<8}"
-            f"  {_size(stage.window):<7}  {_size(stage.shift):<7}  {backends[index]:<10}  {policy}{padded}"
+            f"  {window:<7}  {shift:<7}  {backends[index]:<10}  {policy}{padded}"
         )
     return lines
-
-
-def _size(pair: tuple[int, int]) -> str:
-    return f"{pair[0]}x{pair[1]}"
 
 
 def _variant(model: ModelConfig) -> str:
@@ -96,16 +98,18 @@ def describe(config: Config, plan: Plan, samples_from: str, frozen: int = 0, tra
     height, width = resolution(config)
     backbone = count_parameters(model, (height, width))
     task = config.task.describe(config)
-    macs = forward_macs(model, (height, width))
+    frames = clip_frames(config)
+    macs, kind = forward_macs(model, (height, width), frames), "clip" if frames else "image"
+    shape = f"{counted(frames, 'frame')}, " if frames else ""
     ranks = counted(plan.world_size, "rank")
     batch = f"{counted(plan.micro_batch, 'sample')} x {plan.accumulation} accumulation x {ranks}"
     lines = [
         f"run            {config.run.name} in {config.run.dir} (resume={config.resume.mode}, seed {config.seed})",
         f"model          {model.name}: {count_words(backbone)} parameters in the backbone ({backbone}), "
         f"{count_words(task.parameters)} with {task.head}",
-        f"input          {model.in_channels} channels, {height}x{width} pixels, "
-        f"{macs / 1e9:.1f} GMACs forward per image in the backbone",
-        f"compute        {training_flops(config) / 1e9:.4g} GFLOPs per image, forward and backward; "
+        f"input          {shape}{model.in_channels} channels, {height}x{width} pixels, "
+        f"{macs / 1e9:.1f} GMACs forward per {kind} in the backbone",
+        f"compute        {training_flops(config) / 1e9:.4g} GFLOPs per {kind}, forward and backward; "
         f"{_utilization(config)}",
         *_stages(config),
         f"blocks         {_variant(model)}",

@@ -1,4 +1,4 @@
-"""Images per second that a GPU trains on, estimated from the FLOPs of a model: the demand that its data must meet."""
+"""Images or clips per second that a GPU trains on, estimated from the FLOPs of a model: the demand on its data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ GPUS = {"A100": "A100-SXM4-40GB", "H100": "H100 80GB HBM3"}
 MODELS = tuple(VARIANTS)
 
 
-def images_per_second(model: str, side: int, gpu: str) -> float:
-    """Return the images per second of SimMIM pretraining on one GPU at `UTILIZATION` of its peak in bf16.
+def images_per_second(model: str, side: int, gpu: str, frames: int = 0) -> float:
+    """Return the images or clips per second of SimMIM pretraining on one GPU at `UTILIZATION` of its peak in bf16.
 
     Args:
-        model: one of `MODELS`, with its default window.
+        model: one of `MODELS`, with its default window, and for clips with patches of two frames.
         side: of the input, in pixels.
         gpu: one of `GPUS`.
+        frames: of a clip; 0: images.
     """
-    config = Config(model=variant(model))
-    config.data.resolution = side
+    config = Config(model=variant(model, temporal_patch=(1 if frames % 2 else 2) if frames else 0))
+    config.data.resolution, config.data.frames = side, frames
     peak = peak_tflops(GPUS[gpu], "bf16")
     assert peak is not None
     return UTILIZATION * peak * 1e12 / training_flops(config)

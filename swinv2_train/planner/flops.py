@@ -1,4 +1,4 @@
-"""Arithmetic of a model, counted like in the official code, without building the model.
+"""Arithmetic of a model, counted like in the official code, without building the model: for one image or clip.
 
 Matrix products and norms are counted. The bias network or the interpolation of a bias table, the softmax, the
 normalization of queries and keys, and the additions are not. One multiply-accumulate (MAC) is two FLOPs.
@@ -6,8 +6,8 @@ normalization of queries and keys, and the additions are not. One multiply-accum
 
 from __future__ import annotations
 
-from swinv2_train.config.checks import resolution
-from swinv2_train.config.model import NUM_STAGES, ModelConfig, StageGeometry, mlp_width, stage_geometry
+from swinv2_train.config.checks import clip_frames, resolution
+from swinv2_train.config.model import NUM_STAGES, ModelConfig, StageGeometry, mlp_width, patch_pixels, stage_geometry
 from swinv2_train.config.schema import Config
 
 
@@ -17,7 +17,7 @@ def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
     Attention operates on the map padded to whole windows, the MLP and the norms on the map itself. Like the official
     counter, this omits the extra norm of H and G, a few millionths of the block.
     """
-    d, tokens = stage.dim, stage.height * stage.width
+    d, tokens = stage.dim, stage.tokens
     padded = stage.num_windows * stage.window_tokens
     attention = padded * (4 * d * d + 2 * stage.window_tokens * d)
     norms = 4 if config.norm_placement == "sandwich" else 2
@@ -26,19 +26,20 @@ def block_macs(config: ModelConfig, stage: StageGeometry) -> int:
 
 def merging_macs(stage: StageGeometry) -> int:
     """Return the multiply-accumulates of the patch merging after a stage for one image."""
-    merged = -(-stage.height // 2) * -(-stage.width // 2)
-    return merged * 8 * stage.dim * stage.dim + stage.height * stage.width * stage.dim // 2
+    merged = stage.time * -(-stage.height // 2) * -(-stage.width // 2)
+    return merged * 8 * stage.dim * stage.dim + stage.tokens * stage.dim // 2
 
 
-def forward_macs(config: ModelConfig, size: tuple[int, int]) -> int:
+def forward_macs(config: ModelConfig, size: tuple[int, int], frames: int = 0) -> int:
     """Return the multiply-accumulates of the backbone's forward pass for one image, exactly like the official counter.
 
     Args:
         size: (height, width) in pixels.
+        frames: of a clip; 0: an image.
     """
-    stages = stage_geometry(config, *size)
-    patches = stages[0].height * stages[0].width
-    total = patches * config.embed_dim * (config.in_channels * config.patch_size**2 + 1)
+    stages = stage_geometry(config, *size, frames)
+    patches = stages[0].tokens
+    total = patches * config.embed_dim * (config.in_channels * patch_pixels(config) + 1)
     for index, stage in enumerate(stages):
         total += stage.depth * block_macs(config, stage)
         if index < NUM_STAGES - 1:
@@ -49,9 +50,9 @@ def forward_macs(config: ModelConfig, size: tuple[int, int]) -> int:
 
 
 def training_flops(config: Config) -> int:
-    """Return the FLOPs of training on one image: forward and backward pass, three times the forward pass.
+    """Return the FLOPs of training on one image or clip: forward and backward pass, three times the forward pass.
 
     The second forward pass of checkpointed blocks is not counted, as in the model FLOPs utilization (MFU).
     """
-    forward = forward_macs(config.model, resolution(config)) + config.task.head_macs(config)
-    return 2 * 3 * forward
+    backbone = forward_macs(config.model, resolution(config), clip_frames(config))
+    return 2 * 3 * (backbone + config.task.head_macs(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from swinv2_train.config.schema import Config
+from swinv2_train.config.tasks import TaskConfig
 from swinv2_train.data.channel_statistics import resolve_statistics
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.loader import EvalLoader, SampleSource, Share
@@ -16,6 +17,14 @@ from swinv2_train.tasks.task import Task
 
 EVAL_SEED = 20111
 """Seed of held-out masks: the same in every run, so that losses can be compared."""
+
+
+def measured_together(task: TaskConfig, micro_batch: int) -> int:
+    """Return the samples of a batch in an evaluation that has about as many inputs of the model as a micro-batch.
+
+    Samples with several inputs, such as the views of a video, then need no more memory than others.
+    """
+    return max(1, micro_batch // task.eval_inputs)
 
 
 def build_task(config: Config, shards: ShardSet) -> Task:

@@ -7,7 +7,6 @@ mixup and cutmix, label smoothing (arXiv 2111.09883, appendix; the order of oper
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -72,18 +71,25 @@ class ClassificationTransform(Transform):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         # Before the label: if both are broken, the list of broken samples must report the image.
-        data = self.data
-        if self.training:
-            image = train_image(sample, self.size, data.augment, rng)
-        else:
-            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+        image = self.read(sample, rng)
         task = self.task
         labels = checked_labels(sample.raw, task.num_classes, multi_label=task.multi_label, read=self.labels.read)
         if self.training:
-            image = self.colours(image, rng, sample.key)
-            image = random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
+            image = self.augmented(image, rng, sample.key)
         packed = pack_labels(labels, self.task.num_classes) if self.task.multi_label else torch.tensor(labels[0])
         return {"image": image, "label": packed}
+
+    def read(self, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+        """Return the cropped image."""
+        data = self.data
+        if self.training:
+            return train_image(sample, self.size, data.augment, rng)
+        return eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
+
+    def augmented(self, image: torch.Tensor, rng: np.random.Generator, name: str) -> torch.Tensor:
+        """Return the image with other colors and an erased part."""
+        image = self.colours(image, rng, name)
+        return random_erase(image, self.task.erase_prob, self.mean, self.std, rng)
 
     def partner(self, position: int) -> int | None:
         return partner_of(position, self.task.repeats) if self.training and self.task.mixes else None
@@ -139,8 +145,11 @@ class Classification(Task):
         self.task = config.task
         self.class_names = class_names
         self.class_weights = class_weights(config.task.class_weights, class_counts, config.task.num_classes, _NO_COUNTS)
-        self.train_transform: Transform = ClassificationTransform(config, mean, std, training=True, names=class_names)
-        self.eval_transform: Transform = ClassificationTransform(config, mean, std, training=False, names=class_names)
+        self.train_transform, self.eval_transform = self.transform(training=True), self.transform(training=False)
+
+    def transform(self, *, training: bool) -> Transform:
+        """Return the transform of training or of evaluation."""
+        return ClassificationTransform(self.config, self.mean, self.std, training=training, names=self.class_names)
 
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
@@ -158,11 +167,11 @@ class Classification(Task):
         return {LOSS: float(sum(part.double().sum() for part in self._label_weights(batch).values()))}
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
-        logits = self._logits(model, batch)
+        logits = self.logits(model, batch)
         loss = self._multi_label_loss(logits, batch) if self.task.multi_label else self._label_loss(logits, batch)
         return Losses.single(loss)
 
-    def _logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+    def logits(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """(B, num_classes) fp32."""
         return model(self.images(batch), noise=self.noise(model, batch)).float()
 
@@ -207,7 +216,7 @@ class Classification(Task):
         targets = batch["label"]
         if self.task.multi_label:
             targets = unpack_labels(targets, self.task.num_classes)
-        logits = self._logits(model, batch)
+        logits = self.logits(model, batch)
         return Measured(classification_sums(logits, targets, batch["valid"], self.task.multi_label))
 
     def measure_any_of(self, model: nn.Module, batch: Batch, labels_of: Callable[[int], list[int]]) -> Measured:
@@ -218,7 +227,7 @@ class Classification(Task):
         Args:
             labels_of: returns the correct classes of the sample at a position.
         """
-        logits = self._logits(model, batch)
+        logits = self.logits(model, batch)
         targets = []
         for row, position, valid in zip(logits, batch["position"].tolist(), batch["valid"].tolist(), strict=True):
             labels = labels_of(position) if valid else []
@@ -232,17 +241,23 @@ class Classification(Task):
     @torch.no_grad()
     def figure(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Draw the images with true and predicted classes, framed in green if correct and in red if not."""
-        logits = self._logits(model, batch).cpu()
+        predictions, truths = self.predicted(model, batch), self.truths(batch)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = normalise(batch["image"].cpu(), self.mean, self.std) * std + mean
-        if self.task.multi_label:
-            predictions = [_named(row * (row > 0.5)) for row in logits.sigmoid()]
-        else:
-            predictions = [{int(row.argmax()): float(row.max())} for row in logits.softmax(dim=1)]
-        truths = [_named(row) for row in self._shares(batch)]
         deep = has_deep_images(batch)
         pictures = [to_pil(image, stretch=deep) for image in images.clamp(0, 1).numpy()]
         return prediction_sheet(pictures, truths, predictions, self.class_names, exact=self.task.multi_label)
+
+    def predicted(self, model: nn.Module, batch: Batch) -> list[dict[int, float]]:
+        """Return per sample the probability of the predicted class, or of every one above 0.5, by class number."""
+        logits = self.logits(model, batch).cpu()
+        if self.task.multi_label:
+            return [_named(row * (row > 0.5)) for row in logits.sigmoid()]
+        return [{int(row.argmax()): float(row.max())} for row in logits.softmax(dim=1)]
+
+    def truths(self, batch: Batch) -> list[dict[int, float]]:
+        """Return per sample the fraction of each of its classes, by class number."""
+        return [_named(row) for row in self._shares(batch)]
 
     def _shares(self, batch: Batch) -> torch.Tensor:
         """Return (B, num_classes) on the host: the fraction of each class in a sample; for the few samples of a
@@ -259,14 +274,8 @@ class Classification(Task):
         return dense(batch["label"]) * share + dense(batch["partner_label"]) * (1 - share)
 
     def example_batch(self, batch_size: int) -> Batch:
-        rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
+        batch, rng = super().example_batch(batch_size), np.random.default_rng(1)
         labels = rng.integers(0, self.task.num_classes, (2, batch_size))
-        batch: dict[str, Any] = {
-            "image": torch.from_numpy(pixels),
-            "position": torch.arange(batch_size),
-            "valid": torch.ones(batch_size, dtype=torch.bool),
-        }
         names = ("label", "partner_label") if self.task.mixes else ("label",)
         for name, row in zip(names, labels, strict=False):
             packed = torch.from_numpy(row)

@@ -44,6 +44,13 @@ def classification_sums(
     return _single_label_sums(scores, truth.long())
 
 
+def correct_samples(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> float:
+    """Return the number of samples whose highest logit is that of their class, as in `classification_sums`."""
+    rows = valid.to("cpu", torch.bool)
+    ahead = _classes_ahead(logits.detach().to("cpu", torch.float32)[rows], targets.to("cpu")[rows].long())
+    return float((ahead == 0).sum())
+
+
 def classification_metrics(sums: Sums) -> dict[str, float]:
     """Return the metrics of the summed results of `classification_sums`.
 
@@ -92,13 +99,18 @@ def average_precisions(histograms: np.ndarray) -> np.ndarray:
     return np.divide(gains, found[:, -1], out=np.full(gains.shape, np.nan), where=found[:, -1] > 0)
 
 
+def _classes_ahead(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Return (B,) the number of classes that rank before the true one."""
+    own = scores.gather(1, truth[:, None])
+    # Ties go to the lower class number, and non-finite scores are never correct, so no order of sums matters.
+    earlier = torch.arange(scores.shape[1])[None] < truth[:, None]
+    return (~(scores <= own) | ((scores == own) & earlier)).sum(dim=1)
+
+
 def _single_label_sums(scores: torch.Tensor, truth: torch.Tensor) -> Sums:
     num_classes = scores.shape[1]
     losses = F.cross_entropy(scores, truth, reduction="none").double()
-    own = scores.gather(1, truth[:, None])
-    # Ties go to the lower class number, and non-finite scores are never correct, so no order of sums matters.
-    earlier = torch.arange(num_classes)[None] < truth[:, None]
-    ahead = (~(scores <= own) | ((scores == own) & earlier)).sum(dim=1)
+    ahead = _classes_ahead(scores, truth)
     right = (ahead == 0).numpy().astype(np.float64)
     confidence, predicted = (part.numpy() for part in scores.softmax(dim=1).double().max(dim=1))
     predicted = np.where(right > 0, truth.numpy(), predicted)

@@ -2,11 +2,15 @@
 
 The SwinV2 recipe normalizes the target by the mean and standard deviation of a sliding 47x47 window
 (`norm_target_window`).
+
+Clips of videos (`data.frames`) have the same patches masked in all frames, as tubes: else a masked patch could be
+copied from the frame before. The target is normalized frame by frame.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,14 +24,17 @@ from swinv2_train.config.tasks import LOSS
 from swinv2_train.config.validate import resolution
 from swinv2_train.data.augment import eval_crop, train_image
 from swinv2_train.data.batch import Batch, has_deep_images
+from swinv2_train.data.clip_input import fixed_views, random_clip
 from swinv2_train.data.sample import Sample
+from swinv2_train.data.samples import VIDEO, VIDEO_FACTS
 from swinv2_train.data.transform import Transform
 from swinv2_train.models.heads import MaskedImageModel
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.task import NORMALISER_EPSILON, Losses, Task
-from swinv2_train.tracking.figures import image_grid, to_pil
+from swinv2_train.tracking.figures import film_strip, image_grid, to_pil
 
 PLAIN_NOTE = "Masked patches are the model's, colors included; visible ones are the original's."
+PANELS = ("original", "masked", "reconstruction")
 LOCAL_NOTE = (
     "The target is normalized: the model predicts how pixels differ from their surroundings of {window}x{window}. "
     "In masked patches, mean color and contrast of these surroundings are therefore the original's, and only the "
@@ -84,8 +91,15 @@ def local_statistics(images: torch.Tensor, window: int) -> tuple[torch.Tensor, t
 
 
 def normalise_target(images: torch.Tensor, window: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the images normalized by their local statistics: (target, mean, standard deviation), each (B, C, H, W)."""
-    mean, variance = local_statistics(images, window)
+    """Return the images, or every frame of clips, normalized by their local statistics.
+
+    Args:
+        images: (B, C, H, W) or (B, C, T, H, W).
+
+    Returns:
+        (target, mean, standard deviation), each in the shape of the images.
+    """
+    mean, variance = (part.view_as(images) for part in local_statistics(images.flatten(1, -3), window))
     deviation = (variance + 1e-6).sqrt()
     return (images - mean) / deviation, mean, deviation
 
@@ -102,7 +116,10 @@ def caption(mean_loss: float, window: int) -> str:
 
 
 class SimMIMTransform(Transform):
-    """Crop, flip, and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches."""
+    """Crop, flip, and mask: the entries `image` (C, H, W) as decoded and `mask` (h, w) bool over patches.
+
+    Of a video, `image` is a clip (3, T, H, W): a random one in training, the one in the middle in evaluation.
+    """
 
     def __init__(self, config: Config, *, training: bool) -> None:
         self.data = config.data
@@ -111,14 +128,19 @@ class SimMIMTransform(Transform):
         self.ratio = config.task.mask_ratio
         patch = config.task.mask_patch_size
         self.grid = (-(-self.size[0] // patch), -(-self.size[1] // patch))
+        if self.data.frames:
+            self.members = (VIDEO, VIDEO_FACTS)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        data = self.data
+        return {"image": self._input(sample, rng), "mask": random_mask(*self.grid, self.ratio, rng)}
+
+    def _input(self, sample: Sample, rng: np.random.Generator) -> torch.Tensor:
+        data, size = self.data, self.size
+        if data.frames:
+            return random_clip(sample, size, data, rng) if self.training else fixed_views(sample, size, data, (1, 1))[0]
         if self.training:
-            image = train_image(sample, self.size, data.augment, rng)
-        else:
-            image = eval_crop(sample.image, self.size, data.crop_pct, data.crop_mode, data.augment.interpolation)
-        return {"image": image, "mask": random_mask(*self.grid, self.ratio, rng)}
+            return train_image(sample, size, data.augment, rng)
+        return eval_crop(sample.image, size, data.crop_pct, data.crop_mode, data.augment.interpolation)
 
 
 class SimMIM(Task):
@@ -135,11 +157,20 @@ class SimMIM(Task):
         return MaskedImageModel(config.model, size)
 
     def weights(self, batch: Batch) -> dict[str, float]:
-        """Return the number of masked pixels of a micro-batch."""
-        return {LOSS: float(masked_pixels(batch["mask"], self.patch, *self.size))}
+        """Return the number of masked pixels of a micro-batch, in all frames."""
+        return {LOSS: float(self._masked_pixels(batch["mask"]))}
+
+    def _masked_pixels(self, mask: torch.Tensor) -> int:
+        """Return the number of pixels that masks (B, h, w) cover, in all frames."""
+        return masked_pixels(mask, self.patch, *self.size) * max(1, self.frames)
+
+    def _pixel_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        """(B, h, w) over patches -> over pixels, in a shape that broadcasts to the images."""
+        pixels = enlarge_mask(mask, self.patch, *self.size)[:, None]
+        return pixels[:, None] if self.frames else pixels
 
     def _forward(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (normalized images, their reconstruction), both (B, C, H, W) fp32."""
+        """Return (normalized images, their reconstruction), both (B, C, H, W), of clips (B, C, T, H, W), fp32."""
         images = self.images(batch)
         token = self.config.model.patch_size
         tokens = (-(-self.size[0] // token), -(-self.size[1] // token))
@@ -147,15 +178,14 @@ class SimMIM(Task):
         return images, model(images, token_mask, noise=self.noise(model, batch)).float()
 
     def target(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction target for images (B, C, H, W) normalized by the dataset's statistics."""
+        """Return the reconstruction target for images or clips normalized by the dataset's statistics."""
         window = self.config.task.norm_target_window
         return normalise_target(images, window)[0] if window else images
 
     def summed_loss(self, images: torch.Tensor, reconstruction: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return per sample (B,): |target - reconstruction| summed over masked pixels, averaged over channels."""
-        pixels = enlarge_mask(mask, self.patch, *self.size)[:, None]
-        difference = (self.target(images) - reconstruction).abs()
-        return (difference * pixels).sum(dim=(1, 2, 3)) / images.shape[1]
+        difference = (self.target(images) - reconstruction).abs() * self._pixel_mask(mask)
+        return difference.sum(dim=tuple(range(1, images.ndim))) / images.shape[1]
 
     def loss(self, model: nn.Module, batch: Batch) -> Losses:
         images, reconstruction = self._forward(model, batch)
@@ -166,7 +196,7 @@ class SimMIM(Task):
         images, reconstruction = self._forward(model, batch)
         valid = batch["valid"]
         total = float((self.summed_loss(images, reconstruction, batch["mask"]) * valid).sum())
-        pixels = masked_pixels((batch["mask"] & valid[:, None, None]).cpu(), self.patch, *self.size)
+        pixels = self._masked_pixels((batch["mask"] & valid[:, None, None]).cpu())
         return Measured({"total": total, "pixels": float(pixels), "samples": float(valid.sum())})
 
     def metrics(self, found: Measured) -> dict[str, float]:
@@ -181,41 +211,45 @@ class SimMIM(Task):
         """Draw rows of original, masked, and reconstructed images, with the loss of each and the mean over them.
 
         A normalized target is converted back with the local statistics of the original to be viewable; visible pixels
-        of the reconstruction are the original's. The caption reports both.
+        of the reconstruction are the original's. The caption reports both. Clips are drawn as film strips.
         """
         images, reconstruction = self._forward(model, batch)
         sums = self.summed_loss(images, reconstruction, batch["mask"]).tolist()
-        pixels = [masked_pixels(mask[None].cpu(), self.patch, *self.size) for mask in batch["mask"]]
+        pixels = [self._masked_pixels(mask[None].cpu()) for mask in batch["mask"]]
         window = self.config.task.norm_target_window
         if window:
             _, local_mean, deviation = normalise_target(images, window)
             reconstruction = reconstruction * deviation + local_mean
-        mask = enlarge_mask(batch["mask"], self.patch, *self.size)[:, None]
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        mask = self._pixel_mask(batch["mask"])
+        shape = (-1, *[1] * (images.ndim - 2))
+        mean, std = (torch.tensor(values, device=images.device).view(shape) for values in (self.mean, self.std))
         original = images * std + mean
         hidden = torch.where(mask, 0.5, original)
         filled = torch.where(mask, reconstruction * std + mean, original)
         columns = [part.clamp(0, 1).cpu().numpy() for part in (original, hidden, filled)]
+        means = (total / (count + NORMALISER_EPSILON) for total, count in zip(sums, pixels, strict=True))
+        titles = [f"loss\n{mean_loss:.4f}" for mean_loss in means]
+        footer = caption(sum(sums) / (sum(pixels) + NORMALISER_EPSILON), window)
+        if self.frames:
+            return _strips(columns, titles, footer)
         deep = has_deep_images(batch)
         rows = [[to_pil(image, like=row[0], stretch=deep) for image in row] for row in zip(*columns, strict=True)]
-        mean_loss = sum(sums) / (sum(pixels) + NORMALISER_EPSILON)
-        return image_grid(
-            rows,
-            column_titles=["original", "masked", "reconstruction"],
-            row_titles=[
-                f"loss\n{total / (count + NORMALISER_EPSILON):.4f}" for total, count in zip(sums, pixels, strict=True)
-            ],
-            footer=caption(mean_loss, window),
-        )
+        return image_grid(rows, column_titles=PANELS, row_titles=titles, footer=footer)
 
     def example_batch(self, batch_size: int) -> Batch:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(1)
         grid = self.train_transform.grid  # type: ignore[attr-defined]
         masks = [random_mask(*grid, self.config.task.mask_ratio, rng) for _ in range(batch_size)]
-        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
-        return {
-            "image": torch.from_numpy(pixels),
-            "mask": torch.stack(masks),
-            "position": torch.arange(batch_size),
-            "valid": torch.ones(batch_size, dtype=torch.bool),
-        }
+        return super().example_batch(batch_size) | {"mask": torch.stack(masks)}
+
+
+def _strips(columns: Sequence[np.ndarray], titles: Sequence[str], footer: str) -> Image.Image:
+    """Return a film strip for each panel of each clip, one below the other.
+
+    Args:
+        columns: for each panel the clips (B, 3, T, H, W) in [0, 1].
+        titles: loss of each clip.
+    """
+    rows = [[film_strip(clip)] for clips in zip(*columns, strict=True) for clip in clips]
+    names = [name if name != PANELS[-1] else f"{name}\n{title}" for title in titles for name in PANELS]
+    return image_grid(rows, row_titles=names, footer=footer)

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.schema import Config
 from swinv2_train.config.tasks import LOSS
-from swinv2_train.data.augment import normalise
+from swinv2_train.data.augment import normalise, normalise_clips
 from swinv2_train.data.batch import SIZE, Batch, Ragged, has_deep_images
 from swinv2_train.data.card import Card
 from swinv2_train.data.transform import Transform
@@ -28,7 +28,7 @@ from swinv2_train.tasks.class_predictor import ClassPredictor
 from swinv2_train.tasks.measured import Measured
 from swinv2_train.tasks.prediction import Predictor
 from swinv2_train.tasks.report import Report
-from swinv2_train.tracking.figures import image_grid, to_pil
+from swinv2_train.tracking.figures import film_strip, image_grid, to_pil
 
 NORMALISER_EPSILON = 1e-5
 """Added to every weight that a loss is divided by, as in the official SimMIM code."""
@@ -87,6 +87,8 @@ class Task(abc.ABC):
         self.config = config
         self.mean, self.std = mean, std
         self.size = resolution(config)
+        self.frames = clip_frames(config)
+        """Frames of a clip; 0 for images."""
 
     @classmethod
     def from_data(cls, config: Config, mean: list[float], std: list[float], card: Card | None) -> Task:
@@ -171,10 +173,13 @@ class Task(abc.ABC):
         return self.REPORT(found, metrics, class_names)
 
     def images(self, batch: Batch) -> torch.Tensor:
-        """(B, C, H, W) fp32 on the device of the batch, normalized by the dataset's statistics; padding is zero.
+        """(B, C, H, W) or of clips (B, C, T, H, W), fp32 on the device of the batch, normalized by the dataset's
+        statistics; padding is zero.
 
         Of images that differ in size, the centers at the size of the config.
         """
+        if self.frames:
+            return normalise_clips(batch["image"], self.mean, self.std)
         if isinstance(batch["image"], Ragged):
             return torch.stack([_center(normalise(image, self.mean, self.std), self.size) for image in batch["image"]])
         return normalise(batch["image"], self.mean, self.std, batch.get(SIZE))
@@ -188,6 +193,8 @@ class Task(abc.ABC):
 
         Every rank must draw, because under ZeRO-3 a forward pass is a collective.
         """
+        if self.frames:
+            return image_grid([[film_strip(clip)] for clip in batch["image"].cpu().numpy()])
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         images = (self.images(batch).cpu() * std + mean).clamp(0, 1)
         deep = has_deep_images(batch)
@@ -199,7 +206,9 @@ class Task(abc.ABC):
         The default has images, positions, and `valid`; a task adds its own entries.
         """
         rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (batch_size, self.config.model.in_channels, *self.size), dtype=np.uint8)
+        frames = (self.frames,) if self.frames else ()
+        shape = (batch_size, self.config.model.in_channels, *frames, *self.size)
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
         return {
             "image": torch.from_numpy(pixels),
             "position": torch.arange(batch_size),

@@ -39,11 +39,14 @@ class RunConsole:
         title: text to the left of the bar.
         total_steps: length of the run in optimizer steps.
         console: the output; stdout by default.
+        inputs: name of the samples.
     """
 
-    def __init__(self, log_file: Path, title: str, total_steps: int, console: Console | None = None) -> None:
+    def __init__(
+        self, log_file: Path, title: str, total_steps: int, console: Console | None = None, inputs: str = "images"
+    ) -> None:
         self._log_file = log_file
-        self._title = title
+        self._title, self._inputs = title, inputs
         self._total_steps = total_steps
         self._console = console or _Console()
         self._live: Live | None = None
@@ -56,7 +59,8 @@ class RunConsole:
 
     def progress(self, record: Mapping[str, float | int | None]) -> None:
         """Report one step: the live bar on a terminal, a line elsewhere; the line goes to the log in either case."""
-        step, numbers, left = record["step"], progress_numbers(record), format_duration(record.get("seconds_left"))
+        numbers = progress_numbers(record, self._inputs)
+        step, left = record["step"], format_duration(record.get("seconds_left"))
         line = self._log(f"step {step}/{self._total_steps}  {numbers}  left {left}")
         if not self._console.is_terminal or self._console.is_dumb_terminal:
             self._console.print(Text(line), soft_wrap=True)
@@ -96,15 +100,19 @@ class RunConsole:
         return line
 
 
-def progress_numbers(record: Mapping[str, float | int | None]) -> str:
-    """Return the numbers of a step on one compact line in a fixed order; unknown numbers are omitted."""
+def progress_numbers(record: Mapping[str, float | int | None], inputs: str = "images") -> str:
+    """Return the numbers of a step on one compact line in a fixed order; unknown numbers are omitted.
+
+    Args:
+        inputs: name of the samples.
+    """
     terms = [(key, f"{key.removeprefix(TERM)} {{:.4f}}") for key in record if key.startswith(TERM)]
     formats = (
         ("loss", "loss {:.4f}"),
         *terms,
         ("grad_norm", "grad norm {:.3f}"),
         ("lr", "lr {:.2e}"),
-        ("images_per_second", "{:,.1f} images/s"),
+        ("images_per_second", f"{{:,.1f}} {inputs}/s"),
         ("mfu", "MFU {:.1%}"),
         ("data_wait_share", "data wait {:.1%}"),
         ("memory_gib", "memory {:.1f} GiB"),

@@ -36,6 +36,7 @@ PACKAGES = (
     "pillow",
     "tifffile",
     "imagecodecs",
+    "av",
     "safetensors",
     "tensorboard",
     "wandb",

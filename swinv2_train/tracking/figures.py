@@ -15,6 +15,8 @@ GAP = 6
 TITLE_SIZE = 15
 FOOTER_SIZE = 13
 MIN_CELL = 128
+STRIP_FRAMES = 8
+STRIP_GAP = 2
 SWATCH = 14
 """Side of a color in a legend."""
 _WIDEST_NAME = 220
@@ -112,6 +114,25 @@ def image_grid(
     if footer_lines:
         draw.text((MARGIN, bottom + MARGIN), footer_lines, FOOTER_INK, footer_font)
     return canvas
+
+
+def film_strip(clip: Any, most: int = STRIP_FRAMES) -> Image.Image:
+    """Return frames of a clip side by side, from the first to the last, evenly spread.
+
+    Args:
+        clip: (3, T, H, W) array or CPU tensor, uint8, or float in [0, 1].
+        most: maximum number of frames.
+    """
+    frames = np.asarray(clip)
+    count = min(most, frames.shape[1])
+    largest = 255 if frames.dtype == np.uint8 else 1
+    chosen = [round(number * (frames.shape[1] - 1) / max(1, count - 1)) for number in range(count)]
+    pictures = [to_pil(frames[:, number].astype(np.float32) / largest) for number in chosen]
+    width, height = pictures[0].size
+    strip = Image.new("RGB", (count * (width + STRIP_GAP) - STRIP_GAP, height), BACKGROUND)
+    for number, picture in enumerate(pictures):
+        strip.paste(picture, (number * (width + STRIP_GAP), 0))
+    return strip
 
 
 def with_legend(grid: Image.Image, entries: Sequence[tuple[np.ndarray, str]], caption: str = "") -> Image.Image:

@@ -61,7 +61,8 @@ class Tracker:
         if not is_main:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._console = RunConsole(self.run_dir / "log.txt", config.run.name, total_steps, console)
+        inputs = "clips" if config.data.frames else "images"
+        self._console = RunConsole(self.run_dir / "log.txt", config.run.name, total_steps, console, inputs)
         # W&B first: if it refuses to start, the record of the run is still untouched.
         if config.tracking.wandb != "disabled":
             wandb = WandbSink(self.run_dir, config)

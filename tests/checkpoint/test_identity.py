@@ -69,6 +69,24 @@ def test_checkpoints_of_earlier_versions_and_equal_ones_are_of_the_run(
     assert own(config).differences(content) == []
 
 
+def test_clips_are_part_of_a_run_and_change_nothing_about_runs_of_images(config: Config) -> None:
+    content = saved(config)
+    assert content["model"].pop("temporal_patch") == 0, "checkpoints of earlier versions do not record it"
+    assert not [key for part in ("model", "data") for key in content[part] if "temporal" in key or "frame" in key]
+    other = copy.deepcopy(config)
+    other.model.temporal_window, other.data.frame_stride = 16, 4
+    assert own(other).differences(content) == []
+    clips = copy.deepcopy(config)
+    clips.model.temporal_patch, clips.data.frames = 2, 8
+    assert saved(clips)["data"]["frame_stride"] == 2
+    assert str(own(clips).refusal(content)) == "model.temporal_patch=0, but this run has 2"
+    assert str(own(config).refusal(saved(clips))) == "model.temporal_patch=2, but this run has 0"
+    for section, key, value in (("model", "temporal_window", 4), ("data", "frames", 16), ("data", "frame_stride", 3)):
+        changed = copy.deepcopy(clips)
+        setattr(getattr(changed, section), key, value)
+        assert str(own(changed).refusal(saved(clips))).startswith(f"{section}.{key}=")
+
+
 @pytest.mark.parametrize(
     ("changes", "text", "accepted"),
     [

@@ -14,6 +14,7 @@ from swinv2_train.data import remarks
 from tests.data.annotated import annotation, coco, write_coco, write_images
 from tests.data.label_maps import labels, names_file, png, write_pairs
 from tests.data.samples import jpeg, write_folder, write_shards, write_tar
+from tests.filmed import make_filmed_shard
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -314,3 +315,22 @@ def test_bench_leaves_out_broken_samples_and_names_wrong_options(
     assert code == 2
     assert "--scaled has no effect with --entire" in err
     assert run(capsys, "bench", shard, "--least-area", "1.5")[0] == 2
+
+
+def test_bench_measures_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_filmed_shard(tmp_path / "clips.tar", 3, 0)
+    code, out, _ = run(capsys, "bench", tmp_path / "clips.tar", "--frames", 4, "--resolution", 32, "--batch", 2)
+    assert code == 0
+    assert "4 frames at stride 2" in out
+    assert "3 clips, " in out
+    assert "clips/s, core" in out
+    assert "JPEG" not in out
+    code, _, err = run(capsys, "bench", tmp_path / "clips.tar")
+    assert code == 2
+    assert "video" in err
+    for options, message in (
+        (["--frame-stride", 2], "--frame-stride is for clips: add --frames N"),
+        (["--frames", 4, "--entire"], "--entire is for images, and --frames measures videos"),
+    ):
+        code, _, err = run(capsys, "bench", tmp_path / "clips.tar", *options)
+        assert (code, message in err) == (2, True)

@@ -188,6 +188,8 @@ def recipes() -> dict[str, Config]:
             "task=segmentation needs a label map of every image; pack them with swinv2-data",
         ),
         ("one", {"recipe": "objects"}, "task=detection needs the boxes of every image; pack them with swinv2-data"),
+        ("one", {"frames": 8}, "data.frames=8 reads videos, and images are packed here; pack videos with swinv2-data"),
+        ("clips", {}, "clips: has videos and no images; pack them with swinv2-data pack"),
     ],
 )
 def test_usage_errors_come_before_anything_is_packed(
@@ -198,11 +200,13 @@ def test_usage_errors_come_before_anything_is_packed(
     for name in ("empty", "tars"):
         (tmp_path / name).mkdir()
     make_shard(tmp_path / "tars" / "a.tar", 1, 0)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"a video")
     (tmp_path / "note.txt").write_text("no images\n")
     config = deepcopy(recipes[more.get("recipe", "own_simmim")])
     config.images = images and str(tmp_path / images)
     config.run.dir = str(tmp_path / more.get("dir", "runs/x"))
-    config.data.scale = more.get("scale")
+    config.data.scale, config.data.frames = more.get("scale"), more.get("frames", 0)
     config.data.resolution, config.replay = more.get("resolution", 128), more.get("replay")
     with pytest.raises((ConfigError, DataError)) as error:
         use_images(config, [more.get("given", "seed=0")], only_show=more.get("only_show", False))

@@ -123,6 +123,7 @@ MULTISTEP = {"optim__schedule": "multistep", "optim__milestones": [700.0]}
         ({"optim__ema_decay": 0.0001}, "set optim.ema_decay=0.9999"),
         ({"optim__epochs": 300000.0}, "optim.epochs=null optim.steps=300000"),
         ({"optim__layer_decay": 0.01}, "optim.layer_decay=0.01"),
+        ({"model__temporal_window": 16}, "model.temporal_window=16 has no effect on a model of images"),
         ({"task__mixup": 80.0}, "task.mixup=80 is far above"),
         ({"task__color_jitter": 40.0}, "task.color_jitter=40"),
         ({"task__label_smoothing": 0.9}, "task.label_smoothing=0.9"),

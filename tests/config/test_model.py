@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,17 +12,19 @@ from swinv2_train.config.errors import ConfigError
 from swinv2_train.config.model import (
     VARIANTS,
     ModelConfig,
+    attention_pretrained_windows,
+    attention_windows,
     checkpointed_blocks,
     count_parameters,
     drop_path_rates,
     fit_window,
     stage_geometry,
-    validate_model,
     variant,
     windows,
 )
 from swinv2_train.config.schema import Config, DataConfig
 from swinv2_train.config.tasks import SimMIMConfig
+from swinv2_train.config.validate_model import validate_model
 from swinv2_train.models import ImageClassifier, MaskedImageModel, SwinTransformerV2
 
 # Backbone, with 1000 classes, with 21841 classes; all without the extra norms of H and G.
@@ -176,11 +179,63 @@ def test_stochastic_depth_grows_linearly_from_zero():
         ({"window_rule": "official", "window": [8, 8, 8, [8, 4]]}, "window"),
         ({"checkpointing": True}, "checkpointing"),
         ({"sequential_chunk_mib": 0}, "sequential_chunk_mib"),
+        ({"temporal_patch": -1}, "temporal_patch"),
+        ({"temporal_patch": 2, "absolute_position": True}, "absolute_position"),
+        ({"temporal_window": 0}, "temporal_window"),
+        ({"temporal_window": [8, 8]}, "temporal_window"),
+        ({"temporal_window": [8, 8, 8, [8, 8]]}, "temporal_window"),
+        ({"pretrained_temporal_window": -1}, "pretrained_temporal_window"),
     ],
 )
 def test_an_impossible_model_names_the_field(fields, field):
     with pytest.raises(ConfigError, match=f"^model.{field}="):
         validate_model(ModelConfig(**fields))
+
+
+def test_windows_of_clips_have_the_time_first_and_keep_their_training_in_every_clip():
+    images = ModelConfig(window=[7, [8, 9], 6, 5], temporal_window=[8, 4, 2, 1])
+    assert attention_windows(images) == windows(images) == [(7, 7), (8, 9), (6, 6), (5, 5)]
+    clips = replace(images, temporal_patch=2)
+    assert attention_windows(clips) == [(8, 7, 7), (4, 8, 9), (2, 6, 6), (1, 5, 5)]
+    assert attention_pretrained_windows(clips) == [(8, 0, 0), (4, 0, 0), (2, 0, 0), (1, 0, 0)]
+    later = replace(clips, pretrained_window=[7, 7, 7, 3], pretrained_temporal_window=[0, 3, 0, 6])
+    assert attention_pretrained_windows(later) == [(8, 7, 7), (3, 7, 7), (2, 7, 7), (6, 3, 3)]
+    table = replace(clips, position_bias="table")
+    assert attention_pretrained_windows(table, (64, 32)) == [(8, 7, 7), (4, 8, 4), (2, 4, 2), (1, 2, 1)]
+
+
+def test_a_clip_has_windows_and_padding_in_time():
+    config = ModelConfig(temporal_patch=2, temporal_window=[8, 4, 3, 5], window=8)
+    stages = stage_geometry(config, 64, 64, 10)
+    found = [(stage.time, stage.time_window, stage.time_shift, stage.time_padded) for stage in stages]
+    assert found == [(5, 5, 0, 5), (5, 4, 2, 8), (5, 3, 1, 6), (5, 5, 0, 5)]
+    assert [stage.tokens for stage in stages] == [5 * 256, 5 * 64, 5 * 16, 5 * 4]
+    assert [stage.num_windows for stage in stages] == [4, 2, 2, 1]
+    assert [stage.window_tokens for stage in stages] == [5 * 64, 4 * 64, 3 * 16, 5 * 4]
+    space = [(stage.height, stage.width, stage.window, stage.shift, stage.padded) for stage in stages]
+    for geometry in (stage_geometry(config, 64, 64), stage_geometry(ModelConfig(window=8), 64, 64)):
+        assert [(stage.height, stage.width, stage.window, stage.shift, stage.padded) for stage in geometry] == space
+        assert [stage.time_padded for stage in geometry] == [1] * 4
+    for wrong, patch, hint in ((9, 2, "a multiple of model.temporal_patch=2"), (8, 0, "needs model.temporal_patch")):
+        with pytest.raises(ConfigError, match=f"^data.frames={wrong}: .*{hint}"):
+            stage_geometry(replace(config, temporal_patch=patch), 64, 64, wrong)
+
+
+@pytest.mark.parametrize("kind", [{}, {"position_bias": "table"}, {"norm_placement": "sandwich", "similarity": "dot"}])
+def test_parameters_of_a_model_of_clips(kind):
+    small = {"embed_dim": 16, "depths": [2, 1, 1, 1], "num_heads": [1, 2, 4, 8], "window": 3}
+    config = ModelConfig(**small, **kind, temporal_patch=3, temporal_window=[2, 3, 4, 5])
+    with torch.device("meta"):
+        model = ImageClassifier(config, 7, (32, 64))
+    assert count_parameters(config, (32, 64), 7) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 28.2), ("small", 49.8), ("base", 88.1), ("large", 197.0)])
+def test_sizes_of_video_swin(name, millions):
+    """Published for Kinetics-400. Those have biases of keys and wider norms of the merging: 0.01 to 0.03 more."""
+    v1 = {"norm_placement": "pre", "similarity": "dot", "position_bias": "table"}
+    config = variant(f"swinv2_{name}", **v1, window=7, temporal_patch=2, temporal_window=8)
+    assert count_parameters(config, (224, 224), 400) / 1e6 == pytest.approx(millions, abs=0.075)
 
 
 def test_unknown_sizes_and_empty_images_are_refused():

@@ -21,6 +21,10 @@ from swinv2_train.config.structure import structural_difference
         ({"extra_norm_period": 6}, {"extra_norm_stage": True}, "extra_norm_period"),
         ({"mlp_ratio": 8 / 3}, {"mlp_ratio": 2.66666667}, None),
         ({"depths": [2, 2, 18, 2]}, {}, "depths"),
+        ({}, {"temporal_patch": 4}, None),  # weights of images are inflated
+        ({"temporal_patch": 2}, {"temporal_patch": 2, "temporal_window": 16}, None),
+        ({"temporal_patch": 2}, {"temporal_patch": 4}, "temporal_patch"),
+        ({"temporal_patch": 2}, {}, "temporal_patch"),
     ],
 )
 def test_models_are_compared_by_their_structure(

@@ -20,7 +20,7 @@ from swinv2_train.config.tasks import DetectionConfig, SegmentationConfig
 from swinv2_train.data import sample as sample_module
 from swinv2_train.data import shards as shards_module
 from swinv2_train.data.configured import as_read_by, open_held_out, open_training
-from swinv2_train.data.errors import BrokenSample, DataError
+from swinv2_train.data.errors import BrokenSample, DataError, OtherSamples
 from swinv2_train.data.geometry import draw_crop
 from swinv2_train.data.index import build_index, read_index, write_index
 from swinv2_train.data.index_store import index_path
@@ -76,13 +76,13 @@ def shards(tmp_path: Path) -> ShardSet:
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The sizes of all reads of members."""
     sizes: list[int] = []
-    plain = shards_module._pread
+    plain = shards_module.read_member
 
     def counted(fd: int, offset: int, size: int) -> bytes:
         sizes.append(size)
         return plain(fd, offset, size)
 
-    monkeypatch.setattr(shards_module, "_pread", counted)
+    monkeypatch.setattr(shards_module, "read_member", counted)
     return sizes
 
 
@@ -320,8 +320,14 @@ def test_videos_make_samples_of_their_own(tmp_path: Path) -> None:
     assert images.left_out(0).counts["no image"] == (5, "a.mp4")
     assert videos.left_out(0).counts["no video"] == (2, "c.jpg")
     only = write_tar(tmp_path / "only.tar", [("a.jpg", jpeg(0))])
-    with pytest.raises(DataError, match=r"only\.tar holds no sample with a video \(mp4, m4v, mov, mkv, webm, avi\)"):
+    with pytest.raises(OtherSamples, match=r"the samples of .*only\.tar are images, and videos are expected"):
         ShardSet.open(str(only), tmp_path / "cache", main="video")
+    neither = write_tar(tmp_path / "neither.tar", [("a.cls", b"1")])
+    with pytest.raises(DataError, match=r"neither\.tar holds no sample with a video \(mp4, m4v, mov, mkv, webm, avi\)"):
+        ShardSet.open(str(neither), tmp_path / "cache", main="video")
+    clips = write_tar(tmp_path / "clips.tar", [("a.cls", b"1"), ("a.mp4", b"aaaa")])
+    with pytest.raises(OtherSamples, match=r"the samples of .*clips\.tar are videos, and images are expected"):
+        ShardSet.open(str(clips), tmp_path / "cache")
     # An index under the name of another is not taken for it.
     index_path(path).write_bytes(Path(f"{path}.video.index.jsonl").read_bytes())
     assert ShardSet.open(str(path), tmp_path / "cache").num_samples == 2

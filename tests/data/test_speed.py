@@ -10,9 +10,11 @@ import torch
 from swinv2_train.config.schema import AugmentConfig
 from swinv2_train.data.decode import DecodeOptions
 from swinv2_train.data.errors import DataError
+from swinv2_train.data.samples import VIDEO
 from swinv2_train.data.shards import ShardSet
 from swinv2_train.data.speed import STAGES, Speed, measure_speed
 from tests.data.samples import encoded, pixels, write_shards, write_tar
+from tests.filmed import SHAPE, make_filmed_shard
 
 
 def test_rates_and_shares_follow_from_the_seconds() -> None:
@@ -40,3 +42,12 @@ def test_images_of_several_kinds_and_none_at_all(tmp_path: Path) -> None:
     broken = ShardSet.open(write_shards(tmp_path / "broken", [2], broken=[0, 1]))
     with pytest.raises(DataError, match="none of the samples can be used"):
         measure_speed(broken, (8, 8), AugmentConfig(), DecodeOptions())
+
+
+def test_clips_of_videos(tmp_path: Path) -> None:
+    make_filmed_shard(tmp_path / "clips.tar", 4, 0, broken=(1,))
+    shards = ShardSet.open(str(tmp_path / "clips.tar"), main=VIDEO)
+    speed = measure_speed(shards, (16, 16), AugmentConfig(), DecodeOptions(), micro_batch=2, clip=(4, 2))
+    assert (speed.num_samples, speed.num_broken) == (3, 1)
+    assert speed.pixels == 3 * 4 * SHAPE[0] * SHAPE[1]
+    assert all(speed.seconds[stage] > 0 for stage in STAGES)

@@ -269,7 +269,7 @@ def crash_at_twenty(number: int) -> int:
 def test_a_parallel_map_that_crashes_names_the_items_in_hand() -> None:
     crashing = ParallelMap(crash_at_twenty, workers=1, name=lambda number: f"image {number}")
     with pytest.raises(
-        DataError, match=r"a decoding process died while the processes decoded image 20: an image cra"
+        DataError, match=r"a decoding process died while the processes decoded image 20: a file crash"
     ) as e:
         list(crashing(range(40)))
     assert e.value.exit_code == FAILED

@@ -99,6 +99,30 @@ def test_windows_that_the_source_was_not_trained_with_are_refused(
         complete(config(tmp_path, *given), None)
 
 
+def test_weights_of_clips_tell_their_window_in_time(tmp_path: Path) -> None:
+    from tests.interop.made import write_model
+
+    clips = write_model(tmp_path / "clips.safetensors", frames=4, temporal_patch=2, temporal_window=[2, 3, 2, 2])
+    images = write_model(tmp_path / "images.safetensors")
+    given = [
+        "task=video", "task.num_classes=6", "data.frames=16", "model.temporal_patch=2", "model.embed_dim=8",
+        "model.depths=[1,2,2,1]", "model.num_heads=[1,2,4,8]", f"run.dir={tmp_path}/run",
+    ]  # fmt: skip
+    taken = complete(compose([*given, f"init_from={clips}"]), None).model
+    assert (taken.temporal_window, taken.pretrained_temporal_window) == (8, [2, 3, 2, 2])
+    assert taken.pretrained_window == [4, 4, 4, 2]
+    inflated = complete(compose([*given, f"init_from={images}"]), None).model
+    assert (inflated.pretrained_window, inflated.pretrained_temporal_window) == ([4, 4, 4, 2], 0)
+    same = complete(compose([*given, f"init_from={clips}", "model.pretrained_temporal_window=[2,3,2,2]"]), None).model
+    assert same.pretrained_temporal_window == [2, 3, 2, 2]
+    with pytest.raises(ConfigError, match=r"pretrained_temporal_window=4: the weights in .* trained with \[2,3,2,2\]"):
+        complete(compose([*given, f"init_from={clips}", "model.pretrained_temporal_window=4"]), None)
+    with pytest.raises(
+        ConfigError, match=r"temporal_patch=4: the weights in .* \(8, 3, 2, 4, 4\), the model \(8, 3, 4"
+    ):
+        complete(compose([*given, f"init_from={clips}", "model.temporal_patch=4"]), None)
+
+
 @pytest.mark.slow
 def test_windows_are_told_where_the_source_does_not(tmp_path: Path) -> None:
     import torch

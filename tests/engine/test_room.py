@@ -74,6 +74,22 @@ def test_an_evaluation_needs_room_next_to_the_training(config: Config, tmp_path:
     assert both == pytest.approx(alone * (1 + 8 / (4 * 2 * 16 + 2 * 2 * 16)))
 
 
+@pytest.mark.parametrize(("views", "videos"), [("1x1", 30), ("4x3", 4 * 2), ("2x2", 4 * 2 * 4)])
+def test_views_of_videos_need_room_as_well(views: str, videos: int) -> None:
+    """Workers hold as many inputs in an evaluation as in training, but never less than a video."""
+    overrides = ["task=video", "task.num_classes=3", "data.frames=4", "model.temporal_patch=2", f"task.views={views}"]
+    options = ["data.num_workers=4", "data.prefetch_batches=2", "engine.micro_batch=16", "optim.global_batch=64"]
+    made = compose([*overrides, *options, "data.resolution=32", "optim.steps=10"])
+    task = made.task.implementation().from_data(made, [0.5] * 3, [0.25] * 3, None)
+    held_out = SimpleNamespace(num_samples=30, card=None)
+    alone, both = (
+        shared_memory_needed(made, make_plan(made, 4, 10_000), task, held_out=shards) for shards in (None, held_out)
+    )
+    kept = 4 * 2 * 16 + 2 * 16  # those of the workers, and two steps of one micro-batch
+    own = -(-30 // 4)
+    assert both - alone == pytest.approx(alone / kept * min(own, videos) * made.task.eval_inputs)
+
+
 @pytest.mark.parametrize(
     ("hosts", "refused"),
     [

@@ -19,6 +19,7 @@ from swinv2_train.config.tasks import (
     SegmentationConfig,
     SimMIMConfig,
     TaskConfig,
+    VideoConfig,
 )
 from swinv2_train.models import ImageClassifier, MaskedImageModel, Segmenter
 from swinv2_train.models.detection import Detector
@@ -41,6 +42,7 @@ def write_model(
     segmentation: SegmentationConfig | None = None,
     detection: DetectionConfig | None = None,
     size: int | tuple[int, int] = 64,
+    frames: int = 0,
     seed: int = 0,
     **model: Any,
 ) -> Path:
@@ -48,7 +50,8 @@ def write_model(
     torch.manual_seed(seed)
     sides = (size, size) if isinstance(size, int) else size
     config = ModelConfig(**{**SMALL, **model})
-    task: TaskConfig = SimMIMConfig() if simmim else segmentation or ClassificationConfig(num_classes=len(CLASSES))
+    plain = VideoConfig if frames else ClassificationConfig
+    task: TaskConfig = SimMIMConfig() if simmim else segmentation or plain(num_classes=len(CLASSES))
     built: torch.nn.Module = MaskedImageModel(config, sides) if simmim else ImageClassifier(config, len(CLASSES), sides)
     if segmentation is not None:
         segmentation.num_classes = len(CLASSES)
@@ -61,10 +64,12 @@ def write_model(
         noise = torch.randn_like(parameter)
         values = parameter.detach() + 0.3 * noise if parameter.ndim < 2 else 0.15 * noise
         tensors[name] = (noise * 0.5 + 2.0 if name.endswith("logit_scale") else values).contiguous()
+    clips = {"frames": frames, "frame_stride": 3} if frames else {}
+    statistics = {"mean": MEAN[: config.in_channels], "std": STD[: config.in_channels]}
     metadata = {
         "task": to_dict(task),
         "model": to_dict(config),
-        "data": {"resolution": list(sides), "mean": MEAN[: config.in_channels], "std": STD[: config.in_channels]},
+        "data": {"resolution": list(sides), **statistics, **clips},
         "classes": None if simmim else CLASSES,
         "preprocess": {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bicubic"},
     }

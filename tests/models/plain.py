@@ -141,6 +141,23 @@ def _fit(
     return fitted, shift if shifted else (0,) * len(sides)
 
 
+def plain_mask(wrapped: list[list[bool]], late: list[bool]) -> list[list[float]]:
+    """The number added to the score of every pair of tokens of a window.
+
+    Args:
+        wrapped: along which axes the shift carried each token around the end of the map.
+        late: which tokens are padding after the last frame of a clip.
+    """
+
+    def entry(a: int, b: int) -> float:
+        if late[a] != late[b] or (len(wrapped[a]) > 2 and wrapped[a][0] != wrapped[b][0]):
+            return -math.inf  # another time, or a frame that does not exist
+        same = wrapped[a] == wrapped[b] or (late[a] and wrapped[a][1:] == wrapped[b][1:])
+        return 0.0 if same else -100.0
+
+    return [[entry(a, b) for b in range(len(wrapped))] for a in range(len(wrapped))]
+
+
 def places(window: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The tokens of a window, the last axis changing fastest."""
     return list(itertools.product(*(range(side) for side in window)))
@@ -166,7 +183,7 @@ def _attention(
         moved = [[a + b + s for a, b, s in zip(corner, place, shift, strict=True)] for place in places(window)]
         tokens = [tuple(m % w for m, w in zip(token, whole, strict=True)) for token in moved]
         wrapped = [[m >= w for m, w in zip(token, whole, strict=True)] for token in moved]
-        mask = x.new_tensor([[0.0 if a == b else -100.0 for b in wrapped] for a in wrapped])
+        mask = x.new_tensor(plain_mask(wrapped, [len(sides) > 2 and token[0] >= sides[0] for token in tokens]))
         result = _window(
             torch.stack([canvas[token] for token in tokens]), mask, state, name, heads, window, coordinates
         )

@@ -20,11 +20,11 @@ from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.geometry import expand_bias
 from tests.models.golden import fill_parameters
 from tests.models.memory import LiveBytes
-from tests.models.plain import places, plain_scores, spread
+from tests.models.plain import places, plain_mask, plain_scores, spread
 
 
-def bound(name, chunk_mib=64.0):
-    return partial(BACKENDS[name], options=AttentionOptions(BIAS_RANGE / 2, chunk_mib))
+def bound(name, chunk_mib=64.0, time_padding=0):
+    return partial(BACKENDS[name], options=AttentionOptions(BIAS_RANGE / 2, chunk_mib, time_padding))
 
 
 reference_attention, sdpa_attention, tiny_chunks = bound("reference"), bound("sdpa"), bound("sequential", 0.002)
@@ -67,7 +67,7 @@ def values_and_gradients(attend, case, **options):
     return [out, *torch.autograd.grad((out * weights).sum(), leaves)]
 
 
-def pair_by_pair(qkv, scale, table, window, shift):
+def pair_by_pair(qkv, scale, table, window, shift, time_padding=0):
     """The definition: every window lists its tokens, every pair of tokens has its own score, bias and mask."""
     padded = qkv.shape[1:-1]
     bias, out = spread(table, window), torch.zeros_like(qkv[..., : qkv.shape[-1] // 3])
@@ -75,7 +75,8 @@ def pair_by_pair(qkv, scale, table, window, shift):
         tokens = [tuple(a + b for a, b in zip(corner, place, strict=True)) for place in places(window)]
         # The shift carried the last `shift` indices of an axis around the end of the map.
         wrapped = [[i >= side - by for i, side, by in zip(token, padded, shift, strict=True)] for token in tokens]
-        mask = qkv.new_tensor([[0.0 if a == b else -100.0 for b in wrapped] for a in wrapped])
+        late = [(token[0] + shift[0]) % padded[0] >= padded[0] - time_padding for token in tokens]
+        mask = qkv.new_tensor(plain_mask(wrapped, late))
         values = torch.stack([qkv[(slice(None), *token)] for token in tokens], 1)
         parts = values.unflatten(-1, (3, table.shape[0], -1)).permute(2, 0, 3, 1, 4)
         result = plain_scores(*parts, scale, bias + mask).transpose(1, 2).flatten(2)
@@ -94,6 +95,30 @@ def test_backends_agree_with_the_definition_in_value_and_gradient(case):
     for name, attend in ATTEND.items():
         for ours, plain in zip(values_and_gradients(attend, case), expected, strict=True):
             torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("case", "padding"),
+    [("clip", 1), ("clip, shifted", 1), ("clip, shifted in time", 2), ("clip, shifted in space", 2)],
+)
+def test_padding_in_time_is_never_attended_to(case, padding):
+    expected = values_and_gradients(partial(pair_by_pair, time_padding=padding), case)
+    time, by = CASES[case][0][0], CASES[case][2][0]
+    real = [index for index in range(time) if (index + by) % time < time - padding]
+    late = [index for index in range(time) if index not in real]
+    for name, chunk_mib in (("reference", 64.0), ("sdpa", 64.0), ("sequential", 64.0), ("sequential", 0.002)):
+        attend = bound(name, chunk_mib, padding)
+        out, *gradients = values_and_gradients(attend, case)
+        for ours, plain in zip([out, *gradients], expected, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10, msg=name)
+        # The padding may be anything, and gets no gradient from the frames.
+        leaves, window, shift = arguments(case)
+        with torch.no_grad():
+            leaves[0][:, late] += 7
+        changed = attend(*leaves, window, shift)
+        assert torch.equal(changed[:, real], out[:, real])
+        (gradient,) = torch.autograd.grad(changed[:, real].square().sum(), leaves[0])
+        assert not gradient[:, late].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_train.config.model import ATTENTION_BACKENDS, NORM_PLACEMENTS, ModelConfig, stage_geometry, variant
 from swinv2_train.config.schema import Config, DataConfig, EngineConfig
-from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig
+from swinv2_train.config.tasks import ClassificationConfig, SimMIMConfig, TaskConfig, VideoConfig
 from swinv2_train.models.attention.window_attention import WindowAttention
 from swinv2_train.models.block import BlockWindow, SwinBlock
 from swinv2_train.models.layers import LayerNorm
@@ -27,6 +27,7 @@ GEOMETRIES = {
     "shifted": (128, 4, (48, 48), (12, 12), True),
     "padded": (256, 8, (30, 45), (7, 9), True),
     "wide": (64, 2, (64, 96), (32, 32), True),
+    "clip": (64, 2, (7, 24, 36), (4, 12, 18), True),
 }
 """Channels, heads, map, window, and shift of a block."""
 
@@ -67,8 +68,11 @@ def built_block(geometry: str, model: ModelConfig, backend: str) -> tuple[SwinBl
 def planned_block(gpu: bool, precision: str, geometry: str, model: ModelConfig, backend: str) -> Block:
     """The same block for the formulas."""
     dim, heads, sides, window, shifted = GEOMETRIES[geometry]
-    model.embed_dim, model.num_heads, model.window = dim, [heads] * 4, [list(window)] * 4
-    stage = stage_geometry(model, *(side * model.patch_size for side in sides))[0]
+    *time, height, width = sides
+    model.embed_dim, model.num_heads, model.window = dim, [heads] * 4, [list(window[-2:])] * 4
+    if time:
+        model.temporal_patch, model.temporal_window = 1, window[0]
+    stage = stage_geometry(model, height * model.patch_size, width * model.patch_size, *time)[0]
     return Block(model, stage, backend, 2, shifted, True, Kernels(DTYPES[precision].itemsize, gpu))
 
 
@@ -154,6 +158,28 @@ def test_a_model_saves_what_the_formula_says(precision, backend, period, task):
     model, loss = loss_of(config, 2)
     expected = activations(config, 2, gpu=False)[-1].saved
     assert saved_bytes(model, loss) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("task", "precision", "backend", "period"),
+    [
+        (SimMIMConfig(), "bf16", "sdpa", 0),
+        (SimMIMConfig(), "fp32", "sequential", 1),
+        (VideoConfig(num_classes=1000), "fp32", "sdpa", 1),
+        (VideoConfig(num_classes=1000), "bf16", "reference", 0),
+    ],
+)
+def test_a_model_of_clips_saves_and_needs_what_the_formulas_say(precision, backend, period, task):
+    """Within 2% and 5%, with windows that are padded and shifted in time and in space."""
+    config = small(task, precision, (96, 192), 8, backend, period)
+    config.model.temporal_patch, config.model.temporal_window, config.data.frames = 2, 4, 14
+    model, loss = loss_of(config, 2)
+    reached = activations(config, 2, gpu=False)
+    assert saved_bytes(model, loss) == pytest.approx(reached[-1].saved, rel=0.02)
+    if task.name == "video":
+        expected = max(each.saved + each.recomputed + each.transient for each in reached)
+        with without_storage():
+            assert peak_of_step(*loss_of(config, 2)) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize(("precision", "backend", "period"), PAIRS)

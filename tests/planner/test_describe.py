@@ -9,10 +9,11 @@ import pytest
 from swinv2_train.config.model import count_parameters
 from swinv2_train.config.plan import make_plan
 from swinv2_train.config.schema import Config
-from swinv2_train.config.tasks import ClassificationConfig
+from swinv2_train.config.tasks import ClassificationConfig, VideoConfig
 from swinv2_train.engine.selection import selection
 from swinv2_train.planner.describe import describe
 from swinv2_train.planner.fit import GIB, WORDS
+from swinv2_train.planner.flops import forward_macs
 from swinv2_train.planner.memory import evaluation_bytes, held, host_copy_bytes, peak
 from tests.planner.configs import config
 
@@ -126,6 +127,25 @@ def test_differences_from_the_blocks_of_the_paper_are_printed() -> None:
     assert text(made)["blocks"] == (
         "drop path 0.1; extra norm every 6 blocks; norm placement pre; similarity dot; position bias linear-cpb"
     )
+
+
+def test_clips_are_described_with_their_time() -> None:
+    made = Config(task=VideoConfig(num_classes=10))
+    made.model = replace(made.model, window=7, temporal_patch=2, temporal_window=[8, 8, 4, 1])
+    made.data.resolution, made.data.frames = 224, 10
+    made.optim.steps, made.optim.warmup_steps, made.optim.global_batch = 10, 1, 8
+    lines = describe(made, make_plan(made, 1, 6400), "a test").splitlines()
+    macs = forward_macs(made.model, (224, 224), 10)
+    assert f"input          10 frames, 3 channels, 224x224 pixels, {macs / 1e9:.1f} GMACs forward per clip" in lines[2]
+    assert "GFLOPs per clip, forward and backward" in lines[3]
+    stages = [line for line in lines if line.split()[0] in "1234"][:4]
+    assert [line.split()[4:7] for line in stages] == [
+        ["5x56x56", "5x7x7", "0x3x3"],
+        ["5x28x28", "5x7x7", "0x3x3"],
+        ["5x14x14", "4x7x7", "2x3x3"],
+        ["5x7x7", "1x7x7", "0x0x0"],
+    ]
+    assert [line.endswith("(padded to 8x14x14)") for line in stages] == [False, False, True, False]
 
 
 def test_a_fraction_of_the_rate_is_printed() -> None:

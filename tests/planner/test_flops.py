@@ -40,6 +40,15 @@ def test_forward_pass_to_the_digit_of_the_official_counter(name, side, window):
     assert f"{macs / 1e9:.3f}" == OFFICIAL[name, side, window]
 
 
+@pytest.mark.parametrize(("name", "published"), [("tiny", 88), ("small", 166), ("base", 282), ("large", 604)])
+def test_clips_cost_what_video_swin_publishes(name, published):
+    """32 frames of 224 pixels, in billions of multiply-accumulates."""
+    v1 = {"norm_placement": "pre", "similarity": "dot", "position_bias": "table"}
+    config = variant(f"swinv2_{name}", **v1, window=7, temporal_patch=2, temporal_window=8)
+    macs = forward_macs(config, (224, 224), 32) + 8 * config.embed_dim * 400
+    assert macs / 1e9 == pytest.approx(published, abs=0.6)
+
+
 def test_the_unpublished_giant_of_one_billion():
     config = ModelConfig(embed_dim=448, depths=[2, 2, 18, 2], num_heads=[14, 28, 56, 112], window=12)
     assert f"{(forward_macs(config, (192, 192)) + 8 * 448 * 1000) / 1e9:.3f}" == "138.272"
@@ -48,6 +57,11 @@ def test_the_unpublished_giant_of_one_billion():
 @pytest.mark.parametrize("placement", NORM_PLACEMENTS)
 def test_matrix_products_are_those_that_torch_counts_and_the_rest_are_norms(placement):
     """With bias tables, for torch counts the network of a position bias as well, and the official counter does not."""
+    for clip in ((), (6,)):
+        _compare_with_torch(placement, clip)
+
+
+def _compare_with_torch(placement, clip):
     size = (61, 90)
     config = ModelConfig(
         embed_dim=8,
@@ -58,16 +72,18 @@ def test_matrix_products_are_those_that_torch_counts_and_the_rest_are_norms(plac
         norm_placement=placement,
         similarity="dot",
         position_bias="table",
+        temporal_patch=2 * len(clip),
+        temporal_window=2,
     )
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        SwinTransformerV2(config, size).eval()(torch.empty(1, 3, *size))
-    stages = stage_geometry(config, *size)
-    tokens = [stage.height * stage.width for stage in stages]
+        SwinTransformerV2(config, size).eval()(torch.empty(1, 3, *clip, *size))
+    stages = stage_geometry(config, *size, *clip)
+    tokens = [stage.tokens for stage in stages]
     branches = 4 if placement == "sandwich" else 2
     norms = tokens[0] * 8 + 64 * tokens[0] // 16  # after the patches; the last one as the official counter has it
     norms += sum(stage.depth * branches * n * stage.dim for stage, n in zip(stages, tokens, strict=True))
     norms += sum(n * stage.dim // 2 for stage, n in zip(stages[:3], tokens, strict=False))
-    assert forward_macs(config, size) == counter.get_total_flops() // 2 + norms
+    assert forward_macs(config, size, *clip) == counter.get_total_flops() // 2 + norms
 
 
 def test_an_image_that_divides_nothing_costs_between_its_neighbors():

@@ -36,6 +36,7 @@ OPTIONS = {
         ["task.num_classes=3", "task.class_weights=[1,2,3]", "task.dice_weight=1", "task.focal_gamma=2"],
         ["task.num_classes=300", "task.decoder=fpn", "task.auxiliary_weight=0"],
     ],
+    "video": [["task.num_classes=5", "data.frames=6", "model.temporal_patch=2", "model.temporal_window=2"]],
 }
 """By task; those after the first are tried with one backend."""
 CASES = [

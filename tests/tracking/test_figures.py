@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swinv2_train.tracking.figures import image_grid, to_pil
+from swinv2_train.tracking.figures import STRIP_GAP, film_strip, image_grid, to_pil
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -114,3 +114,16 @@ def test_small_images_are_enlarged_by_whole_factors() -> None:
 def test_a_grid_that_does_not_add_up_is_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_grid(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown"), [(1, [0]), (2, [0, 1]), (8, [*range(8)]), (16, [0, 2, 4, 6, 9, 11, 13, 15])]
+)
+def test_a_film_strip_goes_from_the_first_frame_to_the_last(frames: int, shown: list[int]) -> None:
+    clip = np.arange(frames, dtype=np.uint8)[None, :, None, None].repeat(3, 0).repeat(4, 2).repeat(6, 3)
+    for values in (clip, torch.from_numpy(clip).float() / 255):
+        strip = film_strip(values)
+        assert strip.size == (len(shown) * (6 + STRIP_GAP) - STRIP_GAP, 4)
+        assert [strip.getpixel((number * (6 + STRIP_GAP) + 5, 3)) for number in range(len(shown))] == [
+            (value,) * 3 for value in shown
+        ]

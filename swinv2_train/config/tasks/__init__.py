@@ -18,6 +18,7 @@ from swinv2_train.config.tasks.detection import DetectionConfig
 from swinv2_train.config.tasks.registry import TASK_SECTIONS, module_of, sections_of, task_section
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
+from swinv2_train.config.tasks.video import VideoConfig
 
 __all__ = [
     "DETECTIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "SegmentationConfig",
     "SimMIMConfig",
     "TaskConfig",
+    "VideoConfig",
     "module_of",
     "sections_of",
     "task_section",

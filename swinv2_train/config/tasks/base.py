@@ -20,6 +20,8 @@ LOSS = "loss"
 """Name of the only term of a loss with one term."""
 LOGITS, PIXEL_LOGITS, DETECTIONS, FEATURES = "logits", "pixel_logits", "detections", "features"
 """Values of `TaskConfig.OUTPUT`."""
+NEVER, OPTIONAL, ALWAYS = "never", "optional", "always"
+"""Values of `TaskConfig.CLIPS`."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class TaskConfig(Section):
     SIZES_DIFFER: ClassVar[bool] = False
     """True if images differ in size in an evaluation. The windows of the training are then recorded as the pretrained
     ones, because the position bias must not depend on the size."""
+    CLIPS: ClassVar[str] = NEVER
+    """Use of clips of videos (`data.frames`) instead of images: `never`, `optional`, or `always`."""
     TITLE: ClassVar[str] = ""
     """Description of the task in a sentence; empty: its name."""
     PURPOSE: ClassVar[str] = ""
@@ -93,6 +97,7 @@ class TaskConfig(Section):
     # Not annotated, so these are not fields here; a section that has the setting defines a field of this name.
     multi_label = False  # a sample may have several classes
     repeats = 1  # differently augmented copies of a sample in one batch
+    eval_inputs = 1  # inputs of the model that a sample has in an evaluation
 
     @property
     def title(self) -> str:

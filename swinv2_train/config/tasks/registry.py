@@ -18,12 +18,14 @@ from swinv2_train.config.tasks.classification import ClassificationConfig
 from swinv2_train.config.tasks.detection import DetectionConfig
 from swinv2_train.config.tasks.segmentation import SegmentationConfig
 from swinv2_train.config.tasks.simmim import SimMIMConfig
+from swinv2_train.config.tasks.video import VideoConfig
 
 TASK_SECTIONS: dict[str, type[TaskConfig]] = {
     "simmim": SimMIMConfig,
     "classification": ClassificationConfig,
     "segmentation": SegmentationConfig,
     "detection": DetectionConfig,
+    "video": VideoConfig,
 }
 """Section of each task by name. `import_parts` adds those of imported modules."""
 _OURS = frozenset(TASK_SECTIONS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swinv2_train.config.checks import resolution
+from swinv2_train.config.checks import clip_frames, resolution
 from swinv2_train.config.errors import ConfigError, percent
 from swinv2_train.config.model import count_parameters, stage_geometry, total_stride
-from swinv2_train.config.tasks.base import Description, TaskConfig
+from swinv2_train.config.tasks.base import OPTIONAL, Description, TaskConfig
 
 if TYPE_CHECKING:
     from swinv2_train.config.schema import Config
@@ -21,6 +21,7 @@ class SimMIMConfig(TaskConfig):
     """Masked image modeling (SimMIM, arXiv 2111.09886, with the target normalization of the SwinV2 recipe)."""
 
     IMPLEMENTATION = "swinv2_train.tasks.simmim:SimMIM"
+    CLIPS = OPTIONAL
     TITLE = "SimMIM"
     PURPOSE = f"pretrained by masked image modeling ([SimMIM]({PAPER})); it has no classes"
     EXTRA_PARTS = "mask token and decoder"
@@ -63,21 +64,30 @@ class SimMIMConfig(TaskConfig):
         window = self.norm_target_window
         target = f"target normalized in {window}-pixel windows" if window else "plain target"
         words = f"mask {self.mask_ratio:g} of {self.mask_patch_size}-pixel patches, {target}"
+        if frames := clip_frames(config):
+            words += f", the same in all {frames} frames of a clip"
         model = config.model
         last = stage_geometry(model, *resolution(config))[-1]
-        decoder = (last.dim + 1) * total_stride(model) ** 2 * model.in_channels
+        decoder = (last.dim + 1) * self._pixels_per_token(config)
         parameters = count_parameters(model, resolution(config)) + model.embed_dim + decoder  # and the mask token
         return Description(words, "the decoder", parameters)
 
     def head_macs(self, config: Config) -> int:
         """Return those of the decoder."""
-        last = stage_geometry(config.model, *resolution(config))[-1]
-        return last.height * last.width * last.dim * config.model.in_channels * total_stride(config.model) ** 2
+        last = stage_geometry(config.model, *resolution(config), clip_frames(config))[-1]
+        return last.time * last.height * last.width * last.dim * self._pixels_per_token(config)
+
+    @staticmethod
+    def _pixels_per_token(config: Config) -> int:
+        """Return the values that the decoder predicts from a token of the last stage."""
+        model = config.model
+        return max(1, model.temporal_patch) * total_stride(model) ** 2 * model.in_channels
 
     def head_bytes(self, config: Config, element: int) -> int:
         """Return those of the decoder's input, the masks of tokens and pixels, and the sign of the fp32 difference."""
-        model, (height, width) = config.model, resolution(config)
-        geometry = stage_geometry(model, height, width)
+        model, (height, width), frames = config.model, resolution(config), clip_frames(config)
+        geometry = stage_geometry(model, height, width, frames)
         first, last = geometry[0], geometry[-1]
-        decoder = element * last.height * last.width * last.dim
-        return decoder + first.height * first.width + (4 * model.in_channels + 1) * height * width
+        decoder = element * last.time * last.height * last.width * last.dim
+        pixels = (4 * model.in_channels * max(1, frames) + 1) * height * width
+        return decoder + first.height * first.width + pixels

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.geometry import (
-    MASK_VALUE,
     Window,
     expand_bias,
     from_windows,
     map_regions,
-    region_mask,
+    score_mask,
     to_windows,
 )
 from swinv2_train.models.precision import at_least_float32
@@ -34,14 +33,20 @@ def reference_attention(
 ) -> Tensor:
     """Compute softmax(s + bias + mask) v with s = scale * cos(q, k) or q k / sqrt(d), literally."""
     q, k, v = to_windows(qkv, window, 3, table.shape[0]).unbind()
-    out = _weights(q, k, scale, table, window, map_regions(qkv, window, shift)).to(v.dtype) @ v
+    out = _weights(q, k, scale, table, window, _regions(qkv, window, shift, options)).to(v.dtype) @ v
     return from_windows(out.unsqueeze(0), window, tuple(qkv.shape[1:-1]))
 
 
-def attention_weights(qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window) -> Tensor:
+def attention_weights(
+    qkv: Tensor, scale: Tensor | None, table: Tensor, window: Window, shift: Window, options: AttentionOptions
+) -> Tensor:
     """Return softmax(s + bias + mask) alone, (B, nW, h, N, N) in at least float32; arguments as for a backend."""
     q, k, _ = to_windows(qkv, window, 3, table.shape[0]).unbind()
-    return _weights(q, k, scale, table, window, map_regions(qkv, window, shift))
+    return _weights(q, k, scale, table, window, _regions(qkv, window, shift, options))
+
+
+def _regions(qkv: Tensor, window: Window, shift: Window, options: AttentionOptions) -> Tensor | None:
+    return map_regions(qkv, window, shift, options.time_padding)
 
 
 def _weights(
@@ -54,5 +59,5 @@ def _weights(
         q, k = unit_vectors(q) * scale[:, None, None], unit_vectors(k)
     scores = q @ k.transpose(-1, -2) + expand_bias(table, window)
     if regions is not None:
-        scores = scores + (region_mask(regions, regions) * MASK_VALUE).unsqueeze(1).to(scores.dtype)
+        scores = scores + score_mask(regions, len(window)).unsqueeze(1).to(scores.dtype)
     return scores.softmax(dim=-1)

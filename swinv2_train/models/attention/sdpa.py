@@ -11,15 +11,7 @@ from torch import Tensor
 
 from swinv2_train.models.attention.contract import AttentionOptions
 from swinv2_train.models.attention.reference import unit_vectors
-from swinv2_train.models.geometry import (
-    MASK_VALUE,
-    Window,
-    expand_bias,
-    from_windows,
-    map_regions,
-    region_mask,
-    to_windows,
-)
+from swinv2_train.models.geometry import Window, expand_bias, from_windows, map_regions, score_mask, to_windows
 
 
 def sdpa_attention(
@@ -33,14 +25,14 @@ def sdpa_attention(
         q, k = (unit_vectors(q) * scale[:, None, None]).to(v.dtype), unit_vectors(k).to(v.dtype)
     # Softmax ignores a constant, and half precision is finest around zero, so center the bias before rounding it.
     bias = expand_bias(table - options.bias_center, window)
-    regions = map_regions(qkv, window, shift)
+    regions = map_regions(qkv, window, shift, options.time_padding)
     if regions is None:
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         bias = bias.unsqueeze(0)
     else:
         # With the windows in the head dimension, one mask per window broadcasts over all samples.
         q, k, v = (x.flatten(1, 2) for x in (q, k, v))
-        mask = (region_mask(regions, regions) * MASK_VALUE).to(bias.dtype)
+        mask = score_mask(regions, len(window)).to(bias.dtype)
         bias = (mask.unsqueeze(1) + bias).flatten(0, 1).unsqueeze(0)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(v.dtype), scale=factor)
     return from_windows(out.reshape(1, *shape), window, tuple(qkv.shape[1:-1]))

@@ -30,6 +30,7 @@ from swinv2_train.models.geometry import (
     map_regions,
     offset_slices,
     region_mask,
+    time_mask,
     to_windows,
 )
 from swinv2_train.models.precision import at_least_float32, without_autocast
@@ -147,6 +148,8 @@ class _ScoreMaker:
             index = torch.arange(windows.start, windows.stop, device=q.device) % self.regions.shape[0]
             regions = self.regions[index]
             scores.add_(region_mask(regions[:, queries], regions).unsqueeze(1), alpha=MASK_VALUE)
+            if len(self.window) > 2:
+                scores.masked_fill_(time_mask(regions[:, queries], regions).unsqueeze(1), -math.inf)
         return scores
 
 
@@ -271,5 +274,5 @@ def sequential_attention(
     """
     # `compile_blocks` keeps this function out of its graphs. Create the regions in here, because until torch 2.11 a
     # constant of the graph before a break arrives after it as a function instead of a tensor.
-    regions = map_regions(qkv, window, shift)
+    regions = map_regions(qkv, window, shift, options.time_padding)
     return _SequentialAttention.apply(qkv, scale, table, regions, window, options.chunk_mib * 2**20)

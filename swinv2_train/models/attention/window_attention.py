@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -83,21 +84,30 @@ class WindowAttention(nn.Module):
         if self.position_bias == "table":
             draw_normal(self.relative_position_bias_table, generator)
 
-    def forward(self, x: Tensor, window: Window, shift: Window) -> Tensor:
-        """(B, *padded, C) -> (B, *padded, C), for a map of whole windows that is already rolled by `shift`."""
+    def forward(self, x: Tensor, window: Window, shift: Window, time_padding: int = 0) -> Tensor:
+        """(B, *padded, C) -> (B, *padded, C), for a map of whole windows that is already rolled by `shift`.
+
+        Args:
+            time_padding: see `AttentionOptions`.
+        """
         qkv = self._projected(x)
         with without_autocast(x):
-            out = self._attend(qkv, self.scale(), self.position_table(window), window, shift, self.options)
+            options = self._padded(time_padding)
+            out = self._attend(qkv, self.scale(), self.position_table(window), window, shift, options)
         return self.proj(out)
 
-    def weights(self, x: Tensor, window: Window, shift: Window) -> Tensor:
+    def weights(self, x: Tensor, window: Window, shift: Window, time_padding: int = 0) -> Tensor:
         """Return the attention between the tokens of each window, (B, nW, h, N, N): a distribution for each query.
 
         Arguments as for `forward`. The backends never keep it; it is computed as the reference does.
         """
         qkv = self._projected(x)
         with without_autocast(x):
-            return attention_weights(qkv, self.scale(), self.position_table(window), window, shift)
+            options = self._padded(time_padding)
+            return attention_weights(qkv, self.scale(), self.position_table(window), window, shift, options)
+
+    def _padded(self, time_padding: int) -> AttentionOptions:
+        return replace(self.options, time_padding=time_padding) if time_padding else self.options
 
     def _projected(self, x: Tensor) -> Tensor:
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))  # keys have no bias
