@@ -74,7 +74,9 @@ def test_timm_leaves_out_what_only_simmim_has() -> None:
 
 
 @pytest.mark.parametrize("layout", ["timm", "huggingface"])
-@pytest.mark.parametrize(("field", "value"), [("extra_norm_period", 2), ("position_bias", "table")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("extra_norm_period", 2), ("position_bias", "table"), ("temporal_patch", 2)]
+)
 def test_a_model_that_a_layout_cannot_hold_is_refused(layout: str, field: str, value: object) -> None:
     with pytest.raises(
         ConfigError,
