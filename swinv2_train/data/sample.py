@@ -111,7 +111,7 @@ class Sample:
     def video(self) -> Video:
         """Video whose frames are decoded by their numbers. Declare `frames.json` in `Transform.members` as well.
 
-        Shards of other programs have no `frames.json`: a pass over the video's packets replaces it.
+        Shards of other programs have no `frames.json`: the video's packets are read instead.
         """
         self.data(VIDEO)
         if VIDEO_FACTS not in self.raw.members and (self._declared is None or VIDEO_FACTS in self._declared):

@@ -81,7 +81,7 @@ class Video:
 
 
 def probe(source: Source, max_pixels: int = MAX_PIXELS) -> VideoFacts:
-    """Return the facts of a video, from a pass over its packets; only the first frame is decoded.
+    """Return the facts of a video, from reading its packets; only the first frame is decoded.
 
     A file without usable times, such as H.264 with reordered frames in AVI, is decoded entirely, and its frames are
     counted.

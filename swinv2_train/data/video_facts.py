@@ -23,7 +23,7 @@ _ROTATIONS = {1: 0, 2: 0, 3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Facts of one video, from a pass over its packets; see `video.probe`."""
+    """Facts of one video, from the packets of its file; see `video.probe`."""
 
     pts: IntegerRuns
     """Presentation time of each frame, ascending, in units of `time_base`."""

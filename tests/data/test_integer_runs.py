@@ -49,5 +49,5 @@ def test_few_or_no_numbers_are_runs_too() -> None:
     [None, {}, [1], [[1, 2, 3]], [["1", 0, 1, 1]], [[0, 0, 1, 1]], [[2, 0, -1, 1]], [[2, 0, 1, 0]], [[2, 0.5, 1, 1]],
      [[2, 5, 1, 1], [1, 0, 0, 1]], [[MOST_NUMBERS + 1, 0, 1, 1]], [[2, 2**62, 1, 1]], [[2, 0, 2**62, 1]]],
 )  # fmt: skip
-def test_other_content_is_no_runs(content: object) -> None:
+def test_other_content_gives_none(content: object) -> None:
     assert IntegerRuns.from_json(content) is None

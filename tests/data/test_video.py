@@ -222,7 +222,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_files_that_are_no_videos_have_a_reason(kind: str) -> None:
+def test_unusable_files_have_a_reason(kind: str) -> None:
     make, reason = BROKEN[kind]
     with pytest.raises(BrokenSample, match=f"^{reason if '.*' in reason or '+' in reason else ''}") as found:
         probe(make())
