@@ -12,6 +12,7 @@ from swinv2_train.config.data import DataConfig
 from swinv2_train.data.clips import test_clips, train_clip
 from swinv2_train.data.geometry import Crop, draw_crop, fixed_crop
 from swinv2_train.data.sample import Sample
+from swinv2_train.data.video import Video
 
 
 def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np.random.Generator) -> Tensor:
@@ -23,7 +24,7 @@ def random_clip(sample: Sample, size: tuple[int, int], data: DataConfig, rng: np
     video = sample.video
     numbers = train_clip(video.facts.frames, data.frames, data.frame_stride, rng)
     crop = draw_crop(video.size, size, data.augment, rng)
-    return _applied(crop, video.frames(numbers), data)
+    return _cropped(video, numbers, crop, data)
 
 
 def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts: tuple[int, int]) -> Tensor:
@@ -43,7 +44,7 @@ def fixed_views(sample: Sample, size: tuple[int, int], data: DataConfig, counts:
     views = []
     for numbers in test_clips(video.facts.frames, data.frames, data.frame_stride, clips):
         entire = replace(crops[0], size=crops[0].scaled, corner=(0, 0))  # resized once for all crops
-        scaled = _applied(entire, video.frames(numbers), data)
+        scaled = _cropped(video, numbers, entire, data)
         for crop in crops:
             top, left = crop.corner
             views.append(scaled[..., top : top + size[0], left : left + size[1]])
@@ -74,7 +75,6 @@ def view_crops(
     return crops
 
 
-def _applied(crop: Crop, clip: Tensor, data: DataConfig) -> Tensor:
-    """Apply a crop to all frames: (3, T, H, W) -> (3, T, *crop.size)."""
-    # Frames first: torch resizes images of 3 channels faster than those of T.
-    return crop.image(clip.transpose(0, 1), data.augment.interpolation).transpose(0, 1)
+def _cropped(video: Video, numbers: list[int], crop: Crop, data: DataConfig) -> Tensor:
+    """Return the crop of some frames, (3, N, *crop.size); no more than one frame is in memory at its full size."""
+    return video.frames(numbers, lambda frame: crop.image(frame, data.augment.interpolation))
